@@ -1,0 +1,161 @@
+"""Features files: ``features/<task>.safetensors``, written by ``collect``, read by ``init`` and whatever needs data.
+
+Tensors are named ``<layer>.<statistic>``. Layers that are fed by the same tensor (query, key and value, say) share one
+entry: the header's ``layers`` maps each target layer to the layer that holds its statistics.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from osrm_cli.artifacts import provenance, tensors
+from osrm_cli.artifacts.provenance import Base
+from osrm_cli.errors import OsrmError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A target layer as its features file describes it.
+
+    Attributes:
+        source: The layer under whose name the shared statistics are stored.
+        d_in: Width of the inputs.
+        d_out: Width of the outputs.
+    """
+
+    source: str
+    d_in: int
+    d_out: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """One task's features file: its header now, its tensors when asked for.
+
+    Attributes:
+        path: The file.
+        task: The task's name.
+        base: The base model that the features were collected from.
+        layers: Target layers by name, in the model's order.
+        statistics: Names of the statistics held, such as ``mean`` and ``second-moment``.
+        tokens: Number of token positions that the statistics average over.
+        examples: Number of examples read.
+        facts: The whole header.
+    """
+
+    path: Path
+    task: str
+    base: Base
+    layers: Mapping[str, Layer]
+    statistics: Sequence[str]
+    tokens: int
+    examples: int
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> "Features":
+        """Read a features file's header.
+
+        Raises:
+            OsrmError: If the file is missing, empty, damaged, or was not written by ``collect``.
+        """
+        facts = tensors.read_facts(path)
+        base = Base.of(facts)
+        if facts.get("command") != "collect" or base is None:
+            raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
+        return cls(
+            path=path,
+            task=facts["task"],
+            base=base,
+            layers={name: Layer(**layer) for name, layer in facts["layers"].items()},
+            statistics=facts["statistics"],
+            tokens=facts["tokens"],
+            examples=facts["examples"],
+            facts=facts,
+        )
+
+    @contextmanager
+    def reader(self) -> Iterator["Reader"]:
+        """Open the tensors once for many layers."""
+        with tensors.open_tensors(self.path) as file:
+            yield Reader(self, file)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An open features file."""
+
+    features: Features
+    file: Any
+
+    def read(self, layer: str, statistic: str) -> torch.Tensor:
+        """One statistic of one target layer, float64.
+
+        Raises:
+            OsrmError: If it is not in the file, or holds NaN or infinity.
+        """
+        path = self.features.path
+        if statistic not in self.features.statistics:
+            held = ", ".join(self.features.statistics)
+            raise OsrmError(
+                f"{path} has no statistic '{statistic}', it holds: {held}",
+                f"osrm collect --task {self.features.task} --statistic {statistic}",
+            )
+        tensor: torch.Tensor = self.file.get_tensor(f"{self.features.layers[layer].source}.{statistic}")
+        if not torch.isfinite(tensor).all():
+            raise OsrmError(f"{path}: NaN or infinity in {layer}.{statistic}", "collect this task's features again")
+        return tensor.to(torch.float64)
+
+
+def open_folder(folder: Path) -> dict[str, Features]:
+    """Every features file of a folder by task, in the order of their names, checked to fit together.
+
+    Raises:
+        OsrmError: If the folder is missing or empty, or if a file differs in base model, layers, pooling or length.
+    """
+    if not folder.is_dir():
+        raise OsrmError(f"{folder} is missing", "make it with 'osrm collect --task NAME'")
+    found = [Features.open(path) for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(".")]
+    if not found:
+        raise OsrmError(f"{folder} holds no features files (*.safetensors)", "make them with 'osrm collect --task NAME'")
+    check_together(found)
+    return {features.task: features for features in found}
+
+
+def check_together(found: Sequence[Features]) -> None:
+    """Check that features files come from one base model and describe the same layers in the same way.
+
+    Raises:
+        OsrmError: Naming the file that differs, and how.
+    """
+    provenance.same_base({features.path: features.base for features in found})
+    for name, fact in (("layers", _layers), ("pooling", _pooling)):
+        values = [fact(features) for features in found]
+        usual = max(values, key=values.count)
+        for features, value in zip(found, values, strict=True):
+            if value != usual:
+                raise OsrmError(
+                    f"{features.path} differs from the other features files in its {name}: {_shown(value, usual)}",
+                    f"collect '{features.task}' again with the options of the others",
+                )
+
+
+def _layers(features: Features) -> Any:
+    return {name: (layer.d_in, layer.d_out) for name, layer in features.layers.items()}
+
+
+def _pooling(features: Features) -> Any:
+    return features.facts["settings"]["pooling"]
+
+
+def _shown(value: Any, usual: Any) -> str:
+    if not isinstance(value, dict):
+        return f"{value}, expected {usual}"
+    for layer in sorted(value.keys() | usual.keys()):
+        if value.get(layer) != usual.get(layer):
+            return f"{layer} is {value.get(layer, 'absent')}, expected {usual.get(layer, 'absent')} (d_in, d_out)"
+    return "their order"

@@ -1,0 +1,124 @@
+"""Where an artifact came from: enough to repeat it, nothing that changes between two equal runs.
+
+No timestamps and no absolute machine facts: the same inputs give the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from osrm_cli import __version__
+from osrm_cli.errors import OsrmError
+
+Record = dict[str, Any]
+
+NAME = "osrm.json"  # the record's file inside a folder
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base model that an artifact belongs to.
+
+    Attributes:
+        name: Path, hub id or built-in name, as the user gave it.
+        revision: Commit of the hub, or ``None`` for a local folder.
+        sha256: Digest of the weights: what decides whether two artifacts fit together.
+    """
+
+    name: str
+    revision: str | None
+    sha256: str
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Base | None":
+        """The base model that a record names, or ``None`` if it names none."""
+        base = record.get("base")
+        return cls(**base) if base else None
+
+
+def record(
+    command: str, settings: Mapping[str, Any], inputs: Iterable[Path] = (), base: Base | None = None, **facts: Any
+) -> Record:
+    """What one command writes about one artifact: tool, version, settings, base, inputs with their digests."""
+    return {
+        "tool": "osrm-cli",
+        "version": __version__,
+        "command": command,
+        "settings": dict(settings),
+        "base": asdict(base) if base else None,
+        "inputs": [{"path": path.as_posix(), "sha256": sha256(path)} for path in inputs],
+        **facts,
+    }
+
+
+def dumps(value: Mapping[str, Any]) -> str:
+    """JSON with sorted keys, so that equal facts are equal bytes.
+
+    Raises:
+        ValueError: If a value is NaN or infinite.
+    """
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write ``facts`` as ``osrm.json`` into a folder that is being staged."""
+    (folder / NAME).write_text(dumps(facts), encoding="utf-8")
+
+
+def read(folder: Path) -> Record:
+    """Return a folder's record; an empty one for a folder that another tool wrote.
+
+    Raises:
+        OsrmError: If the record is there and cannot be read.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OsrmError(f"{path} cannot be read: {error}", "make the folder anew with the command that wrote it") from None
+    if not isinstance(value, dict):
+        raise OsrmError(f"{path} holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, or of a folder's files taken in the order of their names (hidden ones left out)."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for member in sorted(path.rglob("*")):
+            name = member.relative_to(path)
+            if member.is_file() and not any(part.startswith(".") for part in name.parts):
+                digest.update(f"{name.as_posix()}\0{sha256(member)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def same_base(found: Mapping[Path, Base]) -> None:
+    """Check that all artifacts belong to one base model, and name the one that does not.
+
+    The odd one out is the one whose weights differ from those that most artifacts share.
+
+    Raises:
+        OsrmError: If two artifacts come from different weights.
+    """
+    digests = [base.sha256 for base in found.values()]
+    if len(set(digests)) < 2:
+        return
+    usual = max(digests, key=digests.count)
+    odd, theirs = next((path, base) for path, base in found.items() if base.sha256 != usual)
+    first, ours = next((path, base) for path, base in found.items() if base.sha256 == usual)
+    raise OsrmError(
+        f"{odd} comes from base model {_named(theirs)}, but {first} from {_named(ours)}",
+        "use artifacts of one base model only",
+    )
+
+
+def _named(base: Base) -> str:
+    revision = f" at {base.revision[:12]}" if base.revision else ""
+    return f"{base.name}{revision} (weights {base.sha256[:12]})"

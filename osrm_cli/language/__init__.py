@@ -1,0 +1,1 @@
+"""Models and text, through transformers, peft and datasets."""

@@ -1,0 +1,1 @@
+"""The mathematics, on tensors alone: no files, no printing, no transformers."""
