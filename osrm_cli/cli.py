@@ -1,0 +1,95 @@
+"""The program ``osrm``: its commands in pipeline order, and what becomes of an error."""
+
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from osrm_cli import __version__, console, defaults
+from osrm_cli.commands import collect, demo, evaluate, init, merge, train
+from osrm_cli.errors import OsrmError
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class _Pipeline(TyperGroup):
+    """Commands in the order of the work; the user's errors in one line and exit 1."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            ctx.default_map = defaults.from_file(self._spellings())
+            return super().invoke(ctx)
+        except OsrmError as error:
+            console.fail(str(error), error.hint)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            console.fail("interrupted", None)
+            raise typer.Exit(_INTERRUPTED) from None
+
+    def _spellings(self) -> dict[str, dict[str, str]]:
+        return {
+            name: {
+                option.removeprefix("--"): parameter.name
+                for parameter in command.params
+                for option in parameter.opts
+                if option.startswith("--") and parameter.name
+            }
+            for name, command in self.commands.items()
+        }
+
+
+app = typer.Typer(
+    cls=_Pipeline,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help starts three times faster
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=True,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"osrm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def osrm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Make LoRA adapters mergeable.
+
+    \b
+    collect -> features/   what each task's inputs look like, layer by layer
+    init    -> starts/     an adapter whose A avoids the other tasks' features
+    train   -> adapters/   that adapter, fine-tuned
+    merge   -> merged/     one model for all tasks
+    eval    -> scores.json each task's score, beside the single adapter's
+    """
+
+
+app.command("collect")(collect.collect)
+app.command("init")(init.init)
+app.command("train")(train.train)
+app.command("merge")(merge.merge)
+app.command("eval")(evaluate.evaluate)
+app.command("demo")(demo.demo)
+
+
+def _terminate(signum: int, _frame: Any) -> None:
+    """End as after Ctrl-C, so that what was staged is removed."""
+    sys.exit(128 + signum)
+
+
+def main() -> None:
+    """Run the program."""
+    signal.signal(signal.SIGTERM, _terminate)
+    app()

@@ -1,0 +1,70 @@
+"""Options that several commands share, spelled and explained once."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    """Where tensors live; ``auto`` takes CUDA, then Apple's MPS, then the CPU."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+class DType(StrEnum):
+    """Floating-point type of the model's weights; ``auto`` is bfloat16 on a GPU that has it, else float32."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        envvar="OSRM_MODEL",
+        help="Base model: a folder, a hub id, or 'minilm' (all-MiniLM-L6-v2, from its PyPI wheel or the hub).",
+    ),
+]
+# Commands that start from an artifact know their base model: the option only says where it lies now.
+RecordedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", envvar="OSRM_MODEL", help="Base model, if it lies elsewhere than recorded.", show_default=False
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", envvar="OSRM_REVISION", help="Commit, tag or branch of a hub model.", show_default=False),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", envvar="OSRM_DATA", help="'hub' (GLUE through datasets), 'mini' (generated), or a folder of tasks."
+    ),
+]
+RecordedData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        envvar="OSRM_DATA",
+        help="'hub', 'mini' or a folder of tasks; by default what the artifact was made from.",
+        show_default=False,
+    ),
+]
+MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens an example is cut to.")]
+Seed = Annotated[int, typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of every random choice.")]
+DeviceOption = Annotated[Device, typer.Option("--device", envvar="OSRM_DEVICE", help="Where to compute.")]
+DTypeOption = Annotated[DType, typer.Option("--dtype", envvar="OSRM_DTYPE", help="Precision of the model.")]
+FeaturesFolder = Annotated[Path, typer.Option("--features", help="Folder of features files.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.")]

