@@ -25,6 +25,13 @@ class DType(StrEnum):
     FLOAT16 = "float16"
 
 
+class Pooling(StrEnum):
+    """Which positions of a batch count as text."""
+
+    MASKED = "masked"
+    PADDED = "padded"
+
+
 Model = Annotated[
     str,
     typer.Option(
@@ -60,6 +67,11 @@ RecordedData = Annotated[
     ),
 ]
 MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens an example is cut to.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Examples in a batch.")]
+TargetModules = Annotated[
+    list[str] | None,
+    typer.Option("--target-modules", help="Layers to adapt; repeat for more, or 'all-linear'. Default: PEFT's choice."),
+]
 Seed = Annotated[int, typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of every random choice.")]
 DeviceOption = Annotated[Device, typer.Option("--device", envvar="OSRM_DEVICE", help="Where to compute.")]
 DTypeOption = Annotated[DType, typer.Option("--dtype", envvar="OSRM_DTYPE", help="Precision of the model.")]

@@ -1,8 +1,10 @@
 """Base models: find them, identify them, load them as classifiers, name their target layers."""
 
+import hashlib
 import importlib.util
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,6 @@ def identify(name: str, revision: str | None = None) -> Base:
 
 
 def _digest(folder: Path) -> str:
-    import hashlib
-
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         blob = path.resolve().name  # the hub's cache names a large file by its SHA-256
@@ -123,8 +123,22 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_classifier(folder: Path, num_labels: int, tokenizer: Any, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """Load a base model as a sequence classifier whose new weights (its head) are drawn from ``seed``.
+@dataclass(frozen=True)
+class Classifier:
+    """A base model loaded as a sequence classifier.
+
+    Attributes:
+        model: The whole model.
+        heads: Modules that the base model's checkpoint does not determine, so that every adapter must carry its own:
+            those outside the backbone, and those in it whose weights the checkpoint lacks.
+    """
+
+    model: PreTrainedModel
+    heads: list[str]
+
+
+def load_classifier(folder: Path, num_labels: int, tokenizer: Any, dtype: torch.dtype, seed: int) -> Classifier:
+    """Load a base model as a sequence classifier whose new weights are drawn from ``seed``.
 
     Raises:
         OsrmError: If transformers cannot make a sequence classifier of it.
@@ -133,21 +147,14 @@ def load_classifier(folder: Path, num_labels: int, tokenizer: Any, dtype: torch.
     try:
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
         config.pad_token_id = tokenizer.pad_token_id
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise OsrmError(f"{folder}: no sequence classifier can be loaded from it: {_first_line(error)}") from None
-    return model
-
-
-def head_names(model: PreTrainedModel) -> list[str]:
-    """Modules outside the backbone that hold parameters: what a task trains and keeps as its own."""
-    return [
-        name
-        for name, child in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in child.parameters())
-    ]
+    outside = {name for name, child in model.named_children() if name != model.base_model_prefix and _has_weights(child)}
+    missing = {key.rpartition(".")[0] for key in loading["missing_keys"] if key.split(".")[0] not in outside}
+    return Classifier(model, sorted(outside | missing))
 
 
 def default_targets(model: PreTrainedModel) -> list[str]:
@@ -163,24 +170,23 @@ def default_targets(model: PreTrainedModel) -> list[str]:
     return list(names)
 
 
-def find_targets(model: PreTrainedModel, names: Sequence[str]) -> dict[str, torch.nn.Module]:
+def find_targets(classifier: Classifier, names: Sequence[str]) -> dict[str, torch.nn.Module]:
     """Linear layers (and GPT-2's Conv1D) that PEFT would adapt for these target names, in the model's order.
+
+    Args:
+        classifier: The loaded model; its heads are never targets.
+        names: PEFT's ``target_modules``; ``all-linear`` stands for every linear layer of the backbone.
 
     Raises:
         OsrmError: If no layer matches.
     """
-    config = LoraConfig(target_modules=list(names), modules_to_save=head_names(model))
-    if list(names) == ["all-linear"]:
-        config.target_modules = r".*"
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and check_target_module_exists(config, name)
-        if name.split(".")[0] not in head_names(model)
-    }
+    everything = list(names) == ["all-linear"]
+    config = LoraConfig(target_modules=".*" if everything else list(names), modules_to_save=classifier.heads)
+    linear = {n: m for n, m in classifier.model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
+    found = {name: module for name, module in linear.items() if check_target_module_exists(config, name)}
     if not found:
-        kinds = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)})
-        raise OsrmError(f"no linear layer matches --target-modules {' '.join(names)}", f"layers: {', '.join(kinds)}")
+        kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise OsrmError(f"no linear layer matches --target-modules {' '.join(names)}", f"the layers are called: {kinds}")
     return found
 
 
@@ -213,6 +219,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def _has_weights(module: torch.nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,165 @@
+"""What each target layer is fed with: forward pre-hooks, one per distinct input tensor."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.language.base_model import widths
+
+# Called with a layer's name, its inputs (batch, length, d_in) and the mask (batch, length) of positions that count.
+Record = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+class _LastLayerReached(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a forward pass: nothing past the last target layer is of interest."""
+
+
+def shared_inputs(
+    model: PreTrainedModel, targets: Mapping[str, torch.nn.Module], batch: Mapping[str, torch.Tensor]
+) -> dict[str, str]:
+    """Map each target layer to the first one that is fed by the same tensor (query, key and value to query).
+
+    One forward pass over ``batch`` tells; the keys come in the order in which the layers run.
+
+    Raises:
+        OsrmError: If a target layer does not run at all.
+    """
+    first: dict[int, str] = {}
+    kept: list[torch.Tensor] = []  # keeps every input alive, so that no identity is used twice
+    sources: dict[str, str] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            kept.append(args[0])
+            sources.setdefault(name, first.setdefault(id(args[0]), name))
+
+        return see
+
+    with _hooks((module, hook(name)) for name, module in targets.items()), torch.inference_mode():
+        model(**batch)
+    for name in targets:
+        if name not in sources:
+            raise OsrmError(f"target layer {name} takes no part in classification", "leave it out of --target-modules")
+    return sources
+
+
+def watch(
+    model: PreTrainedModel,
+    targets: Mapping[str, torch.nn.Module],
+    sources: Mapping[str, str],
+    batch: Mapping[str, torch.Tensor],
+    record: Record,
+    padded: bool = False,
+) -> None:
+    """Run one batch up to the last target layer and hand each distinct input to ``record``.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        targets: Target layers by name.
+        sources: As returned by :func:`shared_inputs`.
+        batch: Tokenised text, padded on the right, with its ``attention_mask``.
+        record: Receives each input once.
+        padded: Count padding as text, as the code published with OSRM does.
+    """
+    mask = batch["attention_mask"].bool()
+    if padded:
+        mask = torch.ones_like(mask)
+    distinct = list(dict.fromkeys(sources.values()))
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            record(name, *_per_token(name, args[0].detach(), mask))
+            if name == distinct[-1]:
+                raise _LastLayerReached
+
+        return see
+
+    with _hooks((targets[name], hook(name)) for name in distinct), torch.inference_mode():
+        try:
+            model(**batch)
+        except _LastLayerReached:
+            pass
+
+
+class Totals:
+    """Statistics of every target layer's inputs, growing batch by batch.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        targets: Target layers by name.
+        kinds: For each statistic, the function that makes an accumulator for inputs of width ``d_in``.
+        padded: Count padding as text.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        targets: Mapping[str, torch.nn.Module],
+        kinds: Sequence[Callable[[int], Any]],
+        padded: bool = False,
+    ) -> None:
+        self.model, self.targets, self.kinds, self.padded = model, targets, kinds, padded
+        self.sources: dict[str, str] = {}
+        self.sums: dict[str, list[Any]] = {}
+
+    def add(self, batch: Mapping[str, torch.Tensor], rows: list[int]) -> None:
+        """Run one batch; ``rows`` are its examples' numbers in the sample."""
+        if not self.sources:
+            self.sources = shared_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
+            for name in dict.fromkeys(self.sources.values()):
+                self.sums[name] = [kind(widths(self.targets[name])[0]) for kind in self.kinds]
+
+        def record(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> None:
+            for total in self.sums[name]:
+                total.add(inputs, mask, rows)
+
+        watch(self.model, self.targets, self.sources, batch, record, self.padded)
+
+    @property
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """Each target layer's width and the layer that holds its statistics, for the file's header."""
+        found = {name: widths(module) for name, module in self.targets.items()}
+        return {n: {"source": self.sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in found.items()}
+
+    @property
+    def tokens(self) -> int:
+        """Positions counted; the most of any layer."""
+        return max(int(total.tokens) for totals in self.sums.values() for total in totals)
+
+    @property
+    def examples(self) -> int:
+        """Examples read."""
+        return max(int(total.examples) for totals in self.sums.values() for total in totals)
+
+    def finish(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Every statistic by ``<layer>.<statistic>``, float32."""
+        return {
+            f"{layer}.{name}": total.finish().float()
+            for layer, totals in self.sums.items()
+            for name, total in zip(names, totals, strict=True)
+        }
+
+
+def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if inputs.dim() == 2 and len(inputs) == len(mask):  # a layer behind a pooler: one vector an example
+        return inputs.unsqueeze(1), torch.ones_like(mask[:, :1])
+    if inputs.shape[:-1] != mask.shape:
+        raise OsrmError(
+            f"layer {name} is fed with {tuple(inputs.shape)}, expected one vector for each of {tuple(mask.shape)} tokens",
+            "leave it out of --target-modules",
+        )
+    return inputs, mask
+
+
+@contextmanager
+def _hooks(wanted: Any) -> Any:
+    handles = [module.register_forward_pre_hook(hook) for module, hook in wanted]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
