@@ -1,0 +1,162 @@
+"""Statistics of a layer's inputs, accumulated batch by batch; shards add up to the whole.
+
+All sums are kept in float64: on the device that the inputs are on, or on the CPU where the device has no float64.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+
+State = dict[str, torch.Tensor]
+
+
+class Accumulator(ABC):
+    """One statistic of one layer's inputs.
+
+    Args:
+        d_in: Width of the inputs.
+
+    Attributes:
+        tokens: Token positions counted so far.
+        examples: Examples that gave at least one token.
+    """
+
+    def __init__(self, d_in: int) -> None:
+        self.d_in = d_in
+        self.tokens = 0
+        self.examples = 0
+
+    def add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
+        """Count one batch.
+
+        Args:
+            x: Inputs ``(batch, length, d_in)`` of any floating type.
+            mask: ``(batch, length)``, true where a token counts.
+            rows: Each example's index in the task's sample, ``batch`` of them.
+        """
+        mask = mask.to(x.device, torch.bool)
+        self._add(x.detach(), mask, rows)
+        self.tokens += int(mask.sum())
+        self.examples += int(mask.any(dim=1).sum())
+
+    def merge(self, other: Self) -> None:
+        """Take over everything that another accumulator of the same kind has counted on other examples."""
+        self._merge(other.state())
+        self.tokens += other.tokens
+        self.examples += other.examples
+
+    def state(self) -> State:
+        """Everything needed to go on elsewhere, as tensors: ``tokens``, ``examples`` and the sums."""
+        return {"tokens": torch.tensor(self.tokens), "examples": torch.tensor(self.examples), **self._sums()}
+
+    @classmethod
+    def restore(cls, d_in: int, state: State) -> Self:
+        """The accumulator whose ``state`` this is."""
+        self = cls(d_in)
+        self._merge(state)
+        self.tokens, self.examples = int(state["tokens"]), int(state["examples"])
+        return self
+
+    @abstractmethod
+    def finish(self) -> torch.Tensor:
+        """The statistic, float64, on the CPU."""
+
+    @abstractmethod
+    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None: ...
+
+    @abstractmethod
+    def _merge(self, state: State) -> None: ...
+
+    @abstractmethod
+    def _sums(self) -> State: ...
+
+
+class Mean(Accumulator):
+    """Mean over the counted tokens, ``(d_in,)``: what OSRM's Eq. 4 (arXiv:2505.22934) keeps of a task."""
+
+    def __init__(self, d_in: int) -> None:
+        super().__init__(d_in)
+        self._sum = torch.zeros(d_in, dtype=torch.float64)
+
+    def finish(self) -> torch.Tensor:
+        """``(1/N) sum x``, ``(d_in,)``."""
+        return self._sum.cpu() / max(self.tokens, 1)
+
+    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
+        tokens = double(x[mask])
+        self._sum = self._sum.to(tokens.device) + tokens.sum(dim=0)
+
+    def _merge(self, state: State) -> None:
+        self._sum = self._sum + state["sum"].to(self._sum.device)
+
+    def _sums(self) -> State:
+        return {"sum": self._sum.cpu()}
+
+
+class SecondMoment(Accumulator):
+    """Uncentred second moment over the counted tokens, ``(d_in, d_in)``, symmetric positive semi-definite.
+
+    Only blocks on and below the diagonal are summed, which at width 4096 makes float64 as fast as full float32.
+    """
+
+    _BLOCK = 1024
+
+    def __init__(self, d_in: int) -> None:
+        super().__init__(d_in)
+        self._sum = torch.zeros(d_in, d_in, dtype=torch.float64)
+
+    def finish(self) -> torch.Tensor:
+        """``(1/N) sum x^T x``, ``(d_in, d_in)``, exactly symmetric."""
+        lower = self._sum.cpu().tril()
+        return (lower + lower.tril(-1).T) / max(self.tokens, 1)
+
+    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
+        tokens = double(x[mask])
+        self._sum = self._sum.to(tokens.device)
+        for start in range(0, self.d_in, self._BLOCK):
+            columns = slice(start, start + self._BLOCK)
+            self._sum[start:, columns].addmm_(tokens[:, start:].T, tokens[:, columns])
+
+    def _merge(self, state: State) -> None:
+        self._sum += state["sum"].to(self._sum.device)
+
+    def _sums(self) -> State:
+        return {"sum": self._sum.cpu()}
+
+
+class Samples(Accumulator):
+    """Token mean of every example, ``(k, d_in)``, in the order of the sample: OSRM's Eq. 3 at example level.
+
+    The only statistic whose memory grows with the number of examples.
+    """
+
+    def __init__(self, d_in: int) -> None:
+        super().__init__(d_in)
+        self._means: dict[int, torch.Tensor] = {}
+
+    def finish(self) -> torch.Tensor:
+        """The examples' means ``(k, d_in)``, sorted by their index in the sample."""
+        return self._sums()["means"]
+
+    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
+        for row, example, counted in zip(rows, x, mask, strict=True):
+            if counted.any():
+                self._means[row] = double(example[counted]).mean(dim=0).cpu()
+
+    def _merge(self, state: State) -> None:
+        self._means.update(zip(state["rows"].tolist(), state["means"], strict=True))
+
+    def _sums(self) -> State:
+        rows = sorted(self._means)
+        means = [self._means[row] for row in rows]
+        return {
+            "rows": torch.tensor(rows, dtype=torch.int64),
+            "means": torch.stack(means) if means else torch.zeros(0, self.d_in, dtype=torch.float64),
+        }
+
+
+def double(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float64, on the CPU if its device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)

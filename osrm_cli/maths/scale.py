@@ -1,0 +1,62 @@
+"""The size of A, apart from its directions, and what can make an objective meaningless."""
+
+import math
+
+import torch
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.maths.request import Request
+
+SCALES = ("orthonormal", "kaiming", "gaussian", "match-output")
+
+
+def scaled(A: torch.Tensor, how: str, request: Request) -> torch.Tensor:
+    """A ``(r, d_in)`` at another size.
+
+    Args:
+        A: Any start.
+        how: ``orthonormal``: the nearest matrix with orthonormal rows. ``kaiming``, ``gaussian``: the root-mean-square
+            row norm that PEFT's start has in expectation, ``1/sqrt(3)`` and ``sqrt(d_in)/r``. A number: that row norm.
+            ``match-output``: ``tr(A C_in A^T) = r tr(C_in) / (3 d_in)``, what the Kaiming start has in expectation.
+        request: The layer, its rank, and for ``match-output`` the own features.
+
+    Raises:
+        OsrmError: If ``how`` is unknown, the number is not positive, or ``match-output`` has no own features.
+    """
+    if how == "orthonormal":
+        U, _, Vh = torch.linalg.svd(A, full_matrices=False)
+        polar: torch.Tensor = U @ Vh
+        return polar
+    if how == "match-output":
+        output, energy = _own(A, request)
+        return A * math.sqrt(request.rank * energy / (3 * request.d_in) / output) if output > 0 else A
+    return A * (row_norm(how, request) * math.sqrt(request.rank) / float(A.norm()))
+
+
+def row_norm(how: str, request: Request) -> float:
+    """The row norm that ``kaiming``, ``gaussian`` or a number stands for."""
+    if how == "kaiming":
+        return 1 / math.sqrt(3)
+    if how == "gaussian":
+        return math.sqrt(request.d_in) / request.rank
+    try:
+        number = float(how)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise OsrmError(f"unknown scale '{how}' for A, expected {', '.join(SCALES)} or a positive row norm")
+    return number
+
+
+def _own(A: torch.Tensor, request: Request) -> tuple[float, float]:
+    """``tr(A C_in A^T)`` and ``tr(C_in)``, up to a common factor."""
+    if request.own_rows is not None:
+        rows = request.own_rows.to(A.dtype)
+        return float((A @ rows.T).square().sum()), float(rows.square().sum())
+    if request.own_moment is None:
+        raise OsrmError(
+            f"scale 'match-output' was given no features of its own task for {request.layer}",
+            "collect the task's own second moment, or choose another --a-scale",
+        )
+    C = request.own_moment.to(A.dtype)
+    return float(((A @ C) * A).sum()), float(C.trace())

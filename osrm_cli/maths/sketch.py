@@ -1,0 +1,74 @@
+"""Frequent Directions: a small matrix that stands for a large second moment."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+
+from osrm_cli.maths.moments import Accumulator, State, double
+
+
+class FrequentDirections(Accumulator):
+    """Sketch ``S`` ``(m, d_in)`` of the tokens ``X`` with ``0 <= X^T X - S^T S <= error I`` (arXiv:1501.01711).
+
+    For every ``k < m``, ``error <= ||X - X_k||_F^2 / (m - k)``, where ``X_k`` is the best approximation of rank ``k``.
+    Tokens are buffered beside the sketch. When the buffer is full, all squared singular values are lowered by the
+    ``m + 1``-st, which leaves ``m`` rows. Sketches merge by sketching their stacked rows; the
+    bound holds for the whole.
+
+    Args:
+        d_in: Width of the inputs.
+        size: Rows of the sketch, ``m``.
+
+    Attributes:
+        error: What the sketch may lack in any direction: the sum of all lowerings so far.
+    """
+
+    def __init__(self, d_in: int, size: int) -> None:
+        super().__init__(d_in)
+        self.size = size
+        self.error = 0.0
+        self._buffer = torch.zeros(0, d_in, dtype=torch.float64)
+
+    def finish(self) -> torch.Tensor:
+        """``S`` ``(m, d_in)``, with rows of zeros if the tokens' rank is below ``m``."""
+        self._shrink()
+        missing = self._buffer.new_zeros(self.size - self._buffer.shape[0], self.d_in)
+        return torch.cat([self._buffer, missing]).cpu()
+
+    @classmethod
+    def restore(cls, d_in: int, state: State) -> Self:
+        """The accumulator whose ``state`` this is."""
+        self = cls(d_in, int(state["size"]))
+        self._merge(state)
+        self.tokens, self.examples = int(state["tokens"]), int(state["examples"])
+        return self
+
+    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
+        # Blocks of a few m keep the memory flat; each costs one thin SVD.
+        tokens = double(x[mask])
+        step = max(3 * self.size, 64)
+        for start in range(0, len(tokens), step):
+            self._buffer = torch.cat([self._buffer.to(tokens.device), tokens[start : start + step]])
+            self._shrink()
+
+    def _shrink(self) -> None:
+        if self._buffer.shape[0] <= self.size:
+            return
+        _, values, directions = torch.linalg.svd(self._buffer, full_matrices=False)
+        lowered = values[self.size].square() if len(values) > self.size else values.new_zeros(())
+        kept = (values[: self.size].square() - lowered).clamp(min=0).sqrt()
+        self._buffer = kept[:, None] * directions[: self.size]
+        self.error += float(lowered)
+
+    def _merge(self, state: State) -> None:
+        self._buffer = torch.cat([self._buffer, state["rows"].to(self._buffer.device)])
+        self.error += float(state["error"])
+        self._shrink()
+
+    def _sums(self) -> State:
+        return {
+            "size": torch.tensor(self.size),
+            "error": torch.tensor(self.error, dtype=torch.float64),
+            "rows": self._buffer.cpu(),
+        }
