@@ -1,0 +1,215 @@
+"""PEFT's ``adapter_config.json``: what of it decides the update ``s B A``, and what this program cannot represent."""
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from osrm_cli.errors import OsrmError
+
+NAME = "adapter_config.json"
+
+# Settings that change what the layer computes, so that its update is no longer ``s B A``, or none of one matrix.
+_VARIANTS = {
+    "use_dora": "DoRA rescales the whole weight, its update is not B @ A alone",
+    "lora_bias": "lora_bias adds a bias beside B @ A",
+    "kasa_config": "KaSA removes part of the base weights",
+    "layer_replication": "layer_replication changes the number of layers",
+    "target_parameters": "target_parameters adapts bare parameters, not layers",
+    "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
+    "alora_invocation_tokens": "an activated LoRA counts only after its invocation tokens",
+    "arrow_config": "Arrow routes between adapters per token",
+    "use_qalora": "QALoRA pools its inputs",
+    "use_bdlora": "block-diagonal factors are not stored as plain ones",
+    "monteclora_config": "MonteCLoRA samples its weights",
+    "ensure_weight_tying": "tied adapters of embedding and output layer are not supported",
+}
+
+# Starts that change the base weights; loading such an adapter onto the plain base is wrong.
+_ALTERING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+_HARMLESS = {
+    *("auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules"),
+    *("fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config"),
+    *("lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save"),
+    *("peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "alpha_pattern", "revision"),
+    *("runtime_config", "target_modules", "task_type", "use_rslora", "velora_config"),
+}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The settings of a plain LoRA adapter.
+
+    Attributes:
+        base_model: Path or hub id of the base model, as PEFT records it.
+        revision: Commit of the base model on the hub.
+        task_type: PEFT's, such as ``SEQ_CLS``; decides which of PEFT's model classes is used.
+        modules_to_save: Names of modules stored whole, such as the classification head.
+        fan_in_fan_out: Whether the adapted layers store their weight as ``(d_in, d_out)``, like GPT-2's Conv1D.
+        target_modules: Names of the adapted layers, or a regular expression.
+        r: Rank of layers that ``rank_pattern`` does not name.
+        lora_alpha: Numerator of the scaling; ``None`` only before writing: the rank, so that the scaling is 1.
+        lora_dropout: For further training.
+        use_rslora: Scaling ``lora_alpha / sqrt(r)`` instead of ``lora_alpha / r``.
+        rank_pattern: Ranks by regular expression over layer names.
+        alpha_pattern: The same for ``lora_alpha``.
+    """
+
+    base_model: str | None
+    revision: str | None = None
+    task_type: str | None = None
+    modules_to_save: tuple[str, ...] = ()
+    fan_in_fan_out: bool = False
+    target_modules: tuple[str, ...] | str = ()
+    r: int = 8
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def rank(self, layer: str) -> int:
+        """The rank of a layer."""
+        return self.rank_pattern.get(_first(self.rank_pattern, layer), self.r)
+
+    def scaling(self, layer: str) -> float:
+        """``s`` of a layer: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` under rsLoRA (arXiv:2312.03732)."""
+        rank = self.rank(layer)
+        alpha = self.alpha_pattern.get(_first(self.alpha_pattern, layer), self.lora_alpha)
+        if alpha is None:
+            return 1.0
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def check_patterns(self, path: Path, layers: Collection[str]) -> None:
+        """Check that every pattern means a layer.
+
+        Raises:
+            OsrmError: If a key of ``rank_pattern`` or ``alpha_pattern`` matches no layer. PEFT ignores it.
+        """
+        for name in ("rank_pattern", "alpha_pattern"):
+            for key in getattr(self, name):
+                if not any(_matches(key, layer) for layer in layers):
+                    raise OsrmError(
+                        f"{path}: {name} '{key}' matches no layer of the adapter", "correct the pattern or remove it"
+                    )
+
+    def write(self, folder: Path) -> None:
+        """Write the file, keys sorted: equal settings are equal bytes."""
+        values = {
+            "alpha_pattern": dict(self.alpha_pattern),
+            "base_model_name_or_path": self.base_model,
+            "bias": "none",
+            "fan_in_fan_out": self.fan_in_fan_out,
+            "inference_mode": True,
+            "init_lora_weights": True,
+            "lora_alpha": self.r if self.lora_alpha is None else self.lora_alpha,
+            "lora_dropout": self.lora_dropout,
+            "modules_to_save": sorted(self.modules_to_save) or None,
+            "peft_type": "LORA",
+            "r": self.r,
+            "rank_pattern": dict(self.rank_pattern),
+            "revision": self.revision,
+            "target_modules": self.target_modules
+            if isinstance(self.target_modules, str)
+            else sorted(self.target_modules),
+            "task_type": self.task_type,
+            "use_dora": False,
+            "use_rslora": self.use_rslora,
+        }
+        (folder / NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> AdapterConfig:
+    """Read and check a folder's ``adapter_config.json``.
+
+    Raises:
+        OsrmError: If it is missing, damaged, or describes anything but plain LoRA.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise OsrmError(
+            f"{folder} is no adapter: {NAME} is missing", "give a folder written by PEFT or by 'osrm train'"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OsrmError(f"{path} cannot be read: {error}", "save the adapter again") from None
+    if not isinstance(values, dict):
+        raise OsrmError(f"{path} holds {type(values).__name__}, expected a JSON object")
+    _check_kind(path, values)
+    targets = values.get("target_modules") or ()
+    try:
+        return AdapterConfig(
+            base_model=values.get("base_model_name_or_path") or None,
+            revision=values.get("revision"),
+            task_type=values.get("task_type"),
+            modules_to_save=tuple(sorted(values.get("modules_to_save") or ())),
+            fan_in_fan_out=bool(values.get("fan_in_fan_out", False)),
+            target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
+            r=_positive_int(values.get("r", 8)),
+            lora_alpha=_number(values.get("lora_alpha", 8)),
+            lora_dropout=_number(values.get("lora_dropout", 0.0)),
+            use_rslora=bool(values.get("use_rslora", False)),
+            rank_pattern=_patterns(values, "rank_pattern", _positive_int),
+            alpha_pattern=_patterns(values, "alpha_pattern", _number),
+        )
+    except (TypeError, ValueError, re.error) as error:
+        raise OsrmError(f"{path}: {error}", "save the adapter again, or correct the file") from None
+
+
+def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
+    kind = values.get("peft_type")
+    if kind != "LORA":
+        raise OsrmError(f"{path}: PEFT type {kind}, expected LORA", "only LoRA adapters can be read")
+    for key, reason in _VARIANTS.items():
+        if values.get(key):
+            raise OsrmError(f"{path}: {key} is set: {reason}", "only plain LoRA adapters can be read")
+    if values.get("bias", "none") != "none":
+        raise OsrmError(
+            f"{path}: bias is '{values['bias']}', expected 'none': trained biases are no low-rank update",
+            "only plain LoRA adapters can be read",
+        )
+    start = str(values.get("init_lora_weights", True)).lower()
+    if start.startswith(_ALTERING_STARTS):
+        raise OsrmError(
+            f"{path}: init_lora_weights is '{start}': this start changes the base weights that the adapter belongs to",
+            "convert it with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+        )
+    unknown = sorted(key for key, value in values.items() if value and key not in _HARMLESS and key not in _VARIANTS)
+    if unknown:
+        raise OsrmError(
+            f"{path}: unknown setting '{unknown[0]}': the adapter may not be plain LoRA",
+            "remove the setting if it changes nothing in the forward pass",
+        )
+
+
+def _patterns(values: Mapping[str, Any], name: str, convert: Any) -> dict[str, Any]:
+    found = values.get(name) or {}
+    for key in found:
+        re.compile(key)
+    return {key: convert(value) for key, value in found.items()}
+
+
+def _positive_int(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"rank {value!r}, expected a positive integer")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{value!r}, expected a finite number")
+    return value
+
+
+def _matches(key: str, layer: str) -> bool:
+    return re.match(rf"(.*\.)?({key})$", layer) is not None
+
+
+def _first(pattern: Mapping[str, Any], layer: str) -> str:
+    """The first key that matches, as PEFT picks it."""
+    return next((key for key in pattern if _matches(key, layer)), "")
