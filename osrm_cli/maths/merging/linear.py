@@ -1,6 +1,4 @@
-"""Rules that are linear in the updates, or the best truncation of such a sum: exact on factors."""
-
-from __future__ import annotations
+"""Rules that are linear in the updates, and the best truncation of such a sum: exact on factors."""
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths.lowrank import LowRank, stack, truncate
@@ -8,32 +6,31 @@ from osrm_cli.maths.merging.inputs import LayerUpdates, Options
 
 
 def task_arith(layer: LayerUpdates, options: Options) -> LowRank:
-    """``lambda * sum_t w_t dW_t``, as stacked factors (arXiv:2212.04089).
+    """``lambda * sum_t w_t dW_t`` (arXiv:2212.04089), as stacked factors of rank ``sum r_t``.
 
-    Returns:
-        Factors of rank ``sum r_t``: nothing is decomposed, so nothing is lost.
+    Nothing is decomposed, so nothing is lost; equal to PEFT's ``cat`` where adapters have no rsLoRA.
     """
     return stack(layer.weighted).scaled(options.scale)
 
 
 def average(layer: LayerUpdates, options: Options) -> LowRank:
-    """``lambda * sum_t w_t dW_t / sum_t w_t``, as stacked factors (arXiv:2203.05482).
+    """``lambda * sum_t w_t dW_t / sum_t w_t`` (arXiv:2203.05482), as stacked factors of rank ``sum r_t``.
 
-    The average of the products, not the product of averages, which has cross terms between the adapters.
+    The average of the products, not the product of averages: that one has cross terms between the adapters.
 
     Raises:
         OsrmError: If the weights add up to zero.
     """
     total = sum(layer.weights)
-    if abs(total) < 1e-12 * sum(map(abs, layer.weights)) or total == 0:
-        raise OsrmError(f"{layer.name}: the weights add up to {total:g}, an average needs a sum other than zero")
+    if abs(total) <= 1e-12 * sum(map(abs, layer.weights)):
+        raise OsrmError(f"the weights add up to {total:g}, an average needs another sum", "use task-arith")
     return stack(layer.weighted).scaled(options.scale / total)
 
 
 def svd(layer: LayerUpdates, options: Options) -> LowRank:
     """The best approximation of ``task-arith`` at ``rank``, or at the rank that keeps ``energy`` (Eckart-Young).
 
-    Without either, the largest rank among the inputs.
+    Without either, the largest rank among the inputs. Equal to PEFT's ``svd`` where adapters have no rsLoRA.
     """
     rank = options.rank
     if rank is None and options.energy is None:
