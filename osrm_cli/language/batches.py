@@ -1,0 +1,77 @@
+"""Examples to padded batches: tokenised in one call, grouped by length."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.language.tasks import Example
+
+Encoding = dict[str, list[int]]
+
+
+def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
+    """Token ids of each example, not padded, in one call of the tokenizer, which is threaded inside.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        examples: One text each, or a pair each.
+        max_length: Tokens to keep, special ones included; of a pair, the longer text is cut first.
+    """
+    if not examples:
+        return []
+    columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
+    found = tokenizer(*columns, truncation="longest_first", max_length=max_length, return_attention_mask=True)
+    return [dict(zip(found.keys(), values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+
+def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
+    """Indices grouped into batches of like length, the longest first, so that too large a batch fails at once.
+
+    Args:
+        lengths: Number of tokens of each example.
+        batch_size: Examples in a batch, at most.
+        max_tokens: Tokens in a padded batch, at most; an example longer than that has a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        batch = batches[-1] if batches else []
+        fits = max_tokens is None or (bool(batch) and lengths[batch[0]] * (len(batch) + 1) <= max_tokens)
+        if batch and len(batch) < batch_size and fits:
+            batch.append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def collate(
+    encodings: Sequence[Mapping[str, Sequence[int]]], tokenizer: Any, device: torch.device, pad_to: int | None = None
+) -> dict[str, torch.Tensor]:
+    """Stack encodings into tensors of shape ``(batch, length)``.
+
+    Padding goes to the right whatever ``tokenizer.padding_side`` says: a model with absolute positions that does not
+    derive them from the mask would see the same text elsewhere, and results must not depend on the padding.
+
+    Args:
+        encodings: From ``tokenise``.
+        tokenizer: Knows the ids to pad with.
+        device: Where the tensors are to lie.
+        pad_to: Length to pad to at least; by default the longest encoding's.
+
+    Raises:
+        OsrmError: If the tokenizer has no padding token and the lengths differ.
+    """
+    length = max(pad_to or 0, *(len(encoding["input_ids"]) for encoding in encodings))
+    padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": tokenizer.pad_token_type_id}
+    if padding["input_ids"] is None and any(len(encoding["input_ids"]) < length for encoding in encodings):
+        raise OsrmError(
+            f"the tokenizer of {tokenizer.name_or_path} has no padding token",
+            "set pad_token in its tokenizer_config.json, or use --batch-size 1",
+        )
+    return {
+        key: torch.tensor(
+            [[*encoding[key], *[padding[key]] * (length - len(encoding[key]))] for encoding in encodings]
+        ).to(device)
+        for key in encodings[0]
+    }

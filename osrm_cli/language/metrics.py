@@ -1,0 +1,74 @@
+"""GLUE's metrics, through scikit-learn and scipy, in percent."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.language.tasks import Task
+
+Array = NDArray[Any]
+
+
+def _f1(predictions: Array, labels: Array, num_labels: int) -> float:
+    """Of class 1 for two classes, as GLUE has it; the mean over classes for more."""
+    average = "binary" if num_labels == 2 else "macro"
+    return float(f1_score(labels, predictions, average=average, zero_division=0))
+
+
+def _correlation(measure: Callable[[Array, Array], Any]) -> Callable[[Array, Array, int], float]:
+    def correlation(predictions: Array, labels: Array, num_labels: int) -> float:
+        """0 where scipy would warn and return NaN: a constant answer says nothing about the labels."""
+        constant = any(np.ptp(values) <= 1e-12 * np.abs(values).max() for values in (predictions, labels))
+        return 0.0 if constant else float(measure(predictions, labels).statistic)
+
+    return correlation
+
+
+CLASSIFICATION: dict[str, Callable[[Array, Array, int], float]] = {
+    "accuracy": lambda predictions, labels, _: float(accuracy_score(labels, predictions)),
+    "f1": _f1,
+    "matthews": lambda predictions, labels, _: float(matthews_corrcoef(labels, predictions)),
+}
+REGRESSION = {"pearson": _correlation(pearsonr), "spearman": _correlation(spearmanr)}
+METRICS = CLASSIFICATION | REGRESSION
+
+
+def decide(task: Task, logits: ArrayLike) -> Array:
+    """A model's answers: the class with the largest logit, or the one output as it is.
+
+    Args:
+        task: The task.
+        logits: Shape ``(examples, num_labels)``.
+
+    Raises:
+        OsrmError: If a logit is NaN or infinite.
+    """
+    outputs = np.asarray(logits, dtype=np.float64)
+    if not np.isfinite(outputs).all():
+        raise OsrmError(
+            f"the model's outputs on '{task.name}' hold NaN or infinity", "its training diverged: try a lower --lr"
+        )
+    return outputs[:, 0] if task.regression else outputs.argmax(axis=1)
+
+
+def score(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """The task's metrics, each times 100.
+
+    Args:
+        task: The task.
+        predictions: Class indices, or scores; shape ``(examples,)``.
+        labels: The truth, likewise.
+    """
+    kind = np.float64 if task.regression else np.int64
+    found, truth = np.asarray(predictions, dtype=kind), np.asarray(labels, dtype=kind)
+    return {name: 100.0 * METRICS[name](found, truth, task.num_labels) for name in task.metrics}
+
+
+def headline(task: Task, scores: Mapping[str, float]) -> float:
+    """The one number a task is judged by: the mean of its metrics."""
+    return sum(scores[name] for name in task.metrics) / len(task.metrics)

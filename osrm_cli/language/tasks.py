@@ -1,0 +1,248 @@
+"""Tasks and their examples, from the hub, the built-in generator, or a folder of files."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.language import glue, own_task, reading, values
+from osrm_cli.language.glue import GLUE
+from osrm_cli.language.reading import Row
+
+Label = int | float
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model has to predict, and how it is judged.
+
+    Attributes:
+        name: Such as ``sst2``.
+        columns: One text column, or two for a pair.
+        labels: Classes in the order of the model's outputs; ``None`` for regression.
+        metrics: Names of ``metrics.METRICS``; their mean is the headline.
+        max_length: Tokens to keep, or ``None`` for the caller's default.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    labels: tuple[str | int, ...] | None
+    metrics: tuple[str, ...]
+    max_length: int | None = None
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a number rather than a class."""
+        return self.labels is None
+
+    @property
+    def num_labels(self) -> int:
+        """Number of the model's outputs."""
+        return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def problem_type(self) -> str:
+        """The kind of task by transformers' name, which decides the loss."""
+        return "regression" if self.regression else "single_label_classification"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``."""
+        fields: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in facts.items()}
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text or pair of texts.
+
+    Attributes:
+        texts: One for each of the task's columns.
+        label: Index of the class, or the score; ``None`` where the test split has none.
+    """
+
+    texts: tuple[str, ...]
+    label: Label | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """One split of one task.
+
+    Attributes:
+        task: The task.
+        split: The split that was asked for.
+        examples: Its examples, in the order of the source.
+        source: The file, or what the hub or the generator calls it.
+    """
+
+    task: Task
+    split: str
+    examples: tuple[Example, ...]
+    source: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of texts and labels: the same for the same examples, whatever kind of file held them."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(json.dumps([*example.texts, example.label]).encode() + b"\n")
+        return digest.hexdigest()
+
+    @property
+    def labels(self) -> list[Label]:
+        """The labels, for scoring.
+
+        Raises:
+            OsrmError: If an example has none.
+        """
+        found = [example.label for example in self.examples if example.label is not None]
+        if len(found) < len(self.examples):
+            raise OsrmError(f"{self.source} has no labels to score against", "use a split that has: --split dev")
+        return found
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Rows, and what is needed to make examples of them."""
+
+    task: Task
+    label_column: str
+    codes: bool  # the rows may hold a class's index instead of its name
+    source: str
+    rows: Sequence[Row]
+
+
+def names(data: str | Path) -> list[str]:
+    """The tasks of a source.
+
+    Raises:
+        OsrmError: If it is a folder that is missing or holds none.
+    """
+    if str(data) == "hub":
+        return list(GLUE)
+    if str(data) == "mini":
+        from osrm_cli.language import mini
+
+        return [task.name for task in mini.MINI_TASKS]
+    folder = Path(data)
+    if not folder.is_dir():
+        raise OsrmError(
+            f"no data folder {folder}", "--data takes 'hub', 'mini', or a folder that holds TASK/train.jsonl"
+        )
+    found = sorted(each.name for each in folder.iterdir() if each.is_dir() and _files(each))
+    if not found:
+        raise OsrmError(f"{folder} holds no tasks", "put each task's files into a folder of its own: TASK/train.jsonl")
+    return found
+
+
+def splits(name: str, data: str | Path) -> tuple[str, ...]:
+    """The splits that a task has, named as files are: ``train``, ``dev``, for mnli ``dev_matched`` and so on.
+
+    Raises:
+        OsrmError: If the source has no such task.
+    """
+    known = names(data)
+    if name not in known:
+        nearest = sorted(known, key=lambda each: -difflib.SequenceMatcher(None, name.lower(), each.lower()).ratio())
+        raise OsrmError(f"unknown task '{name}' in {data}", f"there are: {', '.join(nearest)}")
+    if str(data) == "hub":
+        return glue.splits(name)
+    if str(data) == "mini":
+        from osrm_cli.language import mini
+
+        return mini.SPLITS
+    return tuple(_files(Path(data, name)))
+
+
+def load(name: str, data: str | Path, split: str, limit: int | None = None) -> Data:
+    """Read one split.
+
+    Args:
+        name: The task.
+        data: ``hub``, ``mini``, or a folder with ``<task>/<split>.*``.
+        split: ``train``, ``dev``, ``test``; ``dev`` is the matched one for a task that has two.
+        limit: Read no more than the first so many examples.
+
+    Raises:
+        OsrmError: If there is no such task or split, or if a row cannot be used.
+    """
+    held = splits(name, data)
+    actual = next((each for each in (split, f"{split}_matched") if each in held), None)
+    if actual is None:
+        raise OsrmError(f"task '{name}' in {data} has no split '{split}'", f"there are: {', '.join(held)}")
+    source = {"hub": _hub, "mini": _mini}.get(str(data))
+    table = source(name, actual, limit) if source else _folder(Path(data, name), actual, limit)
+    return Data(table.task, split, _examples(table, split), table.source)
+
+
+def sample(data: Data, k: int, seed: int) -> Data:
+    """Draw ``k`` examples, or all when there are fewer; a smaller draw is the beginning of a larger one.
+
+    Each example's place comes from a hash of seed, task and index, which no version of Python or numpy can change.
+    """
+    prefix = f"{seed}\0{data.task.name}\0{data.split}\0"
+    order = sorted(range(len(data.examples)), key=lambda i: hashlib.sha256(f"{prefix}{i}".encode()).digest())
+    return Data(data.task, data.split, tuple(data.examples[i] for i in order[:k]), data.source)
+
+
+def _hub(name: str, split: str, limit: int | None) -> _Table:
+    source = f"{glue.HUB}/{name}/{split}"
+    return _Table(Task(name, **GLUE[name]), "label", True, source, _numbered(glue.rows(name, split, limit)))
+
+
+def _mini(name: str, split: str, limit: int | None) -> _Table:
+    from osrm_cli.language import mini
+
+    task = next(task for task in mini.MINI_TASKS if task.name == name)
+    rows = _numbered(mini.rows(name, split)[:limit])
+    return _Table(Task(name, task.columns, task.labels, task.metrics), "label", True, f"mini/{name}/{split}", rows)
+
+
+def _numbered(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    return [Row(number, dict(row)) for number, row in enumerate(rows, 1)]
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {split: path for split in reading.SPLITS if (path := reading.find(folder, split))}
+
+
+def _folder(folder: Path, split: str, limit: int | None) -> _Table:
+    """A task of a folder; only one that has to be inferred reads its training rows for that."""
+    files = _files(folder)
+    toml = folder / "task.toml"
+    told: own_task.Facts = {**GLUE.get(folder.name, {}), **own_task.read_toml(toml)}
+    if told.keys() >= {"columns", "labels"}:
+        rows = reading.read(files[split], limit)
+        facts = own_task.with_defaults(told)
+    else:
+        if "train" not in files:
+            raise OsrmError(f"{folder} has no train.* to infer the task from", f"say columns and labels in {toml}")
+        train = reading.read(files["train"])
+        facts = own_task.infer(told, train, str(files["train"]))
+        rows = train[:limit] if split == "train" else reading.read(files[split], limit)
+    if toml.is_file():
+        own_task.check_metrics(facts, toml)
+    column = facts.pop("label_column")
+    return _Table(Task(folder.name, **facts), column, bool(told.get("labels")), str(files[split]), rows)
+
+
+def _examples(table: _Table, split: str) -> tuple[Example, ...]:
+    task, rows, source = table.task, table.rows, table.source
+    labels: Iterable[Label | None]
+    if split.startswith("test") and values.unlabelled(rows, table.label_column):
+        labels = [None] * len(rows)
+    elif task.labels is None:
+        labels = values.scores(rows, table.label_column, source)
+    else:
+        labels = values.classes(rows, table.label_column, task.labels, table.codes, source)
+    return tuple(map(Example, values.texts(rows, task.columns, source), labels))
