@@ -189,6 +189,7 @@ def _subspace(W: Tensor, rank: int, total: float) -> Tensor:
     width = min(rank + max(8, rank // 2), W.shape[0])
     start = torch.randn(W.shape[1], width, generator=torch.Generator().manual_seed(0), dtype=W.dtype)
     Q, kept = torch.linalg.qr(W @ start.to(W.device)).Q, -1.0
+    best: Tensor = Q
     for _ in range(ROUNDS):
         projected = W.T @ Q
         values, turn = torch.linalg.eigh((projected.T @ projected).to(torch.float64))

@@ -25,7 +25,9 @@ def core(rule: Rule) -> Rule:
 
     def merged(layer: LayerUpdates, options: Options) -> LowRank:
         space = core_space(layer.weighted).principal()
-        return space.join(_dense(rule(layer.with_updates(tuple(map(_coordinates, space.cores))), options)))
+        exact = [update.to(torch.float64) for update in layer.weighted]
+        cores = tuple(LowRank(space.Q_B.T @ update.B, update.A @ space.Q_A) for update in exact)
+        return space.join(_dense(rule(layer.with_updates(cores), options)))
 
     return merged
 
@@ -34,13 +36,14 @@ def knots(rule: Rule) -> Rule:
     """Apply an element rule in the basis that the tasks share (KnOTS, arXiv:2410.19735).
 
     ``[w_1 dW_1 ... w_T dW_T] = U S [V_1 ... V_T]``; result ``U rule(S V_1 ... S V_T)``, of rank at most ``sum r_t``.
-    ``S V_t = U^T w_t dW_t`` comes from the cores, so the large SVD is never taken; its directions of singular value 0
-    are left out.
+    ``S V_t = U^T w_t dW_t``, and ``U`` comes from the cores, so the large SVD is never taken; directions of singular
+    value 0 are left out.
     """
 
     def merged(layer: LayerUpdates, options: Options) -> LowRank:
         space = core_space(layer.weighted).principal()
-        aligned = tuple(_coordinates(M @ space.Q_A.T) for M in space.cores)
+        exact = [update.to(torch.float64) for update in layer.weighted]
+        aligned = tuple(LowRank(space.Q_B.T @ update.B, update.A) for update in exact)
         return LowRank(space.Q_B, _dense(rule(layer.with_updates(aligned), options)))
 
     return merged
@@ -69,10 +72,6 @@ def pico(rule: Rule) -> Rule:
         return result.scaled(factor) if isinstance(result, LowRank) else factor * result
 
     return merged
-
-
-def _coordinates(M: Tensor) -> LowRank:
-    return LowRank(torch.eye(len(M), dtype=M.dtype, device=M.device), M)
 
 
 def _dense(result: LowRank | Tensor) -> Tensor:

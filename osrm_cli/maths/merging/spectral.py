@@ -36,8 +36,8 @@ def iso_c(layer: LayerUpdates, options: Options) -> LowRank:
 def iso_cts(layer: LayerUpdates, options: Options) -> LowRank:
     """Iso-CTS (arXiv:2502.04959): Iso-C on the common directions joined by directions of each task's own.
 
-    Of the ``k`` directions that the updates span, ``common * k`` (more or less, to leave every task the same number) come
-    from the sum; each task adds the leading ones of ``(I - U_c U_c^T) w_t dW_t``. The joined vectors are whitened by their
+    Of the ``k`` directions that the updates span, about ``common * k`` come from the sum, so many that the rest divides
+    evenly: each task adds the leading ones of ``(I - U_c U_c^T) w_t dW_t``. The joined vectors are whitened by their
     polar factors, all singular values replaced by the mean. One adapter is not itself, and not linear in the weights.
     """
     core = core_space(layer.weighted).principal()
