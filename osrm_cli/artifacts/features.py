@@ -69,7 +69,7 @@ class Features:
             raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
         return cls(
             path=path,
-            task=facts["task"],
+            task=facts["task"]["name"],
             base=base,
             layers={name: Layer(**layer) for name, layer in facts["layers"].items()},
             statistics=facts["statistics"],

@@ -1,7 +1,7 @@
 """``osrm collect``: text -> features/<task>.safetensors."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,11 +25,11 @@ def collect(
         typer.Option(
             "--statistic",
             help="What to keep of the features; repeat for more. Default: mean and second-moment.",
-            autocompletion=statistics.complete,
+            autocompletion=options.completing(statistics.STATISTICS),
         ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Training examples read per task.")] = 100,
-    max_length: options.MaxLength = 128,
+    max_length: options.MaxLength = None,
     pooling: Annotated[
         Pooling, typer.Option("--pooling", help="'padded' counts padding as text, as the published code does.")
     ] = Pooling.MASKED,
@@ -62,7 +62,8 @@ def collect(
     where = base_model.pick_device(device)
     tokenizer = base_model.load_tokenizer(folder)
     classifier = base_model.load_classifier(folder, 1, tokenizer, base_model.pick_dtype(dtype, where), seed)
-    targets = base_model.find_targets(classifier, target_modules or base_model.default_targets(classifier.model))
+    target_names = target_modules or base_model.default_targets(classifier.model)
+    targets = base_model.find_targets(classifier, target_names)
     network = classifier.model.to(where).eval()
     if dry_run:
         console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, chosen, len(targets)))
@@ -71,19 +72,22 @@ def collect(
     padded = pooling is Pooling.PADDED
     written = {}
     for name, path in paths.items():
-        encodings = batches.tokenise(tokenizer, chosen[name].examples, max_length)
+        length = max_length or chosen[name].task.max_length or options.MAX_LENGTH
+        encodings = batches.tokenise(tokenizer, chosen[name].examples, length)
         total = activations.Totals(network, targets, [row.load() for row in rows], padded)
         with console.progress(f"collect {name}", len(encodings), "examples") as advance:
             for plan in batches.bucket([len(e["input_ids"]) for e in encodings], batch_size):
-                pad_to = max_length if padded else None
+                pad_to = length if padded else None
                 total.add(batches.collate([encodings[i] for i in plan], tokenizer, where, pad_to=pad_to), plan)
                 advance(len(plan))
         facts = provenance.record(
             "collect",
-            {"samples": samples, "seed": seed, "max_length": max_length, "pooling": str(pooling)},
+            {"samples": samples, "seed": seed, "max_length": length, "pooling": str(pooling)},
             base=base,
-            task=name,
-            data=_source(chosen[name]),
+            task=chosen[name].task.to_dict(),
+            data={"source": data, "split": chosen[name].split, "sha256": chosen[name].sha256},
+            target_modules=target_names,
+            fan_in_fan_out=any(base_model.is_conv1d(module) for module in targets.values()),
             statistics=[row.name for row in rows],
             layers=total.layers,
             tokens=total.tokens,
@@ -94,10 +98,6 @@ def collect(
         written[name] = {"path": str(path), "examples": total.examples, "tokens": total.tokens, "layers": len(targets)}
     lines = (f"{fact['path']}  {fact['examples']} examples, {fact['tokens']} tokens" for fact in written.values())
     console.result({"features": written}, "\n".join(lines))
-
-
-def _source(data: "Data") -> dict[str, Any]:
-    return {"source": data.source, "split": data.split, "sha256": data.sha256, "task": data.task.to_dict()}
 
 
 def _plan(paths: dict[str, Path], chosen: "dict[str, Data]", layers: int) -> str:

@@ -1,10 +1,29 @@
 """Options that several commands share, spelled and explained once."""
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import typer
+
+
+class Row(Protocol):
+    """A row of one of the program's tables."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+
+
+def completing(rows: Sequence[Row]) -> Callable[[str], list[tuple[str, str]]]:
+    """Shell completion from a table: every name that goes on as typed, with its one line."""
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        return [(row.name, row.summary) for row in rows if row.name.startswith(incomplete)]
+
+    return complete
 
 
 class Device(StrEnum):
@@ -30,6 +49,13 @@ class Pooling(StrEnum):
 
     MASKED = "masked"
     PADDED = "padded"
+
+
+class Freeze(StrEnum):
+    """The factor that training leaves as it is."""
+
+    A = "A"
+    B = "B"
 
 
 Model = Annotated[
@@ -66,7 +92,11 @@ RecordedData = Annotated[
         show_default=False,
     ),
 ]
-MaxLength = Annotated[int, typer.Option("--max-length", min=2, help="Tokens an example is cut to.")]
+MAX_LENGTH = 128  # where neither the user nor the task says otherwise; the paper's
+MaxLength = Annotated[
+    int | None,
+    typer.Option("--max-length", min=2, help="Tokens an example is cut to. Default: the task's, else 128."),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Examples in a batch.")]
 TargetModules = Annotated[
     list[str] | None,

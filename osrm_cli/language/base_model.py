@@ -80,9 +80,9 @@ def _locate(name: str, revision: str | None) -> Path:
 def identify(name: str, revision: str | None = None) -> Base:
     """Digest a base model's weights, so that artifacts can tell whether they belong together."""
     folder = locate(name, revision)
-    if folder.parent.name == "snapshots":  # the hub's cache names a snapshot by its commit
-        revision = folder.name
-    return Base(name=name, revision=revision, sha256=_digest(folder))
+    # The hub's cache names a snapshot by its commit.
+    revision = folder.name if folder.parent.name == "snapshots" else None
+    return Base(name=public_name(name), revision=revision, sha256=_digest(folder))
 
 
 def _digest(folder: Path) -> str:
@@ -92,6 +92,32 @@ def _digest(folder: Path) -> str:
         known = blob if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else provenance.sha256(path)
         digest.update(f"{path.name}\0{known}\n".encode())
     return digest.hexdigest()
+
+
+def of_artifact(
+    artifact: Path, recorded: Base | None, config_name: str | None, name: str | None, revision: str | None
+) -> tuple[Path, Base]:
+    """The base model that an artifact was made for: its folder and its identity.
+
+    Args:
+        artifact: Named in the error.
+        recorded: What the artifact says of its base model, if this program wrote it.
+        config_name: What PEFT's settings say.
+        name: Where the user says that it lies now.
+        revision: Its revision.
+
+    Raises:
+        OsrmError: If none is known, or its weights are not those that the artifact was made for.
+    """
+    name = name or (recorded.name if recorded else config_name)
+    if name is None:
+        raise OsrmError(f"{artifact} does not say which base model it is for", "give it with --model")
+    if revision is None and recorded and recorded.name == public_name(name):
+        revision = recorded.revision
+    found = identify(name, revision)
+    if recorded:
+        check_base(recorded, found, artifact)
+    return locate(name, revision), found
 
 
 def check_base(recorded: Base, found: Base, artifact: Path) -> None:
@@ -196,7 +222,12 @@ def widths(layer: torch.nn.Module) -> tuple[int, int]:
     if not isinstance(weight, torch.Tensor):
         raise TypeError(f"{type(layer).__name__} has no weight")
     rows, columns = weight.shape
-    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
+    return (rows, columns) if is_conv1d(layer) else (columns, rows)
+
+
+def is_conv1d(layer: torch.nn.Module) -> bool:
+    """Whether a layer stores its weight as ``(d_in, d_out)``, as GPT-2's do."""
+    return isinstance(layer, Conv1D)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,13 +1,14 @@
 """Fine-tune an adapter on one task, through transformers' Trainer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -18,9 +19,16 @@ from transformers import (
     TrainingArguments,
 )
 
+from osrm_cli.artifacts.adapter import Adapter
+from osrm_cli.artifacts.adapter_files import PREFIX
+from osrm_cli.artifacts.adapter_writer import write_adapter
+from osrm_cli.artifacts.provenance import Base
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import metrics
+from osrm_cli.language.base_model import Classifier
 from osrm_cli.language.tasks import Example, Task
+from osrm_cli.maths import procrustes
+from osrm_cli.maths.lowrank import LowRank
 
 Encoding = dict[str, Any]
 
@@ -71,6 +79,60 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.advance(1)
+
+
+def adapt(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftModel:
+    """Put a start on a classifier: its factors and the heads are trained, the rest is frozen.
+
+    Args:
+        classifier: The base model with new heads.
+        start: The adapter to begin from; layers and scaling are its own.
+        freeze: ``A`` or ``B`` to leave that factor as it is.
+
+    Raises:
+        OsrmError: If the start does not fit the model.
+    """
+    config = PeftConfig.from_pretrained(str(start.folder))
+    config.modules_to_save = classifier.heads
+    config.inference_mode = False
+    try:
+        model: PeftModel = get_peft_model(classifier.model, config)
+    except ValueError as error:
+        raise OsrmError(f"{start.folder} does not fit its base model: {str(error).splitlines()[0]}") from None
+    found = {PREFIX + layer for layer in start.layers}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            if name not in found:
+                raise OsrmError(f"{start.folder} has no factors for {name.removeprefix(PREFIX)}, which it targets")
+            found.remove(name)
+            factors = start.factors(name.removeprefix(PREFIX))
+            with torch.no_grad():
+                module.lora_A["default"].weight.copy_(factors.A)
+                module.lora_B["default"].weight.copy_(factors.B)
+            for letter in freeze or "":
+                getattr(module, f"lora_{letter}")["default"].weight.requires_grad_(False)
+    if found:
+        raise OsrmError(f"{start.folder} adapts {min(found).removeprefix(PREFIX)}, which its base model does not have")
+    return model
+
+
+def drift(model: PeftModel, start: Adapter) -> dict[str, Any]:
+    """How far A has moved from the start: the orthogonal Procrustes distance, relative, per layer and overall."""
+    trained = get_peft_model_state_dict(model)
+    pairs = {
+        layer: (start.factors(layer).A, trained[f"{PREFIX}{layer}.lora_A.weight"].float().cpu()) for layer in start.layers
+    }
+    return {"overall": procrustes.overall(pairs.values()), "layers": {n: procrustes.drift(*p) for n, p in pairs.items()}}
+
+
+def save(model: PeftModel, start: Adapter, base: Base, heads: Sequence[str], folder: Path) -> None:
+    """Write the trained adapter with its heads as a plain PEFT folder."""
+    state = {name.removeprefix(PREFIX): tensor.cpu() for name, tensor in get_peft_model_state_dict(model).items()}
+    updates = {
+        layer: LowRank(state.pop(f"{layer}.lora_B.weight"), state.pop(f"{layer}.lora_A.weight")) for layer in start.layers
+    }
+    config = replace(start.config, base_model=base.name, revision=base.revision, modules_to_save=tuple(heads))
+    write_adapter(folder, updates, config, heads=state)
 
 
 def with_labels(encodings: Sequence[Encoding], examples: Sequence[Example], task: Task) -> list[Encoding]:

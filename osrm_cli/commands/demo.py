@@ -1,0 +1,115 @@
+"""``osrm demo``: the whole pipeline on generated tasks, for plain LoRA and for OSRM."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from osrm_cli.commands import options
+from osrm_cli.console import Console, table
+from osrm_cli.errors import OsrmError
+
+# The two starts that are compared: folder name, and the objective that makes it.
+_ARMS = {"lora": "kaiming", "osrm": "osrm"}
+
+
+def demo(
+    model: options.Model = "minilm",
+    scale: Annotated[float, typer.Option("--lambda", help="Scale of the merged update.")] = 0.3,
+    seed: options.Seed = 0,
+    out: Annotated[Path, typer.Option("--out", help="Folder to work in; it stays for looking.")] = Path("osrm-demo"),
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Run the pipeline on eight small generated tasks: plain LoRA beside OSRM.
+
+    Example: osrm demo
+    """
+    import shutil
+
+    from osrm_cli.artifacts import atomic, scores
+
+    console = Console(json, quiet)
+    atomic.refuse_existing(out, overwrite)
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    for command in _commands(model, scale, seed):
+        _run(command, out, console)
+    found = {arm: scores.read(out / "merged" / arm) for arm in _ARMS}
+    _draw(found, out / "demo.png")
+    console.note(f"Everything lies in {out}/; the picture is {out}/demo.png.")
+    console.result({"folder": str(out), "arms": found}, _table(found))
+
+
+def _commands(model: str, scale: float, seed: int) -> list[str]:
+    """The pipeline as a user would type it in the demo's folder."""
+    base = f"--seed {seed}"
+    return [
+        f"osrm collect --data mini --model {shlex.quote(model)} --statistic mean {base}",
+        *(f"osrm init --each --objective {objective} --out starts/{arm} {base}" for arm, objective in _ARMS.items()),
+        *(f"osrm train starts/{arm}/* --epochs 4 --lr 1e-3 --out adapters/{arm} {base}" for arm in _ARMS),
+        *(f"osrm merge adapters/{arm}/* --method task-arith --lambda {scale:g} --out merged/{arm}" for arm in _ARMS),
+        *(f"osrm eval merged/{arm}" for arm in _ARMS),
+    ]
+
+
+def _run(command: str, folder: Path, console: Console) -> None:
+    """Run one command in a process of its own, as a shell in ``folder`` would."""
+    console.note(f"$ {command}")
+    words = shlex.split(command)[1:]
+    expanded = [path for word in words for path in _expand(word, folder)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OSRM_")}
+    done = subprocess.run(  # noqa: S603 - our own program with our own words
+        [sys.executable, "-m", "osrm_cli", *expanded, *(["--quiet"] if console.quiet else [])],
+        cwd=folder,
+        env=environment,
+        stdout=sys.stderr if not console.quiet else subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode:
+        raise OsrmError(f"'{command}' ended with exit code {done.returncode}", f"its message stands above; see {folder}")
+
+
+def _expand(word: str, folder: Path) -> Sequence[str]:
+    if not word.endswith("/*"):
+        return [word]
+    return sorted(str(path.relative_to(folder)) for path in (folder / word[:-2]).glob("[!.]*"))
+
+
+def _table(found: dict[str, Any]) -> Any:
+    columns = [f"{name} {kind}" for name in ("LoRA", "OSRM") for kind in ("single", "merged")]
+    made = table("task", *columns, title="Generated tasks, headline score (dev)")
+    for task in next(iter(found.values()))["tasks"]:
+        cells = (row["tasks"][task] for row in found.values())
+        made.add_row(task, *(f"{value:.1f}" for row in cells for value in (row["single"], row["headline"])))
+    averages = (row["average"] for row in found.values())
+    made.add_section()
+    made.add_row("average", *(f"{value:.1f}" for row in averages for value in (row["single"], row["headline"])))
+    return made
+
+
+def _draw(found: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    tasks = list(found["lora"]["tasks"])
+    series = {
+        "single LoRA": ("lora", "single", "lightgray"),
+        "merged LoRA": ("lora", "headline", "tab:blue"),
+        "merged OSRM": ("osrm", "headline", "tab:orange"),
+    }
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (label, (arm, key, color)) in enumerate(series.items()):
+        values = [found[arm]["tasks"][task][key] for task in tasks] + [found[arm]["average"][key]]
+        axes.bar([x + 0.27 * (index - 1) for x in range(len(values))], values, width=0.25, label=label, color=color)
+    axes.set_xticks(range(len(tasks) + 1), [*tasks, "average"], rotation=30, ha="right")
+    axes.set(ylabel="headline score (dev)", title="One merged model for all generated tasks")
+    axes.legend(loc="lower left", ncols=3)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
