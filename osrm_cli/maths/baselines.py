@@ -43,5 +43,6 @@ def last_coordinates(request: Request) -> torch.Tensor:
 def orthonormal_rows(A: torch.Tensor) -> torch.Tensor:
     """Orthonormal rows of the same span, ``(r, d_in)``, by QR with a positive diagonal: unique, so equal everywhere."""
     Q, R = torch.linalg.qr(A.T)
-    A: torch.Tensor = (Q * R.diagonal().sign()).T
-    return A.contiguous()
+    signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q.dtype)  # sign() would erase the rows of a dependent span
+    rows: torch.Tensor = (Q * signs).T
+    return rows.contiguous()

@@ -47,3 +47,35 @@ class Request:
                 f"rank {self.rank} does not fit {self.layer}, expected 1 to {self.d_in} (its input width)",
                 "choose a smaller --rank",
             )
+
+    def own_share(self, A: torch.Tensor) -> torch.Tensor:
+        """Share of the task's own energy that each row of A ``(r, d_in)`` catches, ``a C_in a^T / tr C_in``, ``(r,)``.
+
+        Raises:
+            OsrmError: If the request holds no features of the task itself.
+        """
+        return self._share(A, self.own_rows, self.own_moment, "its own task")
+
+    def out_share(self, A: torch.Tensor) -> torch.Tensor:
+        """Share of the other tasks' energy that each row of A ``(r, d_in)`` catches, ``(r,)``.
+
+        Raises:
+            OsrmError: If the request holds no features of other tasks.
+        """
+        return self._share(A, self.out_rows, self.out_moment, "other tasks")
+
+    def _share(
+        self, A: torch.Tensor, rows: torch.Tensor | None, moment: torch.Tensor | None, whose: str
+    ) -> torch.Tensor:
+        if rows is not None:
+            rows = rows.to(A.dtype)
+            caught, total = (A @ rows.T).square().sum(dim=1), rows.square().sum()
+        elif moment is not None:
+            moment = moment.to(A.dtype)
+            caught, total = ((A @ moment) * A).sum(dim=1), moment.trace()
+        else:
+            raise OsrmError(
+                f"there are no features of {whose} for {self.layer}",
+                "collect them with 'osrm collect', or choose what needs none",
+            )
+        return caught / total if total > 0 else torch.zeros_like(caught)

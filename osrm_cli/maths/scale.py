@@ -1,4 +1,4 @@
-"""The size of A, apart from its directions, and what can make an objective meaningless."""
+"""The size of A, apart from its directions."""
 
 import math
 
@@ -28,8 +28,8 @@ def scaled(A: torch.Tensor, how: str, request: Request) -> torch.Tensor:
         polar: torch.Tensor = U @ Vh
         return polar
     if how == "match-output":
-        output, energy = _own(A, request)
-        return A * math.sqrt(request.rank * energy / (3 * request.d_in) / output) if output > 0 else A
+        share = float(request.own_share(A).sum())
+        return A * math.sqrt(request.rank / (3 * request.d_in * share)) if share > 0 else A
     return A * (row_norm(how, request) * math.sqrt(request.rank) / float(A.norm()))
 
 
@@ -46,17 +46,3 @@ def row_norm(how: str, request: Request) -> float:
     if not (math.isfinite(number) and number > 0):
         raise OsrmError(f"unknown scale '{how}' for A, expected {', '.join(SCALES)} or a positive row norm")
     return number
-
-
-def _own(A: torch.Tensor, request: Request) -> tuple[float, float]:
-    """``tr(A C_in A^T)`` and ``tr(C_in)``, up to a common factor."""
-    if request.own_rows is not None:
-        rows = request.own_rows.to(A.dtype)
-        return float((A @ rows.T).square().sum()), float(rows.square().sum())
-    if request.own_moment is None:
-        raise OsrmError(
-            f"scale 'match-output' was given no features of its own task for {request.layer}",
-            "collect the task's own second moment, or choose another --a-scale",
-        )
-    C = request.own_moment.to(A.dtype)
-    return float(((A @ C) * A).sum()), float(C.trace())

@@ -10,7 +10,7 @@ from osrm_cli.maths.baselines import orthonormal_rows
 from osrm_cli.maths.request import Request
 from osrm_cli.maths.subspace import row_space
 
-EPS_FLOOR = 1e-9  # bounds the condition of M by 1 + d_in / EPS_FLOOR, which Cholesky in float64 still resolves
+EPS_FLOORS = (1e-9, 1e-7, 1e-5, 1e-3)  # cond(M) <= 1 + d_in / eps, which Cholesky in float64 still resolves at 1e-9
 FREE_ENERGY = 0.99  # of the others' energy that the directions kept out must hold where there is no null space
 NULL = 1e-12  # relative to the largest eigenvalue of a second moment: below it, float64 sums say nothing
 
@@ -30,7 +30,8 @@ def gevd(request: Request) -> torch.Tensor:
 def loss_aware(request: Request) -> torch.Tensor:
     """Rows that span ``Q_r^T M^{-1/2}``, ``Q_r`` the right singular vectors of ``G M^{-1/2}``; ``(r, d_in)``.
 
-    The steepest decrease of the loss per unit of interference; it is ``gevd`` with ``G^T G`` for ``C_in``, ``G = dL/dW``.
+    The steepest decrease of the loss per unit of interference: ``gevd`` with ``G^T G`` for ``C_in``, ``G`` being
+    ``dL/dW`` of the task's own loss.
 
     Raises:
         OsrmError: If the gradient or the others' features are missing.
@@ -71,8 +72,11 @@ def _main(request: Request, name: str, kept_out: torch.Tensor) -> torch.Tensor:
     if request.own_moment is None:
         raise OsrmError(f"objective '{name}' was given no features of its own task for {request.layer}")
     C = request.own_moment.to(torch.float64)
-    C = _free(_free(C, kept_out).T, kept_out)
-    return eigen.signed(eigen.largest((C + C.T) / 2, min(request.rank, request.d_in - kept_out.shape[0])))
+
+    def free(V: torch.Tensor) -> torch.Tensor:
+        return _free((C @ _free(V.T, kept_out).T).T, kept_out).T
+
+    return eigen.signed(_free(eigen.largest(free, _drawn(request, name, request.rank)), kept_out))
 
 
 def _kept_out(request: Request) -> torch.Tensor:
@@ -104,23 +108,35 @@ def _generalised(request: Request, name: str, rows: torch.Tensor | None, moment:
         # All solutions lie in the span of both sets of rows: solve there, and never build a d x d matrix.
         basis = row_space(torch.cat([_unit(H), _unit(rows)]))
         H, rows = H.to(torch.float64) @ basis.T, rows.to(torch.float64) @ basis.T
-    C_in, C_out = _moment(rows, moment), _moment(H, request.out_moment)
-    L = torch.linalg.cholesky(_metric(C_out, request.eps, request.d_in))
-    whitened = torch.linalg.solve_triangular(L, C_in, upper=False)
-    whitened = torch.linalg.solve_triangular(L, whitened.T, upper=False)
-    top = eigen.largest((whitened + whitened.T) / 2, min(request.rank, len(L)))
+    C_in = _moment(rows, moment)
+    L = _factor(_moment(H, request.out_moment), request.eps, request.d_in)
+
+    def whitened(V: torch.Tensor) -> torch.Tensor:
+        image: torch.Tensor = C_in @ torch.linalg.solve_triangular(L.T, V, upper=True)
+        return torch.linalg.solve_triangular(L, image, upper=False)
+
+    top = eigen.largest(whitened, _drawn(request, name, min(request.rank, len(L)))[:, : len(L)])
+    values = (top * whitened(top.T).T).sum(dim=1)
+    top = top[values > len(L) * torch.finfo(values.dtype).eps * values[0]]  # the rest is no signal at all
     A = torch.linalg.solve_triangular(L.T, top.T, upper=True).T
     return _completed(eigen.signed(orthonormal_rows(A if basis is None else A @ basis)), request, name)
 
 
-def _metric(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
-    """``M`` up to a factor, ``(p, p)``, of unit size for any eps; the identity if the others' features are all zero."""
+def _factor(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
+    """Cholesky factor of ``M`` up to a scalar, ``(p, p)``.
+
+    A statistic stored in float32 can be indefinite by its rounding; then eps rises until ``M`` is definite.
+    """
     identity = torch.eye(len(C_out), dtype=C_out.dtype, device=C_out.device)
     level = C_out.trace() / d_in
     if math.isinf(eps) or level == 0:
         return identity
-    eps = max(eps, EPS_FLOOR)
-    return (C_out / level + eps * identity) / max(eps, 1.0)
+    for least in EPS_FLOORS:
+        used = max(eps, least)
+        L, failed = torch.linalg.cholesky_ex((C_out / level + used * identity) / max(used, 1.0))
+        if not failed:
+            return L
+    raise OsrmError("the other tasks' second moment is not positive semi-definite", "collect the features again")
 
 
 def _moment(rows: torch.Tensor | None, moment: torch.Tensor | None) -> torch.Tensor:
@@ -138,8 +154,12 @@ def _completed(A: torch.Tensor, request: Request, name: str, kept_out: torch.Ten
     if missing == 0:
         return A
     held = A if kept_out is None else torch.cat([kept_out, A])
-    drawn = random.gaussian(missing, request.d_in, request.seed, name, request.task, request.layer)
-    return torch.cat([A, orthonormal_rows(torch.cat([held, drawn]))[held.shape[0] :]])
+    added = orthonormal_rows(torch.cat([held, _drawn(request, name, missing)]))[held.shape[0] :]
+    return torch.cat([A, added])
+
+
+def _drawn(request: Request, name: str, rows: int) -> torch.Tensor:
+    return random.gaussian(rows, request.d_in, request.seed, name, request.task, request.layer)
 
 
 def _free(rows: torch.Tensor, kept_out: torch.Tensor) -> torch.Tensor:
