@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +93,19 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
                 f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS}",
                 "load it with PEFT where you trust it, and save it with save_pretrained",
             )
+    return list_headers(paths)
+
+
+def list_headers(paths: Iterable[Path]) -> dict[str, Stored]:
+    """Read the headers of safetensors files: every tensor in the order of the files and of the names.
+
+    Raises:
+        OsrmError: If a file is missing or damaged.
+    """
     stored = {}
     for path in paths:
         with tensors.open_tensors(path) as file:
-            names = file.keys()
-            for name in names:
+            for name in sorted(file.keys()):
                 piece = file.get_slice(name)
                 stored[name] = Stored(path, tuple(piece.get_shape()), piece.get_dtype())
     return stored

@@ -29,7 +29,11 @@ _START = 8
 
 
 class Stream:
-    """A safetensors file being written."""
+    """A safetensors file being written.
+
+    Attributes:
+        size: Bytes of tensors so far.
+    """
 
     def __init__(self, file: IO[bytes], names: Sequence[str], metadata: dict[str, str]) -> None:
         room = sum(len(json.dumps(name)) + _ENTRY for name in names) + len(json.dumps(metadata)) + _ENTRY
@@ -37,7 +41,7 @@ class Stream:
         self._room = room + -room % 8  # tensors start at a multiple of 8
         self._expected = set(names)
         self._header: dict[str, Any] = {"__metadata__": metadata}
-        self._end = 0
+        self.size = 0
         file.seek(_START + self._room)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
@@ -51,12 +55,14 @@ class Stream:
         Raises:
             ValueError: If the name was not announced, or came before.
         """
-        self._expected.remove(name) if name in self._expected else _unexpected(name)
-        start = self._end
+        if name not in self._expected:
+            raise ValueError(f"tensor {name} was not announced, or came twice")
+        self._expected.remove(name)
+        start = self.size
         for chunk in chunks:
             self._file.write(chunk)
-            self._end += len(chunk)
-        self._header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, self._end]}
+            self.size += len(chunk)
+        self._header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, self.size]}
 
     def finish(self) -> None:
         """Write the header into the room left for it.
@@ -78,7 +84,3 @@ def write_stream(path: Path, names: Sequence[str]) -> Iterator[Stream]:
         stream = Stream(file, names, {"format": "pt"})
         yield stream
         stream.finish()
-
-
-def _unexpected(name: str) -> None:
-    raise ValueError(f"tensor {name} was not announced or came twice")

@@ -1,0 +1,67 @@
+"""The model card of a merged folder."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from osrm_cli.artifacts.plan import Plan
+
+_LOADING = {
+    "adapter": """```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={labels})
+model = PeftModel.from_pretrained(base, "tasks/{task}")
+```""",
+    "headless": "Load it with `peft.PeftModel.from_pretrained(base, folder)`.",
+    "model": "The folder is a model for `transformers`; each task's head lies in `tasks/<task>/head.safetensors`.",
+    "task-aware": "**This is not one model.** `unified.safetensors` holds one update; each task needs its own mask and "
+    "factor from `tasks/<task>/`, so the task must be known at inference.",
+}
+
+
+def text(plan: "Plan", form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]]) -> str:
+    """The card: what was merged, by which formula, with which flags, and the scores that are known."""
+    base = next((adapter.config.base_model for adapter in plan.adapters if adapter.config.base_model), None)
+    rows = "\n".join(_row(source) for source in inputs)
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sorted(plan.recipe.options.items()))
+    source = (
+        f" ([arXiv:{plan.method.source}](https://arxiv.org/abs/{plan.method.source}))" if plan.method.source else ""
+    )
+    least = min(kept.values())
+    energy = f" Recompression kept at least {least:.1%} of each layer's energy." if least < 1 else ""
+    front = f"base_model: {base}\n" if base else ""
+    return f"""---
+{front}tags:
+- lora
+- merge
+---
+
+# {len(plan.adapters)} adapters merged with {plan.method.name}
+
+{plan.method.summary.capitalize()}{source}.{energy}
+
+| task | adapter | weight | dev score alone |
+| --- | --- | --- | --- |
+{rows}
+
+Made by `osrm merge --method {plan.method.name} {flags}`; `merge.yaml` repeats it, `osrm.json` records every input.
+
+{_loading(plan, form, base)}
+"""
+
+
+def _loading(plan: "Plan", form: str, base: str | None) -> str:
+    """How to load the result, by the example of the first task that has a head."""
+    adapter, head = next(((a, h) for a in plan.adapters if (h := a.heads())), (plan.adapters[0], {}))
+    if form == "adapter" and not head:
+        form = "headless"
+    # The last layer of a head has one row per class.
+    rows = [str(len(tensor)) for name, tensor in head.items() if name.endswith(".weight")]
+    return _LOADING[form].format(base=base or "...", labels=rows[-1] if rows else "...", task=adapter.name)
+
+
+def _row(source: Mapping[str, Any]) -> str:
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in (source["scores"] or {}).items()) or "-"
+    return f"| {source['task']} | {source['path']} | {source['weight']} | {scores} |"

@@ -1,0 +1,206 @@
+"""A recipe with its adapters open and checked: from folders to what a merging rule is given, and what becomes of it.
+
+Adapters are taken in the order of their names, whatever order they are given in: equal sets give equal bytes.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from osrm_cli.artifacts.adapter import Adapter, check_together
+from osrm_cli.artifacts.adapter_files import Layer, natural
+from osrm_cli.artifacts.features import Features
+from osrm_cli.artifacts.recipe import Entry, Recipe
+from osrm_cli.artifacts.requirements import STATISTIC, check_method, check_names, effective_options, open_features
+from osrm_cli.errors import OsrmError
+from osrm_cli.maths import merging
+from osrm_cli.maths.lowrank import LowRank, truncate
+from osrm_cli.maths.merging.inputs import LayerUpdates, Options, TaskAware
+
+if TYPE_CHECKING:
+    from osrm_cli.maths.merging.method import Rule
+
+Result = LowRank | torch.Tensor | TaskAware
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """One layer's result.
+
+    Attributes:
+        name: Full name of the layer.
+        result: Factors, a dense ``(d_out, d_in)``, or a unified update with masks.
+        kept: Share of the energy that is left after recompression; 1 if there was none.
+    """
+
+    name: str
+    result: Result
+    kept: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge will do.
+
+    Attributes:
+        recipe: The effective recipe: every option that counts has its value.
+        method: Row of the table of methods.
+        options: The method's options.
+        adapters: Opened adapters, in the order of their names.
+        layers: Every layer that an adapter changes, ``layer.2`` before ``layer.10``.
+        features: Features files by adapter name; empty unless the method needs them.
+    """
+
+    recipe: Recipe
+    method: merging.Method
+    options: Options
+    adapters: tuple[Adapter, ...]
+    layers: tuple[str, ...]
+    features: Mapping[str, Features]
+
+    @classmethod
+    def of(cls, recipe: Recipe, weights: Mapping[str, float] | None = None) -> "Plan":
+        """Open and check everything a recipe names; compute nothing.
+
+        Args:
+            recipe: What the user wants.
+            weights: Weights by adapter name that replace the recipe's.
+
+        Raises:
+            OsrmError: If an adapter cannot be read, they do not belong together, or the method is not given what it
+                needs or is given what it does not use.
+        """
+        method = merging.find(recipe.method)
+        check_method(method, recipe)
+        used = effective_options(method, recipe.options)
+        found = sorted(((Adapter.open(entry.path), entry) for entry in recipe.adapters), key=lambda pair: pair[0].name)
+        adapters = tuple(adapter for adapter, _ in found)
+        check_names(adapters)
+        check_together(adapters)
+        layers = tuple(sorted({layer for adapter in adapters for layer in adapter.layers}, key=natural))
+        entries = _weighted([entry for _, entry in found], adapters, weights or {})
+        for entry, adapter in zip(entries, adapters, strict=True):
+            entry.check_patterns(adapter.layers)
+        options = Options(scale=used["lambda"], **{name: value for name, value in used.items() if name != "lambda"})
+        features = open_features(recipe, method, adapters) if "features" in method.needs else {}
+        effective = replace(
+            recipe, method=method.name, adapters=entries, options=used, features=recipe.features if features else None
+        )
+        return cls(effective, method, options, adapters, layers, features)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type to write: the recipe's, else the widest of the inputs'."""
+        if self.recipe.dtype:
+            named: torch.dtype = getattr(torch, self.recipe.dtype)
+            return named
+        widest = self.adapters[0].dtype
+        for adapter in self.adapters[1:]:
+            widest = torch.promote_types(widest, adapter.dtype)
+        return widest
+
+    @cached_property
+    def shapes(self) -> dict[str, Layer]:
+        """Each layer as the first adapter that changes it describes it; the others agree on its widths."""
+        return {name: layer for adapter in reversed(self.adapters) for name, layer in adapter.layers.items()}
+
+    @property
+    def embeddings(self) -> set[str]:
+        """Layers that are embeddings."""
+        return {name for name, layer in self.shapes.items() if layer.embedding}
+
+    def merge(self, layers: Sequence[str], jobs: int = 1, device: torch.device | str = "cpu") -> Iterator[MergedLayer]:
+        """Merge layers one by one and yield them in the order given.
+
+        Args:
+            layers: Names of layers; all of ``self.layers`` in whatever order they are to be written.
+            jobs: Layers that are computed at a time, each in a thread.
+            device: Where to compute.
+        """
+        rule = self.method.load()
+        with ExitStack() as stack:
+            readers = {name: stack.enter_context(features.reader()) for name, features in self.features.items()}
+
+            def one(layer: str) -> MergedLayer:
+                updates = self._updates(layer, readers, device)
+                return self._finished(updates, rule)
+
+            yield from _in_order(one, layers, jobs)
+
+    def _updates(self, layer: str, readers: Mapping[str, Any], device: torch.device | str) -> LayerUpdates:
+        """One layer of every adapter; an adapter that does not change it counts with an update of rank zero."""
+        shape = self.shapes[layer]
+        updates = []
+        for adapter in self.adapters:
+            if layer in adapter.layers:
+                dtype = torch.promote_types(adapter.dtype, torch.float32)
+                updates.append(adapter.update(layer, dtype, device))
+            else:
+                nothing = torch.zeros(0, device=device)
+                updates.append(LowRank(nothing.reshape(shape.d_out, 0), nothing.reshape(0, shape.d_in)))
+        names = tuple(adapter.name for adapter in self.adapters)
+        weights = tuple(entry.weight_of(layer, self._depths[layer]) for entry in self.recipe.adapters)
+        moments = tuple(readers[name].read(layer, STATISTIC).to(device) for name in names) if readers else None
+        return LayerUpdates(layer, names, tuple(updates), weights, moments)
+
+    @cached_property
+    def _depths(self) -> dict[str, float]:
+        """Position of each layer's block in the model: 0 for the first, 1 for the last; 0 outside the blocks."""
+        blocks = {
+            layer: int(found[0]) if (found := re.findall(r"(?<=\.)\d+(?=\.)", layer)) else 0 for layer in self.layers
+        }
+        last = max(blocks.values()) or 1
+        return {layer: block / last for layer, block in blocks.items()}
+
+    def _finished(self, updates: LayerUpdates, rule: "Rule") -> MergedLayer:
+        """Apply the rule; recompress its result where the recipe says so, or where an adapter could not hold it."""
+        result = rule(updates, self.options)
+        if isinstance(result, TaskAware):
+            return MergedLayer(updates.name, result)
+        everything = sum(update.rank for update in updates.updates)
+        rank, energy = self.options.rank, self.options.energy
+        if "rank" in self.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
+            whole = rule(updates, replace(self.options, rank=everything, energy=None))
+            kept = truncate(whole, result.rank)[1] if isinstance(whole, LowRank) else 1.0
+            return MergedLayer(updates.name, result, kept)
+        if isinstance(result, torch.Tensor) and self.recipe.output == "adapter" and rank is None and energy is None:
+            rank = everything
+        if rank is None and energy is None:
+            return MergedLayer(updates.name, result)
+        return MergedLayer(updates.name, *truncate(result, rank, energy))
+
+
+def _weighted(entries: Sequence[Entry], adapters: Sequence[Adapter], weights: Mapping[str, float]) -> tuple[Entry, ...]:
+    names = [adapter.name for adapter in adapters]
+    for name in weights:
+        if name not in names:
+            raise OsrmError(
+                f"--weight {name}={weights[name]:g}: no adapter has that name", f"adapters: {', '.join(names)}"
+            )
+    return tuple(
+        replace(entry, weight=weights.get(name, entry.weight)) for entry, name in zip(entries, names, strict=True)
+    )
+
+
+def _in_order(function: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[Answer]:
+    """Map in threads, at most ``jobs`` at a time and in order: what is not yet taken does not pile up."""
+    if jobs == 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Answer]] = deque()
+    with ThreadPoolExecutor(jobs) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == jobs:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,69 @@
+"""How a merged folder was made: ``osrm.json`` for the whole and for each task, ``merge.yaml``, and the model card."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from osrm_cli.artifacts import card, hub, provenance
+from osrm_cli.artifacts.adapter import Adapter
+from osrm_cli.artifacts.plan import Plan
+from osrm_cli.artifacts.provenance import Base
+from osrm_cli.artifacts.recipe import Entry
+
+TASKS = "tasks"  # folder of one folder per task
+HEAD = "head.safetensors"
+
+
+def write(
+    stage: Path,
+    plan: Plan,
+    base: Base | None,
+    form: str,
+    kept: Mapping[str, float],
+    rescalers: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Write ``osrm.json`` for the whole and for each task, ``merge.yaml`` and the model card."""
+    inputs = [_input(adapter, entry) for adapter, entry in zip(plan.adapters, plan.recipe.adapters, strict=True)]
+    facts = provenance.record(
+        "merge",
+        {"method": plan.method.name, "options": plan.recipe.options, "as": plan.recipe.output},
+        base=base,
+        form=form,
+        features=[_digested(item.path) for item in plan.features.values()],
+    )
+    facts["inputs"] = inputs
+    tasks = {adapter.name: adapter.facts.get("task") for adapter in plan.adapters}
+    provenance.write(stage, {**facts, "kept_energy": kept, "tasks": tasks})
+    for adapter in plan.adapters:
+        folder = stage / TASKS / adapter.name
+        if folder.is_dir():
+            own = {"task": tasks[adapter.name], "data": adapter.facts.get("data")}
+            provenance.write(folder, {**facts, **own, "rescalers": rescalers.get(adapter.name)})
+    plan.recipe.write(stage)
+    (stage / "README.md").write_text(card.text(plan, form, kept, inputs), encoding="utf-8")
+
+
+def scores(adapter: Adapter) -> Mapping[str, Any] | None:
+    """The dev scores that ``osrm train`` recorded beside an adapter, if it did."""
+    path = adapter.folder / "training.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["dev"]["scores"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _input(adapter: Adapter, entry: Entry) -> dict[str, Any]:
+    return {
+        "task": adapter.name,
+        "path": adapter.source,
+        "commit": hub.commit(adapter.folder),
+        "sha256": adapter.sha256(),
+        "weight": entry.plain_weight,
+        "scores": scores(adapter),
+    }
+
+
+def _digested(path: Path) -> dict[str, str]:
+    return {"path": path.as_posix(), "sha256": provenance.sha256(path)}

@@ -1,0 +1,112 @@
+"""What a merge has to be given: options that its method uses, features that it needs, adapters with different names."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from osrm_cli.artifacts import features as features_files
+from osrm_cli.artifacts import provenance
+from osrm_cli.artifacts.adapter import Adapter
+from osrm_cli.artifacts.features import Features
+from osrm_cli.artifacts.recipe import Recipe
+from osrm_cli.errors import OsrmError
+from osrm_cli.maths.merging import Method
+from osrm_cli.maths.merging.inputs import Options
+
+STATISTIC = "second-moment"
+_GIVEN = {"features", "seed"}  # what of ``Method.needs`` there can be without running the model
+
+
+def check_method(method: Method, recipe: Recipe) -> None:
+    """Check that a method's needs can be met and that its result can take the form asked for.
+
+    Raises:
+        OsrmError: If not.
+    """
+    if missing := sorted(set(method.needs) - _GIVEN):
+        raise OsrmError(
+            f"method {method.name} needs {' and '.join(missing)} to run the model on, which this command does not do",
+            "osrm merge --list shows what each method needs",
+        )
+    if method.task_aware and recipe.output == "model":
+        raise OsrmError(f"{method.name} makes no single model: each task has its own", "leave out --as model")
+
+
+def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option that counts, with its value.
+
+    Raises:
+        OsrmError: If one is given that the method does not use, or that has the wrong type.
+    """
+    defaults = {"lambda": method.default_lambda, **{name: getattr(Options(), name) for name in method.options}}
+    # Any result can be recompressed, but the point of 'cat' is that it is not.
+    allowed = defaults.keys() | (set() if method.name == "cat" or method.task_aware else {"rank", "energy"})
+    used = dict(defaults)
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name not in allowed:
+            takes = ", ".join("--" + option.replace("_", "-") for option in sorted(allowed))
+            raise OsrmError(f"method {method.name} does not use --{name.replace('_', '-')}", f"it takes {takes}")
+        expected = str if name == "aggregate" else int if name in ("rank", "seed", "agreement") else int | float
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise OsrmError(f"option '{key}' is {value!r}, expected {getattr(expected, '__name__', 'a number')}")
+        used[name] = value
+    return {name: value for name, value in used.items() if value is not None}
+
+
+def check_names(adapters: Sequence[Adapter]) -> None:
+    """Check that adapters have different names, and names that folders can have.
+
+    Raises:
+        OsrmError: If not.
+    """
+    owners: dict[str, Adapter] = {}
+    for adapter in adapters:
+        if not re.fullmatch(r"\w[\w.-]*", adapter.name):
+            raise OsrmError(
+                f"{adapter.source}: '{adapter.name}' cannot be a folder's name", "rename the task or folder"
+            )
+        other = owners.setdefault(adapter.name, adapter)
+        if other is not adapter:
+            raise OsrmError(
+                f"{other.source} and {adapter.source} are both adapters of '{adapter.name}'",
+                "give one adapter per task, or rename a folder",
+            )
+
+
+def open_features(recipe: Recipe, method: Method, adapters: Sequence[Adapter]) -> dict[str, Features]:
+    """Open the features files that a method reads, by adapter name.
+
+    Raises:
+        OsrmError: If one is missing, has no second moments, or does not fit the adapters.
+    """
+    found = {}
+    widths = {name: (layer.d_in, layer.d_out) for adapter in adapters for name, layer in adapter.layers.items()}
+    for adapter in adapters:
+        path = Path(recipe.features or "features") / f"{adapter.name}.safetensors"
+        if not path.is_file():
+            raise OsrmError(
+                f"method {method.name} needs second moments of every task's features, {path} is missing",
+                f"osrm collect --task {adapter.name} --statistic {STATISTIC}",
+            )
+        found[adapter.name] = Features.open(path)
+        _check_features(found[adapter.name], widths)
+    features_files.check_together(list(found.values()))
+    bases = {features.path: features.base for features in found.values()}
+    provenance.same_base(bases | {adapter.folder: adapter.base for adapter in adapters if adapter.base})
+    return found
+
+
+def _check_features(features: Features, widths: Mapping[str, tuple[int, int]]) -> None:
+    collect = f"osrm collect --task {features.task} --statistic {STATISTIC}"
+    if STATISTIC not in features.statistics:
+        raise OsrmError(f"{features.path} holds {', '.join(features.statistics)}, expected {STATISTIC}", collect)
+    for name, expected in widths.items():
+        held = features.layers.get(name)
+        if held is None or (held.d_in, held.d_out) != expected:
+            found = (held.d_in, held.d_out) if held else "nothing"
+            raise OsrmError(
+                f"{features.path} has {found} for {name}, expected {expected} (d_in, d_out)",
+                f"{collect} --target-modules {name.rpartition('.')[2]}",
+            )

@@ -1,0 +1,236 @@
+"""``osrm merge``: adapters/<task>/ -> merged/."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from osrm_cli.commands import options
+from osrm_cli.commands.options import Device, DType
+from osrm_cli.console import Console, table
+from osrm_cli.errors import OsrmError
+from osrm_cli.maths import merging
+
+if TYPE_CHECKING:
+    from osrm_cli.artifacts.merged import Merged
+    from osrm_cli.artifacts.plan import Plan
+    from osrm_cli.artifacts.recipe import Recipe
+
+_LOSSY = 0.95  # kept energy below this is worth a warning
+
+
+class Form(StrEnum):
+    """What is written."""
+
+    ADAPTER = "adapter"
+    MODEL = "model"
+
+
+class Aggregate(StrEnum):
+    """What becomes of the entries whose sign is the elected one."""
+
+    MEAN = "mean"
+    SUM = "sum"
+
+
+def _number(name: str, text: str, low: float | None = None, high: float | None = None) -> Any:
+    return typer.Option(name, help=text, min=low, max=high, show_default=False)
+
+
+def merge(
+    adapters: Annotated[
+        list[str] | None, typer.Argument(help="Adapter folders or hub ids, in any order.", show_default=False)
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            "--method",
+            "-m",
+            help="How to merge; default task-arith. See --list.",
+            autocompletion=options.completing(merging.METHODS),
+            show_default=False,
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None, _number("--lambda", "One factor on the merged update; default the method's.")
+    ] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option("--weight", metavar="NAME=NUMBER", help="An adapter's weight, of any sign.")
+    ] = None,
+    rank: Annotated[int | None, _number("--rank", "Recompress to this rank.", 1)] = None,
+    energy: Annotated[float | None, _number("--energy", "Recompress to this share of the energy.", 0, 1)] = None,
+    density: Annotated[float | None, _number("--density", "Share of the entries to keep.", 0, 1)] = None,
+    aggregate: Annotated[
+        Aggregate | None, typer.Option("--aggregate", help="Mean or sum of entries that agree.", show_default=False)
+    ] = None,
+    window: Annotated[float | None, _number("--window", "della: spread of the drop probability.", 0, 1)] = None,
+    outliers: Annotated[float | None, _number("--outliers", "breadcrumbs: share of top entries dropped.", 0, 1)] = None,
+    mask_scale: Annotated[float | None, _number("--mask-scale", "consensus: threshold of a task's mask.", 0)] = None,
+    agreement: Annotated[int | None, _number("--agreement", "consensus: tasks that must use an entry.", 1)] = None,
+    common: Annotated[float | None, _number("--common", "iso-cts: share of common directions.", 0, 1)] = None,
+    floor: Annotated[float | None, _number("--floor", "svc: smallest divisor.", 0)] = None,
+    alpha: Annotated[float | None, _number("--alpha", "regmean: factor on off-diagonal moments.", 0, 1)] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of the random masks.", show_default=False),
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option("--features", help="Folder of features files; default features.", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", help="YAML file that describes the merge, ours or mergekit's.")
+    ] = None,
+    form: Annotated[
+        Form | None, typer.Option("--as", help="What to write; default adapter.", show_default=False)
+    ] = None,
+    model: options.RecordedModel = None,
+    revision: options.Revision = None,
+    dtype: options.DTypeOption = DType.AUTO,
+    device: options.DeviceOption = Device.AUTO,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Layers merged at a time.")] = 1,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("merged"),
+    overwrite: options.Overwrite = False,
+    list_methods: Annotated[bool, typer.Option("--list", help="List the methods and exit.")] = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Merge adapters into one, each task's head kept beside the merged update.
+
+    Example: osrm merge adapters/* --method task-arith --lambda 0.3
+    """
+    console = Console(json, quiet)
+    if list_methods:
+        _list(console)
+        return
+
+    from osrm_cli.artifacts import atomic, merged
+    from osrm_cli.artifacts.plan import Plan
+    from osrm_cli.language import base_model
+
+    given = {
+        "lambda": scale,
+        "rank": rank,
+        "energy": energy,
+        "density": density,
+        "aggregate": aggregate,
+        "window": window,
+        "outliers": outliers,
+        "mask_scale": mask_scale,
+        "agreement": agreement,
+        "common": common,
+        "floor": floor,
+        "alpha": alpha,
+        "seed": seed,
+    }
+    asked = _recipe(recipe, adapters, method, given)
+    asked = replace(
+        asked,
+        features=str(features) if features else asked.features,
+        output=form.value if form else asked.output,
+        dtype=asked.dtype if dtype == DType.AUTO else dtype.value,
+    )
+    atomic.refuse_existing(out, overwrite)
+    plan = Plan.of(asked, _weights(weight or []))
+    checkpoint, base = None, next((adapter.base for adapter in plan.adapters if adapter.base), None)
+    if plan.recipe.output == "model":
+        checkpoint, base = _checkpoint(plan, model, revision)
+    if dry_run:
+        console.result({"would_write": str(out), **_facts(plan)}, f"would write {out}: {_line(plan)}")
+        return
+    with console.progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
+        work = merged.Work(jobs, base_model.pick_device(device), advance)
+        with atomic.write_folder(out, overwrite) as stage:
+            done = merged.write(stage, plan, work, base, checkpoint)
+    _report(console, out, plan, done)
+
+
+def _recipe(path: Path | None, adapters: Sequence[str] | None, method: str | None, given: dict[str, Any]) -> "Recipe":
+    """What the command line asks for; it goes before what the recipe says."""
+    from osrm_cli.artifacts import recipe as recipes
+
+    if path and adapters:
+        raise OsrmError("adapters are given twice: on the command line and by --recipe", "leave out one of them")
+    if not path and not adapters:
+        raise OsrmError("no adapters to merge", "osrm merge adapters/* --method task-arith --lambda 0.3")
+    asked = recipes.read(path) if path else recipes.Recipe("task-arith", tuple(map(recipes.Entry, adapters or [])))
+    name = method or asked.method
+    flags = {key: value for key, value in given.items() if value is not None}
+    if "seed" not in merging.find(name).options:
+        flags.pop("seed", None)  # OSRM_SEED is for whoever draws
+    if "aggregate" in flags:
+        flags["aggregate"] = flags["aggregate"].value
+    return replace(asked, method=name, options={**asked.options, **flags})
+
+
+def _weights(texts: Sequence[str]) -> dict[str, float]:
+    weights = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise OsrmError(f"--weight {text}, expected NAME=NUMBER", "for example --weight sst2=0.7") from None
+    return weights
+
+
+def _checkpoint(plan: "Plan", model: str | None, revision: str | None) -> tuple[Any, Any]:
+    """The base model's files and its identity, checked against the adapters."""
+    from osrm_cli.artifacts.checkpoint import Checkpoint
+    from osrm_cli.language import base_model
+
+    known = next((adapter for adapter in plan.adapters if adapter.base), plan.adapters[0])
+    folder, base = base_model.of_artifact(
+        known.folder, known.base, known.config.base_model, model, revision or known.config.revision
+    )
+    return Checkpoint.open(folder), base
+
+
+def _list(console: Console) -> None:
+    rows = table("method", "what it does", "needs", "result")
+    facts = []
+    for row in merging.METHODS:
+        result = "task-aware" if row.task_aware else "exact" if row.exact else "recompressed"
+        rows.add_row(row.name, row.summary, ", ".join(row.needs) or "-", result)
+        facts.append({"name": row.name, "summary": row.summary, "needs": list(row.needs), "result": result})
+    console.result({"methods": facts}, rows)
+
+
+def _report(console: Console, out: Path, plan: "Plan", done: "Merged") -> None:
+    kept = list(done.kept.values())
+    facts = {
+        **_facts(plan),
+        "path": str(out),
+        "form": done.form,
+        "rank": max(done.ranks.values(), default=None),
+        "kept_energy": {"least": min(kept), "mean": sum(kept) / len(kept)},
+    }
+    size = f", rank {facts['rank']}" if done.ranks else ""
+    kept_text = f", energy kept {facts['kept_energy']['least']:.1%} to {max(kept):.1%}" if min(kept) < 1 else ", exact"
+    console.result(facts, f"{out}: {_line(plan)}{size}{kept_text}")
+    if done.form == "task-aware":
+        console.warn("this is not one model: every task needs its own mask, so its name must be known at inference")
+    if min(kept) < _LOSSY:
+        console.warn(
+            f"recompression lost up to {1 - min(kept):.1%} of a layer's energy; a higher --rank keeps more, "
+            "--as model keeps all"
+        )
+
+
+def _facts(plan: "Plan") -> dict[str, Any]:
+    return {
+        "method": plan.method.name,
+        "options": dict(plan.recipe.options),
+        "as": plan.recipe.output,
+        "adapters": [adapter.name for adapter in plan.adapters],
+        "layers": len(plan.layers),
+    }
+
+
+def _line(plan: "Plan") -> str:
+    names = ", ".join(adapter.name for adapter in plan.adapters)
+    settings = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(plan.recipe.options.items()))
+    return f"{names} by {plan.method.name} ({settings}), {len(plan.layers)} layers"
