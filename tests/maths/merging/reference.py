@@ -1,0 +1,237 @@
+"""Every rule once more, written from its formula on dense float64 arrays with NumPy: slow, plain, independent."""
+
+import hashlib
+
+import numpy as np
+import torch
+
+Array = np.ndarray
+
+
+def draws(shape: tuple[int, int], seed: int, layer: str, adapter: str) -> Array:
+    key = hashlib.sha256(f"{seed}\0{layer}\0{adapter}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
+    return torch.rand(shape, generator=generator).numpy().astype(np.float64)
+
+
+# Sparsifying.
+
+
+def top(dW: Array, density: float) -> Array:
+    order = np.argsort(-np.abs(dW), axis=None)[: max(int(density * dW.size), 1)]
+    kept = np.zeros(dW.size)
+    kept[order] = dW.ravel()[order]
+    return kept.reshape(dW.shape)
+
+
+def middle(dW: Array, density: float, outliers: float) -> Array:
+    keep = max(int(density * dW.size), 1)
+    drop = min(int(outliers * dW.size), dW.size - keep)
+    order = np.argsort(-np.abs(dW), axis=None)[drop : drop + keep]
+    kept = np.zeros(dW.size)
+    kept[order] = dW.ravel()[order]
+    return kept.reshape(dW.shape)
+
+
+def bernoulli(dW: Array, density: float, *key: object) -> Array:
+    return np.where(draws(dW.shape, *key) < density, dW / density, 0)
+
+
+def magprune(dW: Array, density: float, window: float, *key: object) -> Array:
+    width = min(window, density, 2 - 2 * density)
+    probability = np.empty_like(dW)
+    for row in range(len(dW)):
+        ladder = np.linspace(density - width / 2, density + width / 2, dW.shape[1])
+        probability[row, np.argsort(np.abs(dW[row]))] = ladder
+    return np.where(draws(dW.shape, *key) < probability, dW / probability, 0)
+
+
+def elect(updates: list[Array]) -> Array:
+    stacked = np.stack(updates)
+    sign = np.sign(stacked.sum(0))
+    merged = np.zeros(stacked.shape[1:])
+    for place in np.ndindex(*merged.shape):
+        agreeing = [x for x in stacked[(slice(None), *place)] if x * sign[place] > 0]
+        merged[place] = np.mean(agreeing) if agreeing else 0
+    return merged
+
+
+# Rules: dense updates, their names, and the options as keywords.
+
+
+def task_arith(updates: list[Array], **_: object) -> Array:
+    return sum(updates)
+
+
+def average(updates: list[Array], weights: list[float], **_: object) -> Array:
+    return sum(updates) / sum(weights)
+
+
+def svd(updates: list[Array], rank: int, **_: object) -> Array:
+    U, S, Vh = np.linalg.svd(sum(updates), full_matrices=False)
+    return U[:, :rank] * S[:rank] @ Vh[:rank]
+
+
+def ties(updates: list[Array], density: float, **_: object) -> Array:
+    return elect([top(dW, density) for dW in updates])
+
+
+def magnitude(updates: list[Array], density: float, **_: object) -> Array:
+    return sum(top(dW, density) for dW in updates)
+
+
+def breadcrumbs(updates: list[Array], density: float, outliers: float, **_: object) -> Array:
+    return sum(middle(dW, density, outliers) for dW in updates)
+
+
+def dare(updates: list[Array], keys: list[tuple[object, ...]], density: float, **_: object) -> Array:
+    return sum(bernoulli(dW, density, *key) for dW, key in zip(updates, keys, strict=True))
+
+
+def dare_ties(updates: list[Array], keys: list[tuple[object, ...]], density: float, **_: object) -> Array:
+    return elect([bernoulli(dW, density, *key) for dW, key in zip(updates, keys, strict=True)])
+
+
+def della(updates: list[Array], keys: list[tuple[object, ...]], density: float, window: float, **_: object) -> Array:
+    return elect([magprune(dW, density, window, *key) for dW, key in zip(updates, keys, strict=True)])
+
+
+def consensus(updates: list[Array], mask_scale: float, agreement: int, **_: object) -> Array:
+    total = sum(updates)
+    users = sum((np.abs(dW) >= mask_scale * np.abs(total - dW)).astype(int) for dW in updates)
+    return np.where(users >= min(agreement, len(updates)), total, 0)
+
+
+def emr(updates: list[Array], **_: object) -> tuple[Array, list[Array], list[float]]:
+    sign = np.sign(sum(updates))
+    unified = sign * np.max([np.where(dW * sign > 0, np.abs(dW), 0) for dW in updates], axis=0)
+    masks = [dW * unified > 0 for dW in updates]
+    pairs = zip(updates, masks, strict=True)
+    return unified, masks, [np.abs(dW).sum() / np.abs(mask * unified).sum() for dW, mask in pairs]
+
+
+def core(rule: object) -> object:
+    def merged(updates: list[Array], **options: object) -> Array:
+        U, left, _ = np.linalg.svd(np.concatenate(updates, axis=1), full_matrices=False)
+        _, right, Vh = np.linalg.svd(np.concatenate(updates, axis=0), full_matrices=False)
+        U, Vh = U[:, above(left)], Vh[above(right)]
+        return U @ rule([U.T @ dW @ Vh.T for dW in updates], **options) @ Vh
+
+    return merged
+
+
+def knots(rule: object) -> object:
+    def merged(updates: list[Array], **options: object) -> Array:
+        U, S, Vh = np.linalg.svd(np.concatenate(updates, axis=1), full_matrices=False)
+        keep = above(S)
+        parts = np.split((S[:, None] * Vh)[keep], len(updates), axis=1)
+        return U[:, keep] @ rule(parts, **options)
+
+    return merged
+
+
+def above(S: Array) -> Array:
+    return S / S[0] > 1e-10
+
+
+def triplets(W: Array, count: int | None = None) -> tuple[Array, Array, Array]:
+    U, S, Vh = np.linalg.svd(W, full_matrices=False)
+    keep = min(int(above(S).sum()), count or len(S))
+    return U[:, :keep], S[:keep], Vh[:keep].T
+
+
+def orthogonal(X: Array) -> Array:
+    U, _, Vh = np.linalg.svd(X, full_matrices=False)
+    return U @ Vh
+
+
+def tsv(updates: list[Array], **_: object) -> Array:
+    parts = [triplets(dW, max(min(dW.shape) // len(updates), 1)) for dW in updates]
+    U, S, V = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+    return orthogonal(U) @ np.diag(S) @ orthogonal(V).T
+
+
+def iso_c(updates: list[Array], **_: object) -> Array:
+    U, S, V = triplets(sum(updates))
+    return S.mean() * U @ V.T
+
+
+def iso_cts(updates: list[Array], common: float, **_: object) -> Array:
+    total = sum(updates)
+    directions = min(np.linalg.matrix_rank(np.concatenate(updates, axis=axis)) for axis in (0, 1))
+    own = round((directions - int(directions * common)) / len(updates))
+    Uc, Sc, Vc = triplets(total, directions - own * len(updates))
+    parts = [(Uc, Sc, Vc)]
+    if own:
+        parts += [triplets(dW - Uc @ Uc.T @ dW, own) for dW in updates]
+    U, S, V = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+    return S.mean() * orthogonal(U) @ orthogonal(V).T
+
+
+def svc(updates: list[Array], floor: float, **_: object) -> Array:
+    total = sum(updates)
+    U, S, V = triplets(total)
+    merged = np.zeros_like(total)
+    for r in range(len(S)):
+        counts = [max((U[:, r] @ total) @ (U[:, r] @ dW) / ((U[:, r] @ dW) @ (U[:, r] @ dW)), floor) for dW in updates]
+        merged += S[r] / np.mean(counts) * np.outer(U[:, r], V[:, r])
+    return merged
+
+
+def wudi(updates: list[Array], **_: object) -> Array:
+    grams = [dW.T @ dW / (dW**2).sum() for dW in updates]
+    return sum(dW @ G for dW, G in zip(updates, grams, strict=True)) @ np.linalg.pinv(sum(grams), rcond=1e-12)
+
+
+def regmean(updates: list[Array], moments: list[Array], alpha: float, **_: object) -> Array:
+    damped = [np.where(np.eye(len(C)) > 0, C, alpha * C) for C in moments]
+    return sum(dW @ C for dW, C in zip(updates, damped, strict=True)) @ np.linalg.inv(sum(damped))
+
+
+def fisher(updates: list[Array], information: list[Array], **_: object) -> Array:
+    return sum(F * dW for F, dW in zip(information, updates, strict=True)) / sum(information)
+
+
+def pico(rule: object) -> object:
+    def merged(updates: list[Array], Bs: list[Array], **options: object) -> Array:
+        U, S, _ = np.linalg.svd(np.concatenate(Bs, axis=1), full_matrices=False)
+        a = 1 / (1 + (len(updates) - 1) * S**2 / (S**2).sum())
+        calibrated = [dW - U @ np.diag(1 - a) @ U.T @ dW for dW in updates]
+        options["weights"] = [1.0] * len(updates)
+        result = rule(calibrated, **options)
+        return result * np.mean([np.linalg.norm(dW) for dW in updates]) / np.linalg.norm(result)
+
+    return merged
+
+
+PLAIN = {
+    **dict.fromkeys(("task-arith", "cat", "core-task-arith", "adamerging"), task_arith),
+    "average": average,
+    "svd": svd,
+    "ties": ties,
+    "magnitude": magnitude,
+    "breadcrumbs": breadcrumbs,
+    "dare": dare,
+    "dare-ties": dare_ties,
+    "della": della,
+    "consensus": consensus,
+    "core-ties": core(ties),
+    "core-magnitude": core(magnitude),
+    "core-breadcrumbs": core(breadcrumbs),
+    "core-dare": core(dare),
+    "core-dare-ties": core(dare_ties),
+    "core-della": core(della),
+    "core-consensus": core(consensus),
+    "knots-ties": knots(ties),
+    "knots-dare-ties": knots(dare_ties),
+    "tsv": tsv,
+    "iso-c": iso_c,
+    "iso-cts": iso_cts,
+    "svc": svc,
+    "pico": pico(task_arith),
+    "wudi": wudi,
+    "regmean": regmean,
+    "regmean++": regmean,
+    "fisher": fisher,
+}
+RULES = {**PLAIN, **{f"pico+{name}": pico(rule) for name, rule in PLAIN.items() if name != "pico"}}
