@@ -105,7 +105,7 @@ def elected_sign(updates: Iterator[Tensor]) -> Tensor:
     for update in updates:
         total += update
         magnitude += update.abs()
-    total[total.abs() <= torch.finfo(total.dtype).eps ** 0.75 * magnitude] = 0
+    total[total.abs() <= 4 * torch.finfo(total.dtype).eps * magnitude] = 0
     return total.sign_()
 
 
