@@ -86,23 +86,29 @@ def krylov(apply: Operator, start: torch.Tensor, rank: int, blocks: int) -> Foun
         blocks: Products at most.
     """
     width = start.shape[1]
-    blocks = min(blocks, len(start) // width)
+    blocks = min(blocks, len(start) // width)  # at least one: a block is never wider than the space
     V, W = (start.new_empty(len(start), blocks * width) for _ in range(2))
     block = _orthonormal(start)
     for step in range(1, blocks + 1):
-        V[:, (step - 1) * width : step * width] = block
-        W[:, (step - 1) * width : step * width] = image = apply(block)
-        basis, images = V[:, : step * width], W[:, : step * width]
+        columns = slice((step - 1) * width, step * width)
+        V[:, columns], W[:, columns] = block, apply(block)
+        basis, images = V[:, : columns.stop], W[:, : columns.stop]
         if step % CHECK == 0 or step == blocks:
-            values, mix = torch.linalg.eigh(basis.T @ images)
-            values, mix = values[-width:].flip(0), mix[:, -width:].flip(1)
-            ritz = basis @ mix
-            residual = (images @ mix - ritz * values).norm(dim=0)[:rank]
-            converged = bool((residual <= RESIDUAL * values[:rank] + torch.finfo(V.dtype).eps * values[0]).all())
-            if converged or step == blocks:
-                return Found(_orthonormal(ritz), converged)
-        block = _orthonormal(_outside(_orthonormal(_outside(image, basis)), basis))
-    raise ValueError("no block fits")
+            found = _ritz(basis, images, rank, width)
+            if found.converged:
+                break
+        block = _orthonormal(_outside(_orthonormal(_outside(W[:, columns], basis)), basis))
+    return found
+
+
+def _ritz(basis: torch.Tensor, images: torch.Tensor, rank: int, width: int) -> Found:
+    """The best approximations in the span of ``basis`` ``(d, k)``, whose images under the operator are known."""
+    values, mix = torch.linalg.eigh(basis.T @ images)
+    values, mix = values[-width:].flip(0), mix[:, -width:].flip(1)
+    vectors = basis @ mix
+    residual = (images @ mix - vectors * values).norm(dim=0)[:rank]
+    allowed = RESIDUAL * values[:rank] + torch.finfo(values.dtype).eps * values[0]
+    return Found(_orthonormal(vectors), bool((residual <= allowed).all()))
 
 
 def signed(A: torch.Tensor) -> torch.Tensor:
@@ -151,5 +157,4 @@ def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
 
 def _oversampled(start: torch.Tensor) -> torch.Tensor:
     """The start's rows as columns, and a few more that depend on them alone."""
-    more = start[:OVERSAMPLED].roll(1, dims=1) if len(start) >= OVERSAMPLED else start.roll(1, dims=1)
-    return torch.cat([start, more]).T
+    return torch.cat([start, start[:OVERSAMPLED].roll(1, dims=1)])[: start.shape[1]].T

@@ -1,41 +1,32 @@
 """How much one task's update moves the outputs for another task's inputs, without a forward pass.
 
-``E ||s B A x||^2 = s^2 tr[(B^T B)(A C A^T)]`` for inputs with second moment ``C``: ``r x r`` work once ``A C A^T`` is
-known.
+``E ||B A x||^2 = tr[(B^T B)(A C A^T)]`` for inputs with second moment ``C``, the adapter's scaling in B: ``r x r``
+work once ``A C A^T`` is known.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.maths.lowrank import LowRank
 
 
-class Update(NamedTuple):
-    """One adapter's update of one layer, ``scale * B @ A``: A ``(r, d_in)``, B ``(d_out, r)``."""
-
-    A: torch.Tensor
-    B: torch.Tensor
-    scale: float
-
-
-def energy(update: Update, C: torch.Tensor) -> torch.Tensor:
-    """``E ||s B A x||^2``, a scalar, differentiable in A and B.
+def energy(update: LowRank, C: torch.Tensor) -> torch.Tensor:
+    """``E ||B A x||^2`` with the scaling in B, a scalar, differentiable in A and B.
 
     Args:
         update: The factors.
         C: Uncentred second moment of the inputs, ``(d_in, d_in)``.
     """
-    A, B, scale = update
-    return scale**2 * ((B.T @ B) * (A @ C @ A.T)).sum()
+    A, B = update.A, update.B
+    return ((B.T @ B) * (A @ C @ A.T)).sum()
 
 
-def energy_of_rows(update: Update, rows: torch.Tensor) -> torch.Tensor:
+def energy_of_rows(update: LowRank, rows: torch.Tensor) -> torch.Tensor:
     """``energy`` for ``C = rows^T rows``: a sketch, or any factor of a second moment, ``(n, d_in)``."""
-    A, B, scale = update
-    seen = A @ rows.T
-    return scale**2 * ((B.T @ B) * (seen @ seen.T)).sum()
+    seen = update.A @ rows.T
+    return ((update.B.T @ update.B) * (seen @ seen.T)).sum()
 
 
 def base_energy(W: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
@@ -43,9 +34,9 @@ def base_energy(W: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
     return ((W @ C) * W).sum()
 
 
-def matrix(updates: Sequence[Update], moments: Sequence[torch.Tensor]) -> torch.Tensor:
+def matrix(updates: Sequence[LowRank], moments: Sequence[torch.Tensor]) -> torch.Tensor:
     """``(T, U)``, float64: entry ``t, u`` is the energy of update ``t`` on the inputs of task ``u`` in one layer."""
-    doubled = [Update(A.double(), B.double(), scale) for A, B, scale in updates]
+    doubled = [update.to(torch.float64) for update in updates]
     columns = [torch.stack([energy(update, C.double()) for update in doubled]) for C in moments]
     return torch.stack(columns, dim=1)
 
@@ -60,32 +51,30 @@ def relative(energies: Sequence[torch.Tensor], bases: Sequence[torch.Tensor]) ->
     return torch.stack([energy / base for energy, base in zip(energies, bases, strict=True)]).mean(dim=0)
 
 
-def penalty(update: Update, C_out: torch.Tensor, base: torch.Tensor | float) -> torch.Tensor:
-    """``s^2 tr[(B^T B)(A C_out A^T)] / tr(W0 C_out W0^T)``: what training adds, times mu, for every layer.
+def penalty(update: LowRank, C_out: torch.Tensor, base: torch.Tensor | float) -> torch.Tensor:
+    """``tr[(B^T B)(A C_out A^T)] / tr(W0 C_out W0^T)``, the scaling in B: training adds mu times this, layer by layer.
 
-    Computed in float32 at least, also under autocast, and differentiable in A and B.
+    Computed in the precision of ``C_out``, also under autocast, and differentiable in A and B.
 
     Args:
         update: The factors in training.
-        C_out: The other tasks' second moment ``(d_in, d_in)``, float32.
+        C_out: The other tasks' second moment ``(d_in, d_in)``.
         base: ``base_energy`` of the layer for ``C_out``.
     """
-    A, B, scale = update
-    with torch.autocast(A.device.type, enabled=False):
-        return energy(Update(A.to(C_out.dtype), B.to(C_out.dtype), scale), C_out) / base
+    with torch.autocast(update.A.device.type, enabled=False):
+        return energy(update.to(C_out.dtype), C_out) / base
 
 
-def projection(update: Update, A: torch.Tensor, scale: float) -> torch.Tensor:
-    """B of an existing update on a new A, ``argmin_B ||scale B A - dW||_F``, ``(d_out, r)``: arXiv:2505.22934.
+def projection(update: LowRank, A: torch.Tensor) -> LowRank:
+    """An existing update on a new A, ``B = argmin_B ||B A - dW||_F = dW A^+``: arXiv:2505.22934.
 
     Args:
-        update: The existing adapter, ``dW = s B_0 A_0``.
-        A: New A ``(r, d_in)``.
-        scale: Scaling of the new adapter.
+        update: The existing adapter's ``dW = B_0 A_0``, its scaling in ``B_0``.
+        A: New A ``(r, d_in)``, of full rank.
     """
-    A_0, B_0, s = (update.A.double(), update.B.double(), update.scale)
-    mixed: torch.Tensor = torch.linalg.lstsq(A.double().T, A_0.T).solution
-    return (s / scale) * B_0 @ mixed.T
+    A = A.double()
+    mixed: torch.Tensor = torch.linalg.lstsq(A.T, update.A.double().T).solution
+    return LowRank(update.B.double() @ mixed.T, A)
 
 
 def balanced(A: torch.Tensor, C: torch.Tensor, others: torch.Tensor, mu: float) -> torch.Tensor:

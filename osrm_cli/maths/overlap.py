@@ -32,7 +32,7 @@ def effective_rank(C: torch.Tensor) -> float:
 
 
 def main_space(C: torch.Tensor, energy: float = 0.99) -> torch.Tensor:
-    """The fewest eigenvectors of ``C`` ``(d, d)`` that hold a share of its trace, rows ``(q, d)``, the main one first."""
+    """The fewest eigenvectors of ``C`` ``(d, d)`` that hold a share of its trace, rows ``(q, d)``, main ones first."""
     values, vectors = torch.linalg.eigh(C.double())
     shares = values.clamp(min=0).flip(0).cumsum(0) / values.clamp(min=0).sum()
     count = 1 + int((shares < energy).sum())

@@ -12,9 +12,9 @@ class FrequentDirections(Accumulator):
     """Sketch ``S`` ``(m, d_in)`` of the tokens ``X`` with ``0 <= X^T X - S^T S <= error I`` (arXiv:1501.01711).
 
     For every ``k < m``, ``error <= ||X - X_k||_F^2 / (m - k)``, where ``X_k`` is the best approximation of rank ``k``.
-    Tokens are buffered beside the sketch. When the buffer is full, all squared singular values are lowered by the
-    ``m + 1``-st, which leaves ``m`` rows. Sketches merge by sketching their stacked rows; the
-    bound holds for the whole.
+    Tokens are buffered below the sketch. When ``4 m`` rows are full, all squared singular values are lowered by the
+    ``m + 1``-st, which leaves ``m`` rows: where that happens depends on the order of the tokens, not on the batches.
+    Sketches merge by sketching their stacked rows; the bound holds for the whole.
 
     Args:
         d_in: Width of the inputs.
@@ -47,10 +47,12 @@ class FrequentDirections(Accumulator):
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         # Blocks of a few m keep the memory flat; each costs one thin SVD.
         tokens = double(x[mask])
-        step = max(3 * self.size, 64)
-        for start in range(0, len(tokens), step):
-            self._buffer = torch.cat([self._buffer.to(tokens.device), tokens[start : start + step]])
-            self._shrink()
+        while len(tokens):
+            room = 4 * self.size - len(self._buffer)
+            self._buffer = torch.cat([self._buffer.to(tokens.device), tokens[:room]])
+            tokens = tokens[room:]
+            if len(self._buffer) == 4 * self.size:
+                self._shrink()
 
     def _shrink(self) -> None:
         if self._buffer.shape[0] <= self.size:
@@ -64,7 +66,8 @@ class FrequentDirections(Accumulator):
     def _merge(self, state: State) -> None:
         self._buffer = torch.cat([self._buffer, state["rows"].to(self._buffer.device)])
         self.error += float(state["error"])
-        self._shrink()
+        if len(self._buffer) >= 4 * self.size:
+            self._shrink()
 
     def _sums(self) -> State:
         return {

@@ -113,7 +113,8 @@ def _generalised(request: Request, name: str, rows: torch.Tensor | None, moment:
 
     def whitened(V: torch.Tensor) -> torch.Tensor:
         image: torch.Tensor = C_in @ torch.linalg.solve_triangular(L.T, V, upper=True)
-        return torch.linalg.solve_triangular(L, image, upper=False)
+        whole: torch.Tensor = torch.linalg.solve_triangular(L, image, upper=False)
+        return whole
 
     top = eigen.largest(whitened, _drawn(request, name, min(request.rank, len(L)))[:, : len(L)])
     values = (top * whitened(top.T).T).sum(dim=1)
@@ -135,7 +136,8 @@ def _factor(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
         used = max(eps, least)
         L, failed = torch.linalg.cholesky_ex((C_out / level + used * identity) / max(used, 1.0))
         if not failed:
-            return L
+            factor: torch.Tensor = L
+            return factor
     raise OsrmError("the other tasks' second moment is not positive semi-definite", "collect the features again")
 
 
