@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -92,4 +93,5 @@ def _terminate(signum: int, _frame: Any) -> None:
 def main() -> None:
     """Run the program."""
     signal.signal(signal.SIGTERM, _terminate)
+    warnings.simplefilter("ignore", FutureWarning)  # of the libraries below us: nothing that a user could mend
     app()

@@ -135,7 +135,7 @@ def _run(job: _Job, where: "torch.device", resume: bool, overwrite: bool, consol
         outcome = training.fit(
             model, tokenizer, job.train.task, train, dev, job.recipe, job.work, where, resume, advance
         )
-    report = {"path": str(job.path), "dev": outcome.scores, "drift": training.drift(model, job.start)}
+    report = {"path": str(job.path), "dev": outcome.scores, "drift": asdict(training.drift(model, job.start))}
     if leader:
         _write(job, model, classifier.heads, outcome, report, facts, overwrite)
         shutil.rmtree(job.work)

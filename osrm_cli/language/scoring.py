@@ -1,6 +1,7 @@
-"""Score adapters on tasks: one backbone in memory, one head and one update at a time."""
+"""Score adapters and merged models: one backbone in memory, one head and one update at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from osrm_cli.errors import OsrmError
 from osrm_cli.language import batches
+from osrm_cli.language.base_model import is_conv1d
 
-Encoding = dict[str, Any]
+Encoding = Mapping[str, Any]
 
 
 def with_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
@@ -22,16 +25,68 @@ def with_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
     with torch.device("meta"):
         shell: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=model.dtype)
     setattr(shell, model.base_model_prefix, getattr(model, model.base_model_prefix))
-    for name, child in list(shell.named_children()):
+    for name, child in shell.named_children():
         if name != model.base_model_prefix:
-            setattr(shell, name, child.to_empty(device=model.device))
+            child.to_empty(device=model.device)
     return shell.eval()
 
 
-def with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put an adapter on a classifier; ``unload`` takes it off again."""
-    adapted: PeftModel = PeftModel.from_pretrained(model, folder, torch_device=str(model.device))
-    return adapted.eval()
+@contextmanager
+def adapted(model: PreTrainedModel, folder: Path, num_labels: int) -> Iterator[torch.nn.Module]:
+    """The classifier that a PEFT folder makes of a base model.
+
+    Raises:
+        OsrmError: If the folder has no head, or one for another number of classes.
+    """
+    shell = with_head(model, num_labels)
+    try:
+        whole: PeftModel = PeftModel.from_pretrained(shell, str(folder), torch_device=str(model.device))
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {_mismatch(error)}") from None
+    if not whole.peft_config["default"].modules_to_save:
+        raise OsrmError(f"{folder} has no classification head", "score a folder that has one, such as merged/tasks/NAME")
+    try:
+        yield whole.eval()
+    finally:
+        whole.unload()
+
+
+@contextmanager
+def headed(model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path) -> Iterator[torch.nn.Module]:
+    """The classifier that a head alone makes of a model.
+
+    Raises:
+        OsrmError: If the head does not fit.
+    """
+    shell = with_head(model, num_labels)
+    try:
+        unexpected = shell.load_state_dict(dict(head), strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {_mismatch(error)}") from None
+    if unexpected:
+        raise OsrmError(f"{folder} holds {unexpected[0]}, which the model does not have")
+    yield shell
+
+
+@contextmanager
+def shifted(model: PreTrainedModel, updates: Callable[[str], torch.Tensor], layers: Sequence[str]) -> Iterator[None]:
+    """Add dense updates ``(d_out, d_in)`` to a model's weights, and take the old weights back at the end."""
+    kept: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for name in layers:
+            layer = model.get_submodule(name)
+            weight, delta = layer.weight, updates(name)
+            kept[name] = weight.detach().clone()
+            turned = delta.T if is_conv1d(layer) or isinstance(layer, torch.nn.Embedding) else delta
+            weight.copy_(weight.float() + turned.to(weight.device))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, weight in kept.items():
+                model.get_submodule(name).weight.copy_(weight)
 
 
 def logits(
@@ -50,3 +105,7 @@ def logits(
             found.update(zip(plan, model(**batch).logits.float().cpu(), strict=True))
             advance(len(plan))
     return torch.stack([found[i] for i in range(len(encodings))])
+
+
+def _mismatch(error: RuntimeError) -> str:
+    return next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)

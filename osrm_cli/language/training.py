@@ -93,8 +93,9 @@ def adapt(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftMod
         OsrmError: If the start does not fit the model.
     """
     config = PeftConfig.from_pretrained(str(start.folder))
-    config.modules_to_save = classifier.heads
+    config.modules_to_save = list(classifier.heads)  # PEFT adds its own guesses to the list
     config.inference_mode = False
+    config.base_model_name_or_path = classifier.model.name_or_path  # PEFT warns where the model lies elsewhere
     try:
         model: PeftModel = get_peft_model(classifier.model, config)
     except ValueError as error:
@@ -116,13 +117,11 @@ def adapt(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftMod
     return model
 
 
-def drift(model: PeftModel, start: Adapter) -> dict[str, Any]:
-    """How far A has moved from the start: the orthogonal Procrustes distance, relative, per layer and overall."""
+def drift(model: PeftModel, start: Adapter) -> procrustes.Drift:
+    """How far A has moved from the start, but for a rotation of its rows."""
     trained = get_peft_model_state_dict(model)
-    pairs = {
-        layer: (start.factors(layer).A, trained[f"{PREFIX}{layer}.lora_A.weight"].float().cpu()) for layer in start.layers
-    }
-    return {"overall": procrustes.overall(pairs.values()), "layers": {n: procrustes.drift(*p) for n, p in pairs.items()}}
+    starts = {layer: start.factors(layer).A for layer in start.layers}
+    return procrustes.drift(starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts})
 
 
 def save(model: PeftModel, start: Adapter, base: Base, heads: Sequence[str], folder: Path) -> None:

@@ -1,0 +1,214 @@
+"""``osrm eval``: merged/ -> merged/scores.json."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from osrm_cli.commands import options
+from osrm_cli.commands.options import Device, DType
+from osrm_cli.console import Console, table
+from osrm_cli.errors import OsrmError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from osrm_cli.artifacts.classifiers import Held
+    from osrm_cli.artifacts.scores import Score
+    from osrm_cli.language.tasks import Data
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A merged folder, or any adapter folder with a head.")] = Path("merged"),
+    task: Annotated[list[str] | None, typer.Option("--task", help="Task to score; repeat for more. Default: all.")] = None,
+    data: options.RecordedData = None,
+    split: Annotated[str, typer.Option("--split", help="Split to score on.")] = "dev",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Examples per task; the first ones. Default: all.", show_default=False)
+    ] = None,
+    single: Annotated[bool, typer.Option("--single/--no-single", help="Score the single adapters beside.")] = True,
+    model: options.RecordedModel = None,
+    revision: options.Revision = None,
+    max_length: options.MaxLength = None,
+    batch_size: options.BatchSize = 64,
+    device: options.DeviceOption = Device.AUTO,
+    dtype: options.DTypeOption = DType.FLOAT32,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write. Default: FOLDER/scores.json.", show_default=False)
+    ] = None,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Score each task, beside its single adapter.
+
+    Example: osrm eval merged
+    """
+    from osrm_cli.artifacts import atomic, classifiers, provenance, scores
+    from osrm_cli.language import base_model
+
+    console = Console(json, quiet)
+    path = out or folder / scores.NAME
+    atomic.refuse_existing(path, overwrite)
+    found = _chosen(classifiers.held(folder), task, folder)
+    sets = {name: _sets(held, data, split, limit) for name, held in found.items()}
+    first = next(iter(found.values()))
+    if first.form == "model":
+        place, base = base_model.locate(str(folder)), first.base
+    else:
+        place, base = base_model.of_artifact(folder, first.base, first.base_name, model, revision)
+    if dry_run:
+        console.result({"would_write": [str(path)]}, f"would write {path}: {', '.join(found)}")
+        return
+    where = base_model.pick_device(device)
+    bench = _Bench(place, where, base_model.pick_dtype(dtype, where), batch_size, max_length, console)
+    results = {name: bench.score(held, sets[name], single) for name, held in found.items()}
+    settings = {"split": split, "limit": limit, "max_length": max_length}
+    facts = {**provenance.record("eval", settings, sorted(folder.rglob("*.safetensors")), base=base), **scores.summary(results)}
+    with atomic.write_file(path, overwrite) as stage:
+        stage.write_text(provenance.dumps(facts), encoding="utf-8")
+    if any(held.form == "task-aware" for held in found.values()):
+        console.note("Each task was scored with its own mask: this is not one model.")
+    console.result({"path": str(path), **scores.summary(results)}, _table(results, split))
+
+
+def _chosen(found: "dict[str, Held]", names: list[str] | None, folder: Path) -> "dict[str, Held]":
+    for name in names or []:
+        if name not in found:
+            raise OsrmError(f"{folder} holds no task '{name}'", f"it holds: {', '.join(found)}")
+    return {name: held for name, held in found.items() if not names or name in names}
+
+
+def _sets(held: "Held", data: str | None, split: str, limit: int | None) -> "list[Data]":
+    """The split's examples; two sets where the task has a matched and a mismatched one."""
+    from osrm_cli.language import tasks
+
+    source = data or held.data or "hub"
+    splits = tasks.splits(held.task, source)
+    pair = [name for name in (f"{split}_matched", f"{split}_mismatched") if name in splits]
+    return [tasks.load(held.task, source, name, limit) for name in pair or [split]]
+
+
+@dataclass
+class _Bench:
+    """One base model, on which one classifier after the other is scored."""
+
+    place: Path
+    device: "torch.device"
+    dtype: "torch.dtype"
+    batch_size: int
+    max_length: int | None
+    console: Console
+
+    def __post_init__(self) -> None:
+        from osrm_cli.language import base_model
+
+        self.tokenizer = base_model.load_tokenizer(self.place)
+        self.model = base_model.load_classifier(self.place, 2, self.tokenizer, self.dtype, 0).model.to(self.device)
+
+    def score(self, held: "Held", sets: "list[Data]", single: bool) -> "Score":
+        """Score one task, and its single adapter if asked for."""
+        from osrm_cli.artifacts.scores import Score
+        from osrm_cli.language import metrics
+
+        task = sets[0].task
+        with _classifier(self.model, held, task.num_labels) as model:
+            found = [self._metrics(model, data) for data in sets]
+        named = {name: value for data, rows in zip(sets, found, strict=True) for name, value in _named(data, rows)}
+        headline = metrics.headline(task, found[0])
+        alone = self._single(held, sets[0]) if single else None
+        examples = sum(len(data.examples) for data in sets)
+        return Score(named, headline, headline if held.folder == held.root else alone, examples, sets[0].sha256)
+
+    def _metrics(self, model: Any, data: "Data") -> dict[str, float]:
+        from osrm_cli.commands.options import MAX_LENGTH
+        from osrm_cli.language import batches, metrics, scoring
+
+        length = self.max_length or data.task.max_length or MAX_LENGTH
+        encodings = batches.tokenise(self.tokenizer, data.examples, length)
+        with self.console.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
+            logits = scoring.logits(model, encodings, self.tokenizer, self.device, self.batch_size, advance)
+        return metrics.score(data.task, metrics.decide(data.task, logits.numpy()), data.labels)
+
+    def _single(self, held: "Held", data: "Data") -> float | None:
+        """The single adapter's headline: as recorded if that was on the same examples, else measured if it is there."""
+        from osrm_cli.artifacts import classifiers
+        from osrm_cli.language import metrics
+
+        source = held.source
+        recorded = source.get("dev") or {}
+        if recorded.get("sha256") == data.sha256:
+            return metrics.headline(data.task, recorded["scores"])
+        path = Path(source.get("path") or "")
+        if not source or not (path / "adapter_config.json").is_file():
+            self.console.note(f"{held.task}: the single adapter is not at hand, so it has no score beside it")
+            return None
+        one = next(iter(classifiers.held(path).values()))
+        with _classifier(self.model, one, data.task.num_labels) as model:
+            return metrics.headline(data.task, self._metrics(model, data))
+
+
+def _named(data: "Data", found: dict[str, float]) -> "Iterator[tuple[str, float]]":
+    suffix = "_mismatched" if data.split.endswith("_mismatched") else ""
+    return ((name + suffix, value) for name, value in found.items())
+
+
+def _classifier(model: "PreTrainedModel", held: "Held", num_labels: int) -> AbstractContextManager[Any]:
+    from osrm_cli.language import scoring
+
+    if held.form == "adapter":
+        return scoring.adapted(model, held.folder, num_labels)
+    if held.form == "model":
+        return _headed(model, held, num_labels)
+    return _masked(model, held, num_labels)
+
+
+@contextmanager
+def _headed(model: "PreTrainedModel", held: "Held", num_labels: int) -> Iterator[Any]:
+    from osrm_cli.artifacts import tensors
+    from osrm_cli.artifacts.records import HEAD
+    from osrm_cli.language import scoring
+
+    path = held.folder / HEAD
+    with tensors.open_tensors(path) as file:
+        head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    with scoring.headed(model, head, num_labels, path) as whole:
+        yield whole
+
+
+@contextmanager
+def _masked(model: "PreTrainedModel", held: "Held", num_labels: int) -> Iterator[Any]:
+    from osrm_cli.artifacts import task_aware
+    from osrm_cli.language import scoring
+
+    layers = list(held.facts["rescalers"])
+    updates = lambda layer: task_aware.read(held.root, held.task, layer)  # noqa: E731
+    with scoring.shifted(model, updates, layers), _headed(model, held, num_labels) as whole:
+        yield whole
+
+
+def _table(results: "dict[str, Score]", split: str) -> Any:
+    from osrm_cli.artifacts import scores
+
+    made = table("task", "single", "merged", "ratio", "examples", "metrics", title=f"Scores ({split})")
+    facts = scores.summary(results)
+    for name, row in facts["tasks"].items():
+        metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in row["metrics"].items())
+        made.add_row(name, _cell(row["single"]), _cell(row["headline"]), _percent(row["ratio"]), str(row["examples"]), metrics)
+    average = facts["average"]
+    made.add_section()
+    made.add_row("average", _cell(average["single"]), _cell(average["headline"]), _percent(average["ratio"]), "", "")
+    return made
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} %"
