@@ -18,9 +18,18 @@ def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> li
         tokenizer: A tokenizer of transformers.
         examples: One text each, or a pair each.
         max_length: Tokens to keep, special ones included; of a pair, the longer text is cut first.
+
+    Raises:
+        OsrmError: If ``max_length`` leaves no room for text.
     """
     if not examples:
         return []
+    special = tokenizer.num_special_tokens_to_add(pair=len(examples[0].texts) == 2)
+    if max_length <= special:
+        raise OsrmError(
+            f"a length of {max_length} tokens leaves no room for text beside {special} special tokens",
+            "choose a larger --max-length",
+        )
     columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
     found = tokenizer(*columns, truncation="longest_first", max_length=max_length, return_attention_mask=True)
     return [dict(zip(found.keys(), values, strict=True)) for values in zip(*found.values(), strict=True)]

@@ -14,27 +14,39 @@ from osrm_cli.language.tasks import Task
 Array = NDArray[Any]
 
 
+def _accuracy(predictions: Array, labels: Array, num_labels: int) -> float:
+    return float(accuracy_score(labels, predictions))
+
+
 def _f1(predictions: Array, labels: Array, num_labels: int) -> float:
     """Of class 1 for two classes, as GLUE has it; the mean over classes for more."""
     average = "binary" if num_labels == 2 else "macro"
     return float(f1_score(labels, predictions, average=average, zero_division=0))
 
 
-def _correlation(measure: Callable[[Array, Array], Any]) -> Callable[[Array, Array, int], float]:
-    def correlation(predictions: Array, labels: Array, num_labels: int) -> float:
-        """0 where scipy would warn and return NaN: a constant answer says nothing about the labels."""
-        constant = any(np.ptp(values) <= 1e-12 * np.abs(values).max() for values in (predictions, labels))
-        return 0.0 if constant else float(measure(predictions, labels).statistic)
+def _matthews(predictions: Array, labels: Array, num_labels: int) -> float:
+    return 0.0 if _constant(predictions, labels) else float(matthews_corrcoef(labels, predictions))
 
-    return correlation
+
+def _pearson(predictions: Array, labels: Array, num_labels: int) -> float:
+    return 0.0 if _constant(predictions, labels) else float(pearsonr(predictions, labels).statistic)
+
+
+def _spearman(predictions: Array, labels: Array, num_labels: int) -> float:
+    return 0.0 if _constant(predictions, labels) else float(spearmanr(predictions, labels).statistic)
+
+
+def _constant(*series: Array) -> bool:
+    """Whether one of the series says nothing: the libraries would warn, and some return NaN."""
+    return any(np.ptp(values) <= 1e-12 * np.abs(values).max() for values in series)
 
 
 CLASSIFICATION: dict[str, Callable[[Array, Array, int], float]] = {
-    "accuracy": lambda predictions, labels, _: float(accuracy_score(labels, predictions)),
+    "accuracy": _accuracy,
     "f1": _f1,
-    "matthews": lambda predictions, labels, _: float(matthews_corrcoef(labels, predictions)),
+    "matthews": _matthews,
 }
-REGRESSION = {"pearson": _correlation(pearsonr), "spearman": _correlation(spearmanr)}
+REGRESSION: dict[str, Callable[[Array, Array, int], float]] = {"pearson": _pearson, "spearman": _spearman}
 METRICS = CLASSIFICATION | REGRESSION
 
 

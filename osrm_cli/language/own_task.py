@@ -29,6 +29,8 @@ def read_toml(path: Path) -> Facts:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise OsrmError(f"{path} is no TOML file: {error}") from None
+    if "metrics" not in told and "metric" in told:  # most tasks have one
+        told["metrics"] = told.pop("metric")
     checks = {
         "columns": (_strings(1, 2), "one or two column names"),
         "label_column": (lambda value: isinstance(value, str), "a column name"),
@@ -64,14 +66,18 @@ def _strings(least: int, most: int) -> Any:
 
 def _labels(value: Any) -> bool:
     if isinstance(value, list):
-        return len(value) > 1 and len(set(value)) == len(value) and {type(each) for each in value} <= {str, int}
+        return {type(each) for each in value} in ({str}, {int}) and 1 < len(value) == len(set(value))
     return bool(value == "float")
 
 
-def with_defaults(told: Facts) -> Facts:
-    """Complete facts that name columns and labels already."""
+def complete(told: Facts, rows: Sequence[Row]) -> Facts:
+    """Fill in metrics and label column where columns and labels are known already."""
     metrics = ("pearson", "spearman") if told["labels"] is None else ("accuracy",)
-    return {"metrics": metrics, "label_column": "label", **told}
+    return {"metrics": metrics, "label_column": _label_column(rows) or "label", **told}
+
+
+def _label_column(rows: Sequence[Row]) -> str | None:
+    return next((name for name in LABEL_COLUMNS if name in rows[0].values), None)
 
 
 def check_metrics(facts: Facts, path: Path) -> None:
@@ -96,7 +102,7 @@ def infer(told: Facts, rows: Sequence[Row], source: str) -> Facts:
         OsrmError: If something cannot be told without guessing.
     """
     found = list(rows[0].values)
-    label = told.get("label_column") or next((name for name in LABEL_COLUMNS if name in found), None)
+    label = told.get("label_column") or _label_column(rows)
     if label not in found:
         wanted = f"'{label}'" if label else f"one of {', '.join(LABEL_COLUMNS)}"
         raise OsrmError(
@@ -105,7 +111,7 @@ def infer(told: Facts, rows: Sequence[Row], source: str) -> Facts:
         )
     columns = told.get("columns") or _text_columns(rows, label, source)
     labels = told["labels"] if "labels" in told else _classes(rows, label, source)
-    return with_defaults({**told, "label_column": label, "columns": columns, "labels": labels})
+    return complete({**told, "label_column": label, "columns": columns, "labels": labels}, rows)
 
 
 def _text_columns(rows: Sequence[Row], label: str, source: str) -> tuple[str, ...]:

@@ -10,9 +10,10 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from osrm_cli.errors import OsrmError
 
@@ -90,13 +91,14 @@ def _json(path: Path) -> Iterator[Row]:
     if not text.lstrip().startswith("["):
         yield from _json_rows(path, lines)
         return
+    line, counted = 1, 0
     try:
-        line, counted = 1, 0
         for start, values in _elements(text):
             line, counted = line + text.count("\n", counted, start), start
             yield Row(line, _object(values, path, line))
-    except json.JSONDecodeError as error:
-        raise OsrmError(f"{path}:{error.lineno}: bad JSON: {error}", "write one array of JSON objects") from None
+    except (ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", line)
+        raise OsrmError(f"{path}:{line}: bad JSON: {error}", "write one array of JSON objects") from None
 
 
 def _elements(text: str) -> Iterator[tuple[int, Any]]:
@@ -174,7 +176,12 @@ def _parquet(path: Path) -> Iterator[Row]:
                     number += 1
                     yield Row(number, values)
         except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
-            raise OsrmError(f"{path} is damaged or no parquet file: {error}") from None
+            raise OsrmError(f"{path} is damaged or no parquet file: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    """What pyarrow says before its stack."""
+    return str(error).partition("\n")[0]
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -191,7 +198,7 @@ def _lines(path: Path) -> Iterator[str]:
             raise OsrmError(f"{path}:{number + 1}: damaged gzip file: {error}") from None
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> BufferedIOBase:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 

@@ -223,7 +223,7 @@ def _folder(folder: Path, split: str, limit: int | None) -> _Table:
     told: own_task.Facts = {**GLUE.get(folder.name, {}), **own_task.read_toml(toml)}
     if told.keys() >= {"columns", "labels"}:
         rows = reading.read(files[split], limit)
-        facts = own_task.with_defaults(told)
+        facts = own_task.complete(told, rows)
     else:
         if "train" not in files:
             raise OsrmError(f"{folder} has no train.* to infer the task from", f"say columns and labels in {toml}")
