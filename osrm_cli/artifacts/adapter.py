@@ -136,7 +136,7 @@ def check_together(adapters: Sequence[Adapter]) -> None:
     """
     known = {adapter.folder: adapter.base for adapter in adapters}
     provenance.same_base({folder: base for folder, base in known.items() if base is not None})
-    for first, second in itertools.pairwise(adapters):
+    for first, second in itertools.combinations(adapters, 2):
         if not (first.base and second.base):
             _check_names(first, second)
     owners: dict[str, Adapter] = {}

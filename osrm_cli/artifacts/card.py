@@ -63,5 +63,6 @@ def _loading(plan: "Plan", form: str, base: str | None) -> str:
 
 
 def _row(source: Mapping[str, Any]) -> str:
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in (source["scores"] or {}).items()) or "-"
+    found = (source["dev"] or {}).get("scores", {})
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.items())) or "-"
     return f"| {source['task']} | {source['path']} | {source['weight']} | {scores} |"

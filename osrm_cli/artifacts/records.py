@@ -44,14 +44,13 @@ def write(
     (stage / "README.md").write_text(card.text(plan, form, kept, inputs), encoding="utf-8")
 
 
-def scores(adapter: Adapter) -> Mapping[str, Any] | None:
-    """The dev scores that ``osrm train`` recorded beside an adapter, if it did."""
-    path = adapter.folder / "training.json"
+def dev(adapter: Adapter) -> dict[str, Any] | None:
+    """What ``osrm train`` recorded of an adapter's own dev scores: examples, digest of the data, scores by metric."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["dev"]["scores"]
+        found = json.loads((adapter.folder / "training.json").read_text(encoding="utf-8"))["dev"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and isinstance(found.get("scores"), dict) else None
 
 
 def _input(adapter: Adapter, entry: Entry) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def _input(adapter: Adapter, entry: Entry) -> dict[str, Any]:
         "commit": hub.commit(adapter.folder),
         "sha256": adapter.sha256(),
         "weight": entry.plain_weight,
-        "scores": scores(adapter),
+        "dev": dev(adapter),
     }
 
 

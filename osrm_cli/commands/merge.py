@@ -10,7 +10,7 @@ import typer
 
 from osrm_cli.commands import options
 from osrm_cli.commands.options import Device, DType
-from osrm_cli.console import Console, table
+from osrm_cli.console import Console
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths import merging
 
@@ -190,13 +190,22 @@ def _checkpoint(plan: "Plan", model: str | None, revision: str | None) -> tuple[
 
 
 def _list(console: Console) -> None:
-    rows = table("method", "what it does", "needs", "result")
-    facts = []
-    for row in merging.METHODS:
-        result = "task-aware" if row.task_aware else "exact" if row.exact else "recompressed"
-        rows.add_row(row.name, row.summary, ", ".join(row.needs) or "-", result)
-        facts.append({"name": row.name, "summary": row.summary, "needs": list(row.needs), "result": result})
-    console.result({"methods": facts}, rows)
+    facts = [
+        {"name": row.name, "summary": row.summary, "needs": list(row.needs), "result": _kind(row)}
+        for row in merging.METHODS
+    ]
+    rows = [("method", "needs", "result", "what it does")]
+    rows += [(row.name, ", ".join(row.needs) or "-", _kind(row), row.summary) for row in merging.METHODS]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    console.result({"methods": facts}, "\n".join(lines))
+
+
+def _kind(row: merging.Method) -> str:
+    """What the result is as an adapter."""
+    if row.task_aware:
+        return "task-aware"
+    return "exact" if row.exact and "rank" not in row.options else "recompressed"
 
 
 def _report(console: Console, out: Path, plan: "Plan", done: "Merged") -> None:
