@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from osrm_cli.maths.merging.elementwise import added, elected_sign
 from osrm_cli.maths.merging.inputs import LayerUpdates, Options, TaskAware
+from osrm_cli.maths.merging.rows import by_rows, elected_sign, row_blocks
 
 
 def consensus(layer: LayerUpdates, options: Options) -> Tensor:
@@ -14,12 +14,14 @@ def consensus(layer: LayerUpdates, options: Options) -> Tensor:
     ``lambda * W`` on the entries that ``agreement`` tasks use (all tasks, if there are fewer), else 0. The paper tunes
     ``mask_scale`` per task between 0.2 and 0.6. Not linear in the weights.
     """
-    total = added(update.dense() for update in layer.weighted)
-    users = torch.zeros_like(total, dtype=torch.int32)
-    for update in layer.weighted:
-        dW = update.dense()
-        users += dW.abs() >= options.mask_scale * (total - dW).abs()
-    return options.scale * total * (users >= min(options.agreement, len(layer.adapters)))
+    needed = min(options.agreement, len(layer.adapters))
+
+    def combine(blocks: Tensor) -> Tensor:
+        total = blocks.sum(0)
+        users = (blocks.abs() >= options.mask_scale * (total - blocks).abs()).to(blocks.dtype).sum(0)
+        return total * (users >= needed)
+
+    return options.scale * by_rows(layer.weighted, combine)
 
 
 def emr(layer: LayerUpdates, options: Options) -> TaskAware:
@@ -29,16 +31,16 @@ def emr(layer: LayerUpdates, options: Options) -> TaskAware:
     ``M_t = [w_t dW_t * U > 0]``; rescaler ``sum |w_t dW_t| / sum |M_t * U|``, per layer (the authors': over the whole
     model). Not one model: the task must be named at inference. One adapter is itself.
     """
-    sign = elected_sign(update.dense() for update in layer.weighted)
-    unified = torch.zeros_like(sign)
-    for update in layer.weighted:
-        dW = update.dense() * sign
-        unified = torch.maximum(unified, dW)
-    unified *= sign
+    unified = by_rows(layer.weighted, _unified)
     masks, rescalers = [], []
     for update in layer.weighted:
-        dW = update.dense()
-        masks.append(dW * sign > 0)
+        dW = torch.cat(list(row_blocks(update)))
+        masks.append(dW * unified > 0)
         shared = float((unified * masks[-1]).abs().sum(dtype=torch.float64))
         rescalers.append(float(dW.abs().sum(dtype=torch.float64)) / shared if shared else 0.0)
     return TaskAware(options.scale * unified, tuple(masks), tuple(rescalers))
+
+
+def _unified(blocks: Tensor) -> Tensor:
+    sign = elected_sign(blocks)
+    return sign * (blocks * sign).amax(0).clamp_min(0)

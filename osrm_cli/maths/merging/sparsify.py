@@ -7,57 +7,71 @@ survives; a layer at a time is what bounds memory and what sharding cannot chang
 import torch
 from torch import Tensor
 
+from osrm_cli.maths.lowrank import LowRank
 from osrm_cli.maths.merging.inputs import Options
+from osrm_cli.maths.merging.rows import Keep, row_blocks
 from osrm_cli.maths.random import generator
 
 SAMPLE = 1 << 14
 
 
-def largest(delta: Tensor, density: float) -> Tensor:
-    """The ``int(density * n)`` largest entries of ``delta`` by magnitude, at least one and all that equal the last."""
-    magnitude = delta.abs()
-    return delta * (magnitude >= _largest_but(magnitude, _count(delta, density)))
+def largest(update: LowRank, density: float) -> Keep:
+    """Keep the ``int(density * n)`` largest entries by magnitude, at least one and all that equal the last."""
+    magnitude = _magnitude(update)
+    low = _largest_but(magnitude, _count(magnitude, density))
+    return lambda rows: rows * (rows.abs() >= low)
 
 
-def without_tails(delta: Tensor, density: float, outliers: float) -> Tensor:
-    """``delta`` without its ``outliers`` share of largest entries and without all but the ``density`` next ones.
+def without_tails(update: LowRank, density: float, outliers: float) -> Keep:
+    """Drop the ``outliers`` share of largest entries, then all but the ``density`` next ones (arXiv:2312.06795).
 
-    Where both do not fit into 1, fewer outliers are dropped (arXiv:2312.06795).
+    Where both do not fit into 1, fewer outliers are dropped.
     """
-    keep = _count(delta, density)
-    drop = min(int(outliers * delta.numel()), delta.numel() - keep)
-    magnitude = delta.abs()
-    mask = magnitude >= _largest_but(magnitude, keep + drop)
-    if drop:
-        mask &= magnitude < _largest_but(magnitude, drop)
-    return delta * mask
+    magnitude = _magnitude(update)
+    count = _count(magnitude, density)
+    drop = min(int(outliers * magnitude.numel()), magnitude.numel() - count)
+    low = _largest_but(magnitude, count + drop)
+    high = _largest_but(magnitude, drop) if drop else torch.tensor(torch.inf)
+    return lambda rows: rows * ((rows.abs() >= low) & (rows.abs() < high))
 
 
-def at_random(delta: Tensor, options: Options, *names: str) -> Tensor:
+def at_random(options: Options, *names: str) -> Keep:
     """Keep entries with probability ``density`` and divide by it: the same in expectation (arXiv:2311.03099)."""
-    return _drawn(delta, torch.full_like(delta, options.density), options.seed, *names)
+    draws = generator(options.seed, *names)
+    return lambda rows: _drawn(rows, torch.full_like(rows, options.density), draws)
 
 
-def by_magnitude(delta: Tensor, options: Options, *names: str) -> Tensor:
+def by_magnitude(options: Options, *names: str) -> Keep:
     """Keep entries at random, larger ones more often, and divide by their own probability (MAGPRUNE, arXiv:2406.11617).
 
     In each row the probability rises linearly with the rank of the magnitude, by ``window`` in all, around ``density``.
     The window narrows where it would reach above 1 or below half the density.
     """
+    draws = generator(options.seed, *names)
     width = min(options.window, options.density, 2 * (1 - options.density))
-    ranks = delta.abs().argsort(dim=1, stable=True).argsort(dim=1).to(delta.dtype)
-    keep = options.density - width / 2 + width * ranks / max(delta.shape[1] - 1, 1)
-    return _drawn(delta, keep, options.seed, *names)
+
+    def keep(rows: Tensor) -> Tensor:
+        ladder = torch.linspace(-width / 2, width / 2, rows.shape[1], dtype=rows.dtype, device=rows.device)
+        order = rows.abs().argsort(dim=1, stable=True)
+        probability = torch.empty_like(rows).scatter_(1, order, (options.density + ladder).expand_as(rows))
+        return _drawn(rows, probability, draws)
+
+    return keep
 
 
-def _drawn(delta: Tensor, keep: Tensor, seed: int, *names: str) -> Tensor:
+def _drawn(rows: Tensor, probability: Tensor, draws: torch.Generator) -> Tensor:
     # Drawn in float32 on the CPU whatever the precision and device of the update: the same seed, the same mask.
-    draws = torch.rand(delta.shape, generator=generator(seed, *names)).to(delta.device)
-    return torch.where(draws < keep, delta / keep, 0.0)
+    kept = torch.rand(rows.shape, generator=draws).to(rows.device) < probability
+    return torch.where(kept, rows / probability, 0.0)
 
 
-def _count(delta: Tensor, density: float) -> int:
-    return max(int(density * delta.numel()), 1)
+def _magnitude(update: LowRank) -> Tensor:
+    """All entries' magnitudes, flat."""
+    return torch.cat([rows.abs().flatten() for rows in row_blocks(update)])
+
+
+def _count(values: Tensor, density: float) -> int:
+    return max(int(density * values.numel()), 1)
 
 
 def _largest_but(values: Tensor, count: int) -> Tensor:
@@ -66,14 +80,13 @@ def _largest_but(values: Tensor, count: int) -> Tensor:
     Selection over all values takes a second for 4096 x 4096. A sorted sample brackets the answer instead, the values in
     the bracket are selected from, and counting those below it proves the answer; where it cannot, all values serve.
     """
-    flat = values.flatten()
-    rank = flat.numel() - count  # from the smallest, which is 0
-    if flat.numel() > 4 * SAMPLE:
-        sample = flat[:: flat.numel() // SAMPLE | 1].sort().values
-        centre, margin = rank * len(sample) // flat.numel(), len(sample) // 64
+    rank = values.numel() - count  # from the smallest, which is 0
+    if values.numel() > 4 * SAMPLE:
+        sample = values[:: values.numel() // SAMPLE | 1].sort().values
+        centre, margin = rank * len(sample) // values.numel(), len(sample) // 64
         low, high = sample[max(centre - margin, 0)], sample[min(centre + margin, len(sample) - 1)]
-        below = int((flat < low).sum())
-        between = flat[(flat >= low) & (flat <= high)]
+        below = int(torch.count_nonzero(values < low))
+        between = values[(values >= low) & (values <= high)]
         if below <= rank < below + between.numel():
             return between.kthvalue(rank - below + 1).values
-    return flat.kthvalue(rank + 1).values
+    return values.kthvalue(rank + 1).values

@@ -25,8 +25,9 @@ def iso_c(layer: LayerUpdates, options: Options) -> LowRank:
     """Iso-C (arXiv:2502.04959): the sum with all its singular values replaced by their mean.
 
     ``sum_t w_t dW_t = U S V^T``; result ``lambda * mean(S) * U V^T`` over the directions that the sum has. The authors'
-    dense code counts ``min(d_out, d_in)`` of them, so its mean is smaller by ``rank / min(d_out, d_in)``: its lambda
-    does not carry over. One adapter is not itself, and not linear in the weights, by design.
+    dense code counts ``min(d_out, d_in)`` of them: its mean is smaller by ``rank / min(d_out, d_in)``, so its lambda
+    does not carry over, and it gives that mean to null vectors too, which are arbitrary. Equal to it where the updates
+    fill the width. One adapter is not itself, and not linear in the weights, by design.
     """
     core = core_space(layer.weighted)
     U, S, V = _triplets(core.cores.sum(0), None, _size(core))
