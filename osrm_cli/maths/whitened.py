@@ -8,7 +8,6 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.maths import eigen, random
 from osrm_cli.maths.baselines import orthonormal_rows
 from osrm_cli.maths.request import Request
-from osrm_cli.maths.subspace import row_space
 
 EPS_FLOORS = (1e-9, 1e-7, 1e-5, 1e-3)  # cond(M) <= 1 + d_in / eps, which Cholesky in float64 still resolves at 1e-9
 FREE_ENERGY = 0.99  # of the others' energy that the directions kept out must hold where there is no null space
@@ -106,7 +105,7 @@ def _generalised(request: Request, name: str, rows: torch.Tensor | None, moment:
     H = request.out_rows
     if H is not None and rows is not None and H.shape[0] + rows.shape[0] < request.d_in:
         # All solutions lie in the span of both sets of rows: solve there, and never build a d x d matrix.
-        basis = row_space(torch.cat([_unit(H), _unit(rows)]))
+        basis = orthonormal_rows(torch.cat([_unit(H), _unit(rows)]))
         H, rows = H.to(torch.float64) @ basis.T, rows.to(torch.float64) @ basis.T
     C_in = _moment(rows, moment)
     L = _factor(_moment(H, request.out_moment), request.eps, request.d_in)
