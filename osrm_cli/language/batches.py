@@ -32,7 +32,14 @@ def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> li
         )
     columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
     found = tokenizer(*columns, truncation="longest_first", max_length=max_length, return_attention_mask=True)
-    return [dict(zip(found.keys(), values, strict=True)) for values in zip(*found.values(), strict=True)]
+    encodings = [dict(zip(found.keys(), values, strict=True)) for values in zip(*found.values(), strict=True)]
+    return [encoding if encoding["input_ids"] else _blank(tokenizer, encoding) for encoding in encodings]
+
+
+def _blank(tokenizer: Any, encoding: Encoding) -> Encoding:
+    """An empty text of a tokenizer that adds nothing of its own: the end token alone, so that there is something to read."""
+    ids = {"input_ids": [tokenizer.eos_token_id], "attention_mask": [1]}
+    return {key: ids.get(key, [0]) for key in encoding}
 
 
 def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:

@@ -55,7 +55,7 @@ def decide(task: Task, logits: ArrayLike) -> Array:
 
     Args:
         task: The task.
-        logits: Shape ``(examples, num_labels)``.
+        logits: Shape ``(examples, num_labels)``; DeBERTa returns ``(examples,)`` for one label.
 
     Raises:
         OsrmError: If a logit is NaN or infinite.
@@ -65,7 +65,7 @@ def decide(task: Task, logits: ArrayLike) -> Array:
         raise OsrmError(
             f"the model's outputs on '{task.name}' hold NaN or infinity", "its training diverged: try a lower --lr"
         )
-    return outputs[:, 0] if task.regression else outputs.argmax(axis=1)
+    return outputs.reshape(-1) if task.regression else outputs.argmax(axis=1)
 
 
 def score(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:

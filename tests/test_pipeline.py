@@ -1,0 +1,148 @@
+"""The five commands, end to end, on every family of models."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from tests.conftest import FAMILIES
+from tests.osrm import osrm
+
+TASKS = ("mood", "pair", "score")
+LABELS = {"mood": 2, "pair": 3, "score": 1}
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def done(request: pytest.FixtureRequest, tiny: Callable[[str], Path], words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the pipeline has run."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "osrm.toml").write_text(f'model = "{tiny(request.param)}"\ndata = "{words}"\nquiet = true\n')
+    for command in (
+        "collect --samples 20",
+        "init --each --rank 2",
+        "train starts/mood starts/pair starts/score --epochs 1 --lr 0.01",
+        "merge adapters/mood adapters/pair adapters/score --method task-arith --lambda 0.5",
+        "eval merged",
+    ):
+        run = osrm(*command.split(), cwd=folder)
+        assert run.code == 0, (command, run)
+    return folder
+
+
+def test_every_file_between_two_commands_is_there(done: Path) -> None:
+    for task in TASKS:
+        for path in (f"features/{task}.safetensors", f"starts/{task}/osrm.json", f"adapters/{task}/training.json"):
+            assert (done / path).is_file()
+        assert (done / "adapters" / task / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(done.glob("**/.*"))  # nothing staged is left
+
+
+def test_start_is_a_no_op_with_orthonormal_rows(done: Path) -> None:
+    factors = load_file(done / "starts/mood/adapter_model.safetensors")
+    for name, tensor in factors.items():
+        if "lora_B" in name:
+            assert not tensor.any()
+        else:
+            torch.testing.assert_close(tensor @ tensor.T, torch.eye(2), atol=1e-5, rtol=0)
+
+
+def test_start_avoids_the_other_tasks_means(done: Path) -> None:
+    factors = load_file(done / "starts/mood/adapter_model.safetensors")
+    for task, near in (("pair", True), ("score", True), ("mood", False)):
+        features = load_file(done / f"features/{task}.safetensors")
+        layers = json.loads(_header(done / f"features/{task}.safetensors")["osrm"])["layers"]
+        for layer, facts in layers.items():
+            mean = features[f"{facts['source']}.mean"]
+            part = (factors[f"base_model.model.{layer}.lora_A.weight"] @ mean).norm() / mean.norm()
+            assert (part < 1e-5) == near, (task, layer, part)
+
+
+def test_training_moved_both_factors_and_says_how_far(done: Path) -> None:
+    facts = json.loads((done / "adapters/mood/training.json").read_text())
+    assert 0 < facts["drift"]["overall"] < 1
+    start = load_file(done / "starts/mood/adapter_model.safetensors")
+    for name, tensor in load_file(done / "adapters/mood/adapter_model.safetensors").items():
+        if "lora_" in name:
+            assert not torch.equal(tensor, start[name]), name
+
+
+def test_merged_update_is_the_exact_sum(done: Path) -> None:
+    merged = load_file(done / "merged/adapter_model.safetensors")
+    sources = [load_file(done / "adapters" / task / "adapter_model.safetensors") for task in TASKS]
+    for name in merged:
+        if "lora_A" in name:
+            other = name.replace("lora_A", "lora_B")
+            expected = sum(0.5 * 2.0 * s[other].double() @ s[name].double() for s in sources)
+            found = merged[other].double() @ merged[name].double()
+            assert (found - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_plain_peft_gives_the_logits_that_eval_scored(done: Path, words: Path, task: str) -> None:
+    """The five lines of the README, one example at a time, beside what ``eval`` computes in padded batches."""
+    from osrm_cli.language import base_model, batches, scoring, tasks
+
+    base = json.loads((done / "merged/adapter_config.json").read_text())["base_model_name_or_path"]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=LABELS[task])
+    model = PeftModel.from_pretrained(model, str(done / "merged/tasks" / task)).eval()
+    examples = tasks.load(task, str(words), "dev").examples
+    with torch.inference_mode():
+        plain = torch.cat([model(**tokenizer(*x.texts, return_tensors="pt")).logits for x in examples])
+
+    own = base_model.load_tokenizer(Path(base))
+    bare = base_model.load_classifier(Path(base), 2, own, torch.float32, 0).model
+    encodings = batches.tokenise(own, examples, 128)
+    with scoring.adapted(bare, done / "merged/tasks" / task, LABELS[task]) as whole:
+        ours = scoring.logits(whole, encodings, own, torch.device("cpu"), 8, lambda _: None)
+    torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_scores_stand_beside_the_single_adapters(done: Path) -> None:
+    scores = json.loads((done / "merged/scores.json").read_text())
+    assert set(scores["tasks"]) == set(TASKS)
+    for task in TASKS:
+        alone = json.loads((done / "adapters" / task / "training.json").read_text())["dev"]["scores"]["headline"]
+        assert scores["tasks"][task]["single"] == pytest.approx(alone, abs=1e-6)
+    expected = sum(row["headline"] for row in scores["tasks"].values()) / 3
+    assert scores["average"]["headline"] == pytest.approx(expected)
+
+
+def test_merged_as_model_scores_the_same(done: Path) -> None:
+    adapters = [f"adapters/{task}" for task in TASKS]
+    run = osrm("merge", *adapters, "--lambda", 0.5, "--as", "model", "--out", "whole", "--overwrite", cwd=done)
+    assert run.code == 0, run
+    run = osrm("eval", "whole", "--overwrite", cwd=done)
+    assert run.code == 0, run
+    ours, theirs = (json.loads((done / name / "scores.json").read_text())["tasks"] for name in ("whole", "merged"))
+    for task in TASKS:
+        assert ours[task]["headline"] == pytest.approx(theirs[task]["headline"], abs=1e-4)
+
+
+def test_same_inputs_same_bytes(done: Path) -> None:
+    for command, paths in (
+        ("collect --task mood --samples 20 --out again/features", ["features/mood.safetensors"]),
+        ("init --exclude mood --rank 2 --out again/starts", ["starts/mood"]),
+        ("train starts/mood --epochs 1 --lr 0.01 --out again/adapters", ["adapters/mood"]),
+    ):
+        run = osrm(*command.split(), "--overwrite", cwd=done)
+        assert run.code == 0, run
+        for path in paths:
+            files = [done / path] if (done / path).is_file() else sorted((done / path).iterdir())
+            for file in files:
+                assert (done / "again" / file.relative_to(done)).read_bytes() == file.read_bytes(), file
+
+
+def _header(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
