@@ -12,8 +12,8 @@ from osrm_cli.maths.merging.inputs import LayerUpdates, Options, TaskAware
 from tests.maths.merging import reference
 from tests.maths.merging.layers import COMPOSED, close, layer, merge
 
-# More room than rank, less room than rank, one adapter of rank 1, and ranks that fill the width exactly.
-CASES = [((12, 9), [2, 3, 1]), ((7, 15), [3, 3]), ((6, 5), [4, 4, 4]), ((10, 10), [1, 4, 3, 2])]
+# More room than rank, less room than rank, ranks above the width, ranks that fill it exactly, many blocks of rows.
+CASES = [((12, 9), [2, 3, 1]), ((7, 15), [3, 3]), ((6, 5), [4, 4, 4]), ((10, 10), [1, 4, 3, 2]), ((150, 8), [2, 3])]
 
 # float64 factors, so that the comparison can be strict and no entry falls on the other side of a threshold.
 OPTIONS = Options(density=0.4, rank=2, outliers=0.06, window=0.3, common=0.7, alpha=0.8)
