@@ -82,8 +82,10 @@ def _model(value: Any) -> tuple[str, Mapping[str, Any]]:
     return value["model"].rpartition("+")[2].strip(), own
 
 
-def _weight(value: Any) -> Any:
+def _weight(path: str, value: Any) -> Any:
     """A weight without mergekit's ``- filter: ... value: ...``; the last one without a filter is for all others."""
+    if value is None:
+        raise ValueError(f"model {path} has no weight")
     if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
         return value
     weights = {}

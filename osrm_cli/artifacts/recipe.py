@@ -152,9 +152,10 @@ def _recipe(values: Mapping[str, Any]) -> Recipe:
     output = values.get("as", "adapter")
     if output not in ("adapter", "model"):
         raise ValueError(f"'as' is {output!r}, expected adapter or model")
-    return Recipe(
-        values["method"], tuple(map(_entry, adapters)), options, values.get("features"), output, values.get("dtype")
-    )
+    dtype = values.get("dtype")
+    if dtype not in (None, "float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"'dtype' is {dtype!r}, expected float32, bfloat16, float16 or float64")
+    return Recipe(values["method"], tuple(map(_entry, adapters)), options, values.get("features"), output, dtype)
 
 
 def _entry(value: Any) -> Entry:
