@@ -75,11 +75,11 @@ class Core:
         """The same updates in the bases that depend on the updates alone, not on how their factors are written.
 
         Left: the left singular vectors of ``[dW_1 ... dW_T]``; right: the right singular vectors of
-        ``[dW_1; ...; dW_T]``. Directions that no update uses are left out, so ``m`` and ``n`` may shrink.
+        ``[dW_1; ...; dW_T]``. Directions that no update uses are left out, so ``m`` and ``n`` may shrink, down to 1.
         """
         U, left, _ = torch.linalg.svd(torch.cat(list(self.cores), dim=1), full_matrices=False)
         _, right, Vh = torch.linalg.svd(torch.cat(list(self.cores), dim=0), full_matrices=False)
-        U, Vh = U[:, : numerical_rank(left)], Vh[: numerical_rank(right)]
+        U, Vh = U[:, : max(numerical_rank(left), 1)], Vh[: max(numerical_rank(right), 1)]
         return Core(self.Q_B @ U, U.T @ self.cores @ Vh.T, self.Q_A @ Vh.T)
 
 
@@ -110,14 +110,16 @@ def squared_norm(update: LowRank) -> float:
 
 
 def numerical_rank(sigma: Tensor, largest: float | None = None) -> int:
-    """How many singular values stand above rounding, at least 1.
+    """How many singular values stand above rounding.
 
     Args:
         sigma: Singular values in falling order, ``(k,)``.
         largest: Size of what they were computed from, where that exceeds ``sigma[0]`` because terms cancelled.
     """
+    if not len(sigma):
+        return 0
     bound = max(float(sigma[0]), largest or 0.0) * 64 * len(sigma) * torch.finfo(sigma.dtype).eps
-    return max(int((sigma > bound).sum()), 1)
+    return int((sigma > bound).sum())
 
 
 def truncate(update: LowRank | Tensor, rank: int | None = None, energy: float | None = None) -> tuple[LowRank, float]:

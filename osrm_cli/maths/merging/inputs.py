@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from osrm_cli.errors import OsrmError
@@ -20,7 +22,8 @@ class LayerUpdates:
     Attributes:
         name: Full name of the layer; keys the random draws.
         adapters: Names of the adapters, each once; they key the random draws.
-        updates: ``dW_t`` as factors, all of one ``(d_out, d_in)``; ranks may differ.
+        updates: ``dW_t`` as factors, all of one ``(d_out, d_in)``; ranks may differ, and are 0 for an adapter that
+            does not change the layer.
         weights: ``w_t``, any sign.
         second_moments: ``C_t = E[x x^T]`` of the layer's inputs, ``(d_in, d_in)``, for the rules that need features.
         fisher: Diagonal Fisher information of the entries of ``dW_t``, ``E[(dL/dW)^2]``, ``(d_out, d_in)``.
@@ -59,8 +62,11 @@ class LayerUpdates:
 
     @property
     def weighted(self) -> tuple[LowRank, ...]:
-        """``w_t dW_t``."""
-        return tuple(update.scaled(weight) for update, weight in zip(self.updates, self.weights, strict=True))
+        """``w_t dW_t``, all in one precision, float32 or better."""
+        dtypes = [factor.dtype for update in self.updates for factor in (update.B, update.A)]
+        dtype = reduce(torch.promote_types, dtypes, torch.float32)
+        pairs = zip(self.updates, self.weights, strict=True)
+        return tuple(update.to(dtype).scaled(weight) for update, weight in pairs)
 
     def with_updates(self, updates: tuple[LowRank, ...]) -> "LayerUpdates":
         """The same layer with other updates, to which the weights have been applied."""

@@ -31,7 +31,7 @@ def iso_c(layer: LayerUpdates, options: Options) -> LowRank:
     """
     core = core_space(layer.weighted)
     U, S, V = _triplets(core.cores.sum(0), None, _size(core))
-    return core.join(options.scale * S.mean() * U @ V.T)
+    return core.join(options.scale * _mean(S) * U @ V.T)
 
 
 def iso_cts(layer: LayerUpdates, options: Options) -> LowRank:
@@ -50,7 +50,7 @@ def iso_cts(layer: LayerUpdates, options: Options) -> LowRank:
     if own:
         parts += [_triplets(M - U @ (U.T @ M), own, size) for M in core.cores]
     U, S, V = _joined(parts)
-    return core.join(options.scale * S.mean() * _polar(U) @ _polar(V).T)
+    return core.join(options.scale * _mean(S) * _polar(U) @ _polar(V).T)
 
 
 def svc(layer: LayerUpdates, options: Options) -> LowRank:
@@ -79,6 +79,11 @@ def _triplets(M: Tensor, count: int | None, size: float = 0.0) -> tuple[Tensor, 
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     keep = min(numerical_rank(S, size), count or len(S))
     return U[:, :keep], S[:keep], Vh[:keep].T
+
+
+def _mean(S: Tensor) -> Tensor:
+    """The mean, 0 of nothing."""
+    return S.sum() / max(len(S), 1)
 
 
 def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

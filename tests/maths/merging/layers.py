@@ -51,10 +51,10 @@ def layer(
 
 @st.composite
 def layers(draw: st.DrawFn, tasks: int | None = None, kinds: tuple[str, ...] = ("full",)) -> LayerUpdates:
-    """Layers of any shape with mixed ranks, also with ``sum r_t`` above the width."""
+    """Layers of any shape with mixed ranks, also 0, also with ``sum r_t`` above the width."""
     shape = draw(st.integers(2, 12)), draw(st.integers(2, 12))
     count = tasks or draw(st.integers(2, 4))
-    ranks = draw(st.lists(st.integers(1, 5), min_size=count, max_size=count))
+    ranks = draw(st.lists(st.integers(0, 5), min_size=count, max_size=count).filter(any))
     chosen = draw(st.lists(st.sampled_from(kinds), min_size=count, max_size=count))
     return layer(shape, ranks, draw(st.integers(0, 2**32)), chosen)
 

@@ -197,6 +197,27 @@ def test_element_rules_that_drop_nothing_are_sums_in_every_space(several: LayerU
         close(merge(find(name), several, density=1.0), expected)
 
 
+@every
+def test_an_adapter_without_the_layer_leaves_no_arbitrary_direction(method: Method) -> None:
+    """What fills in for nothing must not be visible: not the zeros' factors, not a null vector of theirs."""
+    several = layer((9, 8), [3, 2, 2])
+    generator = torch.Generator().manual_seed(7)
+    zeros = (LowRank(torch.zeros(9, 0), torch.zeros(0, 8)), update(9, 8, 2, "zero", generator))
+    results = [
+        merge(method, replace(several, updates=(several.updates[0], nothing, several.updates[2])), **uncut(method))
+        for nothing in zeros
+    ]
+    close(results[0], results[1])
+
+
+def test_precisions_may_differ_between_adapters() -> None:
+    several = layer((70, 8), [3, 2, 2])
+    types = (torch.bfloat16, torch.float64, torch.float32)
+    mixed = replace(several, updates=tuple(dW.to(dtype) for dW, dtype in zip(several.updates, types, strict=True)))
+    for method in METHODS:
+        close(merge(method, mixed), merge(method, several), within=0.2)
+
+
 def test_tsv_counts_an_adapter_and_its_copy_once() -> None:
     one = layer((9, 8), [2])
     twice = replace(layer((9, 8), [2, 2]), updates=one.updates * 2)
