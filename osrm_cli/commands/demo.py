@@ -27,7 +27,7 @@ def demo(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Run the pipeline on eight small generated tasks: plain LoRA beside OSRM.
+    """Show plain LoRA beside OSRM on small generated tasks.
 
     Example: osrm demo
     """

@@ -47,7 +47,7 @@ def init(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Start an adapter whose A avoids the other tasks' features; B is zero.
+    """Start adapters that avoid the other tasks' features.
 
     Example: osrm init --exclude mini-mood --rank 8
     """

@@ -98,7 +98,7 @@ def merge(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Merge adapters into one, each task's head kept beside the merged update.
+    """Merge adapters into one; every task keeps its own head.
 
     Example: osrm merge adapters/* --method task-arith --lambda 0.3
     """

@@ -51,7 +51,7 @@ def train(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fine-tune adapters, each on its own task; unfinished runs go on with --resume.
+    """Fine-tune adapters, each on its own task.
 
     Example: osrm train starts/mini-mood
     """

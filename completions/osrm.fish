@@ -1,0 +1,1 @@
+complete --command osrm --no-files --arguments "(env _OSRM_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) osrm)" --condition "env _OSRM_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) osrm"

@@ -1,0 +1,162 @@
+"""The project itself: layering, start-up, completions, and documents that cannot go stale."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from osrm_cli.cli import app
+from tests.osrm import ROOT
+
+PACKAGE = ROOT / "osrm_cli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Who may import whom. `errors` is for everyone.
+ALLOWED = {
+    "cli": {"cli", "commands", "console", "defaults", ""},
+    "commands": {"artifacts", "language", "maths", "console", "defaults", ""},
+    "artifacts": {"artifacts", "maths", ""},
+    "language": {"language", "artifacts", "maths"},
+    "maths": {"maths"},
+    "console": {""},
+    "defaults": {""},
+    "errors": set(),
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+HEAVY = {"torch", "transformers", "peft", "datasets", "safetensors", "sklearn", "scipy", "numpy", "matplotlib"}
+COMPLETIONS = {"bash": "osrm.bash", "zsh": "_osrm", "fish": "osrm.fish"}
+
+
+def _room(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(module: Path) -> set[str]:
+    """Parts of this package that a module imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name for name in names if name.split(".")[0] == "osrm_cli"}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(module: Path) -> None:
+    for name in _imports(module):
+        part = (name.split(".") + [""])[1]
+        part = "" if part == "__version__" else part
+        assert part == "errors" or part in ALLOWED[_room(module)], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", sorted((PACKAGE / "commands").glob("*.py")), ids=lambda path: path.stem)
+def test_no_command_imports_another(module: Path) -> None:
+    others = {name.split(".")[2] for name in _imports(module) if name.startswith("osrm_cli.commands.")}
+    assert others <= {"options"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_too_long(module: Path) -> None:
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= 275
+
+
+def _fresh(code: str, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_start_up_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from osrm_cli.cli import app; from typer.testing import CliRunner as R; "
+        "R().invoke(app, ['--help']); R().invoke(app, ['merge', '--help']); print(*sorted(sys.modules))"
+    )
+    assert not HEAVY & {name.split(".")[0] for name in _fresh(code).split()}
+
+
+def test_completing_a_method_imports_nothing_heavy() -> None:
+    code = "import sys, atexit; atexit.register(lambda: print(*sys.modules)); from osrm_cli.cli import main; main()"
+    words = {"_OSRM_COMPLETE": "complete_bash", "COMP_WORDS": "osrm merge --method t", "COMP_CWORD": "3"}
+    found = _fresh(code, **words).split()
+    assert {"ties", "task-arith", "tsv"} <= set(found)
+    assert not HEAVY & {name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize(("shell", "name"), COMPLETIONS.items())
+def test_completions_are_the_program_s(shell: str, name: str, request: pytest.FixtureRequest) -> None:
+    script = _fresh("from osrm_cli.cli import main; main()", _OSRM_COMPLETE=f"source_{shell}").strip() + "\n"
+    path = ROOT / "completions" / name
+    if request.config.getoption("--regen"):
+        path.write_text(script, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == script
+
+
+def _commands() -> dict[str, set[str]]:
+    from typer.main import get_command
+
+    group = get_command(app)
+    return {name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)} for name, c in group.commands.items()}
+
+
+def _documented() -> list[list[str]]:
+    """Every command line of the documents: in code blocks and between backticks."""
+    found = []
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+        lines = re.findall(r"^\s*(?:\$ )?(osrm .*)$", text, re.M) + re.findall(r"`(osrm [^`]*)`", text)
+        found += [shlex.split(line.partition(" #")[0]) for line in lines]
+    return found
+
+
+def test_every_documented_command_line_exists() -> None:
+    commands = _commands()
+    assert len(_documented()) > 10
+    for words in _documented():
+        options = [word.partition("=")[0] for word in words[1:] if word.startswith("-")]
+        if words[1].startswith("-"):
+            continue
+        assert words[1] in commands, words
+        assert set(options) - {"--help"} <= commands[words[1]], words
+
+
+def test_every_command_is_documented() -> None:
+    assert {words[1] for words in _documented()} >= set(_commands())
+
+
+def test_every_method_and_objective_is_documented() -> None:
+    from osrm_cli.maths.merging import METHODS
+    from osrm_cli.maths.objectives import OBJECTIVES
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for row in (*METHODS, *OBJECTIVES):
+        assert f"`{row.name}`" in readme, row.name
+
+
+def test_every_option_is_explained() -> None:
+    from typer.main import get_command
+
+    for name, command in get_command(app).commands.items():
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"osrm {name}: {parameter.name} has no help"
+
+
+def test_set_up_commands_are_one_line_each() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in readme.splitlines() if line.startswith("python3 -m venv")]
+    assert len(lines) == 2
+    assert lines[0].endswith("osrm demo")
+    assert lines[1].endswith("pytest")
