@@ -38,7 +38,9 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     models = [_model(model) for model in values.get("models") or ()]
     # The base model itself, listed as a model, adds nothing to a sum; to an average of models it would.
     listed = [(path, own) for path, own in models if name == "linear" or path != values.get("base_model")]
-    adapters = [{"path": path, "weight": _weight(own.get("weight", shared.get("weight", 1.0)))} for path, own in listed]
+    adapters = [
+        {"path": path, "weight": _weight(path, own.get("weight", shared.get("weight")))} for path, own in listed
+    ]
     options: dict[str, Any] = {"lambda": float(shared.get("lambda", 1.0))}
     if method in ("ties", "dare", "dare-ties"):
         densities = {own.get("density", shared.get("density", 1.0)) for _, own in listed}
