@@ -15,7 +15,6 @@ NULLS = (1e-10, 1e-8, 1e-6)  # of the mean eigenvalue: less counts as zero; floa
 RESIDUAL = 1e-5  # relative; the eigenvalue's own error is about its square over the gap
 OVERSAMPLED = 8
 SCOUTING = 8  # products before the shift is moved
-ROUNDS = 4  # shifts
 BLOCKS = 32
 CHECK = 4
 
@@ -44,14 +43,14 @@ def smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     if float(_rayleigh(S, null).max()) <= -shift:
         return null.T
     columns = _oversampled(start)
-    for _ in range(ROUNDS):
-        found = krylov(solve, columns, rank, SCOUTING)
+    for blocks in (SCOUTING, SCOUTING, BLOCKS):
+        found = krylov(solve, columns, rank, blocks)
         if found.converged:
             return found.vectors[:, :rank].T
-        columns, values = found.vectors, _rayleigh(S, found.vectors)
-        low, spread = float(values[0]), float(values[rank - 1] - values[0])
-        nearer = _factored(S, [low - spread * 2.0**k for k in range(3)])
-        solve = nearer[0] if nearer else solve
+        columns, values = found.vectors, _rayleigh(S, found.vectors)[:rank]
+        low, spread = float(values.min()), float(values.max() - values.min())
+        below = [low - spread * 2.0**k for k in range(3)]
+        solve, shift = _factored(S, [nearer for nearer in below if nearer > shift]) or (solve, shift)
     return _dense_smallest(S, start)
 
 
