@@ -19,7 +19,9 @@ LABELS = {"mood": 2, "pair": 3, "score": 1}
 
 
 @pytest.fixture(scope="module", params=sorted(FAMILIES))
-def done(request: pytest.FixtureRequest, tiny: Callable[[str], Path], words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(
+    request: pytest.FixtureRequest, tiny: Callable[[str], Path], words: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder in which the pipeline has run."""
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "osrm.toml").write_text(f'model = "{tiny(request.param)}"\ndata = "{words}"\nquiet = true\n')
@@ -144,5 +146,3 @@ def _header(path: Path) -> dict[str, str]:
 
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata())
-
-

@@ -121,7 +121,9 @@ def open_folder(folder: Path) -> dict[str, Features]:
         raise OsrmError(f"{folder} is missing", "make it with 'osrm collect --task NAME'")
     found = [Features.open(path) for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(".")]
     if not found:
-        raise OsrmError(f"{folder} holds no features files (*.safetensors)", "make them with 'osrm collect --task NAME'")
+        raise OsrmError(
+            f"{folder} holds no features files (*.safetensors)", "make them with 'osrm collect --task NAME'"
+        )
     check_together(found)
     return {features.task: features for features in found}
 

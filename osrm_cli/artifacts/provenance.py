@@ -80,7 +80,9 @@ def read(folder: Path) -> Record:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OsrmError(f"{path} cannot be read: {error}", "make the folder anew with the command that wrote it") from None
+        raise OsrmError(
+            f"{path} cannot be read: {error}", "make the folder anew with the command that wrote it"
+        ) from None
     if not isinstance(value, dict):
         raise OsrmError(f"{path} holds {type(value).__name__}, expected a JSON object")
     return value

@@ -77,6 +77,8 @@ def _needed(files: Mapping[str, Features], wanted: Sequence[str], objective: Obj
         )
     for task in wanted:
         if objective.needs_own and task not in files:
-            raise OsrmError(f"objective '{objective.name}' needs the features of '{task}' itself", f"osrm collect --task {task}")
+            raise OsrmError(
+                f"objective '{objective.name}' needs the features of '{task}' itself", f"osrm collect --task {task}"
+            )
     needed = (others if objective.needs_others else set()) | (set(wanted) if objective.needs_own else set())
     return [task for task in files if task in needed]

@@ -38,7 +38,10 @@ class Score:
 def summary(found: Mapping[str, Score]) -> dict[str, Any]:
     """Tasks and their average, as JSON has them; an average is there when every task has the number."""
     rows = {task: {**asdict(score), "ratio": score.ratio} for task, score in found.items()}
-    return {"tasks": rows, "average": {key: _mean([row[key] for row in rows.values()]) for key in ("headline", "single", "ratio")}}
+    return {
+        "tasks": rows,
+        "average": {key: _mean([row[key] for row in rows.values()]) for key in ("headline", "single", "ratio")},
+    }
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -59,4 +62,6 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise OsrmError(f"{file} is missing", f"make it with 'osrm eval {file.parent}'") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OsrmError(f"{file} cannot be read: {error!r}", f"make it anew with 'osrm eval {file.parent} --overwrite'") from None
+        raise OsrmError(
+            f"{file} cannot be read: {error!r}", f"make it anew with 'osrm eval {file.parent} --overwrite'"
+        ) from None

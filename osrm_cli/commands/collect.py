@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def collect(
-    task: Annotated[list[str] | None, typer.Option("--task", help="Task to read; repeat for more. Default: all.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Task to read; repeat for more. Default: all.")
+    ] = None,
     data: options.Data = "hub",
     model: options.Model = "minilm",
     revision: options.Revision = None,
@@ -101,4 +103,6 @@ def collect(
 
 
 def _plan(paths: dict[str, Path], chosen: "dict[str, Data]", layers: int) -> str:
-    return "\n".join(f"would write {path}: {len(chosen[n].examples)} examples, {layers} layers" for n, path in paths.items())
+    return "\n".join(
+        f"would write {path}: {len(chosen[n].examples)} examples, {layers} layers" for n, path in paths.items()
+    )

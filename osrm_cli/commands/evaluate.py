@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A merged folder, or any adapter folder with a head.")] = Path("merged"),
-    task: Annotated[list[str] | None, typer.Option("--task", help="Task to score; repeat for more. Default: all.")] = None,
+    folder: Annotated[Path, typer.Argument(help="A merged folder, or any adapter folder with a head.")] = Path(
+        "merged"
+    ),
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Task to score; repeat for more. Default: all.")
+    ] = None,
     data: options.RecordedData = None,
     split: Annotated[str, typer.Option("--split", help="Split to score on.")] = "dev",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Examples per task; the first ones. Default: all.", show_default=False)
+        int | None,
+        typer.Option("--limit", min=1, help="Examples per task; the first ones. Default: all.", show_default=False),
     ] = None,
     single: Annotated[bool, typer.Option("--single/--no-single", help="Score the single adapters beside.")] = True,
     model: options.RecordedModel = None,
@@ -69,7 +74,10 @@ def evaluate(
     bench = _Bench(place, where, base_model.pick_dtype(dtype, where), batch_size, max_length, console)
     results = {name: bench.score(held, sets[name], single) for name, held in found.items()}
     settings = {"split": split, "limit": limit, "max_length": max_length}
-    facts = {**provenance.record("eval", settings, sorted(folder.rglob("*.safetensors")), base=base), **scores.summary(results)}
+    facts = {
+        **provenance.record("eval", settings, sorted(folder.rglob("*.safetensors")), base=base),
+        **scores.summary(results),
+    }
     with atomic.write_file(path, overwrite) as stage:
         stage.write_text(provenance.dumps(facts), encoding="utf-8")
     if any(held.form == "task-aware" for held in found.values()):
@@ -199,7 +207,9 @@ def _table(results: "dict[str, Score]", split: str) -> Any:
     facts = scores.summary(results)
     for name, row in facts["tasks"].items():
         metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in row["metrics"].items())
-        made.add_row(name, _cell(row["single"]), _cell(row["headline"]), _percent(row["ratio"]), str(row["examples"]), metrics)
+        made.add_row(
+            name, _cell(row["single"]), _cell(row["headline"]), _percent(row["ratio"]), str(row["examples"]), metrics
+        )
     average = facts["average"]
     made.add_section()
     made.add_row("average", _cell(average["single"]), _cell(average["headline"]), _percent(average["ratio"]), "", "")

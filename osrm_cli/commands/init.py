@@ -26,9 +26,7 @@ def init(
     ] = None,
     objective: Annotated[
         str,
-        typer.Option(
-            "--objective", help="How A is chosen.", autocompletion=options.completing(objectives.OBJECTIVES)
-        ),
+        typer.Option("--objective", help="How A is chosen.", autocompletion=options.completing(objectives.OBJECTIVES)),
     ] = "osrm",
     a_scale: Annotated[
         str | None,
@@ -38,7 +36,9 @@ def init(
             show_default=False,
         ),
     ] = None,
-    eps: Annotated[float, typer.Option("--eps", min=0, help="gevd: weight of the identity against interference.")] = 1e-3,
+    eps: Annotated[
+        float, typer.Option("--eps", min=0, help="gevd: weight of the identity against interference.")
+    ] = 1e-3,
     features: options.FeaturesFolder = Path("features"),
     seed: options.Seed = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to write <task>/ to.")] = Path("starts"),
@@ -53,7 +53,9 @@ def init(
     """
     row = objectives.find(objective)
     if each == bool(exclude):
-        raise OsrmError("say which task the start is for", "osrm init --exclude TASK, or osrm init --each for every task")
+        raise OsrmError(
+            "say which task the start is for", "osrm init --exclude TASK, or osrm init --each for every task"
+        )
 
     import torch
 
@@ -91,7 +93,9 @@ def init(
             write_adapter(stage, factors[task], _config(first, rank, alpha))
             provenance.write(stage, facts)
     lines = [f"{path}  rank {rank}, {len(first.layers)} layers, objective {row.name}" for path in paths.values()]
-    console.result({"starts": {task: str(path) for task, path in paths.items()}, "objective": row.name}, "\n".join(lines))
+    console.result(
+        {"starts": {task: str(path) for task, path in paths.items()}, "objective": row.name}, "\n".join(lines)
+    )
 
 
 def _config(features: "Features", rank: int, alpha: float | None) -> "AdapterConfig":

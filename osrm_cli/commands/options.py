@@ -75,7 +75,9 @@ RecordedModel = Annotated[
 ]
 Revision = Annotated[
     str | None,
-    typer.Option("--revision", envvar="OSRM_REVISION", help="Commit, tag or branch of a hub model.", show_default=False),
+    typer.Option(
+        "--revision", envvar="OSRM_REVISION", help="Commit, tag or branch of a hub model.", show_default=False
+    ),
 ]
 Data = Annotated[
     str,

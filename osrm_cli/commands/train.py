@@ -32,16 +32,20 @@ def train(
     batch_size: options.BatchSize = 16,
     max_length: options.MaxLength = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Training examples; a seeded choice. Default: all.", show_default=False)
+        int | None,
+        typer.Option("--limit", min=1, help="Training examples; a seeded choice. Default: all.", show_default=False),
     ] = None,
     dev_limit: Annotated[
-        int | None, typer.Option("--dev-limit", min=1, help="Dev examples; the first ones. Default: all.", show_default=False)
+        int | None,
+        typer.Option("--dev-limit", min=1, help="Dev examples; the first ones. Default: all.", show_default=False),
     ] = None,
     freeze: Annotated[
         Freeze | None, typer.Option("--freeze", help="Train only the other factor.", show_default=False)
     ] = None,
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the epoch with the best dev score.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an unfinished run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of an unfinished run.")
+    ] = False,
     seed: options.Seed = 0,
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.AUTO,
@@ -81,7 +85,9 @@ def train(
         console.result({"would_write": [str(job.path) for job in jobs]}, "\n".join(plan))
         return
     reports = {job.start.name: _run(job, where, resume, overwrite, console) for job in jobs}
-    lines = [f"{r['path']}  dev {r['dev']['headline']:.2f}, drift of A {r['drift']['overall']:.1%}" for r in reports.values()]
+    lines = [
+        f"{r['path']}  dev {r['dev']['headline']:.2f}, drift of A {r['drift']['overall']:.1%}" for r in reports.values()
+    ]
     console.result({"adapters": reports}, "\n".join(lines))
 
 
@@ -124,10 +130,14 @@ def _run(job: _Job, where: "torch.device", resume: bool, overwrite: bool, consol
     if leader:
         _open_work(job.work, facts, resume, overwrite)
     tokenizer = base_model.load_tokenizer(job.folder)
-    classifier = base_model.load_classifier(job.folder, job.train.task.num_labels, tokenizer, torch.float32, job.recipe.seed)
+    classifier = base_model.load_classifier(
+        job.folder, job.train.task.num_labels, tokenizer, torch.float32, job.recipe.seed
+    )
     model = training.adapt(classifier, job.start, job.settings["freeze"])
     train, dev = (
-        training.with_labels(batches.tokenise(tokenizer, data.examples, job.settings["max_length"]), data.examples, data.task)
+        training.with_labels(
+            batches.tokenise(tokenizer, data.examples, job.settings["max_length"]), data.examples, data.task
+        )
         for data in (job.train, job.dev)
     )
     steps = training.steps(len(train), job.recipe)
@@ -150,7 +160,9 @@ def _open_work(work: Path, facts: dict[str, Any], resume: bool, overwrite: bool)
         raise OsrmError(f"{work} holds an unfinished run", "go on with --resume, or start over with --overwrite")
     if resume and work.exists():
         if provenance.read(work) != facts:
-            raise OsrmError(f"{work} holds an unfinished run with other settings", "give the same options, or --overwrite")
+            raise OsrmError(
+                f"{work} holds an unfinished run with other settings", "give the same options, or --overwrite"
+            )
         return
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -158,12 +170,23 @@ def _open_work(work: Path, facts: dict[str, Any], resume: bool, overwrite: bool)
 
 
 def _write(
-    job: _Job, model: Any, heads: list[str], outcome: "Outcome", report: dict[str, Any], facts: dict[str, Any], overwrite: bool
+    job: _Job,
+    model: Any,
+    heads: list[str],
+    outcome: "Outcome",
+    report: dict[str, Any],
+    facts: dict[str, Any],
+    overwrite: bool,
 ) -> None:
     from osrm_cli.artifacts import atomic, provenance
     from osrm_cli.language import training
 
-    dev = {"split": job.dev.split, "sha256": job.dev.sha256, "examples": len(job.dev.examples), "scores": outcome.scores}
+    dev = {
+        "split": job.dev.split,
+        "sha256": job.dev.sha256,
+        "examples": len(job.dev.examples),
+        "scores": outcome.scores,
+    }
     log = {**report, "dev": dev, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch, "losses": outcome.losses}
     with atomic.write_folder(job.path, overwrite) as stage:
         training.save(model, job.start, job.base, heads, stage)

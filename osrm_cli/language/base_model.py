@@ -47,7 +47,9 @@ def locate(name: str, revision: str | None = None) -> Path:
     """
     folder = _locate(name, revision)
     if not (folder / "config.json").is_file():
-        raise OsrmError(f"{folder} holds no base model: config.json is missing", "give a folder written by transformers")
+        raise OsrmError(
+            f"{folder} holds no base model: config.json is missing", "give a folder written by transformers"
+        )
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         found = f"only the pickle {pickles[0]}" if pickles else "none"
@@ -178,7 +180,9 @@ def load_classifier(folder: Path, num_labels: int, tokenizer: Any, dtype: torch.
         )
     except (OSError, ValueError, KeyError) as error:
         raise OsrmError(f"{folder}: no sequence classifier can be loaded from it: {_first_line(error)}") from None
-    outside = {name for name, child in model.named_children() if name != model.base_model_prefix and _has_weights(child)}
+    outside = {
+        name for name, child in model.named_children() if name != model.base_model_prefix and _has_weights(child)
+    }
     missing = {key.rpartition(".")[0] for key in loading["missing_keys"] if key.split(".")[0] not in outside}
     return Classifier(model, sorted(outside | missing))
 
@@ -192,7 +196,9 @@ def default_targets(model: PreTrainedModel) -> list[str]:
     kind = model.config.model_type
     names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind) or _MORE_TARGETS.get(kind)
     if not names:
-        raise OsrmError(f"no default target layers are known for model type '{kind}'", "name them with --target-modules")
+        raise OsrmError(
+            f"no default target layers are known for model type '{kind}'", "name them with --target-modules"
+        )
     return list(names)
 
 
@@ -212,7 +218,9 @@ def find_targets(classifier: Classifier, names: Sequence[str]) -> dict[str, torc
     found = {name: module for name, module in linear.items() if check_target_module_exists(config, name)}
     if not found:
         kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise OsrmError(f"no linear layer matches --target-modules {' '.join(names)}", f"the layers are called: {kinds}")
+        raise OsrmError(
+            f"no linear layer matches --target-modules {' '.join(names)}", f"the layers are called: {kinds}"
+        )
     return found
 
 

@@ -46,7 +46,9 @@ def adapted(model: PreTrainedModel, folder: Path, num_labels: int) -> Iterator[t
             raise
         raise OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {_mismatch(error)}") from None
     if not whole.peft_config["default"].modules_to_save:
-        raise OsrmError(f"{folder} has no classification head", "score a folder that has one, such as merged/tasks/NAME")
+        raise OsrmError(
+            f"{folder} has no classification head", "score a folder that has one, such as merged/tasks/NAME"
+        )
     try:
         yield whole.eval()
     finally:
@@ -54,7 +56,9 @@ def adapted(model: PreTrainedModel, folder: Path, num_labels: int) -> Iterator[t
 
 
 @contextmanager
-def headed(model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path) -> Iterator[torch.nn.Module]:
+def headed(
+    model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path
+) -> Iterator[torch.nn.Module]:
     """The classifier that a head alone makes of a model.
 
     Raises:

@@ -128,7 +128,8 @@ def save(model: PeftModel, start: Adapter, base: Base, heads: Sequence[str], fol
     """Write the trained adapter with its heads as a plain PEFT folder."""
     state = {name.removeprefix(PREFIX): tensor.cpu() for name, tensor in get_peft_model_state_dict(model).items()}
     updates = {
-        layer: LowRank(state.pop(f"{layer}.lora_B.weight"), state.pop(f"{layer}.lora_A.weight")) for layer in start.layers
+        layer: LowRank(state.pop(f"{layer}.lora_B.weight"), state.pop(f"{layer}.lora_A.weight"))
+        for layer in start.layers
     }
     config = replace(start.config, base_model=base.name, revision=base.revision, modules_to_save=tuple(heads))
     write_adapter(folder, updates, config, heads=state)
@@ -265,6 +266,8 @@ def draw_losses(outcome: Outcome, title: str, path: Path) -> None:
     axes.set_ylim(bottom=0)
     scores = axes.twinx()
     last = outcome.losses[-1][0] / outcome.epochs[-1]["epoch"]
-    scores.plot([r["epoch"] * last for r in outcome.epochs], [r["headline"] for r in outcome.epochs], "o--", color="tab:orange")
+    scores.plot(
+        [r["epoch"] * last for r in outcome.epochs], [r["headline"] for r in outcome.epochs], "o--", color="tab:orange"
+    )
     scores.set_ylabel("dev score", color="tab:orange")
     figure.savefig(path, dpi=120, metadata={"Software": None})
