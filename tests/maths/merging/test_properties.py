@@ -210,6 +210,22 @@ def test_an_adapter_without_the_layer_leaves_no_arbitrary_direction(method: Meth
     close(results[0], results[1])
 
 
+def test_large_adapters_that_cancel_leave_no_direction_behind() -> None:
+    several = layer((9, 8), [2, 3, 3])
+    one, other = several.updates[0].scaled(1e-5), several.updates[1]
+    merged = merge(find("iso-c"), replace(several, updates=(one, other, other.scaled(-1))))
+    close(merged, merge(find("iso-c"), replace(several, updates=(one, other.scaled(0), other.scaled(0)))))
+
+
+@pytest.mark.parametrize("name", ["ties", "emr", "core-ties", "knots-ties"])
+def test_a_sum_that_is_rounding_elects_no_sign(name: str) -> None:
+    several = layer((40, 30), [2, 3, 5])
+    one, other, _ = (dW.to(torch.float64) for dW in several.updates)
+    third = LowRank(torch.cat([-one.B, -other.B], dim=1), torch.cat([one.A, other.A]))
+    zero_sum = replace(several, updates=(one, other, third))
+    assert merge(find(name), zero_sum, density=1.0).norm() < 0.1 * one.dense().norm()
+
+
 def test_precisions_may_differ_between_adapters() -> None:
     several = layer((70, 8), [3, 2, 2])
     types = (torch.bfloat16, torch.float64, torch.float32)
