@@ -59,7 +59,7 @@ class Console:
 
         class Rate(ProgressColumn):
             def render(self, task: Any) -> Text:
-                return Text(f"{task.finished_speed or task.speed or 0:,.0f} {unit}/s")
+                return Text(f"{_rate(task.finished_speed or task.speed or 0)} {unit}/s")
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
         with Progress(*columns, console=_rich(sys.stderr)) as bar:
@@ -83,6 +83,11 @@ def table(*columns: str, title: str | None = None) -> "Table":
     for index, name in enumerate(columns):
         made.add_column(name, justify="right" if index else "left", no_wrap=True)
     return made
+
+
+def _rate(speed: float) -> str:
+    """Whole numbers, but two digits of what is slow."""
+    return f"{speed:,.0f}" if speed >= 10 or not speed else f"{speed:.2g}"
 
 
 def _rich(stream: Any) -> Any:

@@ -9,8 +9,9 @@ keys serve every command that has such an option, and a table serves one command
     epochs = 5
 """
 
+import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def from_file(spellings: Spellings, path: Path = FILE) -> dict[str, dict[str, An
     }
 
 
-def _known(path: Path, settings: Mapping[str, Any], options: Any, owner: str) -> None:
+def _known(path: Path, settings: Mapping[str, Any], options: Collection[str], owner: str) -> None:
     for key in settings:
         if key not in options:
-            raise OsrmError(f"{path}: '{key}' is no option of {owner}", f"options: {', '.join(sorted(options))}")
+            near = difflib.get_close_matches(key, options, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"options: {', '.join(sorted(options))}"
+            raise OsrmError(f"{path}: '{key}' is no option of {owner}", hint)

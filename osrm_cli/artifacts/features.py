@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from osrm_cli.artifacts import provenance, tensors
 from osrm_cli.artifacts.provenance import Base
@@ -64,19 +65,23 @@ class Features:
             OsrmError: If the file is missing, empty, damaged, or was not written by ``collect``.
         """
         facts = tensors.read_facts(path)
-        base = Base.of(facts)
-        if facts.get("command") != "collect" or base is None:
+        if facts.get("command") != "collect":
             raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
-        return cls(
-            path=path,
-            task=facts["task"]["name"],
-            base=base,
-            layers={name: Layer(**layer) for name, layer in facts["layers"].items()},
-            statistics=facts["statistics"],
-            tokens=facts["tokens"],
-            examples=facts["examples"],
-            facts=facts,
-        )
+        try:
+            return cls(
+                path=path,
+                task=facts["task"]["name"],
+                base=Base(**facts["base"]),
+                layers={name: Layer(**layer) for name, layer in facts["layers"].items()},
+                statistics=facts["statistics"],
+                tokens=facts["tokens"],
+                examples=facts["examples"],
+                facts=facts,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise OsrmError(
+                f"{path}: its header is incomplete: {error!r}", "collect this task's features again"
+            ) from None
 
     @contextmanager
     def reader(self) -> Iterator["Reader"]:
@@ -105,9 +110,19 @@ class Reader:
                 f"{path} has no statistic '{statistic}', it holds: {held}",
                 f"osrm collect --task {self.features.task} --statistic {statistic}",
             )
-        tensor: torch.Tensor = self.file.get_tensor(f"{self.features.layers[layer].source}.{statistic}")
+        entry = f"{self.features.layers[layer].source}.{statistic}"
+        try:
+            tensor: torch.Tensor = self.file.get_tensor(entry)
+        except SafetensorError:
+            raise OsrmError(f"{path} lacks {entry}", "collect this task's features again") from None
+        d_in = self.features.layers[layer].d_in
+        if tensor.shape[-1:] != (d_in,):
+            raise OsrmError(
+                f"{path}: {entry} has shape {tuple(tensor.shape)}, expected width {d_in}",
+                "collect this task's features again",
+            )
         if not torch.isfinite(tensor).all():
-            raise OsrmError(f"{path}: NaN or infinity in {layer}.{statistic}", "collect this task's features again")
+            raise OsrmError(f"{path}: NaN or infinity in {entry}", "collect this task's features again")
         return tensor.to(torch.float64)
 
 
@@ -125,7 +140,12 @@ def open_folder(folder: Path) -> dict[str, Features]:
             f"{folder} holds no features files (*.safetensors)", "make them with 'osrm collect --task NAME'"
         )
     check_together(found)
-    return {features.task: features for features in found}
+    files: dict[str, Features] = {}
+    for features in found:
+        twin = files.setdefault(features.task, features)
+        if twin is not features:
+            raise OsrmError(f"{twin.path} and {features.path} both hold task '{features.task}'", "remove one of them")
+    return files
 
 
 def check_together(found: Sequence[Features]) -> None:
@@ -135,15 +155,20 @@ def check_together(found: Sequence[Features]) -> None:
         OsrmError: Naming the file that differs, and how.
     """
     provenance.same_base({features.path: features.base for features in found})
-    for name, fact in (("layers", _layers), ("pooling", _pooling)):
+    for name, fact in (("revision", _revision), ("layers", _layers), ("pooling", _pooling)):
         values = [fact(features) for features in found]
-        usual = max(values, key=values.count)
+        known = [value for value in values if value is not None]
+        usual = max(known, key=known.count, default=None)
         for features, value in zip(found, values, strict=True):
-            if value != usual:
+            if value not in (None, usual):
                 raise OsrmError(
                     f"{features.path} differs from the other features files in its {name}: {_shown(value, usual)}",
                     f"collect '{features.task}' again with the options of the others",
                 )
+
+
+def _revision(features: Features) -> str | None:
+    return features.base.revision  # None for a local copy of the same weights
 
 
 def _layers(features: Features) -> Any:
@@ -151,13 +176,11 @@ def _layers(features: Features) -> Any:
 
 
 def _pooling(features: Features) -> Any:
-    return features.facts["settings"]["pooling"]
+    return (features.facts.get("settings") or {}).get("pooling")
 
 
 def _shown(value: Any, usual: Any) -> str:
     if not isinstance(value, dict):
         return f"{value}, expected {usual}"
-    for layer in sorted(value.keys() | usual.keys()):
-        if value.get(layer) != usual.get(layer):
-            return f"{layer} is {value.get(layer, 'absent')}, expected {usual.get(layer, 'absent')} (d_in, d_out)"
-    return "their order"
+    layer = next(name for name in sorted(value.keys() | usual.keys()) if value.get(name) != usual.get(name))
+    return f"{layer} is {value.get(layer, 'absent')}, expected {usual.get(layer, 'absent')} (d_in, d_out)"

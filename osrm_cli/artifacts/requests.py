@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
 import torch
 
@@ -10,14 +9,18 @@ from osrm_cli.artifacts.features import Features
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths.objectives import Objective
 from osrm_cli.maths.request import Request
+from osrm_cli.maths.subspace import others_moment, stack_rows, total_moment
+
+# Objectives that take rows as they come, as Eq. 3 of arXiv:2505.22934 does; the others give every task equal weight.
+_AS_THEY_COME = ("osrm", "official")
 
 
 def requests(
     files: Mapping[str, Features], wanted: Sequence[str], objective: Objective, rank: int, seed: int, eps: float
 ) -> Iterator[Request]:
-    """Yield every layer's request for every wanted task.
+    """Yield every layer's request for every wanted task; layers that share a statistic follow one another.
 
-    Each file's statistic of each layer is read once: what the other tasks amount to is the total minus the task's own.
+    Each tensor of each file is read once: what the other tasks amount to is the total minus the task's own.
 
     Args:
         files: Features files by task.
@@ -30,55 +33,89 @@ def requests(
     Raises:
         OsrmError: If the files cannot serve the objective.
     """
-    first = next(iter(files.values()))
     statistic = _statistic(files, objective)
-    read = _needed(files, wanted, objective)
+    served = {task: used(files, task, objective) for task in wanted}
+    names = [name for name in files if any(name in read for read in served.values())]
+    layers = next(iter(files.values())).layers
     with ExitStack() as stack:
-        readers = {task: stack.enter_context(files[task].reader()) for task in read}
-        for name, layer in first.layers.items():
-            found = {task: reader.read(name, statistic) for task, reader in readers.items() if statistic}
-            if statistic == "second-moment":
-                found = {task: moment / moment.trace() for task, moment in found.items()}
-                total = torch.stack(list(found.values())).sum(0)
-            for task in wanted:
-                request = Request(rank, layer.d_in, name, task, seed, d_out=layer.d_out, eps=eps)
-                own, others = found.get(task), [x for other, x in found.items() if other != task]
-                if statistic == "second-moment":
-                    rest = total if own is None else total - own
-                    yield replace(request, out_moment=rest / len(others) if others else None, own_moment=own)
-                elif statistic:
-                    rows = torch.cat([torch.atleast_2d(x) for x in others]) if others else None
-                    yield replace(request, out_rows=rows, own_rows=None if own is None else torch.atleast_2d(own))
-                else:
-                    yield request
+        readers = {name: stack.enter_context(files[name].reader()) for name in names}
+        for group in _sharing(layers, [files[name] for name in names]):
+            found = {name: reader.read(group[0], statistic) for name, reader in readers.items() if statistic}
+            summed = statistic == "second-moment" and objective.needs_others
+            total = total_moment(found.values()) if summed else None
+            for task, read in served.items():
+                given = _given(found, total, task, read, objective, statistic)
+                for layer in group:
+                    d_in, d_out = layers[layer].d_in, layers[layer].d_out
+                    yield Request(rank, d_in, layer, task, seed, d_out=d_out, eps=eps, **given)
+
+
+def used(files: Mapping[str, Features], task: str, objective: Objective) -> list[str]:
+    """Tasks whose features serve one task's start.
+
+    Raises:
+        OsrmError: If there are none of the kind that the objective needs.
+    """
+    others = [name for name in files if name != task] if objective.needs_others else []
+    if objective.needs_others and not others:
+        raise OsrmError(
+            f"{next(iter(files.values())).path.parent} holds no features of a task other than '{task}'",
+            "collect the other tasks first: osrm collect --task OTHER",
+        )
+    if objective.needs_own and task not in files:
+        raise OsrmError(
+            f"objective '{objective.name}' needs the features of '{task}' itself", f"osrm collect --task {task}"
+        )
+    return [name for name in files if name in others or (objective.needs_own and name == task)]
 
 
 def _statistic(files: Mapping[str, Features], objective: Objective) -> str | None:
     """The statistic that serves the objective best among those that every file holds."""
     held = [set(features.statistics) for features in files.values()]
     common = set.intersection(*held)
-    if not common:
-        odd = next(f for f, names in zip(files.values(), held, strict=True) if names != held[0])
+    # Names the file that lacks what the others have, rather than blame them all.
+    usual = max(held, key=held.count)
+    odd = next((f for f, names in zip(files.values(), held, strict=True) if not names >= usual), None)
+    try:
+        return objective.serve(tuple(sorted(common)))
+    except OsrmError:
+        if odd is None:
+            raise
         raise OsrmError(
-            f"{odd.path} holds {', '.join(odd.statistics)}, which another features file lacks",
-            "collect all tasks with the same --statistic",
-        )
-    return objective.serve(tuple(sorted(common)))
+            f"{odd.path} holds {', '.join(odd.statistics)}, the other features files {', '.join(sorted(usual))}",
+            f"collect '{odd.task}' again with the --statistic of the others",
+        ) from None
 
 
-def _needed(files: Mapping[str, Features], wanted: Sequence[str], objective: Objective) -> list[str]:
-    """Tasks whose files have to be read."""
-    others = {task for one in wanted for task in files if task != one}
-    if objective.needs_others and (not others or (len(files) == 1 and set(files) == set(wanted))):
-        folder = next(iter(files.values())).path.parent
-        raise OsrmError(
-            f"{folder} holds no features of a task other than '{wanted[0]}'",
-            "collect the other tasks first: osrm collect --task OTHER",
-        )
-    for task in wanted:
-        if objective.needs_own and task not in files:
-            raise OsrmError(
-                f"objective '{objective.name}' needs the features of '{task}' itself", f"osrm collect --task {task}"
-            )
-    needed = (others if objective.needs_others else set()) | (set(wanted) if objective.needs_own else set())
-    return [task for task in files if task in needed]
+def _sharing(layers: Mapping[str, object], files: Sequence[Features]) -> list[list[str]]:
+    """Layers grouped by the entries that they read."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in layers:
+        groups.setdefault(tuple(file.layers[name].source for file in files) or (name,), []).append(name)
+    return list(groups.values())
+
+
+def _given(
+    found: Mapping[str, torch.Tensor],
+    total: torch.Tensor | None,
+    task: str,
+    read: Sequence[str],
+    objective: Objective,
+    statistic: str | None,
+) -> dict[str, torch.Tensor]:
+    """One layer's features as a request has them: the other tasks', and the task's own where it is read."""
+    own = found[task] if task in read and statistic else None
+    others = [found[name] for name in read if name != task and statistic]
+    given: dict[str, torch.Tensor | None] = {}
+    if statistic == "second-moment":
+        given = {"out_moment": None if total is None else _rest(total, found, task), "own_moment": own}
+    elif statistic:
+        balanced = statistic.startswith("sketch") or objective.name not in _AS_THEY_COME
+        rows = stack_rows(others, balanced) if others else None
+        given = {"out_rows": rows, "own_rows": None if own is None else own.reshape(-1, own.shape[-1])}
+    return {name: tensor for name, tensor in given.items() if tensor is not None}
+
+
+def _rest(total: torch.Tensor, found: Mapping[str, torch.Tensor], task: str) -> torch.Tensor:
+    """``C_out``: the total without the task's own share, where that is in it."""
+    return others_moment(total, found[task], len(found)) if task in found else total / len(found)

@@ -1,7 +1,10 @@
 """``osrm init``: features/*.safetensors -> starts/<task>/."""
 
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,10 +12,13 @@ from osrm_cli.commands import options
 from osrm_cli.console import Console
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths import objectives
+from osrm_cli.maths.objectives import Objective
+from osrm_cli.maths.statistics import STATISTICS
 
 if TYPE_CHECKING:
     from osrm_cli.artifacts.adapter_config import AdapterConfig
     from osrm_cli.artifacts.features import Features
+    from osrm_cli.maths.lowrank import LowRank
 
 
 def init(
@@ -32,7 +38,7 @@ def init(
         str | None,
         typer.Option(
             "--a-scale",
-            help="Length of A's rows: orthonormal, kaiming, gaussian, match-output or a number; default the objective's.",
+            help="Length of A's rows: orthonormal, kaiming, gaussian, match-output or a number.",
             show_default=False,
         ),
     ] = None,
@@ -51,51 +57,138 @@ def init(
 
     Example: osrm init --exclude mini-mood --rank 8
     """
-    row = objectives.find(objective)
+    row = _reading(objectives.find(objective), a_scale)
     if each == bool(exclude):
-        raise OsrmError(
-            "say which task the start is for", "osrm init --exclude TASK, or osrm init --each for every task"
+        raise typer.BadParameter(
+            "give one of them: a start is for one task, or for each", param_hint="--exclude, --each"
         )
 
-    import torch
-
-    from osrm_cli.artifacts import atomic, provenance
+    from osrm_cli.artifacts import atomic
     from osrm_cli.artifacts import features as features_files
-    from osrm_cli.artifacts.adapter_writer import write_adapter
-    from osrm_cli.artifacts.requests import requests
-    from osrm_cli.maths.lowrank import LowRank
-    from osrm_cli.maths.scale import scaled
 
     console = Console(json, quiet)
     files = features_files.open_folder(features)
-    wanted = exclude or list(files)
-    paths = {task: out / task for task in wanted}
+    paths = {task: out / _folder_name(task) for task in exclude or files}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
+    _warn_of_unknown(paths, files, console)
     if dry_run:
-        console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, row.name, rank, files))
+        console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, row, rank, files))
         return
 
-    choose, first = row.load(), next(iter(files.values()))
-    factors: dict[str, dict[str, LowRank]] = {task: {} for task in wanted}
-    with console.progress(f"init {row.name}", len(first.layers) * len(wanted), "layers") as advance:
-        for request in requests(files, wanted, row, rank, seed, eps):
+    recipe = {"objective": row.name, "rank": rank, "alpha": alpha, "a_scale": a_scale, "eps": eps, "seed": seed}
+    starts = _starts(files, list(paths), row, recipe, console)
+    for task, path in paths.items():
+        _write(path, task, starts[task], files, row, recipe, overwrite)
+    first = next(iter(files.values()))
+    lines = [f"{path}  rank {rank}, {len(first.layers)} layers, objective {row.name}" for path in paths.values()]
+    facts = {"starts": {task: str(path) for task, path in paths.items()}, "objective": row.name}
+    console.result({**facts, "concerns": {task: start.concerns for task, start in starts.items()}}, "\n".join(lines))
+
+
+@dataclass
+class _Start:
+    """One task's start.
+
+    Attributes:
+        factors: By layer; B is zero.
+        concerns: Reasons to doubt it.
+    """
+
+    factors: "dict[str, LowRank]" = field(default_factory=dict)
+    concerns: list[str] = field(default_factory=list)
+
+
+def _starts(
+    files: "dict[str, Features]", wanted: list[str], row: Objective, recipe: dict[str, Any], console: Console
+) -> dict[str, _Start]:
+    """Every task's start in one pass over the features."""
+    import torch
+
+    from osrm_cli.artifacts.requests import requests, used
+    from osrm_cli.maths.concerns import concerns
+    from osrm_cli.maths.lowrank import LowRank
+    from osrm_cli.maths.scale import scaled
+
+    choose, rank, a_scale = row.load(), recipe["rank"], recipe["a_scale"]
+    starts = {task: _Start() for task in wanted}
+    tokens = {task: [files[name].tokens for name in used(files, task, row) if name != task] for task in wanted}
+    shapes = next(iter(files.values())).layers
+    with console.progress(f"init {row.name}", len(shapes) * len(wanted), "layers") as advance:
+        for request in requests(files, wanted, row, rank, recipe["seed"], recipe["eps"]):
+            start, own = starts[request.task], files.get(request.task)
             A = choose(request)  # noqa: N806 - the papers' letters
             A = scaled(A, a_scale, request) if a_scale else A  # noqa: N806
-            factors[request.task][request.layer] = LowRank(torch.zeros(request.d_out, rank), A)
+            B = torch.zeros(shapes[request.layer].d_out, rank)  # noqa: N806
+            start.factors[request.layer] = LowRank(B, A)
+            for doubt in concerns(row.name, request, sum(tokens[request.task]), own.tokens if own else None):
+                if doubt not in start.concerns:
+                    start.concerns.append(doubt)
             advance(1)
-    settings = {"objective": row.name, "rank": rank, "a_scale": a_scale, "eps": eps, "seed": seed}
-    for task, path in paths.items():
-        used = [file.path for name, file in files.items() if row.statistics and (name != task or row.needs_own)]
-        own = files[task].facts if task in files else {"task": {"name": task}, "data": None}
-        facts = provenance.record("init", settings, used, base=first.base, task=own["task"], data=own["data"])
-        with atomic.write_folder(path, overwrite) as stage:
-            write_adapter(stage, factors[task], _config(first, rank, alpha))
-            provenance.write(stage, facts)
-    lines = [f"{path}  rank {rank}, {len(first.layers)} layers, objective {row.name}" for path in paths.values()]
-    console.result(
-        {"starts": {task: str(path) for task, path in paths.items()}, "objective": row.name}, "\n".join(lines)
+    for doubt in dict.fromkeys(doubt for start in starts.values() for doubt in start.concerns):
+        console.warn(doubt)
+    return starts
+
+
+def _write(
+    path: Path,
+    task: str,
+    start: _Start,
+    files: "dict[str, Features]",
+    row: Objective,
+    recipe: dict[str, Any],
+    overwrite: bool,
+) -> None:
+    from osrm_cli.artifacts import atomic, provenance
+    from osrm_cli.artifacts.adapter_writer import write_adapter
+    from osrm_cli.artifacts.requests import used
+
+    first = next(iter(files.values()))
+    own = files[task].facts if task in files else {"task": {"name": task}, "data": None}
+    facts = provenance.record(
+        "init",
+        recipe,
+        [files[name].path for name in used(files, task, row)],
+        base=first.base,
+        task=own["task"],
+        data=own["data"],
+        concerns=start.concerns,
     )
+    with atomic.write_folder(path, overwrite) as stage:
+        write_adapter(stage, start.factors, _config(first, recipe["rank"], recipe["alpha"]))
+        provenance.write(stage, facts)
+
+
+def _reading(row: Objective, a_scale: str | None) -> Objective:
+    """The objective, with what the scale needs to read beside it.
+
+    Raises:
+        OsrmError: If it needs what no features file holds.
+    """
+    if row.needs_gradient:
+        raise OsrmError(
+            f"objective '{row.name}' needs the gradient of the task's loss, which features files do not hold",
+            "choose one that needs features alone, such as --objective gevd",
+        )
+    if a_scale == "match-output":
+        kinds = row.statistics or tuple(statistic.kind for statistic in STATISTICS)
+        return replace(row, needs_own=True, statistics=kinds)
+    return row
+
+
+def _folder_name(task: str) -> str:
+    if task != Path(task).name:
+        raise OsrmError(f"task '{task}' is no name of a folder", "give the task's name alone")
+    return task
+
+
+def _warn_of_unknown(wanted: Iterable[str], files: "dict[str, Features]", console: Console) -> None:
+    """A task without features of its own may be meant so, or be misspelled."""
+    for task in wanted:
+        if task not in files:
+            near = difflib.get_close_matches(task, files, n=1)
+            meant = f"did you mean '{near[0]}'?" if near else "its start avoids all the features that are there"
+            console.warn(f"there are no features of a task '{task}': {meant}")
 
 
 def _config(features: "Features", rank: int, alpha: float | None) -> "AdapterConfig":
@@ -113,6 +206,8 @@ def _config(features: "Features", rank: int, alpha: float | None) -> "AdapterCon
     )
 
 
-def _plan(paths: dict[str, Path], objective: str, rank: int, files: "dict[str, Features]") -> str:
-    read = ", ".join(str(file.path) for file in files.values())
-    return "\n".join(f"would write {path}: {objective}, rank {rank}, from {read}" for path in paths.values())
+def _plan(paths: dict[str, Path], row: Objective, rank: int, files: "dict[str, Features]") -> str:
+    from osrm_cli.artifacts.requests import used
+
+    read = {task: ", ".join(str(files[name].path) for name in used(files, task, row)) or "no file" for task in paths}
+    return "\n".join(f"would write {path}: {row.name}, rank {rank}, from {read[task]}" for task, path in paths.items())

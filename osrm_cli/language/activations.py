@@ -1,7 +1,8 @@
 """What each target layer is fed with: forward pre-hooks, one per distinct input tensor."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,16 +15,34 @@ from osrm_cli.language.base_model import widths
 Record = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
-class _LastLayerReached(Exception):  # noqa: N818 - a signal, not an error
+class _LastInputSeen(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass: nothing past the last target layer is of interest."""
 
 
-def shared_inputs(
-    model: PreTrainedModel, targets: Mapping[str, torch.nn.Module], batch: Mapping[str, torch.Tensor]
-) -> dict[str, str]:
-    """Map each target layer to the first one that is fed by the same tensor (query, key and value to query).
+@dataclass(frozen=True)
+class Inputs:
+    """Which distinct tensors the target layers are fed with.
 
-    One forward pass over ``batch`` tells; the keys come in the order in which the layers run.
+    Attributes:
+        sources: For each target layer, in the order in which they run, the first one that is fed by the same tensor
+            (for query, key and value: query).
+        calls: How often the layers in ``sources.values()`` run in one forward pass; more than there are of them where a
+            model uses a layer again.
+    """
+
+    sources: Mapping[str, str]
+    calls: int
+
+    @property
+    def distinct(self) -> list[str]:
+        """The layers whose inputs are recorded."""
+        return list(dict.fromkeys(self.sources.values()))
+
+
+def find_inputs(
+    model: PreTrainedModel, targets: Mapping[str, torch.nn.Module], batch: Mapping[str, torch.Tensor]
+) -> Inputs:
+    """Run ``batch`` once and see which target layers are fed by the same tensor.
 
     Raises:
         OsrmError: If a target layer does not run at all.
@@ -31,10 +50,12 @@ def shared_inputs(
     first: dict[int, str] = {}
     kept: list[torch.Tensor] = []  # keeps every input alive, so that no identity is used twice
     sources: dict[str, str] = {}
+    calls: list[str] = []
 
     def hook(name: str) -> Callable[..., None]:
         def see(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             kept.append(args[0])
+            calls.append(name)
             sources.setdefault(name, first.setdefault(id(args[0]), name))
 
         return see
@@ -44,13 +65,13 @@ def shared_inputs(
     for name in targets:
         if name not in sources:
             raise OsrmError(f"target layer {name} takes no part in classification", "leave it out of --target-modules")
-    return sources
+    return Inputs(sources, sum(name in set(sources.values()) for name in calls))
 
 
 def watch(
     model: PreTrainedModel,
     targets: Mapping[str, torch.nn.Module],
-    sources: Mapping[str, str],
+    inputs: Inputs,
     batch: Mapping[str, torch.Tensor],
     record: Record,
     padded: bool = False,
@@ -60,7 +81,7 @@ def watch(
     Args:
         model: The classifier, in evaluation mode.
         targets: Target layers by name.
-        sources: As returned by :func:`shared_inputs`.
+        inputs: As returned by ``find_inputs``.
         batch: Tokenised text, padded on the right, with its ``attention_mask``.
         record: Receives each input once.
         padded: Count padding as text, as the code published with OSRM does.
@@ -68,21 +89,24 @@ def watch(
     mask = batch["attention_mask"].bool()
     if padded:
         mask = torch.ones_like(mask)
-    distinct = list(dict.fromkeys(sources.values()))
+    calls = 0
 
     def hook(name: str) -> Callable[..., None]:
         def see(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            nonlocal calls
             record(name, *_per_token(name, args[0].detach(), mask))
-            if name == distinct[-1]:
-                raise _LastLayerReached
+            calls += 1
+            if calls == inputs.calls:
+                raise _LastInputSeen
 
         return see
 
-    with _hooks((targets[name], hook(name)) for name in distinct), torch.inference_mode():
-        try:
-            model(**batch)
-        except _LastLayerReached:
-            pass
+    with (
+        _hooks((targets[name], hook(name)) for name in inputs.distinct),
+        torch.inference_mode(),
+        suppress(_LastInputSeen),
+    ):
+        model(**batch)
 
 
 class Totals:
@@ -103,27 +127,28 @@ class Totals:
         padded: bool = False,
     ) -> None:
         self.model, self.targets, self.kinds, self.padded = model, targets, kinds, padded
-        self.sources: dict[str, str] = {}
+        self.inputs: Inputs | None = None
         self.sums: dict[str, list[Any]] = {}
 
     def add(self, batch: Mapping[str, torch.Tensor], rows: list[int]) -> None:
         """Run one batch; ``rows`` are its examples' numbers in the sample."""
-        if not self.sources:
-            self.sources = shared_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
-            for name in dict.fromkeys(self.sources.values()):
+        if self.inputs is None:
+            self.inputs = find_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
+            for name in self.inputs.distinct:
                 self.sums[name] = [kind(widths(self.targets[name])[0]) for kind in self.kinds]
 
         def record(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> None:
             for total in self.sums[name]:
                 total.add(inputs, mask, rows)
 
-        watch(self.model, self.targets, self.sources, batch, record, self.padded)
+        watch(self.model, self.targets, self.inputs, batch, record, self.padded)
 
     @property
     def layers(self) -> dict[str, dict[str, Any]]:
         """Each target layer's width and the layer that holds its statistics, for the file's header."""
-        found = {name: widths(module) for name, module in self.targets.items()}
-        return {n: {"source": self.sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in found.items()}
+        sources = self.inputs.sources if self.inputs else {}
+        found = {name: widths(self.targets[name]) for name in self.targets if name in sources}
+        return {n: {"source": sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in found.items()}
 
     @property
     def tokens(self) -> int:
@@ -145,7 +170,7 @@ class Totals:
 
 
 def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if inputs.dim() == 2 and len(inputs) == len(mask):  # a layer behind a pooler: one vector an example
+    if inputs.dim() == 2 and len(inputs) == len(mask):  # behind a pooler: one vector for each example
         return inputs.unsqueeze(1), torch.ones_like(mask[:, :1])
     if inputs.shape[:-1] != mask.shape:
         raise OsrmError(
@@ -156,7 +181,7 @@ def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[tor
 
 
 @contextmanager
-def _hooks(wanted: Any) -> Any:
+def _hooks(wanted: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
     handles = [module.register_forward_pre_hook(hook) for module, hook in wanted]
     try:
         yield
