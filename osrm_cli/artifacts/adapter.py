@@ -120,7 +120,7 @@ class Adapter:
         if path not in self._open:
             self._open[path] = tensors.open_tensors(path)
         tensor: torch.Tensor = self._open[path].get_tensor(name)
-        if not torch.isfinite(tensor).all():
+        if not tensors.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from osrm_cli.artifacts import tensors
 from osrm_cli.artifacts.adapter_config import AdapterConfig
 from osrm_cli.artifacts.adapter_files import FACTORS, PREFIX, WEIGHTS
 from osrm_cli.artifacts.stream import Stream, write_stream
@@ -98,8 +99,8 @@ def _with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfi
 
 def _narrowed(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
     narrow = factor.to(dtype)
-    if not torch.isfinite(narrow).all():
-        found = "NaN or infinity" if not torch.isfinite(factor).all() else f"entries up to {factor.abs().max():.3g}"
+    if not tensors.all_finite(narrow):
+        found = "NaN or infinity" if not tensors.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
         raise OsrmError(
             f"{layer}: {found} cannot be written as {str(dtype).removeprefix('torch.')}", "use --dtype float32"
         )
