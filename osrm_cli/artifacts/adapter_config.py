@@ -50,7 +50,8 @@ class AdapterConfig:
         task_type: PEFT's, such as ``SEQ_CLS``; decides which of PEFT's model classes is used.
         modules_to_save: Names of modules stored whole, such as the classification head.
         fan_in_fan_out: Whether the adapted layers store their weight as ``(d_in, d_out)``, like GPT-2's Conv1D.
-        target_modules: Names of the adapted layers, or a regular expression.
+        target_modules: Names of the adapted layers, or a regular expression; empty where the layers in the file alone
+            say it, because another setting narrows the names down.
         r: Rank of layers that ``rank_pattern`` does not name.
         lora_alpha: Numerator of the scaling; ``None`` only before writing: the rank, so that the scaling is 1.
         lora_dropout: For further training.
@@ -92,7 +93,7 @@ class AdapterConfig:
         """
         for name in ("rank_pattern", "alpha_pattern"):
             for key in getattr(self, name):
-                if not any(_matches(key, layer) for layer in layers):
+                if not any(matches(key, layer) for layer in layers):
                     raise OsrmError(
                         f"{path}: {name} '{key}' matches no layer of the adapter", "correct the pattern or remove it"
                     )
@@ -141,7 +142,6 @@ def read(folder: Path) -> AdapterConfig:
     if not isinstance(values, dict):
         raise OsrmError(f"{path} holds {type(values).__name__}, expected a JSON object")
     _check_kind(path, values)
-    targets = values.get("target_modules") or ()
     try:
         return AdapterConfig(
             base_model=values.get("base_model_name_or_path") or None,
@@ -149,7 +149,7 @@ def read(folder: Path) -> AdapterConfig:
             task_type=values.get("task_type"),
             modules_to_save=tuple(sorted(values.get("modules_to_save") or ())),
             fan_in_fan_out=bool(values.get("fan_in_fan_out", False)),
-            target_modules=targets if isinstance(targets, str) else tuple(sorted(targets)),
+            target_modules=_targets(values),
             r=_positive_int(values.get("r", 8)),
             lora_alpha=_number(values.get("lora_alpha", 8)),
             lora_dropout=_number(values.get("lora_dropout", 0.0)),
@@ -159,6 +159,11 @@ def read(folder: Path) -> AdapterConfig:
         )
     except (TypeError, ValueError, re.error) as error:
         raise OsrmError(f"{path}: {error}", "save the adapter again, or correct the file") from None
+
+
+def matches(key: str, layer: str) -> bool:
+    """Whether a regular expression means a layer: it has to match the end of the name, from a dot on."""
+    return re.match(rf"(.*\.)?({key})$", layer) is not None
 
 
 def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
@@ -187,6 +192,13 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
         )
 
 
+def _targets(values: Mapping[str, Any]) -> tuple[str, ...] | str:
+    targets = values.get("target_modules") or ()
+    if targets == "all-linear" or values.get("layers_to_transform") is not None or values.get("exclude_modules"):
+        return ()
+    return targets if isinstance(targets, str) else tuple(sorted(targets))
+
+
 def _patterns(values: Mapping[str, Any], name: str, convert: Any) -> dict[str, Any]:
     found = values.get(name) or {}
     for key in found:
@@ -206,10 +218,6 @@ def _number(value: Any) -> float:
     return value
 
 
-def _matches(key: str, layer: str) -> bool:
-    return re.match(rf"(.*\.)?({key})$", layer) is not None
-
-
 def _first(pattern: Mapping[str, Any], layer: str) -> str:
     """The first key that matches, as PEFT picks it."""
-    return next((key for key in pattern if _matches(key, layer)), "")
+    return next((key for key in pattern if matches(key, layer)), "")

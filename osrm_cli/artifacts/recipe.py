@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from osrm_cli.artifacts import mergekit
+from osrm_cli.artifacts.adapter_config import matches
 from osrm_cli.errors import OsrmError
 
 NAME = "merge.yaml"
@@ -56,7 +57,7 @@ class Entry:
         """
         weight = self.weight
         if isinstance(weight, Mapping):
-            weight = next((value for pattern, value in weight.items() if _matches(pattern, layer)), 1.0)
+            weight = next((value for pattern, value in weight.items() if matches(pattern, layer)), 1.0)
         if isinstance(weight, int | float):
             return float(weight)
         position = depth * (len(weight) - 1)
@@ -77,7 +78,7 @@ class Entry:
         """
         if isinstance(self.weight, Mapping):
             for pattern in self.weight:
-                if not any(_matches(pattern, layer) for layer in layers):
+                if not any(matches(pattern, layer) for layer in layers):
                     raise OsrmError(
                         f"the weight of {self.path} for '{pattern}' matches no layer", f"layers: {min(layers)}, ..."
                     )
@@ -179,10 +180,6 @@ def _gradient(value: Any) -> Gradient:
     if not numbers:
         raise ValueError("a weight is an empty list")
     return tuple(map(float, numbers)) if isinstance(value, list) else float(value)
-
-
-def _matches(pattern: str, layer: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", layer) is not None
 
 
 def _plain(weight: Weight) -> Any:

@@ -198,6 +198,26 @@ def test_adapters_without_heads_make_one_folder(tmp_path):
     making.load(tmp_path / "m")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear"},
+        {"layers_to_transform": [0, 2]},
+        {"exclude_modules": ["layer.1.attention.self.query"]},
+        {"target_modules": r".*layer\.[01].*(query|dense)"},
+    ],
+    ids=["all-linear", "some blocks", "excluded", "expression"],
+)
+def test_the_result_adapts_the_layers_of_the_file_however_they_were_chosen(tmp_path, settings):
+    for seed, name in enumerate("ab"):
+        making.save(tmp_path / name, "bert", seed, **settings)
+    plan, _ = run(tmp_path / "m", "task-arith", [tmp_path / name for name in "ab"])
+    for folder in ("m", "m/tasks/a"):
+        peft_model = making.load(tmp_path / folder)
+        adapted = {name for name, module in peft_model.base_model.model.named_modules() if hasattr(module, "lora_A")}
+        assert adapted == set(plan.layers)
+
+
 def test_the_recipe_written_beside_the_result_repeats_it(adapters, tmp_path, monkeypatch):
     monkeypatch.chdir(adapters.parent)
     paths = [f"{adapters.name}/{name}" for name in MIXED]
