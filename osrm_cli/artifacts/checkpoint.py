@@ -62,7 +62,7 @@ class Checkpoint:
             turned: What to assume of a square weight.
 
         Raises:
-            OsrmError: If there is no such weight, more than one, or it has another shape.
+            OsrmError: If there is no such weight, more than one, or it has another shape or is quantised.
         """
         key = f"{layer}.weight"
         names = [name for name in (key, key.partition(".")[2]) if name in self.stored]
@@ -76,6 +76,12 @@ class Checkpoint:
         if held not in (shape, shape[::-1]):
             raise OsrmError(
                 f"{self.folder}: {names[0]} is {held}, expected {shape}", "give the right base with --model"
+            )
+        kind = _TYPES.get(self.stored[names[0]].dtype)
+        if kind is None or not kind.is_floating_point:
+            raise OsrmError(
+                f"{self.folder}: {names[0]} is quantised ({self.stored[names[0]].dtype})",
+                "give the base model in floating point with --model, or leave out --as model",
             )
         return names[0], turned if shape[0] == shape[1] else held != shape
 

@@ -220,6 +220,8 @@ def _report(console: Console, out: Path, plan: "Plan", done: "Merged") -> None:
     size = f", rank {facts['rank']}" if done.ranks else ""
     kept_text = f", energy kept {facts['kept_energy']['least']:.1%} to {max(kept):.1%}" if min(kept) < 1 else ", exact"
     console.result(facts, f"{out}: {_line(plan)}{size}{kept_text}")
+    if done.form == "model" and plan.embeddings:
+        console.warn("an embedding was merged: where the output layer is tied to it, the outputs change too")
     if done.form == "task-aware":
         console.warn("this is not one model: every task needs its own mask, so its name must be known at inference")
     if min(kept) < _LOSSY:

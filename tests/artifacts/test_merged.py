@@ -339,6 +339,16 @@ def test_a_base_that_lacks_the_layer_is_refused(adapters, tmp_path):
         )
 
 
+def test_a_quantised_base_is_refused(adapters, tmp_path):
+    base_folder(tmp_path / "base", "bert")
+    file = tmp_path / "base" / "model.safetensors"
+    stored = load_file(file)
+    name = "bert.encoder.layer.1.attention.self.query.weight"
+    save_file({**stored, name: stored[name].to(torch.int8)}, file)
+    with pytest.raises(OsrmError, match=r"query\.weight is quantised \(I8\)"):
+        run(tmp_path / "m", "cat", [adapters / "cola"], checkpoint=Checkpoint.open(tmp_path / "base"), output="model")
+
+
 # --- task-aware -------------------------------------------------------------------------------------------------------
 
 
