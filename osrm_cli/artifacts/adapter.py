@@ -73,7 +73,7 @@ class Adapter:
         config.check_patterns(folder / adapter_config.NAME, layers)
         check_others(folder, config, stored)
         task = facts.get("task") or {}
-        name = task.get("name") or Path(str(source).partition("@")[0]).resolve().name
+        name = task.get("name") or hub.short_name(str(source))
         return cls(name, str(source), folder, config, facts, layers, stored, widest_factors(folder, stored))
 
     @property

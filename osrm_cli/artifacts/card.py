@@ -57,9 +57,9 @@ def _loading(plan: "Plan", form: str, base: str | None) -> str:
     adapter, head = next(((a, h) for a in plan.adapters if (h := a.heads())), (plan.adapters[0], {}))
     if form == "adapter" and not head:
         form = "headless"
-    # The last layer of a head has one row per class.
-    rows = [str(len(tensor)) for name, tensor in head.items() if name.endswith(".weight")]
-    return _LOADING[form].format(base=base or "...", labels=rows[-1] if rows else "...", task=adapter.name)
+    # The layer of a head that has the fewest rows is the one that has a row per class.
+    rows = min((len(tensor) for name, tensor in head.items() if name.endswith(".weight")), default=2)
+    return _LOADING[form].format(base=base or "...", labels=rows, task=adapter.name)
 
 
 def _row(source: Mapping[str, Any]) -> str:

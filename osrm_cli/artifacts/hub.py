@@ -35,6 +35,12 @@ def locate(source: str) -> Path:
         ) from None
 
 
+def short_name(source: str) -> str:
+    """What to call an adapter that does not say its task: its folder's name, or the hub id without the owner."""
+    folder = Path(source).expanduser()
+    return folder.resolve().name if folder.exists() else source.partition("@")[0].rpartition("/")[2]
+
+
 def commit(folder: Path) -> str | None:
     """The hub commit of a snapshot folder, or ``None`` for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None

@@ -160,6 +160,8 @@ def test_name_is_the_tasks_else_the_folders(folder, monkeypatch):
     assert Adapter.open(folder).name == "sst2"
     monkeypatch.chdir(folder)
     assert Adapter.open(".").name == "sst2"
+    odd = copy(folder, folder.parent / "runs@v1" / "rte")
+    assert Adapter.open(odd).name == "rte"
     provenance.write(folder, {"task": {"name": "mood"}})
     assert Adapter.open(folder).name == "mood"
 
@@ -319,6 +321,7 @@ def test_a_snapshot_in_the_hubs_cache_is_found_offline(folder, tmp_path, monkeyp
     adapter = Adapter.open("someone/mood")
     assert adapter.name == "mood"
     assert adapter.folder == snapshot
+    assert Adapter.open("someone/mood@" + "a" * 40).name == "mood"
 
 
 def together(template, tmp_path, *settings):
