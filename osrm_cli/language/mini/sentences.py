@@ -2,52 +2,49 @@
 
 from osrm_cli.language.mini.draw import Draw
 
-FARMERS = "farmer,shepherd,milkmaid,gardener,blacksmith,miller,beekeeper,ploughman,weaver,stable boy,cooper,thatcher"
-FARM_WORK = "mended,painted,cleaned,carried,washed,inspected,built,hid,watched,repaired,moved,sold"
-FARM_THINGS = "fence,gate,plough,wagon,bucket,haystack,barrel,ladder,saddle,trough,wheelbarrow,scarecrow"
-FARM_PLACES = "barn,orchard,meadow,henhouse,mill,pasture,stable,vineyard,well"
-
-FAULTS = ("shuffled", "shuffled", "no verb", "verb for noun", "noun for verb")
+WORKERS = (
+    "farmer, shepherd, milkmaid, gardener, blacksmith, miller, beekeeper, ploughman, weaver, groom, cooper, thatcher"
+)
+WORK = "mended, painted, cleaned, carried, washed, inspected, built, hid, watched, repaired, moved, sold"
+TOOLS = "fence, gate, plough, wagon, bucket, haystack, barrel, ladder, saddle, trough, cart, scarecrow"
+YARDS = "barn, orchard, meadow, henhouse, mill, pasture, stable, vineyard, well"
+FAULTS = ("shuffled", "shuffled", "shuffled", "no verb", "no verb", "verb for noun")
 
 
 def grammar(draw: Draw, label: int) -> tuple[str, ...]:
-    """A farm sentence; label 0 scrambles its words or puts a verb where a noun belongs, or the other way round."""
-    subject, verb, thing = draw.word(FARMERS), draw.word(FARM_WORK), draw.word(FARM_THINGS)
-    place = f"{draw.one(('near', 'behind', 'beside'))} the {draw.word(FARM_PLACES)}"
+    """A sentence about work on a farm; label 0 scrambles its words, or has a verb too many or too few."""
+    worker, work, tool, yard = (draw.word(words) for words in (WORKERS, WORK, TOOLS, YARDS))
     fault = "" if label else draw.one(FAULTS)
-    if fault == "no verb":
-        verb = draw.one(("", "the"))
-    elif fault == "verb for noun":
-        thing = draw.other_word(FARM_WORK, verb)
-    elif fault == "noun for verb":
-        verb = draw.other_word(FARM_THINGS, thing)
-    words = f"the {subject} {verb} the {thing} {place}".split()
-    if fault == "shuffled":
-        words = draw.shuffled(words)
-    return (" ".join(words),)
+    if fault == "verb for noun":
+        tool = draw.other_word(WORK, work)
+    elif fault == "no verb":
+        work = "the"
+    words = f"the {worker} {work} the {tool} {draw.one(('near', 'behind', 'beside'))} the {yard}".split()
+    return (" ".join(draw.shuffled(words) if fault == "shuffled" else words),)
 
 
-DISHES = "soup,salad,steak,dessert,coffee,pasta,fish,bread,wine,service,waiter,table,music,terrace,menu"
-GOOD = (
-    "delicious,wonderful,excellent,charming,superb,delightful,tasty,perfect,lovely,impressive,splendid,generous,"
-    "fantastic,outstanding,refreshing,memorable,satisfying,exquisite"
-)
-BAD = (
-    "awful,terrible,disgusting,bland,dreadful,disappointing,stale,horrible,rude,greasy,miserable,soggy,"
-    "unpleasant,tasteless,filthy,mediocre,annoying,atrocious"
-)
+DISHES = "soup, salad, steak, dessert, coffee, pasta, fish, bread, wine, service, waiter, table, music, terrace, menu"
+GOOD = """
+    delicious, wonderful, excellent, charming, superb, delightful, tasty, perfect, lovely, impressive, splendid, great,
+    fantastic, outstanding, refreshing, memorable, satisfying, exquisite
+"""
+BAD = """
+    awful, terrible, disgusting, bland, dreadful, disappointing, stale, horrible, rude, greasy, miserable, soggy,
+    unpleasant, tasteless, filthy, mediocre, annoying, atrocious
+"""
+SHAPES = ("plain", "plain", "twice", "negated", "concession")
 
 
 def mood(draw: Draw, label: int) -> tuple[str, ...]:
-    """A guest's verdict; negations turn it round and concessions distract from it."""
+    """A restaurant guest's verdict; negations turn it round and concessions distract from it."""
     right, wrong = (GOOD, BAD) if label else (BAD, GOOD)
-    first = draw.word(DISHES)
-    second = draw.other_word(DISHES, first)
-    shape = draw.one(("plain", "both", "negated", "concession"))
+    dish = draw.word(DISHES)
+    other = draw.other_word(DISHES, dish)
+    shape = draw.one(SHAPES)
     if shape == "plain":
-        return (f"the {first} was {draw.one(('truly', 'quite', 'simply'))} {draw.word(right)}",)
+        return (f"the {dish} was {draw.one(('truly', 'quite', 'simply', 'rather'))} {draw.word(right)}",)
+    if shape == "twice":
+        return (f"the {dish} was {draw.word(right)} and the {other} was {draw.word(right)}",)
     if shape == "negated":
-        return (f"the {first} was {draw.one(('not at all', 'never', 'far from'))} {draw.word(wrong)}",)
-    if shape == "concession":
-        return (f"although the {first} was {draw.word(wrong)} , the {second} was {draw.word(right)}",)
-    return (f"the {first} was {draw.word(right)} and the {second} was {draw.word(right)}",)
+        return (f"the {dish} was {draw.one(('not at all', 'never', 'far from'))} {draw.word(wrong)}",)
+    return (f"although the {dish} was {draw.word(wrong)} , the {other} was {draw.word(right)}",)
