@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Who may import whom. `errors` is for everyone.
 ALLOWED = {
     "cli": {"cli", "commands", "console", "defaults", ""},
-    "commands": {"artifacts", "language", "maths", "console", "defaults", ""},
+    "commands": {"commands", "artifacts", "language", "maths", "console", "defaults", ""},
     "artifacts": {"artifacts", "maths", ""},
     "language": {"language", "artifacts", "maths"},
     "maths": {"maths"},
@@ -144,6 +144,23 @@ def test_every_method_and_objective_is_documented() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for row in (*METHODS, *OBJECTIVES):
         assert f"`{row.name}`" in readme, row.name
+
+
+def test_method_table_is_the_program_s(request: pytest.FixtureRequest) -> None:
+    from osrm_cli.maths.merging import METHODS
+
+    rows = ["| method | needs | result | what it does |", "| --- | --- | --- | --- |"]
+    for row in METHODS:
+        result = "task-aware" if row.task_aware else "exact" if row.exact else "recompressed"
+        source = f" ([{row.source}](https://arxiv.org/abs/{row.source}))" if row.source else ""
+        rows.append(f"| `{row.name}` | {', '.join(row.needs)} | {result} | {row.summary}{source} |")
+    path = ROOT / "README.md"
+    before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- methods: rewritten by pytest --regen -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    whole = before + mark + "\n".join(rows) + "\n" + end + after
+    if request.config.getoption("--regen"):
+        path.write_text(whole, encoding="utf-8")
+    assert path.read_text(encoding="utf-8") == whole
 
 
 def test_every_option_is_explained() -> None:
