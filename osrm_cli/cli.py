@@ -18,10 +18,10 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 class _Pipeline(TyperGroup):
     """Commands in the order of the work; the user's errors in one line and exit 1."""
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             ctx.default_map = defaults.from_file(self._spellings())
             return super().invoke(ctx)
@@ -66,7 +66,7 @@ def osrm(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Make LoRA adapters mergeable.
+    r"""Make LoRA adapters mergeable.
 
     \b
     collect -> features/   what each task's inputs look like, layer by layer

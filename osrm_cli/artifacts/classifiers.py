@@ -45,6 +45,12 @@ class Held:
         return (self.facts.get("data") or {}).get("source")
 
     @property
+    def max_length(self) -> int | None:
+        """The length that the single adapter was trained and scored with, where it is recorded."""
+        dev = (self.facts.get("settings") if self.folder == self.root else self.source.get("dev")) or {}
+        return dev.get("max_length")
+
+    @property
     def source(self) -> Mapping[str, Any]:
         """The single adapter that a merged classifier was made from: its path and recorded dev scores."""
         if self.folder == self.root:

@@ -1,7 +1,8 @@
 """``osrm collect``: text -> features/<task>.safetensors."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,8 +10,12 @@ from osrm_cli.commands import options
 from osrm_cli.commands.options import Device, DType, Pooling
 from osrm_cli.console import Console
 from osrm_cli.maths import statistics
+from osrm_cli.maths.statistics import Statistic
 
 if TYPE_CHECKING:
+    import torch
+
+    from osrm_cli.language.activations import Totals
     from osrm_cli.language.tasks import Data
 
 
@@ -49,60 +54,98 @@ def collect(
 
     Example: osrm collect --task mini-mood --data mini
     """
-    from osrm_cli.artifacts import atomic, provenance, tensors
-    from osrm_cli.language import activations, base_model, batches, tasks
+    from osrm_cli.artifacts import atomic, provenance
+    from osrm_cli.language import base_model, tasks
 
     console = Console(json, quiet)
     rows = [statistics.find(name) for name in statistic or ["mean", "second-moment"]]
-    names = task or tasks.names(data)
+    names = list(dict.fromkeys(task or tasks.names(data)))
     paths = {name: out / f"{name}.safetensors" for name in names}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
     chosen = {name: tasks.sample(tasks.load(name, data, "train"), samples, seed) for name in names}
+    lengths = {name: max_length or chosen[name].task.max_length or options.MAX_LENGTH for name in names}
 
     folder, base = base_model.locate(model, revision), base_model.identify(model, revision)
+    base_model.check_length(folder, max(lengths.values()))
     where = base_model.pick_device(device)
-    tokenizer = base_model.load_tokenizer(folder)
-    classifier = base_model.load_classifier(folder, 1, tokenizer, base_model.pick_dtype(dtype, where), seed)
-    target_names = target_modules or base_model.default_targets(classifier.model)
-    targets = base_model.find_targets(classifier, target_names)
-    network = classifier.model.to(where).eval()
+    source = _Source(folder, where, base_model.pick_dtype(dtype, where), target_modules, seed)
     if dry_run:
-        console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, chosen, len(targets)))
+        console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, chosen, source))
         return
 
-    padded = pooling is Pooling.PADDED
     written = {}
     for name, path in paths.items():
-        length = max_length or chosen[name].task.max_length or options.MAX_LENGTH
-        encodings = batches.tokenise(tokenizer, chosen[name].examples, length)
-        total = activations.Totals(network, targets, [row.load() for row in rows], padded)
-        with console.progress(f"collect {name}", len(encodings), "examples") as advance:
-            for plan in batches.bucket([len(e["input_ids"]) for e in encodings], batch_size):
-                pad_to = length if padded else None
-                total.add(batches.collate([encodings[i] for i in plan], tokenizer, where, pad_to=pad_to), plan)
-                advance(len(plan))
-        facts = provenance.record(
-            "collect",
-            {"samples": samples, "seed": seed, "max_length": length, "pooling": str(pooling)},
-            base=base,
-            task=chosen[name].task.to_dict(),
-            data={"source": data, "split": chosen[name].split, "sha256": chosen[name].sha256},
-            target_modules=target_names,
-            fan_in_fan_out=any(base_model.is_conv1d(module) for module in targets.values()),
-            statistics=[row.name for row in rows],
-            layers=total.layers,
-            tokens=total.tokens,
-            examples=total.examples,
-        )
-        with atomic.write_file(path, overwrite) as stage:
-            tensors.save(stage, total.finish([row.name for row in rows]), facts)
-        written[name] = {"path": str(path), "examples": total.examples, "tokens": total.tokens, "layers": len(targets)}
+        settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
+        with console.progress(f"collect {name}", len(chosen[name].examples), "examples") as advance:
+            total = source.read(chosen[name], rows, settings, batch_size, advance)
+        facts = {"data": {"source": data, "split": chosen[name].split, "sha256": chosen[name].sha256}, **source.facts()}
+        record = provenance.record("collect", settings, base=base, task=chosen[name].task.to_dict(), **facts)
+        _write(path, total, rows, record, overwrite)
+        counts = {"examples": total.examples, "tokens": total.tokens, "layers": len(total.layers)}
+        written[name] = {"path": str(path), **counts}
     lines = (f"{fact['path']}  {fact['examples']} examples, {fact['tokens']} tokens" for fact in written.values())
     console.result({"features": written}, "\n".join(lines))
 
 
-def _plan(paths: dict[str, Path], chosen: "dict[str, Data]", layers: int) -> str:
+class _Source:
+    """A base model whose target layers are watched."""
+
+    def __init__(
+        self, folder: Path, device: "torch.device", dtype: "torch.dtype", names: list[str] | None, seed: int
+    ) -> None:
+        from osrm_cli.language import base_model, targets
+
+        self.device = device
+        self.tokenizer = base_model.load_tokenizer(folder)
+        classifier = base_model.load_classifier(folder, 1, self.tokenizer, dtype, seed)
+        wanted = names or targets.default_targets(classifier.model)
+        self.layers = targets.find_targets(classifier, wanted)
+        self.names = targets.spelled(classifier, wanted, self.layers)
+        self.model = classifier.model
+        whole: torch.nn.Module = self.model  # transformers' own method "to" is not typed
+        whole.to(device)
+
+    def read(
+        self,
+        data: "Data",
+        rows: list[Statistic],
+        settings: dict[str, Any],
+        batch_size: int,
+        advance: Callable[[int], None],
+    ) -> "Totals":
+        """Statistics of every target layer over the examples of one task."""
+        from osrm_cli.language import activations, batches
+
+        padded = settings["pooling"] == Pooling.PADDED
+        encodings = batches.tokenise(self.tokenizer, data.examples, settings["max_length"])
+        total = activations.Totals(self.model, self.layers, [row.load() for row in rows], padded)
+        for plan in batches.bucket([len(encoding["input_ids"]) for encoding in encodings], batch_size):
+            chosen = [encodings[index] for index in plan]
+            pad_to = settings["max_length"] if padded else None
+            total.add(batches.collate(chosen, self.tokenizer, self.device, pad_to=pad_to), plan)
+            advance(len(plan))
+        return total
+
+    def facts(self) -> dict[str, Any]:
+        """What a start has to know of the target layers."""
+        from osrm_cli.language import targets
+
+        conv1d = any(targets.is_conv1d(layer) for layer in self.layers.values())
+        return {"target_modules": self.names, "fan_in_fan_out": conv1d}
+
+
+def _write(path: Path, total: "Totals", rows: list[Statistic], record: dict[str, Any], overwrite: bool) -> None:
+    from osrm_cli.artifacts import atomic, tensors
+
+    names = [row.name for row in rows]
+    counts = {"layers": total.layers, "tokens": total.tokens, "examples": total.examples}
+    with atomic.write_file(path, overwrite) as stage:
+        tensors.save(stage, total.finish(names), {**record, "statistics": names, **counts})
+
+
+def _plan(paths: dict[str, Path], chosen: "dict[str, Data]", source: _Source) -> str:
     return "\n".join(
-        f"would write {path}: {len(chosen[n].examples)} examples, {layers} layers" for n, path in paths.items()
+        f"would write {path}: {len(chosen[name].examples)} examples, {len(source.layers)} layers"
+        for name, path in paths.items()
     )

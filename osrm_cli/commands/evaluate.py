@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,25 +62,33 @@ def evaluate(
     atomic.refuse_existing(path, overwrite)
     found = _chosen(classifiers.held(folder), task, folder)
     sets = {name: _sets(held, data, split, limit) for name, held in found.items()}
+    lengths = {name: max_length or _length(held, sets[name][0]) for name, held in found.items()}
     first = next(iter(found.values()))
     if first.form == "model":
         place, base = base_model.locate(str(folder)), first.base
     else:
         place, base = base_model.of_artifact(folder, first.base, first.base_name, model, revision)
+    base_model.check_length(place, max(lengths.values()))
     if dry_run:
         console.result({"would_write": [str(path)]}, f"would write {path}: {', '.join(found)}")
         return
     where = base_model.pick_device(device)
-    bench = _Bench(place, where, base_model.pick_dtype(dtype, where), batch_size, max_length, console)
-    results = {name: bench.score(held, sets[name], single) for name, held in found.items()}
-    settings = {"split": split, "limit": limit, "max_length": max_length}
-    facts = {
-        **provenance.record("eval", settings, sorted(folder.rglob("*.safetensors")), base=base),
-        **scores.summary(results),
-    }
+    bench = _Bench(place, where, base_model.pick_dtype(dtype, where), batch_size, console)
+    results = {}
+    for name, held in found.items():
+        results[name] = bench.score(held, sets[name], lengths[name])
+        if single:
+            alone = (
+                results[name].headline
+                if held.folder == held.root
+                else _alone(bench, held, sets[name][0], lengths[name])
+            )
+            results[name] = replace(results[name], single=alone)
+    settings = {"split": split, "limit": limit, "max_length": lengths}
+    record = provenance.record("eval", settings, sorted(folder.rglob("*.safetensors")), base=base)
     with atomic.write_file(path, overwrite) as stage:
-        stage.write_text(provenance.dumps(facts), encoding="utf-8")
-    if any(held.form == "task-aware" for held in found.values()):
+        stage.write_text(provenance.dumps({**record, **scores.summary(results)}), encoding="utf-8")
+    if first.form == "task-aware":
         console.note("Each task was scored with its own mask: this is not one model.")
     console.result({"path": str(path), **scores.summary(results)}, _table(results, split))
 
@@ -102,6 +110,11 @@ def _sets(held: "Held", data: str | None, split: str, limit: int | None) -> "lis
     return [tasks.load(held.task, source, name, limit) for name in pair or [split]]
 
 
+def _length(held: "Held", data: "Data") -> int:
+    """Tokens an example is cut to: as the single adapter was scored, else as the task says."""
+    return held.max_length or data.task.max_length or options.MAX_LENGTH
+
+
 @dataclass
 class _Bench:
     """One base model, on which one classifier after the other is scored."""
@@ -110,55 +123,59 @@ class _Bench:
     device: "torch.device"
     dtype: "torch.dtype"
     batch_size: int
-    max_length: int | None
     console: Console
 
     def __post_init__(self) -> None:
         from osrm_cli.language import base_model
 
         self.tokenizer = base_model.load_tokenizer(self.place)
-        self.model = base_model.load_classifier(self.place, 2, self.tokenizer, self.dtype, 0).model.to(self.device)
+        self.model = base_model.load_classifier(self.place, 2, self.tokenizer, self.dtype, 0).model
+        whole: torch.nn.Module = self.model  # transformers' own method "to" is not typed
+        whole.to(self.device)
 
-    def score(self, held: "Held", sets: "list[Data]", single: bool) -> "Score":
-        """Score one task, and its single adapter if asked for."""
+    def score(self, held: "Held", sets: "list[Data]", length: int) -> "Score":
+        """Score one task on one set of examples, or two."""
         from osrm_cli.artifacts.scores import Score
         from osrm_cli.language import metrics
 
         task = sets[0].task
         with _classifier(self.model, held, task.num_labels) as model:
-            found = [self._metrics(model, data) for data in sets]
+            found = [self._metrics(model, data, length) for data in sets]
         named = {name: value for data, rows in zip(sets, found, strict=True) for name, value in _named(data, rows)}
-        headline = metrics.headline(task, found[0])
-        alone = self._single(held, sets[0]) if single else None
         examples = sum(len(data.examples) for data in sets)
-        return Score(named, headline, headline if held.folder == held.root else alone, examples, sets[0].sha256)
+        return Score(named, metrics.headline(task, found[0]), None, examples, sets[0].sha256)
 
-    def _metrics(self, model: Any, data: "Data") -> dict[str, float]:
-        from osrm_cli.commands.options import MAX_LENGTH
+    def _metrics(self, model: Any, data: "Data", length: int) -> dict[str, float]:
         from osrm_cli.language import batches, metrics, scoring
 
-        length = self.max_length or data.task.max_length or MAX_LENGTH
+        labels = data.labels
         encodings = batches.tokenise(self.tokenizer, data.examples, length)
         with self.console.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
             logits = scoring.logits(model, encodings, self.tokenizer, self.device, self.batch_size, advance)
-        return metrics.score(data.task, metrics.decide(data.task, logits.numpy()), data.labels)
+        return metrics.score(data.task, metrics.decide(data.task, logits.numpy()), labels)
 
-    def _single(self, held: "Held", data: "Data") -> float | None:
-        """The single adapter's headline: as recorded if that was on the same examples, else measured if it is there."""
-        from osrm_cli.artifacts import classifiers
-        from osrm_cli.language import metrics
 
-        source = held.source
-        recorded = source.get("dev") or {}
-        if recorded.get("sha256") == data.sha256:
-            return metrics.headline(data.task, recorded["scores"])
-        path = Path(source.get("path") or "")
-        if not source or not (path / "adapter_config.json").is_file():
-            self.console.note(f"{held.task}: the single adapter is not at hand, so it has no score beside it")
-            return None
-        one = next(iter(classifiers.held(path).values()))
-        with _classifier(self.model, one, data.task.num_labels) as model:
-            return metrics.headline(data.task, self._metrics(model, data))
+def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | None:
+    """The single adapter's headline: as recorded if that was on the same examples, else measured if it is there."""
+    from osrm_cli.artifacts import classifiers
+    from osrm_cli.artifacts.adapter import Adapter
+    from osrm_cli.language import base_model, metrics
+
+    source = merged.source
+    recorded = source.get("dev") or {}
+    if recorded.get("sha256") == data.sha256 and recorded.get("max_length", length) == length:
+        return metrics.headline(data.task, recorded["scores"])
+    path = Path(source.get("path") or "")
+    if not source or not (path / "adapter_config.json").is_file():
+        bench.console.note(f"{merged.task}: the single adapter is not at hand, so it has no score beside it")
+        return None
+    if Adapter.open(path).sha256() != source.get("sha256"):
+        bench.console.note(f"{merged.task}: {path} has changed since it was merged, so it has no score beside it")
+        return None
+    held = next(iter(classifiers.held(path).values()))
+    if merged.form == "model":  # the bench's weights are the merged ones
+        bench = replace(bench, place=base_model.of_artifact(path, held.base, held.base_name, None, None)[0])
+    return bench.score(held, [data], length).headline
 
 
 def _named(data: "Data", found: dict[str, float]) -> "Iterator[tuple[str, float]]":

@@ -195,13 +195,12 @@ def _config(features: "Features", rank: int, alpha: float | None) -> "AdapterCon
     """PEFT's settings for a start; one that it does not know, such as 'osrm', it would refuse."""
     from osrm_cli.artifacts.adapter_config import AdapterConfig
 
-    names = features.facts["target_modules"]
     return AdapterConfig(
         base_model=features.base.name,
         revision=features.base.revision,
         task_type="SEQ_CLS",
         fan_in_fan_out=features.facts["fan_in_fan_out"],
-        target_modules=tuple(features.layers if names == ["all-linear"] else names),
+        target_modules=tuple(features.facts["target_modules"]),
         lora_alpha=2 * rank if alpha is None else alpha,
     )
 

@@ -12,9 +12,12 @@ class Row(Protocol):
     """A row of one of the program's tables."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the user types."""
+
     @property
-    def summary(self) -> str: ...
+    def summary(self) -> str:
+        """One line for completion."""
 
 
 def completing(rows: Sequence[Row]) -> Callable[[str], list[tuple[str, str]]]:
@@ -104,7 +107,9 @@ TargetModules = Annotated[
     list[str] | None,
     typer.Option("--target-modules", help="Layers to adapt; repeat for more, or 'all-linear'. Default: PEFT's choice."),
 ]
-Seed = Annotated[int, typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of every random choice.")]
+Seed = Annotated[
+    int, typer.Option("--seed", envvar="OSRM_SEED", min=0, max=2**32 - 1, help="Seed of every random choice.")
+]
 DeviceOption = Annotated[Device, typer.Option("--device", envvar="OSRM_DEVICE", help="Where to compute.")]
 DTypeOption = Annotated[DType, typer.Option("--dtype", envvar="OSRM_DTYPE", help="Precision of the model.")]
 FeaturesFolder = Annotated[Path, typer.Option("--features", help="Folder of features files.")]

@@ -1,5 +1,6 @@
 """``osrm train``: starts/<task>/ -> adapters/<task>/."""
 
+import itertools
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ def train(
     data: options.RecordedData = None,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
-    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 4e-4,
+    lr: Annotated[float, typer.Option("--lr", min=0, help="Peak learning rate.")] = 4e-4,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training examples.")] = 3,
     batch_size: options.BatchSize = 16,
     max_length: options.MaxLength = None,
@@ -59,36 +60,33 @@ def train(
 
     Example: osrm train starts/mini-mood
     """
-    from osrm_cli.artifacts import atomic
-    from osrm_cli.artifacts.adapter import Adapter
-    from osrm_cli.language import base_model, tasks
+    from osrm_cli.language import base_model
     from osrm_cli.language.training import Recipe
 
-    console = Console(json, quiet)
+    leader = os.environ.get("RANK", "0") == "0"  # under a launcher, one process writes and speaks
+    console = Console(json, quiet or not leader)
     where = base_model.pick_device(device)
-    bf16 = base_model.pick_dtype(dtype, where).itemsize == 2
-    recipe = Recipe(lr=lr, epochs=epochs, batch_size=batch_size, seed=seed, keep_best=keep_best, bf16=bf16)
-    jobs = []
-    for path in starts:
-        start = Adapter.open(path)
-        atomic.refuse_existing(out / start.name, overwrite)
-        source = data or (start.facts.get("data") or {}).get("source") or "hub"
-        chosen = tasks.load(start.name, source, "train")
-        chosen = tasks.sample(chosen, limit, seed) if limit else chosen
-        dev = tasks.load(start.name, source, "dev", dev_limit)
-        folder, base = base_model.of_artifact(path, start.base, start.config.base_model, model, revision)
-        length = max_length or chosen.task.max_length or options.MAX_LENGTH
-        settings = {**asdict(recipe), "max_length": length, "freeze": freeze, "limit": limit, "dev_limit": dev_limit}
-        jobs.append(_Job(path, start, source, chosen, dev, folder, base, recipe, settings, out / start.name))
+    precision = base_model.pick_dtype(dtype, where)
+    if precision.itemsize == 2 and dtype is DType.FLOAT16:
+        raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
+    recipe = Recipe(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2)
+    limits = {"limit": limit, "dev_limit": dev_limit}
+    settings = {**asdict(recipe), "max_length": max_length, "freeze": freeze and str(freeze), **limits}
+    jobs = [_job(path, out, overwrite, data, model, revision, recipe, settings) for path in starts]
+    for first, second in itertools.combinations(jobs, 2):
+        if first.path == second.path:
+            raise OsrmError(f"{first.given} and {second.given} would both be written to {first.path}")
     if dry_run:
         plan = [f"would write {job.path}: {len(job.train.examples)} examples of {job.train.task.name}" for job in jobs]
         console.result({"would_write": [str(job.path) for job in jobs]}, "\n".join(plan))
         return
-    reports = {job.start.name: _run(job, where, resume, overwrite, console) for job in jobs}
-    lines = [
-        f"{r['path']}  dev {r['dev']['headline']:.2f}, drift of A {r['drift']['overall']:.1%}" for r in reports.values()
-    ]
-    console.result({"adapters": reports}, "\n".join(lines))
+    reports = {job.start.name: _run(job, where, leader, resume, overwrite, console) for job in jobs}
+    if leader:
+        console.result({"adapters": reports}, "\n".join(map(_line, reports.values())))
+
+
+def _line(report: dict[str, Any]) -> str:
+    return f"{report['path']}  dev {report['dev']['headline']:.2f}, drift of A {report['drift']['overall']:.1%}"
 
 
 @dataclass(frozen=True)
@@ -111,41 +109,71 @@ class _Job:
         """Where checkpoints lie until the run is done."""
         return self.path.parent / f".{self.path.name}.training"
 
+    def facts(self) -> dict[str, Any]:
+        """What ``osrm.json`` says of the run."""
+        from osrm_cli.artifacts import provenance
 
-def _run(job: _Job, where: "torch.device", resume: bool, overwrite: bool, console: Console) -> dict[str, Any]:
+        data = {"source": self.source, "sha256": self.train.sha256}
+        task = self.train.task.to_dict()
+        return provenance.record("train", self.settings, [self.start.folder], base=self.base, task=task, data=data)
+
+
+def _job(
+    given: Path,
+    out: Path,
+    overwrite: bool,
+    data: str | None,
+    model: str | None,
+    revision: str | None,
+    recipe: "Recipe",
+    settings: dict[str, Any],
+) -> _Job:
+    from osrm_cli.artifacts import atomic
+    from osrm_cli.artifacts.adapter import Adapter
+    from osrm_cli.language import base_model, tasks
+
+    start = Adapter.open(given)
+    path = out / Path(start.name).name
+    atomic.refuse_existing(path, overwrite)
+    source = data or (start.facts.get("data") or {}).get("source") or "hub"
+    train = tasks.load(start.name, source, "train")
+    if settings["limit"]:
+        train = tasks.sample(train, settings["limit"], recipe.seed)
+    dev = tasks.load(start.name, source, "dev", settings["dev_limit"])
+    folder, base = base_model.of_artifact(given, start.base, start.config.base_model, model, revision)
+    length = settings["max_length"] or train.task.max_length or options.MAX_LENGTH
+    base_model.check_length(folder, length)
+    return _Job(given, start, source, train, dev, folder, base, recipe, {**settings, "max_length": length}, path)
+
+
+def _run(
+    job: _Job, where: "torch.device", leader: bool, resume: bool, overwrite: bool, console: Console
+) -> dict[str, Any]:
     import torch
 
-    from osrm_cli.artifacts import provenance
-    from osrm_cli.language import base_model, batches, training
+    from osrm_cli.language import adapting, base_model, training
 
-    facts = provenance.record(
-        "train",
-        job.settings,
-        [job.given],
-        base=job.base,
-        task=job.train.task.to_dict(),
-        data={"source": job.source, "sha256": job.train.sha256},
-    )
-    leader = os.environ.get("RANK", "0") == "0"  # under a launcher, one process writes
+    facts, freeze = job.facts(), job.settings["freeze"]
     if leader:
         _open_work(job.work, facts, resume, overwrite)
     tokenizer = base_model.load_tokenizer(job.folder)
     classifier = base_model.load_classifier(
         job.folder, job.train.task.num_labels, tokenizer, torch.float32, job.recipe.seed
     )
-    model = training.adapt(classifier, job.start, job.settings["freeze"])
-    train, dev = (
-        training.with_labels(
-            batches.tokenise(tokenizer, data.examples, job.settings["max_length"]), data.examples, data.task
-        )
-        for data in (job.train, job.dev)
-    )
-    steps = training.steps(len(train), job.recipe)
-    with console.progress(f"train {job.start.name}", steps, "steps") as advance:
-        outcome = training.fit(
-            model, tokenizer, job.train.task, train, dev, job.recipe, job.work, where, resume, advance
-        )
-    report = {"path": str(job.path), "dev": outcome.scores, "drift": asdict(training.drift(model, job.start))}
+    model = adapting.adapt(classifier, job.start, freeze)
+    if freeze == "B" and not any(job.start.factors(layer).B.any() for layer in job.start.layers):
+        console.warn(f"{job.given}: B is zero and stays frozen, so that only the head is trained")
+    lesson = training.Lesson.of(tokenizer, job.train, job.dev, job.settings["max_length"])
+    checkpoint = training.newest_checkpoint(job.work) if resume else None
+    steps = lesson.steps(job.recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    try:
+        with console.progress(f"train {job.start.name}", steps, "steps") as advance:
+            outcome = training.fit(model, tokenizer, lesson, job.recipe, job.work, where, checkpoint, advance)
+    except OsrmError:  # it diverged: there is nothing to go on from
+        if leader:
+            shutil.rmtree(job.work)
+        raise
+    report = {"path": str(job.path), "dev": outcome.scores, "drift": asdict(adapting.drift(model, job.start))}
     if leader:
         _write(job, model, classifier.heads, outcome, report, facts, overwrite)
         shutil.rmtree(job.work)
@@ -153,20 +181,26 @@ def _run(job: _Job, where: "torch.device", resume: bool, overwrite: bool, consol
 
 
 def _open_work(work: Path, facts: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Make the folder for checkpoints, or check that the one found belongs to the same run."""
-    from osrm_cli.artifacts import provenance
+    """Make the folder for checkpoints, or check that the one found belongs to the same run.
 
-    if work.exists() and not resume and not overwrite:
+    Raises:
+        OsrmError: If there is an unfinished run, and not the one to go on with.
+    """
+    from osrm_cli.artifacts import atomic, provenance
+
+    if work.exists() and not (resume or overwrite):
         raise OsrmError(f"{work} holds an unfinished run", "go on with --resume, or start over with --overwrite")
-    if resume and work.exists():
-        if provenance.read(work) != facts:
+    if work.exists() and resume:
+        held = provenance.read(work)
+        if held != facts:
+            name = next(key for key in sorted(facts) if held.get(key) != facts[key])
             raise OsrmError(
-                f"{work} holds an unfinished run with other settings", "give the same options, or --overwrite"
+                f"{work} holds an unfinished run with other {name}",
+                "give the same options, or start over with --overwrite",
             )
         return
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    provenance.write(work, facts)
+    with atomic.write_folder(work, overwrite=True) as stage:
+        provenance.write(stage, facts)
 
 
 def _write(
@@ -179,17 +213,24 @@ def _write(
     overwrite: bool,
 ) -> None:
     from osrm_cli.artifacts import atomic, provenance
-    from osrm_cli.language import training
+    from osrm_cli.language import adapting, training
 
     dev = {
         "split": job.dev.split,
         "sha256": job.dev.sha256,
         "examples": len(job.dev.examples),
+        "max_length": job.settings["max_length"],
         "scores": outcome.scores,
     }
-    log = {**report, "dev": dev, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch, "losses": outcome.losses}
+    log = {
+        "dev": dev,
+        "drift": report["drift"],
+        "epochs": outcome.epochs,
+        "best_epoch": outcome.best_epoch,
+        "losses": outcome.losses,
+    }
     with atomic.write_folder(job.path, overwrite) as stage:
-        training.save(model, job.start, job.base, heads, stage)
+        adapting.save(model, job.start, job.base, heads, stage)
         training.draw_losses(outcome, job.start.name, stage / "loss.png")
-        (stage / "training.json").write_text(provenance.dumps({k: v for k, v in log.items() if k != "path"}), "utf-8")
+        (stage / "training.json").write_text(provenance.dumps(log), encoding="utf-8")
         provenance.write(stage, facts)

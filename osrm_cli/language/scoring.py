@@ -1,6 +1,6 @@
 """Score adapters and merged models: one backbone in memory, one head and one update at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from osrm_cli.artifacts.adapter_files import PREFIX, list_tensors
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import batches
-from osrm_cli.language.base_model import is_conv1d
+from osrm_cli.language.targets import is_conv1d
 
 Encoding = Mapping[str, Any]
 
@@ -23,12 +24,15 @@ def with_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
     """
     config = type(model.config).from_dict({**model.config.to_dict(), "num_labels": num_labels})
     with torch.device("meta"):
-        shell: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=model.dtype)
+        shell: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=model.dtype
+        )
     setattr(shell, model.base_model_prefix, getattr(model, model.base_model_prefix))
     for name, child in shell.named_children():
         if name != model.base_model_prefix:
             child.to_empty(device=model.device)
-    return shell.eval()
+    shell.train(False)
+    return shell
 
 
 @contextmanager
@@ -39,16 +43,12 @@ def adapted(model: PreTrainedModel, folder: Path, num_labels: int) -> Iterator[t
         OsrmError: If the folder has no head, or one for another number of classes.
     """
     shell = with_head(model, num_labels)
+    names = {name.removeprefix(PREFIX) for name in list_tensors(folder)}
+    _check_heads(shell, names, folder)
     try:
-        whole: PeftModel = PeftModel.from_pretrained(shell, str(folder), torch_device=str(model.device))
+        whole = PeftModel.from_pretrained(shell, str(folder), torch_device=str(model.device))
     except RuntimeError as error:
-        if "size mismatch" not in str(error):
-            raise
-        raise OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {_mismatch(error)}") from None
-    if not whole.peft_config["default"].modules_to_save:
-        raise OsrmError(
-            f"{folder} has no classification head", "score a folder that has one, such as merged/tasks/NAME"
-        )
+        raise _unfit(error, folder, num_labels) from error
     try:
         yield whole.eval()
     finally:
@@ -65,32 +65,49 @@ def headed(
         OsrmError: If the head does not fit.
     """
     shell = with_head(model, num_labels)
+    _check_heads(shell, head.keys(), folder)
     try:
         unexpected = shell.load_state_dict(dict(head), strict=False).unexpected_keys
     except RuntimeError as error:
-        raise OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {_mismatch(error)}") from None
+        raise _unfit(error, folder, num_labels) from error
     if unexpected:
         raise OsrmError(f"{folder} holds {unexpected[0]}, which the model does not have")
     yield shell
 
 
+def _check_heads(shell: PreTrainedModel, names: Collection[str], folder: Path) -> None:
+    """Check that every tensor outside the backbone is given: those of the shell hold no numbers."""
+    needed = (name for name, _ in shell.named_parameters() if name.partition(".")[0] != shell.base_model_prefix)
+    if missing := [name for name in needed if name not in names]:
+        raise OsrmError(
+            f"{folder} has no classification head: {missing[0]} is missing",
+            "score what 'osrm train' wrote, or what was merged from it",
+        )
+
+
+def _unfit(error: RuntimeError, folder: Path, num_labels: int) -> Exception:
+    """The user's error where a shape is the trouble; else the error as it came."""
+    line = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
+    return OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {line}") if line else error
+
+
 @contextmanager
 def shifted(model: PreTrainedModel, updates: Callable[[str], torch.Tensor], layers: Sequence[str]) -> Iterator[None]:
     """Add dense updates ``(d_out, d_in)`` to a model's weights, and take the old weights back at the end."""
-    kept: dict[str, torch.Tensor] = {}
-    with torch.no_grad():
-        for name in layers:
-            layer = model.get_submodule(name)
-            weight, delta = layer.weight, updates(name)
-            kept[name] = weight.detach().clone()
-            turned = delta.T if is_conv1d(layer) or isinstance(layer, torch.nn.Embedding) else delta
-            weight.copy_(weight.float() + turned.to(weight.device))
+    kept: dict[torch.nn.Parameter, torch.Tensor] = {}
     try:
+        with torch.no_grad():
+            for name in layers:
+                layer = model.get_submodule(name)
+                weight, delta = layer.get_parameter("weight"), updates(name)
+                kept[weight] = weight.detach().clone()
+                turned = delta.T if is_conv1d(layer) or isinstance(layer, torch.nn.Embedding) else delta
+                weight.copy_(weight.float() + turned.to(weight.device))
         yield
     finally:
         with torch.no_grad():
-            for name, weight in kept.items():
-                model.get_submodule(name).weight.copy_(weight)
+            for weight, before in kept.items():
+                weight.copy_(before)
 
 
 def logits(
@@ -109,7 +126,3 @@ def logits(
             found.update(zip(plan, model(**batch).logits.float().cpu(), strict=True))
             advance(len(plan))
     return torch.stack([found[i] for i in range(len(encodings))])
-
-
-def _mismatch(error: RuntimeError) -> str:
-    return next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)

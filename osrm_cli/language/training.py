@@ -1,14 +1,14 @@
 """Fine-tune an adapter on one task, through transformers' Trainer."""
 
+import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -19,16 +19,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from osrm_cli.artifacts.adapter import Adapter
-from osrm_cli.artifacts.adapter_files import PREFIX
-from osrm_cli.artifacts.adapter_writer import write_adapter
-from osrm_cli.artifacts.provenance import Base
 from osrm_cli.errors import OsrmError
-from osrm_cli.language import metrics
-from osrm_cli.language.base_model import Classifier
-from osrm_cli.language.tasks import Example, Task
-from osrm_cli.maths import procrustes
-from osrm_cli.maths.lowrank import LowRank
+from osrm_cli.language import batches, metrics
+from osrm_cli.language.tasks import Data, Task
 
 Encoding = dict[str, Any]
 
@@ -71,91 +64,63 @@ class Outcome:
     best_epoch: float
 
 
-class _Progress(TrainerCallback):
-    """Hand every finished step to the console's bar."""
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned.
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self.advance = advance
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.advance(1)
-
-
-def adapt(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftModel:
-    """Put a start on a classifier: its factors and the heads are trained, the rest is frozen.
-
-    Args:
-        classifier: The base model with new heads.
-        start: The adapter to begin from; layers and scaling are its own.
-        freeze: ``A`` or ``B`` to leave that factor as it is.
-
-    Raises:
-        OsrmError: If the start does not fit the model.
+    Attributes:
+        task: Decides the loss and the metrics.
+        train: Encoded training examples with labels.
+        dev: Encoded dev examples with labels.
     """
-    config = PeftConfig.from_pretrained(str(start.folder))
-    config.modules_to_save = list(classifier.heads)  # PEFT adds its own guesses to the list
-    config.inference_mode = False
-    config.base_model_name_or_path = classifier.model.name_or_path  # PEFT warns where the model lies elsewhere
+
+    task: Task
+    train: Sequence[Encoding]
+    dev: Sequence[Encoding]
+
+    @classmethod
+    def of(cls, tokenizer: Any, train: Data, dev: Data, max_length: int) -> "Lesson":
+        """Tokenise two splits of a task.
+
+        Raises:
+            OsrmError: If an example has no label.
+        """
+        return cls(train.task, _encoded(tokenizer, train, max_length), _encoded(tokenizer, dev, max_length))
+
+    def steps(self, recipe: Recipe, processes: int = 1) -> int:
+        """Optimiser steps of a whole run."""
+        return math.ceil(math.ceil(len(self.train) / (recipe.batch_size * processes)) * recipe.epochs)
+
+
+def _encoded(tokenizer: Any, data: Data, max_length: int) -> list[Encoding]:
+    """Encodings with each example's label, under the name that transformers' collators expect."""
+    kind = float if data.task.regression else int
+    encodings = batches.tokenise(tokenizer, data.examples, max_length)
+    return [{**encoding, "label": kind(label)} for encoding, label in zip(encodings, data.labels, strict=True)]
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """The newest whole checkpoint of an unfinished run; one that was cut short lacks the file that is written last."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    return next((path for path in found if _whole(path / "trainer_state.json")), None)
+
+
+def _whole(path: Path) -> bool:
     try:
-        model: PeftModel = get_peft_model(classifier.model, config)
-    except ValueError as error:
-        raise OsrmError(f"{start.folder} does not fit its base model: {str(error).splitlines()[0]}") from None
-    found = {PREFIX + layer for layer in start.layers}
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            if name not in found:
-                raise OsrmError(f"{start.folder} has no factors for {name.removeprefix(PREFIX)}, which it targets")
-            found.remove(name)
-            factors = start.factors(name.removeprefix(PREFIX))
-            with torch.no_grad():
-                module.lora_A["default"].weight.copy_(factors.A)
-                module.lora_B["default"].weight.copy_(factors.B)
-            for letter in freeze or "":
-                getattr(module, f"lora_{letter}")["default"].weight.requires_grad_(False)
-    if found:
-        raise OsrmError(f"{start.folder} adapts {min(found).removeprefix(PREFIX)}, which its base model does not have")
-    return model
-
-
-def drift(model: PeftModel, start: Adapter) -> procrustes.Drift:
-    """How far A has moved from the start, but for a rotation of its rows."""
-    trained = get_peft_model_state_dict(model)
-    starts = {layer: start.factors(layer).A for layer in start.layers}
-    return procrustes.drift(starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts})
-
-
-def save(model: PeftModel, start: Adapter, base: Base, heads: Sequence[str], folder: Path) -> None:
-    """Write the trained adapter with its heads as a plain PEFT folder."""
-    state = {name.removeprefix(PREFIX): tensor.cpu() for name, tensor in get_peft_model_state_dict(model).items()}
-    updates = {
-        layer: LowRank(state.pop(f"{layer}.lora_B.weight"), state.pop(f"{layer}.lora_A.weight"))
-        for layer in start.layers
-    }
-    config = replace(start.config, base_model=base.name, revision=base.revision, modules_to_save=tuple(heads))
-    write_adapter(folder, updates, config, heads=state)
-
-
-def with_labels(encodings: Sequence[Encoding], examples: Sequence[Example], task: Task) -> list[Encoding]:
-    """Add each example's label under the name that transformers' collators expect."""
-    kind = float if task.regression else int
-    return [{**e, "label": kind(x.label)} for e, x in zip(encodings, examples, strict=True) if x.label is not None]
-
-
-def steps(examples: int, recipe: Recipe) -> int:
-    """Optimiser steps of a run on one device."""
-    return int(np.ceil(np.ceil(examples / recipe.batch_size) * recipe.epochs))
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def fit(
     model: PeftModel,
     tokenizer: Any,
-    task: Task,
-    train: list[Encoding],
-    dev: list[Encoding],
+    lesson: Lesson,
     recipe: Recipe,
     work: Path,
     device: torch.device,
-    resume: bool,
+    checkpoint: Path | None,
     advance: Callable[[int], None],
 ) -> Outcome:
     """Train ``model`` in place.
@@ -163,36 +128,34 @@ def fit(
     Args:
         model: A PEFT classifier; what is to be trained requires gradients.
         tokenizer: Pads on the right.
-        task: Decides the loss and the metrics.
-        train: Encoded training examples with labels.
-        dev: Encoded dev examples with labels.
+        lesson: What is learned.
         recipe: How to train.
         work: Folder for checkpoints, one per epoch.
         device: Where to train, unless a launcher such as accelerate decides.
-        resume: Continue from the newest checkpoint in ``work``.
-        advance: Called with 1 after every step.
+        checkpoint: Where to go on from, or ``None``.
+        advance: Called with the number of steps done since the last call.
 
     Raises:
         OsrmError: If the loss is no longer a number.
     """
-    trainer = _trainer(model, tokenizer, task, train, dev, recipe, work, device)
-    trainer.add_callback(_Progress(advance))
-    checkpoints = sorted(work.glob("checkpoint-*")) if resume else []
-    trainer.train(resume_from_checkpoint=bool(checkpoints) or None)
-    return _outcome(trainer, task, recipe)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(lesson, recipe, work, device),
+        train_dataset=lesson.train,
+        # Neighbours of like length share a batch, so that little of it is padding.
+        eval_dataset=sorted(lesson.dev, key=lambda encoding: len(encoding["input_ids"])),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=_scorer(lesson.task),
+        callbacks=[_Watch(recipe, advance)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return _outcome(trainer, lesson.task, recipe)
 
 
-def _trainer(
-    model: PeftModel,
-    tokenizer: Any,
-    task: Task,
-    train: list[Encoding],
-    dev: list[Encoding],
-    recipe: Recipe,
-    work: Path,
-    device: torch.device,
-) -> Trainer:
-    args = TrainingArguments(
+def _arguments(lesson: Lesson, recipe: Recipe, work: Path, device: torch.device) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=recipe.batch_size,
         per_device_eval_batch_size=4 * recipe.batch_size,
@@ -208,7 +171,8 @@ def _trainer(
         load_best_model_at_end=recipe.keep_best,
         metric_for_best_model="headline",
         greater_is_better=True,
-        logging_steps=max(1, steps(len(train), recipe) // 100),
+        logging_steps=max(1, lesson.steps(recipe) // 100),
+        logging_nan_inf_filter=False,  # it would show the mean of the losses before instead
         seed=recipe.seed,
         bf16=recipe.bf16,
         use_cpu=device.type == "cpu",
@@ -217,18 +181,29 @@ def _trainer(
         report_to="none",
         remove_unused_columns=False,
     )
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=train,  # type: ignore[arg-type]  # any sequence will do
-        # Neighbours of like length share a batch, so that little of it is padding.
-        eval_dataset=sorted(dev, key=lambda encoding: len(encoding["input_ids"])),  # type: ignore[arg-type]
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=_scorer(task),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+
+
+class _Watch(TrainerCallback):
+    """Show the steps, stop when the loss is no longer a number, and leave no loss out of a checkpoint."""
+
+    def __init__(self, recipe: Recipe, advance: Callable[[int], None]) -> None:
+        self.recipe = recipe
+        self.advance = advance
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.advance(state.global_step)  # those of an unfinished run
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.advance(1)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_log = True  # losses since the last logged step would be lost to a resumed run
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        loss = state.log_history[-1].get("loss", 0.0)
+        if not math.isfinite(loss):
+            hint = f"try a lower --lr than {self.recipe.lr:g}"
+            raise OsrmError(f"the training loss is {loss} after step {state.global_step}", hint)
 
 
 def _scorer(task: Task) -> Callable[[Any], dict[str, float]]:
@@ -243,8 +218,6 @@ def _scorer(task: Task) -> Callable[[Any], dict[str, float]]:
 def _outcome(trainer: Trainer, task: Task, recipe: Recipe) -> Outcome:
     history = trainer.state.log_history
     losses = [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row]
-    if not all(np.isfinite(loss) for _, loss in losses):
-        raise OsrmError("the training loss is no longer a number", f"try a lower --lr than {recipe.lr:g}")
     wanted = (*task.metrics, "headline")
     epochs = [
         {"epoch": round(row["epoch"], 6), **{name: row[f"eval_{name}"] for name in wanted}}
