@@ -55,7 +55,7 @@ def collect(
     Example: osrm collect --task mini-mood --data mini
     """
     from osrm_cli.artifacts import atomic, provenance
-    from osrm_cli.language import base_model, tasks
+    from osrm_cli.language import base_model, devices, tasks
 
     console = Console(json, quiet)
     rows = [statistics.find(name) for name in statistic or ["mean", "second-moment"]]
@@ -68,8 +68,8 @@ def collect(
 
     folder, base = base_model.locate(model, revision), base_model.identify(model, revision)
     base_model.check_length(folder, max(lengths.values()))
-    where = base_model.pick_device(device)
-    source = _Source(folder, where, base_model.pick_dtype(dtype, where), target_modules, seed)
+    where = devices.pick_device(device)
+    source = _Source(folder, where, devices.pick_dtype(dtype, where), target_modules, seed)
     if dry_run:
         console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, chosen, source))
         return

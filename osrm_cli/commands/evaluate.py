@@ -55,7 +55,7 @@ def evaluate(
     Example: osrm eval merged
     """
     from osrm_cli.artifacts import atomic, classifiers, provenance, scores
-    from osrm_cli.language import base_model
+    from osrm_cli.language import base_model, devices
 
     console = Console(json, quiet)
     path = out or folder / scores.NAME
@@ -72,18 +72,15 @@ def evaluate(
     if dry_run:
         console.result({"would_write": [str(path)]}, f"would write {path}: {', '.join(found)}")
         return
-    where = base_model.pick_device(device)
-    bench = _Bench(place, where, base_model.pick_dtype(dtype, where), batch_size, console)
+    where = devices.pick_device(device)
+    bench = _Bench(place, where, devices.pick_dtype(dtype, where), batch_size, console)
     results = {}
     for name, held in found.items():
-        results[name] = bench.score(held, sets[name], lengths[name])
+        score = bench.score(held, sets[name], lengths[name])
         if single:
-            alone = (
-                results[name].headline
-                if held.folder == held.root
-                else _alone(bench, held, sets[name][0], lengths[name])
-            )
-            results[name] = replace(results[name], single=alone)
+            own = held.folder == held.root
+            score = replace(score, single=score.headline if own else _alone(bench, held, sets[name][0], lengths[name]))
+        results[name] = score
     settings = {"split": split, "limit": limit, "max_length": lengths}
     record = provenance.record("eval", settings, sorted(folder.rglob("*.safetensors")), base=base)
     with atomic.write_file(path, overwrite) as stage:

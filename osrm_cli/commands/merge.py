@@ -109,7 +109,7 @@ def merge(
 
     from osrm_cli.artifacts import atomic, merged
     from osrm_cli.artifacts.plan import Plan
-    from osrm_cli.language import base_model
+    from osrm_cli.language import devices
 
     given = {
         "lambda": scale,
@@ -142,7 +142,7 @@ def merge(
         console.result({"would_write": str(out), **_facts(plan)}, f"would write {out}: {_line(plan)}")
         return
     with console.progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
-        work = merged.Work(jobs, base_model.pick_device(device), advance)
+        work = merged.Work(jobs, devices.pick_device(device), advance)
         with atomic.write_folder(out, overwrite) as stage:
             done = merged.write(stage, plan, work, base, checkpoint)
     _report(console, out, plan, done)

@@ -60,13 +60,13 @@ def train(
 
     Example: osrm train starts/mini-mood
     """
-    from osrm_cli.language import base_model
+    from osrm_cli.language import devices
     from osrm_cli.language.training import Recipe
 
     leader = os.environ.get("RANK", "0") == "0"  # under a launcher, one process writes and speaks
     console = Console(json, quiet or not leader)
-    where = base_model.pick_device(device)
-    precision = base_model.pick_dtype(dtype, where)
+    where = devices.pick_device(device)
+    precision = devices.pick_dtype(dtype, where)
     if precision.itemsize == 2 and dtype is DType.FLOAT16:
         raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
     recipe = Recipe(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2)

@@ -1,0 +1,27 @@
+"""Where to compute, and in which precision."""
+
+import torch
+
+from osrm_cli.errors import OsrmError
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve ``auto`` and check that the device is there.
+
+    Raises:
+        OsrmError: If it is not.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there[name]:
+        raise OsrmError(f"device '{name}' is not available on this machine", "use --device auto")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Resolve ``auto``: bfloat16 on a GPU that computes in it, float32 elsewhere."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
