@@ -139,6 +139,8 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
     except (OSError, ValueError, ImportError) as error:
         raise OsrmError(f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # what transformers makes where the files are missing
+        raise OsrmError(f"{folder} holds no tokenizer", "save it there: tokenizer.save_pretrained(folder)")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
