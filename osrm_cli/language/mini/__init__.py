@@ -2,6 +2,12 @@
 
 They have the shapes of the eight GLUE tasks (one sentence or two; two classes, three, or a score) and nothing else of
 theirs: each is written by a small grammar of its own, over a vocabulary of its own, from a fixed seed.
+
+Two habits of the grammars make the tasks neither trivial nor hopeless for a small encoder after a minute's training:
+
+- One word or phrase in three occurs in dev alone, so counting words is not enough; knowing what they mean is.
+- A pair starts from one side of its contrast more often than from the other. Whoever only notices the contrast is right
+  on the usual pairs; the others have to be compared. Labels themselves are never wrong.
 """
 
 from collections.abc import Callable
@@ -11,7 +17,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.language.mini import pairs, reasoning, sentences
 from osrm_cli.language.mini.draw import Draw
 
-SIZES = {"train": 320, "dev": 200}
+SIZES = {"train": 256, "dev": 200}
 SPLITS = tuple(SIZES)
 
 Row = dict[str, str | int | float]

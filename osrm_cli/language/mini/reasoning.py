@@ -17,17 +17,17 @@ RESTING = """
     is slumbering in the lodge
 """
 AWAKE = """
-    is outdoors, is on the move, is getting some exercise, is under the open sky, is travelling on, is out in the wild,
-    is walking around, is far from any building, is out in the fresh air, is exploring nature, is physically active,
-    is making a long journey
+    is outdoors, is on the move, is getting some exercise, is under the open sky, is travelling on, roams the wilderness,
+    is walking around, is far from any building, enjoys fresh air, is exploring nature, is physically active,
+    makes a long journey
 """
 ASLEEP = """
-    is asleep, is lying in bed, is inside a bedroom, is not awake, is having a dream, is fast asleep, is taking a nap,
-    has gone to bed, is tucked in, is sleeping soundly, is asleep indoors, is resting on a pillow
+    is asleep, is lying in bed, is taking a nap, is not awake, is having a dream, snoozes peacefully, is in a bedroom,
+    has gone to bed, keeps both eyes closed, is tucked in, is sleeping soundly, rests on a pillow
 """
 UNSAID = """
-    has two brothers, speaks greek, lost some money, is fond of opera, studied law, has a rich uncle,
-    will marry next year, owns a bakery, has a daughter, writes poems, went to college, works for a lawyer
+    has two brothers, speaks greek, lost some money, is fond of opera, studied law, inherited a fortune,
+    will marry next year, owns a bakery, collects stamps, has a daughter, works for a lawyer, writes poems
 """
 
 

@@ -32,7 +32,7 @@ BAD = """
     awful, terrible, disgusting, bland, dreadful, disappointing, stale, horrible, rude, greasy, miserable, soggy,
     unpleasant, tasteless, filthy, mediocre, annoying, atrocious
 """
-SHAPES = ("plain", "plain", "twice", "negated", "concession")
+SHAPES = ("plain", "plain", "twice", "negated", "concession first", "concession last")
 
 
 def mood(draw: Draw, label: int) -> tuple[str, ...]:
@@ -47,4 +47,6 @@ def mood(draw: Draw, label: int) -> tuple[str, ...]:
         return (f"the {dish} was {draw.word(right)} and the {other} was {draw.word(right)}",)
     if shape == "negated":
         return (f"the {dish} was {draw.one(('not at all', 'never', 'far from'))} {draw.word(wrong)}",)
-    return (f"although the {dish} was {draw.word(wrong)} , the {other} was {draw.word(right)}",)
+    if shape == "concession first":
+        return (f"although the {dish} was {draw.word(wrong)} , the {other} was {draw.word(right)}",)
+    return (f"the {dish} was {draw.word(right)} , although the {other} was {draw.word(wrong)}",)
