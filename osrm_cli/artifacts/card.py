@@ -65,4 +65,5 @@ def _loading(plan: "Plan", form: str, base: str | None) -> str:
 def _row(source: Mapping[str, Any]) -> str:
     found = (source["dev"] or {}).get("scores", {})
     scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.items())) or "-"
-    return f"| {source['task']} | {source['path']} | {source['weight']} | {scores} |"
+    weight = "by layer" if isinstance(source["weight"], Mapping) else source["weight"]
+    return f"| {source['task']} | {source['path']} | {weight} | {scores} |"

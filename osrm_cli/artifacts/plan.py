@@ -7,18 +7,17 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from osrm_cli.artifacts.adapter import Adapter, check_together
 from osrm_cli.artifacts.adapter_files import Layer, natural
-from osrm_cli.artifacts.features import Features
+from osrm_cli.artifacts.evidence import Evidence, Moments
 from osrm_cli.artifacts.recipe import Entry, Recipe
-from osrm_cli.artifacts.requirements import STATISTIC, check_method, check_names, effective_options, open_features
+from osrm_cli.artifacts.requirements import check_method, check_names, effective_options, open_features
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths import merging
 from osrm_cli.maths.lowrank import LowRank, truncate
@@ -57,7 +56,8 @@ class Plan:
         options: The method's options.
         adapters: Opened adapters, in the order of their names.
         layers: Every layer that an adapter changes, ``layer.2`` before ``layer.10``.
-        features: Features files by adapter name; empty unless the method needs them.
+        evidence: What the rule is told beyond the updates; passes over the model put theirs here with ``replace``.
+        learned: Whether the weights in the recipe were learned from data, see ``with_weights``.
     """
 
     recipe: Recipe
@@ -65,7 +65,8 @@ class Plan:
     options: Options
     adapters: tuple[Adapter, ...]
     layers: tuple[str, ...]
-    features: Mapping[str, Features]
+    evidence: Evidence = field(default_factory=Evidence)
+    learned: bool = False
 
     @classmethod
     def of(cls, recipe: Recipe, weights: Mapping[str, float] | None = None) -> "Plan":
@@ -90,12 +91,45 @@ class Plan:
         entries = _weighted([entry for _, entry in found], adapters, weights or {})
         for entry, adapter in zip(entries, adapters, strict=True):
             entry.check_patterns(adapter.layers)
-        options = Options(scale=used["lambda"], **{name: value for name, value in used.items() if name != "lambda"})
-        features = open_features(recipe, method, adapters) if "features" in method.needs else {}
+        known = {each.name for each in fields(Options)}
+        options = Options(scale=used["lambda"], **{name: value for name, value in used.items() if name in known})
+        needed = "features" in method.needs
+        evidence = Moments(open_features(recipe, method, adapters)) if needed else Evidence()
         effective = replace(
-            recipe, method=method.name, adapters=entries, options=used, features=recipe.features if features else None
+            recipe,
+            method=method.name,
+            adapters=entries,
+            options=used,
+            features=recipe.features if needed else None,
+            data=recipe.data if method.passes else None,
         )
-        return cls(effective, method, options, adapters, layers, features)
+        return cls(effective, method, options, adapters, layers, evidence)
+
+    def with_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "Plan":
+        """The same merge with a weight for each adapter's every layer, in the place of lambda.
+
+        Args:
+            learned: By adapter and layer.
+        """
+        named = {adapter.name: adapter.layers for adapter in self.adapters}
+        entries = tuple(
+            replace(entry, weight={f"^{re.escape(layer)}": learned[name][layer] for layer in layers})
+            for entry, (name, layers) in zip(self.recipe.adapters, named.items(), strict=True)
+        )
+        recipe, options = replace(self.recipe, adapters=entries), replace(self.options, scale=1.0)
+        return replace(self, recipe=recipe, options=options, learned=True)
+
+    @property
+    def repeating(self) -> Recipe:
+        """The recipe that repeats this merge: where weights were learned, it has them and needs no data."""
+        if not self.learned:
+            return self.recipe
+        kept = {name: value for name, value in self.recipe.options.items() if name in ("rank", "energy")}
+        return replace(self.recipe, method="task-arith", options={"lambda": 1.0, **kept}, data=None)
+
+    def weight(self, index: int, layer: str) -> float:
+        """The weight of a layer of the adapter at ``index``, as the recipe has it."""
+        return self.recipe.adapters[index].weight_of(layer, self._depths[layer])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,22 +155,28 @@ class Plan:
     def merge(self, layers: Sequence[str], jobs: int = 1, device: torch.device | str = "cpu") -> Iterator[MergedLayer]:
         """Merge layers one by one and yield them in the order given.
 
+        Where the evidence has a sequence, all layers are merged in that order first and their results kept: factors.
+
         Args:
             layers: Names of layers; all of ``self.layers`` in whatever order they are to be written.
             jobs: Layers that are computed at a time, each in a thread.
             device: Where to compute.
         """
+        if self.method.passes == "weights" and not self.learned:
+            raise ValueError(f"{self.method.name}: its weights have not been learned")
         rule = self.method.load()
-        with ExitStack() as stack:
-            readers = {name: stack.enter_context(features.reader()) for name, features in self.features.items()}
+        with self.evidence:
 
             def one(layer: str) -> MergedLayer:
-                updates = self._updates(layer, readers, device)
-                return self._finished(updates, rule)
+                return self._finished(self._updates(layer, device), rule)
 
-            yield from _in_order(one, layers, jobs)
+            done: dict[str, MergedLayer] = {}
+            for layer in self.evidence.sequence:
+                done[layer] = one(layer)
+                self.evidence.merged(done[layer])
+            yield from (done[layer] for layer in layers) if done else _in_order(one, layers, jobs)
 
-    def _updates(self, layer: str, readers: Mapping[str, Any], device: torch.device | str) -> LayerUpdates:
+    def _updates(self, layer: str, device: torch.device | str) -> LayerUpdates:
         """One layer of every adapter; an adapter that does not change it counts with an update of rank zero."""
         shape = self.shapes[layer]
         updates = []
@@ -148,9 +188,9 @@ class Plan:
                 nothing = torch.zeros(0, device=device)
                 updates.append(LowRank(nothing.reshape(shape.d_out, 0), nothing.reshape(0, shape.d_in)))
         names = tuple(adapter.name for adapter in self.adapters)
-        weights = tuple(entry.weight_of(layer, self._depths[layer]) for entry in self.recipe.adapters)
-        moments = tuple(readers[name].read(layer, STATISTIC).to(device) for name in names) if readers else None
-        return LayerUpdates(layer, names, tuple(updates), weights, moments)
+        weights = tuple(self.weight(index, layer) for index in range(len(names)))
+        told = {name: tuple(x.to(device) for x in tensors) for name, tensors in self.evidence.of(layer).items()}
+        return LayerUpdates(layer, names, tuple(updates), weights, **told)
 
     @cached_property
     def _depths(self) -> dict[str, float]:

@@ -33,7 +33,7 @@ NAME = "merge.yaml"
 Gradient = float | Sequence[float]
 Weight = Gradient | Mapping[str, Gradient]
 
-_KEYS = ("method", "adapters", "options", "features", "as", "dtype")
+_KEYS = ("method", "adapters", "options", "features", "data", "as", "dtype")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Recipe:
         features: Folder of features files, for methods that need them.
         output: ``adapter`` or ``model``.
         dtype: Type of the written tensors; ``None`` for the widest of the inputs.
+        data: Data for methods that need them, as ``--data`` names it; ``None`` for what each adapter was trained on.
     """
 
     method: str
@@ -103,6 +104,7 @@ class Recipe:
     features: str | None = None
     output: str = "adapter"
     dtype: str | None = None
+    data: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write it as ``merge.yaml`` into a folder that is being staged."""
@@ -112,7 +114,8 @@ class Recipe:
             "options": dict(sorted(self.options.items())),
             "as": self.output,
         }
-        values |= {key: value for key, value in (("features", self.features), ("dtype", self.dtype)) if value}
+        more = {"features": self.features, "data": self.data, "dtype": self.dtype}
+        values |= {key: value for key, value in more.items() if value}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         (folder / NAME).write_text(text, encoding="utf-8")
 
@@ -156,7 +159,8 @@ def _recipe(values: Mapping[str, Any]) -> Recipe:
     dtype = values.get("dtype")
     if dtype not in (None, "float32", "bfloat16", "float16", "float64"):
         raise ValueError(f"'dtype' is {dtype!r}, expected float32, bfloat16, float16 or float64")
-    return Recipe(values["method"], tuple(map(_entry, adapters)), options, values.get("features"), output, dtype)
+    entries = tuple(map(_entry, adapters))
+    return Recipe(values["method"], entries, options, values.get("features"), output, dtype, values.get("data"))
 
 
 def _entry(value: Any) -> Entry:

@@ -30,7 +30,7 @@ def write(
         {"method": plan.method.name, "options": plan.recipe.options, "as": plan.recipe.output},
         base=base,
         form=form,
-        features=[_digested(item.path) for item in plan.features.values()],
+        **plan.evidence.facts(),
     )
     facts["inputs"] = inputs
     tasks = {adapter.name: adapter.facts.get("task") for adapter in plan.adapters}
@@ -40,7 +40,7 @@ def write(
         if folder.is_dir():
             own = {"task": tasks[adapter.name], "data": adapter.facts.get("data")}
             provenance.write(folder, {**facts, **own, "rescalers": rescalers.get(adapter.name)})
-    plan.recipe.write(stage)
+    plan.repeating.write(stage)
     (stage / "README.md").write_text(card.text(plan, form, kept, inputs), encoding="utf-8")
 
 
@@ -62,7 +62,3 @@ def _input(adapter: Adapter, entry: Entry) -> dict[str, Any]:
         "weight": entry.plain_weight,
         "dev": dev(adapter),
     }
-
-
-def _digested(path: Path) -> dict[str, str]:
-    return {"path": path.as_posix(), "sha256": provenance.sha256(path)}

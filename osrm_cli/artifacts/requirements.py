@@ -8,27 +8,28 @@ from typing import Any
 from osrm_cli.artifacts import features as features_files
 from osrm_cli.artifacts import provenance
 from osrm_cli.artifacts.adapter import Adapter
+from osrm_cli.artifacts.evidence import SECOND_MOMENT
 from osrm_cli.artifacts.features import Features
 from osrm_cli.artifacts.recipe import Recipe
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths.merging import Method
 from osrm_cli.maths.merging.inputs import Options
 
-STATISTIC = "second-moment"
-_GIVEN = {"features", "seed"}  # what of ``Method.needs`` there can be without running the model
+# What passes over the model take beside the rule's own options, by ``Method.passes``.
+PASSES: Mapping[str, Mapping[str, int]] = {
+    "second-moments": {"samples": 100, "seed": 0},
+    "fisher": {"samples": 100, "seed": 0},
+    "weights": {"samples": 100, "seed": 0, "steps": 300},
+}
+_WHOLE = ("rank", "seed", "agreement", "samples", "steps")
 
 
 def check_method(method: Method, recipe: Recipe) -> None:
-    """Check that a method's needs can be met and that its result can take the form asked for.
+    """Check that a method's result can take the form asked for.
 
     Raises:
         OsrmError: If not.
     """
-    if missing := sorted(set(method.needs) - _GIVEN):
-        raise OsrmError(
-            f"method {method.name} needs {' and '.join(missing)} to run the model on, which this command does not do",
-            "osrm merge --list shows what each method needs",
-        )
     if method.task_aware and recipe.output == "model":
         raise OsrmError(f"{method.name} makes no single model: each task has its own", "leave out --as model")
 
@@ -40,6 +41,7 @@ def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any
         OsrmError: If one is given that the method does not use, or that has the wrong type.
     """
     defaults = {"lambda": method.default_lambda, **{name: getattr(Options(), name) for name in method.options}}
+    defaults |= PASSES.get(method.passes or "", {})
     # Any result can be recompressed, but the point of 'cat' is that it is not.
     allowed = defaults.keys() | (set() if method.name == "cat" or method.task_aware else {"rank", "energy"})
     used = dict(defaults)
@@ -48,9 +50,11 @@ def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any
         if name not in allowed:
             takes = ", ".join("--" + option.replace("_", "-") for option in sorted(allowed))
             raise OsrmError(f"method {method.name} does not use --{name.replace('_', '-')}", f"it takes {takes}")
-        expected = str if name == "aggregate" else int if name in ("rank", "seed", "agreement") else int | float
+        expected = str if name == "aggregate" else int if name in _WHOLE else int | float
         if not isinstance(value, expected) or isinstance(value, bool):
             raise OsrmError(f"option '{key}' is {value!r}, expected {getattr(expected, '__name__', 'a number')}")
+        if name in ("samples", "steps") and int(value) < 1:
+            raise OsrmError(f"option '{key}' is {value}, expected 1 or more")
         used[name] = value
     return {name: value for name, value in used.items() if value is not None}
 
@@ -75,33 +79,33 @@ def check_names(adapters: Sequence[Adapter]) -> None:
             )
 
 
-def open_features(recipe: Recipe, method: Method, adapters: Sequence[Adapter]) -> dict[str, Features]:
-    """Open the features files that a method reads, by adapter name.
+def open_features(recipe: Recipe, method: Method, adapters: Sequence[Adapter]) -> list[Features]:
+    """Open the features files that a method reads, one per adapter.
 
     Raises:
         OsrmError: If one is missing, has no second moments, or does not fit the adapters.
     """
-    found = {}
+    found = []
     widths = {name: (layer.d_in, layer.d_out) for adapter in adapters for name, layer in adapter.layers.items()}
     for adapter in adapters:
         path = Path(recipe.features or "features") / f"{adapter.name}.safetensors"
         if not path.is_file():
             raise OsrmError(
                 f"method {method.name} needs second moments of every task's features, {path} is missing",
-                f"osrm collect --task {adapter.name} --statistic {STATISTIC}",
+                f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
             )
-        found[adapter.name] = Features.open(path)
-        _check_features(found[adapter.name], widths)
-    features_files.check_together(list(found.values()))
-    bases = {features.path: features.base for features in found.values()}
+        found.append(Features.open(path))
+        _check_features(found[-1], widths)
+    features_files.check_together(found)
+    bases = {features.path: features.base for features in found}
     provenance.same_base(bases | {adapter.folder: adapter.base for adapter in adapters if adapter.base})
     return found
 
 
 def _check_features(features: Features, widths: Mapping[str, tuple[int, int]]) -> None:
-    collect = f"osrm collect --task {features.task} --statistic {STATISTIC}"
-    if STATISTIC not in features.statistics:
-        raise OsrmError(f"{features.path} holds {', '.join(features.statistics)}, expected {STATISTIC}", collect)
+    collect = f"osrm collect --task {features.task} --statistic {SECOND_MOMENT}"
+    if SECOND_MOMENT not in features.statistics:
+        raise OsrmError(f"{features.path} holds {', '.join(features.statistics)}, expected {SECOND_MOMENT}", collect)
     for name, expected in widths.items():
         held = features.layers.get(name)
         if held is None or (held.d_in, held.d_out) != expected:

@@ -34,6 +34,8 @@ class Method:
         aliases: Other names.
         source: arXiv id, or nothing.
         within: Functions of ``spaces`` that the rule is wrapped in, outermost first.
+        passes: What passes over the model on each task's data find for the rule: fields of ``LayerUpdates``, or the
+            weights.
         task_aware: Whether the result is a ``TaskAware``, which needs the task's name at inference.
     """
 
@@ -47,6 +49,7 @@ class Method:
     aliases: tuple[str, ...] = ()
     source: str = ""
     within: tuple[str, ...] = ()
+    passes: Literal["second-moments", "fisher", "weights"] | None = None
     task_aware: bool = False
 
     @property

@@ -141,6 +141,7 @@ _REGRESSION = (
         options=("alpha",),
         aliases=("regmean-plus-plus",),
         source="2508.03121",
+        passes="second-moments",
     ),
     Method(
         "fisher",
@@ -149,13 +150,16 @@ _REGRESSION = (
         "element",
         ("labels",),
         source="2111.09832",
+        passes="fisher",
     ),
     Method(
         "adamerging",
         "weighted sum, weights of least entropy per layer; classification only",
         "linear:task_arith",
         needs=("data",),
+        default_lambda=0.3,
         source="2310.02575",
+        passes="weights",
     ),
 )
 _CORE = tuple(
