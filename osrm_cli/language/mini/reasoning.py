@@ -17,8 +17,8 @@ RESTING = """
     is slumbering in the lodge
 """
 AWAKE = """
-    is outdoors, is on the move, is getting some exercise, is under the open sky, is travelling on, roams the wilderness,
-    is walking around, is far from any building, enjoys fresh air, is exploring nature, is physically active,
+    is outdoors, is on the move, is getting some exercise, is under the open sky, is travelling on,
+    roams the wilderness, is walking around, is far from any building, enjoys fresh air, is exploring nature, is physically active,
     makes a long journey
 """
 ASLEEP = """

@@ -8,7 +8,7 @@ WORKERS = (
 WORK = "mended, painted, cleaned, carried, washed, inspected, built, hid, watched, repaired, moved, sold"
 TOOLS = "fence, gate, plough, wagon, bucket, haystack, barrel, ladder, saddle, trough, cart, scarecrow"
 YARDS = "barn, orchard, meadow, henhouse, mill, pasture, stable, vineyard, well"
-FAULTS = ("shuffled", "shuffled", "shuffled", "no verb", "no verb", "verb for noun")
+FAULTS = (*["shuffled"] * 6, *["no verb"] * 5, "verb for noun")
 
 
 def grammar(draw: Draw, label: int) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ BAD = """
     awful, terrible, disgusting, bland, dreadful, disappointing, stale, horrible, rude, greasy, miserable, soggy,
     unpleasant, tasteless, filthy, mediocre, annoying, atrocious
 """
-SHAPES = ("plain", "plain", "twice", "negated", "concession first", "concession last")
+SHAPES = ("plain", "plain", "plain", "twice", "twice", "negated", "concession first", "concession last")
 
 
 def mood(draw: Draw, label: int) -> tuple[str, ...]:
