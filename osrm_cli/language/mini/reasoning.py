@@ -18,8 +18,8 @@ RESTING = """
 """
 AWAKE = """
     is outdoors, is on the move, is getting some exercise, is under the open sky, is travelling on,
-    roams the wilderness, is walking around, is far from any building, enjoys fresh air, is exploring nature, is physically active,
-    makes a long journey
+    roams the wilderness, is walking around, is far from any building, enjoys fresh air, is exploring nature,
+    is physically active, makes a long journey
 """
 ASLEEP = """
     is asleep, is lying in bed, is taking a nap, is not awake, is having a dream, snoozes peacefully, is in a bedroom,
