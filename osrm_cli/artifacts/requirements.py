@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,30 @@ PASSES: Mapping[str, Mapping[str, int]] = {
     "fisher": {"samples": 100, "seed": 0},
     "weights": {"samples": 100, "seed": 0, "steps": 300},
 }
+# Every option of any method, by its name on the command line without dashes.
+OPTIONS = {"lambda", *(each.name for each in fields(Options)), *(name for row in PASSES.values() for name in row)} - {
+    "scale"
+}
 _WHOLE = ("rank", "seed", "agreement", "samples", "steps")
 
 
 def check_method(method: Method, recipe: Recipe) -> None:
-    """Check that a method's result can take the form asked for.
+    """Check that a method makes sense as it is put together, and that its result can take the form asked for.
 
     Raises:
         OsrmError: If not.
     """
+    if method.passes == "weights" and method.within:
+        raise OsrmError(f"{method.name}: the weights are learned for the plain sum", "leave out what goes before it")
     if method.task_aware and recipe.output == "model":
         raise OsrmError(f"{method.name} makes no single model: each task has its own", "leave out --as model")
+
+
+def used_options(method: Method) -> set[str]:
+    """Names of the options that a method takes, as ``OPTIONS`` spells them."""
+    # Any result can be recompressed, but the point of 'cat' is that it is not.
+    recompressing = set() if method.name == "cat" or method.task_aware else {"rank", "energy"}
+    return {"lambda", *method.options, *PASSES.get(method.passes or "", {}), *recompressing}
 
 
 def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,11 +54,9 @@ def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any
     Raises:
         OsrmError: If one is given that the method does not use, or that has the wrong type.
     """
-    defaults = {"lambda": method.default_lambda, **{name: getattr(Options(), name) for name in method.options}}
-    defaults |= PASSES.get(method.passes or "", {})
-    # Any result can be recompressed, but the point of 'cat' is that it is not.
-    allowed = defaults.keys() | (set() if method.name == "cat" or method.task_aware else {"rank", "energy"})
-    used = dict(defaults)
+    allowed = used_options(method)
+    used = {"lambda": method.default_lambda, **{name: getattr(Options(), name) for name in method.options}}
+    used |= PASSES.get(method.passes or "", {})
     for key, value in given.items():
         name = key.replace("-", "_")
         if name not in allowed:

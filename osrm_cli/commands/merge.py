@@ -1,39 +1,29 @@
 """``osrm merge``: adapters/<task>/ -> merged/."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from osrm_cli.commands import options
-from osrm_cli.commands.options import Device, DType
+from osrm_cli.commands.options import Aggregate, Device, DType, Form
 from osrm_cli.console import Console
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths import merging
 
 if TYPE_CHECKING:
+    import torch
+
     from osrm_cli.artifacts.merged import Merged
     from osrm_cli.artifacts.plan import Plan
+    from osrm_cli.artifacts.provenance import Base
     from osrm_cli.artifacts.recipe import Recipe
+    from osrm_cli.language.samples import Sample
 
 _LOSSY = 0.95  # kept energy below this is worth a warning
-
-
-class Form(StrEnum):
-    """What is written."""
-
-    ADAPTER = "adapter"
-    MODEL = "model"
-
-
-class Aggregate(StrEnum):
-    """What becomes of the entries whose sign is the elected one."""
-
-    MEAN = "mean"
-    SUM = "sum"
 
 
 def _number(name: str, text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -41,6 +31,7 @@ def _number(name: str, text: str, low: float | None = None, high: float | None =
 
 
 def merge(
+    context: typer.Context,
     adapters: Annotated[
         list[str] | None, typer.Argument(help="Adapter folders or hub ids, in any order.", show_default=False)
     ] = None,
@@ -75,8 +66,11 @@ def merge(
     alpha: Annotated[float | None, _number("--alpha", "regmean: factor on off-diagonal moments.", 0, 1)] = None,
     seed: Annotated[
         int | None,
-        typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of the random masks.", show_default=False),
+        typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of masks and samples.", show_default=False),
     ] = None,
+    data: options.RecordedData = None,
+    samples: Annotated[int | None, _number("--samples", "Training examples read per task; default 100.", 1)] = None,
+    steps: Annotated[int | None, _number("--steps", "adamerging: steps of learning; default 300.", 1)] = None,
     features: Annotated[
         Path | None, typer.Option("--features", help="Folder of features files; default features.", show_default=False)
     ] = None,
@@ -108,48 +102,42 @@ def merge(
         return
 
     from osrm_cli.artifacts import atomic, merged
+    from osrm_cli.artifacts.checkpoint import Checkpoint
     from osrm_cli.artifacts.plan import Plan
+    from osrm_cli.artifacts.recipe import parse_weights
     from osrm_cli.language import devices
 
-    given = {
-        "lambda": scale,
-        "rank": rank,
-        "energy": energy,
-        "density": density,
-        "aggregate": aggregate,
-        "window": window,
-        "outliers": outliers,
-        "mask_scale": mask_scale,
-        "agreement": agreement,
-        "common": common,
-        "floor": floor,
-        "alpha": alpha,
-        "seed": seed,
-    }
-    asked = _recipe(recipe, adapters, method, given)
+    asked = _recipe(recipe, adapters, method)
     asked = replace(
         asked,
+        options={**asked.options, **_given(context, asked.method)},
         features=str(features) if features else asked.features,
+        data=data or asked.data,
         output=form.value if form else asked.output,
         dtype=asked.dtype if dtype == DType.AUTO else dtype.value,
     )
     atomic.refuse_existing(out, overwrite)
-    plan = Plan.of(asked, _weights(weight or []))
-    checkpoint, base = None, next((adapter.base for adapter in plan.adapters if adapter.base), None)
-    if plan.recipe.output == "model":
-        checkpoint, base = _checkpoint(plan, model, revision)
+    plan = Plan.of(asked, parse_weights(weight or []))
+    _refuse_unused(context, plan)
+    where = devices.pick_device(device)
+    place, base = None, next((adapter.base for adapter in plan.adapters if adapter.base), None)
+    if plan.recipe.output == "model" or plan.method.passes:
+        place, base = _base(plan, model, revision)
+    drawn = _drawn(plan)
+    checkpoint = Checkpoint.open(place) if place and plan.recipe.output == "model" else None
     if dry_run:
         console.result({"would_write": str(out), **_facts(plan)}, f"would write {out}: {_line(plan)}")
         return
-    with console.progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
-        work = merged.Work(jobs, devices.pick_device(device), advance)
-        with atomic.write_folder(out, overwrite) as stage:
-            done = merged.write(stage, plan, work, base, checkpoint)
+    with atomic.write_folder(out, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
+        if place and drawn:
+            plan = _informed(plan, drawn, place, where, Path(scratch), console)
+        with console.progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
+            done = merged.write(stage, plan, merged.Work(jobs, where, advance), base, checkpoint)
     _report(console, out, plan, done)
 
 
-def _recipe(path: Path | None, adapters: Sequence[str] | None, method: str | None, given: dict[str, Any]) -> "Recipe":
-    """What the command line asks for; it goes before what the recipe says."""
+def _recipe(path: Path | None, adapters: Sequence[str] | None, method: str | None) -> "Recipe":
+    """The recipe, or what stands for one on the command line."""
     from osrm_cli.artifacts import recipe as recipes
 
     if path and adapters:
@@ -157,55 +145,80 @@ def _recipe(path: Path | None, adapters: Sequence[str] | None, method: str | Non
     if not path and not adapters:
         raise OsrmError("no adapters to merge", "osrm merge adapters/* --method task-arith --lambda 0.3")
     asked = recipes.read(path) if path else recipes.Recipe("task-arith", tuple(map(recipes.Entry, adapters or [])))
-    name = method or asked.method
-    flags = {key: value for key, value in given.items() if value is not None}
-    if "seed" not in merging.find(name).options:
-        flags.pop("seed", None)  # OSRM_SEED is for whoever draws
-    if "aggregate" in flags:
-        flags["aggregate"] = flags["aggregate"].value
-    return replace(asked, method=name, options={**asked.options, **flags})
+    return replace(asked, method=method or asked.method)
 
 
-def _weights(texts: Sequence[str]) -> dict[str, float]:
-    weights = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            raise OsrmError(f"--weight {text}, expected NAME=NUMBER", "for example --weight sst2=0.7") from None
-    return weights
+def _given(context: typer.Context, method: str) -> dict[str, Any]:
+    """The options that are set; from the environment and osrm.toml only those that the method uses."""
+    from osrm_cli.artifacts import requirements
+
+    used = requirements.used_options(merging.find(method))
+    values = {name: context.params["scale" if name == "lambda" else name] for name in requirements.OPTIONS}
+    return {
+        name: value.value if isinstance(value, Aggregate) else value
+        for name, value in values.items()
+        if value is not None and (name in used or _typed(context, name))
+    }
 
 
-def _checkpoint(plan: "Plan", model: str | None, revision: str | None) -> tuple[Any, Any]:
-    """The base model's files and its identity, checked against the adapters."""
-    from osrm_cli.artifacts.checkpoint import Checkpoint
+def _typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line, rather than in the environment or osrm.toml."""
+    source = context.get_parameter_source("scale" if name == "lambda" else name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_unused(context: typer.Context, plan: "Plan") -> None:
+    """Check that the inputs on the command line are used; ``Plan`` has checked the method's own options."""
+    needs_model = bool(plan.method.passes) or plan.recipe.output == "model"
+    used = {
+        "features": "features" in plan.method.needs,
+        "data": bool(plan.method.passes),
+        "model": needs_model,
+        "revision": needs_model,
+    }
+    for name, is_used in used.items():
+        if not is_used and _typed(context, name):
+            raise OsrmError(f"method {plan.method.name} does not use --{name}", "osrm merge --list shows what it needs")
+
+
+def _base(plan: "Plan", model: str | None, revision: str | None) -> tuple[Path, "Base"]:
+    """The base model's folder and its identity, checked against the adapters."""
     from osrm_cli.language import base_model
 
     known = next((adapter for adapter in plan.adapters if adapter.base), plan.adapters[0])
-    folder, base = base_model.of_artifact(
-        known.folder, known.base, known.config.base_model, model, revision or known.config.revision
-    )
-    return Checkpoint.open(folder), base
+    revision = revision or known.config.revision
+    return base_model.of_artifact(known.folder, known.base, known.config.base_model, model, revision)
+
+
+def _drawn(plan: "Plan") -> "list[Sample]":
+    """The examples of each task that the method reads, if it reads any."""
+    if not plan.method.passes:
+        return []
+    from osrm_cli.language import samples
+
+    return samples.draw(plan)
+
+
+def _informed(
+    plan: "Plan", samples: "list[Sample]", place: Path, where: "torch.device", scratch: Path, console: Console
+) -> "Plan":
+    """The plan with what passes over the model on the tasks' examples find."""
+    from osrm_cli.language import passes, task_models
+
+    models = task_models.load(plan, samples, place, where)
+    return passes.inform(plan, models, scratch, console.progress)
 
 
 def _list(console: Console) -> None:
     facts = [
-        {"name": row.name, "summary": row.summary, "needs": list(row.needs), "result": _kind(row)}
+        {"name": row.name, "summary": row.summary, "needs": list(row.needs), "result": row.result}
         for row in merging.METHODS
     ]
     rows = [("method", "needs", "result", "what it does")]
-    rows += [(row.name, ", ".join(row.needs) or "-", _kind(row), row.summary) for row in merging.METHODS]
+    rows += [(row.name, ", ".join(row.needs) or "-", row.result, row.summary) for row in merging.METHODS]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     console.result({"methods": facts}, "\n".join(lines))
-
-
-def _kind(row: merging.Method) -> str:
-    """What the result is as an adapter."""
-    if row.task_aware:
-        return "task-aware"
-    return "exact" if row.exact and "rank" not in row.options else "recompressed"
 
 
 def _report(console: Console, out: Path, plan: "Plan", done: "Merged") -> None:

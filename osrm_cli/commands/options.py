@@ -61,6 +61,20 @@ class Freeze(StrEnum):
     B = "B"
 
 
+class Form(StrEnum):
+    """What is written."""
+
+    ADAPTER = "adapter"
+    MODEL = "model"
+
+
+class Aggregate(StrEnum):
+    """What becomes of the entries whose sign is the elected one."""
+
+    MEAN = "mean"
+    SUM = "sum"
+
+
 Model = Annotated[
     str,
     typer.Option(

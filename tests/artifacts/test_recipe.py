@@ -159,7 +159,7 @@ def test_mergekit_recipes_compute_what_mergekit_computes(adapters, tmp_path, met
     normalize = parameters.get("normalize", method in ("linear", "ties"))
     rule = plan.method.load()
     for layer in plan.layers[:2]:
-        updates = plan._updates(layer, {}, "cpu")
+        updates = plan._updates(layer, "cpu")
         found = rule(updates, plan.options)
         found = found if isinstance(found, torch.Tensor) else found.dense()
         parts = [making.dense(adapter, layer) for adapter in opened]

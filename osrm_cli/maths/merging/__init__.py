@@ -31,7 +31,7 @@ def find(name: str) -> Method:
 
 
 def _before(wrapper: str, rule: Method) -> Method:
-    if rule.task_aware or rule.passes == "weights" or wrapper in rule.within:
+    if rule.task_aware or wrapper in rule.within:
         raise OsrmError(f"{wrapper} cannot go before '{rule.name}'", f"for example {wrapper}+ties")
     return replace(
         rule,

@@ -57,6 +57,13 @@ class Method:
         """Whether the result is an adapter as it is, without recompression."""
         return self.space == "low-rank"
 
+    @property
+    def result(self) -> Literal["exact", "recompressed", "task-aware"]:
+        """What the result is as an adapter, for ``--list``."""
+        if self.task_aware:
+            return "task-aware"
+        return "exact" if self.exact and "rank" not in self.options else "recompressed"
+
     def load(self) -> Rule:
         """Import the method's function, wrapped in the spaces that its name says."""
         family, name = self.function.split(":")
