@@ -40,41 +40,59 @@ def demo(
     if overwrite and out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    for command in _commands(model, scale, seed):
-        _run(command, out, console)
+    for commands in _stages(model, scale, seed):
+        _run(commands, out, console)
     found = {arm: scores.read(out / "merged" / arm) for arm in _ARMS}
     _draw(found, out / "demo.png")
     console.note(f"Everything lies in {out}/; the picture is {out}/demo.png.")
     console.result({"folder": str(out), "arms": found}, _table(found))
 
 
-def _commands(model: str, scale: float, seed: int) -> list[str]:
-    """The pipeline as a user would type it in the demo's folder."""
-    base = f"--seed {seed}"
+def _stages(model: str, scale: float, seed: int) -> list[list[str]]:
+    """The pipeline as a user would type it in the demo's folder; commands of one stage do not need each other."""
+    more = f"--seed {seed}"
+    train = "--epochs 4 --lr 1e-3"
     return [
-        f"osrm collect --data mini --model {shlex.quote(model)} --statistic mean {base}",
-        *(f"osrm init --each --objective {objective} --out starts/{arm} {base}" for arm, objective in _ARMS.items()),
-        *(f"osrm train starts/{arm}/* --epochs 4 --lr 1e-3 --out adapters/{arm} {base}" for arm in _ARMS),
-        *(f"osrm merge adapters/{arm}/* --method task-arith --lambda {scale:g} --out merged/{arm}" for arm in _ARMS),
-        *(f"osrm eval merged/{arm}" for arm in _ARMS),
+        [f"osrm collect --data mini --model {shlex.quote(model)} --statistic mean {more}"],
+        [f"osrm init --each --objective {objective} --out starts/{arm} {more}" for arm, objective in _ARMS.items()],
+        [f"osrm train starts/{arm}/* {train} --out adapters/{arm} {more}" for arm in _ARMS],
+        [f"osrm merge adapters/{arm}/* --method task-arith --lambda {scale:g} --out merged/{arm}" for arm in _ARMS],
+        [f"osrm eval merged/{arm}" for arm in _ARMS],
     ]
 
 
-def _run(command: str, folder: Path, console: Console) -> None:
-    """Run one command in a process of its own, as a shell in ``folder`` would."""
-    console.note(f"$ {command}")
-    words = shlex.split(command)[1:]
-    expanded = [path for word in words for path in _expand(word, folder)]
+def _run(commands: Sequence[str], folder: Path, console: Console) -> None:
+    """Run commands side by side, each in a process of its own, as a shell in ``folder`` would.
+
+    Only the first shows its progress: two bars on one line would hide each other. The cores are shared out, since
+    threads that wait for each other's cores are slower than one.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OSRM_")}
-    done = subprocess.run(  # noqa: S603 - our own program with our own words
-        [sys.executable, "-m", "osrm_cli", *expanded, *(["--quiet"] if console.quiet else [])],
-        cwd=folder,
-        env=environment,
-        stdout=sys.stderr if not console.quiet else subprocess.DEVNULL,
-        check=False,
-    )
-    if done.returncode:
-        raise OsrmError(f"'{command}' ended with exit code {done.returncode}", f"its message stands above; see {folder}")
+    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(commands)))
+    running = []
+    for index, command in enumerate(commands):
+        console.note(f"$ {command}")
+        words = [path for word in shlex.split(command)[1:] for path in _expand(word, folder)]
+        quiet = ["--quiet"] if index or console.quiet else []
+        running.append(
+            subprocess.Popen(  # noqa: S603 - our own program with our own words
+                [sys.executable, "-m", "osrm_cli", *words, *quiet],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        for command, process in zip(commands, running, strict=True):
+            said, _ = process.communicate()
+            console.note(said.rstrip())
+            if process.returncode:
+                message = f"'{command}' ended with exit code {process.returncode}"
+                raise OsrmError(message, f"what it said stands above; its files are in {folder}")
+    finally:
+        for process in running:
+            process.terminate()
 
 
 def _expand(word: str, folder: Path) -> Sequence[str]:
