@@ -54,3 +54,8 @@ def process(*words: object, cwd: Path, env: dict[str, str] | None = None) -> Run
         timeout=600,
     )
     return Run(done.returncode, done.stdout, done.stderr)
+
+
+def listing(folder: Path) -> set[str]:
+    """Every file below a folder, hidden ones too."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

@@ -6,8 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from osrm_cli.artifacts.features import Features
-from tests.commands.conftest import listing
-from tests.osrm import osrm
+from tests.osrm import listing, osrm
 
 ARGS = ("collect", "--task", "mood", "--samples", 8, "--out", "new")
 

@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from osrm_cli.artifacts import features, tensors
 from osrm_cli.maths import objectives
-from tests.commands.conftest import listing
-from tests.osrm import osrm
+from tests.osrm import listing, osrm
 
 WEIGHTS = "adapter_model.safetensors"
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"

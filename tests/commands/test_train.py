@@ -15,8 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from tests.commands.conftest import listing
-from tests.osrm import ROOT, Run, osrm
+from tests.osrm import ROOT, Run, listing, osrm
 
 WEIGHTS = "adapter_model.safetensors"
 ARGS = ("train", "starts/mood", "--epochs", 1, "--lr", 0.01, "--out", "new")
@@ -290,11 +289,15 @@ def test_resume_without_an_unfinished_run_begins_one(work: Path) -> None:
     assert (work / "new/mood" / WEIGHTS).is_file()
 
 
-def test_interrupt_ends_with_130_and_can_be_resumed(project: Path, tmp_path: Path) -> None:
-    work = Path(shutil.copytree(project, tmp_path / "work"))
-    run = unfinished(work, signal.SIGINT, 1)
-    assert (run.code, run.stdout, run.error) == (130, "", "interrupted")
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
+def test_interrupted_run_can_be_resumed(work: Path, number: signal.Signals, code: int) -> None:
+    run = unfinished(work, number, 1)
+    assert (run.code, run.stdout) == (code, "")
     assert "Traceback" not in run.stderr
+    if number is signal.SIGINT:
+        assert run.error == "interrupted"
     assert not (work / "new/mood").exists()
     assert osrm(*LONG, "--resume", cwd=work).code == 0
 
@@ -302,7 +305,7 @@ def test_interrupt_ends_with_130_and_can_be_resumed(project: Path, tmp_path: Pat
 LAUNCHERS = {
     # On CPUs accelerate starts several processes through MPI alone, torchrun by itself.
     "accelerate launch --cpu -m osrm_cli": [1, 2, 3],
-    "torchrun --nproc_per_node 2 --master_port 0 -m osrm_cli": [1, 2],  # 48 examples in batches of 2 x 16
+    "torchrun --standalone --nproc_per_node 2 -m osrm_cli": [1, 2],  # 48 examples in batches of 2 x 16
 }
 
 

@@ -1,0 +1,83 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from osrm_cli import __version__, console
+from osrm_cli.cli import app
+from tests.osrm import ROOT, osrm, process
+
+COMMANDS = [command.name for command in app.registered_commands if command.name]
+
+
+def test_commands_stand_in_the_order_of_the_work(tmp_path: Path) -> None:
+    run = osrm("--help", cwd=tmp_path)
+    assert run.code == 0
+    found = [name for name in re.findall(r"^  (\w+) ", run.stdout.partition("Commands:")[2], re.M) if name in COMMANDS]
+    assert found == COMMANDS
+    assert found[:5] == ["collect", "init", "train", "merge", "eval"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_shows_an_example(tmp_path: Path, command: str) -> None:
+    run = osrm(command, "--help", cwd=tmp_path)
+    assert run.code == 0
+    assert f"Example: osrm {command}" in run.stdout
+
+
+def test_version(tmp_path: Path) -> None:
+    assert osrm("--version", cwd=tmp_path).stdout == f"osrm {__version__}\n"
+
+
+@pytest.mark.parametrize("args", [["nosuch"], ["init", "--nosuch"], ["train"], ["eval", "--limit", "x"]], ids=" ".join)
+def test_usage_is_2_on_stderr(tmp_path: Path, args: list[str]) -> None:
+    run = osrm(*args, cwd=tmp_path)
+    assert (run.code, run.stdout) == (2, "")
+    assert "Usage: " in run.stderr
+
+
+def test_user_error_is_1_without_a_traceback(tmp_path: Path) -> None:
+    run = process("init", "--each", cwd=tmp_path)
+    assert (run.code, run.stdout) == (1, "")
+    assert run.stderr == "error: features is missing\nhint: make it with 'osrm collect --task NAME'\n"
+
+
+def test_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("osrm_cli.artifacts.features.open_folder", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        osrm("init", "--each", cwd=tmp_path)
+
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "safetensors", "sklearn", "matplotlib")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
+def test_start_up_imports_nothing_heavy(tmp_path: Path, args: list[str]) -> None:
+    code = (
+        "import sys, osrm_cli.cli\n"
+        f"try: osrm_cli.cli.app({args!r})\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("speed", "text"), [(0, "0"), (0.4, "0.4"), (0.0432, "0.043"), (9.87, "9.9"), (12.3, "12"), (12345.6, "12,346")]
+)
+def test_rates(speed: float, text: str) -> None:
+    assert console._rate(speed) == text
