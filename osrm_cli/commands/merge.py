@@ -225,6 +225,7 @@ def _report(console: Console, out: Path, plan: "Plan", done: "Merged") -> None:
     kept = list(done.kept.values())
     facts = {
         **_facts(plan),
+        **(plan.evidence.facts() if plan.method.passes else {}),
         "path": str(out),
         "form": done.form,
         "rank": max(done.ranks.values(), default=None),
@@ -233,6 +234,8 @@ def _report(console: Console, out: Path, plan: "Plan", done: "Merged") -> None:
     size = f", rank {facts['rank']}" if done.ranks else ""
     kept_text = f", energy kept {facts['kept_energy']['least']:.1%} to {max(kept):.1%}" if min(kept) < 1 else ", exact"
     console.result(facts, f"{out}: {_line(plan)}{size}{kept_text}")
+    for task, entropy in facts.get("entropy", {}).items():
+        console.note(f"{task}: mean entropy {entropy['before']:.4f} before, {entropy['after']:.4f} after")
     if done.form == "model" and plan.embeddings:
         console.warn("an embedding was merged: where the output layer is tied to it, the outputs change too")
     if done.form == "task-aware":
