@@ -51,7 +51,7 @@ def demo(
 def _stages(model: str, scale: float, seed: int) -> list[list[str]]:
     """The pipeline as a user would type it in the demo's folder; commands of one stage do not need each other."""
     more = f"--seed {seed}"
-    train = "--epochs 4 --lr 1e-3"
+    train = "--epochs 3 --lr 2e-3"
     return [
         [f"osrm collect --data mini --model {shlex.quote(model)} --statistic mean {more}"],
         [f"osrm init --each --objective {objective} --out starts/{arm} {more}" for arm, objective in _ARMS.items()],
