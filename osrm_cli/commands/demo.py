@@ -129,5 +129,5 @@ def _draw(found: dict[str, Any], path: Path) -> None:
         axes.bar([x + 0.27 * (index - 1) for x in range(len(values))], values, width=0.25, label=label, color=color)
     axes.set_xticks(range(len(tasks) + 1), [*tasks, "average"], rotation=30, ha="right")
     axes.set(ylabel="headline score (dev)", title="One merged model for all generated tasks")
-    axes.legend(loc="lower left", ncols=3)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120, metadata={"Software": None})
