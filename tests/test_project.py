@@ -176,4 +176,4 @@ def test_set_up_commands_are_one_line_each() -> None:
     lines = [line for line in readme.splitlines() if line.startswith("python3 -m venv")]
     assert len(lines) == 2
     assert lines[0].endswith("osrm demo")
-    assert lines[1].endswith("pytest")
+    assert lines[1].endswith("pytest -n auto")

@@ -37,7 +37,7 @@ def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> li
 
 
 def _blank(tokenizer: Any, encoding: Encoding) -> Encoding:
-    """An empty text of a tokenizer that adds nothing of its own: the end token alone, so that there is something to read."""
+    """An empty text, where the tokenizer adds nothing of its own: the end token alone."""
     ids = {"input_ids": [tokenizer.eos_token_id], "attention_mask": [1]}
     return {key: ids.get(key, [0]) for key in encoding}
 
