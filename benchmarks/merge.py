@@ -165,8 +165,8 @@ def main() -> None:
 def _table(rows: dict[str, dict[str, Any]], args: argparse.Namespace, start_up: float) -> str:
     shape = f"{args.tasks} adapters, rank {args.rank}, {args.layers} layers x q k v o, width {args.width}, bfloat16"
     lines = [
-        f"{shape}; medians of {args.repeats} whole processes, of which {start_up:.1f} s is start-up. Peers: in memory, one",
-        f"matrix, times {args.layers * len(PROJECTIONS)}.",
+        f"{shape}; medians of {args.repeats} whole processes, of which {start_up:.1f} s is start-up.",
+        f"Peers: in memory, one matrix, times {args.layers * len(PROJECTIONS)}.",
         "",
         "| method | whole process | above start-up | bytes alone | ratio | peak above start-up | peer | peer / ours |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -176,8 +176,8 @@ def _table(rows: dict[str, dict[str, Any]], args: argparse.Namespace, start_up: 
         peer = f"{row['peer']} {row['peer_seconds']:.1f} s" if "peer" in row else "-"
         faster = f"{row['peer_seconds'] / row['above_start_up']:.1f}" if "peer" in row else "-"
         lines.append(
-            f"| `{name}` | {row['seconds']:.1f} s | {row['above_start_up']:.1f} s | {row['bytes_alone']:.2f} s | {ratio:.1f} | "
-            f"{row['peak_above_start_up_mib']:.0f} MiB | {peer} | {faster} |"
+            f"| `{name}` | {row['seconds']:.1f} s | {row['above_start_up']:.1f} s | {row['bytes_alone']:.2f} s "
+            f"| {ratio:.1f} | {row['peak_above_start_up_mib']:.0f} MiB | {peer} | {faster} |"
         )
     return "\n".join(lines)
 

@@ -1,7 +1,6 @@
 """The five commands, end to end, on every family of models."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 

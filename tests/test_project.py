@@ -53,7 +53,7 @@ def _imports(module: Path) -> set[str]:
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(module: Path) -> None:
     for name in _imports(module):
-        part = (name.split(".") + [""])[1]
+        part = [*name.split("."), ""][1]
         part = "" if part == "__version__" else part
         assert part == "errors" or part in ALLOWED[_room(module)], f"{module} imports {name}"
 

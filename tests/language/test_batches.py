@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.language.base_model import load_tokenizer
 from osrm_cli.language.batches import bucket, collate, tokenise
 from osrm_cli.language.tasks import Example
 
@@ -135,3 +136,10 @@ def test_a_model_sees_the_same_text_in_any_batch(side, batch_size):
         hidden = model(**collate([encodings[i] for i in plan], tokenizer, CPU)).last_hidden_state
         for row, index in enumerate(plan):
             torch.testing.assert_close(hidden[row, : len(alone[index])], alone[index], atol=1e-5, rtol=0)
+
+
+def test_an_empty_text_is_read_as_the_end_token(tiny):
+    tokenizer = load_tokenizer(tiny("gpt2"))  # adds nothing of its own
+    encodings = tokenise(tokenizer, [Example(("",), 0), Example(("w1 w2",), 0)], 8)
+    assert encodings[0]["input_ids"] == [tokenizer.eos_token_id]
+    assert collate(encodings, tokenizer, CPU)["attention_mask"].tolist() == [[1, 0], [1, 1]]
