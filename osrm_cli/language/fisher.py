@@ -1,9 +1,12 @@
 """The diagonal Fisher information of each task's adapted weights, for Fisher merging (arXiv:2111.09832).
 
 The empirical one: gradients of the log-likelihood of the true labels, not of labels drawn from the model. A number is
-taken for the mean of a Gaussian of unit variance: its negative log-likelihood is half the squared error.
+taken for the mean of a Gaussian of unit variance: its negative log-likelihood is half the squared error. Such numbers
+have no common scale, nor have well and badly trained tasks: so each task's information is divided by its norm over all
+layers, as the code published with the paper does.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -37,17 +40,21 @@ class Fisher(Evidence):
     ) -> None:
         self._samples = {model.name: model.sample.facts() for model in models}
         self._paths = [folder / f"{model.name}.safetensors" for model in models]
+        self._norms: dict[str, float] = {}
         for model, path in zip(models, self._paths, strict=True):
-            tensors.save(path, diagonal(model, shapes, advance), {})
+            found = diagonal(model, shapes, advance)
+            norm = math.sqrt(sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in found.values()))
+            tensors.save(path, {name: F / (norm or 1.0) for name, F in found.items()}, {})
+            self._norms[model.name] = norm
         self._files: list[Any] = []
 
     def of(self, layer: str) -> Fields:
-        """``E[(dL/dW)^2]`` of each task, ``(d_out, d_in)``."""
+        """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
         return {"fisher": tuple(file.get_tensor(layer) for file in self._files)}
 
     def facts(self) -> Mapping[str, object]:
-        """The examples that were read."""
-        return {"examples": self._samples}
+        """The examples that were read, and each task's norm."""
+        return {"examples": self._samples, "fisher_norms": self._norms}
 
     def __enter__(self) -> Self:
         self._files = [tensors.open_tensors(path) for path in self._paths]

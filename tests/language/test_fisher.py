@@ -82,11 +82,11 @@ def test_merged_by_the_formula_in_float64(tiny, words, tmp_path):
     dense = {model.name: trained.dense(tmp_path / model.name, base, model.name) for model in models}
     plain = trained.bare(base, "mood")
     info = {model.name: naive(dense[model.name], model, plan.layers) for model in models}
-    whole = dataclasses.replace(
-        plan,
-        evidence=evidence,
-        recipe=dataclasses.replace(plan.recipe, output="model"),
-    )
+    for task, measured in info.items():
+        norm = torch.cat([x.flatten() for x in measured.values()]).norm()
+        assert evidence.facts()["fisher_norms"][task] == pytest.approx(float(norm), rel=1e-4)
+        info[task] = {name: x / norm for name, x in measured.items()}
+    whole = dataclasses.replace(plan, evidence=evidence, recipe=dataclasses.replace(plan.recipe, output="model"))
     for layer in whole.merge(plan.layers):
         weight = plain.get_submodule(layer.name).weight.detach().double()
         updates = {
@@ -95,3 +95,17 @@ def test_merged_by_the_formula_in_float64(tiny, words, tmp_path):
         top = sum(info[name][layer.name] * update for name, update in updates.items())
         expected = 0.7 * top / sum(info[name][layer.name] for name in updates)
         assert (layer.result.double() - expected).norm() / expected.norm() < 1e-4
+
+
+def test_every_task_has_the_same_say(tiny, words, tmp_path):
+    """Each task has the same norm over all layers, whatever its loss and its numbers are."""
+    base = tiny("bert")
+    for task in ("pair", "score"):
+        trained.save(tmp_path / task, base, "bert", words)
+    plan, models = trained.models("fisher", [tmp_path / "pair", tmp_path / "score"], base, samples=4)
+    shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
+    (tmp_path / "files").mkdir()
+    with fisher.Fisher(models, shapes, tmp_path / "files", lambda _: None) as evidence:
+        told = [evidence.of(name)["fisher"] for name in plan.layers]
+    for index in range(2):
+        assert sum(float(each[index].double().square().sum()) for each in told) == pytest.approx(1.0, rel=1e-5)
