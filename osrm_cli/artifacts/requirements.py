@@ -23,9 +23,15 @@ PASSES: Mapping[str, Mapping[str, int]] = {
     "weights": {"samples": 100, "seed": 0, "steps": 300},
 }
 # Every option of any method, by its name on the command line without dashes.
-OPTIONS = {"lambda", *(each.name for each in fields(Options)), *(name for row in PASSES.values() for name in row)} - {
-    "scale"
-}
+OPTIONS = tuple(
+    sorted(
+        {
+            "lambda",
+            *(each.name for each in fields(Options) if each.name != "scale"),
+            *(name for row in PASSES.values() for name in row),
+        }
+    )
+)
 _WHOLE = ("rank", "seed", "agreement", "samples", "steps")
 
 

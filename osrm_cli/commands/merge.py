@@ -157,14 +157,8 @@ def _given(context: typer.Context, method: str) -> dict[str, Any]:
     return {
         name: value.value if isinstance(value, Aggregate) else value
         for name, value in values.items()
-        if value is not None and (name in used or _typed(context, name))
+        if value is not None and (name in used or options.typed(context, "scale" if name == "lambda" else name))
     }
-
-
-def _typed(context: typer.Context, name: str) -> bool:
-    """Whether an option stands on the command line, rather than in the environment or osrm.toml."""
-    source = context.get_parameter_source("scale" if name == "lambda" else name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _refuse_unused(context: typer.Context, plan: "Plan") -> None:
@@ -177,7 +171,7 @@ def _refuse_unused(context: typer.Context, plan: "Plan") -> None:
         "revision": needs_model,
     }
     for name, is_used in used.items():
-        if not is_used and _typed(context, name):
+        if not is_used and options.typed(context, name):
             raise OsrmError(f"method {plan.method.name} does not use --{name}", "osrm merge --list shows what it needs")
 
 

@@ -131,3 +131,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.")]
+
+
+def typed(context: typer.Context, parameter: str) -> bool:
+    """Whether an option stands on the command line, rather than in the environment or osrm.toml."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
