@@ -129,7 +129,10 @@ def main() -> None:
         folder = Path(name)
         paths = make_adapters(folder, args.tasks, args.layers, args.width, args.rank)
         start_up = timing.median(
-            [timing.process([sys.executable, "-c", "import torch, peft, osrm_cli.artifacts.merged"]) for _ in range(3)]
+            [
+                timing.process([sys.executable, "-c", "import osrm_cli.artifacts.merged, osrm_cli.language.devices"])
+                for _ in range(3)
+            ]
         )
         inputs = [path / "adapter_model.safetensors" for path in paths]
         for method in METHODS:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from osrm_cli.language.activations import Totals
-    from osrm_cli.language.tasks import Data
+    from osrm_cli.language.task import Data
 
 
 def collect(

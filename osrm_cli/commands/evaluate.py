@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from osrm_cli.artifacts.classifiers import Held
     from osrm_cli.artifacts.scores import Score
-    from osrm_cli.language.tasks import Data
+    from osrm_cli.language.task import Data
 
 
 def evaluate(

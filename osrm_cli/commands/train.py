@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from osrm_cli.artifacts.adapter import Adapter
     from osrm_cli.artifacts.provenance import Base
-    from osrm_cli.language.tasks import Data
+    from osrm_cli.language.task import Data
     from osrm_cli.language.training import Outcome, Recipe
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.language.tasks import Example
+from osrm_cli.language.task import Example
 
 Encoding = dict[str, list[int]]
 

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from osrm_cli.artifacts import tensors
 from osrm_cli.artifacts.evidence import Evidence, Fields
+from osrm_cli.language.task import Label, Task
 from osrm_cli.language.task_models import Change, TaskModel, adding, changed
-from osrm_cli.language.tasks import Label, Task
 
 
 class Fisher(Evidence):

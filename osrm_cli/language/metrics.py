@@ -9,7 +9,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.language.tasks import Task
+from osrm_cli.language.task import Task
 
 Array = NDArray[Any]
 

@@ -8,7 +8,7 @@ from osrm_cli.artifacts.adapter import Adapter
 from osrm_cli.artifacts.plan import Plan
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import tasks
-from osrm_cli.language.tasks import Data
+from osrm_cli.language.task import Data
 
 MAX_LENGTH = 128  # where neither the adapter nor the task says otherwise
 

@@ -21,7 +21,7 @@ from transformers import (
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import batches, metrics
-from osrm_cli.language.tasks import Data, Task
+from osrm_cli.language.task import Data, Task
 
 Encoding = dict[str, Any]
 

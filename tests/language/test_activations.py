@@ -9,7 +9,7 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import activations, base_model, batches, targets
-from osrm_cli.language.tasks import Example
+from osrm_cli.language.task import Example
 from osrm_cli.maths import statistics
 from tests.conftest import FAMILIES, WORDS
 

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from osrm_cli.errors import OsrmError
 from osrm_cli.language.base_model import load_tokenizer
 from osrm_cli.language.batches import bucket, collate, tokenise
-from osrm_cli.language.tasks import Example
+from osrm_cli.language.task import Example
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "a", "b", "c", "d", "e"]
 PAD, CLS, SEP = WORDS.index("[PAD]"), WORDS.index("[CLS]"), WORDS.index("[SEP]")

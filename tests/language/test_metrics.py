@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from osrm_cli.errors import OsrmError
 from osrm_cli.language.glue import GLUE
 from osrm_cli.language.metrics import CLASSIFICATION, REGRESSION, decide, headline, score
-from osrm_cli.language.tasks import Task
+from osrm_cli.language.task import Task
 
 TWO = Task("two", ("text",), ("no", "yes"), tuple(CLASSIFICATION))
 THREE = Task("three", ("text",), (10, 20, 30), tuple(CLASSIFICATION))

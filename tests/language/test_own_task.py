@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import tasks
+from osrm_cli.language.task import Task
 from osrm_cli.language.values import number
 
 
@@ -181,7 +182,7 @@ def test_task_toml_overrides_what_would_be_inferred(tmp_path):
     """
     dev = [{"question": "q", "answer": "a", "note": "n", "verdict": verdict} for verdict in ("right", 0, "1")]
     data = tasks.load("mine", write(tmp_path, toml=toml, dev=dev), "dev")
-    assert data.task == tasks.Task("mine", ("question", "answer"), ("wrong", "right"), ("f1", "accuracy"), 64)
+    assert data.task == Task("mine", ("question", "answer"), ("wrong", "right"), ("f1", "accuracy"), 64)
     assert data.examples[0].texts == ("q", "a")
     assert data.labels == [1, 0, 1], "no training rows needed; names and their positions both count"
 
@@ -189,10 +190,10 @@ def test_task_toml_overrides_what_would_be_inferred(tmp_path):
 def test_task_toml_may_say_only_a_part(tmp_path):
     write(tmp_path, "one", train=rows(0, 1, 5), toml='labels = "float"\nmetric = "pearson"\n')
     data = tasks.load("one", tmp_path, "train")
-    assert data.task == tasks.Task("one", ("text",), None, ("pearson",))
+    assert data.task == Task("one", ("text",), None, ("pearson",))
     assert data.labels == [0.0, 1.0, 5.0]
     write(tmp_path, "two", train=[{"a": "x", "b": "y", "c": "z", "label": i} for i in (0, 1)], toml='columns = "b"')
-    assert tasks.load("two", tmp_path, "train").task == tasks.Task("two", ("b",), (0, 1), ("accuracy",))
+    assert tasks.load("two", tmp_path, "train").task == Task("two", ("b",), (0, 1), ("accuracy",))
     write(tmp_path, "three", dev=rows(30, 10, column="score"), toml='columns = "text"\nlabels = [30, 20, 10]')
     assert tasks.load("three", tmp_path, "dev").labels == [0, 2], "the order is the user's"
 

@@ -8,7 +8,7 @@ import pytest
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import tasks
 from osrm_cli.language.glue import GLUE
-from osrm_cli.language.tasks import Data, Example, Task
+from osrm_cli.language.task import Data, Example, Task
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "glue"
 SIZES = {

@@ -1,0 +1,106 @@
+"""A task, its examples and its splits: what is read from anywhere and used everywhere."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Self
+
+from osrm_cli.errors import OsrmError
+
+Label = int | float
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model has to predict, and how it is judged.
+
+    Attributes:
+        name: Such as ``sst2``.
+        columns: One text column, or two for a pair.
+        labels: Classes in the order of the model's outputs; ``None`` for regression.
+        metrics: Names of ``metrics.METRICS``; their mean is the headline.
+        max_length: Tokens to keep, or ``None`` for the caller's default.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    labels: tuple[str | int, ...] | None
+    metrics: tuple[str, ...]
+    max_length: int | None = None
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a number rather than a class."""
+        return self.labels is None
+
+    @property
+    def num_labels(self) -> int:
+        """Number of the model's outputs."""
+        return 1 if self.labels is None else len(self.labels)
+
+    @property
+    def problem_type(self) -> str:
+        """The kind of task by transformers' name, which decides the loss."""
+        return "regression" if self.regression else "single_label_classification"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_dict``."""
+        fields: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in facts.items()}
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text or pair of texts.
+
+    Attributes:
+        texts: One for each of the task's columns.
+        label: Index of the class, or the score; ``None`` where the test split has none.
+    """
+
+    texts: tuple[str, ...]
+    label: Label | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """One split of one task.
+
+    Attributes:
+        task: The task.
+        split: The split that was asked for.
+        examples: Its examples, in the order of the source.
+        source: The file, or what the hub or the generator calls it.
+    """
+
+    task: Task
+    split: str
+    examples: tuple[Example, ...]
+    source: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of texts and labels: the same for the same examples, whatever kind of file held them."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(json.dumps([*example.texts, example.label]).encode() + b"\n")
+        return digest.hexdigest()
+
+    @property
+    def labels(self) -> list[Label]:
+        """The labels, for scoring.
+
+        Raises:
+            OsrmError: If an example has none.
+        """
+        found = [example.label for example in self.examples if example.label is not None]
+        if len(found) < len(self.examples):
+            raise OsrmError(f"{self.source} has no labels to score against", "use a split that has: --split dev")
+        return found
