@@ -47,7 +47,9 @@ def rows(task: str, split: str, limit: int | None = None) -> list[dict[str, Any]
         OsrmError: If there is neither.
     """
     from datasets import load_dataset
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # our one error is enough
     try:
         found = load_dataset(HUB, task, split=split.replace("dev", "validation"))
     except (OSError, ValueError) as error:
