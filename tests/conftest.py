@@ -4,11 +4,14 @@ import json
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+# A shell that starts the tests in the background leaves Ctrl-C ignored, and processes inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and pytest -n shares the cores out
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
