@@ -16,7 +16,13 @@ _AS_THEY_COME = ("osrm", "official")
 
 
 def requests(
-    files: Mapping[str, Features], wanted: Sequence[str], objective: Objective, rank: int, seed: int, eps: float
+    files: Mapping[str, Features],
+    wanted: Sequence[str],
+    objective: Objective,
+    statistic: str | None,
+    rank: int,
+    seed: int,
+    eps: float,
 ) -> Iterator[Request]:
     """Yield every layer's request for every wanted task; layers that share a statistic follow one another.
 
@@ -25,7 +31,8 @@ def requests(
     Args:
         files: Features files by task.
         wanted: Tasks to make starts for.
-        objective: Decides what is read.
+        objective: Decides whose features are read.
+        statistic: What is read of them, from ``serving``.
         rank: Rows of A.
         seed: The user's seed.
         eps: The ``eps`` of ``gevd``.
@@ -33,7 +40,6 @@ def requests(
     Raises:
         OsrmError: If the files cannot serve the objective.
     """
-    statistic = _statistic(files, objective)
     served = {task: used(files, task, objective) for task in wanted}
     names = [name for name in files if any(name in read for read in served.values())]
     layers = next(iter(files.values())).layers
@@ -69,15 +75,19 @@ def used(files: Mapping[str, Features], task: str, objective: Objective) -> list
     return [name for name in files if name in others or (objective.needs_own and name == task)]
 
 
-def _statistic(files: Mapping[str, Features], objective: Objective) -> str | None:
-    """The statistic that serves the objective best among those that every file holds."""
+def serving(files: Mapping[str, Features], objective: Objective, wanted: str | None = None) -> str | None:
+    """The statistic that serves the objective best, or the wanted one, among those that every file holds.
+
+    Raises:
+        OsrmError: If there is none.
+    """
     held = [set(features.statistics) for features in files.values()]
     common = set.intersection(*held)
     # Names the file that lacks what the others have, rather than blame them all.
     usual = max(held, key=held.count)
     odd = next((f for f, names in zip(files.values(), held, strict=True) if not names >= usual), None)
     try:
-        return objective.serve(tuple(sorted(common)))
+        return objective.serve(tuple(sorted(common)), wanted)
     except OsrmError:
         if odd is None:
             raise

@@ -34,6 +34,15 @@ def init(
         str,
         typer.Option("--objective", help="How A is chosen.", autocompletion=options.completing(objectives.OBJECTIVES)),
     ] = "osrm",
+    statistic: Annotated[
+        str | None,
+        typer.Option(
+            "--statistic",
+            help="What to choose A from, where the features hold several. Default: the objective's first choice.",
+            autocompletion=options.completing(STATISTICS),
+            show_default=False,
+        ),
+    ] = None,
     a_scale: Annotated[
         str | None,
         typer.Option(
@@ -65,6 +74,7 @@ def init(
 
     from osrm_cli.artifacts import atomic
     from osrm_cli.artifacts import features as features_files
+    from osrm_cli.artifacts.requests import serving
 
     console = Console(json, quiet)
     files = features_files.open_folder(features)
@@ -72,11 +82,13 @@ def init(
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
     _warn_of_unknown(paths, files, console)
+    read = serving(files, row, statistic)
     if dry_run:
         console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, row, rank, files))
         return
 
-    recipe = {"objective": row.name, "rank": rank, "alpha": alpha, "a_scale": a_scale, "eps": eps, "seed": seed}
+    recipe = {"objective": row.name, "statistic": read, "rank": rank, "alpha": alpha, "a_scale": a_scale}
+    recipe |= {"eps": eps, "seed": seed}
     starts = _starts(files, list(paths), row, recipe, console)
     for task, path in paths.items():
         _write(path, task, starts[task], files, row, recipe, overwrite)
@@ -115,7 +127,7 @@ def _starts(
     tokens = {task: [files[name].tokens for name in used(files, task, row) if name != task] for task in wanted}
     shapes = next(iter(files.values())).layers
     with console.progress(f"init {row.name}", len(shapes) * len(wanted), "layers") as advance:
-        for request in requests(files, wanted, row, rank, recipe["seed"], recipe["eps"]):
+        for request in requests(files, wanted, row, recipe["statistic"], rank, recipe["seed"], recipe["eps"]):
             start, own = starts[request.task], files.get(request.task)
             A = choose(request)  # noqa: N806 - the papers' letters
             A = scaled(A, a_scale, request) if a_scale else A  # noqa: N806

@@ -49,15 +49,18 @@ class Objective:
         loaded: Callable[[Request], torch.Tensor] = getattr(importlib.import_module(f"osrm_cli.maths.{module}"), name)
         return loaded
 
-    def serve(self, held: tuple[str, ...]) -> str | None:
+    def serve(self, held: tuple[str, ...], wanted: str | None = None) -> str | None:
         """The held statistic that serves this objective best; ``None`` if it reads no features.
 
         Args:
             held: Names of the statistics at hand, such as ``("mean", "sketch:64")``.
+            wanted: Take this one, given by name or, as ``sketch``, by kind.
 
         Raises:
-            OsrmError: If none of them can serve it.
+            OsrmError: If none of them can serve it, or the wanted one cannot.
         """
+        if wanted:
+            return self._take(held, wanted)
         if not self.statistics:
             return None
         for kind in self.statistics:
@@ -67,6 +70,19 @@ class Objective:
         raise OsrmError(
             f"objective '{self.name}' needs one of: {', '.join(self.statistics)}; the features hold: {', '.join(held)}",
             f"collect them again with --statistic {self.statistics[0]}",
+        )
+
+    def _take(self, held: tuple[str, ...], wanted: str) -> str:
+        wanted = wanted.strip().replace("_", "-")
+        if wanted.partition(":")[0] not in self.statistics:
+            kinds = ", ".join(self.statistics) or "none, it reads no features"
+            raise OsrmError(f"objective '{self.name}' cannot be chosen from '{wanted}', but from: {kinds}")
+        for name in held:
+            if wanted in (name, name.partition(":")[0]):
+                return name
+        raise OsrmError(
+            f"the features hold no '{wanted}', they all hold: {', '.join(held)}",
+            f"collect them again with --statistic {wanted}",
         )
 
 

@@ -169,6 +169,9 @@ BAD_OPTIONS = [
     (("--a-scale", "huge"), "unknown scale 'huge'"),
     (("--rank", 17), "rank 17 does not fit"),
     (("--features", "nowhere"), "nowhere is missing"),
+    (("--statistic", "sketch:4"), "the features hold no 'sketch:4', they all hold: mean, samples, second-moment"),
+    (("--objective", "gevd", "--statistic", "mean"), "'gevd' cannot be chosen from 'mean', but from: second-moment"),
+    (("--objective", "kaiming", "--statistic", "mean"), "cannot be chosen from 'mean', but from: none, it reads no"),
     (("--exclude", "../mood"), "task '../mood' is no name of a folder"),
 ]
 
@@ -233,3 +236,25 @@ def test_only_the_own_features(work: Path) -> None:
         run = osrm("init", *which, "--out", "new", cwd=work)
         assert run.error == "features holds no features of a task other than 'mood'"
     assert osrm("init", "--each", "--objective", "eva", "--out", "new", cwd=work).code == 0
+
+
+def test_statistic_is_the_first_choice_or_the_wanted_one_and_recorded(work: Path) -> None:
+    for out, more in (("first", ()), ("mean", ("--statistic", "mean")), ("moment", ("--statistic", "second-moment"))):
+        assert osrm("init", "--exclude", "mood", "--rank", 2, "--out", out, *more, cwd=work).code == 0
+    read = {out: json.loads((work / out / "mood/osrm.json").read_text()) for out in ("first", "mean", "moment")}
+    assert {out: facts["settings"]["statistic"] for out, facts in read.items()} == {
+        "first": "mean",
+        "mean": "mean",
+        "moment": "second-moment",
+    }
+    assert (work / "first/mood" / WEIGHTS).read_bytes() == (work / "mean/mood" / WEIGHTS).read_bytes()
+    name = QUERY.removeprefix("base_model.model.") + ".second-moment"
+    C = (
+        sum(
+            m / m.trace()
+            for m in (load_file(work / f"features/{task}.safetensors")[name] for task in ("pair", "score"))
+        ).double()
+        / 2
+    )
+    A = factors(work / "moment/mood")[f"{QUERY}.lora_A.weight"].double()
+    assert (A @ C @ A.T).trace() == pytest.approx(float(torch.linalg.eigvalsh(C)[:2].sum()), rel=1e-4)
