@@ -19,10 +19,10 @@ def requests(
     files: Mapping[str, Features],
     wanted: Sequence[str],
     objective: Objective,
-    statistic: str | None,
     rank: int,
     seed: int,
     eps: float,
+    statistic: str | None = None,
 ) -> Iterator[Request]:
     """Yield every layer's request for every wanted task; layers that share a statistic follow one another.
 
@@ -31,15 +31,16 @@ def requests(
     Args:
         files: Features files by task.
         wanted: Tasks to make starts for.
-        objective: Decides whose features are read.
-        statistic: What is read of them, from ``serving``.
+        objective: Decides what is read.
         rank: Rows of A.
         seed: The user's seed.
         eps: The ``eps`` of ``gevd``.
+        statistic: Read this one rather than the objective's first choice.
 
     Raises:
         OsrmError: If the files cannot serve the objective.
     """
+    statistic = serving(files, objective, statistic)
     served = {task: used(files, task, objective) for task in wanted}
     names = [name for name in files if any(name in read for read in served.values())]
     layers = next(iter(files.values())).layers

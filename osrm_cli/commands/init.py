@@ -127,7 +127,7 @@ def _starts(
     tokens = {task: [files[name].tokens for name in used(files, task, row) if name != task] for task in wanted}
     shapes = next(iter(files.values())).layers
     with console.progress(f"init {row.name}", len(shapes) * len(wanted), "layers") as advance:
-        for request in requests(files, wanted, row, recipe["statistic"], rank, recipe["seed"], recipe["eps"]):
+        for request in requests(files, wanted, row, rank, recipe["seed"], recipe["eps"], recipe["statistic"]):
             start, own = starts[request.task], files.get(request.task)
             A = choose(request)  # noqa: N806 - the papers' letters
             A = scaled(A, a_scale, request) if a_scale else A  # noqa: N806
