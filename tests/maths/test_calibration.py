@@ -14,42 +14,55 @@ def pair(n, d, noise=0.1, seed=0):
     return Z, Z @ M - 1 + noise * random.gaussian(n, d, seed, "e")
 
 
-def ridge(Z, Y, strength, prior):
-    """Ridge regression with an unpenalised intercept, by its normal equations."""
+def ridge(Z, Y, strength, prior, intercept=True):
+    """Ridge regression with an unpenalised intercept or none, by its normal equations."""
     n, d = Z.shape
-    design = torch.cat([Z, torch.ones(n, 1, dtype=Z.dtype)], dim=1)
+    design = torch.cat([Z, torch.full((n, 1), float(intercept), dtype=Z.dtype)], dim=1)
     penalty = strength * torch.diag(torch.cat([torch.ones(d), torch.zeros(1)])).double()
+    penalty[d, d] = float(not intercept)  # a column of zeros needs some penalty to have a solution
     solution = torch.linalg.solve(design.T @ design + penalty, design.T @ (Y - prior * Z))
     return solution[:d] + prior * torch.eye(d, dtype=Z.dtype), solution[d]
 
 
-def left_out(Z, Y, strength, prior):
+def left_out(Z, Y, strength, prior, intercept=True):
     errors = []
     for i in range(len(Z)):
         keep = torch.arange(len(Z)) != i
-        M, shift = ridge(Z[keep], Y[keep], strength, prior)
+        M, shift = ridge(Z[keep], Y[keep], strength, prior, intercept)
         errors.append((Y[i] - Z[i] @ M - shift).square())
     return float(torch.stack(errors).mean())
 
 
-@given(n=st.integers(4, 14), d=st.integers(1, 9), strength=st.floats(0.01, 100), prior=st.sampled_from([0.0, 1.0]))
-@settings(deadline=None, max_examples=25)
-def test_closed_form_equals_leaving_one_out(n, d, strength, prior):
+@given(
+    n=st.integers(4, 14),
+    d=st.integers(1, 9),
+    strength=st.floats(0.01, 100),
+    prior=st.sampled_from([0.0, 1.0]),
+    intercept=st.booleans(),
+)
+@settings(deadline=None, max_examples=40)
+def test_closed_form_equals_leaving_one_out(n, d, strength, prior, intercept):
     Z, Y = pair(n, d)
-    centred, target = Z - Z.mean(0), Y - prior * Z
-    U, values, _ = torch.linalg.svd(centred, full_matrices=False)
-    found = calibration.leave_one_out(U, values, target - target.mean(0), strength)
-    assert found == pytest.approx(left_out(Z, Y, strength, prior), rel=1e-8)
+    inputs, target = Z, Y - prior * Z
+    if intercept:
+        inputs, target = inputs - inputs.mean(0), target - target.mean(0)
+    U, values, _ = torch.linalg.svd(inputs, full_matrices=False)
+    found = calibration.leave_one_out(U, values, target, strength, intercept)
+    assert found == pytest.approx(left_out(Z, Y, strength, prior, intercept), rel=1e-8)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (12, 30)])
-def test_the_map_is_the_ridge_solution_of_the_chosen_strength(n, d):
+def test_the_map_is_the_ridge_solution_of_the_chosen_strength(n, d, intercept):
     Z, Y = pair(n, d)
-    found = calibration.fit(Z, Y)
-    M, shift = ridge(Z, Y, found.strength, found.prior)
+    found = calibration.fit(Z, Y, intercept)
+    M, shift = ridge(Z, Y, found.strength, found.prior, intercept)
     torch.testing.assert_close(found.M, M, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(found.shift, shift, rtol=1e-8, atol=1e-8)
-    assert found.error == pytest.approx(left_out(Z, Y, found.strength, found.prior), rel=1e-8)
+    if intercept:
+        torch.testing.assert_close(found.shift, shift, rtol=1e-8, atol=1e-8)
+    else:
+        assert found.shift is None
+    assert found.error == pytest.approx(left_out(Z, Y, found.strength, found.prior, intercept), rel=1e-8)
 
 
 def test_no_other_strength_leaves_less_error():
@@ -76,12 +89,23 @@ def test_unrelated_representations_shrink_to_their_mean():
     torch.testing.assert_close(Z.mean(0) @ found.M + found.shift, Y.mean(0))
 
 
-def test_equal_representations_stay():
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_equal_representations_stay(noise):
+    """Differences of the size of float32's rounding count as none."""
     Z, _ = pair(16, 30)
-    found = calibration.fit(Z, Z)
-    assert found.prior == 1.0
-    torch.testing.assert_close(found.M, torch.eye(30, dtype=torch.float64))
-    assert found.shift.abs().max() < 1e-12
+    found = calibration.fit(Z, Z + noise * random.gaussian(16, 30, 0, "noise") + noise)
+    assert torch.equal(found.M, torch.eye(30, dtype=torch.float64))
+    assert not found.shift.any()
+    assert not found.helps
+
+
+def test_a_map_helps_where_left_out_examples_come_closer():
+    Z, Y = pair(40, 6)
+    assert calibration.fit(Z, Y).helps
+    Z = torch.ones(4, 3)
+    found = calibration.fit(Z, Z + torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None])  # the mean of three errs by a third
+    assert not found.helps
+    assert found.error == pytest.approx((4 / 3) ** 2 * found.before)
 
 
 def test_constant_representations_are_safe():
@@ -91,15 +115,19 @@ def test_constant_representations_are_safe():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("bias", [True, False])
-def test_folding_is_exact(dtype, bias):
+@pytest.mark.parametrize("intercept", [True, False])
+def test_folding_is_exact(dtype, bias, intercept):
     Z, Y = pair(12, 7)
-    found = calibration.fit(Z, Y)
+    found = calibration.fit(Z, Y, intercept)
     W, b = random.gaussian(3, 7, 1, "w").to(dtype), random.gaussian(1, 3, 1, "b")[0].to(dtype) if bias else None
     folded, shift = calibration.fold(found, W, b)
-    assert folded.dtype == shift.dtype == dtype
-    mapped = torch.nn.functional.linear(Z @ found.M + found.shift, W.double(), None if b is None else b.double())
+    assert folded.dtype == dtype
+    assert (shift is None) == (not bias and not intercept)
+    mapped = torch.nn.functional.linear(
+        Z @ found.M + (found.shift if intercept else 0), W.double(), None if b is None else b.double()
+    )
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    plain = torch.nn.functional.linear(Z, folded.double(), shift.double())
+    plain = torch.nn.functional.linear(Z, folded.double(), None if shift is None else shift.double())
     torch.testing.assert_close(plain, mapped, rtol=tolerance, atol=tolerance)
 
 
