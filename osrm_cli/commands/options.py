@@ -61,6 +61,13 @@ class Freeze(StrEnum):
     B = "B"
 
 
+class Unit(StrEnum):
+    """What interference is measured in: the base model's energy, or the update's own."""
+
+    BASE = "base"
+    OWN = "own"
+
+
 class Form(StrEnum):
     """What is written."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from osrm_cli.commands import options
-from osrm_cli.commands.options import Device, DType, Freeze
+from osrm_cli.commands.options import Device, DType, Freeze, Unit
 from osrm_cli.console import Console
 from osrm_cli.errors import OsrmError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from osrm_cli.artifacts.adapter import Adapter
+    from osrm_cli.artifacts.features import Features
     from osrm_cli.artifacts.provenance import Base
     from osrm_cli.language.task import Data
     from osrm_cli.language.training import Outcome, Recipe
@@ -43,6 +44,24 @@ def train(
     freeze: Annotated[
         Freeze | None, typer.Option("--freeze", help="Train only the other factor.", show_default=False)
     ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option("--dropout", min=0, max=0.9, help="Of the base model. Default: its own.", show_default=False),
+    ] = None,
+    interference_penalty: Annotated[
+        float | None,
+        typer.Option(
+            "--interference-penalty",
+            metavar="MU",
+            min=0,
+            help="Cost of what the update does to the other tasks' inputs; reads --features.",
+            show_default=False,
+        ),
+    ] = None,
+    penalty_unit: Annotated[
+        Unit, typer.Option("--penalty-unit", help="Measure it by the base model's energy, or by the update's own.")
+    ] = Unit.BASE,
+    features: options.FeaturesFolder = Path("features"),
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the epoch with the best dev score.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint of an unfinished run.")
@@ -66,13 +85,15 @@ def train(
     leader = os.environ.get("RANK", "0") == "0"  # under a launcher, one process writes and speaks
     console = Console(json, quiet or not leader)
     where = devices.pick_device(device)
-    precision = devices.pick_dtype(dtype, where)
+    precision = devices.pick_training_dtype(dtype, where)
     if precision.itemsize == 2 and dtype is DType.FLOAT16:
         raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
-    recipe = Recipe(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2)
+    recipe = Recipe(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2, dropout=dropout)
     limits = {"limit": limit, "dev_limit": dev_limit}
     settings = {**asdict(recipe), "max_length": max_length, "freeze": freeze and str(freeze), **limits}
-    jobs = [_job(path, out, overwrite, data, model, revision, recipe, settings) for path in starts]
+    if interference_penalty is not None:
+        settings |= {"interference_penalty": interference_penalty, "penalty_unit": str(penalty_unit)}
+    jobs = [_job(path, out, overwrite, data, model, revision, features, recipe, settings) for path in starts]
     for first, second in itertools.combinations(jobs, 2):
         if first.path == second.path:
             raise OsrmError(f"{first.given} and {second.given} would both be written to {first.path}")
@@ -103,6 +124,7 @@ class _Job:
     recipe: "Recipe"
     settings: dict[str, Any]
     path: Path
+    features: "dict[str, Features]"
 
     @property
     def work(self) -> Path:
@@ -114,8 +136,15 @@ class _Job:
         from osrm_cli.artifacts import provenance
 
         data = {"source": self.source, "sha256": self.train.sha256}
-        task = self.train.task.to_dict()
-        return provenance.record("train", self.settings, [self.start.folder], base=self.base, task=task, data=data)
+        return provenance.record(
+            "train",
+            self.settings,
+            [self.start.folder, *(read.path for read in self.features.values())],
+            base=self.base,
+            task=self.train.task.to_dict(),
+            data=data,
+            start=self.start.facts.get("settings"),
+        )
 
 
 def _job(
@@ -125,12 +154,15 @@ def _job(
     data: str | None,
     model: str | None,
     revision: str | None,
+    features: Path,
     recipe: "Recipe",
     settings: dict[str, Any],
 ) -> _Job:
-    from osrm_cli.artifacts import atomic
+    from osrm_cli.artifacts import atomic, provenance
+    from osrm_cli.artifacts import features as features_files
     from osrm_cli.artifacts.adapter import Adapter
-    from osrm_cli.language import base_model, tasks
+    from osrm_cli.artifacts.requests import used
+    from osrm_cli.language import base_model, penalty, tasks
 
     start = Adapter.open(given)
     path = out / Path(start.name).name
@@ -143,7 +175,11 @@ def _job(
     folder, base = base_model.of_artifact(given, start.base, start.config.base_model, model, revision)
     length = settings["max_length"] or train.task.max_length or options.MAX_LENGTH
     base_model.check_length(folder, length)
-    return _Job(given, start, source, train, dev, folder, base, recipe, {**settings, "max_length": length}, path)
+    files = features_files.open_folder(features) if settings.get("interference_penalty") else {}
+    if files:
+        files = {name: files[name] for name in used(files, start.name, penalty.reads(settings["penalty_unit"]))}
+        provenance.same_base({path: base, **{held.path: held.base for held in files.values()}})
+    return _Job(given, start, source, train, dev, folder, base, recipe, {**settings, "max_length": length}, path, files)
 
 
 def _run(
@@ -151,24 +187,25 @@ def _run(
 ) -> dict[str, Any]:
     import torch
 
-    from osrm_cli.language import adapting, base_model, training
+    from osrm_cli.language import adapting, base_model, penalty, training
 
     facts, freeze = job.facts(), job.settings["freeze"]
     if leader:
         _open_work(job.work, facts, resume, overwrite)
     tokenizer = base_model.load_tokenizer(job.folder)
     classifier = base_model.load_classifier(
-        job.folder, job.train.task.num_labels, tokenizer, torch.float32, job.recipe.seed
+        job.folder, job.train.task.num_labels, tokenizer, torch.float32, job.recipe.seed, job.recipe.dropout
     )
     model = adapting.adapt(classifier, job.start, freeze)
     if freeze == "B" and not any(job.start.factors(layer).B.any() for layer in job.start.layers):
         console.warn(f"{job.given}: B is zero and stays frozen, so that only the head is trained")
+    cost = penalty.from_features(model, job.features, job.start.name, job.settings) if job.features else None
     lesson = training.Lesson.of(tokenizer, job.train, job.dev, job.settings["max_length"])
     checkpoint = training.newest_checkpoint(job.work) if resume else None
     steps = lesson.steps(job.recipe, int(os.environ.get("WORLD_SIZE", "1")))
     try:
         with console.progress(f"train {job.start.name}", steps, "steps") as advance:
-            outcome = training.fit(model, tokenizer, lesson, job.recipe, job.work, where, checkpoint, advance)
+            outcome = training.fit(model, tokenizer, lesson, job.recipe, job.work, where, checkpoint, advance, cost)
     except OsrmError:  # it diverged: there is nothing to go on from
         if leader:
             shutil.rmtree(job.work)

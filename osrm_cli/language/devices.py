@@ -25,3 +25,18 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         name = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def pick_training_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Like ``pick_dtype``, but ``auto`` also takes bfloat16 on a CPU with matrix units (AMX), eight times faster there.
+
+    Training has float32 weights beneath and noise of its own; what is measured once stays in float32.
+    """
+    if name == "auto" and device.type == "cpu" and _has_amx():
+        return torch.bfloat16
+    return pick_dtype(name, device)
+
+
+def _has_amx() -> bool:
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 cannot tell
+    return bool(capabilities.get("amx_bf16", False))

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,13 @@ from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
-from osrm_cli.errors import OsrmError
 from osrm_cli.language import batches, metrics
+from osrm_cli.language.penalty import Penalty
 from osrm_cli.language.task import Data, Task
+from osrm_cli.language.trainer import PenalisedTrainer, Watch, lean_bfloat16
 
 Encoding = dict[str, Any]
 
@@ -36,7 +35,8 @@ class Recipe:
         batch_size: Examples per device and step.
         seed: Order of the examples, dropout.
         keep_best: Keep the epoch with the best dev score instead of the last one.
-        bf16: Compute in bfloat16 where that is safe, with float32 weights.
+        bf16: Compute in bfloat16 where that is safe, with float32 weights for what is trained.
+        dropout: Of the base model; ``None`` keeps its own rates.
     """
 
     lr: float = 4e-4
@@ -45,6 +45,7 @@ class Recipe:
     seed: int = 0
     keep_best: bool = False
     bf16: bool = False
+    dropout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Outcome:
 
     Attributes:
         scores: Dev scores of the weights that are kept, by metric.
-        epochs: One row per epoch: its number, dev scores and mean training loss.
+        epochs: One row per epoch: its number, dev scores, and the interference where it is penalised.
         losses: ``(step, training loss)`` as logged.
         best_epoch: The epoch whose weights are kept.
     """
@@ -122,6 +123,7 @@ def fit(
     device: torch.device,
     checkpoint: Path | None,
     advance: Callable[[int], None],
+    penalty: Penalty | None = None,
 ) -> Outcome:
     """Train ``model`` in place.
 
@@ -134,11 +136,13 @@ def fit(
         device: Where to train, unless a launcher such as accelerate decides.
         checkpoint: Where to go on from, or ``None``.
         advance: Called with the number of steps done since the last call.
+        penalty: Added to the loss of every step.
 
     Raises:
         OsrmError: If the loss is no longer a number.
     """
-    trainer = Trainer(
+    trainer = PenalisedTrainer(
+        penalty,
         model=model,
         args=_arguments(lesson, recipe, work, device),
         train_dataset=lesson.train,
@@ -147,10 +151,11 @@ def fit(
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=_scorer(lesson.task),
-        callbacks=[_Watch(recipe, advance)],
+        callbacks=[Watch(advance, penalty)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with lean_bfloat16(model, device) if recipe.bf16 else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _outcome(trainer, lesson.task, recipe)
 
 
@@ -183,29 +188,6 @@ def _arguments(lesson: Lesson, recipe: Recipe, work: Path, device: torch.device)
     )
 
 
-class _Watch(TrainerCallback):
-    """Show the steps, stop when the loss is no longer a number, and leave no loss out of a checkpoint."""
-
-    def __init__(self, recipe: Recipe, advance: Callable[[int], None]) -> None:
-        self.recipe = recipe
-        self.advance = advance
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.advance(state.global_step)  # those of an unfinished run
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.advance(1)
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        control.should_log = True  # losses since the last logged step would be lost to a resumed run
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        loss = state.log_history[-1].get("loss", 0.0)
-        if not math.isfinite(loss):
-            hint = f"try a lower --lr than {self.recipe.lr:g}"
-            raise OsrmError(f"the training loss is {loss} after step {state.global_step}", hint)
-
-
 def _scorer(task: Task) -> Callable[[Any], dict[str, float]]:
     def score(found: Any) -> dict[str, float]:
         logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
@@ -219,8 +201,13 @@ def _outcome(trainer: Trainer, task: Task, recipe: Recipe) -> Outcome:
     history = trainer.state.log_history
     losses = [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row]
     wanted = (*task.metrics, "headline")
+    interference = {row["step"]: {"interference": row["interference"]} for row in history if "interference" in row}
     epochs = [
-        {"epoch": round(row["epoch"], 6), **{name: row[f"eval_{name}"] for name in wanted}}
+        {
+            "epoch": round(row["epoch"], 6),
+            **{name: row[f"eval_{name}"] for name in wanted},
+            **interference.get(row["step"], {}),
+        }
         for row in history
         if "eval_headline" in row
     ]
