@@ -1,14 +1,47 @@
-"""Adapters on the Hugging Face hub: only an adapter's own files are fetched."""
+"""Models and adapters on the Hugging Face hub: only the files that are asked for are fetched."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is that of httpx or httpx2
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from osrm_cli.errors import OsrmError
 
-_FILES = ["adapter_config.json", "adapter_model*.safetensors*", "osrm.json", "training.json"]
+_ADAPTER = ["adapter_config.json", "adapter_model*.safetensors*", "osrm.json", "training.json"]
+_PATIENCE = 4.0  # seconds until the hub has to answer
+
+
+def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequence[str]) -> Path:
+    """Return the snapshot of a hub repository in the local cache, downloading what it lacks of ``files``.
+
+    Args:
+        kind: What is looked for; named in the error.
+        name: ``owner/name``.
+        revision: Branch, tag or commit; without it, the main branch.
+        config: The file that no such repository lacks.
+        files: Patterns of the files that are wanted.
+
+    Raises:
+        OsrmError: If the hub does not have it, or cannot be reached and it is not in the cache.
+    """
+    try:
+        # The hub's client asks for one file once, but for the list of a commit's files six times in 23 s.
+        commit = Path(hf_hub_download(name, config, revision=revision, etag_timeout=_PATIENCE)).parent.name
+        return Path(snapshot_download(name, revision=commit, allow_patterns=list(files)))
+    except (HFValidationError, EntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
+        raise _told(error, f"{kind} '{name}'", config, revision) from None
 
 
 def locate(source: str) -> Path:
@@ -26,13 +59,7 @@ def locate(source: str) -> Path:
     name, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise OsrmError(f"{source} is missing", "give adapter folders, or hub ids such as owner/name")
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_FILES))
-    except (HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        raise OsrmError(
-            f"{source} is neither a folder nor to be had from the hub ({type(error).__name__})",
-            "check the path; for a hub id, go online once to fill the cache (HF_HOME)",
-        ) from None
+    return fetch("adapter", name, revision or None, "adapter_config.json", _ADAPTER)
 
 
 def short_name(source: str) -> str:
@@ -44,3 +71,28 @@ def short_name(source: str) -> str:
 def commit(folder: Path) -> str | None:
     """The hub commit of a snapshot folder, or ``None`` for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
+
+
+def _told(error: Exception, what: str, config: str, revision: str | None) -> OsrmError:
+    """The user's error for one of the hub's client."""
+    login = "hf auth login, with an account that may read it"
+    if isinstance(error, GatedRepoError):
+        return OsrmError(f"{what} is gated on the hub", login)
+    if isinstance(error, RepositoryNotFoundError):
+        return OsrmError(
+            f"{what} is neither a folder nor public on the hub", f"check the name; if it is private, {login}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return OsrmError(f"{what} has no revision '{revision}' on the hub", "give a branch, a tag or a whole commit id")
+    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+        return OsrmError(f"{what} has no {config} on the hub", "check the name: it holds something else")
+    cause = error.__cause__ or error
+    reason = f"the hub cannot be reached ({type(cause).__name__})"
+    if isinstance(cause, OfflineModeIsEnabled):
+        reason = "HF_HUB_OFFLINE forbids asking the hub"
+    elif isinstance(cause, HfHubHTTPError):
+        reason = f"the hub answers {cause.response.status_code}"
+    return OsrmError(
+        f"{what} is neither a folder nor in the hub's cache, and {reason}",
+        "check the path; for a hub id, go online once to fill the cache (HF_HOME)",
+    )

@@ -304,7 +304,7 @@ def test_damaged_folders_are_refused(folder, damage, message):
 def test_neither_folder_nor_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OsrmError, match="adapters/none is neither a folder nor to be had from the hub"):
+    with pytest.raises(OsrmError, match="adapter 'adapters/none' is neither a folder nor in the hub's cache"):
         Adapter.open("adapters/none")
     with pytest.raises(OsrmError, match="is missing"):
         Adapter.open(tmp_path / "none")

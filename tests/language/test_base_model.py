@@ -113,11 +113,11 @@ def test_artifact_on_other_weights_is_refused(copy: Path, tiny: Tiny) -> None:
 def test_record_of_a_hub_model_brings_its_revision(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def fetch(kind: str, name: str, revision: str | None, config: str, files: list[str]) -> Path:
         asked.append((name, revision))
-        return str(tiny("bert"))
+        return tiny("bert")
 
-    monkeypatch.setattr(base_model, "snapshot_download", download)
+    monkeypatch.setattr(base_model.hub, "fetch", fetch)
     recorded = Base("someone/tiny", "c0ffee", base_model.identify(str(tiny("bert"))).sha256)
     base_model.of_artifact(Path("start"), recorded, None, None, None)
     assert set(asked) == {("someone/tiny", "c0ffee")}
