@@ -1,5 +1,8 @@
 """How far two subspaces, or two tasks' features, share their directions."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import torch
 
 from osrm_cli.maths.baselines import orthonormal_rows
@@ -24,23 +27,37 @@ def principal_angles(A_1: torch.Tensor, A_2: torch.Tensor) -> torch.Tensor:
     return torch.where(cosines.square() > 0.5, sines.asin(), cosines.acos())
 
 
-def effective_rank(C: torch.Tensor) -> float:
-    """Exponential of the entropy of the normalised eigenvalues of ``C`` ``(d, d)``: between 1 and ``d``."""
-    values = torch.linalg.eigvalsh(C.double()).clamp(min=0)
-    shares = values[values > 0] / values.sum()
-    return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues and eigenvectors of a second moment, the main ones first.
 
+    Attributes:
+        values: ``(n,)``, none below zero; ``n`` may be less than ``d``, the rest are zero.
+        vectors: ``(n, d)``, orthonormal rows.
+    """
 
-def main_space(C: torch.Tensor, energy: float = 0.99) -> torch.Tensor:
-    """The fewest eigenvectors of ``C`` ``(d, d)`` that hold a share of its trace, rows ``(q, d)``, main ones first."""
-    values, vectors = torch.linalg.eigh(C.double())
-    shares = values.clamp(min=0).flip(0).cumsum(0) / values.clamp(min=0).sum()
-    count = 1 + int((shares < energy).sum())
-    rows: torch.Tensor = vectors.flip(1)[:, :count].T
-    return rows
+    values: torch.Tensor
+    vectors: torch.Tensor
 
+    @classmethod
+    def of_moment(cls, C: torch.Tensor) -> Self:
+        """Of ``C`` ``(d, d)``."""
+        values, vectors = torch.linalg.eigh(C.double())
+        return cls(values.clamp(min=0).flip(0), vectors.flip(1).T)
 
-def energy_share(C: torch.Tensor, rows: torch.Tensor) -> float:
-    """Share of the trace of ``C`` ``(d, d)`` that lies in the span of orthonormal ``rows`` ``(q, d)``."""
-    C = C.to(rows.dtype)
-    return float(((rows @ C) * rows).sum() / C.trace())
+    @classmethod
+    def of_rows(cls, rows: torch.Tensor) -> Self:
+        """Of ``rows^T rows`` for ``(n, d)``: a thin SVD, whose cost does not grow with ``d^2``."""
+        _, values, vectors = torch.linalg.svd(rows.double(), full_matrices=False)
+        return cls(values.square(), vectors)
+
+    def effective_rank(self) -> float:
+        """Exponential of the entropy of the normalised eigenvalues: between 1 and ``n``; 0 if all are zero."""
+        shares = self.values[self.values > 0] / self.values.sum()
+        return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
+
+    def main_space(self, energy: float = 0.99) -> torch.Tensor:
+        """The fewest eigenvectors that hold a share of the trace, rows ``(q, d)``."""
+        shares = self.values.cumsum(0) / self.values.sum()
+        # The last share is 1 but for rounding, which must not ask for one vector more than there are.
+        return self.vectors[: min(1 + int((shares < energy).sum()), len(self.values))]

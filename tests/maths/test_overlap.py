@@ -5,6 +5,7 @@ import scipy.linalg
 import torch
 
 from osrm_cli.maths import overlap, random
+from osrm_cli.maths.gram import Gram
 
 
 def draw(rows, columns, *key):
@@ -35,18 +36,27 @@ def test_extreme_angles_keep_their_digits(angle):
     assert float(overlap.principal_angles(A_1, A_2)) == pytest.approx(angle, abs=1e-15)
 
 
-def test_effective_rank_counts_equal_directions():
-    assert overlap.effective_rank(torch.diag(torch.tensor([2.0, 2, 2, 0, 0]))) == pytest.approx(3)
-    assert 1 < overlap.effective_rank(torch.diag(torch.tensor([10.0, 1, 0, 0, 0]))) < 2
-    assert overlap.effective_rank(torch.zeros(3, 3)) == 0
+@pytest.mark.parametrize(
+    "make", [lambda C: overlap.Spectrum.of_moment(C), lambda C: overlap.Spectrum.of_rows(C.sqrt())]
+)
+def test_effective_rank_counts_equal_directions(make):
+    def rank(*values):
+        return make(torch.diag(torch.tensor(values, dtype=torch.float64))).effective_rank()
+
+    assert rank(2, 2, 2, 0, 0) == pytest.approx(3)
+    assert 1 < rank(10, 1, 0, 0, 0) < 2
+    assert rank(0, 0, 0) == 0
 
 
 def test_main_space_is_the_smallest_that_holds_the_energy():
     Q = torch.linalg.qr(draw(6, 6))[0]
-    C = (Q * torch.tensor([60.0, 30, 8, 1.5, 0.4, 0.1])) @ Q.T
-    for energy, count in ((0.5, 1), (0.89, 2), (0.91, 3), (0.99, 4), (0.9999, 6)):
-        rows = overlap.main_space(C, energy)
-        assert rows.shape == (count, 6)
-        assert overlap.energy_share(C, rows) >= energy
-        assert overlap.energy_share(C, rows[:-1]) < energy
-        assert overlap.overlap(rows, Q.T[:count]) == pytest.approx(1)
+    values = torch.tensor([60.0, 30, 8, 1.5, 0.4, 0.1], dtype=torch.float64)
+    moment = Gram((Q * values) @ Q.T, factored=False)
+    rows = Gram(draw(9, 6, "rows")[:, :0] if False else (values.sqrt()[:, None] * Q.T), factored=True)
+    for gram in (moment, rows):
+        for energy, count in ((0.5, 1), (0.89, 2), (0.91, 3), (0.99, 4), (0.9999, 6), (1.0, 6)):
+            found = gram.spectrum().main_space(energy)
+            assert found.shape == (count, 6)
+            assert gram.share(found) >= energy - 1e-12
+            assert energy == 1 or gram.share(found[:-1]) < energy
+            assert overlap.overlap(found, Q.T[:count]) == pytest.approx(1)
