@@ -155,14 +155,14 @@ def check_together(adapters: Sequence[Adapter]) -> None:
 def _check_names(first: Adapter, second: Adapter) -> None:
     hint = "use adapters of one base model only; if they are, correct base_model_name_or_path in adapter_config.json"
     ours, theirs = first.config.base_model, second.config.base_model
-    if ours and theirs and _model_name(ours) != _model_name(theirs):
+    if ours and theirs and model_name(ours) != model_name(theirs):
         raise OsrmError(f"{first.source} belongs to base model {ours}, but {second.source} to {theirs}", hint)
     ours, theirs = first.config.revision, second.config.revision
     if ours and theirs and ours != theirs:
         raise OsrmError(f"{first.source} belongs to revision {ours}, but {second.source} to {theirs}", hint)
 
 
-def _model_name(name: str) -> str:
+def model_name(name: str) -> str:
     """The last part of a path or hub id; of a snapshot in the hub's cache, the last part of its id."""
     path = Path(name)
     if path.parent.name == "snapshots":

@@ -46,7 +46,7 @@ def requests(
     layers = next(iter(files.values())).layers
     with ExitStack() as stack:
         readers = {name: stack.enter_context(files[name].reader()) for name in names}
-        for group in _sharing(layers, [files[name] for name in names]):
+        for group in sharing(layers, [files[name] for name in names]):
             found = {name: reader.read(group[0], statistic) for name, reader in readers.items() if statistic}
             summed = statistic == "second-moment" and objective.needs_others
             total = total_moment(found.values()) if summed else None
@@ -98,7 +98,7 @@ def serving(files: Mapping[str, Features], objective: Objective, wanted: str | N
         ) from None
 
 
-def _sharing(layers: Mapping[str, object], files: Sequence[Features]) -> list[list[str]]:
+def sharing(layers: Mapping[str, object], files: Sequence[Features]) -> list[list[str]]:
     """Layers grouped by the entries that they read."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name in layers:
