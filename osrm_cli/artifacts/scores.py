@@ -1,11 +1,12 @@
 """``scores.json``: what ``eval`` found, each task beside its single adapter."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from osrm_cli.artifacts.adapter import Adapter
 from osrm_cli.errors import OsrmError
 
 NAME = "scores.json"
@@ -47,6 +48,35 @@ def summary(found: Mapping[str, Score]) -> dict[str, Any]:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) and known else None
+
+
+def rounded(answers: Sequence[float]) -> tuple[float, ...]:
+    """Classes as they are, scores to four decimals: predictions and labels as JSON has them."""
+    return tuple(round(answer, 4) for answer in answers)
+
+
+def source(adapter: Adapter) -> dict[str, Any]:
+    """An adapter as scores name it: where it lies, the start that it was trained from, how, and its drift.
+
+    What this program has not recorded is ``None``.
+    """
+    facts = adapter.facts
+    return {
+        "path": adapter.source,
+        "sha256": adapter.sha256(),
+        "start": facts.get("start"),
+        "train": facts.get("settings") if facts.get("command") == "train" else None,
+        "drift": _drift(adapter.folder),
+    }
+
+
+def _drift(folder: Path) -> float | None:
+    """How far A moved in training, as ``osrm train`` recorded it."""
+    try:
+        found = json.loads((folder / "training.json").read_text(encoding="utf-8"))["drift"]["overall"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return float(found) if isinstance(found, int | float) else None
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def load(plan: Plan, samples: Sequence[Sample], folder: Path, device: torch.devi
     whole: torch.nn.Module = model  # transformers' own method "to" is not typed
     whole.to(device)
     whole.train(False)
-    _check_layers(model, plan)
+    check_layers(model, plan)
     return [_task_model(model, sample, tokenizer, device) for sample in samples]
 
 
@@ -94,7 +94,12 @@ def _task_model(model: PreTrainedModel, sample: Sample, tokenizer: Any, device: 
     return TaskModel(sample, shell, head, encodings, tokenizer, device)
 
 
-def _check_layers(model: PreTrainedModel, plan: Plan) -> None:
+def check_layers(model: PreTrainedModel, plan: Plan) -> None:
+    """Check that a model has every layer that the adapters change, in their widths.
+
+    Raises:
+        OsrmError: If not.
+    """
     modules = dict(model.named_modules())
     for name, layer in plan.shapes.items():
         found = widths(modules[name]) if name in modules else None

@@ -1,0 +1,82 @@
+"""The tasks that take part in a sweep: adapter, examples, and what calibrates the head."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from osrm_cli.artifacts.adapter import Adapter
+from osrm_cli.errors import OsrmError
+from osrm_cli.language import parts, tasks
+from osrm_cli.language.parts import Parts
+from osrm_cli.language.samples import MAX_LENGTH
+from osrm_cli.language.task import Data
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One task that takes part.
+
+    Attributes:
+        index: Place of its adapter among all that are merged.
+        adapter: Its adapter, with the head.
+        source: Its data as ``--data`` names them.
+        parts: Its examples.
+        max_length: Tokens that an example is cut to.
+        unlabelled: Examples that calibrate the head, if it is to be; their labels are not read.
+    """
+
+    index: int
+    adapter: Adapter
+    source: str
+    parts: Parts
+    max_length: int
+    unlabelled: Data | None = None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is read of every task.
+
+    Attributes:
+        data: Data as ``--data`` names them; ``None`` for what each adapter was trained on.
+        split: What reports.
+        validation_split: What chooses; ``None`` for a half of ``split``.
+        limit: Read no more than the first so many examples of a split.
+        max_length: Tokens to keep; ``None`` for what each adapter was trained with.
+        unlabelled: Number of training examples that calibrate a head; 0 for no calibration.
+        seed: Of the halves, and of the draw of training examples.
+    """
+
+    data: str | None
+    split: str
+    validation_split: str | None
+    limit: int | None
+    max_length: int | None
+    unlabelled: int
+    seed: int
+
+    def enter(self, adapters: Sequence[Adapter], names: Sequence[str]) -> list[Entrant]:
+        """Read what is wanted of the tasks ``names``, or of all adapters' where there are none.
+
+        Raises:
+            OsrmError: If no adapter has such a name, or its data cannot be read.
+        """
+        known = [adapter.name for adapter in adapters]
+        for name in names:
+            if name not in known:
+                raise OsrmError(f"no adapter is of task '{name}'", f"there are: {', '.join(known)}")
+        return [
+            self._entrant(index, adapter)
+            for index, adapter in enumerate(adapters)
+            if not names or adapter.name in names
+        ]
+
+    def _entrant(self, index: int, adapter: Adapter) -> Entrant:
+        name = adapter.name
+        source = self.data or (adapter.facts.get("data") or {}).get("source") or "hub"
+        read = parts.load(name, source, self.split, self.validation_split, self.limit, self.seed)
+        trained = (adapter.facts.get("settings") or {}).get("max_length")
+        length = self.max_length or trained or read.task.max_length or MAX_LENGTH
+        unlabelled = None
+        if self.unlabelled:
+            unlabelled = tasks.sample(tasks.load(name, source, "train"), self.unlabelled, self.seed)
+        return Entrant(index, adapter, source, read, length, unlabelled)
