@@ -88,7 +88,7 @@ def representations(
 
 
 def fit(layer: torch.nn.Linear, merged: torch.Tensor, single: torch.Tensor) -> Map:
-    """The map for a head: one with a shift where the head has a bias to take it up, else one without.
+    """The map for a head: with a shift, and a classifier's spread kept, where the head has a bias; else without both.
 
     Args:
         layer: The head's last layer.
@@ -98,7 +98,7 @@ def fit(layer: torch.nn.Linear, merged: torch.Tensor, single: torch.Tensor) -> M
     Raises:
         OsrmError: If there are fewer than three examples.
     """
-    return calibration.fit(merged, single, intercept=layer.bias is not None)
+    return calibration.fit(merged, single, layer.weight.detach().cpu(), intercept=layer.bias is not None)
 
 
 def calibrated(head: Mapping[str, torch.Tensor], name: str, found: Map) -> dict[str, torch.Tensor]:

@@ -2,6 +2,10 @@
 
 Fitted by ridge regression on unlabelled examples. Compare Representation Surgery (arXiv:2402.02705), which adds a
 module instead.
+
+A regression draws what it cannot explain to the mean, and with it the decisions of a classifier to the class that is
+most frequent. So a classifier's map is stretched about the mean by the factor, at most ``MOST_SPREAD``, that gives the
+differences of its logits the spread that they have in the single model.
 """
 
 from dataclasses import dataclass
@@ -12,6 +16,7 @@ from osrm_cli.errors import OsrmError
 
 STRENGTHS = torch.logspace(-4, 4, 33, dtype=torch.float64)  # times the mean squared singular value
 PRIORS = (1.0, 0.0)
+MOST_SPREAD = 2.0  # more would blow up what is mostly noise
 ROUNDING = 1e-10  # mean squared difference, relative to the representations', that float32 explains
 
 
@@ -24,7 +29,8 @@ class Map:
         shift: ``(d,)``; ``None`` for a map without an intercept.
         strength: Ridge penalty that was chosen.
         prior: What ``M`` shrinks to: 1 the identity, 0 zero.
-        error: Mean squared leave-one-out error of the map.
+        spread: Factor by which the map is stretched about the mean.
+        error: Mean squared leave-one-out error of the map, before it is stretched.
         before: Mean squared difference without any map.
     """
 
@@ -32,6 +38,7 @@ class Map:
     shift: torch.Tensor | None
     strength: float
     prior: float
+    spread: float
     error: float
     before: float
 
@@ -41,7 +48,7 @@ class Map:
         return self.error < self.before
 
 
-def fit(merged: torch.Tensor, single: torch.Tensor, intercept: bool = True) -> Map:
+def fit(merged: torch.Tensor, single: torch.Tensor, W: torch.Tensor | None = None, intercept: bool = True) -> Map:
     """The ridge map with the least leave-one-out error.
 
     ``min ||Z M + shift - Y||^2 + strength ||M - prior I||^2``, the shift unpenalised. All strengths and both priors are
@@ -51,7 +58,8 @@ def fit(merged: torch.Tensor, single: torch.Tensor, intercept: bool = True) -> M
     Args:
         merged: Pooled representations ``Z`` of the merged model, ``(n, d)``.
         single: Pooled representations ``Y`` of the single adapter for the same examples, ``(n, d)``.
-        intercept: Whether there is a shift; a head without a bias cannot take one up.
+        W: The head's weight, ``(labels, d)``, to keep the spread of a classifier's logits.
+        intercept: Whether there is a shift; a head without a bias cannot take one up, nor what stretching adds to it.
 
     Raises:
         OsrmError: If the shapes differ or there are fewer than three examples.
@@ -65,29 +73,28 @@ def fit(merged: torch.Tensor, single: torch.Tensor, intercept: bool = True) -> M
     before = float((Y - Z).square().mean())
     if before <= ROUNDING * float(Y.square().mean()):
         none = torch.zeros_like(Y[0]) if intercept else None
-        return Map(torch.eye(Z.shape[1], dtype=Z.dtype), none, 0.0, 1.0, before, before)
+        return Map(torch.eye(Z.shape[1], dtype=Z.dtype), none, 0.0, 1.0, 1.0, before, before)
     inputs, targets = (Z - Z.mean(dim=0), Y - Y.mean(dim=0)) if intercept else (Z, Y)
     U, values, Vh = torch.linalg.svd(inputs, full_matrices=False)
     scale = float(values.square().mean()) or 1.0
-    error, strength, prior = min(
-        (
-            leave_one_out(U, values, targets - prior * inputs, float(strength) * scale, intercept),
-            strength * scale,
-            prior,
-        )
-        for prior in PRIORS
-        for strength in STRENGTHS.tolist()
-    )
-    gain = (values / (values.square() + strength))[:, None] * (U.T @ (targets - prior * inputs))
-    M = prior * torch.eye(Z.shape[1], dtype=Z.dtype) + Vh.T @ gain
+
+    def left_out(strength: float, prior: float) -> torch.Tensor:
+        return leave_one_out(U, values, targets - prior * inputs, strength * scale, intercept)
+
+    choices = [(strength, prior) for prior in PRIORS for strength in STRENGTHS.tolist()]
+    strength, prior = min(choices, key=lambda choice: float(left_out(*choice).square().mean()))
+    residual = left_out(strength, prior)
+    gain = (values / (values.square() + strength * scale))[:, None] * (U.T @ (targets - prior * inputs))
+    factor = spread(targets, targets - residual, W.double()) if intercept and W is not None else 1.0
+    M = factor * (prior * torch.eye(Z.shape[1], dtype=Z.dtype) + Vh.T @ gain)
     shift = Y.mean(dim=0) - Z.mean(dim=0) @ M if intercept else None
-    return Map(M, shift, strength, prior, error, before)
+    return Map(M, shift, strength * scale, prior, factor, float(residual.square().mean()), before)
 
 
 def leave_one_out(
     U: torch.Tensor, values: torch.Tensor, target: torch.Tensor, strength: float, intercept: bool = True
-) -> float:
-    """Mean squared leave-one-out error of ridge regression, in closed form.
+) -> torch.Tensor:
+    """What ridge regression misses each example by if it is left out of the fit, in closed form, ``(n, d)``.
 
     Args:
         U: Left singular vectors of the inputs, ``(n, q)``; centred ones, if there is an intercept.
@@ -99,7 +106,23 @@ def leave_one_out(
     kept = values.square() / (values.square() + strength)
     fitted = U @ (kept[:, None] * (U.T @ target))
     leverage = intercept / len(U) + (U.square() * kept).sum(dim=1)
-    return float(((target - fitted) / (1 - leverage)[:, None]).square().mean())
+    residual: torch.Tensor = (target - fitted) / (1 - leverage)[:, None]
+    return residual
+
+
+def spread(wanted: torch.Tensor, found: torch.Tensor, W: torch.Tensor) -> float:
+    """Factor, from 1 to ``MOST_SPREAD``, that gives the logits of ``found`` the spread of those of ``wanted``.
+
+    What is the same for all classes decides nothing and does not count, so that for a single output the factor is 1.
+
+    Args:
+        wanted: Representations, centred, ``(n, d)``.
+        found: What a map makes of left-out examples, ``(n, d)``.
+        W: The head's weight, ``(labels, d)``.
+    """
+    differences = (W - W.mean(dim=0)).T
+    ours, theirs = float((found @ differences).norm()), float((wanted @ differences).norm())
+    return min(max(theirs / ours, 1.0), MOST_SPREAD) if ours > 0 else 1.0
 
 
 def fold(found: Map, W: torch.Tensor, b: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -47,7 +47,7 @@ def test_closed_form_equals_leaving_one_out(n, d, strength, prior, intercept):
     if intercept:
         inputs, target = inputs - inputs.mean(0), target - target.mean(0)
     U, values, _ = torch.linalg.svd(inputs, full_matrices=False)
-    found = calibration.leave_one_out(U, values, target, strength, intercept)
+    found = float(calibration.leave_one_out(U, values, target, strength, intercept).square().mean())
     assert found == pytest.approx(left_out(Z, Y, strength, prior, intercept), rel=1e-8)
 
 
@@ -55,7 +55,7 @@ def test_closed_form_equals_leaving_one_out(n, d, strength, prior, intercept):
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (12, 30)])
 def test_the_map_is_the_ridge_solution_of_the_chosen_strength(n, d, intercept):
     Z, Y = pair(n, d)
-    found = calibration.fit(Z, Y, intercept)
+    found = calibration.fit(Z, Y, intercept=intercept)
     M, shift = ridge(Z, Y, found.strength, found.prior, intercept)
     torch.testing.assert_close(found.M, M, rtol=1e-8, atol=1e-8)
     if intercept:
@@ -108,6 +108,31 @@ def test_a_map_helps_where_left_out_examples_come_closer():
     assert found.error == pytest.approx((4 / 3) ** 2 * found.before)
 
 
+def test_spread_of_the_logits_is_kept():
+    """Of a half that can be explained and a half that cannot, the first is stretched to the spread of both."""
+    n = 400
+    Z, W = random.gaussian(n, 4, 0, "z"), random.gaussian(3, 4, 0, "w")
+    Y = Z + random.gaussian(n, 4, 0, "noise") + 3
+    plain, kept = calibration.fit(Z, Y), calibration.fit(Z, Y, W)
+    assert plain.spread == 1.0
+    assert kept.spread == pytest.approx(2**0.5, rel=0.1)
+    assert (kept.strength, kept.prior, kept.error) == (plain.strength, plain.prior, plain.error)
+    mean = Y.mean(0)
+    torch.testing.assert_close(Z @ kept.M + kept.shift - mean, kept.spread * (Z @ plain.M + plain.shift - mean))
+    gaps = lambda x: (x @ (W - W.mean(0)).T).std(0).norm()  # noqa: E731
+    assert float(gaps(Z @ kept.M)) == pytest.approx(float(gaps(Y)), rel=0.05)
+
+
+def test_spread_has_limits():
+    Z, W = random.gaussian(60, 20, 0, "z"), random.gaussian(3, 20, 0, "w")
+    noise = random.gaussian(60, 20, 0, "y")
+    assert calibration.fit(Z, noise, W).spread == calibration.MOST_SPREAD
+    assert calibration.fit(Z, noise, W[:1]).spread == 1.0  # a score: no classes to decide between
+    assert calibration.fit(Z, noise, W, intercept=False).spread == 1.0  # would change no decision
+    assert calibration.spread(noise, torch.zeros_like(noise), W) == 1.0
+    assert calibration.spread(noise, 2 * noise, W) == 1.0
+
+
 def test_constant_representations_are_safe():
     found = calibration.fit(torch.ones(5, 3), torch.full((5, 3), 4.0))
     torch.testing.assert_close(torch.ones(3).double() @ found.M + found.shift, torch.full((3,), 4.0).double())
@@ -118,7 +143,7 @@ def test_constant_representations_are_safe():
 @pytest.mark.parametrize("intercept", [True, False])
 def test_folding_is_exact(dtype, bias, intercept):
     Z, Y = pair(12, 7)
-    found = calibration.fit(Z, Y, intercept)
+    found = calibration.fit(Z, Y, intercept=intercept)
     W, b = random.gaussian(3, 7, 1, "w").to(dtype), random.gaussian(1, 3, 1, "b")[0].to(dtype) if bias else None
     folded, shift = calibration.fold(found, W, b)
     assert folded.dtype == dtype
