@@ -52,6 +52,26 @@ Made by `osrm merge --method {plan.method.name} {flags}`; `merge.yaml` repeats i
 """
 
 
+def calibration(settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the card says below if the heads were calibrated."""
+    table = "\n".join(
+        f"| {task} | {row['samples']} | {row['before']:.3g} | {row['error']:.3g} | "
+        f"{'calibrated' if row['used'] else 'as merged'} |"
+        for task, row in rows.items()
+    )
+    return f"""
+## Calibrated
+
+Into each head a linear map is folded that leads the merged model's representation of unlabelled training examples back
+to the single adapter's (`osrm calibrate --samples {settings["samples"]} --seed {settings["seed"]}`). Mean squared
+difference of the representations, on examples left out of the fit:
+
+| task | examples | before | after | head |
+| --- | --- | --- | --- | --- |
+{table}
+"""
+
+
 def _loading(plan: "Plan", form: str, base: str | None) -> str:
     """How to load the result, by the example of the first task that has a head."""
     adapter, head = next(((a, h) for a in plan.adapters if (h := a.heads())), (plan.adapters[0], {}))

@@ -1,6 +1,6 @@
-"""What a merging method reads of each task: a draw of its training examples, checked against its adapter."""
+"""What merging and calibrating read of each task: a draw of its training examples, checked against its adapter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ from osrm_cli.artifacts.adapter import Adapter
 from osrm_cli.artifacts.plan import Plan
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import tasks
-from osrm_cli.language.task import Data
+from osrm_cli.language.task import Data, Task
 
 MAX_LENGTH = 128  # where neither the adapter nor the task says otherwise
 
@@ -48,6 +48,29 @@ def draw(plan: Plan) -> list[Sample]:
     return [_draw(plan, adapter) for adapter in plan.adapters]
 
 
+def unlabelled(adapters: Sequence[Adapter], data: str | None, k: int, seed: int) -> list[Sample]:
+    """Draw ``k`` texts from every task's training split; their labels are not read.
+
+    An adapter of another program does not say which task it is for: then the data has to tell, as it does in training.
+
+    Args:
+        adapters: The tasks' adapters.
+        data: What the user says; by default what each adapter was trained on.
+        k: Examples of each task; all of them where there are fewer.
+        seed: Decides which.
+
+    Raises:
+        OsrmError: If the data is not known or missing.
+    """
+    found = []
+    for adapter in adapters:
+        source, recorded = _source(adapter, data, "calibration"), adapter.facts.get("task")
+        task = Task.from_dict(recorded) if recorded else tasks.load(adapter.name, source, "train", 1).task
+        texts = tasks.unlabelled(task, source, "train")
+        found.append(Sample(adapter, tasks.sample(texts, k, seed), source))
+    return found
+
+
 def _draw(plan: Plan, adapter: Adapter) -> Sample:
     method = plan.method.name
     if embedding := next((name for name, layer in adapter.layers.items() if layer.embedding), None):
@@ -55,12 +78,7 @@ def _draw(plan: Plan, adapter: Adapter) -> Sample:
             f"{adapter.source} adapts the embedding {embedding}, {method} takes linear layers only",
             "use another method, see osrm merge --list",
         )
-    source = plan.recipe.data or (adapter.facts.get("data") or {}).get("source")
-    if source is None:
-        raise OsrmError(
-            f"method {method} needs data of '{adapter.name}', {adapter.source} does not say what it was trained on",
-            f"give --data: 'hub', 'mini', or a folder that holds {adapter.name}/train.jsonl",
-        )
+    source = _source(adapter, plan.recipe.data, f"method {method}")
     options = plan.recipe.options
     data = tasks.sample(tasks.load(adapter.name, source, "train"), options["samples"], options["seed"])
     if plan.method.passes != "second-moments":
@@ -71,6 +89,16 @@ def _draw(plan: Plan, adapter: Adapter) -> Sample:
             f"leave {adapter.source} out, or use another method, see osrm merge --list",
         )
     return Sample(adapter, data, source)
+
+
+def _source(adapter: Adapter, given: str | None, needy: str) -> str:
+    source: str | None = given or (adapter.facts.get("data") or {}).get("source")
+    if source is None:
+        raise OsrmError(
+            f"{needy} needs data of '{adapter.name}', {adapter.source} does not say what it was trained on",
+            f"give --data: 'hub', 'mini', or a folder that holds {adapter.name}/train.jsonl",
+        )
+    return source
 
 
 def _check_head(method: str, adapter: Adapter, data: Data) -> None:

@@ -79,13 +79,40 @@ def load(name: str, data: str | Path, split: str, limit: int | None = None) -> D
     Raises:
         OsrmError: If there is no such task or split, or if a row cannot be used.
     """
+    actual = _actual(name, data, split)
+    source = {"hub": _hub, "mini": _mini}.get(str(data))
+    table = source(name, actual, limit) if source else _folder(Path(data, name), actual, limit)
+    return Data(table.task, split, _examples(table, split), table.source)
+
+
+def unlabelled(task: Task, data: str | Path, split: str) -> Data:
+    """Read the texts of one split; labels are not looked at and need not be there.
+
+    Args:
+        task: The task, with the columns to read.
+        data: As for ``load``.
+        split: As for ``load``.
+
+    Raises:
+        OsrmError: If there is no such task or split, or if a row's texts cannot be used.
+    """
+    actual = _actual(task.name, data, split)
+    if source := {"hub": _hub, "mini": _mini}.get(str(data)):
+        table = source(task.name, actual, None)
+        rows, path = table.rows, table.source
+    else:
+        path = str(_files(Path(data, task.name))[actual])
+        rows = reading.read(Path(path))
+    return Data(task, split, tuple(Example(texts, None) for texts in values.texts(rows, task.columns, path)), path)
+
+
+def _actual(name: str, data: str | Path, split: str) -> str:
+    """The split that is meant: of a task that has two, the matched one."""
     held = splits(name, data)
     actual = next((each for each in (split, f"{split}_matched") if each in held), None)
     if actual is None:
         raise OsrmError(f"task '{name}' in {data} has no split '{split}'", f"there are: {', '.join(held)}")
-    source = {"hub": _hub, "mini": _mini}.get(str(data))
-    table = source(name, actual, limit) if source else _folder(Path(data, name), actual, limit)
-    return Data(table.task, split, _examples(table, split), table.source)
+    return actual
 
 
 def sample(data: Data, k: int, seed: int) -> Data:
