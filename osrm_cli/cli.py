@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from osrm_cli import __version__, console, defaults
-from osrm_cli.commands import collect, demo, evaluate, init, merge, train
+from osrm_cli.commands import collect, demo, evaluate, init, merge, sweep, train
 from osrm_cli.errors import OsrmError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -82,6 +82,7 @@ app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("merge")(merge.merge)
 app.command("eval")(evaluate.evaluate)
+app.command("sweep")(sweep.sweep)
 app.command("demo")(demo.demo)
 
 
