@@ -134,6 +134,12 @@ Seed = Annotated[
 DeviceOption = Annotated[Device, typer.Option("--device", envvar="OSRM_DEVICE", help="Where to compute.")]
 DTypeOption = Annotated[DType, typer.Option("--dtype", envvar="OSRM_DTYPE", help="Precision of the model.")]
 FeaturesFolder = Annotated[Path, typer.Option("--features", help="Folder of features files.")]
+TaskOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task", metavar="TASK=ADAPTER", help="Task of an adapter that is not named after it; repeat for more."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]

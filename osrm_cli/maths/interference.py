@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.maths import ridge
 from osrm_cli.maths.lowrank import LowRank
 
 
@@ -77,31 +78,30 @@ def projection(update: LowRank, A: torch.Tensor) -> LowRank:
     return LowRank(update.B.double() @ mixed.T, A)
 
 
-def balanced(A: torch.Tensor, C: torch.Tensor, others: torch.Tensor, mu: float) -> torch.Tensor:
+def balanced(A: torch.Tensor, C: torch.Tensor, others: torch.Tensor, mu: float, count: int = 1) -> torch.Tensor:
     """``A'_t = A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}``, ``(r, d_in)``: an existing adapter repaired, B kept.
 
     It minimises ``||(X - dW_t) C_t^{1/2}||^2 + mu sum_{u != t} ||X C_u^{1/2}||^2`` over ``X``, and keeps the rank. With
     ``mu = 1`` and unnormalised sums for the C, the repaired updates add up to RegMean's merge (arXiv:2212.09849).
+    Where the sum is singular, every task counts as having a little of what none of them shows, as in ``regmean``.
 
     Args:
         A: The adapter's A ``(r, d_in)``.
         C: The task's own second moment ``(d_in, d_in)``.
         others: Sum of the other tasks' second moments.
-        mu: What interference costs; 0 keeps the update on its own inputs.
+        mu: What interference costs; 0 keeps the update.
+        count: Number of other tasks.
 
     Raises:
         OsrmError: If mu is negative, or all features are zero.
     """
     if mu < 0:
         raise OsrmError(f"mu is {mu:g}, expected 0 or more")
-    C = C.double()
+    A, C = A.double(), C.double()
     total = C + mu * others.double()
-    level = float(total.trace()) / len(total)
-    if level <= 0:
+    if total.trace() <= 0:
         raise OsrmError("all second moments are zero", "collect the features again")
-    L, failed = torch.linalg.cholesky_ex(total)
-    if failed:  # A C_t lies in the range of the total, so a ridge far below it changes nothing else
-        total.diagonal().add_(1e-10 * level)
-        L = torch.linalg.cholesky(total)
-    repaired: torch.Tensor = torch.cholesky_solve(C @ A.double().T, L)
+    L, added = ridge.cholesky(total)
+    right = A @ C + added / (1 + mu * count) * A
+    repaired: torch.Tensor = torch.cholesky_solve(right.T, L)
     return repaired.T

@@ -127,11 +127,21 @@ def test_tasks_that_do_not_overlap_lose_nothing():
     assert (A @ others.T).abs().max() < 1e-7
 
 
+def test_what_no_task_shows_is_shared_by_all():
+    """Every task's inputs in the first half: in the second half the merge is the average, as regmean's."""
+    seen = [inputs(task).clone() for task in range(TASKS)]
+    for X in seen:
+        X[:, D_IN // 2 :] = 0
+    others = sum(X.T @ X for X in seen[1:])
+    A = interference.balanced(update(0).A, seen[0].T @ seen[0], others, mu=1.0, count=TASKS - 1)
+    torch.testing.assert_close(A[:, D_IN // 2 :], update(0).A[:, D_IN // 2 :] / TASKS, rtol=1e-9, atol=0)
+
+
 def test_without_cost_the_update_stays():
     torch.testing.assert_close(
         interference.balanced(update(0).A, moment(0), moment(1), 0.0), update(0).A, rtol=1e-8, atol=1e-8
     )
-    narrow = inputs(0)[:5]  # singular: only the part that the inputs reach stays
+    narrow = inputs(0)[:5]  # singular
     A = interference.balanced(update(0).A, narrow.T @ narrow, moment(1), 0.0)
     torch.testing.assert_close(A @ narrow.T, update(0).A @ narrow.T, rtol=1e-6, atol=1e-6)
 

@@ -4,10 +4,9 @@ import torch
 from torch import Tensor
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.maths import ridge
 from osrm_cli.maths.lowrank import LowRank, core_space, numerical_rank, stack
 from osrm_cli.maths.merging.inputs import LayerUpdates, Options
-
-RIDGES = (0.0, 1e-12, 1e-10, 1e-8, 1e-6)  # tried in turn, in units of the mean diagonal
 
 
 def regmean(layer: LayerUpdates, options: Options) -> LowRank:
@@ -15,9 +14,8 @@ def regmean(layer: LayerUpdates, options: Options) -> LowRank:
 
     Minimises ``sum_t E_{x ~ t} ||(X - w_t dW_t) x||^2``. Off-diagonal entries of each ``C_t`` are scaled by ``alpha``.
     Solved by Cholesky in float64 on the factors ``A_t``, so the result keeps rank ``sum r_t``. Where the sum
-    is singular, or its pivots spread over more than 1e12 (condition number 1e12 and above), the smallest of ``RIDGES``
-    that mends it is shared among the ``C_t``: directions without data then take the plain average. One adapter is
-    itself; linear in the weights.
+    is singular, as far as moments stored in float32 can tell, a small ridge is shared among the ``C_t``: directions
+    without data then take the plain average. One adapter is itself; linear in the weights.
 
     Raises:
         OsrmError: If there are no second moments.
@@ -28,11 +26,11 @@ def regmean(layer: LayerUpdates, options: Options) -> LowRank:
             "osrm collect --statistic second-moment",
         )
     moments = [_damped(C.to(torch.float64), options.alpha) for C in layer.second_moments]
-    factor, ridge = _cholesky(sum(moments[1:], start=moments[0]))
+    factor, added = ridge.cholesky(sum(moments[1:], start=moments[0]))
     updates = []
     for update, C in zip(layer.weighted, moments, strict=True):
         exact = update.to(torch.float64)
-        right = exact.A @ C + ridge / len(moments) * exact.A
+        right = exact.A @ C + added / len(moments) * exact.A
         updates.append(LowRank(exact.B, torch.cholesky_solve(right.T, factor).T))
     return stack(updates).scaled(options.scale)
 
@@ -80,15 +78,3 @@ def fisher(layer: LayerUpdates, options: Options) -> Tensor:
 
 def _damped(C: Tensor, alpha: float) -> Tensor:
     return alpha * C + (1 - alpha) * torch.diag(C.diagonal())
-
-
-def _cholesky(C: Tensor) -> tuple[Tensor, float]:
-    """The Cholesky factor of ``C + ridge I`` and the ridge, the first of ``RIDGES`` that is well enough conditioned."""
-    scale = float(C.diagonal().mean()) or 1.0
-    identity = torch.eye(len(C), dtype=C.dtype, device=C.device)
-    for relative in RIDGES:
-        factor, failed = torch.linalg.cholesky_ex(C + relative * scale * identity)
-        pivots = factor.diagonal().square()
-        if not failed and pivots.min() * 1e12 >= pivots.max():
-            break
-    return factor, relative * scale
