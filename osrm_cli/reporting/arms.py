@@ -1,0 +1,224 @@
+"""Arms of a comparison: adapters made alike but for their seeds, and the shortest names that tell them apart."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.maths.objectives import OBJECTIVES
+from osrm_cli.reporting.results import File
+
+Settings = Mapping[str, Any]
+
+# No part of what an adapter is: repetitions differ in the seed, and dev examples only judge.
+_NO_SETTINGS = {"seed", "dev_limit"}
+# The usual value of these is that of the arms which agree in the other.
+_WITHIN = {"statistic": "objective", "eps": "objective", "penalty_unit": "interference_penalty"}
+_PLAIN = ("kaiming", "gaussian")  # PEFT's starts come first
+_OBJECTIVES = [*_PLAIN, *(row.name for row in OBJECTIVES if row.name not in _PLAIN)]
+
+# How a name tells a setting; any other is ", key value".
+_TOLD: dict[str, Callable[[Any], str]] = {
+    "statistic": lambda value: f" ({value})",
+    "a_scale": lambda value: f" × {value} norm",
+    "interference_penalty": lambda value: f" + penalty {_text(value)}",
+    "penalty_unit": lambda value: f" of {value} energy",
+    "freeze": lambda value: f" + frozen {value}",
+    "rank": lambda value: f", rank {value}",
+    "target_modules": lambda value: f", {'/'.join(value) if isinstance(value, tuple) else value}",
+    "examples": lambda value: f", k {value}",
+}
+_ABSENT = {
+    "a_scale": " × own norm",
+    "interference_penalty": ", no penalty",
+    "freeze": " + trained A",
+    "limit": ", all examples",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Adapters made alike, seeds apart.
+
+    Attributes:
+        settings: By task, then by name; what is absent or null is left out.
+        label: Its name in the report.
+    """
+
+    settings: Mapping[str, Settings]
+    label: str = ""
+
+    @property
+    def objective(self) -> str:
+        """How its A was chosen."""
+        found = self.value("objective")
+        return "other start" if found is None else "mixed starts" if isinstance(found, Mixed) else str(found)
+
+    def value(self, key: str) -> Any:
+        """A setting: one value, or ``Mixed`` where the tasks differ."""
+        values = {task: settings.get(key) for task, settings in self.settings.items()}
+        first = next(iter(values.values()), None)
+        return first if all(value == first for value in values.values()) else Mixed(tuple(values.items()))
+
+    def accepts(self, other: Mapping[str, Settings]) -> bool:
+        """Whether adapters of these settings belong to it: they share a task, and agree on all they share."""
+        shared = set(self.settings) & set(other)
+        return bool(shared) and all(self.settings[task] == other[task] for task in shared)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A setting that differs between the tasks of one arm.
+
+    Attributes:
+        values: Pairs of task and value.
+    """
+
+    values: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        """Values, each with its tasks."""
+        by_value: dict[Any, list[str]] = {}
+        for task, value in self.values:
+            by_value.setdefault(value, []).append(task)
+        return ", ".join(f"{_text(value)} ({', '.join(tasks)})" for value, tasks in by_value.items())
+
+
+def settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """How an adapter was made: its start, its training and whatever else is told of it, in one mapping."""
+    parts = [adapter.get("start"), adapter.get("train")]
+    parts += [part for name, part in sorted(adapter.items()) if name not in ("start", "train")]
+    found: dict[str, Any] = {}
+    for part in parts:
+        found |= part if isinstance(part, dict) else {}
+    known = {key: value for key, value in found.items() if value is not None and key not in _NO_SETTINGS}
+    return {key: _frozen(value) for key, value in known.items()}
+
+
+def seeds(file: File) -> str:
+    """The repetition that a file is: the seed of training, and the start's where it is another."""
+    starts, trainings = (_seeds(file, part) for part in ("start", "train"))
+    return trainings if starts in ("", trainings) else f"{trainings}/{starts}" if trainings else starts
+
+
+def _seeds(file: File, part: str) -> str:
+    given = [(adapter.get(part) or {}).get("seed") for adapter in file.adapters.values()]
+    return "+".join(map(str, sorted({seed for seed in given if seed is not None})))
+
+
+def group(files: Sequence[File]) -> tuple[tuple[Arm, ...], Mapping[str, int]]:
+    """The arms in the order of the report, and the index of each file's.
+
+    A file of fewer tasks belongs to the arm that it agrees with on them.
+    """
+    arms: list[Arm] = []
+    members: list[list[str]] = []
+    for file in sorted(files, key=lambda file: (-len(file.adapters), file.name)):
+        own = {task: settings(adapter) for task, adapter in file.adapters.items()}
+        for arm, names in zip(arms, members, strict=True):
+            if arm.accepts(own):
+                names.append(file.name)
+                break
+        else:
+            arms.append(Arm(own))
+            members.append([file.name])
+    order = sorted(range(len(arms)), key=lambda index: _order(arms[index]))
+    named = label([arms[index] for index in order])
+    return named, {name: place for place, index in enumerate(order) for name in members[index]}
+
+
+def _order(arm: Arm) -> tuple[Any, ...]:
+    objective = arm.objective
+    place = _OBJECTIVES.index(objective) if objective in _OBJECTIVES else len(_OBJECTIVES)
+    told = [(key, _sortable(arm.value(key))) for key in keys([arm])]
+    return place, objective, len(told), told
+
+
+def keys(arms: Iterable[Arm]) -> list[str]:
+    """Names of all settings, those that names tell first."""
+    found = {key for arm in arms for own in arm.settings.values() for key in own} - {"objective"}
+    return [*(key for key in _TOLD if key in found), *sorted(found - set(_TOLD))]
+
+
+def differing(arms: Sequence[Arm]) -> list[str]:
+    """Settings that are not the same in all arms."""
+    return [key for key in keys(arms) if len({arm.value(key) for arm in arms}) > 1]
+
+
+def label(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    """Name each arm by its objective and by what is unusual among these arms.
+
+    The usual value of a setting is the most frequent one; the earlier arm's where two are equally frequent.
+    """
+    told = differing(arms)
+    labels = [arm.objective + "".join(_told(key, arm, arms) for key in told) for arm in arms]
+    count = Counter(labels)
+    running: dict[str, itertools.count[int]] = {name: itertools.count(1) for name in count}
+    unique = [f"{name} [{next(running[name])}]" if count[name] > 1 else name for name in labels]
+    return tuple(replace(arm, label=name) for arm, name in zip(arms, unique, strict=True))
+
+
+def _told(key: str, arm: Arm, arms: Sequence[Arm]) -> str:
+    value = arm.value(key)
+    if value == _usual(key, arm, arms):
+        return ""
+    if isinstance(value, Mixed):
+        return f", mixed {_words(key)}"
+    if value is None:
+        return _ABSENT.get(key, f", no {_words(key)}")
+    return _TOLD[key](value) if key in _TOLD else f", {_words(key)} {_text(value)}"
+
+
+def _usual(key: str, arm: Arm, arms: Sequence[Arm]) -> Any:
+    peers = arms
+    if key in _WITHIN:
+        peers = [other for other in arms if other.value(_WITHIN[key]) == arm.value(_WITHIN[key])]
+    values = [other.value(key) for other in peers]
+    if key == "statistic":  # the objective's own first choice, where an arm has it
+        first = next((kind for row in OBJECTIVES if row.name == arm.objective for kind in row.statistics), None)
+        if first in values:
+            return first
+    return max(values, key=values.count)
+
+
+def find(arms: Sequence[Arm], wanted: str | None) -> int | None:
+    """The baseline: the arm of this name, else the plainest of this objective; ``kaiming`` if none is asked for.
+
+    Raises:
+        OsrmError: If it is asked for and not there.
+    """
+    name = wanted or _PLAIN[0]
+    by_label = [index for index, arm in enumerate(arms) if arm.label == name]
+    by_objective = [index for index, arm in enumerate(arms) if arm.objective == name]
+    found = by_label or sorted(by_objective, key=lambda index: (len(arms[index].label), index))
+    if not found and wanted:
+        raise OsrmError(f"there is no arm '{wanted}'", f"the arms are: {'; '.join(arm.label for arm in arms)}")
+    return found[0] if found else None
+
+
+def text(value: Any) -> str:
+    """A setting's value, for people."""
+    return "-" if value is None else str(value) if isinstance(value, Mixed) else _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else "all" if value is None else str(value)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return tuple((key, _frozen(part)) for key, part in sorted(value.items())) if isinstance(value, dict) else value
+
+
+def _sortable(value: Any) -> tuple[str, float, str]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value).__name__ if not number else "", float(value) if number else 0.0, str(value)

@@ -1,0 +1,91 @@
+"""A report as one page of HTML that needs nothing beside it."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from osrm_cli.reporting.document import Block, Heading, Items, Paragraph, Strong, Table
+from osrm_cli.reporting.drawing import Picture, svgs
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def html(blocks: Sequence[Block]) -> str:
+    """The whole page."""
+    title = next(block.text for block in blocks if isinstance(block, Heading))
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    return _PAGE.format(title=escape(title), style=style, body="\n".join(map(_block, blocks)))
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"<h{level}>{escape(text)}</h{level}>"
+        case Paragraph(text):
+            return f"<p>{escape(text)}</p>"
+        case Items(texts):
+            return f"<ul>\n{_joined(f'<li>{escape(text)}</li>' for text in texts)}\n</ul>"
+        case Table():
+            return _table(block)
+        case Picture():
+            return _figure(block)
+
+
+def _table(table: Table) -> str:
+    """In a region of its own that scrolls sideways, by keyboard too, where the page is narrow."""
+    title = escape(table.title)
+    head = "".join(_cell("th", text, place < table.texts, ' scope="col"') for place, text in enumerate(table.columns))
+    rows = (f"<tr>{_row(cells, table.texts)}</tr>" for cells in table.rows)
+    return (
+        f'<div class="scroll" role="region" aria-label="{title}" tabindex="0">\n<table>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{_joined(rows)}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def _row(cells: Sequence[str], texts: int) -> str:
+    first, *others = cells
+    named = _cell("th", first, True, ' scope="row"')
+    return named + "".join(_cell("td", cell, place < texts) for place, cell in enumerate(others, 1))
+
+
+def _cell(tag: str, content: str, is_text: bool, more: str = "") -> str:
+    inside = f"<strong>{escape(content)}</strong>" if isinstance(content, Strong) else escape(content)
+    kind = ' class="text"' if is_text else ""
+    return f"<{tag}{more}{kind}>{inside}</{tag}>"
+
+
+def _figure(picture: Picture) -> str:
+    titles = [escape(f"{picture.title}: {panel.title}".rstrip(": ")) for panel in picture.panels]
+    panels = "\n".join(
+        svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+        for svg, title in zip(svgs(picture), titles, strict=True)
+    )
+    keys = "".join(
+        f'<li><i style="background:{look["color"]}"></i>{escape(name)}</li>' for name, look in picture.legend
+    )
+    legend = f'<ul class="legend">{keys}</ul>\n' if keys else ""
+    return (
+        f'<figure id="{picture.name}">\n<h3>{escape(picture.title)}</h3>\n<div class="panels">\n{panels}\n</div>\n'
+        f"{legend}<figcaption>{escape(picture.caption)}</figcaption>\n</figure>"
+    )
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return "\n".join(lines)

@@ -1,0 +1,44 @@
+"""A report as Markdown, its pictures as files beside it."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from osrm_cli.reporting.document import Block, Heading, Items, Paragraph, Strong, Table
+from osrm_cli.reporting.drawing import Picture
+
+
+def markdown(blocks: Iterable[Block]) -> str:
+    """The whole text."""
+    return "\n\n".join(map(_block, blocks)) + "\n"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Heading(text, level):
+            return f"{'#' * level} {_escaped(text)}"
+        case Paragraph(text):
+            return _escaped(text)
+        case Items(texts):
+            return "\n".join(f"- {_escaped(text)}" for text in texts)
+        case Table():
+            return _table(block)
+        case Picture():
+            return (
+                f"![{_escaped(block.title)}]({block.name}.png)\n\n*{_escaped(block.title)}.* {_escaped(block.caption)}"
+            )
+
+
+def _table(table: Table) -> str:
+    marks = ["---" if place < table.texts else "---:" for place in range(len(table.columns))]
+    return "\n".join([_line(table.columns), f"| {' | '.join(marks)} |", *map(_line, table.rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return (
+        f"| {' | '.join(f'**{_escaped(cell)}**' if isinstance(cell, Strong) else _escaped(cell) for cell in cells)} |"
+    )
+
+
+def _escaped(text: str) -> str:
+    """Text in which nothing is Markdown or HTML."""
+    return re.sub(r"([\\`*\[\]<>|]|(?<!\w)_|_(?!\w))", r"\\\1", text)

@@ -1,0 +1,214 @@
+"""What ``osrm report`` reads: files of ``osrm eval`` and ``osrm sweep``, in one form."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from osrm_cli.artifacts import provenance
+from osrm_cli.errors import OsrmError
+from osrm_cli.language import metrics
+
+Array = NDArray[Any]
+
+READ = ("scores.json", "sweep.json", "diagnosis.json")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One task's score.
+
+    Attributes:
+        headline: In percent.
+        metrics: Names of those whose mean is the headline.
+        examples: Number of examples.
+        sha256: Digest of the examples, where the file gives it.
+        predictions: Class indices or scores, where the file gives them; shape ``(examples,)``.
+    """
+
+    headline: float
+    metrics: tuple[str, ...]
+    examples: int
+    sha256: str | None
+    predictions: Array | None
+
+
+Scores = Mapping[str, Scored]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One way of merging, scored.
+
+    Attributes:
+        method: Such as ``task-arith``.
+        options: Such as ``{"lambda": 0.3}``.
+        calibrated: Whether ``osrm calibrate`` went over the heads.
+        tasks: The scores to report.
+        validation: Average on the split that a choice was made on; none outside a sweep.
+        chosen: Whether it is the sweep's choice for this method.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    calibrated: bool
+    tasks: Scores
+    validation: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
+class File:
+    """One file.
+
+    Attributes:
+        name: Its path below the folder that all files share.
+        sha256: Its digest.
+        split: What the reported scores were measured on.
+        adapters: By task: how the adapter was made.
+        single: The single adapters' scores; empty where none were measured.
+        merges: One for a scores file, one for each point of a sweep.
+        labels: By task, where the file gives them.
+    """
+
+    name: str
+    sha256: str
+    split: str
+    adapters: Mapping[str, Mapping[str, Any]]
+    single: Scores
+    merges: tuple[Merge, ...]
+    labels: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Everything that was given.
+
+    Attributes:
+        files: Scores, in the order of their names.
+        diagnoses: By name: what ``osrm diagnose`` wrote.
+    """
+
+    files: tuple[File, ...]
+    diagnoses: Mapping[str, Mapping[str, Any]]
+
+
+def read(paths: Sequence[Path]) -> Given:
+    """Read files, and the results in folders.
+
+    Raises:
+        OsrmError: If one is missing, damaged or something else.
+    """
+    found = sorted({path.resolve(): path for given in paths for path in _files(given)}.items())
+    root = Path(*_shared([path.parent.parts for path, _ in found]))
+    files, diagnoses = [], {}
+    for path, given in found:
+        name, facts = path.relative_to(root).as_posix(), _facts(given)
+        if facts["command"] == "diagnose":
+            diagnoses[name] = {**facts, "sha256": provenance.sha256(path)}
+            continue
+        try:
+            files.append(_scores(name, provenance.sha256(path), facts))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            again = "osrm sweep" if facts["command"] == "sweep" else "osrm eval"
+            raise OsrmError(
+                f"{given} cannot be read: {error!r}", f"make it anew with '{again}' of this version and --overwrite"
+            ) from None
+    if not files:
+        raise OsrmError("no scores were given, only diagnoses", "add scores.json of 'osrm eval'")
+    return Given(tuple(files), diagnoses)
+
+
+def _files(given: Path) -> Iterator[Path]:
+    if not given.is_dir():
+        yield given
+        return
+    inside = [path for name in READ for path in given.rglob(name)]
+    inside = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(given).parts)]
+    if not inside:
+        raise OsrmError(f"{given} holds no {', '.join(READ[:2])} or {READ[2]}", "make one: osrm eval merged")
+    yield from inside
+
+
+def _shared(folders: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The parts with which all paths begin."""
+    return tuple(level[0] for level in _while_equal(zip(*folders, strict=False)))
+
+
+def _while_equal(levels: Iterator[tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
+    for level in levels:
+        if len(set(level)) > 1:
+            return
+        yield level
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OsrmError(f"{path} is missing", "make it with 'osrm eval' or 'osrm sweep'") from None
+    except (OSError, ValueError) as error:
+        raise OsrmError(f"{path} cannot be read: {error}", "expected JSON of 'osrm eval' or 'osrm sweep'") from None
+    command = facts.get("command") if isinstance(facts, dict) else None
+    if command not in ("eval", "sweep", "diagnose"):
+        raise OsrmError(
+            f"{path} is no file of scores: " + (f"'osrm {command}' wrote it" if command else "it does not say so"),
+            "give scores.json of 'osrm eval' or sweep.json of 'osrm sweep'",
+        )
+    if command != "diagnose" and not isinstance(facts.get("adapters"), dict):
+        raise OsrmError(f"{path} does not say how its adapters were made", "score again with this version: --overwrite")
+    return dict(facts)
+
+
+def _scores(name: str, sha256: str, facts: Mapping[str, Any]) -> File:
+    made = {task: dict(about) for task, about in sorted(facts["adapters"].items())}
+    if facts["command"] == "eval":
+        return _eval(name, sha256, made, facts)
+    best = {row["point"] for row in facts["best"]}
+    merges = tuple(
+        Merge(
+            point["method"],
+            point["options"],
+            point["calibrated"],
+            _tasks(point["test"], point["test"].get("predictions") or {}),
+            point["validation"]["average"],
+            index in best,
+        )
+        for index, point in enumerate(facts["points"])
+    )
+    single = facts.get("single") or {}
+    scored = _tasks(single["test"], single["test"].get("predictions") or {}) if single else {}
+    return File(name, sha256, "test", made, scored, merges, _labels((facts.get("labels") or {}).get("test")))
+
+
+def _eval(name: str, sha256: str, made: Mapping[str, Any], facts: Mapping[str, Any]) -> File:
+    merged = _tasks(facts, facts.get("predictions") or {})
+    alone = {task: row["single"] for task, row in facts["tasks"].items() if row["single"] is not None}
+    single = {
+        task: Scored(float(alone[task]), score.metrics, score.examples, score.sha256, None)
+        for task, score in merged.items()
+        if task in alone
+    }
+    merges = (Merge(facts["method"], facts["options"] or {}, facts["calibrated"], merged),) if facts["method"] else ()
+    return File(name, sha256, facts["settings"]["split"], made, single, merges, _labels(facts.get("labels")))
+
+
+def _tasks(scores: Mapping[str, Any], predictions: Mapping[str, Any]) -> Scores:
+    return {
+        task: Scored(
+            float(row["headline"]),
+            tuple(name for name in row["metrics"] if name in metrics.METRICS),
+            int(row["examples"]),
+            row.get("sha256"),
+            np.asarray(predictions[task]) if task in predictions else None,
+        )
+        for task, row in sorted(scores["tasks"].items())
+    }
+
+
+def _labels(found: Mapping[str, Any] | None) -> dict[str, Array]:
+    return {task: np.asarray(values) for task, values in (found or {}).items()}
