@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from osrm_cli.language.merges import Merges
     from osrm_cli.language.sweeping import Bench
 
-_SAMPLES = 100  # training examples that calibrate a head, as the methods that read some take
-
 
 def sweep(
     context: typer.Context,
@@ -67,7 +65,7 @@ def sweep(
         typer.Option(
             "--samples",
             min=1,
-            help="Training examples per task that --calibrate or a method reads; default 100.",
+            help="Training examples read per task; default 128 for --calibrate, 100 for a method.",
             show_default=False,
         ),
     ] = None,
@@ -115,6 +113,7 @@ def sweep(
     """
     from osrm_cli.artifacts import atomic, grid, recipe
     from osrm_cli.language import base_model, devices
+    from osrm_cli.language.calibrated_folder import SAMPLES
     from osrm_cli.language.entrants import Wanted
     from osrm_cli.language.merges import Merges
     from osrm_cli.language.sweeping import Bench
@@ -133,7 +132,7 @@ def sweep(
     place, base = base_model.of_artifact(
         known.folder, known.base, known.config.base_model, model, revision or known.config.revision
     )
-    unlabelled = (samples or _SAMPLES) if calibrate else 0
+    unlabelled = (samples or SAMPLES) if calibrate else 0
     wanted = Wanted(data, split, validation_split, limit, max_length, unlabelled, seed)
     entrants = wanted.enter(families[0].plan.adapters, task or [])
     base_model.check_length(place, max(entrant.max_length for entrant in entrants))

@@ -1,14 +1,13 @@
 """The tasks that take part in a sweep: adapter, examples, and what calibrates the head."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from osrm_cli.artifacts.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.language import parts, tasks
+from osrm_cli.language import parts, samples
 from osrm_cli.language.parts import Parts
-from osrm_cli.language.samples import MAX_LENGTH
-from osrm_cli.language.task import Data
+from osrm_cli.language.task import Example
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Entrant:
         source: Its data as ``--data`` names them.
         parts: Its examples.
         max_length: Tokens that an example is cut to.
-        unlabelled: Examples that calibrate the head, if it is to be; their labels are not read.
+        unlabelled: Training examples without their labels, which calibrate the head if it is to be.
     """
 
     index: int
@@ -29,7 +28,7 @@ class Entrant:
     source: str
     parts: Parts
     max_length: int
-    unlabelled: Data | None = None
+    unlabelled: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,19 +63,18 @@ class Wanted:
         for name in names:
             if name not in known:
                 raise OsrmError(f"no adapter is of task '{name}'", f"there are: {', '.join(known)}")
-        return [
-            self._entrant(index, adapter)
-            for index, adapter in enumerate(adapters)
-            if not names or adapter.name in names
-        ]
+        chosen = [index for index, name in enumerate(known) if not names or name in names]
+        entrants = [self._entrant(index, adapters[index]) for index in chosen]
+        if not self.unlabelled:
+            return entrants
+        drawn = samples.unlabelled([adapters[index] for index in chosen], self.data, self.unlabelled, self.seed)
+        pairs = zip(entrants, drawn, strict=True)
+        return [replace(entrant, unlabelled=sample.data.examples) for entrant, sample in pairs]
 
     def _entrant(self, index: int, adapter: Adapter) -> Entrant:
         name = adapter.name
         source = self.data or (adapter.facts.get("data") or {}).get("source") or "hub"
         read = parts.load(name, source, self.split, self.validation_split, self.limit, self.seed)
         trained = (adapter.facts.get("settings") or {}).get("max_length")
-        length = self.max_length or trained or read.task.max_length or MAX_LENGTH
-        unlabelled = None
-        if self.unlabelled:
-            unlabelled = tasks.sample(tasks.load(name, source, "train"), self.unlabelled, self.seed)
-        return Entrant(index, adapter, source, read, length, unlabelled)
+        length = self.max_length or trained or read.task.max_length or samples.MAX_LENGTH
+        return Entrant(index, adapter, source, read, length)

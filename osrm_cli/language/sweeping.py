@@ -75,9 +75,8 @@ class _Seat:
         with scoring.headed(model, self.head, labels, entrant.adapter.folder) as shell:
             self._shell = cast("PreTrainedModel", shell)
         self.encodings = batches.tokenise(tokenizer, entrant.parts.examples, entrant.max_length)
-        unlabelled = entrant.unlabelled.examples if entrant.unlabelled else ()
-        self.unlabelled = batches.tokenise(tokenizer, unlabelled, entrant.max_length)
-        self.last = calibrating.head_layer(self._shell)[0] if unlabelled else ""
+        self.unlabelled = batches.tokenise(tokenizer, entrant.unlabelled, entrant.max_length)
+        self.last = calibrating.head_layer(self._shell)[0] if self.unlabelled else ""
 
     def ready(self) -> PreTrainedModel:
         """The classifier with its head in it; what of a head lies in the backbone stays until the next call."""

@@ -74,3 +74,23 @@ def test_adamerging(work: Path) -> None:
         expected = json.loads((work / "merged/scores.json").read_text())["tasks"]
         for task, row in point["test"]["tasks"].items():
             assert row["headline"] == pytest.approx(expected[task]["headline"], abs=CLOSE)
+
+
+@pytest.mark.parametrize("method", ["task-arith", "emr"])
+def test_calibrated_points_are_what_calibrate_makes_of_the_merge(work: Path, method: str) -> None:
+    words = ("--method", method, "--lambda", 0.6)
+    found = swept(work, *words, "--calibrate", "--samples", 40, "--validation-split", "train")
+    assert [point["calibrated"] for point in found["points"]] == [False, True]
+    assert found["best"] == [
+        {"method": method, "calibrated": False, "point": 0},
+        {"method": method, "calibrated": True, "point": 1},
+    ]
+    expected = merged_and_scored(work, *words)
+    assert osrm("calibrate", "m", "--samples", 40, "--out", "c", cwd=work).code == 0
+    assert osrm("eval", "c", cwd=work).code == 0
+    calibrated = json.loads((work / "c/scores.json").read_text())
+    for point, theirs in zip(found["points"], (expected, calibrated), strict=True):
+        for task, row in point["test"]["tasks"].items():
+            assert row["headline"] == pytest.approx(theirs["tasks"][task]["headline"], abs=CLOSE)
+    plain, mapped = (point["test"]["tasks"]["pair"] for point in found["points"])
+    assert plain != mapped
