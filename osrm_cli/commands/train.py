@@ -161,7 +161,7 @@ def _job(
     from osrm_cli.artifacts import atomic, provenance
     from osrm_cli.artifacts import features as features_files
     from osrm_cli.artifacts.adapter import Adapter
-    from osrm_cli.artifacts.requests import used
+    from osrm_cli.artifacts.requests import serving, used
     from osrm_cli.language import base_model, penalty, tasks
 
     start = Adapter.open(given)
@@ -177,7 +177,9 @@ def _job(
     base_model.check_length(folder, length)
     files = features_files.open_folder(features) if settings.get("interference_penalty") else {}
     if files:
-        files = {name: files[name] for name in used(files, start.name, penalty.reads(settings["penalty_unit"]))}
+        row = penalty.reads(settings["penalty_unit"])
+        files = {name: files[name] for name in used(files, start.name, row)}
+        serving(files, [start.name], row)
         provenance.same_base({path: base, **{held.path: held.base for held in files.values()}})
     return _Job(given, start, source, train, dev, folder, base, recipe, {**settings, "max_length": length}, path, files)
 
