@@ -1,0 +1,61 @@
+"""The workflow in ``workflow/``, run as a user runs it, on its smallest configuration."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.osrm import ROOT
+
+CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
+
+if importlib.util.find_spec("snakemake") is None:
+    pytest.skip("snakemake is not installed", allow_module_level=True)
+
+
+def snakemake(*words: object, cwd: Path) -> str:
+    """Run the workflow in a folder; what it said."""
+    program = Path(sys.executable).parent
+    done = subprocess.run(
+        [program / "snakemake", "-s", ROOT / "workflow/Snakefile", "--cores", "2", *words],
+        cwd=cwd,
+        env={**os.environ, "PATH": f"{program}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_makes_a_plan(config: Path, tmp_path: Path) -> None:
+    """Every sweep of every arm is planned, from features to report."""
+    plan = snakemake("--configfile", config, "--dry-run", cwd=tmp_path)
+    for rule in ("collect", "init", "train", "sweep", "report"):
+        assert f"rule {rule}:" in plan
+
+
+@pytest.mark.slow
+def test_smoke(minilm: str, tmp_path: Path) -> None:
+    """From nothing to a report; then nothing to do; then only what a lost adapter makes necessary."""
+    config = ("--configfile", ROOT / "config/smoke.yaml")
+    snakemake(*config, cwd=tmp_path)
+    home = tmp_path / "results/smoke"
+    summary = json.loads((home / "sweeps/all/gevd/0/sweep.json").read_text())
+    assert [point["options"]["lambda"] for point in summary["points"]] == [0.5, 1.0]
+    assert {facts["train"]["interference_penalty"] for facts in summary["adapters"].values()} == {1}
+    report = (home / "reports/main/report.md").read_text()
+    assert "kaiming" in report
+    assert "gevd" in report
+    assert (home / "reports/main/report.html").stat().st_size > 10_000
+    assert "Nothing to be done" in snakemake(*config, cwd=tmp_path)
+    shutil.rmtree(home / "adapters/gevd/0/mini-mood")
+    plan = snakemake(*config, "--dry-run", cwd=tmp_path)
+    assert plan.count("rule train:") == 1
+    assert plan.count("rule sweep:") == 1
+    assert "rule init:" not in plan
