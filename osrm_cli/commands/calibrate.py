@@ -42,31 +42,29 @@ def calibrate(
     Example: osrm calibrate merged
     """
     from osrm_cli.artifacts import atomic, calibrated, classifiers, singles
-    from osrm_cli.language import base_model, calibrated_folder, devices
-    from osrm_cli.language import samples as draws
+    from osrm_cli.language import base_model, devices
+    from osrm_cli.language.calibrated_folder import Calibration, Settings
 
     console = Console(json, quiet)
     calibrated.check(folder)
     atomic.refuse_existing(out, overwrite)
     tasks = classifiers.held(folder).values()
-    found = draws.unlabelled(singles.find(tasks, adapters), data, samples, seed)
     first = next(iter(tasks))
     place, _ = base_model.of_artifact(folder, first.base, first.base_name, model, revision)
     where = devices.pick_device(device)
     kind = str(devices.pick_dtype(dtype, where)).removeprefix("torch.")
-    settings = calibrated_folder.Settings(samples, seed, kind, batch_size)
+    calibration = Calibration.of(singles.find(tasks, adapters), data, Settings(samples, seed, kind, batch_size))
     if dry_run:
         names = ", ".join(task.task for task in tasks)
         console.result({"would_write": str(out)}, f"would write {out}: {names}")
         return
-    bench = calibrated_folder.Bench(place, where, settings, console.progress)
     with atomic.write_folder(out, overwrite) as stage:
         calibrated.copy(folder, stage)
-        rows = calibrated_folder.apply(stage, found, bench)
+        rows = calibration.apply(stage, place, where, console.progress)
     console.result({"path": str(out), "tasks": rows}, _table(rows))
     for task, row in rows.items():
         if not row["used"]:
-            console.note(f"{task}: no map comes closer on left-out examples, the uncalibrated head is kept")
+            console.note(f"{task}: no map comes closer on left-out examples: uncalibrated is kept")
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> "Table":

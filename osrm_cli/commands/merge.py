@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from osrm_cli.artifacts.plan import Plan
     from osrm_cli.artifacts.provenance import Base
     from osrm_cli.artifacts.recipe import Recipe
+    from osrm_cli.language.calibrated_folder import Calibration
     from osrm_cli.language.samples import Sample
 
 _LOSSY = 0.95  # kept energy below this is worth a warning
@@ -70,6 +71,9 @@ def merge(
     ] = None,
     data: options.RecordedData = None,
     samples: Annotated[int | None, _number("--samples", "Training examples read per task; default 100.", 1)] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Calibrate the heads, on 128 texts per task or --samples.")
+    ] = False,
     steps: Annotated[int | None, _number("--steps", "adamerging: steps of learning; default 300.", 1)] = None,
     features: Annotated[
         Path | None, typer.Option("--features", help="Folder of features files; default features.", show_default=False)
@@ -110,7 +114,7 @@ def merge(
     asked = _recipe(recipe, adapters, method)
     asked = replace(
         asked,
-        options={**asked.options, **_given(context, asked.method)},
+        options={**asked.options, **_given(context, asked.method, calibrate)},
         features=str(features) if features else asked.features,
         data=data or asked.data,
         output=form.value if form else asked.output,
@@ -118,12 +122,13 @@ def merge(
     )
     atomic.refuse_existing(out, overwrite)
     plan = Plan.of(asked, parse_weights(weight or []))
-    _refuse_unused(context, plan)
+    _refuse_unused(context, plan, calibrate)
     where = devices.pick_device(device)
     place, base = None, next((adapter.base for adapter in plan.adapters if adapter.base), None)
-    if plan.recipe.output == "model" or plan.method.passes:
+    if plan.recipe.output == "model" or plan.method.passes or calibrate:
         place, base = _base(plan, model, revision)
     drawn = _drawn(plan)
+    calibration = _calibration(plan, asked.data, samples, seed) if calibrate else None
     checkpoint = Checkpoint.open(place) if place and plan.recipe.output == "model" else None
     if dry_run:
         console.result({"would_write": str(out), **_facts(plan)}, f"would write {out}: {_line(plan)}")
@@ -133,7 +138,8 @@ def merge(
             plan = _informed(plan, drawn, place, where, Path(scratch), console)
         with console.progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
             done = merged.write(stage, plan, merged.Work(jobs, where, advance), base, checkpoint)
-    _report(console, out, plan, done)
+        rows = calibration.apply(stage, place, where, console.progress) if place and calibration else {}
+    _report(console, out, plan, done, rows)
 
 
 def _recipe(path: Path | None, adapters: Sequence[str] | None, method: str | None) -> "Recipe":
@@ -148,12 +154,14 @@ def _recipe(path: Path | None, adapters: Sequence[str] | None, method: str | Non
     return replace(asked, method=method or asked.method)
 
 
-def _given(context: typer.Context, method: str) -> dict[str, Any]:
-    """The options that are set; from the environment and osrm.toml only those that the method uses."""
+def _given(context: typer.Context, method: str, calibrate: bool) -> dict[str, Any]:
+    """The method's options that are set; from the environment and osrm.toml only those that it uses."""
     from osrm_cli.artifacts import requirements
 
     used = requirements.used_options(merging.find(method))
-    values = {name: context.params["scale" if name == "lambda" else name] for name in requirements.OPTIONS}
+    apart = {"samples", "seed"} - used if calibrate else set()
+    names = [name for name in requirements.OPTIONS if name not in apart]
+    values = {name: context.params["scale" if name == "lambda" else name] for name in names}
     return {
         name: value.value if isinstance(value, Aggregate) else value
         for name, value in values.items()
@@ -161,12 +169,12 @@ def _given(context: typer.Context, method: str) -> dict[str, Any]:
     }
 
 
-def _refuse_unused(context: typer.Context, plan: "Plan") -> None:
+def _refuse_unused(context: typer.Context, plan: "Plan", calibrate: bool) -> None:
     """Check that the inputs on the command line are used; ``Plan`` has checked the method's own options."""
-    needs_model = bool(plan.method.passes) or plan.recipe.output == "model"
+    needs_model = bool(plan.method.passes) or calibrate or plan.recipe.output == "model"
     used = {
         "features": "features" in plan.method.needs,
-        "data": bool(plan.method.passes),
+        "data": bool(plan.method.passes) or calibrate,
         "model": needs_model,
         "revision": needs_model,
     }
@@ -193,6 +201,13 @@ def _drawn(plan: "Plan") -> "list[Sample]":
     return samples.draw(plan)
 
 
+def _calibration(plan: "Plan", data: str | None, samples: int | None, seed: int | None) -> "Calibration":
+    """What calibrates the heads once they are written."""
+    from osrm_cli.language.calibrated_folder import SAMPLES, Calibration, Settings
+
+    return Calibration.of([a for a in plan.adapters if a.heads()], data, Settings(samples or SAMPLES, seed or 0))
+
+
 def _informed(
     plan: "Plan", samples: "list[Sample]", place: Path, where: "torch.device", scratch: Path, console: Console
 ) -> "Plan":
@@ -204,10 +219,8 @@ def _informed(
 
 
 def _list(console: Console) -> None:
-    facts = [
-        {"name": row.name, "summary": row.summary, "needs": list(row.needs), "result": row.result}
-        for row in merging.METHODS
-    ]
+    keys = ("name", "summary", "needs", "result")
+    facts = [{key: getattr(row, key) for key in keys} for row in merging.METHODS]
     rows = [("method", "needs", "result", "what it does")]
     rows += [(row.name, ", ".join(row.needs) or "-", row.result, row.summary) for row in merging.METHODS]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -215,7 +228,7 @@ def _list(console: Console) -> None:
     console.result({"methods": facts}, "\n".join(lines))
 
 
-def _report(console: Console, out: Path, plan: "Plan", done: "Merged") -> None:
+def _report(console: Console, out: Path, plan: "Plan", done: "Merged", rows: dict[str, dict[str, Any]]) -> None:
     kept = list(done.kept.values())
     facts = {
         **_facts(plan),
@@ -224,12 +237,16 @@ def _report(console: Console, out: Path, plan: "Plan", done: "Merged") -> None:
         "form": done.form,
         "rank": max(done.ranks.values(), default=None),
         "kept_energy": {"least": min(kept), "mean": sum(kept) / len(kept)},
+        **({"calibration": rows} if rows else {}),
     }
     size = f", rank {facts['rank']}" if done.ranks else ""
     kept_text = f", energy kept {facts['kept_energy']['least']:.1%} to {max(kept):.1%}" if min(kept) < 1 else ", exact"
     console.result(facts, f"{out}: {_line(plan)}{size}{kept_text}")
     for task, entropy in facts.get("entropy", {}).items():
         console.note(f"{task}: mean entropy {entropy['before']:.4f} before, {entropy['after']:.4f} after")
+    for task, row in rows.items():
+        ending = "" if row["used"] else ": uncalibrated is kept"
+        console.note(f"{task}: difference {row['before']:.4g} before calibration, {row['error']:.4g} after{ending}")
     if done.form == "model" and plan.embeddings:
         console.warn("an embedding was merged: where the output layer is tied to it, the outputs change too")
     if done.form == "task-aware":
