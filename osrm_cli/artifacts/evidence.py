@@ -64,7 +64,7 @@ class Moments(Evidence):
 
     def facts(self) -> Mapping[str, Any]:
         """The files with their digests."""
-        paths = [features.path for features in self.features]
+        paths = [path for features in self.features for path in features.files]
         return {"features": [{"path": path.as_posix(), "sha256": provenance.sha256(path)} for path in paths]}
 
     def __enter__(self) -> Self:

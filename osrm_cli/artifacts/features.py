@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from osrm_cli.artifacts import provenance, tensors
+from osrm_cli.artifacts import provenance, shards, tensors
 from osrm_cli.artifacts.provenance import Base
 from osrm_cli.errors import OsrmError
+
+GRADIENT = "gradient"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Features:
         tokens: Number of token positions that the statistics average over.
         examples: Number of examples read.
         facts: The whole header.
+        files: Where the tensors lie: the file itself, or the shards that add up to it; ``path`` is the first.
     """
 
     path: Path
@@ -56,20 +59,29 @@ class Features:
     tokens: int
     examples: int
     facts: Mapping[str, Any]
+    files: Sequence[Path]
 
     @classmethod
     def open(cls, path: Path) -> "Features":
         """Read a features file's header.
 
+        Args:
+            path: The file, or one of its shards. Where there is no whole file, all shards together stand for it.
+
         Raises:
-            OsrmError: If the file is missing, empty, damaged, or was not written by ``collect``.
+            OsrmError: If the file is missing, empty, damaged, or was not written by ``collect``; if shards are missing.
         """
-        facts = tensors.read_facts(path)
+        path = shards.whole_of(path)
+        if not path.exists() and shards.find(path):
+            parts = shards.Sum(path)
+            facts, files = parts.facts, parts.paths
+        else:
+            facts, files = tensors.read_facts(path), [path]
         if facts.get("command") != "collect":
             raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
         try:
             return cls(
-                path=path,
+                path=files[0],
                 task=facts["task"]["name"],
                 base=Base(**facts["base"]),
                 layers={name: Layer(**layer) for name, layer in facts["layers"].items()},
@@ -77,6 +89,7 @@ class Features:
                 tokens=facts["tokens"],
                 examples=facts["examples"],
                 facts=facts,
+                files=files,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise OsrmError(
@@ -86,6 +99,9 @@ class Features:
     @contextmanager
     def reader(self) -> Iterator["Reader"]:
         """Open the tensors once for many layers."""
+        if shards.share_of(self.path):
+            yield Reader(self, shards.Sum(shards.whole_of(self.path)))
+            return
         with tensors.open_tensors(self.path) as file:
             yield Reader(self, file)
 
@@ -106,14 +122,15 @@ class Reader:
         path = self.features.path
         if statistic not in self.features.statistics:
             held = ", ".join(self.features.statistics)
+            wanted = [f"--statistic {name}" for name in (*self.features.statistics, statistic)]
             raise OsrmError(
                 f"{path} has no statistic '{statistic}', it holds: {held}",
-                f"osrm collect --task {self.features.task} --statistic {statistic}",
+                " ".join(["osrm collect --overwrite --task", self.features.task, *wanted]),
             )
-        entry = f"{self.features.layers[layer].source}.{statistic}"
+        entry = self._entry(layer, statistic)
         try:
             tensor: torch.Tensor = self.file.get_tensor(entry)
-        except SafetensorError:
+        except (SafetensorError, KeyError):
             raise OsrmError(f"{path} lacks {entry}", "collect this task's features again") from None
         d_in = self.features.layers[layer].d_in
         if tensor.shape[-1:] != (d_in,):
@@ -125,16 +142,33 @@ class Reader:
             raise OsrmError(f"{path}: NaN or infinity in {entry}", "collect this task's features again")
         return tensor.to(torch.float64)
 
+    def missed(self, layer: str, statistic: str) -> float:
+        """Largest share of a layer's energy that one direction may hold without its statistic showing it."""
+        entry = self._entry(layer, statistic)
+        if isinstance(self.file, shards.Sum):
+            bound = self.file.bound(entry)
+        else:
+            bound = self.features.facts.get("bounds", {}).get(entry, {})
+        return bound["error"] / bound["energy"] if bound.get("energy") else 0.0
+
+    def _entry(self, layer: str, statistic: str) -> str:
+        """Name of a tensor: layers with one input share what is known of it, a gradient is each layer's own."""
+        return f"{layer if statistic == GRADIENT else self.features.layers[layer].source}.{statistic}"
+
 
 def open_folder(folder: Path) -> dict[str, Features]:
     """Every features file of a folder by task, in the order of their names, checked to fit together.
 
+    A task's shards stand for its file where that is missing.
+
     Raises:
-        OsrmError: If the folder is missing or empty, or if a file differs in base model, layers, pooling or length.
+        OsrmError: If the folder is missing or empty, if a file differs in base model, layers, pooling or length, or if
+            a shard is missing.
     """
     if not folder.is_dir():
         raise OsrmError(f"{folder} is missing", "make it with 'osrm collect --task NAME'")
-    found = [Features.open(path) for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(".")]
+    paths = {shards.whole_of(path) for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
+    found = [Features.open(path) for path in sorted(paths)]
     if not found:
         raise OsrmError(
             f"{folder} holds no features files (*.safetensors)", "make them with 'osrm collect --task NAME'"

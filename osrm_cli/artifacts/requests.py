@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from osrm_cli.artifacts.features import Features
+from osrm_cli.artifacts.features import GRADIENT, Features
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths.objectives import Objective
 from osrm_cli.maths.request import Request
@@ -40,19 +42,25 @@ def requests(
     Raises:
         OsrmError: If the files cannot serve the objective.
     """
-    statistic = serving(files, objective, statistic)
+    statistic = serving(files, wanted, objective, statistic)
     served = {task: used(files, task, objective) for task in wanted}
-    names = [name for name in files if any(name in read for read in served.values())]
+    opened = [name for name in files if any(name in read for read in served.values())]
+    names = _read(files, wanted, objective) if statistic else []
     layers = next(iter(files.values())).layers
     with ExitStack() as stack:
-        readers = {name: stack.enter_context(files[name].reader()) for name in names}
+        readers = {name: stack.enter_context(files[name].reader()) for name in opened}
         for group in sharing(layers, [files[name] for name in names]):
-            found = {name: reader.read(group[0], statistic) for name, reader in readers.items() if statistic}
+            found = {name: readers[name].read(group[0], statistic or "") for name in names}
+            missed = {name: readers[name].missed(group[0], statistic or "") for name in names}
             summed = statistic == "second-moment" and objective.needs_others
             total = total_moment(found.values()) if summed else None
             for task, read in served.items():
                 given = _given(found, total, task, read, objective, statistic)
+                others = [missed[name] for name in read if name in missed and name != task]
+                given["out_missed"] = sum(others) / max(len(others), 1)
                 for layer in group:
+                    if objective.needs_gradient:
+                        given["gradient"] = readers[task].read(layer, GRADIENT)
                     d_in, d_out = layers[layer].d_in, layers[layer].d_out
                     yield Request(rank, d_in, layer, task, seed, d_out=d_out, eps=eps, **given)
 
@@ -69,27 +77,44 @@ def used(files: Mapping[str, Features], task: str, objective: Objective) -> list
             f"{next(iter(files.values())).path.parent} holds no features of a task other than '{task}'",
             "collect the other tasks first: osrm collect --task OTHER",
         )
-    if objective.needs_own and task not in files:
+    own = objective.needs_own or objective.needs_gradient
+    if own and task not in files:
         raise OsrmError(
             f"objective '{objective.name}' needs the features of '{task}' itself", f"osrm collect --task {task}"
         )
-    return [name for name in files if name in others or (objective.needs_own and name == task)]
+    return [name for name in files if name in others or (own and name == task)]
 
 
-def serving(files: Mapping[str, Features], objective: Objective, wanted: str | None = None) -> str | None:
-    """The statistic that serves the objective best, or the wanted one, among those that every file holds.
+def _read(files: Mapping[str, Features], tasks: Sequence[str], objective: Objective) -> list[str]:
+    """Tasks of whose files a statistic is read, rather than a gradient alone."""
+    given = replace(objective, needs_gradient=False)
+    read = {name for task in tasks for name in used(files, task, given)}
+    return [name for name in files if name in read]
+
+
+def serving(
+    files: Mapping[str, Features], tasks: Sequence[str], objective: Objective, wanted: str | None = None
+) -> str | None:
+    """The statistic that serves the objective best, or the wanted one, among those that every file read holds.
+
+    Args:
+        files: Features files by task.
+        tasks: Tasks to make starts for.
+        objective: The objective.
+        wanted: What the user chose.
 
     Raises:
         OsrmError: If there is none.
     """
-    held = [set(features.statistics) for features in files.values()]
-    common = set.intersection(*held)
-    # Names the file that lacks what the others have, rather than blame them all.
-    usual = max(held, key=held.count)
-    odd = next((f for f, names in zip(files.values(), held, strict=True) if not names >= usual), None)
+    held = {name: set(features.statistics) for name, features in files.items()}
+    read = _read(files, tasks, objective)
+    common = set.intersection(*(held[name] for name in read)) if read else set()
     try:
         return objective.serve(tuple(sorted(common)), wanted)
     except OsrmError:
+        # Names the file that lacks what the others have, rather than blame them all.
+        usual = max(held.values(), key=list(held.values()).count)
+        odd = next((files[name] for name in read if not held[name] >= usual), None)
         if odd is None:
             raise
         raise OsrmError(
@@ -113,9 +138,9 @@ def _given(
     read: Sequence[str],
     objective: Objective,
     statistic: str | None,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """One layer's features as a request has them: the other tasks', and the task's own where it is read."""
-    own = found[task] if task in read and statistic else None
+    own = found.get(task) if task in read else None
     others = [found[name] for name in read if name != task and statistic]
     given: dict[str, torch.Tensor | None] = {}
     if statistic == "second-moment":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.artifacts import features as features_files
-from osrm_cli.artifacts import provenance
+from osrm_cli.artifacts import provenance, shards
 from osrm_cli.artifacts.adapter import Adapter
 from osrm_cli.artifacts.evidence import SECOND_MOMENT
 from osrm_cli.artifacts.features import Features
@@ -107,7 +107,7 @@ def open_features(recipe: Recipe, method: Method, adapters: Sequence[Adapter]) -
     widths = {name: (layer.d_in, layer.d_out) for adapter in adapters for name, layer in adapter.layers.items()}
     for adapter in adapters:
         path = Path(recipe.features or "features") / f"{adapter.name}.safetensors"
-        if not path.is_file():
+        if not path.is_file() and not shards.find(path):
             raise OsrmError(
                 f"method {method.name} needs second moments of every task's features, {path} is missing",
                 f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",

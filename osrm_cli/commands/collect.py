@@ -1,6 +1,6 @@
 """``osrm collect``: text -> features/<task>.safetensors."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +9,13 @@ import typer
 from osrm_cli.commands import options
 from osrm_cli.commands.options import Device, DType, Pooling
 from osrm_cli.console import Console
+from osrm_cli.errors import OsrmError
 from osrm_cli.maths import statistics
-from osrm_cli.maths.statistics import Statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from osrm_cli.language.activations import Totals
+    from osrm_cli.language.collecting import Found, Keep, Source
     from osrm_cli.language.task import Data
 
 
@@ -44,6 +44,28 @@ def collect(
     seed: options.Seed = 0,
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.AUTO,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard", metavar="I/N", help="Read the I-th of N shares; their files add up.", show_default=False
+        ),
+    ] = None,
+    merge_shards: Annotated[
+        bool, typer.Option("--merge-shards", help="Write one file from the shards in --out, reading no text.")
+    ] = False,
+    private: Annotated[
+        float | None,
+        typer.Option(
+            "--private",
+            metavar="SIGMA",
+            help="Keep a differentially private mean alone, with this noise multiplier.",
+            show_default=False,
+        ),
+    ] = None,
+    clip: Annotated[
+        float | None,
+        typer.Option("--clip", help="For --private: the largest norm of an example's mean.", show_default=False),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write <task>.safetensors to.")] = Path("features"),
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
@@ -54,13 +76,22 @@ def collect(
 
     Example: osrm collect --task mini-mood --data mini
     """
-    from osrm_cli.artifacts import atomic, provenance
-    from osrm_cli.language import base_model, devices, tasks
+    if merge_shards:
+        _merge_shards(out, task, overwrite, dry_run, Console(json, quiet))
+        return
+    noise = None if private is None or clip is None else (private, clip)
+    if noise is None and (private, clip) != (None, None):
+        raise typer.BadParameter("give both or none of them", param_hint="--private, --clip")
 
-    console = Console(json, quiet)
-    rows = [statistics.find(name) for name in statistic or ["mean", "second-moment"]]
+    from osrm_cli.artifacts import atomic, provenance
+    from osrm_cli.language import base_model, devices, processes, tasks
+    from osrm_cli.language.collecting import Source
+
+    leader = processes.rank() == 0  # under a launcher, one process writes and speaks
+    console = Console(json, quiet or not leader)
+    keep = _keep(statistic, shard, noise, batch_size)
     names = list(dict.fromkeys(task or tasks.names(data)))
-    paths = {name: out / f"{name}.safetensors" for name in names}
+    paths = {name: keep.path(out / f"{name}.safetensors") for name in names}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
     chosen = {name: tasks.sample(tasks.load(name, data, "train"), samples, seed) for name in names}
@@ -68,84 +99,114 @@ def collect(
 
     folder, base = base_model.locate(model, revision), base_model.identify(model, revision)
     base_model.check_length(folder, max(lengths.values()))
-    where = devices.pick_device(device)
-    source = _Source(folder, where, devices.pick_dtype(dtype, where), target_modules, seed)
+    where = processes.own_device(devices.pick_device(device))
+    source = Source(folder, where, devices.pick_dtype(dtype, where), target_modules, seed)
     if dry_run:
-        console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, chosen, source))
+        _say_plan(console, paths, chosen, source)
         return
 
     written = {}
+    with processes.together():
+        for name, path in paths.items():
+            settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
+            found = _read(source, chosen[name], settings, keep, console)
+            if leader:
+                contents, facts = keep.contents(found)
+                origin = {"source": data, "split": chosen[name].split, "sha256": keep.digest(chosen[name])}
+                settings |= keep.settings()
+                record = provenance.record("collect", settings, base=base, data=origin, **source.facts(), **facts)
+                _write(path, contents, record, overwrite)
+                written[name] = _counts(path, record)
+    if leader:
+        _report(console, written)
+
+
+def _keep(names: list[str] | None, shard: str | None, noise: tuple[float, float] | None, batch_size: int) -> "Keep":
+    """What is kept, checked.
+
+    Raises:
+        OsrmError: If the options exclude one another, or the accountant of a private mean is missing.
+    """
+    from osrm_cli.artifacts.shards import Share
+    from osrm_cli.language.collecting import Keep
+    from osrm_cli.maths import privacy
+
+    usual = ["mean"] if noise else ["mean", "second-moment"]
+    rows = list({row.name: row for row in map(statistics.find, names or usual)}.values())
+    share = Share.parse(shard) if shard else None
+    if noise and [row.name for row in rows] != ["mean"]:
+        raise OsrmError("--private keeps a mean alone: beside raw statistics it would protect nobody", "no --statistic")
+    if noise and share:
+        raise OsrmError("--private and --shard exclude one another: a shard holds raw sums", "give one of them")
+    if share and any(not row.accumulator for row in rows):
+        raise OsrmError(
+            "a gradient has no shards: its head is fitted on all examples",
+            "collect it without --shard, to another --out",
+        )
+    if noise:
+        privacy.epsilon(noise[0], 1)
+    return Keep(rows, share, noise, batch_size)
+
+
+def _read(source: "Source", data: "Data", settings: dict[str, Any], keep: "Keep", console: Console) -> "Found":
+    """What one task's text says, through the model."""
+    from osrm_cli.language import processes
+    from osrm_cli.language.collecting import Found
+
+    encodings = source.tokenise(data, settings["max_length"])
+    pad_to = settings["max_length"] if settings["pooling"] == Pooling.PADDED else None
+    with console.progress(f"collect {data.task.name}", len(encodings), "examples") as advance:
+        total = source.read(encodings, keep, pad_to, advance)
+    found = Found(data, total)
+    if keep.gradient and processes.rank() == 0:
+        with console.progress(f"gradient {data.task.name}", len(encodings), "examples") as advance:
+            found.gradients = source.gradients(data, encodings, keep.batch_size, advance)
+    return found
+
+
+def _merge_shards(out: Path, names: list[str] | None, overwrite: bool, dry_run: bool, console: Console) -> None:
+    from osrm_cli.artifacts import atomic, shards
+
+    paths = {name: out / f"{name}.safetensors" for name in names or shards.tasks(out)}
+    if not paths:
+        raise OsrmError(f"{out} holds no shards", "make them: osrm collect --task NAME --shard 1/2")
+    for path in paths.values():
+        atomic.refuse_existing(path, overwrite)
+    found = {name: shards.Sum(path) for name, path in paths.items()}
+    if dry_run:
+        lines = [f"would write {paths[name]} from {len(parts.paths)} shards" for name, parts in found.items()]
+        console.result({"would_write": [str(path) for path in paths.values()]}, "\n".join(lines))
+        return
     for name, path in paths.items():
-        settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
-        with console.progress(f"collect {name}", len(chosen[name].examples), "examples") as advance:
-            total = source.read(chosen[name], rows, settings, batch_size, advance)
-        facts = {"data": {"source": data, "split": chosen[name].split, "sha256": chosen[name].sha256}, **source.facts()}
-        record = provenance.record("collect", settings, base=base, task=chosen[name].task.to_dict(), **facts)
-        _write(path, total, rows, record, overwrite)
-        counts = {"examples": total.examples, "tokens": total.tokens, "layers": len(total.layers)}
-        written[name] = {"path": str(path), **counts}
-    lines = (f"{fact['path']}  {fact['examples']} examples, {fact['tokens']} tokens" for fact in written.values())
+        _write(path, *found[name].contents(), overwrite)
+    _report(console, {name: _counts(path, found[name].facts) for name, path in paths.items()})
+
+
+def _write(path: Path, contents: "Mapping[str, torch.Tensor]", record: Mapping[str, Any], overwrite: bool) -> None:
+    from osrm_cli.artifacts import atomic, tensors
+
+    with atomic.write_file(path, overwrite) as stage:
+        tensors.save(stage, contents, record)
+
+
+def _counts(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {"examples": record["examples"], "tokens": record["tokens"], "layers": len(record["layers"])}
+    private = {"private": record["private"]} if "private" in record else {}
+    return {"path": str(path), **counts, **private}
+
+
+def _report(console: Console, written: Mapping[str, dict[str, Any]]) -> None:
+    lines = []
+    for found in written.values():
+        private = found.get("private")
+        spent = f", epsilon {private['epsilon']:.3g} at delta {private['delta']:g}" if private else ""
+        lines.append(f"{found['path']}  {found['examples']} examples, {found['tokens']} tokens{spent}")
     console.result({"features": written}, "\n".join(lines))
 
 
-class _Source:
-    """A base model whose target layers are watched."""
-
-    def __init__(
-        self, folder: Path, device: "torch.device", dtype: "torch.dtype", names: list[str] | None, seed: int
-    ) -> None:
-        from osrm_cli.language import base_model, targets
-
-        self.device = device
-        self.tokenizer = base_model.load_tokenizer(folder)
-        classifier = base_model.load_classifier(folder, 1, self.tokenizer, dtype, seed)
-        wanted = names or targets.default_targets(classifier.model)
-        self.layers = targets.find_targets(classifier, wanted)
-        self.names = targets.spelled(classifier, wanted, self.layers)
-        self.model = classifier.model
-        whole: torch.nn.Module = self.model  # transformers' own method "to" is not typed
-        whole.to(device)
-
-    def read(
-        self,
-        data: "Data",
-        rows: list[Statistic],
-        settings: dict[str, Any],
-        batch_size: int,
-        advance: Callable[[int], None],
-    ) -> "Totals":
-        """Statistics of every target layer over the examples of one task."""
-        from osrm_cli.language import activations, batches
-
-        padded = settings["pooling"] == Pooling.PADDED
-        encodings = batches.tokenise(self.tokenizer, data.examples, settings["max_length"])
-        total = activations.Totals(self.model, self.layers, [row.load() for row in rows], padded)
-        for plan in batches.bucket([len(encoding["input_ids"]) for encoding in encodings], batch_size):
-            chosen = [encodings[index] for index in plan]
-            pad_to = settings["max_length"] if padded else None
-            total.add(batches.collate(chosen, self.tokenizer, self.device, pad_to=pad_to), plan)
-            advance(len(plan))
-        return total
-
-    def facts(self) -> dict[str, Any]:
-        """What a start has to know of the target layers."""
-        from osrm_cli.language import targets
-
-        conv1d = any(targets.is_conv1d(layer) for layer in self.layers.values())
-        return {"target_modules": self.names, "fan_in_fan_out": conv1d}
-
-
-def _write(path: Path, total: "Totals", rows: list[Statistic], record: dict[str, Any], overwrite: bool) -> None:
-    from osrm_cli.artifacts import atomic, tensors
-
-    names = [row.name for row in rows]
-    counts = {"layers": total.layers, "tokens": total.tokens, "examples": total.examples}
-    with atomic.write_file(path, overwrite) as stage:
-        tensors.save(stage, total.finish(names), {**record, "statistics": names, **counts})
-
-
-def _plan(paths: dict[str, Path], chosen: "dict[str, Data]", source: _Source) -> str:
-    return "\n".join(
+def _say_plan(console: Console, paths: dict[str, Path], chosen: "dict[str, Data]", source: "Source") -> None:
+    lines = [
         f"would write {path}: {len(chosen[name].examples)} examples, {len(source.layers)} layers"
         for name, path in paths.items()
-    )
+    ]
+    console.result({"would_write": [str(path) for path in paths.values()]}, "\n".join(lines))

@@ -82,7 +82,7 @@ def init(
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
     _warn_of_unknown(paths, files, console)
-    read = serving(files, row, statistic)
+    read = serving(files, list(paths), row, statistic)
     if dry_run:
         console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, row, rank, files))
         return
@@ -160,7 +160,7 @@ def _write(
     facts = provenance.record(
         "init",
         recipe,
-        [files[name].path for name in used(files, task, row)],
+        [path for name in used(files, task, row) for path in files[name].files],
         base=first.base,
         task=own["task"],
         data=own["data"],
@@ -172,16 +172,7 @@ def _write(
 
 
 def _reading(row: Objective, a_scale: str | None) -> Objective:
-    """The objective, with what the scale needs to read beside it.
-
-    Raises:
-        OsrmError: If it needs what no features file holds.
-    """
-    if row.needs_gradient:
-        raise OsrmError(
-            f"objective '{row.name}' needs the gradient of the task's loss, which features files do not hold",
-            "choose one that needs features alone, such as --objective gevd",
-        )
+    """The objective, with what the scale needs to read beside it."""
     if a_scale == "match-output":
         kinds = row.statistics or tuple(statistic.kind for statistic in STATISTICS)
         return replace(row, needs_own=True, statistics=kinds)

@@ -132,16 +132,21 @@ class Totals:
 
     def add(self, batch: Mapping[str, torch.Tensor], rows: list[int]) -> None:
         """Run one batch; ``rows`` are its examples' numbers in the sample."""
-        if self.inputs is None:
-            self.inputs = find_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
-            for name in self.inputs.distinct:
-                self.sums[name] = [kind(widths(self.targets[name])[0]) for kind in self.kinds]
+        inputs = self.look(batch)
 
         def record(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> None:
             for total in self.sums[name]:
                 total.add(inputs, mask, rows)
 
-        watch(self.model, self.targets, self.inputs, batch, record, self.padded)
+        watch(self.model, self.targets, inputs, batch, record, self.padded)
+
+    def look(self, batch: Mapping[str, torch.Tensor]) -> Inputs:
+        """See which inputs there are, if that is not known yet; nothing is counted."""
+        if self.inputs is None:
+            self.inputs = find_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
+            for name in self.inputs.distinct:
+                self.sums[name] = [kind(widths(self.targets[name])[0]) for kind in self.kinds]
+        return self.inputs
 
     @property
     def layers(self) -> dict[str, dict[str, Any]]:
@@ -153,20 +158,12 @@ class Totals:
     @property
     def tokens(self) -> int:
         """Positions counted; the most of any layer."""
-        return max(int(total.tokens) for totals in self.sums.values() for total in totals)
+        return max((int(total.tokens) for totals in self.sums.values() for total in totals), default=0)
 
     @property
     def examples(self) -> int:
         """Examples read."""
-        return max(int(total.examples) for totals in self.sums.values() for total in totals)
-
-    def finish(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Every statistic by ``<layer>.<statistic>``, float32."""
-        return {
-            f"{layer}.{name}": total.finish().float()
-            for layer, totals in self.sums.items()
-            for name, total in zip(names, totals, strict=True)
-        }
+        return max((int(total.examples) for totals in self.sums.values() for total in totals), default=0)
 
 
 def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,6 +35,11 @@ def concerns(
             f"the other tasks leave {max(free, 0)} of {request.d_in} directions free, rank {request.rank} needs more: "
             "A keeps off the directions that hold 99 % of their energy instead"
         )
+    if request.out_missed * request.d_in > 1:
+        found.append(
+            f"the sketches may hide up to {100 * request.out_missed:.2g} % of the other tasks' energy in any one direction, an "
+            f"average direction holds {100 / request.d_in:.2g} %: A need not avoid more than a random one, take more rows"
+        )
     if objective in ("osrm-in", "gevd", "eva") and own < request.rank:
         found.append(f"the task's own features have rank {own}, below rank {request.rank}: the rest of A is random")
     if objective == "gevd" and request.eps < 1e-6 and out < request.d_in:

@@ -43,25 +43,25 @@ class Accumulator(ABC):
 
     def merge(self, other: Self) -> None:
         """Take over everything that another accumulator of the same kind has counted on other examples."""
-        self._merge(other.state())
-        self.tokens += other.tokens
-        self.examples += other.examples
+        self.take(other.state())
 
     def state(self) -> State:
         """Everything needed to go on elsewhere, as tensors: ``tokens``, ``examples`` and the sums."""
         return {"tokens": torch.tensor(self.tokens), "examples": torch.tensor(self.examples), **self._sums()}
 
-    @classmethod
-    def restore(cls, d_in: int, state: State) -> Self:
-        """The accumulator whose ``state`` this is."""
-        self = cls(d_in)
+    def take(self, state: State) -> None:
+        """Take over the ``state`` of an accumulator of the same kind and width that counted other examples."""
         self._merge(state)
-        self.tokens, self.examples = int(state["tokens"]), int(state["examples"])
-        return self
+        self.tokens += int(state["tokens"])
+        self.examples += int(state["examples"])
 
     @abstractmethod
     def finish(self) -> torch.Tensor:
         """The statistic, float64, on the CPU."""
+
+    def bound(self) -> dict[str, float]:
+        """How far the finished statistic may be off, in its own terms; empty if it is exact."""
+        return {}
 
     @abstractmethod
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None: ...

@@ -1,8 +1,10 @@
-"""A mean that reveals little about any one example; its budget is the accountant's business, not this module's."""
+"""A mean that reveals little about any one example, and what it reveals."""
 
 import torch
 
 from osrm_cli.errors import OsrmError
+
+DELTA = 1e-5
 
 
 def private_mean(samples: torch.Tensor, clip: float, sigma: float, generator: torch.Generator) -> torch.Tensor:
@@ -31,3 +33,29 @@ def private_mean(samples: torch.Tensor, clip: float, sigma: float, generator: to
     noise = torch.randn(samples.shape[1], generator=generator, dtype=torch.float64)
     mean: torch.Tensor = clipped.mean(dim=0)
     return mean + noise * (sigma * clip / len(samples))
+
+
+def epsilon(sigma: float, mechanisms: int, delta: float = DELTA) -> float:
+    """Epsilon of ``(epsilon, delta)``-differential privacy, examples being added or removed.
+
+    The privacy loss distributions (arXiv:2106.08567) of all mechanisms are composed by Google's accountant.
+
+    Args:
+        sigma: Noise multiplier of each Gaussian mechanism.
+        mechanisms: How many there are, one for each distinct input of the target layers.
+        delta: Chance that the bound does not hold.
+
+    Raises:
+        OsrmError: If sigma is not positive, or the accountant is not installed.
+    """
+    if not sigma > 0:
+        raise OsrmError(f"sigma is {sigma:g}, expected a noise multiplier above 0")
+    try:
+        from dp_accounting import dp_event
+        from dp_accounting.pld import PLDAccountant
+    except ImportError:
+        raise OsrmError(
+            "a private mean needs the accountant dp-accounting, which is not installed", "pip install dp-accounting"
+        ) from None
+    accountant = PLDAccountant().compose(dp_event.GaussianDpEvent(sigma), mechanisms)
+    return float(accountant.get_epsilon(delta))

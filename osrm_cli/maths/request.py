@@ -24,6 +24,7 @@ class Request:
         out_moment: ``C_out``, the average of the other tasks' second moments, ``(d_in, d_in)``.
         own_rows: The task's own samples or sketch, ``(n, d_in)``.
         own_moment: ``C_in``, the task's own second moment, ``(d_in, d_in)``.
+        out_missed: Largest share of the other tasks' energy that one direction may hold unseen; 0 unless sketched.
         gradient: ``dL/dW`` of the task's own loss, ``(d_out, d_in)``.
         eps: Weight of the identity in ``M = C_out + eps (tr C_out / d_in) I``.
     """
@@ -38,6 +39,7 @@ class Request:
     out_moment: torch.Tensor | None = None
     own_rows: torch.Tensor | None = None
     own_moment: torch.Tensor | None = None
+    out_missed: float = 0.0
     gradient: torch.Tensor | None = None
     eps: float = 1e-3
 

@@ -1,7 +1,6 @@
 """Frequent Directions: a small matrix that stands for a large second moment."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 
@@ -21,13 +20,15 @@ class FrequentDirections(Accumulator):
         size: Rows of the sketch, ``m``.
 
     Attributes:
-        error: What the sketch may lack in any direction: the sum of all lowerings so far.
+        error: What the sketch may lack in any direction: the sum of all lowerings so far, never above the bound.
+        energy: ``||X||_F^2``, the measure for it.
     """
 
     def __init__(self, d_in: int, size: int) -> None:
         super().__init__(d_in)
         self.size = size
         self.error = 0.0
+        self.energy = 0.0
         self._buffer = torch.zeros(0, d_in, dtype=torch.float64)
 
     def finish(self) -> torch.Tensor:
@@ -36,17 +37,14 @@ class FrequentDirections(Accumulator):
         missing = self._buffer.new_zeros(self.size - self._buffer.shape[0], self.d_in)
         return torch.cat([self._buffer, missing]).cpu()
 
-    @classmethod
-    def restore(cls, d_in: int, state: State) -> Self:
-        """The accumulator whose ``state`` this is."""
-        self = cls(d_in, int(state["size"]))
-        self._merge(state)
-        self.tokens, self.examples = int(state["tokens"]), int(state["examples"])
-        return self
+    def bound(self) -> dict[str, float]:
+        """``X^T X - S^T S <= error I``, and ``energy`` to measure it by."""
+        return {"error": self.error, "energy": self.energy}
 
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         # Blocks of a few m keep the memory flat; each costs one thin SVD.
         tokens = double(x[mask])
+        self.energy += float(tokens.square().sum())
         while len(tokens):
             room = 4 * self.size - len(self._buffer)
             self._buffer = torch.cat([self._buffer.to(tokens.device), tokens[:room]])
@@ -66,12 +64,13 @@ class FrequentDirections(Accumulator):
     def _merge(self, state: State) -> None:
         self._buffer = torch.cat([self._buffer, state["rows"].to(self._buffer.device)])
         self.error += float(state["error"])
+        self.energy += float(state["energy"])
         if len(self._buffer) >= 4 * self.size:
             self._shrink()
 
     def _sums(self) -> State:
         return {
-            "size": torch.tensor(self.size),
             "error": torch.tensor(self.error, dtype=torch.float64),
+            "energy": torch.tensor(self.energy, dtype=torch.float64),
             "rows": self._buffer.cpu(),
         }

@@ -23,7 +23,7 @@ class Statistic:
     Attributes:
         name: What the user types, and the tensor's name in a features file.
         summary: One line for help and completion.
-        accumulator: ``module:Class`` below ``osrm_cli.maths``.
+        accumulator: ``module:Class`` below ``osrm_cli.maths``; empty for what is no statistic of a layer's inputs.
         size: Rows of a sketch; ``None`` for a statistic that has no size.
     """
 
@@ -49,6 +49,7 @@ STATISTICS = (
     Statistic("samples", "token mean of every example, (k, d_in)", "moments:Samples"),
     Statistic("second-moment", "uncentred second moment of the tokens, (d_in, d_in)", "moments:SecondMoment"),
     Statistic("sketch:m", "Frequent Directions of m rows, (m, d_in), for wide models", "sketch:FrequentDirections"),
+    Statistic("gradient", "gradient of the task's loss, (d_out, d_in), from labels", ""),
 )
 
 

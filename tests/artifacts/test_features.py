@@ -121,7 +121,7 @@ def test_missing_and_misshapen_entries_are_named(make: Make) -> None:
             reader.read("l.1.dense", "mean")
         with pytest.raises(OsrmError, match="has no statistic 'samples', it holds: mean") as caught:
             reader.read("l.1.dense", "samples")
-    assert caught.value.hint == "osrm collect --task sst2 --statistic samples"
+    assert caught.value.hint == "osrm collect --overwrite --task sst2 --statistic mean --statistic samples"
 
 
 WIDER = {**LAYERS, "l.1.dense": {"source": "l.1.dense", "d_in": 7, "d_out": 4}}

@@ -165,7 +165,7 @@ def test_usage_errors_end_with_2(work: Path, args: tuple[str, ...]) -> None:
 
 BAD_OPTIONS = [
     (("--objective", "osmr"), "unknown objective 'osmr'"),
-    (("--objective", "loss-aware"), "needs the gradient of the task's loss, which features files do not hold"),
+    (("--objective", "loss-aware"), "mood.safetensors has no statistic 'gradient', it holds: mean, second-moment"),
     (("--a-scale", "huge"), "unknown scale 'huge'"),
     (("--rank", 17), "rank 17 does not fit"),
     (("--features", "nowhere"), "nowhere is missing"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from osrm_cli.artifacts import shards
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import activations, base_model, batches, targets
 from osrm_cli.language.task import Example
@@ -93,7 +94,7 @@ def check(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def entry(total: Any, kind: str, layer: str) -> torch.Tensor:
-    return total.finish([kind])[f"{total.layers[layer]['source']}.{kind}"]
+    return shards.finished(total.sums, [kind])[f"{total.layers[layer]['source']}.{kind}"]
 
 
 def test_mean_is_that_of_a_naive_loop(family: Subject) -> None:
@@ -122,9 +123,9 @@ def test_padded_pooling_is_the_mean_of_all_positions(family: Subject) -> None:
 
 
 def test_batch_size_and_order_change_nothing(family: Subject) -> None:
-    expected = family.collect("second-moment", batch_size=6).finish(["c"])
+    expected = shards.finished(family.collect("second-moment", batch_size=6).sums, ["c"])
     for batch_size, order in ((1, [5, 4, 3, 2, 1, 0]), (2, [3, 0, 5, 1, 4, 2]), (5, [0, 1, 2, 3, 4, 5])):
-        found = family.collect("second-moment", batch_size, order).finish(["c"])
+        found = shards.finished(family.collect("second-moment", batch_size, order).sums, ["c"])
         assert found.keys() == expected.keys()
         for name, tensor in found.items():
             check(tensor, expected[name].double())
@@ -144,7 +145,7 @@ def test_saved_padding_side_changes_nothing(tiny: Tiny, tmp_path: Path, name: st
         tokenizer.padding_side = side
         tokenizer.save_pretrained(folder)
         assert f'"padding_side": "{side}"' in (folder / "tokenizer_config.json").read_text()
-        found.append(Subject(folder, None).collect("mean").finish(["mean"]))
+        found.append(shards.finished(Subject(folder, None).collect("mean").sums, ["mean"]))
     for key, tensor in found[0].items():
         assert torch.equal(tensor, found[1][key])
 
@@ -167,7 +168,7 @@ def test_layers_with_one_input_share_one_entry(tiny: Tiny, name: str, names: lis
     for number in range(2):
         group = {f["source"] for n, f in total.layers.items() if f".{number}." in n and n.rpartition(".")[2] in shared}
         assert len(group) == 1
-    assert len(total.finish(["mean"])) == len({facts["source"] for facts in total.layers.values()})
+    assert len(shards.finished(total.sums, ["mean"])) == len({facts["source"] for facts in total.layers.values()})
     assert list(total.layers) == list(subject.layers)  # the model's order
 
 
@@ -252,6 +253,6 @@ def test_layer_that_takes_no_part_is_named(subject: Callable[[str], Subject]) ->
 
 def test_layer_behind_the_pooler_is_averaged_over_examples(tiny: Tiny) -> None:
     subject = Subject(tiny("bert"), ["bert.pooler.dense"])
-    found = subject.collect("mean").finish(["mean"])["bert.pooler.dense.mean"]
+    found = shards.finished(subject.collect("mean").sums, ["mean"])["bert.pooler.dense.mean"]
     inputs = subject.naive()["bert.pooler.dense"]  # (d_in,) for each example
     check(found, torch.stack(inputs).mean(0))

@@ -48,3 +48,10 @@ def test_osrm_in_without_a_null_space_says_what_it_does():
 def test_a_vanishing_eps_on_a_deficient_moment():
     (reason,) = concerns("gevd", replace(MOMENTS, eps=0.0), out_tokens=40)
     assert "unseen directions count as free" in reason
+
+
+def test_a_sketch_that_may_hide_more_than_an_average_direction_holds():
+    (reason,) = concerns("osrm", replace(rows(30), out_missed=0.02))
+    assert "up to 2 % of the other tasks' energy" in reason
+    assert "an average direction holds 1.6 %" in reason
+    assert concerns("osrm", replace(rows(30), out_missed=0.015)) == []

@@ -28,6 +28,7 @@ def check_bound(X, sketch):
     assert S.shape == (sketch.size, D)
     assert lacking.min() >= -rounding
     assert lacking.max() <= sketch.error + rounding
+    assert sketch.bound() == {"error": sketch.error, "energy": pytest.approx(float(X.square().sum()))}
     values = torch.linalg.svdvals(X)
     for k in range(sketch.size):
         assert sketch.error <= values[k:].square().sum() / (sketch.size - k) + rounding
@@ -44,9 +45,9 @@ def test_the_error_stays_under_its_bound(n, size, decay, seed):
 def test_merged_shards_keep_the_bound(shards):
     X = tokens(200)
     parts = [sketched(X[shard::shards], 6) for shard in range(shards)]
-    whole = FrequentDirections.restore(D, parts[0].state())
-    for part in parts[1:]:
-        whole.merge(part)
+    whole = FrequentDirections(D, 6)
+    for part in parts:
+        whole.take(part.state())
     assert whole.tokens == 200
     check_bound(X, whole)
 

@@ -14,7 +14,7 @@ def test_every_row_loads_its_accumulator():
         "second-moment": moments.SecondMoment,
         "sketch:5": sketch.FrequentDirections,
     }
-    assert len(loaded) == len(statistics.STATISTICS)
+    assert len(loaded) == len([row for row in statistics.STATISTICS if row.accumulator])
     for name, kind in loaded.items():
         accumulator = statistics.find(name).load()(7)
         assert type(accumulator) is kind

@@ -1,0 +1,63 @@
+"""Several processes under a launcher such as torchrun or accelerate: each reads its share, the first one writes."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from safetensors.torch import load, save
+from torch import distributed
+
+from osrm_cli.maths.moments import Accumulator
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def count() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Of several GPUs, the one that is this process's."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Join the other processes, where there are any."""
+    if count() == 1:
+        yield
+        return
+    distributed.init_process_group("gloo")  # what is sent lies in main memory, whatever the device
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def add_up(sums: Mapping[str, Sequence[Accumulator]]) -> None:
+    """Bring what every process has counted to the first one, accumulator by accumulator; all must call it alike."""
+    for total in (total for totals in sums.values() for total in totals):
+        if rank():
+            _send(total.state())
+        else:
+            for source in range(1, count()):
+                total.take(_receive(source))
+
+
+def _send(state: dict[str, torch.Tensor]) -> None:
+    payload = torch.frombuffer(bytearray(save(state)), dtype=torch.uint8)
+    distributed.send(torch.tensor(len(payload)), 0)
+    distributed.send(payload, 0)
+
+
+def _receive(source: int) -> dict[str, torch.Tensor]:
+    length = torch.tensor(0)
+    distributed.recv(length, source)
+    payload = torch.empty(int(length), dtype=torch.uint8)
+    distributed.recv(payload, source)
+    return load(payload.numpy().tobytes())
