@@ -1,6 +1,7 @@
 """What a person or a script sees: the result on stdout, everything else on stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ class Console:
     def __init__(self, json: bool = False, quiet: bool = False) -> None:
         self.json = json
         self.quiet = quiet
+        if quiet or not sys.stderr.isatty():
+            for library in ("HUB", "DATASETS"):  # which read it when they are imported, later than this
+                os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
 
     def result(self, facts: Mapping[str, Any], text: "str | Table") -> None:
         """Print the command's result: ``facts`` under ``--json``, else ``text``."""

@@ -4,15 +4,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is that of httpx or httpx2
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -36,12 +35,21 @@ def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequen
     Raises:
         OsrmError: If the hub does not have it, or cannot be reached and it is not in the cache.
     """
+    refused: Exception | None = None
     try:
-        # The hub's client asks for one file once, but for the list of a commit's files six times in 23 s.
-        commit = Path(hf_hub_download(name, config, revision=revision, etag_timeout=_PATIENCE)).parent.name
-        return Path(snapshot_download(name, revision=commit, allow_patterns=list(files)))
-    except (HFValidationError, EntryNotFoundError, OfflineModeIsEnabled, HTTPError, OSError) as error:
-        raise _told(error, f"{kind} '{name}'", config, revision) from None
+        # Asked once: for what it downloads, the hub's client asks six times in 23 s where there is no network.
+        get_hf_file_metadata(hf_hub_url(name, config, revision=revision), timeout=_PATIENCE)
+    except (HFValidationError, HTTPError, OSError) as error:
+        refused = error
+    try:
+        if isinstance(refused, HFValidationError | RemoteEntryNotFoundError):
+            raise refused
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=list(files), local_files_only=refused is not None
+        )
+    except (HFValidationError, HTTPError, OSError) as error:
+        raise _told(refused or error, f"{kind} '{name}'", config, revision) from None
+    return Path(folder)
 
 
 def locate(source: str) -> Path:
@@ -68,6 +76,12 @@ def short_name(source: str) -> str:
     return folder.resolve().name if folder.exists() else source.partition("@")[0].rpartition("/")[2]
 
 
+def pinned(source: str, folder: Path) -> str:
+    """``source`` with the commit that ``folder`` is the snapshot of, if it is a hub id."""
+    found = None if Path(source).expanduser().exists() else commit(folder)
+    return f"{source.partition('@')[0]}@{found}" if found else source
+
+
 def commit(folder: Path) -> str | None:
     """The hub commit of a snapshot folder, or ``None`` for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
@@ -84,14 +98,13 @@ def _told(error: Exception, what: str, config: str, revision: str | None) -> Osr
         )
     if isinstance(error, RevisionNotFoundError):
         return OsrmError(f"{what} has no revision '{revision}' on the hub", "give a branch, a tag or a whole commit id")
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+    if isinstance(error, RemoteEntryNotFoundError):
         return OsrmError(f"{what} has no {config} on the hub", "check the name: it holds something else")
-    cause = error.__cause__ or error
-    reason = f"the hub cannot be reached ({type(cause).__name__})"
-    if isinstance(cause, OfflineModeIsEnabled):
+    reason = f"the hub cannot be reached ({type(error).__name__})"
+    if isinstance(error, OfflineModeIsEnabled):
         reason = "HF_HUB_OFFLINE forbids asking the hub"
-    elif isinstance(cause, HfHubHTTPError):
-        reason = f"the hub answers {cause.response.status_code}"
+    elif isinstance(error, HfHubHTTPError):
+        reason = f"the hub answers {error.response.status_code}"
     return OsrmError(
         f"{what} is neither a folder nor in the hub's cache, and {reason}",
         "check the path; for a hub id, go online once to fill the cache (HF_HOME)",

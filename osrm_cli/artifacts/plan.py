@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from osrm_cli.artifacts import hub
 from osrm_cli.artifacts.adapter import Adapter, check_together
 from osrm_cli.artifacts.adapter_files import Layer, natural
 from osrm_cli.artifacts.evidence import Evidence, Moments
@@ -88,7 +89,8 @@ class Plan:
         check_names(adapters)
         check_together(adapters)
         layers = tuple(sorted({layer for adapter in adapters for layer in adapter.layers}, key=natural))
-        entries = _weighted([entry for _, entry in found], adapters, weights or {})
+        pinned = [replace(entry, path=hub.pinned(entry.path, adapter.folder)) for adapter, entry in found]
+        entries = _weighted(pinned, adapters, weights or {})
         for entry, adapter in zip(entries, adapters, strict=True):
             entry.check_patterns(adapter.layers)
         known = {each.name for each in fields(Options)}
