@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from osrm_cli.artifacts import provenance
 from osrm_cli.artifacts.adapter import Adapter
 from osrm_cli.errors import OsrmError
 
@@ -22,6 +23,8 @@ class Score:
         single: The single adapter's headline on the same examples, if it is known.
         examples: Number of examples scored.
         sha256: Digest of those examples.
+        predictions: Classes or scores on the first set, see ``rounded``.
+        labels: The truth.
     """
 
     metrics: Mapping[str, float]
@@ -29,6 +32,8 @@ class Score:
     single: float | None
     examples: int
     sha256: str
+    predictions: tuple[float, ...] = ()
+    labels: tuple[float, ...] = ()
 
     @property
     def ratio(self) -> float | None:
@@ -38,10 +43,23 @@ class Score:
 
 def summary(found: Mapping[str, Score]) -> dict[str, Any]:
     """Tasks and their average, as JSON has them; an average is there when every task has the number."""
-    rows = {task: {**asdict(score), "ratio": score.ratio} for task, score in found.items()}
+    rows = {task: _row(score) for task, score in found.items()}
     return {
         "tasks": rows,
         "average": {key: _mean([row[key] for row in rows.values()]) for key in ("headline", "single", "ratio")},
+    }
+
+
+def _row(score: Score) -> dict[str, Any]:
+    long = ("predictions", "labels")
+    return {name: value for name, value in asdict(score).items() if name not in long} | {"ratio": score.ratio}
+
+
+def answers(found: Mapping[str, Score]) -> dict[str, Any]:
+    """Predictions and labels by task, as JSON has them."""
+    return {
+        "predictions": {task: list(score.predictions) for task, score in found.items()},
+        "labels": {task: list(score.labels) for task, score in found.items()},
     }
 
 
@@ -51,26 +69,52 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def rounded(answers: Sequence[float]) -> tuple[float, ...]:
-    """Classes as they are, scores to four decimals: predictions and labels as JSON has them."""
-    return tuple(round(answer, 4) for answer in answers)
+    """Classes as they are, scores to the digits that float32 has: predictions and labels as JSON has them."""
+    return tuple(answer if isinstance(answer, int) else float(f"{answer:.9g}") for answer in answers)
 
 
 def source(adapter: Adapter) -> dict[str, Any]:
-    """An adapter as scores name it: where it lies, the start that it was trained from, how, and its drift.
+    """An adapter as scores name it: where it lies, its origin, and its drift."""
+    place = {"path": adapter.source, "sha256": adapter.sha256()}
+    return {**place, **origin(adapter), "drift": recorded_drift(adapter.folder)}
+
+
+def origin(adapter: Adapter) -> dict[str, Any]:
+    """The settings of the start that an adapter was trained from, of its training, and of its repair if it had one.
 
     What this program has not recorded is ``None``.
     """
     facts = adapter.facts
+    own = {facts.get("command"): facts.get("settings")}
+    found = {"start": facts.get("start"), "train": own.get("train", facts.get("train"))}
+    return {**found, "retrofit": own["retrofit"]} if "retrofit" in own else found
+
+
+def made(folder: Path) -> dict[str, Any]:
+    """How what is scored was made: its adapters, the method with its options, and whether its heads were calibrated."""
+    facts = provenance.read(folder)
+    if "form" not in facts:
+        adapter = Adapter.open(folder)
+        return {"adapters": {adapter.name: source(adapter)}, "method": None, "options": {}, "calibrated": False}
     return {
-        "path": adapter.source,
-        "sha256": adapter.sha256(),
-        "start": facts.get("start"),
-        "train": facts.get("settings") if facts.get("command") == "train" else None,
-        "drift": _drift(adapter.folder),
+        "adapters": {row["task"]: _merged_from(row) for row in facts["inputs"]},
+        "method": facts["settings"]["method"],
+        "options": facts["settings"]["options"],
+        "calibrated": "calibration" in facts,
     }
 
 
-def _drift(folder: Path) -> float | None:
+def _merged_from(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter as a merged folder recorded it, with what it says of itself if it is still there."""
+    try:
+        found = source(Adapter.open(row["path"]))
+    except OsrmError:
+        found = {}
+    known = found if found.get("sha256") == row["sha256"] else {}
+    return {"start": None, "train": None, "drift": None, **known, "path": row["path"], "sha256": row["sha256"]}
+
+
+def recorded_drift(folder: Path) -> float | None:
     """How far A moved in training, as ``osrm train`` recorded it."""
     try:
         found = json.loads((folder / "training.json").read_text(encoding="utf-8"))["drift"]["overall"]

@@ -135,7 +135,7 @@ def _write(
     overwrite: bool,
 ) -> None:
     """The adapter with its task, data and length, so that ``osrm eval`` scores it as it scores the old one."""
-    from osrm_cli.artifacts import atomic, hub, provenance
+    from osrm_cli.artifacts import atomic, hub, provenance, scores
     from osrm_cli.artifacts import retrofit as retrofits
 
     own = files[adapter.name]
@@ -147,6 +147,7 @@ def _write(
         base=adapter.base or own.base,
         task=adapter.facts.get("task") or own.facts["task"],
         data=adapter.facts.get("data") or {"source": (own.facts.get("data") or {}).get("source")},
+        **{part: found for part, found in scores.origin(adapter).items() if part in ("start", "train")},
         **facts,
     )
     old = {"path": adapter.source, "commit": hub.commit(adapter.folder), "sha256": adapter.sha256()}

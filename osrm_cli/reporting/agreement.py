@@ -10,7 +10,7 @@ from osrm_cli.language import metrics
 from osrm_cli.language.task import Task
 from osrm_cli.reporting.results import Array, File, Scored
 
-_TOLERANCE = 0.05  # percent; predictions of scores are stored to four decimals
+_TOLERANCE = 0.05  # percent; files of other programs may round
 
 
 def same_examples(files: Sequence[File]) -> None:
@@ -35,8 +35,7 @@ def _about(file: File) -> Iterator[tuple[str, str, Any]]:
     for scores in (file.single, *(merge.tasks for merge in file.merges)):
         for task, score in scores.items():
             yield task, "number", score.examples
-            if score.sha256:
-                yield task, "sha256", score.sha256
+            yield task, "sha256", score.sha256
     for task, labels in file.labels.items():
         yield task, "labels", labels.tolist()
 
