@@ -63,6 +63,21 @@ class Source:
             f"osrm collect {' '.join(f'--task {task}' for task in files)} --statistic {kinds[0]} --overwrite",
         )
 
+    def concerns(self) -> list[str]:
+        """Reasons to doubt what the features say, one line each."""
+        widest = max(layer.d_in for features in self.files.values() for layer in features.layers.values())
+        doubts = []
+        if self.kind in ("samples", "mean"):
+            doubts.append(f"read from {self.kind}, so the numbers speak of {READINGS[self.kind]}")
+        if self.kind == "second-moment":
+            doubts += [
+                f"{features.path}: {features.tokens} tokens for inputs of width {widest}: k is too small to tell "
+                "directions that the task does not use from directions that were not seen"
+                for features in self.files.values()
+                if features.tokens < widest
+            ]
+        return doubts
+
     def groups(self) -> list[list[str]]:
         """Layers, those that are fed by the same tensor together."""
         files = list(self.files.values())

@@ -15,7 +15,7 @@ def interference(comparison: Comparison) -> Picture | None:
     for name, facts in sorted(comparison.diagnoses.items()):
         found = _matrix(facts.get("interference"))
         if found:
-            panels.append(Panel(name if len(comparison.diagnoses) > 1 else "", _heat(*found)))
+            panels.append(Panel(name if len(comparison.diagnoses) > 1 else "", heat(*found)))
     note = "Energy of the update of the task on the left on inputs of the task below, as a share of the base model's."
     return Picture("interference", "Interference matrix", note, panels) if panels else None
 
@@ -31,7 +31,9 @@ def _matrix(found: Any) -> tuple[list[str], list[list[float]]] | None:
         return None
 
 
-def _heat(tasks: Sequence[str], values: Sequence[Sequence[float]]) -> Callable[[Axes], None]:
+def heat(tasks: Sequence[str], values: Sequence[Sequence[float]]) -> Callable[[Axes], None]:
+    """What draws a matrix as coloured fields with their numbers, the first row on top."""
+
     def draw(axes: Axes) -> None:
         top = max(map(max, values)) or 1.0
         axes.pcolormesh(values, cmap="YlOrRd", vmin=0, vmax=top, edgecolors="white", linewidth=1)
