@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from osrm_cli import __version__, console, defaults
-from osrm_cli.commands import calibrate, collect, demo, evaluate, init, merge, report, retrofit, sweep, train
+from osrm_cli.commands import calibrate, collect, demo, diagnose, evaluate, init, merge, report, retrofit, sweep, train
 from osrm_cli.errors import OsrmError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -85,6 +85,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("retrofit")(retrofit.retrofit)
 app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
+app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)
 app.command("demo")(demo.demo)
 
