@@ -1,19 +1,18 @@
-"""Wall time and peak memory of whole processes, and the time that their bytes alone take."""
+"""Wall time and peak memory of whole processes and of functions, and the time that their bytes alone take."""
 
-import json
 import os
 import platform
-import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -24,26 +23,65 @@ class Cost:
     mebibytes: float
 
 
-def process(words: Sequence[str], cwd: Path | None = None) -> Cost:
-    """Run a program to its end.
+def process(words: Sequence[str | Path], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Cost:
+    """Run a program to its end, as after its first run: Python may use the bytecode that it has stored.
 
     Raises:
         RuntimeError: If it fails; with what it said.
     """
+    around = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
+    around.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()
-    child = subprocess.Popen(words, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        list(map(str, words)), cwd=cwd, env={**around, **(env or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     said = child.stderr.read() if child.stderr else b""
     _, status, usage = os.wait4(child.pid, 0)
     seconds = time.perf_counter() - start
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {said.decode()[-2000:]}")
+        raise RuntimeError(f"{' '.join(map(str, words))}: {said.decode()[-2000:]}")
     return Cost(seconds, usage.ru_maxrss / 1024)
 
 
-def osrm(*words: str, cwd: Path | None = None) -> Cost:
+def osrm(*words: str | Path, cwd: Path | None = None) -> Cost:
     """Run one of our commands as a process."""
     return process([sys.executable, "-m", "osrm_cli", *words], cwd)
+
+
+def peer(name: str, *words: str | Path, cwd: Path | None = None) -> Cost:
+    """Run a program of ``benchmarks/peers`` as a process."""
+    return process([sys.executable, "-m", f"benchmarks.peers.{name}", *words], cwd)
+
+
+def imports(*modules: str) -> Cost:
+    """A process that imports modules and ends."""
+    return process([sys.executable, "-c", f"import {', '.join(modules)}"])
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def in_turn(runs: Mapping[str, Callable[[], Cost | float]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run, by name: one after the other, and then all again, so that a busy minute hits them alike."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            cost = run()
+            found[name].append(cost.seconds if isinstance(cost, Cost) else cost)
+    return found
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def median(costs: Sequence[Cost]) -> Cost:
@@ -68,27 +106,21 @@ def bytes_alone(read: Sequence[Path], written: int, scratch: Path) -> float:
     return time.perf_counter() - start
 
 
-def peak_of_this_process() -> float:
-    """Largest resident size of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
     return {
         "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
 
 
-def save(name: str, facts: dict[str, Any], table: str) -> None:
-    """Write results as JSON and Markdown, and print the table."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

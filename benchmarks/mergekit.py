@@ -1,0 +1,94 @@
+"""mergekit as a peer, where it is installed: it depends on other versions than we do, so it is never required.
+
+python3 -m venv mk && mk/bin/pip install mergekit && PATH=$PATH:$PWD/mk/bin python -m benchmarks.ties
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks import inputs, timing
+
+MISSING = "mergekit: not installed (pip install mergekit in an environment of its own, its bin in PATH)"
+
+
+def program() -> Path | None:
+    """``mergekit-yaml``, if it can be found."""
+    place = shutil.which("mergekit-yaml")
+    return Path(place) if place else None
+
+
+def save_models(folder: Path, adapters: list[Path], layers: int, width: int) -> Path:
+    """A base model of Llama's shape, and beside it the model that each adapter makes; return the base's folder."""
+    inner, words = width * 11 // 4, 512
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "num_key_value_heads": width // 64,
+        "vocab_size": words,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"model.embed_tokens": (words, width), "lm_head": (words, width), "model.norm": (width,)}
+    for layer in range(layers):
+        block = f"model.layers.{layer}"
+        shapes |= {f"{block}.self_attn.{name}": (width, width) for name in inputs.PROJECTIONS}
+        shapes |= {f"{block}.mlp.{name}": (inner, width) for name in ("gate_proj", "up_proj")}
+        shapes |= {f"{block}.mlp.down_proj": (width, inner)}
+        shapes |= {f"{block}.{name}": (width,) for name in ("input_layernorm", "post_attention_layernorm")}
+    base = {f"{name}.weight": torch.randn(shape, generator=draw) * 0.02 for name, shape in shapes.items()}
+    _save(folder / "base", config, base)
+    for adapter in adapters:
+        factors = load_file(adapter / "adapter_model.safetensors")
+        changed = dict(base)
+        for name in base:
+            a, b = (factors.get(f"base_model.model.{name[:-7]}.lora_{x}.weight") for x in "AB")
+            if a is not None and b is not None:
+                changed[name] = base[name] + 2 * b.float() @ a.float()
+        _save(folder / adapter.name, config, changed)
+    return folder / "base"
+
+
+def _save(folder: Path, config: dict[str, object], tensors: dict[str, torch.Tensor]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def merge(method: str, models: Path, tasks: list[str], parameters: dict[str, float], out: Path) -> timing.Cost:
+    """Run ``mergekit-yaml`` on full models; a whole process."""
+    recipe = {
+        "merge_method": method,
+        "base_model": str(models / "base"),
+        "models": [{"model": str(models / task), "parameters": {"weight": 1.0, **parameters}} for task in tasks],
+        "dtype": "float32",
+    }
+    path = out.with_suffix(".yaml")
+    path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
+    timing.remove(out)
+    found = program()
+    if found is None:
+        raise FileNotFoundError(MISSING)
+    return timing.process([found, path, out, "--no-copy-tokenizer"])
+
+
+def difference(ours: Path, theirs: Path) -> str:
+    """How far two merged models are apart: the largest difference, and how many entries differ by more than rounding."""
+    found, wanted = _load(ours), _load(theirs)
+    worst, apart, total = 0.0, 0, 0
+    for name, tensor in wanted.items():
+        gaps = (found[name] - tensor).abs()
+        worst, apart, total = max(worst, float(gaps.max())), apart + int((gaps > 1e-6).sum()), total + gaps.numel()
+    return f"largest difference {worst:.0e}, {apart / total:.0e} of entries by more than 1e-6"
+
+
+def _load(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: x for path in sorted(folder.glob("*.safetensors")) for name, x in load_file(path).items()}

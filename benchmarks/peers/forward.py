@@ -1,0 +1,28 @@
+"""A bare forward pass over the same tokens in the same batches: what no collection of features can beat.
+
+python -m benchmarks.peers.forward MODEL DATA
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from benchmarks.peers import texts
+from osrm_cli.language import batches
+
+
+def main() -> None:
+    place, data = map(Path, sys.argv[1:])
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model = AutoModelForSequenceClassification.from_pretrained(place).eval()
+    for examples in texts.read(data).values():
+        encodings = batches.tokenise(tokenizer, examples.examples, 128)
+        with torch.inference_mode():
+            for plan in batches.bucket([len(encoding["input_ids"]) for encoding in encodings], 32):
+                model(**batches.collate([encodings[index] for index in plan], tokenizer, torch.device("cpu")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Rows of figures beside their goals, as JSON and Markdown in ``results/``."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from benchmarks import timing
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing measured, in several rounds.
+
+    Attributes:
+        what: What was done.
+        ours: Our figure in each round.
+        peer: Who did the same, or what no program can beat; nothing if the goal is a plain number.
+        theirs: Their figure in each round.
+        goal: What the ratio has to reach or the figure must not exceed, see ``kind``.
+        kind: ``faster``: theirs / ours is at least the goal; ``within``: ours / theirs is at most the goal; ``below``:
+            ours is at most the goal.
+        unit: Of the figures.
+        difference: How far our result is from theirs, with what was compared.
+    """
+
+    what: str
+    ours: Sequence[float]
+    peer: str = ""
+    theirs: Sequence[float] = ()
+    goal: float | None = None
+    kind: Literal["faster", "within", "below"] = "faster"
+    unit: str = "s"
+    difference: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """The median over the rounds of theirs / ours; of ours / theirs where theirs is a bound."""
+        if not self.theirs:
+            return None
+        pairs = list(zip(self.ours, self.theirs, strict=True))
+        return median(a / b if self.kind == "within" else b / a for a, b in pairs)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; ``None`` without one."""
+        if self.goal is None:
+            return None
+        if self.kind == "below":
+            return median(self.ours) <= self.goal
+        ratio = self.ratio or 0.0
+        return ratio >= self.goal if self.kind == "faster" else ratio <= self.goal
+
+    def cells(self) -> list[str]:
+        """The row of a Markdown table, see ``COLUMNS``."""
+        theirs = f"{self.peer}: {_figure(median(self.theirs), self.unit)}" if self.theirs else self.peer
+        sign = "at least" if self.kind == "faster" else "at most"
+        unit = f" {self.unit}" if self.kind == "below" else ""
+        goal = "" if self.goal is None else f"{sign} {self.goal:g}{unit}, {'met' if self.met else '**missed**'}"
+        ratio = "" if self.ratio is None else f"{self.ratio:.{2 if self.ratio < 10 else 0}f}"
+        return [self.what, _figure(median(self.ours), self.unit), theirs, ratio, goal]
+
+
+COLUMNS = ("what", "ours", "beside", "ratio", "goal")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to measure.
+
+    Attributes:
+        folder: An empty folder to work in.
+        quick: Sizes at which a run shows that it works, and nothing else.
+        repeats: Rounds.
+        data: Folder with GLUE, or ``mini``.
+    """
+
+    folder: Path
+    quick: bool
+    repeats: int
+    data: str
+
+
+Measure = Callable[[Setting], Iterable[Row]]
+
+
+def table(rows: Iterable[Row], differences: bool = True) -> str:
+    """A Markdown table."""
+    rows = list(rows)
+    shown = differences and any(row.difference for row in rows)
+    lines = [[*COLUMNS, *(["same result"] if shown else [])]]
+    lines += [["---"] * len(lines[0])]
+    lines += [[*row.cells(), *([row.difference] if shown else [])] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def run(name: str, measure: Measure, heading: str, setting: argparse.Namespace) -> list[Row]:
+    """Measure in a scratch folder; print the table, and store it unless this is a quick run."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(measure(Setting(Path(folder), setting.quick, setting.repeats, setting.data)))
+    text = f"{heading.partition('    python -m')[0].strip()}\n\n{table(rows)}"
+    print(text, flush=True)
+    if not setting.quick:
+        facts = {"machine": timing.machine(), "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    return rows
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every script has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="tiny sizes, nothing stored: does it run?")
+    made.add_argument("--repeats", type=int, default=3, help="rounds")
+    made.add_argument("--data", default="mini", help="folder with GLUE's eight tasks; default: the generated ones")
+    return made
+
+
+def script(name: str, measure: Measure, heading: str | None) -> None:
+    """What ``python -m benchmarks.NAME`` does."""
+    run(name, measure, heading or "", parser(heading).parse_args())
+
+
+def load(name: str) -> list[Row]:
+    """The rows that a script has stored."""
+    facts: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return [Row(**{key: value for key, value in row.items() if key != "ratio"}) for row in facts["rows"]]
+
+
+def _figure(value: float, unit: str) -> str:
+    if unit == "s":
+        return f"{value * 1e3:.3g} ms" if value < 0.1 else f"{value:.2f} s" if value < 10 else f"{value:,.0f} s"
+    if unit == "MiB":
+        return f"{value:,.0f} MiB"
+    return f"{value:.2f}"

@@ -1,0 +1,38 @@
+"""`osrm merge --method ties`: 8 adapters of rank 16 and width 4096, on 4 matrices, beside PEFT and mergekit.
+
+As an adapter: a whole process less the time to start, PEFT in memory on one matrix, times 4. As a model: whole processes
+on both sides, mergekit on the models that the adapters make.
+
+    python -m benchmarks.ties
+"""
+
+from collections.abc import Iterator
+
+from benchmarks import inputs, merge, peft_merge, timing
+from benchmarks.report import Row, Setting, script
+
+TASKS, RANK = 8, 16
+
+
+def measure(setting: Setting) -> Iterator[Row]:
+    width = 256 if setting.quick else 4096
+    folder, matrices = setting.folder, len(inputs.PROJECTIONS)
+    paths = inputs.save_adapters(folder / "adapters", TASKS, 1, width, RANK)
+    words = [*paths, "--method", "ties", "--rank", str(RANK), "--out", folder / "out", "--overwrite", "-q"]
+    modules = ("osrm_cli.artifacts.merged", "osrm_cli.language.devices")
+
+    def above() -> float:
+        start = timing.imports(*modules)
+        return timing.osrm("merge", *words).seconds - start.seconds
+
+    runs = {"ours": above, "peft": lambda: peft_merge.merge("ties_svd", TASKS, width, RANK)[0] * matrices}
+    found = timing.in_turn(runs, min(setting.repeats, 2))
+    small = peft_merge.merge("ties_svd", TASKS, 256, RANK, 256)[1]
+    error = peft_merge.distance(peft_merge.ours("ties", TASKS, 256, RANK), small)
+    same = f"largest difference {error:.0e} of the largest entry, at width 256 before truncation"
+    yield Row("`ties --rank 16`, as adapter", found["ours"], "PEFT ties_svd", found["peft"], 5, "faster", "s", same)
+    yield merge.full_models(setting, "ties", "ties", {"density": 0.2}, 5)
+
+
+if __name__ == "__main__":
+    script("ties", measure, __doc__)
