@@ -1,7 +1,5 @@
 """``osrm eval``: merged/ -> merged/scores.json."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +12,9 @@ from osrm_cli.console import Console, table
 from osrm_cli.errors import OsrmError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
-    from transformers import PreTrainedModel
 
     from osrm_cli.artifacts.classifiers import Held
     from osrm_cli.artifacts.scores import Score
@@ -35,6 +34,7 @@ def evaluate(
         int | None,
         typer.Option("--limit", min=1, help="Examples per task; the first ones. Default: all.", show_default=False),
     ] = None,
+    predictions: Annotated[bool, typer.Option("--predictions", help="Keep every prediction, and the labels.")] = False,
     single: Annotated[bool, typer.Option("--single/--no-single", help="Score the single adapters beside.")] = True,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
@@ -82,9 +82,12 @@ def evaluate(
             score = replace(score, single=score.headline if own else _alone(bench, held, sets[name][0], lengths[name]))
         results[name] = score
     settings = {"split": split, "limit": limit, "max_length": lengths}
-    record = provenance.record("eval", settings, sorted(folder.rglob("*.safetensors")), base=base)
+    record = provenance.record(
+        "eval", settings, sorted(folder.rglob("*.safetensors")), base=base, **scores.made(folder)
+    )
+    facts = scores.summary(results) | (scores.answers(results) if predictions else {})
     with atomic.write_file(path, overwrite) as stage:
-        stage.write_text(provenance.dumps({**record, **scores.summary(results)}), encoding="utf-8")
+        stage.write_text(provenance.dumps({**record, **facts}), encoding="utf-8")
     if first.form == "task-aware":
         console.note("Each task was scored with its own mask: this is not one model.")
     console.result({"path": str(path), **scores.summary(results)}, _table(results, split))
@@ -132,24 +135,33 @@ class _Bench:
 
     def score(self, held: "Held", sets: "list[Data]", length: int) -> "Score":
         """Score one task on one set of examples, or two."""
-        from osrm_cli.artifacts.scores import Score
+        from osrm_cli.artifacts.scores import Score, rounded
+        from osrm_cli.language import held as classifiers
         from osrm_cli.language import metrics
 
         task = sets[0].task
-        with _classifier(self.model, held, task.num_labels) as model:
-            found = [self._metrics(model, data, length) for data in sets]
+        with classifiers.classifier(self.model, held, task.num_labels) as model:
+            answers = [self._answers(model, data, length) for data in sets]
+        found = [metrics.score(task, given, data.labels) for given, data in zip(answers, sets, strict=True)]
         named = {name: value for data, rows in zip(sets, found, strict=True) for name, value in _named(data, rows)}
-        examples = sum(len(data.examples) for data in sets)
-        return Score(named, metrics.headline(task, found[0]), None, examples, sets[0].sha256)
+        return Score(
+            named,
+            metrics.headline(task, found[0]),
+            None,
+            sum(len(data.examples) for data in sets),
+            sets[0].sha256,
+            rounded(answers[0].tolist()),
+            tuple(sets[0].labels),
+        )
 
-    def _metrics(self, model: Any, data: "Data", length: int) -> dict[str, float]:
+    def _answers(self, model: Any, data: "Data", length: int) -> Any:
+        """Classes or scores, one per example."""
         from osrm_cli.language import batches, metrics, scoring
 
-        labels = data.labels
         encodings = batches.tokenise(self.tokenizer, data.examples, length)
         with self.console.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
             logits = scoring.logits(model, encodings, self.tokenizer, self.device, self.batch_size, advance)
-        return metrics.score(data.task, metrics.decide(data.task, logits.numpy()), labels)
+        return metrics.decide(data.task, logits.numpy())
 
 
 def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | None:
@@ -178,40 +190,6 @@ def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | 
 def _named(data: "Data", found: dict[str, float]) -> "Iterator[tuple[str, float]]":
     suffix = "_mismatched" if data.split.endswith("_mismatched") else ""
     return ((name + suffix, value) for name, value in found.items())
-
-
-def _classifier(model: "PreTrainedModel", held: "Held", num_labels: int) -> AbstractContextManager[Any]:
-    from osrm_cli.language import scoring
-
-    if held.form == "adapter":
-        return scoring.adapted(model, held.folder, num_labels)
-    if held.form == "model":
-        return _headed(model, held, num_labels)
-    return _masked(model, held, num_labels)
-
-
-@contextmanager
-def _headed(model: "PreTrainedModel", held: "Held", num_labels: int) -> Iterator[Any]:
-    from osrm_cli.artifacts import tensors
-    from osrm_cli.artifacts.records import HEAD
-    from osrm_cli.language import scoring
-
-    path = held.folder / HEAD
-    with tensors.open_tensors(path) as file:
-        head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    with scoring.headed(model, head, num_labels, path) as whole:
-        yield whole
-
-
-@contextmanager
-def _masked(model: "PreTrainedModel", held: "Held", num_labels: int) -> Iterator[Any]:
-    from osrm_cli.artifacts import task_aware
-    from osrm_cli.language import scoring
-
-    layers = list(held.facts["rescalers"])
-    updates = lambda layer: task_aware.read(held.root, held.task, layer)  # noqa: E731
-    with scoring.shifted(model, updates, layers), _headed(model, held, num_labels) as whole:
-        yield whole
 
 
 def _table(results: "dict[str, Score]", split: str) -> Any:

@@ -52,6 +52,46 @@ def test_chosen_tasks_limit_out_and_same_bytes(work: Path) -> None:
     assert not (work / "merged/scores.json").exists()
 
 
+def test_file_says_how_the_scored_was_made(work: Path) -> None:
+    assert osrm("eval", "merged", "--task", "mood", cwd=work).code == 0
+    found = scores(work / "merged")
+    assert (found["method"], found["options"], found["calibrated"]) == ("task-arith", {"lambda": 0.5}, False)
+    assert set(found["adapters"]) == {"mood", "pair", "score"}
+    log = json.loads((work / "adapters/mood/training.json").read_text())
+    made = found["adapters"]["mood"]
+    assert made["path"] == "adapters/mood"
+    assert made["train"]["lr"] == 0.01
+    assert made["drift"] == log["drift"]["overall"]
+    assert made["start"] == json.loads((work / "adapters/mood/osrm.json").read_text()).get("start")
+    assert osrm("eval", "adapters/mood", cwd=work).code == 0
+    alone = scores(work / "adapters/mood")
+    assert alone["adapters"] == {"mood": made}
+    assert (alone["method"], alone["options"], alone["calibrated"]) == (None, {}, False)
+    shutil.rmtree(work / "adapters")
+    assert osrm("eval", "merged", "--task", "mood", "--overwrite", cwd=work).code == 0
+    gone = {"path": made["path"], "sha256": made["sha256"], "start": None, "train": None, "drift": None}
+    assert scores(work / "merged")["adapters"]["mood"] == gone
+
+
+def test_predictions_give_the_scores_again(work: Path) -> None:
+    from scipy.stats import pearsonr
+
+    assert osrm("eval", "merged", "--predictions", cwd=work).code == 0
+    found = scores(work / "merged")
+    for task in ("mood", "pair"):
+        pairs = list(zip(found["predictions"][task], found["labels"][task], strict=True))
+        hits = 100 * sum(given == truth for given, truth in pairs) / len(pairs)
+        assert hits == pytest.approx(found["tasks"][task]["headline"])
+    given = found["predictions"]["score"]
+    assert given == [round(value, 4) for value in given]
+    pearson = 100 * pearsonr(given, found["labels"]["score"]).statistic
+    assert pearson == pytest.approx(
+        found["tasks"]["score"]["metrics"]["pearson"], abs=2
+    )  # rounded scores that hardly differ
+    assert osrm("eval", "merged", "--overwrite", cwd=work).code == 0
+    assert not {"predictions", "labels"} & scores(work / "merged").keys()
+
+
 def test_batch_size_changes_nothing(work: Path) -> None:
     for out, size in (("one.json", 1), ("two.json", 24)):
         osrm("eval", "merged", "--batch-size", size, "--out", out, cwd=work)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.osrm import listing, osrm
+from tests.osrm import osrm
 
 ADAPTERS = ("adapters/mood", "adapters/pair", "adapters/score")
 CLOSE = 0.01  # percent: a correlation of scores that hardly differ shows rounding
@@ -92,5 +92,5 @@ def test_calibrated_points_are_what_calibrate_makes_of_the_merge(work: Path, met
     for point, theirs in zip(found["points"], (expected, calibrated), strict=True):
         for task, row in point["test"]["tasks"].items():
             assert row["headline"] == pytest.approx(theirs["tasks"][task]["headline"], abs=CLOSE)
-    plain, mapped = (point["test"]["tasks"]["pair"] for point in found["points"])
+    plain, mapped = (point["test"]["tasks"]["score"] for point in found["points"])
     assert plain != mapped
