@@ -137,7 +137,8 @@ def merge(
         if place and drawn:
             plan = _informed(plan, drawn, place, where, Path(scratch), console)
         with console.progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
-            done = merged.write(stage, plan, merged.Work(jobs, where, advance), base, checkpoint)
+            work = merged.Work(jobs, devices.with_float64(where), advance)
+            done = merged.write(stage, plan, work, base, checkpoint)
         rows = calibration.apply(stage, place, where, console.progress) if place and calibration else {}
     _report(console, out, plan, done, rows)
 

@@ -19,6 +19,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def with_float64(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where it has no float64, in which merging rules compute."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """Resolve ``auto``: bfloat16 on a GPU that computes in it, float32 elsewhere."""
     if name == "auto":

@@ -15,3 +15,8 @@ def test_devices_and_types() -> None:
             devices.pick_device("cuda")
     if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         assert devices.pick_device("auto") == cpu
+
+
+def test_rules_leave_a_device_without_float64() -> None:
+    found = [devices.with_float64(torch.device(name)) for name in ("cpu", "cuda", "mps")]
+    assert [device.type for device in found] == ["cpu", "cuda", "cpu"]
