@@ -155,7 +155,8 @@ def _read(source: "Source", data: "Data", settings: dict[str, Any], keep: "Keep"
 
     encodings = source.tokenise(data, settings["max_length"])
     pad_to = settings["max_length"] if settings["pooling"] == Pooling.PADDED else None
-    with console.progress(f"collect {data.task.name}", len(encodings), "examples") as advance:
+    ours = sum(map(len, keep.batches(encodings)))
+    with console.progress(f"collect {data.task.name}", ours, "examples") as advance:
         total = source.read(encodings, keep, pad_to, advance)
     found = Found(data, total)
     if keep.gradient and processes.rank() == 0:

@@ -68,6 +68,16 @@ class Keep:
         """Where it is written."""
         return self.share.path(whole) if self.share else whole
 
+    def batches(self, encodings: Sequence[batches.Encoding]) -> list[list[int]]:
+        """Which examples this process runs through the model, batch by batch.
+
+        Shares are made of batches, not of examples: each batch is computed as in the whole, so that shares differ from
+        it in nothing but the order of a sum in float64. Several processes share out a share again.
+        """
+        plan = batches.bucket([len(encoding["input_ids"]) for encoding in encodings], self.batch_size)
+        share = self.share or Share(1, 1)
+        return plan[share.index - 1 :: share.count][processes.rank() :: processes.count()] if self.watched else []
+
     def digest(self, data: Data) -> str | None:
         """Digest of the examples; a private mean has none: it would tell who guesses them that the guess is right."""
         return None if self.noise else data.sha256
@@ -139,9 +149,6 @@ class Source:
     ) -> Totals:
         """Statistics of every target layer over a share of the examples of one task.
 
-        Shares are made of batches, not of examples: each batch is computed as in the whole, so that shares differ from
-        it in nothing but the order of a sum in float64. Several processes share out a share again.
-
         Args:
             encodings: All examples.
             keep: What to keep, and of which share.
@@ -153,11 +160,9 @@ class Source:
         def collate(rows: list[int]) -> dict[str, torch.Tensor]:
             return batches.collate([encodings[row] for row in rows], self.tokenizer, self.device, pad_to=pad_to)
 
-        plan = batches.bucket([len(encoding["input_ids"]) for encoding in encodings], keep.batch_size)
-        total.look(collate(plan[0][:1]))  # a share may be empty
-        share = keep.share or Share(1, 1)
-        ours = plan[share.index - 1 :: share.count][processes.rank() :: processes.count()]
-        for rows in ours if keep.watched else []:
+        longest = max(range(len(encodings)), key=lambda row: len(encodings[row]["input_ids"]))
+        total.look(collate([longest]))  # a share may be empty
+        for rows in keep.batches(encodings):
             total.add(collate(rows), rows)
             advance(len(rows))
         processes.add_up(total.sums)
