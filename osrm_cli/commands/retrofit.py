@@ -29,6 +29,7 @@ class Way(StrEnum):
     BALANCED = "balanced"
 
 
+_MUCH = 0.5
 # Options that one way alone takes.
 _OF = {"mu": Way.BALANCED, "objective": Way.PROJECTION, "eps": Way.PROJECTION}
 
@@ -101,6 +102,12 @@ def retrofit(
     for adapter in opened:
         facts = {"changed": vars(changed[adapter.name]), "statistic": source.kind, "concerns": doubts}
         _write(paths[adapter.name], adapter, new[adapter.name], files, settings, facts, overwrite)
+    for name, change in changed.items():
+        if change.own > _MUCH:
+            console.warn(
+                f"{name}: {change.own:.0%} of the update on its own inputs has changed, so its own score will suffer; "
+                "--method balanced with a smaller --mu keeps more"
+            )
     told = {name: {"path": str(paths[name]), **vars(change)} for name, change in changed.items()}
     console.result({"adapters": told, **settings}, _table(changed, paths, settings))
 

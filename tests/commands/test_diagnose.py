@@ -65,6 +65,48 @@ def test_interference_is_that_of_forward_passes(work, tiny, words):
             assert found["interference"][t][u] == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_interference_of_other_architectures(tmp_path, tiny, words, family):
+    """Conv1D weights, square and not, are stored the other way round; T5's key and value share an input."""
+    (tmp_path / "osrm.toml").write_text(f'model = "{tiny(family)}"\ndata = "{words}"\nquiet = true\n')
+    names = [word for name in trained.TARGETS[family] for word in ("--target-modules", name)]
+    kept = ("--statistic", "second-moment", "--samples", 20)
+    assert osrm("collect", "--task", "mood", "--task", "pair", *names, *kept, cwd=tmp_path).code == 0
+    for task in ("mood", "pair"):
+        trained.save(tmp_path / "adapters" / task, tiny(family), family, words)
+    found = diagnose(tmp_path, "adapters/mood", "adapters/pair")
+    texts = [example.texts[0] for example in tasks.sample(tasks.load("mood", words, "train"), 20, 0).examples]
+    tokenizer = AutoTokenizer.from_pretrained(tiny(family), padding_side="right")
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    model = PeftModel.from_pretrained(trained.bare(tiny(family), "pair"), str(tmp_path / "adapters/pair"))
+    model.base_model.model.config.pad_token_id = tokenizer.pad_token_id
+    sums = {}
+
+    def watch(name):
+        def see(layer, args, output):
+            x = args[0].detach()
+            W = layer.get_delta_weight("default").detach()
+            update = x @ (W.T if family == "t5" else W)
+            bias = getattr(layer.base_layer, "bias", None)
+            base = layer.base_layer(x).detach() - (0 if bias is None else bias.detach())
+            mask = batch["attention_mask"].bool()
+            for index, y in enumerate((update, base)):
+                if y.shape[:2] == mask.shape:
+                    sums.setdefault(name, [0, 0])[index] = float(y[mask].square().sum())
+
+        model.base_model.model.get_submodule(name).register_forward_hook(see)
+
+    for name in found["interference_by_layer"]:
+        if "decoder" not in name:
+            watch(name)
+    with torch.no_grad(), model.disable_adapter():
+        model(**batch)
+    assert len(sums) >= 4
+    for name, (update, base) in sums.items():
+        assert found["interference_by_layer"][name]["pair"]["mood"] == pytest.approx(update / base, rel=1e-4)
+
+
 def test_norms_are_those_of_the_dense_updates(work, tiny):
     found = diagnose(work, *ADAPTERS)["adapters"]["pair"]
     base = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=3).requires_grad_(False)
@@ -130,6 +172,7 @@ def test_tasks_in_different_directions_are_told_from_tasks_in_the_same(work):
     assert found["shares"]["mood"]["pair"] < 0.01
     run = osrm("diagnose", "features", "--overwrite", cwd=work)
     assert "mood, pair, score: A start that keeps off the others can help" in run.stdout
+    assert f" 0 {found['tasks']['mood']['least']['free']:.1%}" in run.stdout  # the layer's short name
     for task in TASKS:
         rewrite(work, task, diagonal(0, 8))
     found = diagnose(work)

@@ -106,6 +106,10 @@ def test_mu_decides_between_own_task_and_others(work):
     assert own == sorted(own)
     assert others == sorted(others, reverse=True)
     assert others[-1] < 0.5
+    run = osrm("retrofit", *ADAPTERS, "--mu", 10, "--overwrite", cwd=work)
+    warned = [line for line in run.stderr.splitlines() if "of the update on its own inputs has changed" in line]
+    assert any(line.startswith(f"warning: mood: {own[-1]:.0%} of") for line in warned)
+    assert "has changed" not in osrm("retrofit", *ADAPTERS, "--mu", 0, "--overwrite", cwd=work).stderr
 
 
 @pytest.mark.parametrize("objective", ["osrm", "gevd", "random-orthonormal"])
