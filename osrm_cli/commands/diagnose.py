@@ -117,14 +117,14 @@ def _trained(
     record: Mapping[str, Any],
     console: Console,
 ) -> "Trained":
-    from osrm_cli.artifacts import interferences, starts
+    from osrm_cli.artifacts import interferences, origins
     from osrm_cli.reporting.diagnosis import Trained
 
     digests = {task: entry["sha256"] for task, entry in zip(source.files, record["inputs"], strict=False)}
     layers = len({layer for adapter in adapters for layer in adapter.layers})
     with console.progress("diagnose adapters", layers, "layers") as advance:
         found = interferences.measure(adapters, source, base, advance)
-    traced = {adapter.name: starts.trace(adapter, source.files, digests) for adapter in adapters}
+    traced = {adapter.name: origins.trace(adapter, source.files, digests) for adapter in adapters}
     return Trained(found, traced, merges)
 
 

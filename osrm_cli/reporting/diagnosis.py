@@ -10,7 +10,7 @@ from osrm_cli.artifacts.grams import READINGS, Source
 from osrm_cli.artifacts.interferences import Interference, Matrix
 from osrm_cli.artifacts.measured import Merge
 from osrm_cli.artifacts.overlaps import Group
-from osrm_cli.artifacts.starts import Start
+from osrm_cli.artifacts.origins import Origin
 from osrm_cli.reporting.drawing import Panel, Picture, png
 from osrm_cli.reporting.matrix import heat
 
@@ -23,12 +23,12 @@ class Trained:
 
     Attributes:
         interference: Of every update on every task's inputs.
-        starts: By task.
+        origins: By task, what became of the start.
         merges: Scores of merges of these adapters.
     """
 
     interference: Interference
-    starts: Mapping[str, Start]
+    origins: Mapping[str, Origin]
     merges: Sequence[Merge] = ()
 
 
@@ -56,10 +56,10 @@ def facts(source: Source, groups: Sequence[Group], trained: Trained | None) -> d
 
 
 def _of_adapters(trained: Trained) -> dict[str, Any]:
-    found, starts = trained.interference, trained.starts
+    found, origins = trained.interference, trained.origins
     adapters = {
-        task: {"norm": found.norms[task], "relative_norm": found.relative_norms[task], **asdict(starts[task])}
-        for task in starts
+        task: {"norm": found.norms[task], "relative_norm": found.relative_norms[task], **asdict(origins[task])}
+        for task in origins
     }
     return {
         "adapters": adapters,
