@@ -9,8 +9,8 @@ from osrm_cli.artifacts import measured, overlaps, provenance
 from osrm_cli.artifacts.grams import READINGS, Source
 from osrm_cli.artifacts.interferences import Interference, Matrix
 from osrm_cli.artifacts.measured import Merge
-from osrm_cli.artifacts.overlaps import Group
 from osrm_cli.artifacts.origins import Origin
+from osrm_cli.artifacts.overlaps import Group
 from osrm_cli.reporting.drawing import Panel, Picture, png
 from osrm_cli.reporting.matrix import heat
 
