@@ -30,12 +30,6 @@ _TOLD: dict[str, Callable[[Any], str]] = {
     "target_modules": lambda value: f", {'/'.join(value) if isinstance(value, tuple) else value}",
     "examples": lambda value: f", k {value}",
 }
-_ABSENT = {
-    "a_scale": " × own norm",
-    "interference_penalty": ", no penalty",
-    "freeze": " + trained A",
-    "limit": ", all examples",
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +144,8 @@ def differing(arms: Sequence[Arm]) -> list[str]:
 def label(arms: Sequence[Arm]) -> tuple[Arm, ...]:
     """Name each arm by its objective and by what is unusual among these arms.
 
-    The usual value of a setting is the most frequent one; the earlier arm's where two are equally frequent.
+    A setting that some arms do without is told of the others. Otherwise the usual value is the most frequent one; the
+    earlier arm's where two are equally frequent.
     """
     told = differing(arms)
     labels = [arm.objective + "".join(_told(key, arm, arms) for key in told) for arm in arms]
@@ -166,8 +161,6 @@ def _told(key: str, arm: Arm, arms: Sequence[Arm]) -> str:
         return ""
     if isinstance(value, Mixed):
         return f", mixed {_words(key)}"
-    if value is None:
-        return _ABSENT.get(key, f", no {_words(key)}")
     return _TOLD[key](value) if key in _TOLD else f", {_words(key)} {_text(value)}"
 
 
@@ -176,6 +169,8 @@ def _usual(key: str, arm: Arm, arms: Sequence[Arm]) -> Any:
     if key in _WITHIN:
         peers = [other for other in arms if other.value(_WITHIN[key]) == arm.value(_WITHIN[key])]
     values = [other.value(key) for other in peers]
+    if None in values and key != "limit":  # no limit is a choice like any other
+        return None
     if key == "statistic":  # the objective's own first choice, where an arm has it
         first = next((kind for row in OBJECTIVES if row.name == arm.objective for kind in row.statistics), None)
         if first in values:

@@ -57,7 +57,7 @@ def number_of_tasks(comparison: Comparison) -> Picture | None:
             share = mean(shares)
             if share is not None:
                 curve = curves.setdefault(kind.label, {}).setdefault(study.arm_of[file.name], {})
-                curve.setdefault(float(len(shares)), []).append(share)
+                curve.setdefault(float(len(file.adapters)), []).append(share)
     note = "Share of the single adapters' scores that the merged model keeps, against the number of merged tasks."
     return _curves(comparison, "tasks", "Number of tasks", note, curves, ("merged tasks", "of single, %"))
 

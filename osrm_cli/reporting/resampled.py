@@ -23,7 +23,8 @@ def draws(generator: np.random.Generator, examples: int, resamples: int) -> Iter
     for begin in range(0, resamples, at_once):
         rows = min(at_once, resamples - begin)
         drawn = generator.integers(0, examples, (rows, examples)) + examples * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * examples).reshape(rows, examples)
+        counts = np.bincount(drawn.ravel(), minlength=rows * examples).reshape(rows, examples)
+        yield counts.astype(np.float64)  # products of integers would not go through BLAS
 
 
 def headlines(names: Sequence[str], counts: Array, predictions: Array, labels: Array, num_labels: int) -> Array:

@@ -26,14 +26,14 @@ class Scored:
         headline: In percent.
         metrics: Names of those whose mean is the headline.
         examples: Number of examples.
-        sha256: Digest of the examples, where the file gives it.
+        sha256: What tells the examples from others: their digest, and which half of them was scored.
         predictions: Class indices or scores, where the file gives them; shape ``(examples,)``.
     """
 
     headline: float
     metrics: tuple[str, ...]
     examples: int
-    sha256: str | None
+    sha256: str
     predictions: Array | None
 
 
@@ -82,6 +82,12 @@ class File:
     single: Scores
     merges: tuple[Merge, ...]
     labels: Mapping[str, Array]
+
+    @property
+    def scope(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The tasks that were scored, and those that were merged: more, where only some were scored."""
+        scored = set(self.single).union(*(merge.tasks for merge in self.merges))
+        return tuple(sorted(scored)), tuple(sorted(self.adapters))
 
 
 @dataclass(frozen=True)
@@ -168,25 +174,33 @@ def _scores(name: str, sha256: str, facts: Mapping[str, Any]) -> File:
     made = {task: dict(about) for task, about in sorted(facts["adapters"].items())}
     if facts["command"] == "eval":
         return _eval(name, sha256, made, facts)
-    best = {row["point"] for row in facts["best"]}
+    best, split = {row["point"] for row in facts["best"]}, facts["settings"]["split"]
+    halved = _split(facts) if _split(facts) != split else ""
+    examples = {task: about["sha256"][split] + halved for task, about in facts["data"].items()}
     merges = tuple(
         Merge(
             point["method"],
             point["options"],
             point["calibrated"],
-            _tasks(point["test"], point["test"].get("predictions") or {}),
+            _tasks(point["test"], examples),
             point["validation"]["average"],
             index in best,
         )
         for index, point in enumerate(facts["points"])
     )
-    single = facts.get("single") or {}
-    scored = _tasks(single["test"], single["test"].get("predictions") or {}) if single else {}
-    return File(name, sha256, "test", made, scored, merges, _labels((facts.get("labels") or {}).get("test")))
+    single = _tasks(facts["single"]["test"], examples)
+    return File(name, sha256, _split(facts), made, single, merges, _labels((facts.get("labels") or {}).get("test")))
+
+
+def _split(facts: Mapping[str, Any]) -> str:
+    """What a sweep reports on: a split, or the half of one that a seed decides."""
+    settings = facts["settings"]
+    halved = settings["validation_split"] is None
+    return f"{settings['split']} (half of it, by seed {settings['seed']})" if halved else str(settings["split"])
 
 
 def _eval(name: str, sha256: str, made: Mapping[str, Any], facts: Mapping[str, Any]) -> File:
-    merged = _tasks(facts, facts.get("predictions") or {})
+    merged = _tasks(facts, {task: row["sha256"] for task, row in facts["tasks"].items()})
     alone = {task: row["single"] for task, row in facts["tasks"].items() if row["single"] is not None}
     single = {
         task: Scored(float(alone[task]), score.metrics, score.examples, score.sha256, None)
@@ -197,13 +211,14 @@ def _eval(name: str, sha256: str, made: Mapping[str, Any], facts: Mapping[str, A
     return File(name, sha256, facts["settings"]["split"], made, single, merges, _labels(facts.get("labels")))
 
 
-def _tasks(scores: Mapping[str, Any], predictions: Mapping[str, Any]) -> Scores:
+def _tasks(scores: Mapping[str, Any], examples: Mapping[str, str]) -> Scores:
+    predictions = scores.get("predictions") or {}
     return {
         task: Scored(
             float(row["headline"]),
             tuple(name for name in row["metrics"] if name in metrics.METRICS),
             int(row["examples"]),
-            row.get("sha256"),
+            examples[task],
             np.asarray(predictions[task]) if task in predictions else None,
         )
         for task, row in sorted(scores["tasks"].items())

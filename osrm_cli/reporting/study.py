@@ -70,7 +70,8 @@ class Study:
         files: The files, in the order of their names.
         arms: In the report's order.
         arm_of: Index of a file's arm, by its name.
-        tasks: The tasks of the tables: those of the files that merge the most.
+        tasks: The tasks of the tables: those of the files that score and merge the most.
+        merged: The tasks that these files merge.
         kinds: Rows of the tables: singles first, then methods in the order of ``osrm merge --list``.
         cells: By kind and arm: each seed's run.
         labels: By task: the truth, where a file gives it.
@@ -80,6 +81,7 @@ class Study:
     arms: tuple[Arm, ...]
     arm_of: Mapping[str, int]
     tasks: tuple[str, ...]
+    merged: tuple[str, ...]
     kinds: tuple[Kind, ...]
     cells: Mapping[tuple[Kind, int], Mapping[str, Run]]
     labels: Mapping[str, Array]
@@ -95,7 +97,7 @@ class Study:
 
     def all_tasks(self, file: File) -> bool:
         """Whether a file merges what the tables are about."""
-        return tuple(sorted(file.adapters)) == self.tasks
+        return file.scope == (self.tasks, self.merged)
 
 
 def study(files: Sequence[File]) -> Study:
@@ -105,16 +107,16 @@ def study(files: Sequence[File]) -> Study:
         OsrmError: If two files tell the same thing differently.
     """
     arms, arm_of = arms_of.group(files)
-    sets = Counter(tuple(sorted(file.adapters)) for file in files)
-    tasks = min(sets, key=lambda names: (-len(names), -sets[names], names))
+    scopes = Counter(file.scope for file in files)
+    main = min(scopes, key=lambda scope: (*(-len(names) for names in scope), -scopes[scope], scope))
     cells: dict[tuple[Kind, int], dict[str, Run]] = {}
     for file in files:
-        if tuple(sorted(file.adapters)) == tasks:
+        if file.scope == main:
             for kind, seed, run in runs(file, files):
                 _add(cells.setdefault((kind, arm_of[file.name]), {}), seed, run, kind)
     kinds = sorted({kind for kind, _ in cells}, key=_order)
     labels = {task: values for file in files for task, values in file.labels.items()}
-    return Study(tuple(files), arms, arm_of, tasks, tuple(kinds), cells, labels)
+    return Study(tuple(files), arms, arm_of, *main, tuple(kinds), cells, labels)
 
 
 def merge_seed(seed: str, merge: Merge) -> str:
@@ -131,7 +133,7 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
 def runs(file: File, files: Sequence[File]) -> Iterator[tuple[Kind, str, Run]]:
     """What a file tells: kind, repetition and scores; of a sweep only what it chose."""
     seed = arms_of.seeds(file)
-    if set(file.single) == set(file.adapters):
+    if set(file.single) == set(file.scope[0]):
         yield Kind(""), seed, Run(seed, file.single, {}, None, file.name)
     for merge in file.merges:
         if merge.validation is None:

@@ -88,7 +88,8 @@ def sweep(
                 points.append({"method": method, "options": {"lambda": scale}, "calibrated": mark, **pair})
     facts = {
         "command": "sweep",
-        "settings": {},
+        "settings": {"split": "dev", "validation_split": None, "seed": 0},
+        "data": {task: {"source": "data", "sha256": {"dev": f"dev of {task}"}} for task in tasks},
         "adapters": adapters(tasks, seed, {"objective": objective, **(start or {})}, train or {}),
         "single": {
             "validation": scored(0.8, 1000 * seed + 5, tasks, predictions),
@@ -120,7 +121,7 @@ def scores(
     single = scored(0.8, 1000 * seed + 5, tasks, False)
     for task, row in facts["tasks"].items():
         row["single"] = single["tasks"][task]["headline"]
-        row["sha256"] = f"{EXAMPLES} examples of {task}"
+        row["sha256"] = f"dev of {task}"
     facts |= {
         "command": "eval",
         "settings": {"split": "dev"},

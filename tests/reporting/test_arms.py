@@ -1,0 +1,143 @@
+"""Arms and their names."""
+
+from typing import Any
+
+import pytest
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.reporting import arms
+from osrm_cli.reporting.arms import Arm
+from osrm_cli.reporting.results import File
+from tests.reporting.making import adapters
+
+START = ("objective", "statistic", "rank", "alpha", "a_scale", "eps", "examples")
+
+
+def file(name: str, tasks: tuple[str, ...] = ("cola", "qqp"), seed: int = 0, **settings: Any) -> File:
+    start = {key: value for key, value in settings.items() if key in START}
+    train = {key: value for key, value in settings.items() if key not in START}
+    return File(name, "", "dev", adapters(tasks, seed, start, train), {}, (), {})
+
+
+def labels(*settings: dict[str, Any]) -> list[str]:
+    found, _ = arms.group([file(str(place), **one) for place, one in enumerate(settings)])
+    return [arm.label for arm in found]
+
+
+KAIMING, OSRM, GEVD = ({"objective": name} for name in ("kaiming", "osrm", "gevd"))
+
+
+def test_what_all_share_is_not_told() -> None:
+    assert labels({**KAIMING, "lr": 1e-3, "rank": 16}, {**OSRM, "lr": 1e-3, "rank": 16}) == ["kaiming", "osrm"]
+
+
+@pytest.mark.parametrize(
+    ("unusual", "label"),
+    [
+        ({"a_scale": "orthonormal"}, "kaiming × orthonormal norm"),
+        ({"interference_penalty": 3.0}, "kaiming + penalty 3"),
+        ({"interference_penalty": 0.3, "penalty_unit": "own"}, "kaiming + penalty 0.3"),
+        ({"freeze": "A"}, "kaiming + frozen A"),
+        ({"rank": 16}, "kaiming, rank 16"),
+        ({"target_modules": ["q", "k"]}, "kaiming, q/k"),
+        ({"limit": 500}, "kaiming, limit 500"),
+        ({"limit": None}, "kaiming, limit all"),
+        ({"lr": 0.001}, "kaiming, lr 0.001"),
+        ({"freeze": "A", "rank": 16}, "kaiming + frozen A, rank 16"),
+    ],
+)
+def test_the_unusual_is_told(unusual: dict[str, Any], label: str) -> None:
+    assert sorted(labels(KAIMING, OSRM, {**KAIMING, **unusual})) == sorted(["kaiming", "osrm", label])
+
+
+def test_statistics_are_told_apart_within_an_objective() -> None:
+    mean, second = {"statistic": "mean"}, {"statistic": "second-moment"}
+    assert labels(KAIMING, {**OSRM, **mean}, {**GEVD, **second}) == ["kaiming", "osrm", "gevd"]
+    found = labels(KAIMING, {**OSRM, **second}, {**OSRM, **mean}, {**GEVD, **second})
+    assert found == ["kaiming", "osrm", "osrm (second-moment)", "gevd"]
+
+
+def test_what_some_do_without_is_told_of_the_others() -> None:
+    penalty = {"interference_penalty": 3.0, "penalty_unit": "base"}
+    assert labels(KAIMING, {**KAIMING, **penalty}, {**GEVD, **penalty}, {**OSRM, **penalty}) == [
+        "kaiming",
+        "kaiming + penalty 3",
+        "osrm + penalty 3",
+        "gevd + penalty 3",
+    ]
+
+
+def test_units_of_a_penalty_are_told_apart() -> None:
+    own, base = ({"interference_penalty": 3.0, "penalty_unit": unit} for unit in ("own", "base"))
+    assert labels(GEVD, {**GEVD, **base}, {**GEVD, **own}) == [
+        "gevd",
+        "gevd + penalty 3",
+        "gevd + penalty 3 of own energy",
+    ]
+
+
+def test_names_are_never_shared() -> None:
+    files = []
+    for place, limit in enumerate((100, 200, 300)):
+        made = file(str(place))
+        files.append(made)
+        made.adapters["qqp"]["train"] = {**made.adapters["qqp"]["train"], "limit": limit}
+    found, _ = arms.group(files)
+    assert len({arm.label for arm in found}) == 3
+
+
+def test_baselines_come_first_then_the_order_of_the_table() -> None:
+    found = labels({"objective": "random-orthonormal"}, GEVD, OSRM, {"objective": "gaussian"}, KAIMING)
+    assert found == ["kaiming", "gaussian", "osrm", "gevd", "random-orthonormal"]
+
+
+def test_seeds_are_repetitions() -> None:
+    files = [file("a", seed=0), file("b", seed=1), file("c", seed=2, objective="osrm")]
+    found, arm_of = arms.group(files)
+    assert len(found) == 2
+    assert arm_of == {"a": 0, "b": 0, "c": 1}
+    assert [arms.seeds(each) for each in files] == ["0", "1", "2"]
+
+
+def test_a_start_of_another_seed_is_another_repetition() -> None:
+    made = file("a", seed=1)
+    for adapter in made.adapters.values():
+        adapter["start"] = {**adapter["start"], "seed": 4}
+    assert arms.seeds(made) == "1/4"
+
+
+def test_fewer_tasks_belong_to_the_arm_they_agree_with() -> None:
+    files = [file("some", ("qqp",), rank=16), file("all"), file("all16", rank=16), file("other", ("sst2",))]
+    found, arm_of = arms.group(files)
+    assert arm_of["some"] == arm_of["all16"]
+    assert arm_of["other"] not in (arm_of["all"], arm_of["all16"])
+    assert len(found) == 3
+
+
+def test_mixed_adapters_are_told() -> None:
+    made = file("a")
+    made.adapters["qqp"]["train"] = {**made.adapters["qqp"]["train"], "limit": 500}
+    made.adapters["qqp"]["start"] = {**made.adapters["qqp"]["start"], "objective": "osrm"}
+    (plain, arm), _ = arms.group([made, file("b", objective="gevd")])
+    assert [plain.label, arm.label] == ["gevd", "mixed starts, mixed limit"]
+    assert str(arm.value("limit")) == "2000 (cola), 500 (qqp)"
+    assert str(arm.value("objective")) == "kaiming (cola), osrm (qqp)"
+
+
+def test_adapters_of_other_programs_are_an_arm() -> None:
+    made = File("a", "", "dev", {"cola": {"path": "x", "start": None, "train": None}}, {}, (), {})
+    (arm,), _ = arms.group([made])
+    assert arm.label == "other start"
+    assert arms.seeds(made) == ""
+
+
+def test_the_baseline_is_found_by_name_then_by_objective() -> None:
+    found, _ = arms.group([file("a", objective="osrm"), file("b", rank=16), file("c"), file("d", objective="gevd")])
+    names = [arm.label for arm in found]
+    assert names[arms.find(found, None) or 0] == "kaiming"
+    assert names[arms.find(found, "kaiming, rank 16") or 0] == "kaiming, rank 16"
+    assert names[arms.find(found, "osrm") or 0] == "osrm"
+    with pytest.raises(OsrmError, match="no arm 'eva'") as error:
+        arms.find(found, "eva")
+    assert "kaiming; kaiming, rank 16; osrm; gevd" in (error.value.hint or "")
+    assert arms.find([Arm({"cola": {"objective": "osrm"}}, "osrm")], None) is None
