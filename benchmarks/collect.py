@@ -3,7 +3,7 @@
 python -m benchmarks.collect
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         objective = ("--objective", "eva", "--features", "moments", "--out", "eva-starts", "--overwrite")
         return first.seconds + timing.osrm("init", "--each", *objective, "-q", cwd=folder).seconds
 
-    runs = {
+    runs: dict[str, Callable[[], timing.Cost | float]] = {
         "ours": lambda: timing.osrm(*words, "mean", cwd=folder),
         "bare": lambda: timing.peer("forward", place, data),
         "both": lambda: timing.osrm(*words, "mean", "--statistic", "second-moment", "--out", "both", cwd=folder),

@@ -42,9 +42,8 @@ def means(width: int, repeats: int) -> Row:
     left = [float((A.double() @ H.double().T).norm() / H.double().norm()) for A in (ours, theirs)]
     same = f"norm of A H^T by that of H: {left[0]:.0e}, theirs {left[1]:.0e}"
     goal = 100 if width == WIDE else None
-    kind = "faster" if goal else "beside"
     return Row(
-        f"means, width {width}, {LAYERS} layers", found["ours"], "full SVD", found["full"], goal, kind, "s", same
+        f"means, width {width}, {LAYERS} layers", found["ours"], "full SVD", found["full"], goal, difference=same
     )
 
 
@@ -61,9 +60,8 @@ def moments(width: int, repeats: int) -> Row:
     best = float(torch.linalg.eigvalsh(S)[:RANK].sum()) if width < WIDE else float(spectrum(width)[:RANK].sum())
     same = f"tr A C A^T is {float(((A @ S) * A).sum()) / best - 1:.0e} above the least"
     goal = 3 if width == WIDE else None
-    kind = "faster" if goal else "beside"
     peer = "torch.linalg.eigh"
-    return Row(f"second moment, width {width}, 1 layer", found["ours"], peer, found["eigh"], goal, kind, "s", same)
+    return Row(f"second moment, width {width}, 1 layer", found["ours"], peer, found["eigh"], goal, difference=same)
 
 
 def spectrum(width: int) -> torch.Tensor:

@@ -10,6 +10,8 @@ width. That the results are equal was checked at width 256.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
 from benchmarks import dense, inputs, mergekit, peft_merge, timing
 from benchmarks.report import Row, Setting, script
 
@@ -61,7 +63,7 @@ def _ours(folder: Path, paths: list[Path], repeats: int) -> dict[str, list[timin
         found.setdefault("start", []).append(timing.imports(*modules))
         found.setdefault("memory", []).append(found["start"][-1])
         for method in ("task-arith", *GOALS):
-            words = [*paths, "--method", method, "--out", folder / method, "--overwrite", "-q"]
+            words: list[str | Path] = [*paths, "--method", method, "--out", folder / method, "--overwrite", "-q"]
             words += ["--rank", str(RANK)] if method == "svd" else []
             found.setdefault(method, []).append(timing.osrm("merge", *words))
     return found
@@ -77,10 +79,10 @@ def _peft(above: Callable[[str], list[float]], matrices: int, width: int, repeat
     for method, kind, goal in (("task-arith", "cat", None), ("svd", "svd", 100)):
         theirs = [peft_merge.merge(kind, TASKS, width, RANK)[0] * matrices for _ in range(repeats)]
         same = _same(peft_merge.merge(kind, TASKS, SMALL, RANK)[1], method)
-        yield Row(f"`{method}`", above(method), f"PEFT {kind}", theirs, goal, "faster" if goal else "beside", "s", same)
+        yield Row(f"`{method}`", above(method), f"PEFT {kind}", theirs, goal, difference=same)
 
 
-def _same(theirs, method: str) -> str:
+def _same(theirs: torch.Tensor, method: str) -> str:
     error = peft_merge.distance(peft_merge.ours(method, TASKS, SMALL, RANK), theirs)
     return f"largest difference {error:.0e} of the largest entry"
 
@@ -92,7 +94,7 @@ def full_models(setting: Setting, method: str, kind: str, parameters: dict[str, 
     paths = inputs.save_adapters(folder / "adapters", 4, layers, width, RANK)
     base = mergekit.save_models(folder / "models", paths, layers, width)
     inputs.flush()
-    words = [
+    words: list[str | Path] = [
         *paths,
         "--method",
         method,
@@ -113,9 +115,7 @@ def full_models(setting: Setting, method: str, kind: str, parameters: dict[str, 
     if "mergekit" not in found:
         return Row(what, found["ours"], mergekit.MISSING)
     same = mergekit.difference(folder / "ours", folder / "theirs")
-    return Row(
-        what, found["ours"], f"mergekit {kind}", found["mergekit"], goal, "faster" if goal else "beside", "s", same
-    )
+    return Row(what, found["ours"], f"mergekit {kind}", found["mergekit"], goal, difference=same)
 
 
 if __name__ == "__main__":

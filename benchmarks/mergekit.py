@@ -81,7 +81,7 @@ def merge(method: str, models: Path, tasks: list[str], parameters: dict[str, flo
 
 
 def difference(ours: Path, theirs: Path) -> str:
-    """How far two merged models are apart: the largest difference, and how many entries differ by more than rounding."""
+    """How far two merged models are apart: the largest difference, and the share of entries beyond rounding."""
     found, wanted = _load(ours), _load(theirs)
     worst, apart, total = 0.0, 0, 0
     for name, tensor in wanted.items():

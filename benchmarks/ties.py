@@ -1,12 +1,13 @@
 """`osrm merge --method ties`: 8 adapters of rank 16 and width 4096, on 4 matrices, beside PEFT and mergekit.
 
-As an adapter: a whole process less the time to start, PEFT in memory on one matrix, times 4. As a model: whole processes
-on both sides, mergekit on the models that the adapters make.
+As an adapter: a whole process less the time to start, PEFT in memory on one matrix, times 4. As a model: whole
+processes on both sides, mergekit on the models that the adapters make.
 
     python -m benchmarks.ties
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from benchmarks import inputs, merge, peft_merge, timing
 from benchmarks.report import Row, Setting, script
@@ -18,7 +19,17 @@ def measure(setting: Setting) -> Iterator[Row]:
     width = 256 if setting.quick else 4096
     folder, matrices = setting.folder, len(inputs.PROJECTIONS)
     paths = inputs.save_adapters(folder / "adapters", TASKS, 1, width, RANK)
-    words = [*paths, "--method", "ties", "--rank", str(RANK), "--out", folder / "out", "--overwrite", "-q"]
+    words: list[str | Path] = [
+        *paths,
+        "--method",
+        "ties",
+        "--rank",
+        str(RANK),
+        "--out",
+        folder / "out",
+        "--overwrite",
+        "-q",
+    ]
     modules = ("osrm_cli.artifacts.merged", "osrm_cli.language.devices")
 
     def above() -> float:
@@ -30,7 +41,7 @@ def measure(setting: Setting) -> Iterator[Row]:
     small = peft_merge.merge("ties_svd", TASKS, 256, RANK, 256)[1]
     error = peft_merge.distance(peft_merge.ours("ties", TASKS, 256, RANK), small)
     same = f"largest difference {error:.0e} of the largest entry, at width 256 before truncation"
-    yield Row("`ties --rank 16`, as adapter", found["ours"], "PEFT ties_svd", found["peft"], 5, "faster", "s", same)
+    yield Row("`ties --rank 16`, as adapter", found["ours"], "PEFT ties_svd", found["peft"], 5, difference=same)
     yield merge.full_models(setting, "ties", "ties", {"density": 0.2}, 5)
 
 

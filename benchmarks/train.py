@@ -39,8 +39,7 @@ def _rows(folder: Path, place: Path, task: str, repeats: int) -> Iterator[Row]:
     for name, goal in (("padded", 2.5), ("dynamic", 1), ("bf16", None)):
         theirs = json.loads((folder / name / "scores.json").read_text(encoding="utf-8"))[f"eval_{metric}"]
         same = f"dev {metric} {ours:.1f} and {theirs:.1f}"
-        kind = "faster" if goal else "beside"
-        yield Row(f"{task}, one epoch", found["ours"], RECIPES[name][0], found[name], goal, kind, difference=same)
+        yield Row(f"{task}, one epoch", found["ours"], RECIPES[name][0], found[name], goal, difference=same)
 
 
 def _ours(folder: Path, task: str) -> dict[str, float]:

@@ -4,7 +4,9 @@ python -m benchmarks.peers.published_loop MODEL DATA OUT
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +25,7 @@ class Watched:
             if name.endswith((".query", ".value")):
                 module.register_forward_hook(self._hook(name))
 
-    def _hook(self, name: str):
+    def _hook(self, name: str) -> Callable[..., None]:
         def keep(_module: torch.nn.Module, args: tuple[torch.Tensor], _output: torch.Tensor) -> None:
             self.seen.setdefault(name, []).append(args[0].detach().mean(dim=(0, 1)).cpu())
 
@@ -36,7 +38,7 @@ class Watched:
         return found
 
 
-def features(model: torch.nn.Module, tokenizer, watched: Watched, data: Data) -> dict[str, torch.Tensor]:
+def features(model: torch.nn.Module, tokenizer: Any, watched: Watched, data: Data) -> dict[str, torch.Tensor]:
     """Mean features of one task."""
     with torch.no_grad():
         for example in data.examples:
