@@ -132,9 +132,9 @@ def read(folder: Path) -> AdapterConfig:
     """
     path = folder / NAME
     if not path.is_file():
-        raise OsrmError(
-            f"{folder} is no adapter: {NAME} is missing", "give a folder written by PEFT or by 'osrm train'"
-        )
+        inside = next(folder.glob(f"*/{NAME}"), None)
+        way = f"it holds adapters: give {folder}/*" if inside else "give a folder written by PEFT or by 'osrm train'"
+        raise OsrmError(f"{folder} is no adapter: {NAME} is missing", way)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -255,7 +255,7 @@ def _report(console: Console, out: Path, plan: "Plan", done: "Merged", rows: dic
     if min(kept) < _LOSSY:
         console.warn(
             f"recompression lost up to {1 - min(kept):.1%} of a layer's energy; a higher --rank keeps more, "
-            "--as model keeps all"
+            + ("none keeps all" if done.form == "model" else "--as model keeps all")
         )
 
 

@@ -71,6 +71,18 @@ def test_json_is_one_line_and_quiet_is_quiet(work):
     assert run.stderr.startswith("warning: recompression lost up to")
 
 
+def test_a_folder_of_adapters_is_told_from_an_adapter(work):
+    run = refused(work, "adapters")
+    assert run.error == "adapters is no adapter: adapter_config.json is missing"
+    assert "hint: it holds adapters: give adapters/*" in run.stderr
+
+
+def test_a_recompressed_model_is_not_told_to_become_one(work):
+    run = osrm("merge", *GIVEN, "--rank", "1", "--as", "model", "--model", "base", cwd=work)
+    assert run.code == 0, run.stderr
+    assert "a higher --rank keeps more, none keeps all" in run.stderr
+
+
 def test_list_names_every_method(work):
     run = osrm("merge", "--list", cwd=work)
     assert [line.split()[0] for line in run.stdout.splitlines()[1:]] == [row.name for row in METHODS]
