@@ -200,6 +200,25 @@ def numbered(count, name="mine", split="train"):
     return Data(task, split, tuple(Example((str(i),), float(i)) for i in range(count)), "file")
 
 
+def test_texts_without_labels(tmp_path):
+    """The same texts in the same order as with labels; a label may be missing, or be none of the classes."""
+    task = Task("own", ("b", "a"), ("no", "yes"), ("accuracy",))
+    rows = [{"a": f"a{i}", "b": f"b{i}"} for i in range(4)]
+    write(tmp_path, "own", "train", [row if i else {**row, "label": "maybe"} for i, row in enumerate(rows)])
+    found = tasks.unlabelled(task, tmp_path, "train")
+    assert found.examples == tuple(Example((f"b{i}", f"a{i}"), None) for i in range(4))
+    assert (found.task, found.split, found.source) == (task, "train", str(tmp_path / "own" / "train.jsonl"))
+    labelled = tasks.load(tasks.names("mini")[0], "mini", "dev")
+    found = tasks.unlabelled(labelled.task, "mini", "dev")
+    assert [example.texts for example in found.examples] == [example.texts for example in labelled.examples]
+    assert {example.label for example in found.examples} == {None}
+    with pytest.raises(OsrmError, match="has no split 'test'"):
+        tasks.unlabelled(task, tmp_path, "test")
+    write(tmp_path, "own", "train", [{"a": "a", "label": 1}])
+    with pytest.raises(OsrmError, match="no column 'b'"):
+        tasks.unlabelled(task, tmp_path, "train")
+
+
 def test_sample():
     data = numbered(1000)
     drawn = tasks.sample(data, 50, seed=0)
