@@ -208,14 +208,11 @@ class Plan:
         result = rule(updates, self.options)
         if isinstance(result, TaskAware):
             return MergedLayer(updates.name, result)
-        everything = sum(update.rank for update in updates.updates)
         rank, energy = self.options.rank, self.options.energy
         if "rank" in self.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
-            whole = rule(updates, replace(self.options, rank=everything, energy=None))
-            kept = truncate(whole, result.rank)[1] if isinstance(whole, LowRank) else 1.0
-            return MergedLayer(updates.name, result, kept)
+            return MergedLayer(updates.name, result, result.kept)
         if isinstance(result, torch.Tensor) and self.recipe.output == "adapter" and rank is None and energy is None:
-            rank = everything
+            rank = sum(update.rank for update in updates.updates)
         if rank is None and energy is None:
             return MergedLayer(updates.name, result)
         return MergedLayer(updates.name, *truncate(result, rank, energy))

@@ -4,7 +4,7 @@ Whatever is decomposed is decomposed in float64 and stays float64: the writer ro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,10 +17,12 @@ class LowRank:
     Attributes:
         B: ``(d_out, r)``.
         A: ``(r, d_in)``.
+        kept: Share of the energy that is left of what it was truncated from; 1 if it was not.
     """
 
     B: Tensor
     A: Tensor
+    kept: float = 1.0
 
     @property
     def rank(self) -> int:
@@ -40,7 +42,7 @@ class LowRank:
     def scaled(self, c: float) -> "LowRank":
         """``c * B @ A``; ``A`` stays as it is."""
         wide = self.widened()
-        return LowRank(c * wide.B, wide.A)
+        return replace(wide, B=c * wide.B)
 
     def widened(self) -> "LowRank":
         """The same factors in one precision, float32 or better."""
@@ -48,7 +50,7 @@ class LowRank:
 
     def to(self, dtype: torch.dtype) -> "LowRank":
         """The same factors in another precision."""
-        return LowRank(self.B.to(dtype), self.A.to(dtype))
+        return replace(self, B=self.B.to(dtype), A=self.A.to(dtype))
 
 
 @dataclass(frozen=True)

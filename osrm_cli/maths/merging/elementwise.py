@@ -72,7 +72,8 @@ def della(layer: LayerUpdates, options: Options) -> Tensor:
 
 
 def _elected(blocks: Tensor, aggregate: str) -> Tensor:
-    """The mean, or the sum, of the entries that have the elected sign."""
-    agrees = (blocks * elected_sign(blocks) > 0).to(blocks.dtype)
-    total = (blocks * agrees).sum(0)
-    return total if aggregate == "sum" else total / agrees.sum(0).clamp_min(1)
+    """The mean, or the sum, of the entries that have the elected sign; overwrites ``blocks``."""
+    sign = elected_sign(blocks)
+    agreeing = blocks.mul_(sign).clamp_min_(0)
+    total = agreeing.sum(0) * sign
+    return total if aggregate == "sum" else total / agreeing.sign_().sum(0).clamp_min_(1)

@@ -1,5 +1,7 @@
 """Rules that are linear in the updates, and the best truncation of such a sum: exact on factors."""
 
+from dataclasses import replace
+
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths.lowrank import LowRank, stack, truncate
 from osrm_cli.maths.merging.inputs import LayerUpdates, Options
@@ -35,4 +37,5 @@ def svd(layer: LayerUpdates, options: Options) -> LowRank:
     rank = options.rank
     if rank is None and options.energy is None:
         rank = max(update.rank for update in layer.updates)
-    return truncate(task_arith(layer, options), rank, options.energy)[0]
+    found, kept = truncate(task_arith(layer, options), rank, options.energy)
+    return replace(found, kept=kept)

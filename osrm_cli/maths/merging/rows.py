@@ -7,7 +7,7 @@ from torch import Tensor
 
 from osrm_cli.maths.lowrank import LowRank
 
-ROWS = 64
+ROWS = 32  # the rows of a few adapters, 4096 wide, then stay in a core's cache
 
 # Turns one adapter's rows into what is kept of them; called on successive blocks of rows, from the first to the last.
 Keep = Callable[[Tensor], Tensor]

@@ -17,9 +17,9 @@ SAMPLE = 1 << 14
 
 def largest(update: LowRank, density: float) -> Keep:
     """Keep the ``int(density * n)`` largest entries by magnitude, at least one and all that equal the last."""
-    magnitude = _magnitude(update)
-    low = _largest_but(magnitude, _count(magnitude, density))
-    return lambda rows: rows * (rows.abs() >= low)
+    low = _largest_but(update, _count(update, density))
+    below = float(torch.nextafter(low, torch.zeros_like(low)))  # hardshrink drops what is not above its bound
+    return lambda rows: torch.nn.functional.hardshrink(rows, below)
 
 
 def without_tails(update: LowRank, density: float, outliers: float) -> Keep:
@@ -27,11 +27,10 @@ def without_tails(update: LowRank, density: float, outliers: float) -> Keep:
 
     Where both do not fit into 1, fewer outliers are dropped.
     """
-    magnitude = _magnitude(update)
-    count = _count(magnitude, density)
-    drop = min(int(outliers * magnitude.numel()), magnitude.numel() - count)
-    low = _largest_but(magnitude, count + drop)
-    high = _largest_but(magnitude, drop) if drop else torch.tensor(torch.inf)
+    entries, count = _entries(update), _count(update, density)
+    drop = min(int(outliers * entries), entries - count)
+    low = _largest_but(update, count + drop)
+    high = _largest_but(update, drop) if drop else torch.tensor(torch.inf)
     return lambda rows: rows * ((rows.abs() >= low) & (rows.abs() < high))
 
 
@@ -65,28 +64,42 @@ def _drawn(rows: Tensor, probability: Tensor, draws: torch.Generator) -> Tensor:
     return torch.where(kept, rows / probability, 0.0)
 
 
-def _magnitude(update: LowRank) -> Tensor:
-    """All entries' magnitudes, flat."""
-    return torch.cat([rows.abs().flatten() for rows in row_blocks(update)])
+def _entries(update: LowRank) -> int:
+    return update.shape[0] * update.shape[1]
 
 
-def _count(values: Tensor, density: float) -> int:
-    return max(int(density * values.numel()), 1)
+def _count(update: LowRank, density: float) -> int:
+    return max(int(density * _entries(update)), 1)
 
 
-def _largest_but(values: Tensor, count: int) -> Tensor:
-    """The ``count``-th largest value, exactly.
+def _largest_but(update: LowRank, count: int) -> Tensor:
+    """The ``count``-th largest magnitude of the entries, exactly.
 
-    Selection over all values takes a second for 4096 x 4096. A sorted sample brackets the answer instead, the values in
-    the bracket are selected from, and counting those below it proves the answer; where it cannot, all values serve.
+    Selection over all entries takes a second for 4096 x 4096. A sorted sample of them brackets the answer instead: one
+    pass gathers the entries in the bracket, and counting those below it proves the answer. Where it cannot, all serve.
     """
-    rank = values.numel() - count  # from the smallest, which is 0
-    if values.numel() > 4 * SAMPLE:
-        sample = values[:: values.numel() // SAMPLE | 1].sort().values
-        centre, margin = rank * len(sample) // values.numel(), len(sample) // 64
+    rank = _entries(update) - count  # from the smallest, which is 0
+    if _entries(update) > 4 * SAMPLE:
+        sample = _sampled(update)
+        centre, margin = rank * len(sample) // _entries(update), len(sample) // 64
         low, high = sample[max(centre - margin, 0)], sample[min(centre + margin, len(sample) - 1)]
-        below = int(torch.count_nonzero(values < low))
-        between = values[(values >= low) & (values <= high)]
-        if below <= rank < below + between.numel():
-            return between.kthvalue(rank - below + 1).values
-    return values.kthvalue(rank + 1).values
+        reaching, between = 0, []
+        for rows in row_blocks(update):
+            magnitude = rows.abs_()
+            inside = magnitude >= low
+            reaching += int(torch.count_nonzero(inside))
+            inside &= magnitude <= high
+            between.append(magnitude[inside])
+        place = rank - (_entries(update) - reaching)
+        bracket = torch.cat(between)
+        if 0 <= place < len(bracket):
+            return bracket.kthvalue(place + 1).values
+    return torch.cat([rows.abs_().flatten() for rows in row_blocks(update)]).kthvalue(rank + 1).values
+
+
+def _sampled(update: LowRank) -> Tensor:
+    """Magnitudes of about ``SAMPLE`` entries, evenly spread, in rising order."""
+    wide = update.widened()
+    at = torch.arange(0, _entries(update), _entries(update) // SAMPLE | 1, device=wide.B.device)
+    rows, columns = at // update.shape[1], at % update.shape[1]
+    return (wide.B[rows] * wide.A.T[columns]).sum(1).abs().sort().values
