@@ -34,7 +34,7 @@ def write_summary(names: Sequence[str]) -> None:
     rows = [row for name in names for row in report.load(name) if row.goal is not None]
     facts = timing.machine()
     heading = (
-        f"{facts['processor']}, {facts['cores']} cores, Python {facts['python']}, torch {facts['torch']}. Medians; each "
+        f"{facts['processor']}, {facts['cores']} cores, Python {facts['python']}, torch {facts['torch']}. Medians; a "
         "ratio is the median over rounds in which all ran in turn. All figures, and what was compared: "
         "[benchmarks/results](benchmarks/results)."
     )

@@ -23,7 +23,7 @@ def collect(setting: Setting) -> Iterator[Row]:
     folder, few = setting.folder, 4 if setting.quick else 32
     inputs.save_tasks(folder / "data", setting.data, 8 * few, 1, 1)
     model = inputs.model() / "model.safetensors"
-    start = timing.imports("torch", "transformers").mebibytes
+    start = timing.imports("osrm_cli.language.base_model", "transformers.models.bert.modeling_bert").mebibytes
 
     def peak(samples: int) -> float:
         words = ("collect", "--data", "data", "--samples", str(samples), "--overwrite", "-q")

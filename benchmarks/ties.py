@@ -7,10 +7,13 @@ processes on both sides, mergekit on the models that the adapters make.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import inputs, merge, peft_merge, timing
 from benchmarks.report import Row, Setting, script
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TASKS, RANK = 8, 16
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+LAUNCHER = Path(__file__).parent / "launch.py"
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,17 @@ def process(words: Sequence[str | Path], cwd: Path | None = None, env: Mapping[s
     """
     around = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
     around.pop("PYTHONDONTWRITEBYTECODE", None)
-    start = time.perf_counter()
-    child = subprocess.Popen(
-        list(map(str, words)), cwd=cwd, env={**around, **(env or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    launched = subprocess.run(
+        [sys.executable, "-IS", str(LAUNCHER), *map(str, words)],
+        cwd=cwd,
+        env={**around, **(env or {})},
+        capture_output=True,
+        text=True,
     )
-    said = child.stderr.read() if child.stderr else b""
-    _, status, usage = os.wait4(child.pid, 0)
-    seconds = time.perf_counter() - start
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(map(str, words))}: {said.decode()[-2000:]}")
-    return Cost(seconds, usage.ru_maxrss / 1024)
+    if launched.returncode:
+        raise RuntimeError(f"{' '.join(map(str, words))}: {launched.stderr[-2000:]}")
+    taken, kibibytes = map(float, launched.stdout.split())
+    return Cost(taken, kibibytes / 1024)
 
 
 def osrm(*words: str | Path, cwd: Path | None = None) -> Cost:
