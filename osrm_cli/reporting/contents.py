@@ -79,6 +79,7 @@ def _summary(comparison: Comparison) -> Iterator[Block]:
     if len(comparison.arms) > 2 and comparison.baseline is not None:
         told.append("The best arm is picked after the fact; its interval does not account for that.")
     if told:
+        yield Paragraph("To keep in mind:")
         yield Items(told)
 
 

@@ -91,6 +91,7 @@ def svgs(picture: Picture) -> Iterator[str]:
             whole = _saved(figure, "svg").decode()
         element = whole[whole.index("<svg") :].replace(_INK, "currentColor")
         element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.S)
+        element = re.sub(r'<g id="[^"]*"', "<g", element)  # the same in every figure, and nothing refers to them
         yield re.sub(r' (?:width|height)="[0-9.]+pt"', "", element, count=2).strip()
 
 

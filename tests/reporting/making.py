@@ -69,7 +69,7 @@ def sweep(
     train: Mapping[str, Any] | None = None,
     predictions: bool = True,
     calibrated: bool = False,
-    methods: tuple[str, ...] = ("task-arith", "ties"),
+    methods: tuple[str, ...] = ("ties",),
 ) -> Path:
     """Write a sweep of three values of lambda, of which 0.5 is best, ``gain`` better than the baseline's."""
     points, best = [], []
