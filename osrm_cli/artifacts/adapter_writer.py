@@ -92,7 +92,7 @@ def _with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfi
         config,
         r=usual,
         rank_pattern=others,
-        alpha_pattern=others if config.lora_alpha is None else {},
+        alpha_pattern=others if config.lora_alpha is None else config.alpha_pattern,
         target_modules=config.target_modules or tuple(ranks),
     )
 

@@ -1,133 +1,153 @@
-"""What has become of an adapter's start: how far A has drifted, and whether it keeps off what it was to keep off."""
+"""From features files to starts: an A for every layer of every task, and B at zero."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from osrm_cli.artifacts import provenance, scores
-from osrm_cli.artifacts.adapter import Adapter
+from osrm_cli.artifacts.adapter_config import AdapterConfig
 from osrm_cli.artifacts.features import Features
-from osrm_cli.artifacts.requests import requests
-from osrm_cli.errors import OsrmError
-from osrm_cli.maths import objectives, procrustes
-from osrm_cli.maths.overlap import overlap
+from osrm_cli.artifacts.requests import requests, used
+from osrm_cli.maths import budget
+from osrm_cli.maths.concerns import concerns
+from osrm_cli.maths.lowrank import LowRank
+from osrm_cli.maths.objectives import Objective
+from osrm_cli.maths.scale import scaled
 
-_DEAF = 0.5  # a start that avoids features catches less of them than this share of what a random A does
-_CHANCE = 2.0  # row spaces that overlap no more than so many times as random ones have nothing in common
+MOST = 2  # times the average rank: what --rank-budget gives one layer, as EVA's rho (arXiv:2410.07170)
+
+Ranks = Mapping[str, Mapping[str, int]]  # by task and layer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How starts are made.
+
+    Attributes:
+        objective: How A is chosen, and what is read for it.
+        statistic: What it is chosen from.
+        rank: Rows of A in each layer, on average where there is a budget.
+        rank_budget: Sum of the ranks of all layers, or ``None`` for the same rank in each.
+        alpha: ``lora_alpha`` of a layer of that rank; twice the rank if ``None``.
+        a_scale: Size of A, or ``None`` as the objective has it.
+        eps: The ``eps`` of ``gevd``.
+        seed: Of every random draw.
+    """
+
+    objective: Objective
+    statistic: str | None
+    rank: float
+    rank_budget: int | None
+    alpha: float | None
+    a_scale: str | None
+    eps: float
+    seed: int
+
+    @property
+    def scaling(self) -> float:
+        """``lora_alpha / r``, the same in every layer."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    def facts(self) -> dict[str, object]:
+        """The settings as ``osrm.json`` has them."""
+        facts = {name: getattr(self, name) for name in ("statistic", "rank", "alpha", "a_scale", "eps", "seed")}
+        spread = {} if self.rank_budget is None else {"rank_budget": self.rank_budget}
+        return {"objective": self.objective.name, **facts, **spread}
+
+    def config(self, features: Features, ranks: Mapping[str, int]) -> AdapterConfig:
+        """PEFT's settings for a start; one that it does not know, such as 'osrm', it would refuse."""
+        usual = max(ranks.values())
+        alpha = self.scaling * usual
+        others = {f"^{re.escape(layer)}": self.scaling * rank for layer, rank in ranks.items() if rank != usual}
+        return AdapterConfig(
+            base_model=features.base.name,
+            revision=features.base.revision,
+            task_type="SEQ_CLS",
+            fan_in_fan_out=features.facts["fan_in_fan_out"],
+            target_modules=tuple(features.facts["target_modules"]),
+            lora_alpha=int(alpha) if alpha.is_integer() else alpha,
+            alpha_pattern=others,
+        )
 
 
 @dataclass
 class Start:
-    """The start of one adapter, as far as it is known.
+    """One task's start.
 
     Attributes:
-        objective: How its A was chosen.
-        path: Where it lies, if it is there and has not changed.
-        drift: Procrustes distance of A from it, over its norm.
-        drift_from: ``start`` if that was computed, ``training.json`` if training recorded it.
-        kept: Overlap of A's row space with the start's, mean over the layers: 1 for the same, ``chance`` for random.
-        chance: ``r / d_in``.
-        caught: What the start catches of the features it was to avoid, in units of what a random A of its norm does.
-        concerns: Reasons to doubt that it was applied, or that these are its features.
+        factors: By layer; B is zero.
+        concerns: Reasons to doubt it.
     """
 
-    objective: str | None = None
-    path: str | None = None
-    drift: float | None = None
-    drift_from: str | None = None
-    kept: float | None = None
-    chance: float | None = None
-    caught: float | None = None
+    factors: dict[str, LowRank] = field(default_factory=dict)
     concerns: list[str] = field(default_factory=list)
 
+    @property
+    def ranks(self) -> dict[str, int]:
+        """By layer."""
+        return {layer: update.rank for layer, update in self.factors.items()}
 
-def trace(adapter: Adapter, files: Mapping[str, Features], digests: Mapping[str, str]) -> Start:
-    """Find an adapter's start and test it.
+
+def spread(
+    files: Mapping[str, Features], wanted: Sequence[str], recipe: Recipe, total: int, advance: Callable[[int], None]
+) -> Ranks:
+    """Each task's ranks by layer: the ``total`` directions that are worth most to the objective.
 
     Args:
-        adapter: Of any program; what nobody recorded stays unknown.
-        files: Features by task: those that the start is to avoid.
-        digests: SHA-256 of these files by task.
+        files: Features files by task.
+        wanted: Tasks to make starts for.
+        recipe: How.
+        total: Sum of the ranks.
+        advance: Called with 1 after each layer.
+
+    Raises:
+        OsrmError: If the budget does not fit the layers.
     """
-    settings = adapter.facts.get("start") or (adapter.facts.get("settings") if _is_start(adapter) else None) or {}
-    held = adapter if _is_start(adapter) else _recorded(adapter)
-    if held is None:
-        drift = scores.recorded_drift(adapter.folder)
-        return Start(settings.get("objective"), drift=drift, drift_from=None if drift is None else "training.json")
-    settings = held.facts.get("settings") or settings
-    found = Start(settings.get("objective"), held.folder.as_posix())
-    pairs = {
-        layer: (held.factors(layer).A, adapter.factors(layer).A)
-        for layer in adapter.layers
-        if layer in held.layers and held.layers[layer].rank == adapter.layers[layer].rank
-    }
-    if pairs and held is not adapter:
-        moved = procrustes.drift({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()})
-        found.drift, found.drift_from = moved.overall, "start"
-        found.kept = _mean([overlap(*pair) for pair in pairs.values()])
-        found.chance = _mean([A.shape[0] / A.shape[1] for A, _ in pairs.values()])
-    found.caught = _caught(held, files, settings)
-    found.concerns = _concerns(adapter, held, found, digests)
-    return found
+    layers = next(iter(files.values())).layers
+    most = min(MOST * math.ceil(total / len(layers)), *(layer.d_in for layer in layers.values()))
+    spectra: dict[str, dict[str, torch.Tensor]] = {task: {} for task in wanted}
+    choose, name = recipe.objective.load(), recipe.objective.name
+    for request in requests(files, wanted, recipe.objective, most, recipe.seed, recipe.eps, recipe.statistic):
+        spectra[request.task][request.layer] = budget.worth(name, choose(request), request)
+        advance(1)
+    return {task: budget.spread_rank(found, total) for task, found in spectra.items()}
 
 
-def _is_start(adapter: Adapter) -> bool:
-    return adapter.facts.get("command") == "init"
+def make(
+    files: Mapping[str, Features],
+    wanted: Sequence[str],
+    recipe: Recipe,
+    ranks: Ranks | None,
+    advance: Callable[[int], None],
+) -> dict[str, Start]:
+    """Every task's start in one pass over the features.
 
+    Args:
+        files: Features files by task.
+        wanted: Tasks to make starts for.
+        recipe: How.
+        ranks: From ``spread``, or ``None`` for the recipe's in each layer.
+        advance: Called with 1 after each layer.
 
-def _recorded(adapter: Adapter) -> Adapter | None:
-    """The start that ``osrm train`` recorded, if it is still there and the same."""
-    source: Mapping[str, Any] = next(iter(adapter.facts.get("inputs") or ()), {})
-    path = Path(source.get("path") or "")
-    if adapter.facts.get("command") != "train" or not source.get("path") or not path.is_dir():
-        return None
-    if provenance.sha256(path) != source.get("sha256"):
-        return None
-    try:
-        return Adapter.open(path)
-    except OsrmError:
-        return None
-
-
-def _caught(start: Adapter, files: Mapping[str, Features], settings: Mapping[str, Any]) -> float | None:
-    """The start against the very statistic that it was made from."""
-    try:
-        row = objectives.find(settings["objective"])
-        if not row.needs_others:
-            return None
-        seed, eps, statistic = settings["seed"], settings["eps"], settings.get("statistic")
-        shares = []
-        for request in requests(files, [start.name], row, 1, seed, eps, statistic):
-            if layer := start.layers.get(request.layer):
-                A = start.factors(request.layer, torch.float64).A  # noqa: N806 - the papers' letter
-                norm = float(A.square().sum())
-                shares.append(layer.d_in * float(request.out_share(A).sum()) / norm if norm > 0 else 0.0)
-    except (KeyError, OsrmError):  # no start of this program's, or features that could not serve it
-        return None
-    return _mean(shares) if shares else None
-
-
-def _concerns(adapter: Adapter, start: Adapter, found: Start, digests: Mapping[str, str]) -> list[str]:
-    doubts = []
-    if found.caught is not None and found.caught > _DEAF:
-        doubts.append(
-            f"{start.source}: A catches {found.caught:.2g} times what a random one catches of the features that "
-            f"'{found.objective}' avoids: they are not the features that it was made from"
-        )
-    known = {str(entry["sha256"]) for entry in start.facts.get("inputs") or ()}
-    others = [name for name, digest in digests.items() if name != start.name and digest not in known]
-    if known and others:
-        doubts.append(f"{start.source}: not made from these features of {', '.join(others)}")
-    if found.kept is not None and found.chance is not None and found.kept < min(_CHANCE * found.chance, 0.5):
-        doubts.append(
-            f"{adapter.source}: A shares {found.kept:.0%} of its directions with its start, random ones "
-            f"{found.chance:.0%}: training left nothing of the start, or it was not applied"
-        )
-    return doubts
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    Raises:
+        OsrmError: If the files cannot serve the objective.
+    """
+    row, choose = recipe.objective, recipe.objective.load()
+    starts = {task: Start() for task in wanted}
+    tokens = {task: sum(files[name].tokens for name in used(files, task, row) if name != task) for task in wanted}
+    most = max(rank for task in ranks.values() for rank in task.values()) if ranks else int(recipe.rank)
+    for request in requests(files, wanted, row, most, recipe.seed, recipe.eps, recipe.statistic):
+        if ranks:
+            request = replace(request, rank=ranks[request.task][request.layer])
+        start, own = starts[request.task], files.get(request.task)
+        A = choose(request)  # noqa: N806 - the papers' letters
+        A = scaled(A, recipe.a_scale, request) if recipe.a_scale else A  # noqa: N806
+        B = torch.zeros(request.d_out or 0, len(A))  # noqa: N806
+        start.factors[request.layer] = LowRank(B, A)
+        for doubt in concerns(row.name, request, tokens[request.task], own.tokens if own else None):
+            if doubt not in start.concerns:
+                start.concerns.append(doubt)
+        advance(1)
+    return starts

@@ -144,7 +144,7 @@ def _keep(names: list[str] | None, shard: str | None, noise: tuple[float, float]
             "collect it without --shard, to another --out",
         )
     if noise:
-        privacy.epsilon(noise[0], 1)
+        privacy.check(*noise)
     return Keep(rows, share, noise, batch_size)
 
 

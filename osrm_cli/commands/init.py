@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,19 +16,29 @@ from osrm_cli.maths.objectives import Objective
 from osrm_cli.maths.statistics import STATISTICS
 
 if TYPE_CHECKING:
-    from osrm_cli.artifacts.adapter_config import AdapterConfig
     from osrm_cli.artifacts.features import Features
-    from osrm_cli.maths.lowrank import LowRank
+    from osrm_cli.artifacts.starts import Recipe, Start
 
 
 def init(
+    context: typer.Context,
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", help="Task the start is for: all features but its own are used.")
     ] = None,
     each: Annotated[bool, typer.Option("--each", help="A start for every task of the folder, in one pass.")] = False,
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 8,
+    rank_budget: Annotated[
+        int | None,
+        typer.Option(
+            "--rank-budget",
+            min=1,
+            help="Sum of the ranks, spread over the layers by what a direction is worth to the objective.",
+            show_default=False,
+        ),
+    ] = None,
     alpha: Annotated[
-        float | None, typer.Option("--alpha", help="lora_alpha; default twice the rank.", show_default=False)
+        float | None,
+        typer.Option("--alpha", help="lora_alpha, at the average rank; default twice that.", show_default=False),
     ] = None,
     objective: Annotated[
         str,
@@ -71,11 +81,17 @@ def init(
         raise typer.BadParameter(
             "give one of them: a start is for one task, or for each", param_hint="--exclude, --each"
         )
+    if rank_budget is not None and options.typed(context, "rank"):
+        raise typer.BadParameter("give one of them: they exclude one another", param_hint="--rank, --rank-budget")
 
     from osrm_cli.artifacts import atomic
     from osrm_cli.artifacts import features as features_files
     from osrm_cli.artifacts.requests import serving
+    from osrm_cli.artifacts.starts import Recipe
+    from osrm_cli.maths import budget
 
+    if rank_budget is not None:
+        budget.check_spectrum(row.name)
     console = Console(json, quiet)
     files = features_files.open_folder(features)
     paths = {task: out / _folder_name(task) for task in exclude or files}
@@ -83,72 +99,44 @@ def init(
         atomic.refuse_existing(path, overwrite)
     _warn_of_unknown(paths, files, console)
     read = serving(files, list(paths), row, statistic)
+    layers = len(next(iter(files.values())).layers)
+    average = rank if rank_budget is None else rank_budget / layers
+    told = f"rank {rank}" if rank_budget is None else f"ranks of {rank_budget} in all"
     if dry_run:
-        console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, row, rank, files))
+        console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, row, told, files))
         return
 
-    recipe = {"objective": row.name, "statistic": read, "rank": rank, "alpha": alpha, "a_scale": a_scale}
-    recipe |= {"eps": eps, "seed": seed}
-    starts = _starts(files, list(paths), row, recipe, console)
+    recipe = Recipe(row, read, average, rank_budget, alpha, a_scale, eps, seed)
+    starts = _starts(files, list(paths), recipe, console)
     for task, path in paths.items():
-        _write(path, task, starts[task], files, row, recipe, overwrite)
-    first = next(iter(files.values()))
-    lines = [f"{path}  rank {rank}, {len(first.layers)} layers, objective {row.name}" for path in paths.values()]
+        _write(path, task, starts[task], files, recipe, overwrite)
+    lines = [f"{path}  {told}, {layers} layers, objective {row.name}" for path in paths.values()]
     facts = {"starts": {task: str(path) for task, path in paths.items()}, "objective": row.name}
     console.result({**facts, "concerns": {task: start.concerns for task, start in starts.items()}}, "\n".join(lines))
 
 
-@dataclass
-class _Start:
-    """One task's start.
+def _starts(files: "dict[str, Features]", wanted: list[str], recipe: "Recipe", console: Console) -> "dict[str, Start]":
+    """Every task's start, its doubts told."""
+    from osrm_cli.artifacts import starts
 
-    Attributes:
-        factors: By layer; B is zero.
-        concerns: Reasons to doubt it.
-    """
-
-    factors: "dict[str, LowRank]" = field(default_factory=dict)
-    concerns: list[str] = field(default_factory=list)
-
-
-def _starts(
-    files: "dict[str, Features]", wanted: list[str], row: Objective, recipe: dict[str, Any], console: Console
-) -> dict[str, _Start]:
-    """Every task's start in one pass over the features."""
-    import torch
-
-    from osrm_cli.artifacts.requests import requests, used
-    from osrm_cli.maths.concerns import concerns
-    from osrm_cli.maths.lowrank import LowRank
-    from osrm_cli.maths.scale import scaled
-
-    choose, rank, a_scale = row.load(), recipe["rank"], recipe["a_scale"]
-    starts = {task: _Start() for task in wanted}
-    tokens = {task: [files[name].tokens for name in used(files, task, row) if name != task] for task in wanted}
-    shapes = next(iter(files.values())).layers
-    with console.progress(f"init {row.name}", len(shapes) * len(wanted), "layers") as advance:
-        for request in requests(files, wanted, row, rank, recipe["seed"], recipe["eps"], recipe["statistic"]):
-            start, own = starts[request.task], files.get(request.task)
-            A = choose(request)  # noqa: N806 - the papers' letters
-            A = scaled(A, a_scale, request) if a_scale else A  # noqa: N806
-            B = torch.zeros(shapes[request.layer].d_out, rank)  # noqa: N806
-            start.factors[request.layer] = LowRank(B, A)
-            for doubt in concerns(row.name, request, sum(tokens[request.task]), own.tokens if own else None):
-                if doubt not in start.concerns:
-                    start.concerns.append(doubt)
-            advance(1)
-    for doubt in dict.fromkeys(doubt for start in starts.values() for doubt in start.concerns):
+    steps, name = len(next(iter(files.values())).layers) * len(wanted), recipe.objective.name
+    ranks = None
+    if recipe.rank_budget is not None:
+        with console.progress("ranks", steps, "layers") as advance:
+            ranks = starts.spread(files, wanted, recipe, recipe.rank_budget, advance)
+    with console.progress(f"init {name}", steps, "layers") as advance:
+        made = starts.make(files, wanted, recipe, ranks, advance)
+    for doubt in dict.fromkeys(doubt for start in made.values() for doubt in start.concerns):
         console.warn(doubt)
-    return starts
+    return made
 
 
 def _write(
     path: Path,
     task: str,
-    start: _Start,
+    start: "Start",
     files: "dict[str, Features]",
-    row: Objective,
-    recipe: dict[str, Any],
+    recipe: "Recipe",
     overwrite: bool,
 ) -> None:
     from osrm_cli.artifacts import atomic, provenance
@@ -159,15 +147,15 @@ def _write(
     own = files[task].facts if task in files else {"task": {"name": task}, "data": None}
     facts = provenance.record(
         "init",
-        recipe,
-        [path for name in used(files, task, row) for path in files[name].files],
+        recipe.facts(),
+        [path for name in used(files, task, recipe.objective) for path in files[name].files],
         base=first.base,
         task=own["task"],
         data=own["data"],
         concerns=start.concerns,
     )
     with atomic.write_folder(path, overwrite) as stage:
-        write_adapter(stage, start.factors, _config(first, recipe["rank"], recipe["alpha"]))
+        write_adapter(stage, start.factors, recipe.config(first, start.ranks))
         provenance.write(stage, facts)
 
 
@@ -194,22 +182,8 @@ def _warn_of_unknown(wanted: Iterable[str], files: "dict[str, Features]", consol
             console.warn(f"there are no features of a task '{task}': {meant}")
 
 
-def _config(features: "Features", rank: int, alpha: float | None) -> "AdapterConfig":
-    """PEFT's settings for a start; one that it does not know, such as 'osrm', it would refuse."""
-    from osrm_cli.artifacts.adapter_config import AdapterConfig
-
-    return AdapterConfig(
-        base_model=features.base.name,
-        revision=features.base.revision,
-        task_type="SEQ_CLS",
-        fan_in_fan_out=features.facts["fan_in_fan_out"],
-        target_modules=tuple(features.facts["target_modules"]),
-        lora_alpha=2 * rank if alpha is None else alpha,
-    )
-
-
-def _plan(paths: dict[str, Path], row: Objective, rank: int, files: "dict[str, Features]") -> str:
+def _plan(paths: dict[str, Path], row: Objective, rank: str, files: "dict[str, Features]") -> str:
     from osrm_cli.artifacts.requests import used
 
     read = {task: ", ".join(str(files[name].path) for name in used(files, task, row)) or "no file" for task in paths}
-    return "\n".join(f"would write {path}: {row.name}, rank {rank}, from {read[task]}" for task, path in paths.items())
+    return "\n".join(f"would write {path}: {row.name}, {rank}, from {read[task]}" for task, path in paths.items())

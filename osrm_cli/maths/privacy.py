@@ -1,10 +1,23 @@
 """A mean that reveals little about any one example, and what it reveals."""
 
+import math
+
 import torch
 
 from osrm_cli.errors import OsrmError
 
 DELTA = 1e-5
+
+
+def check(sigma: float, clip: float) -> None:
+    """Check, before anything is read, that a private mean can be had.
+
+    Raises:
+        OsrmError: If sigma or clip is not a positive number, or the accountant is not installed.
+    """
+    if not (0 < sigma < math.inf and 0 < clip < math.inf):
+        raise OsrmError(f"sigma is {sigma:g} and clip {clip:g}, expected numbers above 0")
+    epsilon(sigma, 1)
 
 
 def private_mean(samples: torch.Tensor, clip: float, sigma: float, generator: torch.Generator) -> torch.Tensor:
@@ -21,10 +34,8 @@ def private_mean(samples: torch.Tensor, clip: float, sigma: float, generator: to
         generator: Source of the noise, on the CPU.
 
     Raises:
-        OsrmError: If clip is not positive, sigma is negative, or there is no example.
+        OsrmError: If there is no example.
     """
-    if not clip > 0 or not sigma >= 0:
-        raise OsrmError(f"clip is {clip:g} and sigma {sigma:g}, expected clip above 0 and sigma 0 or more")
     if len(samples) == 0:
         raise OsrmError("there are no examples to take a private mean of")
     samples = samples.to("cpu", torch.float64)
@@ -46,10 +57,8 @@ def epsilon(sigma: float, mechanisms: int, delta: float = DELTA) -> float:
         delta: Chance that the bound does not hold.
 
     Raises:
-        OsrmError: If sigma is not positive, or the accountant is not installed.
+        OsrmError: If the accountant is not installed.
     """
-    if not sigma > 0:
-        raise OsrmError(f"sigma is {sigma:g}, expected a noise multiplier above 0")
     try:
         from dp_accounting import dp_event
         from dp_accounting.pld import PLDAccountant

@@ -66,6 +66,14 @@ class Request:
         """
         return self._share(A, self.out_rows, self.out_moment, "other tasks")
 
+    def gradient_share(self, A: torch.Tensor) -> torch.Tensor:
+        """Share of the gradient's energy that each row of A ``(r, d_in)`` catches, ``(r,)``.
+
+        Raises:
+            OsrmError: If the request holds no gradient.
+        """
+        return self._share(A, self.gradient, None, "the loss's gradient")
+
     def _share(
         self, A: torch.Tensor, rows: torch.Tensor | None, moment: torch.Tensor | None, whose: str
     ) -> torch.Tensor:

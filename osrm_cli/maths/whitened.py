@@ -75,7 +75,10 @@ def _main(request: Request, name: str, kept_out: torch.Tensor) -> torch.Tensor:
     def free(V: torch.Tensor) -> torch.Tensor:
         return _free((C @ _free(V.T, kept_out).T).T, kept_out).T
 
-    return eigen.signed(_free(eigen.largest(free, _drawn(request, name, request.rank)), kept_out))
+    rows = _free(eigen.largest(free, _drawn(request, name, request.rank)), kept_out)
+    energy = ((rows @ C) * rows).sum(dim=1)
+    # What has none is any vector, perhaps one of those that are kept out.
+    return eigen.signed(orthonormal_rows(rows[energy > NULL * C.trace()]))
 
 
 def _kept_out(request: Request) -> torch.Tensor:

@@ -3,7 +3,7 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths import random
-from osrm_cli.maths.privacy import private_mean
+from osrm_cli.maths.privacy import check, private_mean
 
 SAMPLES = random.gaussian(50, 6, 0, "samples") + 1
 
@@ -36,8 +36,8 @@ def test_noise_has_its_size_and_is_seeded():
 
 
 def test_bad_values_are_refused():
-    for clip, sigma in ((0, 1), (-1, 1), (1, -1), (float("nan"), 1), (1, float("nan"))):
-        with pytest.raises(OsrmError, match="expected clip above 0"):
-            private(clip, sigma)
+    for clip, sigma in ((0, 1), (-1, 1), (1, -1), (1, 0), (float("nan"), 1), (1, float("nan")), (1, float("inf"))):
+        with pytest.raises(OsrmError, match="expected numbers above 0"):
+            check(sigma, clip)
     with pytest.raises(OsrmError, match="no examples"):
         private(1, 1, samples=SAMPLES[:0])
