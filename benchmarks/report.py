@@ -49,20 +49,22 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached; ``None`` without one."""
+        """Whether the goal is reached; ``None`` without a goal or without the peer."""
         if self.goal is None:
             return None
         if self.kind == "below":
             return median(self.ours) <= self.goal
-        ratio = self.ratio or 0.0
-        return ratio >= self.goal if self.kind == "faster" else ratio <= self.goal
+        if self.ratio is None:
+            return None
+        return self.ratio >= self.goal if self.kind == "faster" else self.ratio <= self.goal
 
     def cells(self) -> list[str]:
         """The row of a Markdown table, see ``COLUMNS``."""
         theirs = f"{self.peer}: {_figure(median(self.theirs), self.unit)}" if self.theirs else self.peer
         sign = "at least" if self.kind == "faster" else "at most"
         unit = f" {self.unit}" if self.kind == "below" else ""
-        goal = "" if self.goal is None else f"{sign} {self.goal:g}{unit}, {'met' if self.met else '**missed**'}"
+        verdict = {True: "met", False: "**missed**", None: "not measured"}[self.met]
+        goal = "" if self.goal is None else f"{sign} {self.goal:g}{unit}, {verdict}"
         ratio = "" if self.ratio is None else f"{self.ratio:.{2 if self.ratio < 10 else 0}f}"
         return [self.what, _figure(median(self.ours), self.unit), theirs, ratio, goal]
 
@@ -96,7 +98,8 @@ def table(rows: Iterable[Row], differences: bool = True) -> str:
     shown = differences and any(row.difference for row in rows)
     lines = [[*COLUMNS, *(["same result"] if shown else [])]]
     lines += [["---"] * len(lines[0])]
-    lines += [[*row.cells(), *([row.difference] if shown else [])] for row in rows]
+    for row in rows:
+        lines.append([cell.replace("|", "\\|") for cell in (*row.cells(), *([row.difference] if shown else []))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -104,7 +107,7 @@ def run(name: str, measure: Measure, heading: str, setting: argparse.Namespace) 
     """Measure in a scratch folder; print the table, and store it unless this is a quick run."""
     with tempfile.TemporaryDirectory() as folder:
         rows = list(measure(Setting(Path(folder), setting.quick, setting.repeats, setting.data)))
-    text = f"{heading.partition('    python -m')[0].strip()}\n\n{table(rows)}"
+    text = f"{heading.partition('python -m')[0].strip()}\n\n{table(rows)}"
     print(text, flush=True)
     if not setting.quick:
         facts = {"machine": timing.machine(), "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}

@@ -1,0 +1,85 @@
+"""The benchmarks: how rows are judged, and that the scripts run. Nothing here looks at a clock."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import report, timing
+from benchmarks.__main__ import MARKS
+from benchmarks.report import Row
+from tests.osrm import ROOT
+
+
+def test_a_ratio_is_the_median_of_rounds_not_the_ratio_of_medians() -> None:
+    row = Row("x", [1, 2, 10], "peer", [10, 8, 20], goal=4)
+    assert row.ratio == 4  # of 10, 4 and 2
+    assert row.met
+
+
+def test_goals() -> None:
+    assert Row("x", [1.1], "bound", [1.0], 1.15, "within").met
+    assert not Row("x", [1.2], "bound", [1.0], 1.15, "within").met
+    assert not Row("x", [1.0], "peer", [2.9], 3).met
+    assert Row("x", [0.2], goal=0.3, kind="below").met
+    assert Row("x", [0.2]).met is None
+
+
+def test_a_row_without_its_peer_meets_no_goal() -> None:
+    row = Row("x", [1.0], "peer: not installed", goal=5)
+    assert row.met is None
+    assert row.cells()[-2:] == ["", "at least 5, not measured"]
+
+
+def test_rows_survive_their_file(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    rows = [
+        Row("a | b", [1.0, 2.0], "peer", [3.0, 4.0], 1.5, difference="none"),
+        Row("c", [5.0], theirs=[], unit="MiB"),
+    ]
+    setting = report.parser(None).parse_args(["--repeats", "2"])
+    report.run("name", lambda _: rows, "Heading.\n\npython -m benchmarks.name\n", setting)
+    assert report.load("name") == rows
+    table = (tmp_path / "name.md").read_text()
+    assert table.startswith("Heading.\n\n| what |")
+    assert "| a \\| b | 1.50 s | peer: 3.50 s | 2.50 | at least 1.5, met | none |" in table
+
+
+def test_rounds_run_in_turn() -> None:
+    order: list[str] = []
+    runs = {name: lambda name=name: order.append(name) or 1.0 for name in "ab"}
+    assert timing.in_turn(runs, 2) == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    assert order == ["a", "b", "a", "b"]
+
+
+def test_a_process_is_measured_without_its_parent() -> None:
+    held = bytearray(300 << 20)
+    assert timing.process([sys.executable, "-c", "pass"]).mebibytes < 100 < len(held)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        timing.process([sys.executable, "-c", "1 / 0"])
+
+
+def test_the_readme_shows_the_stored_table() -> None:
+    stored = report.RESULTS / "README.md"
+    if not stored.is_file():
+        pytest.skip("python -m benchmarks has not been run")
+    _, start, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(MARKS[0])
+    shown, end, _ = rest.partition(MARKS[1])
+    assert start
+    assert end
+    assert shown == stored.read_text(encoding="utf-8").replace("(.)", "(benchmarks/results)")
+
+
+@pytest.mark.slow
+def test_scripts_run(minilm: str) -> None:
+    wanted = [word for name in ("start_up", "init", "merge", "ties", "memory") for word in ("--only", name)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", *wanted],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| what |") == 5
