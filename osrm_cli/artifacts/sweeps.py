@@ -15,7 +15,7 @@ class Result:
     Attributes:
         headline: The mean of the metrics.
         metrics: The task's metrics.
-        predictions: Classes, or scores rounded to four decimals; one per example.
+        predictions: Classes or scores, see ``scores.rounded``; one per example.
     """
 
     headline: float

@@ -83,11 +83,8 @@ def test_predictions_give_the_scores_again(work: Path) -> None:
         hits = 100 * sum(given == truth for given, truth in pairs) / len(pairs)
         assert hits == pytest.approx(found["tasks"][task]["headline"])
     given = found["predictions"]["score"]
-    assert given == [round(value, 4) for value in given]
     pearson = 100 * pearsonr(given, found["labels"]["score"]).statistic
-    assert pearson == pytest.approx(
-        found["tasks"]["score"]["metrics"]["pearson"], abs=2
-    )  # rounded scores that hardly differ
+    assert pearson == pytest.approx(found["tasks"]["score"]["metrics"]["pearson"], abs=1e-2)
     assert osrm("eval", "merged", "--overwrite", cwd=work).code == 0
     assert not {"predictions", "labels"} & scores(work / "merged").keys()
 
