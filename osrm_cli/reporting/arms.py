@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from osrm_cli.errors import OsrmError
@@ -14,8 +15,16 @@ Settings = Mapping[str, Any]
 
 # No part of what an adapter is: repetitions differ in the seed, and dev examples only judge.
 _NO_SETTINGS = {"seed", "dev_limit"}
+_REPAIR = "retrofit method"
 # The usual value of these is that of the arms which agree in the other.
-_WITHIN = {"statistic": "objective", "eps": "objective", "penalty_unit": "interference_penalty"}
+_WITHIN = {
+    "statistic": "objective",
+    "eps": "objective",
+    "penalty_unit": "interference_penalty",
+    "retrofit mu": _REPAIR,
+    "retrofit objective": _REPAIR,
+    "retrofit eps": _REPAIR,
+}
 _PLAIN = ("kaiming", "gaussian")  # PEFT's starts come first
 _OBJECTIVES = [*_PLAIN, *(row.name for row in OBJECTIVES if row.name not in _PLAIN)]
 
@@ -26,6 +35,7 @@ _TOLD: dict[str, Callable[[Any], str]] = {
     "interference_penalty": lambda value: f" + penalty {_text(value)}",
     "penalty_unit": lambda value: f" of {value} energy",
     "freeze": lambda value: f" + frozen {value}",
+    _REPAIR: lambda value: f" + retrofit ({value})",
     "rank": lambda value: f", rank {value}",
     "target_modules": lambda value: f", {'/'.join(value) if isinstance(value, tuple) else value}",
     "examples": lambda value: f", k {value}",
@@ -81,14 +91,15 @@ class Mixed:
 
 
 def settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
-    """How an adapter was made: its start, its training and whatever else is told of it, in one mapping."""
-    parts = [adapter.get("start"), adapter.get("train")]
-    parts += [part for name, part in sorted(adapter.items()) if name not in ("start", "train")]
-    found: dict[str, Any] = {}
-    for part in parts:
-        found |= part if isinstance(part, dict) else {}
-    known = {key: value for key, value in found.items() if value is not None and key not in _NO_SETTINGS}
-    return {key: _frozen(value) for key, value in known.items()}
+    """How an adapter was made: its start, its training, and its repair if it had one, in one mapping.
+
+    Of an adapter of another program, the folder that it lies in is all that tells it from others.
+    """
+    start, train, repair = (adapter.get(part) or {} for part in ("start", "train", "retrofit"))
+    repair = {f"retrofit {key}": value for key, value in repair.items() if key not in ("seed", "max_length")}
+    place = {} if start or train else {"from": PurePosixPath(adapter["path"]).parent.name}
+    known = {**start, **train, **repair, **place}
+    return {key: _frozen(value) for key, value in known.items() if value is not None and key not in _NO_SETTINGS}
 
 
 def seeds(file: File) -> str:

@@ -67,9 +67,9 @@ class Bootstrap:
                 continue
             classes = num_labels(labels, *(score.predictions for score in wanted.values()))
             for counts in resampled.draws(self._generator("examples", task), len(labels), self.resamples):
+                resamples = resampled.Resamples(counts, labels, classes)
                 for key, score in wanted.items():
-                    answers = np.asarray(score.predictions)
-                    found[key].append(resampled.headlines(score.metrics, counts, answers, labels, classes))
+                    found[key].append(resamples.headlines(score.metrics, np.asarray(score.predictions)))
             self._known |= {key: np.concatenate(parts) for key, parts in found.items()}
 
     def difference(self, arm: Runs, baseline: Runs) -> Difference | None:

@@ -5,6 +5,8 @@ confusion matrix, correlations from weighted moments, Spearman's from weighted m
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,32 +29,80 @@ def draws(generator: np.random.Generator, examples: int, resamples: int) -> Iter
         yield counts.astype(np.float64)  # products of integers would not go through BLAS
 
 
-def headlines(names: Sequence[str], counts: Array, predictions: Array, labels: Array, num_labels: int) -> Array:
-    """The mean of the metrics on each resample, in percent.
+@dataclass(frozen=True)
+class Resamples:
+    """Many resamples of one task's examples.
 
-    Args:
-        names: Metrics of ``language.metrics``.
-        counts: Shape ``(resamples, examples)``.
-        predictions: Shape ``(examples,)``.
+    Attributes:
+        counts: How often each example was drawn; shape ``(resamples, examples)``.
         labels: Shape ``(examples,)``.
         num_labels: Number of classes; of no concern to correlations.
-
-    Returns:
-        Shape ``(resamples,)``.
     """
-    if set(names) <= set(REGRESSION):
-        found = [_CORRELATIONS[name](counts, predictions, labels) for name in names]
-    else:
-        confusion = _confusion(counts, predictions, labels, num_labels)
-        found = [_CONFUSION[name](confusion) for name in names]
-    return np.asarray(100.0 * np.mean(found, axis=0))
+
+    counts: Array
+    labels: Array
+    num_labels: int = 2
+
+    def headlines(self, names: Sequence[str], predictions: Array) -> Array:
+        """The mean of the metrics on each resample, in percent.
+
+        Args:
+            names: Metrics of ``language.metrics``.
+            predictions: Shape ``(examples,)``.
+
+        Returns:
+            Shape ``(resamples,)``.
+        """
+        if set(names) <= set(REGRESSION):
+            correlations = {"pearson": self._pearson, "spearman": self._spearman}
+            found = [correlations[name](predictions) for name in names]
+        else:
+            confusion = self._confusion(predictions)
+            found = [_CONFUSION[name](confusion) for name in names]
+        return np.asarray(100.0 * np.mean(found, axis=0))
+
+    def _confusion(self, predictions: Array) -> Array:
+        """Shape ``(resamples, label, prediction)``."""
+        cells = self.labels.astype(np.int64) * self.num_labels + predictions.astype(np.int64)
+        one_hot = np.eye(self.num_labels**2)[cells]
+        return np.asarray(self.counts @ one_hot).reshape(-1, self.num_labels, self.num_labels)
+
+    def _pearson(self, predictions: Array) -> Array:
+        x, y = predictions - predictions.mean(), self.labels - self.labels.mean()
+        sums = self.counts @ np.stack([x, y, x * x, y * y, x * y], axis=1)
+        mean_x, mean_y, square_x, square_y, product = sums.T / len(x)
+        return _correlation(product - mean_x * mean_y, (square_x, mean_x), (square_y, mean_y))
+
+    def _spearman(self, predictions: Array) -> Array:
+        """Pearson's of the ranks, less their mean, which is the same in every resample."""
+        ranks = self._ranks(predictions)
+        weighted, square_y = self._label_ranks
+        square_x = np.einsum("ij,ij,ij->i", self.counts, ranks, ranks)
+        zero = np.zeros(len(ranks))
+        return _correlation(np.einsum("ij,ij->i", weighted, ranks), (square_x, zero), (square_y, zero))
+
+    @cached_property
+    def _label_ranks(self) -> tuple[Array, Array]:
+        """The labels' ranks times the counts, and the sum of their squares."""
+        ranks = self._ranks(self.labels)
+        weighted = self.counts * ranks
+        return weighted, np.einsum("ij,ij->i", weighted, ranks)
+
+    def _ranks(self, values: Array) -> Array:
+        """Mid-ranks of the values in each resample, less their mean."""
+        _, group = np.unique(values, return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        sizes = np.add.reduceat(self.counts[:, order], starts, axis=1)
+        middle = np.cumsum(sizes, axis=1) - (sizes + len(values)) / 2.0
+        ranks: Array = middle[:, group]
+        return ranks
 
 
-def _confusion(counts: Array, predictions: Array, labels: Array, num_labels: int) -> Array:
-    """Shape ``(resamples, label, prediction)``."""
-    cells = labels.astype(np.int64) * num_labels + predictions.astype(np.int64)
-    one_hot = np.eye(num_labels**2)[cells]
-    return np.asarray(counts @ one_hot).reshape(-1, num_labels, num_labels)
+def _correlation(covariance: Array, x: tuple[Array, Array], y: tuple[Array, Array]) -> Array:
+    """From mean squares and means; zero where a series says nothing, up to rounding."""
+    variances = [np.where(s - m * m > 1e-12 * s, s - m * m, 0.0) for s, m in (x, y)]
+    return _ratio(covariance, np.sqrt(variances[0] * variances[1]))
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
@@ -83,33 +133,4 @@ def _matthews(confusion: Array) -> Array:
     return _ratio(covariance, np.sqrt(spread))
 
 
-def _pearson(counts: Array, predictions: Array, labels: Array) -> Array:
-    return _correlation(counts, predictions[None] - predictions.mean(), labels[None] - labels.mean())
-
-
-def _spearman(counts: Array, predictions: Array, labels: Array) -> Array:
-    return _correlation(counts, _ranks(counts, predictions), _ranks(counts, labels))
-
-
-def _correlation(counts: Array, x: Array, y: Array) -> Array:
-    """Pearson's, weighted by counts; ``x`` and ``y`` ``(1 or resamples, examples)``."""
-    total = counts.sum(1, keepdims=True)
-    x = x - (counts * x).sum(1, keepdims=True) / total
-    y = y - (counts * y).sum(1, keepdims=True) / total
-    variance = (counts * x**2).sum(1) * (counts * y**2).sum(1)
-    return _ratio((counts * x * y).sum(1), np.sqrt(np.where(variance > 1e-20, variance, 0.0)))
-
-
-def _ranks(counts: Array, values: Array) -> Array:
-    """Mid-ranks of the values in each resample."""
-    _, group = np.unique(values, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    sizes = np.add.reduceat(counts[:, order], starts, axis=1)
-    middle = np.cumsum(sizes, axis=1) - (sizes - 1) / 2.0
-    ranks: Array = middle[:, group]
-    return ranks
-
-
 _CONFUSION = {"accuracy": _accuracy, "f1": _f1, "matthews": _matthews}
-_CORRELATIONS = {"pearson": _pearson, "spearman": _spearman}

@@ -174,7 +174,7 @@ def _add(cell: dict[str, Run], seed: str, run: Run, kind: Kind) -> None:
             raise OsrmError(
                 f"{known.file} and {run.file} differ on '{task}' ({kind.label}): "
                 f"{one.headline:.2f} and {other.headline:.2f}, with the same settings and seed",
-                "leave one of them out",
+                "leave one out, or train from starts of osrm init: their settings tell adapters apart",
             )
         if one.predictions is None and other.predictions is not None:
             cell[seed] = run

@@ -124,11 +124,35 @@ def test_mixed_adapters_are_told() -> None:
     assert str(arm.value("objective")) == "kaiming (cola), osrm (qqp)"
 
 
-def test_adapters_of_other_programs_are_an_arm() -> None:
-    made = File("a", "", "dev", {"cola": {"path": "x", "start": None, "train": None}}, {}, (), {})
-    (arm,), _ = arms.group([made])
+def test_adapters_of_other_programs_are_told_apart_by_their_folders() -> None:
+    def made(name: str) -> File:
+        about = {task: {"path": f"{name}/{task}", "start": None, "train": None} for task in ("cola", "qqp")}
+        return File(name, "", "dev", about, {}, (), {})
+
+    (arm,), _ = arms.group([made("/home/me/plain")])
     assert arm.label == "other start"
-    assert arms.seeds(made) == ""
+    assert arms.seeds(made("plain")) == ""
+    found, arm_of = arms.group([made("/home/me/plain"), made("/home/me/other")])
+    assert found[arm_of["/home/me/other"]].label in ("other start", "other start, from other")
+    assert len({arm.label for arm in found}) == 2
+
+
+def test_a_repair_is_told() -> None:
+    def made(name: str, **repair: Any) -> File:
+        found = file(name)
+        for adapter in found.adapters.values():
+            adapter["retrofit"] = {"max_length": 128, "seed": 0, **repair}
+        return found
+
+    plain, first = file("a"), made("b", method="balanced", mu=1.0)
+    assert [arm.label for arm in arms.group([plain, first])[0]] == ["kaiming", "kaiming + retrofit (balanced)"]
+    other, start = made("c", method="balanced", mu=3.0), made("d", method="projection", objective="osrm", eps=1e-3)
+    assert {arm.label for arm in arms.group([plain, first, other, start])[0]} == {
+        "kaiming",
+        "kaiming + retrofit (balanced)",
+        "kaiming + retrofit (balanced), retrofit mu 3",
+        "kaiming + retrofit (projection)",
+    }
 
 
 def test_the_baseline_is_found_by_name_then_by_objective() -> None:

@@ -27,7 +27,7 @@ def test_classes(names: tuple[str, ...], seed: int, examples: int, classes: int)
     draw = np.random.default_rng(seed)
     labels, predictions = draw.integers(0, classes, (2, examples))
     counts = next(resampled.draws(draw, examples, 6))
-    found = resampled.headlines(names, counts, predictions, labels, classes)
+    found = resampled.Resamples(counts, labels, classes).headlines(names, predictions)
     wanted = [by_hand(names, row, predictions, labels, classes) for row in counts]
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
@@ -39,7 +39,7 @@ def test_scores(names: tuple[str, ...], seed: int, examples: int, levels: int) -
     draw = np.random.default_rng(seed)
     labels, predictions = draw.integers(0, levels, (2, examples)) / 7
     counts = next(resampled.draws(draw, examples, 6))
-    found = resampled.headlines(names, counts, predictions, labels, 2)
+    found = resampled.Resamples(counts, labels).headlines(names, predictions)
     wanted = [by_hand(names, row, predictions, labels, 2) for row in counts]
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
