@@ -14,7 +14,7 @@ TRIED = 2  # of the ten lambdas, in separate runs; each costs the same
 
 def measure(setting: Setting) -> Iterator[Row]:
     folder, place = setting.folder, inputs.model()
-    tasks, dev = (2, 8) if setting.quick else (None, 100)
+    tasks, dev = (2, 8) if setting.quick else (None, 64)
     names = inputs.pipeline(folder, setting.data, 32, dev, tasks)
     adapters = [f"adapters/{name}" for name in names]
     lambdas = [f"{0.1 * step:.1f}" for step in range(1, 11)]
@@ -49,7 +49,7 @@ def measure(setting: Setting) -> Iterator[Row]:
             "ours": lambda: timing.osrm("sweep", *adapters, "--lambda", "0.1:1.0:0.1", "--overwrite", "-q", cwd=folder),
             "separate": separate,
         },
-        setting.repeats,
+        setting.few,
     )
     what = f"sweep, 10 lambdas x {len(names)} tasks"
     yield Row(what, found["ours"], f"merge and eval, {TRIED} of 10", found["separate"], 3, "faster")

@@ -107,7 +107,7 @@ def _row(what: str, theory: float, runs: Mapping[int, Callable[[], object]], set
     """Fit the exponent in each round; the first round of all, which warms up, does not count."""
     next(iter(runs.values()))()
     exponents, seconds = [], {}
-    for _ in range(setting.repeats):
+    for _ in range(setting.few):
         for n, run in runs.items():
             start = time.perf_counter()
             run()
@@ -115,7 +115,7 @@ def _row(what: str, theory: float, runs: Mapping[int, Callable[[], object]], set
         logs = [math.log(value) for value in seconds.values()]
         exponents.append(linear_regression([math.log(n) for n in seconds], logs).slope)
     last = ", ".join(f"{value:.3g} s" for value in seconds.values())
-    return Row(what, exponents, "operation count", [theory] * len(exponents), unit="", difference=last)
+    return Row(what, exponents, "theory", [theory] * len(exponents), unit="exponent", difference=last)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def collect(setting: Setting) -> Iterator[Row]:
         words = ("collect", "--data", "data", "--samples", str(samples), "--overwrite", "-q")
         return timing.osrm(*words, cwd=folder).mebibytes - start
 
-    found = [(peak(few), peak(8 * few)) for _ in range(setting.repeats)]
+    found = [(peak(few), peak(8 * few)) for _ in range(setting.few)]
     loop = timing.peer("published_loop", inputs.model(), folder / "data", folder / "loop").mebibytes - start
     size = model.stat().st_size / 2**20
     yield Row(
@@ -61,7 +61,7 @@ def merge(setting: Setting) -> Iterator[Row]:
         return timing.osrm(*words).mebibytes - start
 
     for method in ("task-arith", "svd"):
-        found = [(peak(paths[:2], method), peak(paths, method)) for _ in range(setting.repeats)]
+        found = [(peak(paths[:2], method), peak(paths, method)) for _ in range(setting.few)]
         what = f"merge {method}, {len(paths)} adapters, {4 * layers} matrices of width {width}"
         ours = [more for _, more in found]
         yield Row(what, ours, goal=1024, kind="below", unit="MiB")

@@ -26,7 +26,7 @@ class Row:
         goal: What the ratio has to reach or the figure must not exceed, see ``kind``.
         kind: ``faster``: theirs / ours is at least the goal; ``within``: ours / theirs is at most the goal; ``below``:
             ours is at most the goal.
-        unit: Of the figures.
+        unit: Of the figures; an ``exponent`` stands beside another, and is not divided by it.
         difference: How far our result is from theirs, with what was compared.
     """
 
@@ -42,7 +42,7 @@ class Row:
     @property
     def ratio(self) -> float | None:
         """The median over the rounds of theirs / ours; of ours / theirs where theirs is a bound."""
-        if not self.theirs:
+        if not self.theirs or self.unit == "exponent":
             return None
         pairs = list(zip(self.ours, self.theirs, strict=True))
         return median(a / b if self.kind == "within" else b / a for a, b in pairs)
@@ -88,6 +88,11 @@ class Setting:
     repeats: int
     data: str
 
+    @property
+    def few(self) -> int:
+        """Rounds of what takes a minute each."""
+        return max(1, self.repeats // 3)
+
 
 Measure = Callable[[Setting], Iterable[Row]]
 
@@ -121,7 +126,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every script has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--quick", action="store_true", help="tiny sizes, nothing stored: does it run?")
-    made.add_argument("--repeats", type=int, default=3, help="rounds")
+    made.add_argument("--repeats", type=int, default=3, help="rounds; a third of them where each takes long")
     made.add_argument("--data", default="mini", help="folder with GLUE's eight tasks; default: the generated ones")
     return made
 

@@ -40,7 +40,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         return timing.osrm("merge", *words).seconds - start.seconds
 
     runs = {"ours": above, "peft": lambda: peft_merge.merge("ties_svd", TASKS, width, RANK)[0] * matrices}
-    found = timing.in_turn(runs, min(setting.repeats, 2))
+    found = timing.in_turn(runs, setting.few)
     small = peft_merge.merge("ties_svd", TASKS, 256, RANK, 256)[1]
     error = peft_merge.distance(peft_merge.ours("ties", TASKS, 256, RANK), small)
     same = f"largest difference {error:.0e} of the largest entry, at width 256 before truncation"

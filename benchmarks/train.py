@@ -19,13 +19,13 @@ RECIPES = {
 
 def measure(setting: Setting) -> Iterator[Row]:
     folder, place = setting.folder, inputs.model()
-    train, dev = (16, 8) if setting.quick else (640, 200)
+    train, dev = (16, 8) if setting.quick else (500, 100)
     names = inputs.save_tasks(folder / "data", setting.data, train, dev)
     chosen = [name for name in ("sst2", "qnli") if name in names] or names[:2]
     timing.osrm("collect", "--data", "data", "--samples", "2", "-q", cwd=folder)
     timing.osrm("init", "--each", "--objective", "kaiming", "-q", cwd=folder)
     for task in chosen[:1] if setting.quick else chosen:
-        yield from _rows(folder, place, task, setting.repeats)
+        yield from _rows(folder, place, task, setting.few)
 
 
 def _rows(folder: Path, place: Path, task: str, repeats: int) -> Iterator[Row]:
