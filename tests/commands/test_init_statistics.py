@@ -1,12 +1,14 @@
 """Every objective from every statistic; gradients; ranks by budget."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.artifacts.adapter import Adapter
@@ -104,19 +106,18 @@ def _decrease_per_interference(work: Path, start: Path, folder: Path, words: Pat
     halves, cpu = gradients._halves(data), torch.device("cpu")
     Z = calibrating.representations(model, encodings, tokenizer, cpu, 8, lambda _: None).double()
 
-    def loss() -> torch.Tensor:
-        total = torch.zeros((), dtype=torch.float64)
+    def losses() -> Iterator[torch.Tensor]:
         for fitted, judged in (halves, halves[::-1]):
             gradients.fit_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
-            batch = batches.collate([encodings[i] for i in judged], tokenizer, cpu)
-            logits = model(**batch).logits
-            total = total + torch.nn.functional.cross_entropy(
-                logits, torch.tensor([data.labels[i] for i in judged]), reduction="sum"
+            logits = model(**batches.collate([encodings[i] for i in judged], tokenizer, cpu)).logits
+            yield cross_entropy(logits, torch.tensor([data.labels[i] for i in judged]), reduction="sum") / len(
+                encodings
             )
-        return total / len(encodings)
 
-    before = loss()
-    slopes = torch.autograd.grad(before, Bs)
+    before, slopes = 0.0, [torch.zeros_like(B) for B in Bs]
+    for value in losses():
+        before += float(value.detach())
+        slopes = [slope + more for slope, more in zip(slopes, torch.autograd.grad(value, Bs), strict=True)]
     out = [load_file(work / f"features/{task}.safetensors") for task in ("pair", "score")]
     energy = 0.0
     for (name, layer), slope in zip(layers.items(), slopes, strict=True):
@@ -124,17 +125,16 @@ def _decrease_per_interference(work: Path, start: Path, folder: Path, words: Pat
         moments = [held[f"{source}.second-moment"].double() for held in out]
         C = sum(moment / moment.trace() for moment in moments) / 2
         M = C + 0.01 * C.trace() / 16 * torch.eye(16, dtype=torch.float64)
-        A = layer.lora_A["default"].weight
+        A = layer.lora_A["default"].weight.detach()
         # The best step of this interference: B = -slope (A M A^T)^-1.
         step = -slope @ torch.linalg.inv(A @ M @ A.T)
         energy += float((step @ A @ M @ A.T @ step.T).trace())
-        with torch.no_grad():
-            layer.lora_B["default"].weight.copy_(step)
+        layer.lora_B["default"].weight.data.copy_(step)
     height = 1e-4
     with torch.no_grad():
         for layer in layers.values():
             layer.lora_B["default"].weight.mul_(height / energy**0.5)
-        return float(before - loss()) / height
+        return (before - sum(map(float, losses()))) / height
 
 
 @pytest.mark.parametrize("name", ["osrm", "osrm-in", "gevd", "eva", "loss-aware"])
