@@ -172,7 +172,8 @@ def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | 
 
     source = merged.source
     recorded = source.get("dev") or {}
-    if recorded.get("sha256") == data.sha256 and recorded.get("max_length", length) == length:
+    same = {"sha256": data.sha256, "max_length": length, "dtype": str(bench.dtype).removeprefix("torch.")}
+    if all(recorded.get(name, value) == value for name, value in same.items()) and "sha256" in recorded:
         return metrics.headline(data.task, recorded["scores"])
     path = Path(source.get("path") or "")
     if not source or not (path / "adapter_config.json").is_file():

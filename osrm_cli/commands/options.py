@@ -61,6 +61,13 @@ class Freeze(StrEnum):
     B = "B"
 
 
+class Head(StrEnum):
+    """Where a new head begins: random weights, or fitted to what the model puts out before training."""
+
+    FITTED = "fitted"
+    FRESH = "fresh"
+
+
 class Unit(StrEnum):
     """What interference is measured in: the base model's energy, or the update's own."""
 

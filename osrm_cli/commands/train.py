@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from osrm_cli.commands import options
-from osrm_cli.commands.options import Device, DType, Freeze, Unit
+from osrm_cli.commands.options import Device, DType, Freeze, Head, Unit
 from osrm_cli.console import Console
 from osrm_cli.errors import OsrmError
 
@@ -48,6 +48,10 @@ def train(
         float | None,
         typer.Option("--dropout", min=0, max=0.9, help="Of the base model. Default: its own.", show_default=False),
     ] = None,
+    head: Annotated[
+        Head,
+        typer.Option("--head", help="A new head begins fitted to the untrained model's output, or fresh (random)."),
+    ] = Head.FITTED,
     interference_penalty: Annotated[
         float | None,
         typer.Option(
@@ -90,7 +94,13 @@ def train(
         raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
     recipe = Recipe(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2, dropout=dropout)
     limits = {"limit": limit, "dev_limit": dev_limit}
-    settings = {**asdict(recipe), "max_length": max_length, "freeze": freeze and str(freeze), **limits}
+    settings = {
+        **asdict(recipe),
+        "max_length": max_length,
+        "freeze": freeze and str(freeze),
+        **limits,
+        "head": str(head),
+    }
     if interference_penalty is not None:
         settings |= {"interference_penalty": interference_penalty, "penalty_unit": str(penalty_unit)}
     jobs = [_job(path, out, overwrite, data, model, revision, features, recipe, settings) for path in starts]
@@ -189,11 +199,12 @@ def _run(
 ) -> dict[str, Any]:
     import torch
 
+    from osrm_cli.artifacts import unfinished
     from osrm_cli.language import adapting, base_model, penalty, training
 
     facts, freeze = job.facts(), job.settings["freeze"]
     if leader:
-        _open_work(job.work, facts, resume, overwrite)
+        unfinished.claim(job.work, facts, resume, overwrite)
     tokenizer = base_model.load_tokenizer(job.folder)
     classifier = base_model.load_classifier(
         job.folder, job.train.task.num_labels, tokenizer, torch.float32, job.recipe.seed, job.recipe.dropout
@@ -203,6 +214,8 @@ def _run(
         console.warn(f"{job.given}: B is zero and stays frozen, so that only the head is trained")
     cost = penalty.from_features(model, job.features, job.start.name, job.settings) if job.features else None
     lesson = training.Lesson.of(tokenizer, job.train, job.dev, job.settings["max_length"])
+    if job.settings["head"] == Head.FITTED and not job.start.heads():
+        training.fit_head(model, tokenizer, lesson, where)
     checkpoint = training.newest_checkpoint(job.work) if resume else None
     steps = lesson.steps(job.recipe, int(os.environ.get("WORLD_SIZE", "1")))
     try:
@@ -217,29 +230,6 @@ def _run(
         _write(job, model, classifier.heads, outcome, report, facts, overwrite)
         shutil.rmtree(job.work)
     return report
-
-
-def _open_work(work: Path, facts: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Make the folder for checkpoints, or check that the one found belongs to the same run.
-
-    Raises:
-        OsrmError: If there is an unfinished run, and not the one to go on with.
-    """
-    from osrm_cli.artifacts import atomic, provenance
-
-    if work.exists() and not (resume or overwrite):
-        raise OsrmError(f"{work} holds an unfinished run", "go on with --resume, or start over with --overwrite")
-    if work.exists() and resume:
-        held = provenance.read(work)
-        if held != facts:
-            name = next(key for key in sorted(facts) if held.get(key) != facts[key])
-            raise OsrmError(
-                f"{work} holds an unfinished run with other {name}",
-                "give the same options, or start over with --overwrite",
-            )
-        return
-    with atomic.write_folder(work, overwrite=True) as stage:
-        provenance.write(stage, facts)
 
 
 def _write(
@@ -259,6 +249,7 @@ def _write(
         "sha256": job.dev.sha256,
         "examples": len(job.dev.examples),
         "max_length": job.settings["max_length"],
+        "dtype": "bfloat16" if job.recipe.bf16 else "float32",
         "scores": outcome.scores,
     }
     log = {

@@ -79,7 +79,7 @@ def test_frozen_factor_stays(work: Path, letter: str) -> None:
 
 def test_keep_best_keeps_the_weights_of_the_best_epoch(work: Path) -> None:
     """A learning rate at which the score goes up and down; the kept weights are scored again by ``eval``."""
-    args = ("train", "starts/mood", "--epochs", 6, "--lr", 0.05, "--batch-size", 8)
+    args = ("train", "starts/mood", "--epochs", 6, "--lr", 0.05, "--batch-size", 8, "--dtype", "float32")
     assert osrm(*args, "--keep-best", "--out", "new", cwd=work).code == 0
     assert osrm(*args, "--out", "last", cwd=work).code == 0
     log, last = (json.loads((work / out / "mood/training.json").read_text()) for out in ("new", "last"))
