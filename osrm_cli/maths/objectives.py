@@ -132,7 +132,7 @@ OBJECTIVES = (
     ),
     Objective(
         "official",
-        "the published code's steps: last right singular vectors of unit mean rows",
+        "the published code's steps: last right singular vectors of the others' means",
         "subspace:official",
         "arXiv:2505.22934",
         ("mean",),

@@ -37,7 +37,7 @@ def osrm(request: Request) -> torch.Tensor:
 
 
 def official(request: Request) -> torch.Tensor:
-    """The published code's steps, ``(r, d_in)``: the last right singular vectors of the other tasks' unit means.
+    """The published code's steps, ``(r, d_in)``: the last right singular vectors of the other tasks' means.
 
     With fewer means than inputs these are whatever basis LAPACK completes the row space with, signs included.
 
@@ -46,8 +46,7 @@ def official(request: Request) -> torch.Tensor:
     """
     if request.out_rows is None:
         raise OsrmError(f"objective 'official' was given no means of other tasks for {request.layer}")
-    H = torch.nn.functional.normalize(request.out_rows.to(torch.float64), dim=1)
-    Vh: torch.Tensor = torch.linalg.svd(H, full_matrices=True).Vh
+    Vh: torch.Tensor = torch.linalg.svd(request.out_rows.to(torch.float64), full_matrices=True).Vh
     return Vh[-request.rank :]
 
 
