@@ -1,7 +1,7 @@
 """How costs grow: each measured at 1, 2, 4 and 8 times the size, in one process, after its imports.
 
 The exponent is the slope of log seconds over log size; what does not grow (opening files, loading the model) makes it
-smaller. `beside` is the exponent that the operation count gives for large sizes.
+smaller. Theory counts the operations at large sizes.
 
     python -m benchmarks.growth
 """

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -56,6 +57,7 @@ def main() -> None:
             report_to="none",
             disable_tqdm=True,
             bf16=precision == ["bf16"],
+            use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=encoded(train, tokenizer, "max_length" if fixed else False),
         eval_dataset=encoded(dev, tokenizer, "max_length" if fixed else False),
