@@ -119,7 +119,7 @@ def fit_head(model: PeftModel, tokenizer: Any, lesson: Lesson, device: torch.dev
     if not lesson.task.regression and len(set(labels)) < lesson.task.num_labels:
         return
     inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
-    model.eval().to(device)
+    model.train().to(device)  # with dropout as in training: else its noise passes through a head that ignores it
     _, layer = calibrating.head_layer(model)
     found = calibrating.representations(model, inputs, tokenizer, device, 64, lambda _: None)
     gradients.fit_head(layer, lesson.task, found.double(), labels)
