@@ -1,8 +1,12 @@
 """Run all benchmarks and write one table, ``results/README.md``, which the project's README shows too.
 
-python -m benchmarks --data FOLDER        # GLUE, as the paper has it; without it the generated tasks
-python -m benchmarks --quick              # does everything run?
-python -m benchmarks --only merge --only ties
+Each script also runs alone, as ``python -m benchmarks.NAME``. With GLUE in a folder, with the generated tasks, to see
+whether everything runs, or some of it:
+
+    python -m benchmarks --data FOLDER
+    python -m benchmarks
+    python -m benchmarks --quick
+    python -m benchmarks --only merge --only ties
 """
 
 import importlib

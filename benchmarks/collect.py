@@ -1,7 +1,4 @@
-"""`osrm collect` on 8 tasks x 100 samples of MiniLM, whole processes, beside other ways to look at the same text.
-
-python -m benchmarks.collect
-"""
+"""`osrm collect` on 8 tasks x 100 samples of MiniLM, whole processes, beside other ways to look at the same text."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

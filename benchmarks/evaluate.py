@@ -1,7 +1,4 @@
-"""`osrm eval` and `osrm sweep` on 8 merged tasks of MiniLM, whole processes, beside Trainer and separate runs.
-
-python -m benchmarks.evaluate
-"""
+"""`osrm eval` and `osrm sweep` on 8 merged tasks of MiniLM, whole processes, beside Trainer and separate runs."""
 
 import json
 from collections.abc import Iterator

@@ -2,8 +2,6 @@
 
 The exponent is the slope of log seconds over log size; what does not grow (opening files, loading the model) makes it
 smaller. Theory counts the operations at large sizes.
-
-    python -m benchmarks.growth
 """
 
 import contextlib

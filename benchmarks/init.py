@@ -1,8 +1,6 @@
 """What `osrm init` computes: 8 tasks, rank 8, in one process; and `--each` beside one start, whole processes.
 
 Peers run on a few layers and count for all of them.
-
-    python -m benchmarks.init
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,4 @@
-"""Peak memory of whole processes above that of an interpreter which has imported the same libraries.
-
-python -m benchmarks.memory
-"""
+"""Peak memory of whole processes above that of an interpreter which has imported the same libraries."""
 
 from collections.abc import Iterator
 from pathlib import Path

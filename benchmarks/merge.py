@@ -3,8 +3,6 @@
 Whole processes, less the time to start (torch imported); PEFT and dense linear algebra in memory, on one matrix, times
 128. The dense peers `knots-ties` and `tsv` are measured at width 2048, times 8: their SVDs grow with the cube of the
 width. That the results are equal was checked at width 256.
-
-    python -m benchmarks.merge                # --layers 4: smaller
 """
 
 from collections.abc import Callable, Iterator

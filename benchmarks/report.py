@@ -112,7 +112,7 @@ def run(name: str, measure: Measure, heading: str, setting: argparse.Namespace) 
     """Measure in a scratch folder; print the table, and store it unless this is a quick run."""
     with tempfile.TemporaryDirectory() as folder:
         rows = list(measure(Setting(Path(folder), setting.quick, setting.repeats, setting.data)))
-    text = f"{heading.partition('python -m')[0].strip()}\n\n{table(rows)}"
+    text = f"{heading.strip()}\n\n{table(rows)}"
     print(text, flush=True)
     if not setting.quick:
         facts = {"machine": timing.machine(), "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}

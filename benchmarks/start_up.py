@@ -1,7 +1,4 @@
-"""How long a person waits before anything happens: whole processes, after their first run.
-
-python -m benchmarks.start_up
-"""
+"""How long a person waits before anything happens: whole processes, after their first run."""
 
 import shutil
 import sys

@@ -2,8 +2,6 @@
 
 As an adapter: a whole process less the time to start, PEFT in memory on one matrix, times 4. As a model: whole
 processes on both sides, mergekit on the models that the adapters make.
-
-    python -m benchmarks.ties
 """
 
 from collections.abc import Iterator

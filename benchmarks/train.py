@@ -1,7 +1,4 @@
-"""`osrm train`, one epoch of MiniLM with LoRA of rank 8, whole processes, beside the recipe of run_glue with PEFT.
-
-python -m benchmarks.train
-"""
+"""`osrm train`, one epoch of MiniLM with LoRA of rank 8, whole processes, beside the recipe of run_glue with PEFT."""
 
 import json
 from collections.abc import Callable, Iterator

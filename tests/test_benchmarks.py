@@ -39,7 +39,7 @@ def test_rows_survive_their_file(tmp_path, monkeypatch) -> None:
         Row("c", [5.0], theirs=[], unit="MiB"),
     ]
     setting = report.parser(None).parse_args(["--repeats", "2"])
-    report.run("name", lambda _: rows, "Heading.\n\npython -m benchmarks.name\n", setting)
+    report.run("name", lambda _: rows, "Heading.\n", setting)
     assert report.load("name") == rows
     table = (tmp_path / "name.md").read_text()
     assert table.startswith("Heading.\n\n| what |")

@@ -1,6 +1,6 @@
 """PEFT's EVA on every task's text: its hooks take an incremental SVD of what each target layer is fed with.
 
-python -m benchmarks.peers.eva MODEL DATA OUT
+Called as ``python -m benchmarks.peers.eva MODEL DATA OUT``.
 """
 
 import sys

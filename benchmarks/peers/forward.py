@@ -1,6 +1,6 @@
 """A bare forward pass over the same tokens in the same batches: what no collection of features can beat.
 
-python -m benchmarks.peers.forward MODEL DATA
+Called as ``python -m benchmarks.peers.forward MODEL DATA``.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The loop of the code published with OSRM: batches of one, padded to 128, one hook for each target layer.
 
-python -m benchmarks.peers.published_loop MODEL DATA OUT
+Called as ``python -m benchmarks.peers.published_loop MODEL DATA OUT``.
 """
 
 import sys

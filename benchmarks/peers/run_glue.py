@@ -1,6 +1,6 @@
 """The recipe of transformers' run_glue example with PEFT: datasets, Trainer, an evaluation after the epoch.
 
-python -m benchmarks.peers.run_glue MODEL DATA TASK OUT [max_length | dynamic] [bf16]
+Called as ``python -m benchmarks.peers.run_glue MODEL DATA TASK OUT [max_length | dynamic] [bf16]``.
 """
 
 import json

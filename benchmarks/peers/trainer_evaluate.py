@@ -1,6 +1,6 @@
 """Evaluate every task of a merged folder by transformers' Trainer, padded to 128, as run_glue does.
 
-python -m benchmarks.peers.trainer_evaluate MODEL DATA MERGED OUT
+Called as ``python -m benchmarks.peers.trainer_evaluate MODEL DATA MERGED OUT``.
 """
 
 import json
