@@ -7,16 +7,17 @@ import torch
 from osrm_cli.errors import OsrmError
 
 DELTA = 1e-5
+LEAST = 0.01  # noise multiplier; below, epsilon is in the thousands and beyond what the accountant can count
 
 
 def check(sigma: float, clip: float) -> None:
     """Check, before anything is read, that a private mean can be had.
 
     Raises:
-        OsrmError: If sigma or clip is not a positive number, or the accountant is not installed.
+        OsrmError: If sigma protects nobody, clip is not a positive number, or the accountant is not installed.
     """
-    if not (0 < sigma < math.inf and 0 < clip < math.inf):
-        raise OsrmError(f"sigma is {sigma:g} and clip {clip:g}, expected numbers above 0")
+    if not (LEAST <= sigma < math.inf and 0 < clip < math.inf):
+        raise OsrmError(f"sigma is {sigma:g} and clip {clip:g}, expected {LEAST} or more and a number above 0")
     epsilon(sigma, 1)
 
 
@@ -66,5 +67,8 @@ def epsilon(sigma: float, mechanisms: int, delta: float = DELTA) -> float:
         raise OsrmError(
             "a private mean needs the accountant dp-accounting, which is not installed", "pip install dp-accounting"
         ) from None
-    accountant = PLDAccountant().compose(dp_event.GaussianDpEvent(sigma), mechanisms)
+    # Losses reach to about mu^2 / 2, mu^2 = mechanisms / sigma^2: where that is far, coarser steps keep them countable.
+    step = 1e-4 * max(1.0, mechanisms / sigma**2 / 20)
+    accountant = PLDAccountant(value_discretization_interval=step)
+    accountant.compose(dp_event.GaussianDpEvent(sigma), mechanisms)
     return float(accountant.get_epsilon(delta))

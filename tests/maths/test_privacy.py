@@ -36,8 +36,17 @@ def test_noise_has_its_size_and_is_seeded():
 
 
 def test_bad_values_are_refused():
-    for clip, sigma in ((0, 1), (-1, 1), (1, -1), (1, 0), (float("nan"), 1), (1, float("nan")), (1, float("inf"))):
-        with pytest.raises(OsrmError, match="expected numbers above 0"):
+    for clip, sigma in (
+        (0, 1),
+        (-1, 1),
+        (1, -1),
+        (1, 0),
+        (1, 1e-3),
+        (float("nan"), 1),
+        (1, float("nan")),
+        (1, float("inf")),
+    ):
+        with pytest.raises(OsrmError, match="expected 0.01 or more and a number above 0"):
             check(sigma, clip)
     with pytest.raises(OsrmError, match="no examples"):
         private(1, 1, samples=SAMPLES[:0])
