@@ -46,7 +46,7 @@ def test_bad_values_are_refused():
         (1, float("nan")),
         (1, float("inf")),
     ):
-        with pytest.raises(OsrmError, match="expected 0.01 or more and a number above 0"):
+        with pytest.raises(OsrmError, match=r"expected 0\.01 or more and a number above 0"):
             check(sigma, clip)
     with pytest.raises(OsrmError, match="no examples"):
         private(1, 1, samples=SAMPLES[:0])
