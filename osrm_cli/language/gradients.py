@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
 from osrm_cli.errors import OsrmError
@@ -80,11 +83,6 @@ def fit_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Se
         labels: One for each row; for classes, every class among them.
     """
     intercept = head.bias is not None
-    # A second of imports that most of what imports this module has no use for.
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     scaler = StandardScaler(with_mean=intercept)
     if task.regression:
         model = Ridge(alpha=1 / STRENGTH, fit_intercept=intercept)
