@@ -37,8 +37,8 @@ def concerns(
         )
     if request.out_missed * request.d_in > 1:
         found.append(
-            f"the sketches may hide up to {100 * request.out_missed:.2g} % of the other tasks' energy in any one direction, an "
-            f"average direction holds {100 / request.d_in:.2g} %: A need not avoid more than a random one, take more rows"
+            "the sketches may hide more of the other tasks' energy in one direction than an average direction holds: "
+            "their bound does not promise that A avoids more than a random one, take more rows"
         )
     if objective in ("osrm-in", "gevd", "eva") and own < request.rank:
         found.append(f"the task's own features have rank {own}, below rank {request.rank}: the rest of A is random")

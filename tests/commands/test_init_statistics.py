@@ -227,8 +227,8 @@ def test_what_a_sketch_may_hide_is_told(everything: Path, tmp_path: Path) -> Non
     args = ("--rank", 2, "--out", tmp_path / "new")
     run = osrm("init", "--exclude", "mood", "--statistic", "sketch", *args, cwd=everything)
     kept = json.loads((tmp_path / "new/mood/osrm.json").read_text())["concerns"]
-    assert any("the sketches may hide up to" in doubt for doubt in kept) == ("the sketches may hide" in run.stderr)
+    assert any("the sketches may hide" in doubt for doubt in kept) == ("the sketches may hide" in run.stderr)
     (tmp_path / "osrm.toml").write_text((everything / "osrm.toml").read_text())
     osrm("collect", "--statistic", "sketch:1", "--samples", 10, cwd=tmp_path)
     run = osrm("init", "--exclude", "mood", "--rank", 2, cwd=tmp_path)
-    assert "the sketches may hide up to" in run.stderr
+    assert run.stderr.count("the sketches may hide") == 1
