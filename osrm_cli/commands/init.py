@@ -145,10 +145,11 @@ def _write(
 
     first = next(iter(files.values()))
     own = files[task].facts if task in files else {"task": {"name": task}, "data": None}
+    read = [files[name] for name in used(files, task, recipe.objective)]
     facts = provenance.record(
         "init",
-        recipe.facts(),
-        [path for name in used(files, task, recipe.objective) for path in files[name].files],
+        {**recipe.facts(), "examples": max((held.examples for held in read), default=None)},
+        [path for held in read for path in held.files],
         base=first.base,
         task=own["task"],
         data=own["data"],

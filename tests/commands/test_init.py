@@ -258,3 +258,11 @@ def test_statistic_is_the_first_choice_or_the_wanted_one_and_recorded(work: Path
     )
     A = factors(work / "moment/mood")[f"{QUERY}.lora_A.weight"].double()
     assert (A @ C @ A.T).trace() == pytest.approx(float(torch.linalg.eigvalsh(C)[:2].sum()), rel=1e-4)
+
+
+def test_settings_tell_the_sample_size(work: Path) -> None:
+    """The number of examples behind the features that were read; none for a start that reads none."""
+    for objective, examples in (("osrm", 20), ("kaiming", None)):
+        args = ("init", "--exclude", "mood", "--rank", 2, "--objective", objective, "--out", objective)
+        assert osrm(*args, cwd=work).code == 0
+        assert json.loads((work / objective / "mood/osrm.json").read_text())["settings"]["examples"] == examples
