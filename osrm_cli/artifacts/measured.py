@@ -86,6 +86,8 @@ def disturbance(matrix: Matrix, tasks: Sequence[str], task: str) -> float:
 def correlate(matrix: Matrix, merges: Sequence[Merge]) -> dict[str, Any]:
     """Each merge of three tasks or more by itself; all merges of two together, a point for each task.
 
+    The prediction is ``disturbance``; under ``to_own`` it is that over the energy of the task's own update.
+
     Args:
         matrix: Relative interference by task and task.
         merges: What was measured.
@@ -93,19 +95,33 @@ def correlate(matrix: Matrix, merges: Sequence[Merge]) -> dict[str, Any]:
     Raises:
         OsrmError: If a merge is of other tasks.
     """
-    several, pairs = [], []
+    several: list[dict[str, Any]] = []
+    pairs: list[_Point] = []
     for merge in merges:
         if unknown := sorted({*merge.tasks, *merge.drops} - matrix.keys()):
             raise OsrmError(
                 f"{merge.name} has task '{unknown[0]}', the adapters are of: {', '.join(matrix)}",
                 "give the adapters that were merged",
             )
-        points = [(disturbance(matrix, merge.tasks, task), drop) for task, drop in sorted(merge.drops.items())]
+        points = [_point(matrix, merge, task) for task in sorted(merge.drops)]
         if len(merge.tasks) == 2:
             pairs += points
         else:
-            several.append({"scores": merge.name, "drops": dict(merge.drops), **vars(_spearman(points))})
-    return {"merges": several, "pairs": vars(_spearman(pairs)) if pairs else None}
+            several.append({"scores": merge.name, "drops": dict(merge.drops), **_correlations(points)})
+    return {"merges": several, "pairs": _correlations(pairs) if pairs else None}
+
+
+_Point = tuple[float, float, float]  # disturbance, the same over the task's own energy, drop
+
+
+def _point(matrix: Matrix, merge: Merge, task: str) -> _Point:
+    disturbed, own = disturbance(matrix, merge.tasks, task), matrix[task][task]
+    return disturbed, disturbed / own if own > 0 else math.inf, merge.drops[task]
+
+
+def _correlations(points: Sequence[_Point]) -> dict[str, Any]:
+    plain, to_own = (_spearman([(point[i], point[2]) for point in points]) for i in (0, 1))
+    return {**vars(plain), "to_own": {"rho": to_own.rho, "p": to_own.p}}
 
 
 def _spearman(points: Sequence[tuple[float, float]]) -> Correlation:

@@ -198,8 +198,9 @@ def _measured(found: Mapping[str, Any]) -> Iterable[str]:
 def _correlation(row: Mapping[str, Any]) -> str:
     if row["rho"] is None:
         return f"too few or equal points for a rank correlation (n {row['n']})"
-    found = f"{row['rho']:+.2f} (n {row['n']}, p {row['p']:.2g})"
-    return f"rank correlation of predicted disturbance and measured drop {found}"
+    found = f"rank correlation of prediction and drop {row['rho']:+.2f} (n {row['n']}, p {row['p']:.2g})"
+    own = row["to_own"]
+    return found if own["rho"] is None else f"{found}; over the own energy {own['rho']:+.2f} (p {own['p']:.2g})"
 
 
 def _times(ratio: float | None) -> str:

@@ -41,7 +41,7 @@ def retrofit(
     method: Annotated[
         Way, typer.Option("--method", "-m", help="balanced: B stays, A is solved for. projection: A is a start's.")
     ] = Way.BALANCED,
-    mu: Annotated[float, typer.Option("--mu", min=0, help="balanced: cost of the other tasks' interference.")] = 1.0,
+    mu: Annotated[float, typer.Option("--mu", min=0, help="balanced: cost of the other tasks' interference.")] = 0.3,
     objective: Annotated[
         str,
         typer.Option(

@@ -229,9 +229,9 @@ def test_measured_drops_are_ranked_against_the_prediction(work):
     found = diagnose(work, *ADAPTERS, *args)["measured"]
     assert [(row["n"], row["rho"]) for row in found["merges"]] == [(3, pytest.approx(1)), (3, pytest.approx(-1))]
     assert found["merges"][0]["p"] == pytest.approx(2 / 6)
-    assert found["pairs"] == {"n": 2, "rho": None, "p": None}
+    assert found["pairs"] == {"n": 2, "rho": None, "p": None, "to_own": {"rho": None, "p": None}}
     run = osrm("diagnose", "features", *ADAPTERS, *args, "--overwrite", cwd=work)
-    assert "good.json: rank correlation of predicted disturbance and measured drop +1.00 (n 3, p 0.33)" in run.stdout
+    assert "good.json: rank correlation of prediction and drop +1.00 (n 3, p 0.33); over the own energy " in run.stdout
     assert set(order) == set(TASKS)
 
 

@@ -139,7 +139,7 @@ def test_eval_and_merge_go_on_with_the_result(work):
     facts = json.loads((work / "retrofitted/mood/osrm.json").read_text())
     before = json.loads((work / "adapters/mood/osrm.json").read_text())
     assert (facts["task"], facts["data"], facts["base"]) == (before["task"], before["data"], before["base"])
-    assert facts["settings"] == {"method": "balanced", "mu": 1.0, "max_length": before["settings"]["max_length"]}
+    assert facts["settings"] == {"method": "balanced", "mu": 0.3, "max_length": before["settings"]["max_length"]}
     paths = ["adapters/mood", *(f"features/{task}.safetensors" for task in TASKS)]
     assert [entry["path"] for entry in facts["inputs"]] == paths
 
@@ -148,7 +148,8 @@ def test_mixed_ranks_and_scalings_of_another_program(work, tiny, words):
     pattern = {"rank_pattern": {"layer.1.attention.self.query": 5}, "alpha_pattern": {"0.attention.self.value": 11}}
     foreign(work, tiny, words, "x/run-7", use_rslora=True, lora_alpha=6, **pattern)
     for method in ("balanced", "projection"):
-        args = ("x/run-7", "--task", "mood=x/run-7/", "--method", method, "--out", method, "--seed", 1)
+        args = ["x/run-7", "--task", "mood=x/run-7/", "--method", method, "--out", method, "--seed", 1]
+        args += ["--mu", 1] if method == "balanced" else []
         run = osrm("retrofit", *args, cwd=work)
         assert run.code == 0, run
         base = trained.bare(tiny("bert"), "mood")
@@ -191,12 +192,12 @@ def test_a_sketch_serves_and_a_small_one_warns(work):
     retrofit(work)
     run = osrm("retrofit", *ADAPTERS, "--features", "features-16", "--out", "s", cwd=work)
     assert (run.code, run.stderr) == (0, "")
-    for layer in layers(work / "s/mood"):  # as many rows as inputs: nothing is left out
+    for layer in layers(work / "s/mood"):  # as many rows as inputs: nothing is left out but digits
         found, expected, C = (
             *(dense(work / out / "mood", layer) for out in ("s", "retrofitted")),
             moment(work, "mood", layer),
         )
-        assert seen(found - expected, C) < 1e-5 * seen(expected, C)
+        assert seen(found - expected, C) < 1e-3 * seen(expected, C)
     run = osrm("retrofit", *ADAPTERS, "--features", "features-4", "--out", "t", cwd=work)
     assert run.code == 0
     assert "warning: the sketches hold 12 rows for inputs of width 16" in run.stderr
@@ -215,7 +216,7 @@ def test_order_of_adapters_is_irrelevant_and_dry_run_writes_nothing(work):
 
 def test_table_on_stdout(work):
     run = osrm("retrofit", *ADAPTERS, cwd=work)
-    assert "Retrofitted (method balanced, mu 1.0)" in run.stdout
+    assert "Retrofitted (method balanced, mu 0.3)" in run.stdout
     assert "retrofitted/mood" in run.stdout
 
 
