@@ -42,7 +42,7 @@ def test_every_configuration_makes_a_plan(config: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_smoke(minilm: str, tmp_path: Path) -> None:
-    """From nothing to a report; then nothing to do; then only what a lost adapter makes necessary."""
+    """From nothing to a report; then nothing to do; then only what a lost adapter and its sweep make necessary."""
     config = ("--configfile", ROOT / "config/smoke.yaml")
     snakemake(*config, cwd=tmp_path)
     home = tmp_path / "results/smoke"
@@ -54,7 +54,8 @@ def test_smoke(minilm: str, tmp_path: Path) -> None:
     assert "gevd" in report
     assert (home / "reports/main/report.html").stat().st_size > 10_000
     assert "Nothing to be done" in snakemake(*config, cwd=tmp_path)
-    shutil.rmtree(home / "adapters/gevd/0/mini-mood")
+    for lost in ("adapters/gevd/0/mini-mood", "sweeps/all/gevd/0"):
+        shutil.rmtree(home / lost)
     plan = snakemake(*config, "--dry-run", cwd=tmp_path)
     assert plan.count("rule train:") == 1
     assert plan.count("rule sweep:") == 1
