@@ -34,6 +34,7 @@ _TOLD: dict[str, Callable[[Any], str]] = {
     "a_scale": lambda value: f" × {value} norm",
     "interference_penalty": lambda value: f" + penalty {_text(value)}",
     "penalty_unit": lambda value: f" of {value} energy",
+    "head": lambda value: f", {value} head",
     "freeze": lambda value: f" + frozen {value}",
     _REPAIR: lambda value: f" + retrofit ({value})",
     "rank": lambda value: f", rank {value}",

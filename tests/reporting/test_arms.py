@@ -165,3 +165,10 @@ def test_the_baseline_is_found_by_name_then_by_objective() -> None:
         arms.find(found, "eva")
     assert "kaiming; kaiming, rank 16; osrm; gevd" in (error.value.hint or "")
     assert arms.find([Arm({"cola": {"objective": "osrm"}}, "osrm")], None) is None
+
+
+def test_adapters_that_do_not_tell_their_head_had_a_fresh_one() -> None:
+    started = {"start": {"objective": "osrm"}, "train": {"lr": 1}}
+    told = {"start": {"objective": "osrm"}, "train": {"lr": 1, "head": "fresh"}}
+    assert arms.settings(started) == arms.settings(told) == {"objective": "osrm", "lr": 1, "head": "fresh"}
+    assert arms.settings({"start": {"objective": "osrm"}, "train": None}) == {"objective": "osrm"}
