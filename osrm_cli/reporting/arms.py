@@ -97,6 +97,8 @@ def settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
     Of an adapter of another program, the folder that it lies in is all that tells it from others.
     """
     start, train, repair = (adapter.get(part) or {} for part in ("start", "train", "retrofit"))
+    if train:  # what does not say how its head began was trained from a fresh one, when there was nothing else
+        train = {"head": "fresh", **train}
     repair = {f"retrofit {key}": value for key, value in repair.items() if key not in ("seed", "max_length")}
     place = {} if start or train else {"from": PurePosixPath(adapter["path"]).parent.name}
     known = {**start, **train, **repair, **place}

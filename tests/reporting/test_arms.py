@@ -171,4 +171,3 @@ def test_adapters_that_do_not_tell_their_head_had_a_fresh_one() -> None:
     started = {"start": {"objective": "osrm"}, "train": {"lr": 1}}
     told = {"start": {"objective": "osrm"}, "train": {"lr": 1, "head": "fresh"}}
     assert arms.settings(started) == arms.settings(told) == {"objective": "osrm", "lr": 1, "head": "fresh"}
-    assert arms.settings({"start": {"objective": "osrm"}, "train": None}) == {"objective": "osrm"}
