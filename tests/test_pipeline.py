@@ -27,7 +27,7 @@ def done(
     for command in (
         "collect --samples 20",
         "init --each --rank 2",
-        "train starts/mood starts/pair starts/score --epochs 1 --lr 0.01",
+        "train starts/mood starts/pair starts/score --epochs 1 --lr 0.01 --dtype float32",
         "merge adapters/mood adapters/pair adapters/score --method task-arith --lambda 0.5",
         "eval merged",
     ):
@@ -130,7 +130,7 @@ def test_same_inputs_same_bytes(done: Path) -> None:
     for command, paths in (
         ("collect --task mood --samples 20 --out again/features", ["features/mood.safetensors"]),
         ("init --exclude mood --rank 2 --out again/starts", ["starts/mood"]),
-        ("train starts/mood --epochs 1 --lr 0.01 --out again/adapters", ["adapters/mood"]),
+        ("train starts/mood --epochs 1 --lr 0.01 --dtype float32 --out again/adapters", ["adapters/mood"]),
     ):
         run = osrm(*command.split(), "--overwrite", cwd=done)
         assert run.code == 0, run

