@@ -58,7 +58,7 @@ def measure(adapters: Sequence[Adapter], source: Source, base: Path, advance: Ca
             layers[layer] = {adapter.name: dict.fromkeys(bases, 0.0) for adapter in adapters}
             for adapter in (each for each in adapters if layer in each.layers):
                 update = adapter.update(layer, torch.float64)
-                row = {task: grams[task].energy(update) / energy for task, energy in bases.items()}
+                row = {task: float(grams[task].energy(update)) / energy for task, energy in bases.items()}
                 layers[layer][adapter.name] = row
                 squares[adapter.name] += squared_norm(update)
             whole += float(W.double().square().sum())

@@ -97,7 +97,7 @@ def changes(new: Mapping[str, Mapping[str, LowRank]], adapters: Sequence[Adapter
 
 def _energies(old: LowRank, now: LowRank, own: Gram, rest: Gram) -> list[float]:
     difference = LowRank(torch.cat([now.B, -old.B], dim=1), torch.cat([now.A, old.A]))
-    return [own.energy(difference), own.energy(old), rest.energy(now), rest.energy(old)]
+    return [float(x) for x in (own.energy(difference), own.energy(old), rest.energy(now), rest.energy(old))]
 
 
 def _ratio(part: torch.Tensor, whole: torch.Tensor) -> float:

@@ -91,7 +91,7 @@ def _record(
 ) -> dict[str, Any]:
     from osrm_cli.artifacts import hub, provenance
 
-    paths = [features.path for features in source.files.values()]
+    paths = [path for features in source.files.values() for path in features.files]
     base = next(iter(source.files.values())).base
     record = provenance.record("diagnose", settings, [*paths, *scores], base=base)
     read = [{"path": a.source, "commit": hub.commit(a.folder), "sha256": a.sha256()} for a in adapters]

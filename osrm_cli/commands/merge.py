@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from osrm_cli.language.calibrated_folder import Calibration
     from osrm_cli.language.samples import Sample
 
-_LOSSY = 0.95  # kept energy below this is worth a warning
-
 
 def _number(name: str, text: str, low: float | None = None, high: float | None = None) -> Any:
     return typer.Option(name, help=text, min=low, max=high, show_default=False)
@@ -105,7 +103,7 @@ def merge(
         _list(console)
         return
 
-    from osrm_cli.artifacts import atomic, merged
+    from osrm_cli.artifacts import atomic, merged, told
     from osrm_cli.artifacts.checkpoint import Checkpoint
     from osrm_cli.artifacts.plan import Plan
     from osrm_cli.artifacts.recipe import parse_weights
@@ -131,7 +129,7 @@ def merge(
     calibration = _calibration(plan, asked.data, samples, seed) if calibrate else None
     checkpoint = Checkpoint.open(place) if place and plan.recipe.output == "model" else None
     if dry_run:
-        console.result({"would_write": str(out), **_facts(plan)}, f"would write {out}: {_line(plan)}")
+        console.result({"would_write": str(out), **told.facts(plan)}, f"would write {out}: {told.line(plan)}")
         return
     with atomic.write_folder(out, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if place and drawn:
@@ -230,46 +228,14 @@ def _list(console: Console) -> None:
 
 
 def _report(console: Console, out: Path, plan: "Plan", done: "Merged", rows: dict[str, dict[str, Any]]) -> None:
-    kept = list(done.kept.values())
-    facts = {
-        **_facts(plan),
-        **(plan.evidence.facts() if plan.method.passes else {}),
-        "path": str(out),
-        "form": done.form,
-        "rank": max(done.ranks.values(), default=None),
-        "kept_energy": {"least": min(kept), "mean": sum(kept) / len(kept)},
-        **({"calibration": rows} if rows else {}),
-    }
-    size = f", rank {facts['rank']}" if done.ranks else ""
-    kept_text = f", energy kept {facts['kept_energy']['least']:.1%} to {max(kept):.1%}" if min(kept) < 1 else ", exact"
-    console.result(facts, f"{out}: {_line(plan)}{size}{kept_text}")
+    from osrm_cli.artifacts import told
+
+    facts = {**told.outcome(plan, done), "path": str(out), **({"calibration": rows} if rows else {})}
+    console.result(facts, f"{out}: {told.line(plan)}{told.size(done)}")
     for task, entropy in facts.get("entropy", {}).items():
         console.note(f"{task}: mean entropy {entropy['before']:.4f} before, {entropy['after']:.4f} after")
     for task, row in rows.items():
         ending = "" if row["used"] else ": uncalibrated is kept"
         console.note(f"{task}: difference {row['before']:.4g} before calibration, {row['error']:.4g} after{ending}")
-    if done.form == "model" and plan.embeddings:
-        console.warn("an embedding was merged: where the output layer is tied to it, the outputs change too")
-    if done.form == "task-aware":
-        console.warn("this is not one model: every task needs its own mask, so its name must be known at inference")
-    if min(kept) < _LOSSY:
-        console.warn(
-            f"recompression lost up to {1 - min(kept):.1%} of a layer's energy; a higher --rank keeps more, "
-            + ("none keeps all" if done.form == "model" else "--as model keeps all")
-        )
-
-
-def _facts(plan: "Plan") -> dict[str, Any]:
-    return {
-        "method": plan.method.name,
-        "options": dict(plan.recipe.options),
-        "as": plan.recipe.output,
-        "adapters": [adapter.name for adapter in plan.adapters],
-        "layers": len(plan.layers),
-    }
-
-
-def _line(plan: "Plan") -> str:
-    names = ", ".join(adapter.name for adapter in plan.adapters)
-    settings = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(plan.recipe.options.items()))
-    return f"{names} by {plan.method.name} ({settings}), {len(plan.layers)} layers"
+    for doubt in told.doubts(plan, done):
+        console.warn(doubt)

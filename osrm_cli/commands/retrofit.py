@@ -150,7 +150,7 @@ def _write(
     record = provenance.record(
         "retrofit",
         {**settings, "max_length": length},
-        [features.path for features in files.values()],
+        [path for features in files.values() for path in features.files],
         base=adapter.base or own.base,
         task=adapter.facts.get("task") or own.facts["task"],
         data=adapter.facts.get("data") or {"source": (own.facts.get("data") or {}).get("source")},

@@ -93,15 +93,9 @@ def train(
     if precision.itemsize == 2 and dtype is DType.FLOAT16:
         raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
     recipe = Recipe(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2, dropout=dropout)
-    limits = {"limit": limit, "dev_limit": dev_limit}
-    settings = {
-        **asdict(recipe),
-        "max_length": max_length,
-        "freeze": freeze and str(freeze),
-        **limits,
-        "head": str(head),
-    }
-    if interference_penalty is not None:
+    limits = {"limit": limit, "dev_limit": dev_limit, "max_length": max_length}
+    settings = {**asdict(recipe), **limits, "freeze": freeze and str(freeze), "head": str(head)}
+    if interference_penalty:
         settings |= {"interference_penalty": interference_penalty, "penalty_unit": str(penalty_unit)}
     jobs = [_job(path, out, overwrite, data, model, revision, features, recipe, settings) for path in starts]
     for first, second in itertools.combinations(jobs, 2):
@@ -149,7 +143,7 @@ class _Job:
         return provenance.record(
             "train",
             self.settings,
-            [self.start.folder, *(read.path for read in self.features.values())],
+            [self.start.folder, *(path for read in self.features.values() for path in read.files)],
             base=self.base,
             task=self.train.task.to_dict(),
             data=data,
@@ -169,9 +163,7 @@ def _job(
     settings: dict[str, Any],
 ) -> _Job:
     from osrm_cli.artifacts import atomic, provenance
-    from osrm_cli.artifacts import features as features_files
     from osrm_cli.artifacts.adapter import Adapter
-    from osrm_cli.artifacts.requests import serving, used
     from osrm_cli.language import base_model, penalty, tasks
 
     start = Adapter.open(given)
@@ -185,12 +177,8 @@ def _job(
     folder, base = base_model.of_artifact(given, start.base, start.config.base_model, model, revision)
     length = settings["max_length"] or train.task.max_length or options.MAX_LENGTH
     base_model.check_length(folder, length)
-    files = features_files.open_folder(features) if settings.get("interference_penalty") else {}
-    if files:
-        row = penalty.reads(settings["penalty_unit"])
-        files = {name: files[name] for name in used(files, start.name, row)}
-        serving(files, [start.name], row)
-        provenance.same_base({path: base, **{held.path: held.base for held in files.values()}})
+    files = penalty.open_features(features, start.name, settings["penalty_unit"]) if "penalty_unit" in settings else {}
+    provenance.same_base({path: base, **{held.path: held.base for held in files.values()}})
     return _Job(given, start, source, train, dev, folder, base, recipe, {**settings, "max_length": length}, path, files)
 
 
@@ -200,7 +188,7 @@ def _run(
     import torch
 
     from osrm_cli.artifacts import unfinished
-    from osrm_cli.language import adapting, base_model, penalty, training
+    from osrm_cli.language import adapting, base_model, heads, penalty, training
 
     facts, freeze = job.facts(), job.settings["freeze"]
     if leader:
@@ -214,9 +202,9 @@ def _run(
         console.warn(f"{job.given}: B is zero and stays frozen, so that only the head is trained")
     cost = penalty.from_features(model, job.features, job.start.name, job.settings) if job.features else None
     lesson = training.Lesson.of(tokenizer, job.train, job.dev, job.settings["max_length"])
-    if job.settings["head"] == Head.FITTED and not job.start.heads():
-        training.fit_head(model, tokenizer, lesson, where)
     checkpoint = training.newest_checkpoint(job.work) if resume else None
+    if job.settings["head"] == Head.FITTED and not job.start.heads() and not checkpoint:
+        heads.fit_untrained(model, tokenizer, lesson.task, lesson.train, where)
     steps = lesson.steps(job.recipe, int(os.environ.get("WORLD_SIZE", "1")))
     try:
         with console.progress(f"train {job.start.name}", steps, "steps") as advance:
@@ -244,21 +232,16 @@ def _write(
     from osrm_cli.artifacts import atomic, provenance
     from osrm_cli.language import adapting, training
 
+    found = asdict(outcome)
     dev = {
         "split": job.dev.split,
         "sha256": job.dev.sha256,
         "examples": len(job.dev.examples),
         "max_length": job.settings["max_length"],
         "dtype": "bfloat16" if job.recipe.bf16 else "float32",
-        "scores": outcome.scores,
+        "scores": found.pop("scores"),
     }
-    log = {
-        "dev": dev,
-        "drift": report["drift"],
-        "epochs": outcome.epochs,
-        "best_epoch": outcome.best_epoch,
-        "losses": outcome.losses,
-    }
+    log = {"dev": dev, "drift": report["drift"], **found}
     with atomic.write_folder(job.path, overwrite) as stage:
         adapting.save(model, job.start, job.base, heads, stage)
         training.draw_losses(outcome, job.start.name, stage / "loss.png")

@@ -9,17 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.language import batches, calibrating
+from osrm_cli.language import batches, calibrating, heads
 from osrm_cli.language.targets import is_conv1d
 from osrm_cli.language.task import Data, Label, Task
-
-STRENGTH = 0.003  # weight of one example against a small head; least loss on the other half of 100 from GLUE
 
 
 def gradients(
@@ -53,7 +48,7 @@ def gradients(
     weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     for fitted, judged in (halves, halves[::-1]):
-        fit_head(head, data.task, found[fitted], [labels[i] for i in fitted])
+        heads.fit(head, data.task, found[fitted], [labels[i] for i in fitted])
         for rows in batches.bucket([len(encodings[i]["input_ids"]) for i in judged], batch_size):
             chosen = [judged[row] for row in rows]
             batch = batches.collate([encodings[i] for i in chosen], tokenizer, device)
@@ -71,34 +66,6 @@ def loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Ten
     if task.regression:
         return functional.mse_loss(logits.float().squeeze(-1), wanted.float(), reduction="sum")
     return functional.cross_entropy(logits.float(), wanted, reduction="sum")
-
-
-def fit_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequence[Label]) -> None:
-    """Fit a linear layer in place: logistic regression, for a score ridge regression, of standardised inputs.
-
-    Args:
-        head: The layer.
-        task: What it is to predict.
-        inputs: ``(n, d)``.
-        labels: One for each row; for classes, every class among them.
-    """
-    intercept = head.bias is not None
-    scaler = StandardScaler(with_mean=intercept)
-    if task.regression:
-        model = Ridge(alpha=1 / STRENGTH, fit_intercept=intercept)
-    else:
-        model = LogisticRegression(C=STRENGTH, fit_intercept=intercept, max_iter=1000)
-    make_pipeline(scaler, model).fit(inputs.numpy(), labels)
-    W = torch.as_tensor(model.coef_ / scaler.scale_).reshape(-1, inputs.shape[1])  # noqa: N806 - as in W x + b
-    b = torch.as_tensor(model.intercept_).reshape(-1)
-    if intercept:
-        b = b - W @ torch.as_tensor(scaler.mean_)
-    if task.num_labels == 2:  # one logit, which is the difference of the two
-        W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2  # noqa: N806
-    with torch.no_grad():
-        head.weight.copy_(W)
-        if intercept:
-            head.bias.copy_(b)
 
 
 def _halves(data: Data) -> tuple[list[int], list[int]]:

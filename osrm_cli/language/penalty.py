@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from osrm_cli.artifacts import features
 from osrm_cli.artifacts.adapter_files import PREFIX
 from osrm_cli.artifacts.features import Features
-from osrm_cli.artifacts.requests import requests
+from osrm_cli.artifacts.requests import requests, serving, used
 from osrm_cli.errors import OsrmError
 from osrm_cli.language.targets import is_conv1d
-from osrm_cli.maths import interference
+from osrm_cli.maths.gram import Gram
 from osrm_cli.maths.lowrank import LowRank
 from osrm_cli.maths.objectives import Objective
 
@@ -21,43 +23,17 @@ _LEAST_OWN = 1e-3  # added to the own energy, in units of the base model's: B st
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """One layer's inputs of one task, or of several together.
-
-    Attributes:
-        features: Their second moment ``(d_in, d_in)``, or rows ``(n, d_in)`` such as a sketch's.
-        rows: Whether they are rows.
-    """
-
-    features: torch.Tensor
-    rows: bool
-
-    def energy(self, update: LowRank) -> torch.Tensor:
-        """What an update does to them: ``E ||B A x||^2`` up to a factor that all updates share."""
-        measure = interference.energy_of_rows if self.rows else interference.energy
-        return measure(update, self.features)
-
-    def on(self, W: torch.Tensor) -> "tuple[Inputs, float]":  # noqa: N803 - the papers' letter
-        """The same where ``W`` ``(d_out, d_in)`` lies, and what it does to them."""
-        found = Inputs(self.features.to(W), self.rows)
-        if self.rows:
-            return found, float((found.features @ W.T).square().sum())
-        return found, float(interference.base_energy(W, found.features))
-
-
-@dataclass(frozen=True)
 class _Layer:
     """One adapted layer, what its inputs are, and what the base model does to them."""
 
     module: Any  # a LoraLayer, which peft does not type as a module
-    others: Inputs
+    others: Gram
     base: float
-    own: Inputs | None
+    own: Gram | None
     own_base: float
 
-    def to(self, device: torch.device) -> "_Layer":
-        own = self.own and Inputs(self.own.features.to(device), self.own.rows)
-        return replace(self, others=Inputs(self.others.features.to(device), self.others.rows), own=own)
+    def to(self, like: torch.Tensor) -> "_Layer":
+        return replace(self, others=self.others.to(like), own=self.own and self.own.to(like))
 
     def interference(self) -> torch.Tensor:
         A = self.module.get_parameter("lora_A.default.weight")  # noqa: N806
@@ -74,6 +50,18 @@ def reads(unit: str) -> Objective:
     return Objective("penalty", "", "", "", ("second-moment", "sketch"), needs_others=True, needs_own=unit == "own")
 
 
+def open_features(folder: Path, task: str, unit: str) -> dict[str, Features]:
+    """The features files that the penalty of a task reads.
+
+    Raises:
+        OsrmError: If they are missing, or hold no statistic that can serve.
+    """
+    files, row = features.open_folder(folder), reads(unit)
+    files = {name: files[name] for name in used(files, task, row)}
+    serving(files, [task], row)
+    return files
+
+
 class Penalty:
     """Mean over the layers of ``tr[(B^T B)(A C_out A^T)] / tr(W0 C_out W0^T)``, the scaling in B.
 
@@ -81,9 +69,7 @@ class Penalty:
     nothing in itself.
     """
 
-    def __init__(
-        self, model: PeftModel, others: Mapping[str, Inputs], own: Mapping[str, Inputs] | None, mu: float
-    ) -> None:
+    def __init__(self, model: PeftModel, others: Mapping[str, Gram], own: Mapping[str, Gram] | None, mu: float) -> None:
         """Find the layers of a model, and what the base model does to the inputs.
 
         Args:
@@ -101,25 +87,24 @@ class Penalty:
 
     def interference(self) -> torch.Tensor:
         """The mean over the layers, a scalar, differentiable in every A and B."""
-        device = self.layers[0].module.get_parameter("lora_A.default.weight").device
-        if self.layers[0].others.features.device != device:  # the trainer has moved the model
-            self.layers = [layer.to(device) for layer in self.layers]
-        with torch.autocast(str(device.type), enabled=False):
+        weight = self.layers[0].module.get_parameter("lora_A.default.weight")
+        if self.layers[0].others.matrix.device != weight.device:  # the trainer has moved the model
+            self.layers = [layer.to(weight) for layer in self.layers]
+        with torch.autocast(str(weight.device.type), enabled=False):
             return torch.stack([layer.interference() for layer in self.layers]).mean()
 
 
-def _prepared(module: LoraLayer, name: str, others: Mapping[str, Inputs], own: Mapping[str, Inputs] | None) -> _Layer:
+def _prepared(module: LoraLayer, name: str, others: Mapping[str, Gram], own: Mapping[str, Gram] | None) -> _Layer:
     layer: torch.nn.Module = module.get_base_layer()
     W = layer.get_parameter("weight").detach().float()  # noqa: N806
     W = W.T if is_conv1d(layer) else W  # noqa: N806
-    if name not in others or others[name].features.shape[1] != W.shape[1]:
+    if name not in others or others[name].matrix.shape[1] != W.shape[1]:
         raise OsrmError(
             f"the features have no inputs of width {W.shape[1]} for {name}",
             "collect them for the layers that are adapted, with --target-modules",
         )
-    theirs, base = others[name].on(W)
-    ours, own_base = own[name].on(W) if own else (None, 1.0)
-    return _Layer(module, theirs, base, ours, own_base)
+    theirs, ours = others[name].to(W), own[name].to(W) if own else None
+    return _Layer(module, theirs, theirs.base_energy(W), ours, ours.base_energy(W) if ours else 1.0)
 
 
 def from_features(model: PeftModel, files: Mapping[str, Features], task: str, settings: Mapping[str, Any]) -> Penalty:
@@ -134,10 +119,10 @@ def from_features(model: PeftModel, files: Mapping[str, Features], task: str, se
     Raises:
         OsrmError: If the files hold neither second moments nor sketches, or not of the layers that are adapted.
     """
-    others: dict[str, Inputs] = {}
-    own: dict[str, Inputs] = {}
+    others: dict[str, Gram] = {}
+    own: dict[str, Gram] = {}
     for found in requests(files, [task], reads(settings["penalty_unit"]), 1, 0, 0.0):
         for held, moment, rows in ((others, found.out_moment, found.out_rows), (own, found.own_moment, found.own_rows)):
-            if (features := rows if moment is None else moment) is not None:
-                held[found.layer] = Inputs(features, rows=moment is None)
+            if (matrix := rows if moment is None else moment) is not None:
+                held[found.layer] = Gram(matrix, factored=moment is None)
     return Penalty(model, others, own or None, settings["interference_penalty"])

@@ -17,14 +17,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from osrm_cli.language import batches, calibrating, gradients, metrics
+from osrm_cli.language import batches, metrics
 from osrm_cli.language.penalty import Penalty
 from osrm_cli.language.task import Data, Task
 from osrm_cli.language.trainer import PenalisedTrainer, Watch, lean_bfloat16
 
 Encoding = dict[str, Any]
-
-_PROBED = 1000
 
 
 @dataclass(frozen=True)
@@ -100,29 +98,6 @@ def _encoded(tokenizer: Any, data: Data, max_length: int) -> list[Encoding]:
     kind = float if data.task.regression else int
     encodings = batches.tokenise(tokenizer, data.examples, max_length)
     return [{**encoding, "label": kind(label)} for encoding, label in zip(encodings, data.labels, strict=True)]
-
-
-def fit_head(model: PeftModel, tokenizer: Any, lesson: Lesson, device: torch.device) -> None:
-    """Fit the head's last layer to what the untrained model puts out, so that the update has only the rest to learn.
-
-    A random head makes the update learn offsets and scales that a head can have for nothing, at the other tasks' cost;
-    compare linear probing before fine-tuning, arXiv:2202.10054. Left as it is where a class has no example.
-
-    Args:
-        model: A PEFT classifier, changed in place.
-        tokenizer: Knows how to pad.
-        lesson: Its first thousand training examples are used.
-        device: Where to compute.
-    """
-    examples = lesson.train[:_PROBED]
-    labels = [example["label"] for example in examples]
-    if not lesson.task.regression and len(set(labels)) < lesson.task.num_labels:
-        return
-    inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
-    model.train().to(device)  # with dropout as in training: else its noise passes through a head that ignores it
-    _, layer = calibrating.head_layer(model)
-    found = calibrating.representations(model, inputs, tokenizer, device, 64, lambda _: None)
-    gradients.fit_head(layer, lesson.task, found.double(), labels)
 
 
 def newest_checkpoint(work: Path) -> Path | None:

@@ -20,7 +20,7 @@ class Gram:
     """``C``, whole or as a factor.
 
     Attributes:
-        matrix: ``(d, d)``, or rows ``(n, d)`` with ``C = rows^T rows``; float64.
+        matrix: ``(d, d)``, or rows ``(n, d)`` with ``C = rows^T rows``.
         factored: Whether it is rows.
     """
 
@@ -36,14 +36,18 @@ class Gram:
         """``C`` ``(d, d)``."""
         return self.matrix.T @ self.matrix if self.factored else self.matrix
 
-    def energy(self, update: LowRank) -> float:
-        """``E ||B A x||^2``, see ``interference.energy``."""
+    def to(self, like: torch.Tensor) -> "Gram":
+        """The same in another tensor's precision, where that lies."""
+        return Gram(self.matrix.to(like), self.factored)
+
+    def energy(self, update: LowRank) -> torch.Tensor:
+        """``E ||B A x||^2`` in the precision of ``C``, a scalar, differentiable: see ``interference.energy``."""
         measure = interference.energy_of_rows if self.factored else interference.energy
-        return float(measure(update.to(torch.float64), self.matrix))
+        return measure(update.to(self.matrix.dtype), self.matrix)
 
     def base_energy(self, W: torch.Tensor) -> float:
         """``E ||W x||^2`` for W ``(d_out, d)``."""
-        W = W.double()
+        W = W.to(self.matrix)
         return float((W @ self.matrix.T).square().sum() if self.factored else interference.base_energy(W, self.matrix))
 
     def spectrum(self) -> Spectrum:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.artifacts.adapter import Adapter
-from osrm_cli.language import adapting, base_model, batches, calibrating, gradients, tasks
+from osrm_cli.language import adapting, base_model, batches, calibrating, gradients, heads, tasks
 from osrm_cli.maths.objectives import OBJECTIVES
 from tests.osrm import osrm
 
@@ -108,7 +108,7 @@ def _decrease_per_interference(work: Path, start: Path, folder: Path, words: Pat
 
     def losses() -> Iterator[torch.Tensor]:
         for fitted, judged in (halves, halves[::-1]):
-            gradients.fit_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
+            heads.fit(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
             logits = model(**batches.collate([encodings[i] for i in judged], tokenizer, cpu)).logits
             yield cross_entropy(logits, torch.tensor([data.labels[i] for i in judged]), reduction="sum") / len(
                 encodings

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.language import base_model, batches, calibrating, gradients, targets, tasks
+from osrm_cli.language import base_model, batches, calibrating, gradients, heads, targets, tasks
 from osrm_cli.language.task import Data, Example, Task
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def test_equals_the_slow_way(tiny, words, family, task):
     model.config.problem_type = data.task.problem_type
     expected = dict.fromkeys(layers, 0)
     for fitted, judged in (gradients._halves(data), gradients._halves(data)[::-1]):
-        gradients.fit_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
+        heads.fit(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
         for i in judged:
             model.zero_grad()
             batch = batches.collate([encodings[i]], tokenizer, CPU)
@@ -57,12 +57,12 @@ def test_the_fitted_head_is_scikit_learn_s(words):
         ([float(i % 7) for i in range(40)], Task("t", ("text",), None, ("pearson",))),
     ):
         head = torch.nn.Linear(5, task.num_labels).double()
-        gradients.fit_head(head, task, Z, labels)
+        heads.fit(head, task, Z, labels)
         logits = head(Z).detach().requires_grad_()
         slope = torch.autograd.grad(gradients.loss(logits, task, labels), logits)[0].double()
         scale = Z.std(dim=0, correction=0)
         # Where the fit is best, loss and penalty pull alike: on the standardised weights, and on the bias alone.
-        penalty = head.weight.detach() * scale * ((2 if task.regression else 1) / gradients.STRENGTH)
+        penalty = head.weight.detach() * scale * ((2 if task.regression else 1) / heads.STRENGTH)
         penalty = penalty * (2 if task.num_labels == 2 else 1)
         pull = slope.T @ ((Z - Z.mean(dim=0)) / scale)
         assert (pull + penalty).abs().max() < 1e-3 * max(1.0, float(penalty.abs().max()))

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.language import base_model, tasks
-from osrm_cli.language.gradients import STRENGTH
+from osrm_cli.language.heads import STRENGTH
 from tests.osrm import osrm
 
 WEIGHTS = "adapter_model.safetensors"

@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.artifacts import features
 from osrm_cli.language import base_model, batches, penalty, tasks
-from osrm_cli.language.penalty import Inputs, Penalty
+from osrm_cli.language.penalty import Penalty
+from osrm_cli.maths.gram import Gram
 from tests.osrm import osrm
 
 
@@ -88,7 +89,7 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
 def test_gradient_reaches_both_factors_and_only_them(tiny: Callable[[str], Path]) -> None:
     model = adapted(tiny("bert"))
     names = [name for name, _ in model.named_modules() if name.endswith((".query", ".value"))]
-    inputs = {name.removeprefix("base_model.model."): Inputs(torch.eye(16), rows=False) for name in names}
+    inputs = {name.removeprefix("base_model.model."): Gram(torch.eye(16), factored=False) for name in names}
     Penalty(model, inputs, None, 1.0).interference().backward()
     touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert touched == {name for name, _ in model.named_parameters() if "lora_" in name}
@@ -107,8 +108,8 @@ def test_rows_and_moment_agree(count: int, seed: int) -> None:
             self.query = nn.Linear(6, 4, bias=False)
 
     model = get_peft_model(Tiny(), LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
-    moment = {"query": Inputs(rows.T @ rows, rows=False)}
-    found = [Penalty(model, held, None, 1.0).interference() for held in (moment, {"query": Inputs(rows, rows=True)})]
+    moment = {"query": Gram(rows.T @ rows, factored=False)}
+    found = [Penalty(model, held, None, 1.0).interference() for held in (moment, {"query": Gram(rows, factored=True)})]
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
 
 
