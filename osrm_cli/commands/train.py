@@ -1,7 +1,6 @@
 """``osrm train``: starts/<task>/ -> adapters/<task>/."""
 
 import itertools
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,10 +82,10 @@ def train(
 
     Example: osrm train starts/mini-mood
     """
-    from osrm_cli.language import devices
+    from osrm_cli.language import devices, processes
     from osrm_cli.language.training import Recipe
 
-    leader = os.environ.get("RANK", "0") == "0"  # under a launcher, one process writes and speaks
+    leader = processes.rank() == 0  # under a launcher, one process writes and speaks
     console = Console(json, quiet or not leader)
     where = devices.pick_device(device)
     precision = devices.pick_training_dtype(dtype, where)
@@ -188,7 +187,7 @@ def _run(
     import torch
 
     from osrm_cli.artifacts import unfinished
-    from osrm_cli.language import adapting, base_model, heads, penalty, training
+    from osrm_cli.language import adapting, base_model, heads, penalty, processes, training
 
     facts, freeze = job.facts(), job.settings["freeze"]
     if leader:
@@ -205,7 +204,7 @@ def _run(
     checkpoint = training.newest_checkpoint(job.work) if resume else None
     if job.settings["head"] == Head.FITTED and not job.start.heads() and not checkpoint:
         heads.fit_untrained(model, tokenizer, lesson.task, lesson.train, where)
-    steps = lesson.steps(job.recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    steps = lesson.steps(job.recipe, processes.count())
     try:
         with console.progress(f"train {job.start.name}", steps, "steps") as advance:
             outcome = training.fit(model, tokenizer, lesson, job.recipe, job.work, where, checkpoint, advance, cost)

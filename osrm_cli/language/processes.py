@@ -1,29 +1,35 @@
 """Several processes under a launcher such as torchrun or accelerate: each reads its share, the first one writes."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils.environment import get_cpu_distributed_information
 from safetensors.torch import load, save
 from torch import distributed
 
 from osrm_cli.maths.moments import Accumulator
 
 
+def _here() -> tuple[int, int, int]:
+    """What torchrun or MPI says, in the names of any of them: this process's number, how many, its number here."""
+    found = get_cpu_distributed_information()
+    return found.rank, found.world_size, found.local_rank
+
+
 def rank() -> int:
     """This process's number, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _here()[0]
 
 
 def count() -> int:
     """How many processes there are."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _here()[1]
 
 
 def own_device(device: torch.device) -> torch.device:
     """Of several GPUs, the one that is this process's."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
+    return torch.device("cuda", _here()[2]) if device.type == "cuda" else device
 
 
 @contextmanager
@@ -32,7 +38,8 @@ def together() -> Iterator[None]:
     if count() == 1:
         yield
         return
-    distributed.init_process_group("gloo")  # what is sent lies in main memory, whatever the device
+    # What is sent lies in main memory, whatever the device.
+    distributed.init_process_group("gloo", rank=rank(), world_size=count())
     try:
         yield
     finally:

@@ -2,8 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -143,22 +146,43 @@ def test_merging_refuses_what_exists_and_can_be_tried(work: Path) -> None:
         assert osrm("collect", "--merge-shards", "--out", "parts", cwd=work).code == code
 
 
+def two_processes(launch: Callable[..., list[subprocess.Popen[str]]], *args: object) -> str:
+    """What both print together on stdout; both must end well."""
+    with ExitStack() as stack:
+        started = [stack.enter_context(process) for process in launch([sys.executable, "-m"], [*map(str, args)])]
+        ended = [process.communicate(timeout=600) for process in started]
+    assert not any(process.returncode for process in started), ended
+    return "".join(stdout for stdout, _ in ended)
+
+
+def by_torchrun(python: list[str], args: list[str]) -> list[subprocess.Popen[str]]:
+    options = ["--standalone", "--nproc_per_node", "2"]
+    return [begin([*python, "torch.distributed.run", *options, "-m", "osrm_cli", *args], {})]
+
+
+def by_mpi(python: list[str], args: list[str]) -> list[subprocess.Popen[str]]:
+    """As Open MPI's mpirun starts them for `accelerate launch --cpu --num_processes 2 --mpirun_hostfile`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMPI_COMM_WORLD_SIZE": "2"}
+    return [begin([*python, "osrm_cli", *args], {**shared, "OMPI_COMM_WORLD_RANK": str(rank)}) for rank in range(2)]
+
+
+def begin(command: list[str], settings: dict[str, str]) -> subprocess.Popen[str]:
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
+    return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.slow
-def test_processes_of_a_launcher_share_the_work(work: Path) -> None:
+@pytest.mark.parametrize("launch", [by_torchrun, by_mpi])
+def test_processes_of_a_launcher_share_the_work(
+    work: Path, monkeypatch: pytest.MonkeyPatch, launch: Callable[..., list[subprocess.Popen[str]]]
+) -> None:
+    monkeypatch.chdir(work)
     names = ("--task", "mood", "--task", "score")
     args = ("collect", *names, *ARGS, *ALL, "--json", "--out")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "osrm_cli", *map(str, args), "many"],
-        cwd=work,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["features"]["mood"]["examples"] == 20  # one line, of the first process
+    stdout = two_processes(launch, *args, "many")
+    assert json.loads(stdout)["features"]["mood"]["examples"] == 20  # one line, of the first process
     assert osrm(*args, "one", cwd=work).code == 0
     for task in ("mood", "score"):
         ours, theirs = (load_file(work / out / f"{task}.safetensors") for out in ("many", "one"))
