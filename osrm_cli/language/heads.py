@@ -1,36 +1,52 @@
 """A classifier's last layer fitted by regression, before anything else of the model is trained."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from osrm_cli.language import calibrating
 from osrm_cli.language.task import Label, Task
 
-STRENGTH = 0.003  # weight of one example against a small head; least loss on the other half of 100 from GLUE
+STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # weight of one example against a small head
+_FOLDS = 5
 _PROBED = 1000  # examples that a head is fitted to before training
 
 
-def fit(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequence[Label]) -> None:
+def fit(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequence[Label]) -> float:
     """Fit a linear layer in place: logistic regression, for a score ridge regression, of standardised inputs.
+
+    The strength is chosen by cross-validated loss: a head that knows its examples by heart teaches the update nothing.
 
     Args:
         head: The layer.
         task: What it is to predict.
         inputs: ``(n, d)``.
         labels: One for each row; for classes, every class among them.
+
+    Returns:
+        The strength, one of ``STRENGTHS``; the least of them where a class has a single example.
     """
     intercept = head.bias is not None
-    scaler = StandardScaler(with_mean=intercept)
     if task.regression:
-        model = Ridge(alpha=1 / STRENGTH, fit_intercept=intercept)
+        model = Ridge(alpha=1 / STRENGTHS[0], fit_intercept=intercept)
+        grid, goal = {"ridge__alpha": [1 / strength for strength in STRENGTHS]}, "neg_mean_squared_error"
+        folds = min(_FOLDS, len(labels))
     else:
-        model = LogisticRegression(C=STRENGTH, fit_intercept=intercept, max_iter=1000)
-    make_pipeline(scaler, model).fit(inputs.numpy(), labels)
+        model = LogisticRegression(C=STRENGTHS[0], fit_intercept=intercept, max_iter=1000)
+        grid, goal = {"logisticregression__C": list(STRENGTHS)}, "neg_log_loss"
+        folds = min(_FOLDS, *Counter(labels).values())
+    steps = make_pipeline(StandardScaler(with_mean=intercept), model)
+    if folds > 1:
+        steps = GridSearchCV(steps, grid, scoring=goal, cv=folds).fit(inputs.numpy(), labels).best_estimator_
+    else:
+        steps.fit(inputs.numpy(), labels)
+    scaler, model = steps
     W = torch.as_tensor(model.coef_ / scaler.scale_).reshape(-1, inputs.shape[1])  # noqa: N806 - as in W x + b
     b = torch.as_tensor(model.intercept_).reshape(-1)
     if intercept:
@@ -41,6 +57,7 @@ def fit(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequenc
         head.weight.copy_(W)
         if intercept:
             head.bias.copy_(b)
+    return float(1 / model.alpha if task.regression else model.C)
 
 
 def fit_untrained(
