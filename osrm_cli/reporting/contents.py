@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from osrm_cli.reporting import arms as arms_of
+from osrm_cli.reporting import curves
 from osrm_cli.reporting.comparison import Comparison
 from osrm_cli.reporting.document import Block, Heading, Items, Paragraph, Strong, Table
 from osrm_cli.reporting.intervals import PAIRS, Difference
@@ -20,7 +21,7 @@ def contents(comparison: Comparison, resamples: int) -> list[Block]:
     blocks += _differences(comparison, resamples)
     if drawn:
         blocks += [Heading("Pictures"), *drawn]
-    blocks += [*_every_task(comparison), *_choices(comparison), *_compared(comparison)]
+    blocks += [*_over_lambda(comparison), *_every_task(comparison), *_choices(comparison), *_compared(comparison)]
     if missing:
         blocks += [Paragraph(f"Pictures left out, with what they need: {'; '.join(missing)}.")]
     return blocks
@@ -31,11 +32,7 @@ def notes(comparison: Comparison) -> list[str]:
     study, found = comparison.study, []
     if comparison.baseline is None:
         found.append("No arm is the baseline, so nothing is compared; name one with --baseline.")
-    for arm in comparison.arms:
-        mixed = [key for key in ["objective", *arms_of.keys([arm])] if isinstance(arm.value(key), arms_of.Mixed)]
-        if mixed:
-            told = "; ".join(f"{key.replace('_', ' ')} {arm.value(key)}" for key in mixed)
-            found.append(f"The adapters of {arm.label} are not all made alike: {told}.")
+    found += _mixtures(comparison)
     fewer = sum(not study.all_tasks(file) for file in study.files)
     if fewer:
         found.append(f"{_count(fewer, 'file')} with other tasks than the tables': used for the number of tasks alone.")
@@ -50,6 +47,19 @@ def notes(comparison: Comparison) -> list[str]:
     if any(kind.calibrated for kind in study.kinds):
         found.append("Rows marked calibrated used unlabelled examples after merging; compare them with each other.")
     return found
+
+
+def _mixtures(comparison: Comparison) -> Iterator[str]:
+    """Settings that differ between the tasks of an arm, arms with the same ones together."""
+    arms_with: dict[str, list[str]] = {}
+    for arm in comparison.arms:
+        mixed = [key for key in ["objective", *arms_of.keys([arm])] if isinstance(arm.value(key), arms_of.Mixed)]
+        if mixed:
+            told = "; ".join(f"{key.replace('_', ' ')} {arm.value(key)}" for key in mixed)
+            arms_with.setdefault(told, []).append(arm.label)
+    for told, labels in arms_with.items():
+        whose = "every arm" if 1 < len(labels) == len(comparison.arms) else "; ".join(labels)
+        yield f"The adapters of {whose} are not all made alike: {told}."
 
 
 def summary(comparison: Comparison) -> list[str]:
@@ -150,6 +160,22 @@ def _differences(comparison: Comparison, resamples: int) -> Iterator[Block]:
 
     others = replace(comparison, rows=[row for row in comparison.rows if row.arm != comparison.baseline])
     yield from _by_arm(others, title, comparison.study.kinds, difference)
+
+
+def _over_lambda(comparison: Comparison) -> Iterator[Block]:
+    """Every way of merging at every lambda that was scored."""
+    known = curves.over_lambda(comparison)
+    if not known:
+        return
+    yield Heading("Over lambda")
+    for label, by_arm in known.items():
+        scales = sorted({scale for curve in by_arm.values() for scale in curve})
+        lines = [
+            [comparison.arms[arm].label, *(_spread(Spread.of(curve.get(scale, []))) for scale in scales)]
+            for arm, curve in sorted(by_arm.items())
+        ]
+        yield Heading(label, 3)
+        yield Table(label, ["arm", *(f"{scale:g}" for scale in scales)], lines)
 
 
 def _every_task(comparison: Comparison) -> Iterator[Block]:

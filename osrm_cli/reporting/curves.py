@@ -23,8 +23,8 @@ SETTINGS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {
 Curve = dict[float, list[float]]  # y by x, one for each repetition
 
 
-def robustness(comparison: Comparison) -> Picture | None:
-    """Averages over lambda; a sweep's other options are those that it chose."""
+def over_lambda(comparison: Comparison) -> dict[str, dict[int, Curve]]:
+    """Averages over lambda by way of merging and arm; a sweep's other options are those that it chose."""
     curves: dict[str, dict[int, Curve]] = {}
     study = comparison.study
     for file in filter(study.all_tasks, study.files):
@@ -38,6 +38,12 @@ def robustness(comparison: Comparison) -> Picture | None:
             average = mean(score.headline for score in merge.tasks.values())
             curve = curves.setdefault(panel, {}).setdefault(study.arm_of[file.name], {})
             curve.setdefault(float(scale), []).append(average or 0.0)
+    return curves
+
+
+def robustness(comparison: Comparison) -> Picture | None:
+    """The picture of that."""
+    curves = over_lambda(comparison)
     note = "Average over the tasks against the scale lambda of the merged update; bars are one standard deviation."
     return _curves(comparison, "lambda", "Robustness to lambda", note, curves, ("lambda", "average score, %"))
 

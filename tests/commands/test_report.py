@@ -164,6 +164,23 @@ def test_scores_without_predictions(tmp_path: Path) -> None:
     text = (tmp_path / "report/report.md").read_text()
     assert re.search(r"\(\+\d+\.\d to \+\d+\.\d\)\\\*", text)
     assert "lambda.png" in text
+    cells = [_row(found, f"task-arith, lambda {scale}", "osrm")["average"] for scale in (0.3, 0.7)]
+    line = " | ".join(f"{cell['mean']:.1f} ± {cell['sd']:.1f}" for cell in cells)
+    assert "| arm | 0.3 | 0.7 |\n| --- | ---: | ---: |\n" in text
+    assert f"| osrm | {line} |\n" in text.partition("## Over lambda")[2]
+
+
+def test_arms_with_the_same_mixture_are_told_of_once(tmp_path: Path) -> None:
+    for objective in ("kaiming", "osrm"):
+        path = tmp_path / f"{objective}.json"
+        scores(path, objective)
+        held = json.loads(path.read_text())
+        held["adapters"]["cola"]["train"]["limit"] = 9
+        path.write_text(json.dumps(held))
+    notes = facts(*sorted(tmp_path.glob("*.json")), cwd=tmp_path)["notes"]
+    assert [note for note in notes if "alike" in note] == [
+        next(note for note in notes if note.startswith("The adapters of every arm are not all made alike: limit"))
+    ]
 
 
 def test_an_eval_and_a_sweep_of_one_method_are_two_rows(tmp_path: Path) -> None:
