@@ -29,6 +29,21 @@ def test_help_of_every_command_shows_an_example(tmp_path: Path, command: str) ->
     assert f"Example: osrm {command}" in run.stdout
 
 
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("osrm re", {"report", "retrofit"}),
+        ("osrm collect --batch-size many --dtype b", {"bfloat16"}),
+        ("osrm merge a b --density 0.5 --method ti", {"ties"}),
+        ("osrm merge --nosuch a --lam", {"--lambda"}),
+    ],
+)
+def test_a_tab_completes_whatever_stands_before_it(tmp_path: Path, typed: str, found: set[str]) -> None:
+    env = {"_OSRM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    run = process(cwd=tmp_path, env=env)
+    assert found <= set(run.stdout.split())
+
+
 def test_version(tmp_path: Path) -> None:
     assert osrm("--version", cwd=tmp_path).stdout == f"osrm {__version__}\n"
 

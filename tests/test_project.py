@@ -94,7 +94,7 @@ def test_completing_a_method_imports_nothing_heavy() -> None:
     words = {"_OSRM_COMPLETE": "complete_bash", "COMP_WORDS": "osrm merge --method t", "COMP_CWORD": "3"}
     found = _fresh(code, **words).split()
     assert {"ties", "task-arith", "tsv"} <= set(found)
-    assert not HEAVY & {name.split(".")[0] for name in found}
+    assert not (HEAVY | {"pydantic"}) & {name.split(".")[0] for name in found}
 
 
 @pytest.mark.parametrize(("shell", "name"), COMPLETIONS.items())
