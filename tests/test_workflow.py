@@ -53,6 +53,9 @@ def test_smoke(minilm: str, tmp_path: Path) -> None:
     assert "kaiming" in report
     assert "gevd" in report
     assert (home / "reports/main/report.html").stat().st_size > 10_000
+    diagnosis = json.loads((home / "diagnoses/kaiming/diagnosis.json").read_text())
+    assert diagnosis["measured"]
+    assert "interference" in report
     assert "Nothing to be done" in snakemake(*config, cwd=tmp_path)
     for lost in ("adapters/gevd/0/mini-mood", "sweeps/all/gevd/0"):
         shutil.rmtree(home / lost)
