@@ -152,9 +152,8 @@ def test_method_table_is_the_program_s(request: pytest.FixtureRequest) -> None:
 
     rows = ["| method | needs | result | what it does |", "| --- | --- | --- | --- |"]
     for row in METHODS:
-        result = "task-aware" if row.task_aware else "exact" if row.exact else "recompressed"
         source = f" ([{row.source}](https://arxiv.org/abs/{row.source}))" if row.source else ""
-        rows.append(f"| `{row.name}` | {', '.join(row.needs)} | {result} | {row.summary}{source} |")
+        rows.append(f"| `{row.name}` | {', '.join(row.needs)} | {row.result} | {row.summary}{source} |")
     path = ROOT / "README.md"
     before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- methods: rewritten by pytest --regen -->\n")
     _, end, after = rest.partition("<!-- end -->")
