@@ -97,6 +97,15 @@ def test_completing_a_method_imports_nothing_heavy() -> None:
     assert not (HEAVY | {"pydantic"}) & {name.split(".")[0] for name in found}
 
 
+@pytest.mark.slow
+def test_collecting_imports_no_scikit_learn() -> None:
+    code = (
+        "import sys; from osrm_cli.language import collecting, tasks; "
+        "tasks.load('mini-mood', 'mini', 'train', 1); print(*sys.modules)"
+    )
+    assert not {"sklearn", "pandas", "datasets"} & set(_fresh(code).split())
+
+
 @pytest.mark.parametrize(("shell", "name"), COMPLETIONS.items())
 def test_completions_are_the_program_s(shell: str, name: str, request: pytest.FixtureRequest) -> None:
     script = _fresh("from osrm_cli.cli import main; main()", _OSRM_COMPLETE=f"source_{shell}").strip() + "\n"

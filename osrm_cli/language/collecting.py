@@ -11,7 +11,7 @@ import torch
 from osrm_cli.artifacts import shards
 from osrm_cli.artifacts.features import GRADIENT
 from osrm_cli.artifacts.shards import Share
-from osrm_cli.language import base_model, batches, gradients, processes, targets
+from osrm_cli.language import base_model, batches, processes, targets
 from osrm_cli.language.activations import Totals
 from osrm_cli.language.task import Data
 from osrm_cli.maths import privacy, random, statistics
@@ -172,6 +172,8 @@ class Source:
         self, data: Data, encodings: Sequence[batches.Encoding], batch_size: int, advance: Callable[[int], None]
     ) -> dict[str, torch.Tensor]:
         """Gradient of the task's loss at a fitted head, by target layer, on a classifier of its own."""
+        from osrm_cli.language import gradients  # scikit-learn: a second that the other statistics need not wait
+
         outputs = data.task.num_labels
         fresh = base_model.load_classifier(self.folder, outputs, self.tokenizer, self.dtype, self.seed).model
         whole: torch.nn.Module = fresh

@@ -1,12 +1,13 @@
-"""GLUE's metrics, through scikit-learn and scipy, in percent."""
+"""GLUE's metrics, through scikit-learn and scipy, in percent.
+
+Both are imported where they compute: who reads a task asks for the metrics' names, and would wait a second for them.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.language.task import Task
@@ -15,24 +16,34 @@ Array = NDArray[Any]
 
 
 def _accuracy(predictions: Array, labels: Array, num_labels: int) -> float:
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(labels, predictions))
 
 
 def _f1(predictions: Array, labels: Array, num_labels: int) -> float:
     """Of class 1 for two classes, as GLUE has it; the mean over classes for more."""
+    from sklearn.metrics import f1_score
+
     average = "binary" if num_labels == 2 else "macro"
     return float(f1_score(labels, predictions, average=average, zero_division=0))
 
 
 def _matthews(predictions: Array, labels: Array, num_labels: int) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
     return 0.0 if _constant(predictions, labels) else float(matthews_corrcoef(labels, predictions))
 
 
 def _pearson(predictions: Array, labels: Array, num_labels: int) -> float:
+    from scipy.stats import pearsonr
+
     return 0.0 if _constant(predictions, labels) else float(pearsonr(predictions, labels).statistic)
 
 
 def _spearman(predictions: Array, labels: Array, num_labels: int) -> float:
+    from scipy.stats import spearmanr
+
     return 0.0 if _constant(predictions, labels) else float(spearmanr(predictions, labels).statistic)
 
 
