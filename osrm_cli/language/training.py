@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,8 +153,9 @@ def fit(
         callbacks=[Watch(advance, penalty)],
     )
     trainer.remove_callback(PrinterCallback)
-    with lean_bfloat16(model, device) if recipe.bf16 else nullcontext():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if recipe.bf16:
+        lean_bfloat16(model, device)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _outcome(trainer, lesson.task, recipe)
 
 
