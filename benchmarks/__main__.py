@@ -12,6 +12,7 @@ whether everything runs, or some of it:
 import importlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from benchmarks import report, timing
 
@@ -35,15 +36,16 @@ def main() -> None:
 
 def write_summary(names: Sequence[str]) -> None:
     """Every row that has a goal, in one table: in ``results/README.md`` and between the marks of the README."""
-    rows = [row for name in names for row in report.load(name) if row.goal is not None]
+    found = ((name, row) for name in names for row in report.load(name))
+    rows = [replace(row, what=f"{name}: {row.what}") for name, row in found if row.goal is not None]
     facts = timing.machine()
     heading = (
         f"{facts['processor']}, {facts['cores']} cores, Python {facts['python']}, torch {facts['torch']}. Medians; a "
         "ratio is the median over rounds in which all ran in turn. All figures, and what was compared: "
-        "[benchmarks/results](benchmarks/results)."
+        "[benchmarks/results](benchmarks/results); why goals are missed: [benchmarks](benchmarks/README.md)."
     )
     text = f"{heading}\n\n{report.table(rows, differences=False)}\n"
-    (report.RESULTS / "README.md").write_text(text.replace("(benchmarks/results)", "(.)"), encoding="utf-8")
+    (report.RESULTS / "README.md").write_text(text.replace("(benchmarks/results)", "(.)").replace("(benchmarks/README", "(../README"), encoding="utf-8")
     readme = timing.ROOT / "README.md"
     before, start, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
