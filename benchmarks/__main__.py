@@ -45,7 +45,8 @@ def write_summary(names: Sequence[str]) -> None:
         "[benchmarks/results](benchmarks/results); why goals are missed: [benchmarks](benchmarks/README.md)."
     )
     text = f"{heading}\n\n{report.table(rows, differences=False)}\n"
-    (report.RESULTS / "README.md").write_text(text.replace("(benchmarks/results)", "(.)").replace("(benchmarks/README", "(../README"), encoding="utf-8")
+    here = text.replace("(benchmarks/results)", "(.)").replace("(benchmarks/README", "(../README")
+    (report.RESULTS / "README.md").write_text(here, encoding="utf-8")
     readme = timing.ROOT / "README.md"
     before, start, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
