@@ -78,7 +78,7 @@ def osrm(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    r"""Make LoRA adapters mergeable.
+    """Make LoRA adapters mergeable.
 
     \b
     collect -> features/   what each task's inputs look like, layer by layer
@@ -86,7 +86,7 @@ def osrm(
     train   -> adapters/   that adapter, fine-tuned
     merge   -> merged/     one model for all tasks
     eval    -> scores.json each task's score, beside the single adapter's
-    """
+    """  # noqa: D301 - click looks for the character, not for a backslash
 
 
 app.command("collect")(collect.collect)

@@ -97,3 +97,10 @@ def test_start_up_imports_nothing_heavy(tmp_path: Path, args: list[str]) -> None
 )
 def test_rates(speed: float, text: str) -> None:
     assert console._rate(speed) == text
+
+
+def test_help_shows_the_pipeline_a_step_a_line(tmp_path: Path) -> None:
+    shown = osrm("--help", cwd=tmp_path).stdout
+    assert "\\b" not in shown
+    steps = [line.split()[0] for line in shown.splitlines() if " -> " in line]
+    assert steps == ["collect", "init", "train", "merge", "eval"]

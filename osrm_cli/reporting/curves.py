@@ -42,7 +42,7 @@ def over_lambda(comparison: Comparison) -> dict[str, dict[int, Curve]]:
 
 
 def robustness(comparison: Comparison) -> Picture | None:
-    """The picture of that."""
+    """Averages over lambda, drawn."""
     curves = over_lambda(comparison)
     note = "Average over the tasks against the scale lambda of the merged update; bars are one standard deviation."
     return _curves(comparison, "lambda", "Robustness to lambda", note, curves, ("lambda", "average score, %"))
