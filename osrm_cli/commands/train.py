@@ -187,7 +187,7 @@ def _run(
     import torch
 
     from osrm_cli.artifacts import unfinished
-    from osrm_cli.language import adapting, base_model, heads, penalty, processes, training
+    from osrm_cli.language import adapting, base_model, heads, penalty, processes, trainer, training
 
     facts, freeze = job.facts(), job.settings["freeze"]
     if leader:
@@ -200,10 +200,12 @@ def _run(
     if freeze == "B" and not any(job.start.factors(layer).B.any() for layer in job.start.layers):
         console.warn(f"{job.given}: B is zero and stays frozen, so that only the head is trained")
     cost = penalty.from_features(model, job.features, job.start.name, job.settings) if job.features else None
+    if job.recipe.bf16:  # the penalty has read the exact weights
+        trainer.lean_bfloat16(model, where)
     lesson = training.Lesson.of(tokenizer, job.train, job.dev, job.settings["max_length"])
     checkpoint = training.newest_checkpoint(job.work) if resume else None
     if job.settings["head"] == Head.FITTED and not job.start.heads() and not checkpoint:
-        heads.fit_untrained(model, tokenizer, lesson.task, lesson.train, where)
+        heads.fit_untrained(model, tokenizer, lesson.task, lesson.train, where, job.recipe.bf16)
     steps = lesson.steps(job.recipe, processes.count())
     try:
         with console.progress(f"train {job.start.name}", steps, "steps") as advance:

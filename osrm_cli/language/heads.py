@@ -10,7 +10,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from osrm_cli.language import calibrating
+from osrm_cli.language import calibrating, dropout
 from osrm_cli.language.task import Label, Task
 
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # weight of one example against a small head
@@ -61,7 +61,12 @@ def fit(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequenc
 
 
 def fit_untrained(
-    model: torch.nn.Module, tokenizer: Any, task: Task, examples: Sequence[Mapping[str, Any]], device: torch.device
+    model: torch.nn.Module,
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    bf16: bool,
 ) -> None:
     """Fit the head's last layer to what the untrained model puts out, so that the update has only the rest to learn.
 
@@ -74,6 +79,7 @@ def fit_untrained(
         task: What is learned.
         examples: Encodings with their labels under ``label``; the first thousand are used.
         device: Where to compute.
+        bf16: Whether to compute in bfloat16, as training then does.
     """
     examples = examples[:_PROBED]
     labels = [example["label"] for example in examples]
@@ -82,5 +88,6 @@ def fit_untrained(
     inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
     model.train().to(device)  # with dropout as in training: else its noise passes through a head that ignores it
     _, layer = calibrating.head_layer(model)
-    found = calibrating.representations(model, inputs, tokenizer, device, 64, lambda _: None)
+    with dropout.cheap(device), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        found = calibrating.representations(model, inputs, tokenizer, device, 64, lambda _: None)
     fit(layer, task, found.double(), labels)

@@ -16,10 +16,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from osrm_cli.language import batches, metrics
+from osrm_cli.language import batches, dropout, metrics
 from osrm_cli.language.penalty import Penalty
 from osrm_cli.language.task import Data, Task
-from osrm_cli.language.trainer import PenalisedTrainer, Watch, lean_bfloat16
+from osrm_cli.language.trainer import PenalisedTrainer, Watch
 
 Encoding = dict[str, Any]
 
@@ -153,9 +153,8 @@ def fit(
         callbacks=[Watch(advance, penalty)],
     )
     trainer.remove_callback(PrinterCallback)
-    if recipe.bf16:
-        lean_bfloat16(model, device)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with dropout.cheap(device):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _outcome(trainer, lesson.task, recipe)
 
 
