@@ -81,7 +81,8 @@ def evaluate(
             own = held.folder == held.root
             score = replace(score, single=score.headline if own else _alone(bench, held, sets[name][0], lengths[name]))
         results[name] = score
-    settings = {"split": split, "limit": limit, "max_length": lengths}
+    precision = str(bench.dtype).removeprefix("torch.")
+    settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": precision}
     record = provenance.record(
         "eval", settings, sorted(folder.rglob("*.safetensors")), base=base, **scores.made(folder)
     )

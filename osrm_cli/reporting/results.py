@@ -73,6 +73,7 @@ class File:
         single: The single adapters' scores; empty where none were measured.
         merges: One for a scores file, one for each point of a sweep.
         labels: By task, where the file gives them.
+        dtype: The precision in which the models ran.
     """
 
     name: str
@@ -82,6 +83,7 @@ class File:
     single: Scores
     merges: tuple[Merge, ...]
     labels: Mapping[str, Array]
+    dtype: str
 
     @property
     def scope(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -189,7 +191,8 @@ def _scores(name: str, sha256: str, facts: Mapping[str, Any]) -> File:
         for index, point in enumerate(facts["points"])
     )
     single = _tasks(facts["single"]["test"], examples)
-    return File(name, sha256, _split(facts), made, single, merges, _labels((facts.get("labels") or {}).get("test")))
+    labels = _labels((facts.get("labels") or {}).get("test"))
+    return File(name, sha256, _split(facts), made, single, merges, labels, _dtype(facts))
 
 
 def _split(facts: Mapping[str, Any]) -> str:
@@ -197,6 +200,10 @@ def _split(facts: Mapping[str, Any]) -> str:
     settings = facts["settings"]
     halved = settings["validation_split"] is None
     return f"{settings['split']} (half of it, by seed {settings['seed']})" if halved else str(settings["split"])
+
+
+def _dtype(facts: Mapping[str, Any]) -> str:
+    return str(facts["settings"].get("dtype", "float32"))
 
 
 def _eval(name: str, sha256: str, made: Mapping[str, Any], facts: Mapping[str, Any]) -> File:
@@ -208,7 +215,8 @@ def _eval(name: str, sha256: str, made: Mapping[str, Any], facts: Mapping[str, A
         if task in alone
     }
     merges = (Merge(facts["method"], facts["options"] or {}, facts["calibrated"], merged),) if facts["method"] else ()
-    return File(name, sha256, facts["settings"]["split"], made, single, merges, _labels(facts.get("labels")))
+    split, labels = facts["settings"]["split"], _labels(facts.get("labels"))
+    return File(name, sha256, split, made, single, merges, labels, _dtype(facts))
 
 
 def _tasks(scores: Mapping[str, Any], examples: Mapping[str, str]) -> Scores:

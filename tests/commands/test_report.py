@@ -293,6 +293,17 @@ def test_two_files_of_one_run_that_differ(tmp_path: Path) -> None:
     assert run.error.endswith("with the same settings and seed")
 
 
+def test_below_float32_two_files_may_differ_by_rounding(tmp_path: Path) -> None:
+    sweep(tmp_path / "a.json", methods=("ties",), predictions=False, dtype="bfloat16")
+    other = json.loads(sweep(tmp_path / "b.json", calibrated=True, predictions=False, dtype="bfloat16").read_text())
+    for gap, code in ((1.0, 0), (3.0, 1)):
+        told = json.loads(json.dumps(other))
+        told["single"]["test"]["tasks"]["mnli"]["headline"] += gap
+        (tmp_path / "b.json").write_text(json.dumps(told))
+        run = report("a.json", "b.json", "--overwrite", cwd=tmp_path)
+        assert run.code == code, run.error
+
+
 def test_the_same_run_twice_counts_once(tmp_path: Path) -> None:
     sweep(tmp_path / "a.json", methods=("ties",))
     shutil.copy(tmp_path / "a.json", tmp_path / "b.json")

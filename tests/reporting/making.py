@@ -70,6 +70,7 @@ def sweep(
     predictions: bool = True,
     calibrated: bool = False,
     methods: tuple[str, ...] = ("ties",),
+    dtype: str = "float32",
 ) -> Path:
     """Write a sweep of three values of lambda, of which 0.5 is best, ``gain`` better than the baseline's."""
     points, best = [], []
@@ -88,7 +89,7 @@ def sweep(
                 points.append({"method": method, "options": {"lambda": scale}, "calibrated": mark, **pair})
     facts = {
         "command": "sweep",
-        "settings": {"split": "dev", "validation_split": None, "seed": 0},
+        "settings": {"split": "dev", "validation_split": None, "seed": 0, "dtype": dtype},
         "data": {task: {"source": "data", "sha256": {"dev": f"dev of {task}"}} for task in tasks},
         "adapters": adapters(tasks, seed, {"objective": objective, **(start or {})}, train or {}),
         "single": {

@@ -16,7 +16,7 @@ START = ("objective", "statistic", "rank", "alpha", "a_scale", "eps", "examples"
 def file(name: str, tasks: tuple[str, ...] = ("cola", "qqp"), seed: int = 0, **settings: Any) -> File:
     start = {key: value for key, value in settings.items() if key in START}
     train = {key: value for key, value in settings.items() if key not in START}
-    return File(name, "", "dev", adapters(tasks, seed, start, train), {}, (), {})
+    return File(name, "", "dev", adapters(tasks, seed, start, train), {}, (), {}, "float32")
 
 
 def labels(*settings: dict[str, Any]) -> list[str]:
