@@ -127,7 +127,7 @@ def test_mixed_adapters_are_told() -> None:
 def test_adapters_of_other_programs_are_told_apart_by_their_folders() -> None:
     def made(name: str) -> File:
         about = {task: {"path": f"{name}/{task}", "start": None, "train": None} for task in ("cola", "qqp")}
-        return File(name, "", "dev", about, {}, (), {})
+        return File(name, "", "dev", about, {}, (), {}, "float32")
 
     (arm,), _ = arms.group([made("/home/me/plain")])
     assert arm.label == "other start"
