@@ -1,12 +1,13 @@
 """Score adapters and merged models: one backbone in memory, one head and one update at a time."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from osrm_cli.artifacts.adapter_files import PREFIX, list_tensors
@@ -37,7 +38,7 @@ def with_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
 
 @contextmanager
 def adapted(model: PreTrainedModel, folder: Path, num_labels: int) -> Iterator[torch.nn.Module]:
-    """The classifier that a PEFT folder makes of a base model.
+    """The classifier that a PEFT folder makes of a base model; in float32 with the update added to the weights.
 
     Raises:
         OsrmError: If the folder has no head, or one for another number of classes.
@@ -49,10 +50,27 @@ def adapted(model: PreTrainedModel, folder: Path, num_labels: int) -> Iterator[t
         whole = PeftModel.from_pretrained(shell, str(folder), torch_device=str(model.device))
     except RuntimeError as error:
         raise _unfit(error, folder, num_labels) from error
+    layers = [module for module in whole.modules() if isinstance(module, LoraLayer)]
+    weights = [layer.get_base_layer().get_parameter("weight") for layer in layers]
     try:
-        yield whole.eval()
+        with _restored(weights if model.dtype == torch.float32 else []) as kept:
+            if kept:  # below float32 the sum would lose what is small
+                whole.merge_adapter()
+            yield whole.eval()
     finally:
         whole.unload()
+
+
+@contextmanager
+def _restored(weights: Iterable[torch.nn.Parameter]) -> Iterator[dict[torch.nn.Parameter, torch.Tensor]]:
+    """Take back at the end what happens to weights; yields the copies."""
+    kept = {weight: weight.detach().clone() for weight in weights}
+    try:
+        yield kept
+    finally:
+        with torch.no_grad():
+            for weight, before in kept.items():
+                weight.copy_(before)
 
 
 @contextmanager
@@ -94,20 +112,14 @@ def _unfit(error: RuntimeError, folder: Path, num_labels: int) -> Exception:
 @contextmanager
 def shifted(model: PreTrainedModel, updates: Callable[[str], torch.Tensor], layers: Sequence[str]) -> Iterator[None]:
     """Add dense updates ``(d_out, d_in)`` to a model's weights, and take the old weights back at the end."""
-    kept: dict[torch.nn.Parameter, torch.Tensor] = {}
-    try:
+    changed = {name: model.get_submodule(name) for name in layers}
+    with _restored([layer.get_parameter("weight") for layer in changed.values()]):
         with torch.no_grad():
-            for name in layers:
-                layer = model.get_submodule(name)
+            for name, layer in changed.items():
                 weight, delta = layer.get_parameter("weight"), updates(name)
-                kept[weight] = weight.detach().clone()
                 turned = delta.T if is_conv1d(layer) or isinstance(layer, torch.nn.Embedding) else delta
                 weight.copy_(weight.float() + turned.to(weight.device))
         yield
-    finally:
-        with torch.no_grad():
-            for weight, before in kept.items():
-                weight.copy_(before)
 
 
 def logits(
