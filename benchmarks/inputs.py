@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import timing
-from osrm_cli.language import base_model, tasks
+from osrm_cli.artifacts import bases
+from osrm_cli.language import tasks
 from osrm_cli.language.task import Data
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -41,7 +42,7 @@ def _save(folder: Path, data: Data) -> None:
 
 def model() -> Path:
     """The folder of the default base model."""
-    return base_model.locate("minilm")
+    return bases.locate("minilm")
 
 
 def pipeline(folder: Path, data: str, train: int, dev: int, only: int | None = None) -> list[str]:

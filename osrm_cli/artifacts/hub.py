@@ -15,11 +15,14 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import logging
 
 from osrm_cli.errors import OsrmError
 
 _ADAPTER = ["adapter_config.json", "adapter_model*.safetensors*", "osrm.json", "training.json"]
 _PATIENCE = 4.0  # seconds until the hub has to answer
+
+logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequence[str]) -> Path:

@@ -41,8 +41,8 @@ def calibrate(
 
     Example: osrm calibrate merged
     """
-    from osrm_cli.artifacts import atomic, calibrated, classifiers, singles
-    from osrm_cli.language import base_model, devices
+    from osrm_cli.artifacts import atomic, bases, calibrated, classifiers, singles
+    from osrm_cli.language import devices
     from osrm_cli.language.calibrated_folder import Calibration, Settings
 
     console = Console(json, quiet)
@@ -50,7 +50,7 @@ def calibrate(
     atomic.refuse_existing(out, overwrite)
     tasks = classifiers.held(folder).values()
     first = next(iter(tasks))
-    place, _ = base_model.of_artifact(folder, first.base, first.base_name, model, revision)
+    place, _ = bases.of_artifact(folder, first.base, first.base_name, model, revision)
     where = devices.pick_device(device)
     kind = str(devices.pick_dtype(dtype, where)).removeprefix("torch.")
     calibration = Calibration.of(singles.find(tasks, adapters), data, Settings(samples, seed, kind, batch_size))

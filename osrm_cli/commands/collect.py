@@ -83,7 +83,7 @@ def collect(
     if noise is None and (private, clip) != (None, None):
         raise typer.BadParameter("give both or none of them", param_hint="--private, --clip")
 
-    from osrm_cli.artifacts import atomic, provenance
+    from osrm_cli.artifacts import atomic, bases, provenance
     from osrm_cli.language import base_model, devices, processes, tasks
     from osrm_cli.language.collecting import Source
 
@@ -97,7 +97,7 @@ def collect(
     chosen = {name: tasks.sample(tasks.load(name, data, "train"), samples, seed) for name in names}
     lengths = {name: max_length or chosen[name].task.max_length or options.MAX_LENGTH for name in names}
 
-    folder, base = base_model.locate(model, revision), base_model.identify(model, revision)
+    folder, base = bases.locate(model, revision), bases.identify(model, revision)
     base_model.check_length(folder, max(lengths.values()))
     where = processes.own_device(devices.pick_device(device))
     source = Source(folder, where, devices.pick_dtype(dtype, where), target_modules, seed)

@@ -78,12 +78,12 @@ def diagnose(
 
 def _base(adapters: "list[Adapter]", source: "Source", model: str | None, revision: str | None) -> Path:
     """The base model's folder: whatever says which it is must agree."""
-    from osrm_cli.language import base_model
+    from osrm_cli.artifacts import bases
 
     features = next(iter(source.files.values()))
     known = next((adapter for adapter in adapters if adapter.base), None)
     recorded = known.base if known else features.base
-    return base_model.of_artifact(known.folder if known else features.path, recorded, None, model, revision)[0]
+    return bases.of_artifact(known.folder if known else features.path, recorded, None, model, revision)[0]
 
 
 def _record(

@@ -54,7 +54,7 @@ def evaluate(
 
     Example: osrm eval merged
     """
-    from osrm_cli.artifacts import atomic, classifiers, provenance, scores
+    from osrm_cli.artifacts import atomic, bases, classifiers, provenance, scores
     from osrm_cli.language import base_model, devices
 
     console = Console(json, quiet)
@@ -65,9 +65,9 @@ def evaluate(
     lengths = {name: max_length or _length(held, sets[name][0]) for name, held in found.items()}
     first = next(iter(found.values()))
     if first.form == "model":
-        place, base = base_model.locate(str(folder)), first.base
+        place, base = bases.locate(str(folder)), first.base
     else:
-        place, base = base_model.of_artifact(folder, first.base, first.base_name, model, revision)
+        place, base = bases.of_artifact(folder, first.base, first.base_name, model, revision)
     base_model.check_length(place, max(lengths.values()))
     if dry_run:
         console.result({"would_write": [str(path)]}, f"would write {path}: {', '.join(found)}")
@@ -167,9 +167,9 @@ class _Bench:
 
 def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | None:
     """The single adapter's headline: as recorded if that was on the same examples, else measured if it is there."""
-    from osrm_cli.artifacts import classifiers
+    from osrm_cli.artifacts import bases, classifiers
     from osrm_cli.artifacts.adapter import Adapter
-    from osrm_cli.language import base_model, metrics
+    from osrm_cli.language import metrics
 
     source = merged.source
     recorded = source.get("dev") or {}
@@ -185,7 +185,7 @@ def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | 
         return None
     held = next(iter(classifiers.held(path).values()))
     if merged.form == "model":  # the bench's weights are the merged ones
-        bench = replace(bench, place=base_model.of_artifact(path, held.base, held.base_name, None, None)[0])
+        bench = replace(bench, place=bases.of_artifact(path, held.base, held.base_name, None, None)[0])
     return bench.score(held, [data], length).headline
 
 

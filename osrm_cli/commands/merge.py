@@ -184,11 +184,11 @@ def _refuse_unused(context: typer.Context, plan: "Plan", calibrate: bool) -> Non
 
 def _base(plan: "Plan", model: str | None, revision: str | None) -> tuple[Path, "Base"]:
     """The base model's folder and its identity, checked against the adapters."""
-    from osrm_cli.language import base_model
+    from osrm_cli.artifacts import bases
 
     known = next((adapter for adapter in plan.adapters if adapter.base), plan.adapters[0])
     revision = revision or known.config.revision
-    return base_model.of_artifact(known.folder, known.base, known.config.base_model, model, revision)
+    return bases.of_artifact(known.folder, known.base, known.config.base_model, model, revision)
 
 
 def _drawn(plan: "Plan") -> "list[Sample]":

@@ -111,7 +111,7 @@ def sweep(
 
     Example: osrm sweep adapters/* --method task-arith --lambda 0.1:1.0:0.1
     """
-    from osrm_cli.artifacts import atomic, grid, recipe
+    from osrm_cli.artifacts import atomic, bases, grid, recipe
     from osrm_cli.language import base_model, devices
     from osrm_cli.language.calibrated_folder import SAMPLES
     from osrm_cli.language.entrants import Wanted
@@ -129,7 +129,7 @@ def sweep(
     families = grid.families(asked, spelled, axes, common)
     _refuse_unused(context, families, calibrate)
     known = next((adapter for adapter in families[0].plan.adapters if adapter.base), families[0].plan.adapters[0])
-    place, base = base_model.of_artifact(
+    place, base = bases.of_artifact(
         known.folder, known.base, known.config.base_model, model, revision or known.config.revision
     )
     unlabelled = (samples or SAMPLES) if calibrate else 0

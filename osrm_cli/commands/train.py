@@ -161,7 +161,7 @@ def _job(
     recipe: "Recipe",
     settings: dict[str, Any],
 ) -> _Job:
-    from osrm_cli.artifacts import atomic, provenance
+    from osrm_cli.artifacts import atomic, bases, provenance
     from osrm_cli.artifacts.adapter import Adapter
     from osrm_cli.language import base_model, penalty, tasks
 
@@ -173,7 +173,7 @@ def _job(
     if settings["limit"]:
         train = tasks.sample(train, settings["limit"], recipe.seed)
     dev = tasks.load(start.name, source, "dev", settings["dev_limit"])
-    folder, base = base_model.of_artifact(given, start.base, start.config.base_model, model, revision)
+    folder, base = bases.of_artifact(given, start.base, start.config.base_model, model, revision)
     length = settings["max_length"] or train.task.max_length or options.MAX_LENGTH
     base_model.check_length(folder, length)
     files = penalty.open_features(features, start.name, settings["penalty_unit"]) if "penalty_unit" in settings else {}

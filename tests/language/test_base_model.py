@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
+from osrm_cli.artifacts import bases
 from osrm_cli.artifacts.provenance import Base
 from osrm_cli.errors import OsrmError
 from osrm_cli.language import base_model, targets
@@ -34,21 +35,21 @@ def copy(tiny: Tiny, tmp_path: Path) -> Path:
 
 
 def test_folder_is_itself_and_its_digest_is_that_of_the_weights(tiny: Tiny, copy: Path) -> None:
-    assert base_model.locate(str(copy)) == copy
-    found, theirs = base_model.identify(str(copy)), base_model.identify(str(tiny("bert")))
+    assert bases.locate(str(copy)) == copy
+    found, theirs = bases.identify(str(copy)), bases.identify(str(tiny("bert")))
     assert found.name == str(copy)
     assert found.revision is None
     assert found.sha256 == theirs.sha256
     (copy / "README.md").write_text("no part of the weights")
-    assert base_model.identify(str(copy)).sha256 == found.sha256
+    assert bases.identify(str(copy)).sha256 == found.sha256
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert base_model.identify(str(copy)).sha256 != found.sha256
+    assert bases.identify(str(copy)).sha256 != found.sha256
 
 
 def test_minilm_and_its_hub_id_are_one_model(minilm: str) -> None:
-    ours, theirs = base_model.identify(minilm), base_model.identify(HUB_ID)
-    assert base_model.locate(minilm) == base_model.locate(HUB_ID)
+    ours, theirs = bases.identify(minilm), bases.identify(HUB_ID)
+    assert bases.locate(minilm) == bases.locate(HUB_ID)
     assert ours == theirs
     assert ours.name == HUB_ID  # a name that any program can load
 
@@ -68,46 +69,46 @@ def test_snapshot_in_the_hubs_cache(copy: Path, tmp_path: Path, monkeypatch: pyt
         (snapshot / path.name).symlink_to(blob)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert base_model.locate("someone/tiny") == snapshot
-    found = base_model.identify("someone/tiny")
+    assert bases.locate("someone/tiny") == snapshot
+    found = bases.identify("someone/tiny")
     assert (found.name, found.revision) == ("someone/tiny", commit)
-    assert found.sha256 == base_model.identify(str(copy)).sha256
+    assert found.sha256 == bases.identify(str(copy)).sha256
 
 
 def test_pickle_alone_is_refused(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(OsrmError, match=r"no safetensors weights, found only the pickle pytorch_model\.bin") as caught:
-        base_model.locate(str(copy))
+        bases.locate(str(copy))
     assert "save_pretrained" in str(caught.value.hint)
 
 
 def test_folder_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(OsrmError, match=r"holds no base model: config\.json is missing"):
-        base_model.locate(str(tmp_path))
+        bases.locate(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(OsrmError, match="no safetensors weights, found none"):
-        base_model.locate(str(tmp_path))
+        bases.locate(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "nosuchmodel", "a/b/c", "./missing"])
 def test_unknown_name_offline_is_one_line(name: str) -> None:
     with pytest.raises(OsrmError, match=f"base model '{name}' is neither a folder nor in the hub's cache") as caught:
-        base_model.locate(name)
+        bases.locate(name)
     assert "\n" not in str(caught.value)
     assert "--model" in str(caught.value.hint)
 
 
 def test_artifact_on_other_weights_is_refused(copy: Path, tiny: Tiny) -> None:
-    recorded = base_model.identify(str(copy))
-    assert base_model.of_artifact(Path("start"), recorded, None, None, None) == (copy, recorded)
-    moved, found = base_model.of_artifact(Path("start"), recorded, None, str(tiny("bert")), None)
+    recorded = bases.identify(str(copy))
+    assert bases.of_artifact(Path("start"), recorded, None, None, None) == (copy, recorded)
+    moved, found = bases.of_artifact(Path("start"), recorded, None, str(tiny("bert")), None)
     assert moved == tiny("bert")
     assert found.sha256 == recorded.sha256
     with pytest.raises(OsrmError, match=r"start was made for base model .*model \(weights .*, found .*roberta"):
-        base_model.of_artifact(Path("start"), recorded, None, str(tiny("roberta")), None)
+        bases.of_artifact(Path("start"), recorded, None, str(tiny("roberta")), None)
     with pytest.raises(OsrmError, match="start does not say which base model it is for"):
-        base_model.of_artifact(Path("start"), None, None, None, None)
-    assert base_model.of_artifact(Path("start"), None, str(copy), None, None)[0] == copy
+        bases.of_artifact(Path("start"), None, None, None, None)
+    assert bases.of_artifact(Path("start"), None, str(copy), None, None)[0] == copy
 
 
 def test_record_of_a_hub_model_brings_its_revision(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,9 +118,9 @@ def test_record_of_a_hub_model_brings_its_revision(tiny: Tiny, monkeypatch: pyte
         asked.append((name, revision))
         return tiny("bert")
 
-    monkeypatch.setattr(base_model.hub, "fetch", fetch)
-    recorded = Base("someone/tiny", "c0ffee", base_model.identify(str(tiny("bert"))).sha256)
-    base_model.of_artifact(Path("start"), recorded, None, None, None)
+    monkeypatch.setattr(bases.hub, "fetch", fetch)
+    recorded = Base("someone/tiny", "c0ffee", bases.identify(str(tiny("bert"))).sha256)
+    bases.of_artifact(Path("start"), recorded, None, None, None)
     assert set(asked) == {("someone/tiny", "c0ffee")}
 
 
