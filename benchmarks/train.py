@@ -16,16 +16,16 @@ RECIPES = {
 
 def measure(setting: Setting) -> Iterator[Row]:
     folder, place = setting.folder, inputs.model()
-    train, dev = (16, 8) if setting.quick else (500, 100)
+    train, dev = (16, 8) if setting.quick else (750, 100)
     names = inputs.save_tasks(folder / "data", setting.data, train, dev)
     chosen = [name for name in ("sst2", "qnli") if name in names] or names[:2]
     timing.osrm("collect", "--data", "data", "--samples", "2", "-q", cwd=folder)
     timing.osrm("init", "--each", "--objective", "kaiming", "-q", cwd=folder)
     for task in chosen[:1] if setting.quick else chosen:
-        yield from _rows(folder, place, task, setting.few)
+        yield from _rows(folder, place, task, train, setting.few)
 
 
-def _rows(folder: Path, place: Path, task: str, repeats: int) -> Iterator[Row]:
+def _rows(folder: Path, place: Path, task: str, examples: int, repeats: int) -> Iterator[Row]:
     def peer(words: list[str], name: str) -> Callable[[], timing.Cost]:
         return lambda: timing.peer("run_glue", place, folder / "data", task, folder / name, *words)
 
@@ -36,7 +36,9 @@ def _rows(folder: Path, place: Path, task: str, repeats: int) -> Iterator[Row]:
     for name, goal in (("padded", 2.5), ("dynamic", 1), ("bf16", None)):
         theirs = json.loads((folder / name / "scores.json").read_text(encoding="utf-8"))[f"eval_{metric}"]
         same = f"dev {metric} {ours:.1f} and {theirs:.1f}"
-        yield Row(f"{task}, one epoch", found["ours"], RECIPES[name][0], found[name], goal, difference=same)
+        yield Row(
+            f"{task}, one epoch of {examples}", found["ours"], RECIPES[name][0], found[name], goal, difference=same
+        )
 
 
 def _ours(folder: Path, task: str) -> dict[str, float]:

@@ -130,7 +130,9 @@ MaxLength = Annotated[
     int | None,
     typer.Option("--max-length", min=2, help="Tokens an example is cut to. Default: the task's, else 128."),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Examples in a batch.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Examples in a batch, at most; fewer of long texts.")
+]
 TargetModules = Annotated[
     list[str] | None,
     typer.Option("--target-modules", help="Layers to adapt; repeat for more, or 'all-linear'. Default: PEFT's choice."),

@@ -10,6 +10,8 @@ from osrm_cli.language.task import Example
 
 Encoding = dict[str, list[int]]
 
+TOKENS = 64  # of an average example in a batch, at most: memory then does not grow with the longest text
+
 
 def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
     """Token ids of each example, not padded, in one call of the tokenizer, which is threaded inside.
@@ -48,13 +50,14 @@ def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = Non
     Args:
         lengths: Number of tokens of each example.
         batch_size: Examples in a batch, at most.
-        max_tokens: Tokens in a padded batch, at most; an example longer than that has a batch of its own.
+        max_tokens: Tokens in a padded batch, at most; an example longer than that has a batch of its own. ``None`` for
+            ``TOKENS * batch_size``.
     """
+    max_tokens = max_tokens or TOKENS * batch_size
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         batch = batches[-1] if batches else []
-        fits = max_tokens is None or (bool(batch) and lengths[batch[0]] * (len(batch) + 1) <= max_tokens)
-        if batch and len(batch) < batch_size and fits:
+        if batch and len(batch) < batch_size and lengths[batch[0]] * (len(batch) + 1) <= max_tokens:
             batch.append(index)
         else:
             batches.append([index])

@@ -66,18 +66,19 @@ def test_no_room_for_text(texts, special):
 
 @settings(deadline=None, max_examples=200)
 @given(
-    lengths=st.lists(st.integers(1, 60), max_size=60),
+    lengths=st.lists(st.integers(1, 150), max_size=60),
     batch_size=st.integers(1, 9),
     max_tokens=st.none() | st.integers(1, 200),
 )
 def test_every_index_is_in_one_batch(lengths, batch_size, max_tokens):
     batches = bucket(lengths, batch_size, max_tokens)
+    max_tokens = max_tokens or 64 * batch_size
     assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
     ordered = [lengths[index] for batch in batches for index in batch]
     assert ordered == sorted(lengths, reverse=True)
     for batch in batches:
         assert 1 <= len(batch) <= batch_size
-        assert max_tokens is None or len(batch) == 1 or len(batch) * lengths[batch[0]] <= max_tokens
+        assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= max_tokens
     for batch, following in itertools.pairwise(batches):
         full = len(batch) == batch_size
         assert full or (len(batch) + 1) * lengths[batch[0]] > max_tokens, "no batch is smaller than it has to be"
