@@ -9,6 +9,7 @@ import torch
 
 from osrm_cli.artifacts.features import GRADIENT, Features
 from osrm_cli.errors import OsrmError
+from osrm_cli.maths import objectives
 from osrm_cli.maths.objectives import Objective
 from osrm_cli.maths.request import Request
 from osrm_cli.maths.subspace import others_moment, stack_rows, total_moment
@@ -121,6 +122,18 @@ def serving(
             f"{odd.path} holds {', '.join(odd.statistics)}, the other features files {', '.join(sorted(usual))}",
             f"collect '{odd.task}' again with the --statistic of the others",
         ) from None
+
+
+def default(files: Mapping[str, Features], tasks: Sequence[str], wanted: str | None = None) -> Objective:
+    """The first of the default objectives that the features serve, see ``serving``; if none, the last."""
+    *better, last = map(objectives.find, objectives.DEFAULTS)
+    for row in better:
+        try:
+            serving(files, tasks, row, wanted)
+        except OsrmError:
+            continue
+        return row
+    return last
 
 
 def sharing(layers: Mapping[str, object], files: Sequence[Features]) -> list[list[str]]:

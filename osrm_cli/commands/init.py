@@ -12,7 +12,7 @@ from osrm_cli.commands import options
 from osrm_cli.console import Console
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths import objectives
-from osrm_cli.maths.objectives import Objective
+from osrm_cli.maths.objectives import DEFAULTS, Objective
 from osrm_cli.maths.statistics import STATISTICS
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def init(
     context: typer.Context,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", help="Task the start is for: all features but its own are used.")
+        list[str] | None, typer.Option("--exclude", help="Task the start is for; its A keeps off all others' features.")
     ] = None,
     each: Annotated[bool, typer.Option("--each", help="A start for every task of the folder, in one pass.")] = False,
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 8,
@@ -41,9 +41,14 @@ def init(
         typer.Option("--alpha", help="lora_alpha, at the average rank; default twice that.", show_default=False),
     ] = None,
     objective: Annotated[
-        str,
-        typer.Option("--objective", help="How A is chosen.", autocompletion=options.completing(objectives.OBJECTIVES)),
-    ] = "osrm",
+        str | None,
+        typer.Option(
+            "--objective",
+            help=f"How A is chosen. Default: {DEFAULTS[0]}; {DEFAULTS[1]} where the features do not serve that.",
+            autocompletion=options.completing(objectives.OBJECTIVES),
+            show_default=False,
+        ),
+    ] = None,
     statistic: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +81,7 @@ def init(
 
     Example: osrm init --exclude mini-mood --rank 8
     """
-    row = _reading(objectives.find(objective), a_scale)
+    named = objectives.find(objective) if objective else None
     if each == bool(exclude):
         raise typer.BadParameter(
             "give one of them: a start is for one task, or for each", param_hint="--exclude, --each"
@@ -86,14 +91,15 @@ def init(
 
     from osrm_cli.artifacts import atomic
     from osrm_cli.artifacts import features as features_files
-    from osrm_cli.artifacts.requests import serving
+    from osrm_cli.artifacts.requests import default, serving
     from osrm_cli.artifacts.starts import Recipe
     from osrm_cli.maths import budget
 
-    if rank_budget is not None:
-        budget.check_spectrum(row.name)
     console = Console(json, quiet)
     files = features_files.open_folder(features)
+    row = _reading(named or default(files, exclude or list(files), statistic), a_scale)
+    if rank_budget is not None:
+        budget.check_spectrum(row.name)
     paths = {task: out / _folder_name(task) for task in exclude or files}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)

@@ -35,9 +35,11 @@ def test_result_and_provenance(work: Path) -> None:
     assert found["starts"] == {"mood": "new/mood"}
     facts = json.loads((work / "new/mood/osrm.json").read_text())
     assert facts["command"] == "init"
-    assert [entry["path"] for entry in facts["inputs"]] == ["features/pair.safetensors", "features/score.safetensors"]
+    assert [entry["path"] for entry in facts["inputs"]] == [
+        f"features/{n}.safetensors" for n in ("mood", "pair", "score")
+    ]
     assert facts["task"]["name"] == "mood"
-    assert facts["settings"]["objective"] == "osrm"
+    assert facts["settings"]["objective"] == "gevd"
     config = json.loads((work / "new/mood/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (3, 6, ["query", "value"])
     assert config["init_lora_weights"] is True
@@ -92,12 +94,21 @@ def test_each_reads_every_tensor_once(work: Path, name: str, monkeypatch: pytest
 
 
 def test_start_does_not_depend_on_the_own_features(work: Path) -> None:
-    assert osrm("init", "--exclude", "mood", "--out", "with", cwd=work).code == 0
+    assert osrm("init", "--exclude", "mood", "--objective", "osrm", "--out", "with", cwd=work).code == 0
     (work / "features/mood.safetensors").unlink()
-    run = osrm("init", "--exclude", "mood", "--out", "without", cwd=work)
+    run = osrm("init", "--exclude", "mood", "--out", "without", cwd=work)  # nothing else can be the default then
     assert run.code == 0
+    assert run.stdout.endswith("objective osrm\n")
     assert "warning: there are no features of a task 'mood'" in run.stderr
     assert (work / "with/mood" / WEIGHTS).read_bytes() == (work / "without/mood" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(("statistic", "expected"), [("mean", "osrm"), ("samples", "gevd"), ("second-moment", "gevd")])
+def test_default_is_what_the_features_serve(work: Path, statistic: str, expected: str) -> None:
+    osrm("collect", "--statistic", statistic, "--out", "some", cwd=work)
+    run = osrm("init", "--each", "--features", "some", "--out", "new", "--json", cwd=work)
+    assert run.code == 0, run
+    assert json.loads(run.stdout)["objective"] == expected
 
 
 def test_misspelled_task_is_told_what_may_be_meant(work: Path) -> None:
@@ -107,7 +118,8 @@ def test_misspelled_task_is_told_what_may_be_meant(work: Path) -> None:
 
 def test_rank_scale_and_seed(work: Path) -> None:
     for out, more in (("a", ()), ("b", ("--seed", 1)), ("c", ("--a-scale", "kaiming")), ("d", ("--a-scale", 0.25))):
-        assert osrm("init", "--exclude", "mood", "--rank", 4, "--out", out, *more, cwd=work).code == 0
+        args = ("--objective", "osrm", "--rank", 4, "--out", out, *more)
+        assert osrm("init", "--exclude", "mood", *args, cwd=work).code == 0
     A = {out: factors(work / out / "mood")[f"{QUERY}.lora_A.weight"] for out in "abcd"}
     torch.testing.assert_close(A["a"] @ A["a"].T, torch.eye(4), atol=1e-5, rtol=0)
     assert not torch.allclose(A["a"], A["b"])
@@ -132,7 +144,8 @@ def test_match_output_reads_the_own_features_beside(work: Path, name: str) -> No
 
 def test_doubts_are_told_once_and_kept(work: Path) -> None:
     osrm("collect", "--samples", 1, "--max-length", 5, "--statistic", "second-moment", "--out", "few", cwd=work)
-    run = osrm("init", "--each", "--features", "few", "--rank", 2, "--out", "new", "--json", cwd=work)
+    args = ("--features", "few", "--objective", "osrm", "--rank", 2)
+    run = osrm("init", "--each", *args, "--out", "new", "--json", cwd=work)
     told = [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
     assert told
     assert len(set(told)) == len(told)
@@ -147,7 +160,7 @@ def test_dry_run_writes_nothing(work: Path) -> None:
     before = listing(work)
     run = osrm("init", "--each", "--out", "new", "--dry-run", cwd=work)
     assert run.code == 0
-    assert "new/mood: osrm, rank 8, from features/pair.safetensors, features/score.safetensors" in run.stdout
+    assert "new/mood: gevd, rank 8, from features/mood.safetensors, features/pair.safetensors" in run.stdout
     assert listing(work) == before
 
 
@@ -240,7 +253,8 @@ def test_only_the_own_features(work: Path) -> None:
 
 def test_statistic_is_the_first_choice_or_the_wanted_one_and_recorded(work: Path) -> None:
     for out, more in (("first", ()), ("mean", ("--statistic", "mean")), ("moment", ("--statistic", "second-moment"))):
-        assert osrm("init", "--exclude", "mood", "--rank", 2, "--out", out, *more, cwd=work).code == 0
+        args = ("--objective", "osrm", "--rank", 2, "--out", out, *more)
+        assert osrm("init", "--exclude", "mood", *args, cwd=work).code == 0
     read = {out: json.loads((work / out / "mood/osrm.json").read_text()) for out in ("first", "mean", "moment")}
     assert {out: facts["settings"]["statistic"] for out, facts in read.items()} == {
         "first": "mean",
