@@ -152,9 +152,13 @@ def _write(
     first = next(iter(files.values()))
     own = files[task].facts if task in files else {"task": {"name": task}, "data": None}
     read = [files[name] for name in used(files, task, recipe.objective)]
+    about = {
+        "examples": max((held.examples for held in read), default=None),
+        "target_modules": first.facts["target_modules"],
+    }
     facts = provenance.record(
         "init",
-        {**recipe.facts(), "examples": max((held.examples for held in read), default=None)},
+        {**recipe.facts(), **about},
         [path for held in read for path in held.files],
         base=first.base,
         task=own["task"],

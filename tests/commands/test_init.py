@@ -40,6 +40,7 @@ def test_result_and_provenance(work: Path) -> None:
     ]
     assert facts["task"]["name"] == "mood"
     assert facts["settings"]["objective"] == "gevd"
+    assert facts["settings"]["target_modules"] == ["query", "value"]
     config = json.loads((work / "new/mood/adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (3, 6, ["query", "value"])
     assert config["init_lora_weights"] is True
