@@ -145,7 +145,7 @@ def project(tiny: Callable[[str], Path], words: Path, tmp_path_factory: pytest.T
     (folder / "osrm.toml").write_text(f'model = "{tiny("bert")}"\ndata = "{words}"\nquiet = true\n')
     for command in (
         "collect --samples 20 --statistic mean --statistic second-moment --statistic samples",
-        "init --each --rank 2",
+        "init --each --objective osrm --rank 2",
         "train starts/mood starts/pair starts/score --epochs 1 --lr 0.01",
         "merge adapters/mood adapters/pair adapters/score --lambda 0.5",
     ):
