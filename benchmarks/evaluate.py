@@ -13,11 +13,11 @@ DTYPES = ("float32", "bfloat16")  # the default, and what a CPU with matrix unit
 
 def measure(setting: Setting) -> Iterator[Row]:
     folder = setting.folder
-    tasks, dev = (2, 8) if setting.quick else (None, 128)
+    tasks, dev = (2, 8) if setting.quick else (None, 256)
     names = inputs.pipeline(folder, setting.data, 32, dev, tasks)
     yield from _eval(folder, names, dev, setting.few)
     for dtype in DTYPES:
-        yield _sweep(folder, names, dev // 2, dtype, setting.few)
+        yield _sweep(folder, names, dev // 4, dtype, setting.few)
 
 
 def _eval(folder: Path, names: list[str], dev: int, repeats: int) -> Iterator[Row]:

@@ -4,25 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is that of httpx or httpx2
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.utils import logging
-
 from osrm_cli.errors import OsrmError
 
 _ADAPTER = ["adapter_config.json", "adapter_model*.safetensors*", "osrm.json", "training.json"]
 _PATIENCE = 4.0  # seconds until the hub has to answer
-
-logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequence[str]) -> Path:
@@ -38,19 +23,24 @@ def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequen
     Raises:
         OsrmError: If the hub does not have it, or cannot be reached and it is not in the cache.
     """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, snapshot_download  # takes 0.2 s
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    failures = (errors.HFValidationError, errors.HTTPError, OSError)  # type: ignore[attr-defined]  # of httpx or httpx2
     refused: Exception | None = None
     try:
         # Asked once: for what it downloads, the hub's client asks six times in 23 s where there is no network.
         get_hf_file_metadata(hf_hub_url(name, config, revision=revision), timeout=_PATIENCE)
-    except (HFValidationError, HTTPError, OSError) as error:
+    except failures as error:
         refused = error
     try:
-        if isinstance(refused, HFValidationError | RemoteEntryNotFoundError):
+        if isinstance(refused, errors.HFValidationError | errors.RemoteEntryNotFoundError):
             raise refused
         folder = snapshot_download(
             name, revision=revision, allow_patterns=list(files), local_files_only=refused is not None
         )
-    except (HFValidationError, HTTPError, OSError) as error:
+    except failures as error:
         raise _told(refused or error, f"{kind} '{name}'", config, revision) from None
     return Path(folder)
 
@@ -92,21 +82,23 @@ def commit(folder: Path) -> str | None:
 
 def _told(error: Exception, what: str, config: str, revision: str | None) -> OsrmError:
     """The user's error for one of the hub's client."""
+    from huggingface_hub import errors
+
     login = "hf auth login, with an account that may read it"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return OsrmError(f"{what} is gated on the hub", login)
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return OsrmError(
             f"{what} is neither a folder nor public on the hub", f"check the name; if it is private, {login}"
         )
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return OsrmError(f"{what} has no revision '{revision}' on the hub", "give a branch, a tag or a whole commit id")
-    if isinstance(error, RemoteEntryNotFoundError):
+    if isinstance(error, errors.RemoteEntryNotFoundError):
         return OsrmError(f"{what} has no {config} on the hub", "check the name: it holds something else")
     reason = f"the hub cannot be reached ({type(error).__name__})"
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, errors.OfflineModeIsEnabled):
         reason = "HF_HUB_OFFLINE forbids asking the hub"
-    elif isinstance(error, HfHubHTTPError):
+    elif isinstance(error, errors.HfHubHTTPError):
         reason = f"the hub answers {error.response.status_code}"
     return OsrmError(
         f"{what} is neither a folder nor in the hub's cache, and {reason}",
