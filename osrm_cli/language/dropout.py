@@ -33,11 +33,11 @@ class CheapMasks(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     if not training or not 0 < p < 1 or inplace:
-        return torch.nn.functional.dropout(x, p, training, inplace)
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # each holds four draws
-    draws = words.view(torch.int16)[: x.numel()].view(x.shape)
-    noise = torch.empty(x.shape, dtype=x.dtype)
+        return torch.nn.functional.dropout(input, p, training, inplace)
+    words = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # each holds four draws
+    draws = words.view(torch.int16)[: input.numel()].view(input.shape)
+    noise = torch.empty(input.shape, dtype=input.dtype)
     torch.ge(draws, round(p * 2**16) - 2**15, out=noise)
-    return x * noise.div_(1 - p)
+    return input * noise.div_(1 - p)

@@ -63,6 +63,7 @@ def test_modules_use_it_in_training_only() -> None:
     assert torch.equal(layer.eval()(x), x)
     assert torch.equal(dropout(x, 0.0), x)
     assert not dropout(x, 1.0).any()
+    assert torch.equal(dropout(input=x, p=0.5, training=False), x)
 
 
 def test_other_devices_keep_their_own_kernels() -> None:
