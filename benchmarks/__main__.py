@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from benchmarks import report, timing
 
-SCRIPTS = ("start_up", "collect", "init", "train", "merge", "ties", "evaluate", "memory", "growth")
+SCRIPTS = ("start_up", "collect", "init", "train", "penalty", "merge", "ties", "evaluate", "memory", "growth")
 MARKS = ("<!-- benchmarks: rewritten by python -m benchmarks -->\n", "<!-- end of benchmarks -->\n")
 
 

@@ -1,6 +1,6 @@
 """The interference penalty: what the adapter in training does to the other tasks' inputs, added to the loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,34 +15,58 @@ from osrm_cli.artifacts.features import Features
 from osrm_cli.artifacts.requests import requests, serving, used
 from osrm_cli.errors import OsrmError
 from osrm_cli.language.targets import is_conv1d
+from osrm_cli.maths import interference
 from osrm_cli.maths.gram import Gram
-from osrm_cli.maths.lowrank import LowRank
 from osrm_cli.maths.objectives import Objective
 
 _LEAST_OWN = 1e-3  # added to the own energy, in units of the base model's: B starts at zero
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One adapted layer, what its inputs are, and what the base model does to them."""
+class _Inputs:
+    """What the inputs of some layers are.
 
-    module: Any  # a LoraLayer, which peft does not type as a module
-    others: Gram
-    base: float
-    own: Gram | None
-    own_base: float
+    Attributes:
+        grams: One for neighbours that read the same.
+        counts: How many layers read each.
+        unit: What turns an update's energy, without its scaling, into a share of the base model's, ``(L,)``.
+    """
 
-    def to(self, like: torch.Tensor) -> "_Layer":
-        return replace(self, others=self.others.to(like), own=self.own and self.own.to(like))
+    grams: Sequence[Gram]
+    counts: Sequence[int]
+    unit: torch.Tensor
+
+    def to(self, like: torch.Tensor) -> "_Inputs":
+        return replace(self, grams=[gram.to(like) for gram in self.grams], unit=self.unit.to(like))
+
+    def times(self, A: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the papers' letter
+        """``A C`` of every layer, ``(L, r, d_in)``."""
+        shared = zip(self.grams, torch.split(A, list(self.counts)), strict=True)
+        return torch.cat([gram.times(rows.flatten(0, 1)) for gram, rows in shared]).view_as(A)
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Adapted layers of one shape, which are computed together.
+
+    Attributes:
+        modules: The LoraLayers; a resumed run may give them other parameters.
+        inputs: The other tasks', and the task's own where that is the unit.
+    """
+
+    modules: Sequence[Any]
+    inputs: Sequence[_Inputs]
+
+    def to(self, like: torch.Tensor) -> "_Alike":
+        return replace(self, inputs=[inputs.to(like) for inputs in self.inputs])
 
     def interference(self) -> torch.Tensor:
-        A = self.module.get_parameter("lora_A.default.weight")  # noqa: N806
-        B = self.module.get_parameter("lora_B.default.weight")  # noqa: N806
-        update = LowRank(self.module.scaling["default"] * B, A)
-        share = self.others.energy(update) / self.base
-        if self.own is None:
-            return share
-        return share / (self.own.energy(update) / self.own_base + _LEAST_OWN)
+        """``(L,)``."""
+        A, B = (torch.stack(factors) for factors in zip(*map(_factors, self.modules), strict=True))  # noqa: N806
+        with torch.no_grad():
+            AC = torch.stack([inputs.times(A) for inputs in self.inputs])  # noqa: N806
+        shares = interference.energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
+        return shares[0] if len(shares) == 1 else shares[0] / (shares[1] + _LEAST_OWN)
 
 
 def reads(unit: str) -> Objective:
@@ -82,29 +106,49 @@ class Penalty:
             OsrmError: If the features lack a layer, or have it with another width.
         """
         self.mu = mu
-        modules = {n.removeprefix(PREFIX): m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
-        self.layers = [_prepared(module, name, others, own) for name, module in modules.items()]
+        alike: dict[tuple[torch.Size, ...], dict[str, Any]] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                shapes = tuple(weight.shape for weight in _factors(module))
+                alike.setdefault(shapes, {})[name.removeprefix(PREFIX)] = module
+        held = [others] if own is None else [others, own]
+        self.stacks = [
+            _Alike(list(layers.values()), [_inputs(layers, grams) for grams in held]) for layers in alike.values()
+        ]
 
     def interference(self) -> torch.Tensor:
         """The mean over the layers, a scalar, differentiable in every A and B."""
-        weight = self.layers[0].module.get_parameter("lora_A.default.weight")
-        if self.layers[0].others.matrix.device != weight.device:  # the trainer has moved the model
-            self.layers = [layer.to(weight) for layer in self.layers]
+        weight = _factors(self.stacks[0].modules[0])[0]
+        if self.stacks[0].inputs[0].unit.device != weight.device:  # the trainer has moved the model
+            self.stacks = [stack.to(weight) for stack in self.stacks]
         with torch.autocast(str(weight.device.type), enabled=False):
-            return torch.stack([layer.interference() for layer in self.layers]).mean()
+            return torch.cat([stack.interference() for stack in self.stacks]).mean()
 
 
-def _prepared(module: LoraLayer, name: str, others: Mapping[str, Gram], own: Mapping[str, Gram] | None) -> _Layer:
-    layer: torch.nn.Module = module.get_base_layer()
-    W = layer.get_parameter("weight").detach().float()  # noqa: N806
-    W = W.T if is_conv1d(layer) else W  # noqa: N806
-    if name not in others or others[name].matrix.shape[1] != W.shape[1]:
-        raise OsrmError(
-            f"the features have no inputs of width {W.shape[1]} for {name}",
-            "collect them for the layers that are adapted, with --target-modules",
-        )
-    theirs, ours = others[name].to(W), own[name].to(W) if own else None
-    return _Layer(module, theirs, theirs.base_energy(W), ours, ours.base_energy(W) if ours else 1.0)
+def _factors(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return module.lora_A["default"].weight, module.lora_B["default"].weight
+
+
+def _inputs(layers: Mapping[str, Any], held: Mapping[str, Gram]) -> _Inputs:
+    grams: list[Gram] = []
+    counts, unit = [], []
+    last = None
+    for name, module in layers.items():
+        layer: torch.nn.Module = module.get_base_layer()
+        W = layer.get_parameter("weight").detach().float()  # noqa: N806
+        W = W.T if is_conv1d(layer) else W  # noqa: N806
+        if name not in held or held[name].matrix.shape[1] != W.shape[1]:
+            raise OsrmError(
+                f"the features have no inputs of width {W.shape[1]} for {name}",
+                "collect them for the layers that are adapted, with --target-modules",
+            )
+        if held[name].matrix is not last:
+            last = held[name].matrix
+            grams.append(held[name].to(W))
+            counts.append(0)
+        counts[-1] += 1
+        unit.append(module.scaling["default"] ** 2 / (grams[-1].base_energy(W) or 1.0))
+    return _Inputs(grams, counts, torch.tensor(unit))
 
 
 def from_features(model: PeftModel, files: Mapping[str, Features], task: str, settings: Mapping[str, Any]) -> Penalty:

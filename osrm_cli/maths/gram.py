@@ -40,6 +40,10 @@ class Gram:
         """The same in another tensor's precision, where that lies."""
         return Gram(self.matrix.to(like), self.factored)
 
+    def times(self, X: torch.Tensor) -> torch.Tensor:
+        """``X C`` for X ``(n, d)``."""
+        return X @ self.matrix.T @ self.matrix if self.factored else X @ self.matrix
+
     def energy(self, update: LowRank) -> torch.Tensor:
         """``E ||B A x||^2`` in the precision of ``C``, a scalar, differentiable: see ``interference.energy``."""
         measure = interference.energy_of_rows if self.factored else interference.energy

@@ -5,8 +5,10 @@ work once ``A C A^T`` is known.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.maths import ridge
@@ -52,18 +54,35 @@ def relative(energies: Sequence[torch.Tensor], bases: Sequence[torch.Tensor]) ->
     return torch.stack([energy / base for energy, base in zip(energies, bases, strict=True)]).mean(dim=0)
 
 
-def penalty(update: LowRank, C_out: torch.Tensor, base: torch.Tensor | float) -> torch.Tensor:
-    """``tr[(B^T B)(A C_out A^T)] / tr(W0 C_out W0^T)``, the scaling in B: training adds mu times this, layer by layer.
+class _Energies(torch.autograd.Function):
+    """``energy`` from ``A C``: as C is symmetric, the gradient needs no other product with it."""
 
-    Computed in the precision of ``C_out``, also under autocast, and differentiable in A and B.
+    @staticmethod
+    def forward(ctx: Any, A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
+        inner, seen = B.mT @ B, AC @ A.mT
+        ctx.save_for_backward(B, AC, inner, seen)
+        return (inner * seen).sum(dim=(-2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        B, AC, inner, seen = ctx.saved_tensors
+        twice = 2 * grad[..., None, None]
+        return inner @ (twice * AC).sum(dim=0), B @ (twice * seen).sum(dim=0), None
+
+
+def energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
+    """``energy`` of L layers' updates on the inputs of U kinds, ``(U, L)``, differentiable in A and B.
+
+    In training C is by far the largest thing that is read, and so it is read once a step.
 
     Args:
-        update: The factors in training.
-        C_out: The other tasks' second moment ``(d_in, d_in)``.
-        base: ``base_energy`` of the layer for ``C_out``.
+        A: ``(L, r, d_in)``.
+        B: ``(L, d_out, r)``, the scaling in it.
+        AC: ``A`` times the inputs' symmetric second moments, ``(U, L, r, d_in)``; its gradient is accounted for.
     """
-    with torch.autocast(update.A.device.type, enabled=False):
-        return energy(update.to(C_out.dtype), C_out) / base
+    found: torch.Tensor = _Energies.apply(A, B, AC)  # type: ignore[no-untyped-call]
+    return found
 
 
 def projection(update: LowRank, A: torch.Tensor) -> LowRank:

@@ -1,0 +1,69 @@
+"""A step of `osrm train` with `--interference-penalty` beside one without, by turns in one run of MiniLM."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import inputs, timing
+from benchmarks.report import Row, Setting, script
+from osrm_cli.artifacts.adapter import Adapter
+from osrm_cli.language import adapting, base_model, devices, penalty, tasks, trainer, training
+
+
+class Alternating:
+    """A penalty in every second step, and when each step ended."""
+
+    def __init__(self, penalty: penalty.Penalty) -> None:
+        self.mu, self.penalty, self.ends = penalty.mu, penalty, [time.perf_counter()]
+
+    def interference(self) -> torch.Tensor:
+        """What it is, or nothing."""
+        return self.penalty.interference() if len(self.ends) % 2 == 0 else torch.zeros(())
+
+    def advance(self, steps: int) -> None:
+        """A step has ended."""
+        self.ends += [time.perf_counter()] * steps
+
+    def seconds(self) -> tuple[list[float], list[float]]:
+        """Of the steps without and with the penalty, but for the first ones."""
+        steps = [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
+        return steps[4::2], steps[5::2]
+
+
+def measure(setting: Setting) -> Iterator[Row]:
+    names = inputs.save_tasks(setting.folder / "data", setting.data, 64, 8)
+    timing.osrm("collect", "--data", "data", "--samples", "10", "-q", cwd=setting.folder)
+    timing.osrm("init", "--each", "-q", cwd=setting.folder)
+    for task in [name for name in ("sst2", "qnli") if name in names] or names[:2]:
+        for unit in ("base", "own"):
+            without, penalised = _steps(setting.folder, task, unit, 8 if setting.quick else 60)
+            yield Row(f"a step of {task}, unit {unit}", penalised, "without the penalty", without, 1.05, "within")
+
+
+def _steps(folder: Path, task: str, unit: str, count: int) -> tuple[list[float], list[float]]:
+    """Seconds; every batch repeats the task's middle example by length."""
+    place, device = inputs.model(), torch.device("cpu")
+    train, dev = (tasks.load(task, str(folder / "data"), split) for split in ("train", "dev"))
+    bf16 = devices.pick_training_dtype("auto", device) == torch.bfloat16
+    recipe = training.Recipe(epochs=1, bf16=bf16)
+    tokenizer = base_model.load_tokenizer(place)
+    classifier = base_model.load_classifier(place, train.task.num_labels, tokenizer, torch.float32, 0, None)
+    model: Any = adapting.adapt(classifier, Adapter.open(folder / "starts" / task), None)
+    files = penalty.open_features(folder / "features", task, unit)
+    settings = {"interference_penalty": 1.0, "penalty_unit": unit}
+    turns: Any = Alternating(penalty.from_features(model, files, task, settings))
+    if bf16:
+        trainer.lean_bfloat16(model, device)
+    lesson = training.Lesson.of(tokenizer, train, dev, 128)
+    middle = sorted(lesson.train, key=lambda example: len(example["input_ids"]))[len(lesson.train) // 2]
+    lesson = training.Lesson(train.task, [middle] * (recipe.batch_size * count), lesson.dev)
+    training.fit(model, tokenizer, lesson, recipe, folder / "work", device, None, turns.advance, turns)
+    without, penalised = turns.seconds()
+    return without[: len(penalised)], penalised
+
+
+if __name__ == "__main__":
+    script("penalty", measure, __doc__)
