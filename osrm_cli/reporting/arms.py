@@ -25,6 +25,7 @@ _WITHIN = {
     "retrofit objective": _REPAIR,
     "retrofit eps": _REPAIR,
 }
+_UNTOLD = {"target_modules"}  # starts have not always told them
 _PLAIN = ("kaiming", "gaussian")  # PEFT's starts come first
 _OBJECTIVES = [*_PLAIN, *(row.name for row in OBJECTIVES if row.name not in _PLAIN)]
 
@@ -67,10 +68,18 @@ class Arm:
         first = next(iter(values.values()), None)
         return first if all(value == first for value in values.values()) else Mixed(tuple(values.items()))
 
-    def accepts(self, other: Mapping[str, Settings]) -> bool:
-        """Whether adapters of these settings belong to it: they share a task, and agree on all they share."""
+    def accepts(self, other: Mapping[str, Settings], told: bool = True) -> bool:
+        """Whether adapters of these settings belong to it: they share a task, and agree on all they share.
+
+        Unless ``told``, what was not always told may be told of one of them alone.
+        """
         shared = set(self.settings) & set(other)
-        return bool(shared) and all(self.settings[task] == other[task] for task in shared)
+        return bool(shared) and all(_agree(self.settings[task], other[task], told) for task in shared)
+
+
+def _agree(one: Settings, other: Settings, told: bool) -> bool:
+    free = set() if told else {key for key in _UNTOLD if (key in one) != (key in other)}
+    return all(one.get(key) == other.get(key) for key in {*one, *other} - free)
 
 
 @dataclass(frozen=True)
@@ -119,19 +128,23 @@ def _seeds(file: File, part: str) -> str:
 def group(files: Sequence[File]) -> tuple[tuple[Arm, ...], Mapping[str, int]]:
     """The arms in the order of the report, and the index of each file's.
 
-    A file of fewer tasks belongs to the arm that it agrees with on them.
+    A file of fewer tasks belongs to the arm that it agrees with on them, one that does not tell what others tell to the
+    only arm that is otherwise alike.
     """
     arms: list[Arm] = []
     members: list[list[str]] = []
-    for file in sorted(files, key=lambda file: (-len(file.adapters), file.name)):
-        own = {task: settings(adapter) for task, adapter in file.adapters.items()}
-        for arm, names in zip(arms, members, strict=True):
-            if arm.accepts(own):
-                names.append(file.name)
-                break
+    made = {file.name: {task: settings(adapter) for task, adapter in file.adapters.items()} for file in files}
+    for name, own in sorted(
+        made.items(), key=lambda item: (-len(item[1]), not all(map(_UNTOLD.issubset, item[1].values())), item[0])
+    ):
+        alike, perhaps = ([i for i, arm in enumerate(arms) if arm.accepts(own, told)] for told in (True, False))
+        if alike or len(perhaps) == 1:
+            place = (alike or perhaps)[0]
+            arms[place] = Arm({task: {**own.get(task, {}), **known} for task, known in arms[place].settings.items()})
+            members[place].append(name)
         else:
             arms.append(Arm(own))
-            members.append([file.name])
+            members.append([name])
     order = sorted(range(len(arms)), key=lambda index: _order(arms[index]))
     named = label([arms[index] for index in order])
     return named, {name: place for place, index in enumerate(order) for name in members[index]}
@@ -151,8 +164,12 @@ def keys(arms: Iterable[Arm]) -> list[str]:
 
 
 def differing(arms: Sequence[Arm]) -> list[str]:
-    """Settings that are not the same in all arms."""
-    return [key for key in keys(arms) if len({arm.value(key) for arm in arms}) > 1]
+    """Settings that are not the same in all arms, as far as they are told."""
+    return [key for key in keys(arms) if len({arm.value(key) for arm in arms} - _unknown(key)) > 1]
+
+
+def _unknown(key: str) -> set[Any]:
+    return {None} if key in _UNTOLD else set()
 
 
 def label(arms: Sequence[Arm]) -> tuple[Arm, ...]:
@@ -171,7 +188,7 @@ def label(arms: Sequence[Arm]) -> tuple[Arm, ...]:
 
 def _told(key: str, arm: Arm, arms: Sequence[Arm]) -> str:
     value = arm.value(key)
-    if value == _usual(key, arm, arms):
+    if value in (_usual(key, arm, arms), *_unknown(key)):
         return ""
     if isinstance(value, Mixed):
         return f", mixed {_words(key)}"
@@ -182,7 +199,7 @@ def _usual(key: str, arm: Arm, arms: Sequence[Arm]) -> Any:
     peers = arms
     if key in _WITHIN:
         peers = [other for other in arms if other.value(_WITHIN[key]) == arm.value(_WITHIN[key])]
-    values = [other.value(key) for other in peers]
+    values = [value for other in peers if (value := other.value(key)) not in _unknown(key)] or [None]
     if None in values and key != "limit":  # no limit is a choice like any other
         return None
     if key == "statistic":  # the objective's own first choice, where an arm has it

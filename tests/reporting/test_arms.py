@@ -39,7 +39,6 @@ def test_what_all_share_is_not_told() -> None:
         ({"interference_penalty": 0.3, "penalty_unit": "own"}, "kaiming + penalty 0.3"),
         ({"freeze": "A"}, "kaiming + frozen A"),
         ({"rank": 16}, "kaiming, rank 16"),
-        ({"target_modules": ["q", "k"]}, "kaiming, q/k"),
         ({"limit": 500}, "kaiming, limit 500"),
         ({"limit": None}, "kaiming, limit all"),
         ({"lr": 0.001}, "kaiming, lr 0.001"),
@@ -48,6 +47,25 @@ def test_what_all_share_is_not_told() -> None:
 )
 def test_the_unusual_is_told(unusual: dict[str, Any], label: str) -> None:
     assert sorted(labels(KAIMING, OSRM, {**KAIMING, **unusual})) == sorted(["kaiming", "osrm", label])
+
+
+def test_layers_are_told_apart_where_they_are_told() -> None:
+    both, more = ({"target_modules": ["query", *rest, "value"]} for rest in ([], ["key"]))
+    found = labels({**KAIMING, **both}, {**OSRM, **both}, {**KAIMING, **more})
+    assert sorted(found) == ["kaiming", "kaiming, query/key/value", "osrm"]
+
+
+def test_a_start_that_does_not_tell_its_layers_joins_the_only_arm_that_is_otherwise_alike() -> None:
+    both, more = ({"target_modules": ["query", *rest, "value"]} for rest in ([], ["key"]))
+    old, new, wide = file("a", **KAIMING), file("b", seed=1, **KAIMING, **both), file("c", seed=1, **KAIMING, **more)
+    (arm,), _ = arms.group([old, new])
+    assert arm.label == "kaiming"
+    assert arm.value("target_modules") == ("query", "value")
+    found, arm_of = arms.group([old, new, file("d", **OSRM)])  # the fourth does not tell either
+    assert [arm.label for arm in found] == ["kaiming", "osrm"]
+    assert arm_of["a"] == arm_of["b"]
+    found, arm_of = arms.group([old, new, wide])
+    assert len(found) == 3  # the first may be either
 
 
 def test_statistics_are_told_apart_within_an_objective() -> None:
