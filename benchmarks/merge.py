@@ -1,7 +1,7 @@
 """`osrm merge` on 8 adapters of an 8B model's shape: rank 16, 32 layers x q k v o, width 4096, bfloat16.
 
 Whole processes, less the time to start (torch imported); PEFT and dense linear algebra in memory, on one matrix, times
-128. The dense peers `knots-ties` and `tsv` are measured at width 2048, times 8: their SVDs grow with the cube of the
+128. The dense peers `knots-ties` and `tsv` are measured at width 1024, times 64: their SVDs grow with the cube of the
 width. That the results are equal was checked at width 256.
 """
 
@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import dense, inputs, mergekit, peft_merge, timing
 from benchmarks.report import Row, Setting, script
+from osrm_cli.artifacts.adapter_files import WEIGHTS
 
 TASKS, RANK, SMALL = 8, 16, 256
 GOALS = {"svd": "PEFT svd", "knots-ties": "dense", "tsv": "dense", "iso-c": "dense"}
@@ -24,8 +25,9 @@ def measure(setting: Setting) -> Iterator[Row]:
     paths = inputs.save_adapters(folder / "adapters", TASKS, layers, width, RANK)
     inputs.flush()
     costs = _ours(folder, paths, rounds)
-    start = [cost.seconds for cost in costs.pop("start")]
-    base = timing.median(costs.pop("memory")).mebibytes
+    bytes_alone = [cost.seconds for cost in costs.pop("bytes")]
+    start = [cost.seconds for cost in costs["start"]]
+    base = timing.median(costs.pop("start")).mebibytes
 
     def above(method: str) -> list[float]:
         return [cost.seconds - first for cost, first in zip(costs[method], start, strict=True)]
@@ -35,13 +37,13 @@ def measure(setting: Setting) -> Iterator[Row]:
         f"`task-arith`, {shape}",
         above("task-arith"),
         "read and write the bytes",
-        _bytes(folder, paths, rounds),
+        bytes_alone,
         3,
         "within",
     )
     yield from _peft(above, matrices, width, rounds)
     for method, rule in dense.RULES.items():
-        at = min(width, 2048) if method in ("knots-ties", "tsv") else width
+        at = min(width, 1024) if method in ("knots-ties", "tsv") else width
         given = dense.updates(TASKS, at, RANK)
         once = timing.seconds(lambda rule=rule, given=given: rule(given)) * matrices * (width / at) ** 3
         same = _same(rule(dense.updates(TASKS, SMALL, RANK)), method)
@@ -54,28 +56,30 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 
 def _ours(folder: Path, paths: list[Path], repeats: int) -> dict[str, list[timing.Cost]]:
-    """Costs of each method, and of a process that only starts."""
-    found: dict[str, list[timing.Cost]] = {}
+    """Costs of each method, of a process that only starts, and of the bytes that ``task-arith`` reads and writes."""
     modules = ("osrm_cli.artifacts.merged", "osrm_cli.language.devices")
+
+    def run(method: str) -> timing.Cost:
+        words: list[str | Path] = [*paths, "--method", method, "--out", folder / method, "--overwrite", "-q"]
+        return timing.osrm("merge", *words, *(["--rank", str(RANK)] if method == "svd" else []))
+
+    def bytes_alone() -> timing.Cost:
+        written = (folder / "task-arith" / WEIGHTS).stat().st_size
+        return timing.Cost(timing.bytes_alone([path / WEIGHTS for path in paths], written, folder / "scratch"), 0)
+
+    found: dict[str, list[timing.Cost]] = {}
     for _ in range(repeats):
         found.setdefault("start", []).append(timing.imports(*modules))
-        found.setdefault("memory", []).append(found["start"][-1])
-        for method in ("task-arith", *GOALS):
-            words: list[str | Path] = [*paths, "--method", method, "--out", folder / method, "--overwrite", "-q"]
-            words += ["--rank", str(RANK)] if method == "svd" else []
-            found.setdefault(method, []).append(timing.osrm("merge", *words))
+        found.setdefault("task-arith", []).append(run("task-arith"))
+        found.setdefault("bytes", []).append(bytes_alone())
+        for method in GOALS:
+            found.setdefault(method, []).append(run(method))
     return found
-
-
-def _bytes(folder: Path, paths: list[Path], repeats: int) -> list[float]:
-    written = (folder / "task-arith" / "adapter_model.safetensors").stat().st_size
-    read = [path / "adapter_model.safetensors" for path in paths]
-    return [timing.bytes_alone(read, written, folder / "scratch") for _ in range(repeats)]
 
 
 def _peft(above: Callable[[str], list[float]], matrices: int, width: int, repeats: int) -> Iterator[Row]:
     for method, kind, goal in (("task-arith", "cat", None), ("svd", "svd", 100)):
-        theirs = [peft_merge.merge(kind, TASKS, width, RANK)[0] * matrices for _ in range(repeats)]
+        theirs = [peft_merge.merge(kind, TASKS, width, RANK)[0] * matrices] * repeats
         same = _same(peft_merge.merge(kind, TASKS, SMALL, RANK)[1], method)
         yield Row(f"`{method}`", above(method), f"PEFT {kind}", theirs, goal, difference=same)
 
@@ -109,7 +113,7 @@ def full_models(setting: Setting, method: str, kind: str, parameters: dict[str, 
     if mergekit.program():
         names = [path.name for path in paths]
         runs["mergekit"] = lambda: mergekit.merge(kind, folder / "models", names, parameters, folder / "theirs")
-    found = timing.in_turn(runs, setting.repeats)
+    found = timing.in_turn(runs, min(setting.repeats, 2))
     if "mergekit" not in found:
         return Row(what, found["ours"], mergekit.MISSING)
     same = mergekit.difference(folder / "ours", folder / "theirs")

@@ -40,7 +40,8 @@ def measure(setting: Setting) -> Iterator[Row]:
     for task in [name for name in ("sst2", "qnli") if name in names] or names[:2]:
         for unit in ("base", "own"):
             without, penalised = _steps(setting.folder, task, unit, 8 if setting.quick else 60)
-            yield Row(f"a step of {task}, unit {unit}", penalised, "without the penalty", without, 1.05, "within")
+            goal = 1.05 if unit == "base" else None  # the other is an option that reads twice as much
+            yield Row(f"a step of {task}, unit {unit}", penalised, "without the penalty", without, goal, "within")
 
 
 def _steps(folder: Path, task: str, unit: str, count: int) -> tuple[list[float], list[float]]:

@@ -72,7 +72,7 @@ def test_the_readme_shows_the_stored_table() -> None:
 
 @pytest.mark.slow
 def test_scripts_run(minilm: str) -> None:
-    wanted = [word for name in ("start_up", "init", "merge", "ties", "memory") for word in ("--only", name)]
+    wanted = [word for name in ("start_up", "init", "penalty", "merge", "ties", "memory") for word in ("--only", name)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", *wanted],
         cwd=ROOT,
@@ -81,4 +81,4 @@ def test_scripts_run(minilm: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| what |") == 5
+    assert done.stdout.count("| what |") == 6

@@ -1,6 +1,6 @@
 """The recipe of transformers' run_glue example with PEFT: datasets, Trainer, an evaluation after the epoch.
 
-Called as ``python -m benchmarks.peers.run_glue MODEL DATA TASK OUT [max_length | dynamic] [bf16]``.
+Called as ``python -m benchmarks.peers.run_glue MODEL DATA TASK OUT [max_length | dynamic]``.
 """
 
 import json
@@ -37,7 +37,7 @@ def encoded(data: Data, tokenizer: Any, padding: str | bool) -> Dataset:
 
 
 def main() -> None:
-    place, data, task, out, padding, *precision = sys.argv[1:]
+    place, data, task, out, padding = sys.argv[1:]
     set_seed(0)
     fixed = padding == "max_length"
     train, dev = (tasks.load(task, data, split) for split in ("train", "dev"))
@@ -56,7 +56,6 @@ def main() -> None:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            bf16=precision == ["bf16"],
             use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=encoded(train, tokenizer, "max_length" if fixed else False),

@@ -12,6 +12,7 @@ method writes ``unified.safetensors`` instead, see ``task_aware.py``.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,16 +78,18 @@ def write(stage: Path, plan: Plan, work: Work, base: Base | None, checkpoint: Ch
         checkpoint: The base model's files, to write a model instead of an adapter.
     """
     rescalers: dict[str, dict[str, float]] = {}
-    if plan.method.task_aware:
-        rescalers = task_aware.write(stage, plan, work.merge(plan, plan.layers))
-        merged = Merged("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
-    elif checkpoint:
-        merged = _write_model(stage, plan, work, checkpoint)
-    else:
-        merged = _write_adapter(stage, plan, work)
-    if merged.form != "adapter":
-        _write_heads(stage, plan.adapters)
-    records.write(stage, plan, base, merged.form, merged.kept, rescalers)
+    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as the reading and writing, but another core
+        digests = beside.map(Adapter.sha256, plan.adapters)
+        if plan.method.task_aware:
+            rescalers = task_aware.write(stage, plan, work.merge(plan, plan.layers))
+            merged = Merged("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
+        elif checkpoint:
+            merged = _write_model(stage, plan, work, checkpoint)
+        else:
+            merged = _write_adapter(stage, plan, work)
+        if merged.form != "adapter":
+            _write_heads(stage, plan.adapters)
+        records.write(stage, plan, base, merged.form, merged.kept, rescalers, digests)
     return merged
 
 

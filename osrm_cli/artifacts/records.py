@@ -1,7 +1,7 @@
 """How a merged folder was made: ``osrm.json`` for the whole and for each task, ``merge.yaml``, and the model card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,21 @@ def write(
     form: str,
     kept: Mapping[str, float],
     rescalers: Mapping[str, Mapping[str, float]],
+    digests: Iterable[str],
 ) -> None:
-    """Write ``osrm.json`` for the whole and for each task, ``merge.yaml`` and the model card."""
-    inputs = [_input(adapter, entry) for adapter, entry in zip(plan.adapters, plan.recipe.adapters, strict=True)]
+    """Write ``osrm.json`` for the whole and for each task, ``merge.yaml`` and the model card.
+
+    Args:
+        stage: The folder that is being staged.
+        plan: What was done.
+        base: The base model, where it is known.
+        form: See ``merged.Merged``.
+        kept: Share of each layer's energy that is left.
+        rescalers: Of a task-aware method, by task.
+        digests: Of the adapters.
+    """
+    rows = zip(plan.adapters, plan.recipe.adapters, digests, strict=True)
+    inputs = [_input(adapter, entry, digest) for adapter, entry, digest in rows]
     facts = provenance.record(
         "merge",
         {"method": plan.method.name, "options": plan.recipe.options, "as": plan.recipe.output},
@@ -53,12 +65,12 @@ def dev(adapter: Adapter) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and isinstance(found.get("scores"), dict) else None
 
 
-def _input(adapter: Adapter, entry: Entry) -> dict[str, Any]:
+def _input(adapter: Adapter, entry: Entry, digest: str) -> dict[str, Any]:
     return {
         "task": adapter.name,
         "path": adapter.source,
         "commit": hub.commit(adapter.folder),
-        "sha256": adapter.sha256(),
+        "sha256": digest,
         "weight": entry.plain_weight,
         "dev": dev(adapter),
     }

@@ -40,9 +40,9 @@ class LowRank:
         return wide.B @ wide.A
 
     def scaled(self, c: float) -> "LowRank":
-        """``c * B @ A``; ``A`` stays as it is."""
+        """``c * B @ A``; ``A`` stays as it is, and all of it where ``c`` is 1."""
         wide = self.widened()
-        return replace(wide, B=c * wide.B)
+        return wide if c == 1 else replace(wide, B=c * wide.B)
 
     def widened(self) -> "LowRank":
         """The same factors in one precision, float32 or better."""

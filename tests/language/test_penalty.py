@@ -57,16 +57,23 @@ def naive(model: PeftModel, layer: str, x: torch.Tensor) -> tuple[float, float]:
     return float(update.square().sum(1).mean()), float(base.square().sum(1).mean())
 
 
-@pytest.mark.parametrize("statistic", ["second-moment", "sketch:512"])
+@pytest.mark.parametrize(
+    ("family", "targets", "statistic"),
+    [
+        ("bert", ["query", "value"], "second-moment"),
+        ("bert", ["query", "value"], "sketch:512"),
+        ("llama", ["q_proj", "v_proj"], "second-moment"),  # of two shapes
+    ],
+)
 def test_penalty_is_the_mean_over_the_tokens_of_the_others(
-    tiny: Callable[[str], Path], words: Path, tmp_path: Path, statistic: str
+    tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str, targets: list[str], statistic: str
 ) -> None:
     """Real tokens, hooked one text at a time; each other task weighs the same, by its trace."""
-    folder = tiny("bert")
+    folder = tiny(family)
     run = osrm("collect", "--model", folder, "--data", words, "--samples", 12, "--statistic", statistic, cwd=tmp_path)
     assert run.code == 0
     files = features.open_folder(tmp_path / "features")
-    model = adapted(folder)
+    model = adapted(folder, target_modules=targets)
     layers = list(next(iter(files.values())).layers)
     seen = {}
     for task in ("mood", "pair", "score"):

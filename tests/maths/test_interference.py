@@ -54,23 +54,27 @@ def test_relative_energy_is_the_mean_over_layers_in_units_of_the_base():
 
 
 def test_energies_and_their_gradients_are_a_peft_layer_s():
-    """Two layers in one stack, each beside what automatic differentiation makes of its forward pass."""
+    """Two layers in one stack on two kinds of inputs, beside what automatic differentiation makes of forward passes."""
     torch.manual_seed(0)
-    X, parts, expected = [inputs(task).float() for task in (1, 2)], [], []
-    for rows in X:
+    X = [[inputs(kind + task).float() for task in (1, 2)] for kind in (0, 10)]
+    layers, expected = [], [[], []]
+    for place in range(2):
         model = torch.nn.Sequential(torch.nn.Linear(D_IN, D_OUT, bias=False))
         config = peft.LoraConfig(r=RANK, lora_alpha=7, target_modules=["0"], init_lora_weights=False)
         layer = peft.get_peft_model(model, config).base_model.model[0]
-        expected.append((layer(rows) - layer.base_layer(rows)).square().sum(dim=1).mean())
-        parts.append((layer.lora_A["default"].weight, layer.lora_B["default"].weight))
-    A, B = (torch.stack(factors) for factors in zip(*parts, strict=True))
-    C = torch.stack([rows.T @ rows / len(rows) for rows in X])
-    found = interference.energies(A, 7 / RANK * B, (A @ C).detach()[None])[0]
-    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=0)
+        layers.append((layer.lora_A["default"].weight, layer.lora_B["default"].weight))
+        for kind, rows in enumerate(X):
+            moved = layer(rows[place]) - layer.base_layer(rows[place])
+            expected[kind].append(moved.square().sum(dim=1).mean())
+    expected = torch.stack([torch.stack(kind) for kind in expected])
 
-    weights = [factor for pair in parts for factor in pair]
-    theirs = torch.autograd.grad(3 * expected[0] + expected[1].log(), weights)
-    ours = torch.autograd.grad(3 * found[0] + found[1].log(), weights)
+    A, B = (torch.stack(factors) for factors in zip(*layers, strict=True))
+    C = torch.stack([torch.stack([rows.T @ rows / len(rows) for rows in kind]) for kind in X])
+    found = interference.energies(A, 7 / RANK * B, (A @ C).detach())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+    weights = [factor for pair in layers for factor in pair]
+    ours, theirs = (torch.autograd.grad((each[0] / each[1]).log().sum(), weights) for each in (found, expected))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
