@@ -11,6 +11,8 @@ from osrm_cli.language.task import Example
 Encoding = dict[str, list[int]]
 
 TOKENS = 64  # of an average example in a batch, at most: memory then does not grow with the longest text
+ENOUGH = 1024  # tokens that keep a machine busy: a batch of so many takes no example much shorter than its longest,
+ALIKE = 0.9  # shorter than this share of it: the rest would be padding
 
 
 def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
@@ -47,6 +49,8 @@ def _blank(tokenizer: Any, encoding: Encoding) -> Encoding:
 def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
     """Indices grouped into batches of like length, the longest first, so that too large a batch fails at once.
 
+    A batch of ``ENOUGH`` tokens takes no example shorter than ``ALIKE`` of its longest one.
+
     Args:
         lengths: Number of tokens of each example.
         batch_size: Examples in a batch, at most.
@@ -57,7 +61,9 @@ def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = Non
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         batch = batches[-1] if batches else []
-        if batch and len(batch) < batch_size and lengths[batch[0]] * (len(batch) + 1) <= max_tokens:
+        longest = lengths[batch[0]] if batch else 0
+        wanted = longest * len(batch) < ENOUGH or lengths[index] >= ALIKE * longest
+        if batch and len(batch) < batch_size and longest * (len(batch) + 1) <= max_tokens and wanted:
             batch.append(index)
         else:
             batches.append([index])

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.language.base_model import load_tokenizer
-from osrm_cli.language.batches import bucket, collate, tokenise
+from osrm_cli.language.batches import ALIKE, ENOUGH, bucket, collate, tokenise
 from osrm_cli.language.task import Example
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "a", "b", "c", "d", "e"]
@@ -67,8 +67,8 @@ def test_no_room_for_text(texts, special):
 @settings(deadline=None, max_examples=200)
 @given(
     lengths=st.lists(st.integers(1, 150), max_size=60),
-    batch_size=st.integers(1, 9),
-    max_tokens=st.none() | st.integers(1, 200),
+    batch_size=st.integers(1, 9) | st.integers(10, 60),
+    max_tokens=st.none() | st.integers(1, 200) | st.integers(1000, 4000),
 )
 def test_every_index_is_in_one_batch(lengths, batch_size, max_tokens):
     batches = bucket(lengths, batch_size, max_tokens)
@@ -79,9 +79,13 @@ def test_every_index_is_in_one_batch(lengths, batch_size, max_tokens):
     for batch in batches:
         assert 1 <= len(batch) <= batch_size
         assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= max_tokens
+        busy = -(-ENOUGH // lengths[batch[0]])  # examples of the longest one's length
+        assert all(lengths[index] >= ALIKE * lengths[batch[0]] for index in batch[busy:])
     for batch, following in itertools.pairwise(batches):
-        full = len(batch) == batch_size
-        assert full or (len(batch) + 1) * lengths[batch[0]] > max_tokens, "no batch is smaller than it has to be"
+        longest, tokens = lengths[batch[0]], len(batch) * lengths[batch[0]]
+        full = len(batch) == batch_size or tokens + longest > max_tokens
+        padding = tokens >= ENOUGH and lengths[following[0]] < ALIKE * longest
+        assert full or padding, "no batch is smaller than it has to be"
         assert lengths[batch[-1]] >= lengths[following[0]]
 
 
