@@ -26,7 +26,7 @@ def collect(setting: Setting) -> Iterator[Row]:
         words = ("collect", "--data", "data", "--samples", str(samples), "--overwrite", "-q")
         return timing.osrm(*words, cwd=folder).mebibytes - start
 
-    found = [(peak(few), peak(8 * few)) for _ in range(setting.few)]
+    found = [(peak(few), peak(8 * few)) for _ in range(setting.repeats)]
     loop = timing.peer("published_loop", inputs.model(), folder / "data", folder / "loop").mebibytes - start
     size = model.stat().st_size / 2**20
     yield Row(
