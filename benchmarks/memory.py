@@ -17,7 +17,7 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def collect(setting: Setting) -> Iterator[Row]:
     """MiniLM: the model, one batch, one set of statistics."""
-    folder, few = setting.folder, 4 if setting.quick else 32
+    folder, few = setting.folder, 4 if setting.quick else 128
     inputs.save_tasks(folder / "data", setting.data, 8 * few, 1, 1)
     model = inputs.model() / "model.safetensors"
     start = timing.imports("osrm_cli.language.base_model", "transformers.models.bert.modeling_bert").mebibytes
