@@ -3,20 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.language.task import Example
 
-Encoding = dict[str, list[int]]
+Encoding = dict[str, NDArray[np.int32]]  # a list of ids takes several times the room
 
+AT_ONCE = 256  # examples in a call of the tokenizer, which holds far more of each than its ids
 TOKENS = 64  # of an average example in a batch, at most: memory then does not grow with the longest text
 ENOUGH = 1024  # tokens that keep a machine busy: a batch of so many takes no example much shorter than its longest,
 ALIKE = 0.9  # shorter than this share of it: the rest would be padding
 
 
 def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
-    """Token ids of each example, not padded, in one call of the tokenizer, which is threaded inside.
+    """Token ids of each example, not padded.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -34,16 +37,21 @@ def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> li
             f"a length of {max_length} tokens leaves no room for text beside {special} special tokens",
             "choose a larger --max-length",
         )
-    columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
-    found = tokenizer(*columns, truncation="longest_first", max_length=max_length, return_attention_mask=True)
-    encodings = [dict(zip(found.keys(), values, strict=True)) for values in zip(*found.values(), strict=True)]
-    return [encoding if encoding["input_ids"] else _blank(tokenizer, encoding) for encoding in encodings]
+    settings = {"truncation": "longest_first", "max_length": max_length, "return_attention_mask": True}
+    encodings: list[Encoding] = []
+    for start in range(0, len(examples), AT_ONCE):
+        texts = zip(*(example.texts for example in examples[start : start + AT_ONCE]), strict=True)
+        found = tokenizer(*map(list, texts), **settings)
+        rows = zip(*found.values(), strict=True)
+        encodings += (_encoding(tokenizer, dict(zip(found.keys(), row, strict=True))) for row in rows)
+    return encodings
 
 
-def _blank(tokenizer: Any, encoding: Encoding) -> Encoding:
-    """An empty text, where the tokenizer adds nothing of its own: the end token alone."""
-    ids = {"input_ids": [tokenizer.eos_token_id], "attention_mask": [1]}
-    return {key: ids.get(key, [0]) for key in encoding}
+def _encoding(tokenizer: Any, found: dict[str, list[int]]) -> Encoding:
+    if not found["input_ids"]:  # an empty text, to which the tokenizer adds nothing of its own: the end token alone
+        end = {"input_ids": [tokenizer.eos_token_id], "attention_mask": [1]}
+        found = {key: end.get(key, [0]) for key in found}
+    return {key: np.array(ids, np.int32) for key, ids in found.items()}
 
 
 def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
@@ -71,7 +79,10 @@ def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = Non
 
 
 def collate(
-    encodings: Sequence[Mapping[str, Sequence[int]]], tokenizer: Any, device: torch.device, pad_to: int | None = None
+    encodings: Sequence[Mapping[str, Sequence[int] | NDArray[np.int32]]],
+    tokenizer: Any,
+    device: torch.device,
+    pad_to: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Stack encodings into tensors of shape ``(batch, length)``.
 
@@ -94,9 +105,9 @@ def collate(
             f"the tokenizer of {tokenizer.name_or_path} has no padding token",
             "set pad_token in its tokenizer_config.json, or use --batch-size 1",
         )
-    return {
-        key: torch.tensor(
-            [[*encoding[key], *[padding[key]] * (length - len(encoding[key]))] for encoding in encodings]
-        ).to(device)
-        for key in encodings[0]
-    }
+    shape = len(encodings), length
+    batch = {key: np.full(shape, padding[key] or 0, np.int64) for key in encodings[0]}
+    for row, encoding in enumerate(encodings):
+        for key, ids in encoding.items():
+            batch[key][row, : len(ids)] = ids
+    return {key: torch.from_numpy(rows).to(device) for key, rows in batch.items()}

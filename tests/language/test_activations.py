@@ -60,11 +60,11 @@ class Subject:
         ]
         with torch.no_grad():
             for encoding in self.encodings:
-                length = max(pad_to or 0, len(encoding["input_ids"]))
-                more = length - len(encoding["input_ids"])
+                ids, mask = encoding["input_ids"].tolist(), encoding["attention_mask"].tolist()
+                more = max(pad_to or 0, len(ids)) - len(ids)
                 self.model(
-                    input_ids=torch.tensor([encoding["input_ids"] + [self.tokenizer.pad_token_id] * more]),
-                    attention_mask=torch.tensor([encoding["attention_mask"] + [0] * more]),
+                    input_ids=torch.tensor([ids + [self.tokenizer.pad_token_id] * more]),
+                    attention_mask=torch.tensor([mask + [0] * more]),
                 )
         for handle in handles:
             handle.remove()

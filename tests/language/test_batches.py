@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.language.base_model import load_tokenizer
-from osrm_cli.language.batches import ALIKE, ENOUGH, bucket, collate, tokenise
+from osrm_cli.language.batches import ALIKE, AT_ONCE, ENOUGH, bucket, collate, tokenise
 from osrm_cli.language.task import Example
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "a", "b", "c", "d", "e"]
@@ -40,16 +40,26 @@ def ids(text):
 
 def test_one_text():
     found = tokenise(make_tokenizer(), [Example(("a b",), 0), Example(("c",), 1), Example(("",), 0)], 10)
-    assert found[0] == {"input_ids": [CLS, *ids("a b"), SEP], "token_type_ids": [0] * 4, "attention_mask": [1] * 4}
-    assert [encoding["input_ids"] for encoding in found[1:]] == [[CLS, *ids("c"), SEP], [CLS, SEP]]
+    first = {key: values.tolist() for key, values in found[0].items()}
+    assert first == {"input_ids": [CLS, *ids("a b"), SEP], "token_type_ids": [0] * 4, "attention_mask": [1] * 4}
+    assert [encoding["input_ids"].tolist() for encoding in found[1:]] == [[CLS, *ids("c"), SEP], [CLS, SEP]]
     assert tokenise(make_tokenizer(), [], 10) == []
+
+
+def test_more_examples_than_one_call_takes():
+    texts = list(itertools.islice(itertools.product(WORDS[4:], repeat=4), AT_ONCE + 10))
+    found = tokenise(make_tokenizer(), [Example((" ".join(words),), 0) for words in texts], 10)
+    assert [encoding["input_ids"].tolist() for encoding in found] == [
+        [CLS, *map(WORDS.index, words), SEP] for words in texts
+    ]
+    assert {ids.dtype.name for encoding in found for ids in encoding.values()} == {"int32"}, "a list takes more room"
 
 
 def test_a_pair_is_cut_at_its_longer_end():
     found = tokenise(make_tokenizer(), [Example(("a b c d e", "d"), 0), Example(("a", "b"), 0)], 7)
-    assert found[0]["input_ids"] == [CLS, *ids("a b c"), SEP, *ids("d"), SEP]
-    assert found[0]["token_type_ids"] == [0, 0, 0, 0, 0, 1, 1]
-    assert found[1]["input_ids"] == [CLS, *ids("a"), SEP, *ids("b"), SEP]
+    assert found[0]["input_ids"].tolist() == [CLS, *ids("a b c"), SEP, *ids("d"), SEP]
+    assert found[0]["token_type_ids"].tolist() == [0, 0, 0, 0, 0, 1, 1]
+    assert found[1]["input_ids"].tolist() == [CLS, *ids("a"), SEP, *ids("b"), SEP]
 
 
 def test_only_what_the_tokenizer_makes():
@@ -136,7 +146,7 @@ def test_a_model_sees_the_same_text_in_any_batch(side, batch_size):
     tokenizer = make_tokenizer(side)
     examples = [Example((text,), 0) for text in ("a", "b c d e a b", "c d", "e e e", "d")]
     encodings = tokenise(tokenizer, examples, 16)
-    alone = [model(**{k: torch.tensor([v]) for k, v in e.items()}).last_hidden_state[0] for e in encodings]
+    alone = [model(**{k: torch.from_numpy(v)[None] for k, v in e.items()}).last_hidden_state[0] for e in encodings]
     for plan in bucket([len(e["input_ids"]) for e in encodings], batch_size):
         hidden = model(**collate([encodings[i] for i in plan], tokenizer, CPU)).last_hidden_state
         for row, index in enumerate(plan):

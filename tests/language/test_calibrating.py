@@ -79,7 +79,8 @@ class Bed:
         last.register_forward_pre_hook(lambda _, args: fed.append(args[0].reshape(-1, args[0].shape[-1])[-1]))
         with torch.no_grad():
             logits = [
-                model(**{k: torch.tensor([value]) for k, value in one.items()}).logits[0] for one in self.encodings
+                model(**{k: torch.from_numpy(value)[None] for k, value in one.items()}).logits[0]
+                for one in self.encodings
             ]
         return torch.stack(fed), torch.stack(logits)
 
