@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -53,7 +52,7 @@ class Adapter:
     layers: Mapping[str, Layer]
     stored: Mapping[str, Stored]
     dtype: torch.dtype
-    _open: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
+    _open: dict[Path, tensors.TensorFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str | Path) -> "Adapter":
@@ -117,9 +116,7 @@ class Adapter:
 
     def _read(self, name: str) -> torch.Tensor:
         path = self.stored[name].path
-        if path not in self._open:
-            self._open[path] = tensors.open_tensors(path)
-        tensor: torch.Tensor = self._open[path].get_tensor(name)
+        tensor = self._open.setdefault(path, tensors.TensorFile(path)).get_tensor(name)
         if not tensors.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor

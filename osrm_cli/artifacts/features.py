@@ -4,8 +4,7 @@ Tensors are named ``<layer>.<statistic>``. Layers that are fed by the same tenso
 entry: the header's ``layers`` maps each target layer to the layer that holds its statistics.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,14 +95,10 @@ class Features:
                 f"{path}: its header is incomplete: {error!r}", "collect this task's features again"
             ) from None
 
-    @contextmanager
-    def reader(self) -> Iterator["Reader"]:
-        """Open the tensors once for many layers."""
-        if shards.share_of(self.path):
-            yield Reader(self, shards.Sum(shards.whole_of(self.path)))
-            return
-        with tensors.open_tensors(self.path) as file:
-            yield Reader(self, file)
+    def reader(self) -> "Reader":
+        """Its tensors, of which memory holds one at a time."""
+        shared = shards.share_of(self.path)
+        return Reader(self, shards.Sum(shards.whole_of(self.path)) if shared else tensors.TensorFile(self.path))
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class Reader:
     """An open features file."""
 
     features: Features
-    file: Any
+    file: shards.Sum | tensors.TensorFile
 
     def read(self, layer: str, statistic: str) -> torch.Tensor:
         """One statistic of one target layer, float64.

@@ -1,7 +1,6 @@
 """From features files to what is known of each layer's inputs: second moments, or the rows that stand for them."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -85,11 +84,10 @@ class Source:
 
     def read(self) -> Iterator[tuple[list[str], dict[str, Gram]]]:
         """Yield each group of layers with every task's inputs; memory holds one group at a time."""
-        with ExitStack() as stack:
-            readers = {task: stack.enter_context(features.reader()) for task, features in self.files.items()}
-            for group in self.groups():
-                tensors = {task: reader.read(group[0], self.statistics[task]) for task, reader in readers.items()}
-                yield group, {task: self._gram(tensor, task) for task, tensor in tensors.items()}
+        readers = {task: features.reader() for task, features in self.files.items()}
+        for group in self.groups():
+            tensors = {task: reader.read(group[0], self.statistics[task]) for task, reader in readers.items()}
+            yield group, {task: self._gram(tensor, task) for task, tensor in tensors.items()}
 
     def _gram(self, tensor: torch.Tensor, task: str) -> Gram:
         if self.kind == "second-moment":

@@ -167,16 +167,15 @@ class Plan:
         if self.method.passes == "weights" and not self.learned:
             raise ValueError(f"{self.method.name}: its weights have not been learned")
         rule = self.method.load()
-        with self.evidence:
 
-            def one(layer: str) -> MergedLayer:
-                return self._finished(self._updates(layer, device), rule)
+        def one(layer: str) -> MergedLayer:
+            return self._finished(self._updates(layer, device), rule)
 
-            done: dict[str, MergedLayer] = {}
-            for layer in self.evidence.sequence:
-                done[layer] = one(layer)
-                self.evidence.merged(done[layer])
-            yield from (done[layer] for layer in layers) if done else _in_order(one, layers, jobs)
+        done: dict[str, MergedLayer] = {}
+        for layer in self.evidence.sequence:
+            done[layer] = one(layer)
+            self.evidence.merged(done[layer])
+        yield from (done[layer] for layer in layers) if done else _in_order(one, layers, jobs)
 
     def _updates(self, layer: str, device: torch.device | str) -> LayerUpdates:
         """One layer of every adapter; an adapter that does not change it counts with an update of rank zero."""

@@ -1,7 +1,6 @@
 """From features files to what an objective is given, in one pass however many tasks are asked for."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -48,22 +47,21 @@ def requests(
     opened = [name for name in files if any(name in read for read in served.values())]
     names = _read(files, wanted, objective) if statistic else []
     layers = next(iter(files.values())).layers
-    with ExitStack() as stack:
-        readers = {name: stack.enter_context(files[name].reader()) for name in opened}
-        for group in sharing(layers, [files[name] for name in names]):
-            found = {name: readers[name].read(group[0], statistic or "") for name in names}
-            missed = {name: readers[name].missed(group[0], statistic or "") for name in names}
-            summed = statistic == "second-moment" and objective.needs_others
-            total = total_moment(found.values()) if summed else None
-            for task, read in served.items():
-                given = _given(found, total, task, read, objective, statistic)
-                others = [missed[name] for name in read if name in missed and name != task]
-                given["out_missed"] = sum(others) / max(len(others), 1)
-                for layer in group:
-                    if objective.needs_gradient:
-                        given["gradient"] = readers[task].read(layer, GRADIENT)
-                    d_in, d_out = layers[layer].d_in, layers[layer].d_out
-                    yield Request(rank, d_in, layer, task, seed, d_out=d_out, eps=eps, **given)
+    readers = {name: files[name].reader() for name in opened}
+    for group in sharing(layers, [files[name] for name in names]):
+        found = {name: readers[name].read(group[0], statistic or "") for name in names}
+        missed = {name: readers[name].missed(group[0], statistic or "") for name in names}
+        summed = statistic == "second-moment" and objective.needs_others
+        total = total_moment(found.values()) if summed else None
+        for task, read in served.items():
+            given = _given(found, total, task, read, objective, statistic)
+            others = [missed[name] for name in read if name in missed and name != task]
+            given["out_missed"] = sum(others) / max(len(others), 1)
+            for layer in group:
+                if objective.needs_gradient:
+                    given["gradient"] = readers[task].read(layer, GRADIENT)
+                d_in, d_out = layers[layer].d_in, layers[layer].d_out
+                yield Request(rank, d_in, layer, task, seed, d_out=d_out, eps=eps, **given)
 
 
 def used(files: Mapping[str, Features], task: str, objective: Objective) -> list[str]:

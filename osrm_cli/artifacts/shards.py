@@ -149,9 +149,9 @@ class Sum:
     def __init__(self, whole: Path) -> None:
         self.paths = find(whole)
         self.facts = _facts(whole, self.paths)
-        self._files = [tensors.open_tensors(path) for path in self.paths]
+        self._files = [tensors.TensorFile(path) for path in self.paths]
         self._widths = {layer["source"]: layer["d_in"] for layer in self.facts["layers"].values()}
-        self._keys = [set(file.keys()) for file in self._files]
+        self._keys = [set(tensors.open_tensors(path).keys()) for path in self.paths]
 
     def get_tensor(self, entry: str) -> torch.Tensor:
         """One statistic, float32 as in the whole file.

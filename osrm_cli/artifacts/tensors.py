@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 
 from osrm_cli.errors import OsrmError
 
+MAPPED = 4 << 20  # bytes of a file that may stay in memory after they were read
+
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors in the order of their names; call it on a staging path of ``atomic``."""
@@ -35,6 +37,34 @@ def open_tensors(path: Path) -> Any:
         raise OsrmError(
             f"{path} is damaged or no safetensors file: {error}", "make it anew with the command that wrote it"
         ) from None
+
+
+class TensorFile:
+    """A safetensors file whose tensors are asked for one by one.
+
+    The library maps the file, and what was read of it stays in memory as long as the file is open: of many large files,
+    all of them in the end. It is therefore opened anew after every ``MAPPED`` bytes.
+
+    Args:
+        path: The file; it is opened at the first tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: Any = None
+        self._read = 0
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """The tensor of that name.
+
+        Raises:
+            OsrmError: If the file cannot be read.
+        """
+        if self._file is None or self._read >= MAPPED:
+            self._file, self._read = open_tensors(self._path), 0
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        self._read += tensor.nbytes
+        return tensor
 
 
 def read_facts(path: Path) -> dict[str, Any]:

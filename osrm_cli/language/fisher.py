@@ -9,7 +9,6 @@ layers, as the code published with the paper does.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -46,23 +45,14 @@ class Fisher(Evidence):
             norm = math.sqrt(sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in found.values()))
             tensors.save(path, {name: F / (norm or 1.0) for name, F in found.items()}, {})
             self._norms[model.name] = norm
-        self._files: list[Any] = []
 
     def of(self, layer: str) -> Fields:
         """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
-        return {"fisher": tuple(file.get_tensor(layer) for file in self._files)}
+        return {"fisher": tuple(tensors.TensorFile(path).get_tensor(layer) for path in self._paths)}
 
     def facts(self) -> Mapping[str, object]:
         """The examples that were read, and each task's norm."""
         return {"examples": self._samples, "fisher_norms": self._norms}
-
-    def __enter__(self) -> Self:
-        self._files = [tensors.open_tensors(path) for path in self._paths]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the files."""
-        self._files = []
 
 
 def diagonal(

@@ -52,11 +52,11 @@ def test_layers_that_share_an_input_read_one_entry(make: Make) -> None:
     found = Features.open(make("sst2"))
     assert (found.task, found.tokens, found.examples) == ("sst2", 9, 3)
     assert list(found.layers) == list(LAYERS)
-    with found.reader() as reader:
-        for layer in found.layers:
-            tensor = reader.read(layer, "mean")
-            assert tensor.dtype == torch.float64
-            assert torch.equal(tensor, torch.ones(found.layers[layer].d_in, dtype=torch.float64))
+    reader = found.reader()
+    for layer in found.layers:
+        tensor = reader.read(layer, "mean")
+        assert tensor.dtype == torch.float64
+        assert torch.equal(tensor, torch.ones(found.layers[layer].d_in, dtype=torch.float64))
 
 
 def test_folder_is_read_in_the_order_of_names(make: Make, tmp_path: Path) -> None:
@@ -106,21 +106,21 @@ def test_safetensors_of_another_program(tmp_path: Path) -> None:
 def test_nan_inside_is_found_when_it_is_read(make: Make, value: float) -> None:
     contents = held()
     contents["l.1.dense.mean"][2] = value
-    with Features.open(make("sst2", contents)).reader() as reader:
-        reader.read("l.0.value", "mean")
-        with pytest.raises(OsrmError, match=r"sst2\.safetensors: NaN or infinity in l\.1\.dense\.mean"):
-            reader.read("l.1.dense", "mean")
+    reader = Features.open(make("sst2", contents)).reader()
+    reader.read("l.0.value", "mean")
+    with pytest.raises(OsrmError, match=r"sst2\.safetensors: NaN or infinity in l\.1\.dense\.mean"):
+        reader.read("l.1.dense", "mean")
 
 
 def test_missing_and_misshapen_entries_are_named(make: Make) -> None:
     contents = {"l.1.dense.mean": torch.ones(4)}
-    with Features.open(make("sst2", contents)).reader() as reader:
-        with pytest.raises(OsrmError, match=r"sst2\.safetensors lacks l\.0\.query\.mean"):
-            reader.read("l.0.value", "mean")
-        with pytest.raises(OsrmError, match=r"l\.1\.dense\.mean has shape \(4,\), expected width 5"):
-            reader.read("l.1.dense", "mean")
-        with pytest.raises(OsrmError, match="has no statistic 'samples', it holds: mean") as caught:
-            reader.read("l.1.dense", "samples")
+    reader = Features.open(make("sst2", contents)).reader()
+    with pytest.raises(OsrmError, match=r"sst2\.safetensors lacks l\.0\.query\.mean"):
+        reader.read("l.0.value", "mean")
+    with pytest.raises(OsrmError, match=r"l\.1\.dense\.mean has shape \(4,\), expected width 5"):
+        reader.read("l.1.dense", "mean")
+    with pytest.raises(OsrmError, match="has no statistic 'samples', it holds: mean") as caught:
+        reader.read("l.1.dense", "samples")
     assert caught.value.hint == "osrm collect --overwrite --task sst2 --statistic mean --statistic samples"
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from safetensors.torch import save_file
 
 from osrm_cli.artifacts import tensors
 from osrm_cli.errors import OsrmError
+
+SMAPS = Path("/proc/self/smaps")
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
@@ -60,3 +63,21 @@ def test_metadata_of_other_programs(tmp_path: Path) -> None:
         save_file({"a": torch.zeros(1)}, path, metadata={"osrm": text})
         with pytest.raises(OsrmError, match="its metadata cannot be read"):
             tensors.read_facts(path)
+
+
+@pytest.mark.skipif(not SMAPS.is_file(), reason="only Linux tells what is mapped")
+def test_what_was_read_of_a_large_file_does_not_stay_in_memory(tmp_path: Path) -> None:
+    made = {f"t{i}": torch.randn(256, 1024) for i in range(24)}  # a MiB each
+    tensors.save(path := tmp_path / "large.safetensors", made, {})
+    file, most = tensors.TensorFile(path), 0
+    for name in [*made, *reversed(made)]:
+        assert torch.equal(file.get_tensor(name), made[name])
+        most = max(most, mapped(path))
+    assert 1 << 20 <= most <= 8 << 20, "of 24 MiB"
+
+
+def mapped(path: Path) -> int:
+    """Bytes of a file that are in this process's memory."""
+    entries = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", SMAPS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    sizes = (re.search(r"^Rss:\s+(\d+) kB", entry, re.MULTILINE) for entry in entries if str(path) in entry)
+    return sum(int(size[1]) << 10 for size in sizes if size)

@@ -21,8 +21,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def moment(folder, task, layer, name="second-moment"):
-    with Features.open(folder / f"features/{task}.safetensors").reader() as reader:
-        return reader.read(layer, name)
+    return Features.open(folder / f"features/{task}.safetensors").reader().read(layer, name)
 
 
 def dense(folder, layer):

@@ -105,7 +105,7 @@ def test_every_task_has_the_same_say(tiny, words, tmp_path):
     plan, models = trained.models("fisher", [tmp_path / "pair", tmp_path / "score"], base, samples=4)
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     (tmp_path / "files").mkdir()
-    with fisher.Fisher(models, shapes, tmp_path / "files", lambda _: None) as evidence:
-        told = [evidence.of(name)["fisher"] for name in plan.layers]
+    evidence = fisher.Fisher(models, shapes, tmp_path / "files", lambda _: None)
+    told = [evidence.of(name)["fisher"] for name in plan.layers]
     for index in range(2):
         assert sum(float(each[index].double().square().sum()) for each in told) == pytest.approx(1.0, rel=1e-5)
