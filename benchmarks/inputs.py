@@ -22,10 +22,14 @@ def save_tasks(folder: Path, data: str, train: int, dev: int, only: int | None =
     """
     names = tasks.names(data)[:only]
     for name in names:
-        for split, count in (("train", train), ("dev", dev)):
-            found = tasks.sample(tasks.load(name, data, split), count, 0)
-            _save(folder / name, found)
+        save_task(folder, data, name, train, dev)
     return names
+
+
+def save_task(folder: Path, data: str, name: str, train: int, dev: int) -> None:
+    """Write one task's first examples."""
+    for split, count in (("train", train), ("dev", dev)):
+        _save(folder / name, tasks.sample(tasks.load(name, data, split), count, 0))
 
 
 def _save(folder: Path, data: Data) -> None:

@@ -45,9 +45,9 @@ def process(words: Sequence[str | Path], cwd: Path | None = None, env: Mapping[s
     return Cost(taken, kibibytes / 1024)
 
 
-def osrm(*words: str | Path, cwd: Path | None = None) -> Cost:
+def osrm(*words: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Cost:
     """Run one of our commands as a process."""
-    return process([sys.executable, "-m", "osrm_cli", *words], cwd)
+    return process([sys.executable, "-m", "osrm_cli", *words], cwd, env)
 
 
 def peer(name: str, *words: str | Path, cwd: Path | None = None) -> Cost:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from osrm_cli.errors import OsrmError
 
-MAPPED = 4 << 20  # bytes of a file that may stay in memory after they were read
+MAPPED = 2 << 20  # bytes of a file that may stay in memory after they were read
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
