@@ -74,6 +74,8 @@ def test_what_was_read_of_a_large_file_does_not_stay_in_memory(tmp_path: Path) -
         assert torch.equal(file.get_tensor(name), made[name])
         most = max(most, mapped(path))
     assert 1 << 20 <= most <= 4 << 20, "of 24 MiB"
+    kept = {name: file.get_tensor(name) for name in made}
+    assert all(torch.equal(kept[name], made[name]) for name in made), "what is in use stays"
 
 
 def mapped(path: Path) -> int:
