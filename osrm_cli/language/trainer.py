@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from osrm_cli.errors import OsrmError
@@ -14,11 +15,21 @@ from osrm_cli.language.targets import is_conv1d
 
 
 class PenalisedTrainer(Trainer):
-    """transformers' own, with one term more in the loss."""
+    """transformers' own, with one term more in the loss, and dev examples in their own order."""
 
     def __init__(self, penalty: Penalty | None, **given: Any) -> None:
         super().__init__(**given)
         self.penalty = penalty
+
+    def get_eval_dataloader(self, *_: Any) -> Any:
+        """Dev examples as they follow one another: the sampler of Trainer shuffles them before it groups by length."""
+        loader: Any = DataLoader(
+            cast("Dataset[Any]", self.eval_dataset),
+            self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *rest: Any, **given: Any) -> Any:
         """The loss, and in training the penalty on top."""

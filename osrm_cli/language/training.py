@@ -145,8 +145,8 @@ def fit(
         model=model,
         args=_arguments(lesson, recipe, work, device),
         train_dataset=lesson.train,
-        # Neighbours of like length share a batch, so that little of it is padding.
-        eval_dataset=sorted(lesson.dev, key=lambda encoding: len(encoding["input_ids"])),
+        # Neighbours of like length share a batch, so that little of it is padding; too large a batch fails at once.
+        eval_dataset=sorted(lesson.dev, key=lambda encoding: -len(encoding["input_ids"])),
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=_scorer(lesson.task),
@@ -162,7 +162,7 @@ def _arguments(lesson: Lesson, recipe: Recipe, work: Path, device: torch.device)
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=4 * recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
         num_train_epochs=recipe.epochs,
         learning_rate=recipe.lr,
         lr_scheduler_type="linear",
