@@ -45,10 +45,11 @@ def measure(setting: Setting) -> Iterator[Row]:
     for method, rule in dense.RULES.items():
         at = min(width, 1024) if method in ("knots-ties", "tsv") else width
         given = dense.updates(TASKS, at, RANK)
-        once = timing.seconds(lambda rule=rule, given=given: rule(given)) * matrices * (width / at) ** 3
+        factor = matrices * (width / at) ** 3
+        theirs = [timing.seconds(lambda rule=rule, given=given: rule(given)) * factor for _ in range(rounds)]
         same = _same(rule(dense.updates(TASKS, SMALL, RANK)), method)
-        ours = above(method)
-        yield Row(f"`{method}`", ours, f"dense {method}", [once] * len(ours), 100, "faster", difference=same)
+        peer = f"dense {method}, one matrix of width {at} times {factor:,.0f}"
+        yield Row(f"`{method}`", above(method), peer, theirs, 100, difference=same)
     for method, found in costs.items():
         peak = [cost.mebibytes - base for cost in found]
         yield Row(f"`{method}`: peak memory above start-up", peak, goal=1024, kind="below", unit="MiB")
@@ -78,10 +79,11 @@ def _ours(folder: Path, paths: list[Path], repeats: int) -> dict[str, list[timin
 
 
 def _peft(above: Callable[[str], list[float]], matrices: int, width: int, repeats: int) -> Iterator[Row]:
+    scaled = f"one matrix times {matrices}"
     for method, kind, goal in (("task-arith", "cat", None), ("svd", "svd", 100)):
-        theirs = [peft_merge.merge(kind, TASKS, width, RANK)[0] * matrices] * repeats
+        theirs = [peft_merge.merge(kind, TASKS, width, RANK)[0] * matrices for _ in range(repeats)]
         same = _same(peft_merge.merge(kind, TASKS, SMALL, RANK)[1], method)
-        yield Row(f"`{method}`", above(method), f"PEFT {kind}", theirs, goal, difference=same)
+        yield Row(f"`{method}`", above(method), f"PEFT {kind}, {scaled}", theirs, goal, difference=same)
 
 
 def _same(theirs: torch.Tensor, method: str) -> str:

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from osrm_cli.errors import OsrmError
@@ -21,10 +21,11 @@ class PenalisedTrainer(Trainer):
         super().__init__(**given)
         self.penalty = penalty
 
-    def get_eval_dataloader(self, *_: Any) -> Any:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Dev examples as they follow one another: the sampler of Trainer shuffles them before it groups by length."""
+        examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         loader: Any = DataLoader(
-            cast("Dataset[Any]", self.eval_dataset),
+            examples,
             self.args.eval_batch_size,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
