@@ -42,7 +42,8 @@ def measure(setting: Setting) -> Iterator[Row]:
     small = peft_merge.merge("ties_svd", TASKS, 256, RANK, 256)[1]
     error = peft_merge.distance(peft_merge.ours("ties", TASKS, 256, RANK), small)
     same = f"largest difference {error:.0e} of the largest entry, at width 256 before truncation"
-    yield Row("`ties --rank 16`, as adapter", found["ours"], "PEFT ties_svd", found["peft"], 5, difference=same)
+    peer = f"PEFT ties_svd, one matrix times {matrices}"
+    yield Row("`ties --rank 16`, as adapter", found["ours"], peer, found["peft"], 5, difference=same)
     yield merge.full_models(setting, "ties", "ties", {"density": 0.2}, 5)
 
 
