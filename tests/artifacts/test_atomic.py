@@ -30,7 +30,8 @@ with writer(Path(sys.argv[2]), overwrite=True) as stage:
     target = stage if sys.argv[1] == "file" else stage / "part"
     target.write_text("half")
     print("writing", flush=True)
-    time.sleep(60)
+    for _ in range(600):  # a signal just before a single long sleep would wait for its end
+        time.sleep(0.1)
 """
 
 
