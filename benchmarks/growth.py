@@ -17,8 +17,8 @@ import torch
 from benchmarks import inputs
 from benchmarks.init import second_moment
 from benchmarks.report import Row, Setting, script
-from osrm_cli.maths.request import Request
-from osrm_cli.maths.subspace import osrm
+from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.initialization.objectives.osrm import osrm
 
 TIMES = (1, 2, 4, 8)
 # Exponents of merging with growing tasks, width and rank: d is the width, R the sum of the ranks.
@@ -95,7 +95,7 @@ def merge(setting: Setting, times: tuple[int, ...]) -> Iterator[Row]:
 
 def command(folder: Path, *words: str | Path) -> None:
     """Run a command in this process, silently."""
-    from osrm_cli.cli import app
+    from osrm_cli.cli.app import app
 
     with contextlib.chdir(folder), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         app(list(map(str, words)), standalone_mode=False)

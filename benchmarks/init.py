@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
-from osrm_cli.maths.request import Request
-from osrm_cli.maths.subspace import osrm
+from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.initialization.objectives.osrm import osrm
 
 TASKS, RANK, LAYERS = 8, 8, 64
 WIDE = 4096

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import timing
-from osrm_cli.artifacts import bases
-from osrm_cli.language import tasks
-from osrm_cli.language.task import Data
+from osrm_cli.models import base_model as bases
+from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.task import Data
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
-from osrm_cli.language import tasks
+from osrm_cli.tasks import loading as tasks
 
 RANK = 16
 FLAT = 1.1  # four times the work within a tenth of the memory counts as flat
@@ -22,7 +22,7 @@ def collect(setting: Setting) -> Iterator[Row]:
     folder, few = setting.folder, 4 if setting.quick else 256
     many, names = 4 * few, tasks.names(setting.data)
     inputs.save_task(folder / "data", setting.data, "qnli" if "qnli" in names else names[0], many, 1)
-    start = timing.imports("osrm_cli.language.base_model", "transformers.models.bert.modeling_bert").mebibytes
+    start = timing.imports("osrm_cli.models.classifier", "transformers.models.bert.modeling_bert").mebibytes
 
     def peak(samples: int, env: dict[str, str] | None = None) -> float:
         words = ("collect", "--data", "data", "--samples", str(samples), "--overwrite", "-q")
@@ -44,7 +44,7 @@ def merge(setting: Setting) -> Iterator[Row]:
     """Adapters of an 8B model's shape: what is held is one layer, however many adapters there are."""
     layers, width = (1, 256) if setting.quick else (8, 4096)
     paths = inputs.save_adapters(setting.folder / "adapters", 8, layers, width, RANK)
-    start = timing.imports("osrm_cli.artifacts.merged", "osrm_cli.language.devices").mebibytes
+    start = timing.imports("osrm_cli.merging.merged_folder", "osrm_cli.models.devices").mebibytes
 
     def peak(adapters: list[Path], method: str) -> float:
         words = ("merge", *adapters, "--method", method, "--out", setting.folder / "out", "--overwrite", "-q")

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import dense, inputs, mergekit, peft_merge, timing
 from benchmarks.report import Row, Setting, script
-from osrm_cli.artifacts.adapter_files import WEIGHTS
+from osrm_cli.adapters.layers import WEIGHTS
 
 TASKS, RANK, SMALL = 8, 16, 256
 
@@ -57,7 +57,7 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def _ours(folder: Path, paths: list[Path], repeats: int) -> dict[str, list[timing.Cost]]:
     """Costs of each method, of a process that only starts, and of the bytes that ``task-arith`` reads and writes."""
-    modules = ("osrm_cli.artifacts.merged", "osrm_cli.language.devices")
+    modules = ("osrm_cli.merging.merged_folder", "osrm_cli.models.devices")
 
     def run(method: str) -> timing.Cost:
         words: list[str | Path] = [*paths, "--method", method, "--out", folder / method, "--overwrite", "-q"]

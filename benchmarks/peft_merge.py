@@ -6,9 +6,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from benchmarks import dense
-from osrm_cli.maths import merging
-from osrm_cli.maths.lowrank import LowRank
-from osrm_cli.maths.merging.inputs import LayerUpdates, Options
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging import methods as merging
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
 
 
 def merge(kind: str, tasks: int, width: int, rank: int, kept: int | None = None) -> tuple[float, torch.Tensor]:

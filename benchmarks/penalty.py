@@ -9,8 +9,14 @@ import torch
 
 from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
-from osrm_cli.artifacts.adapter import Adapter
-from osrm_cli.language import adapting, base_model, devices, penalty, tasks, trainer, training
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.models import classifier as base_model
+from osrm_cli.models import devices
+from osrm_cli.tasks import loading as tasks
+from osrm_cli.training import fit as training
+from osrm_cli.training import interference_penalty as penalty
+from osrm_cli.training import peft_model as adapting
+from osrm_cli.training import trainer
 
 
 class Alternating:

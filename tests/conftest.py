@@ -139,7 +139,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def project(tiny: Callable[[str], Path], words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features, starts, adapters and a merged folder of three tasks on a tiny BERT; never written to by a test."""
-    from tests.osrm import osrm
+    from tests.run_cli import osrm
 
     folder = tmp_path_factory.mktemp("project")
     (folder / "osrm.toml").write_text(f'model = "{tiny("bert")}"\ndata = "{words}"\nquiet = true\n')

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import report, timing
 from benchmarks.__main__ import MARKS
 from benchmarks.report import Row
-from tests.osrm import ROOT
+from tests.run_cli import ROOT
 
 
 def test_a_ratio_is_the_median_of_rounds_not_the_ratio_of_medians() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.conftest import FAMILIES
-from tests.osrm import osrm
+from tests.run_cli import osrm
 
 TASKS = ("mood", "pair", "score")
 LABELS = {"mood": 2, "pair": 3, "score": 1}
@@ -88,7 +88,10 @@ def test_merged_update_is_the_exact_sum(done: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_plain_peft_gives_the_logits_that_eval_scored(done: Path, words: Path, task: str) -> None:
     """The five lines of the README, one example at a time, beside what ``eval`` computes in padded batches."""
-    from osrm_cli.language import base_model, batches, scoring, tasks
+    from osrm_cli.models import backbone as scoring
+    from osrm_cli.models import batching as batches
+    from osrm_cli.models import classifier as base_model
+    from osrm_cli.tasks import loading as tasks
 
     base = json.loads((done / "merged/adapter_config.json").read_text())["base_model_name_or_path"]
     tokenizer = AutoTokenizer.from_pretrained(base)

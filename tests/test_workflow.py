@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.osrm import ROOT
+from tests.run_cli import ROOT
 
 CONFIGS = sorted((ROOT / "config").glob("*.yaml"))
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from benchmarks.peers import texts
-from osrm_cli.language import batches
+from osrm_cli.models import batching as batches
 
 
 def main() -> None:

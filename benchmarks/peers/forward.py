@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.peers import texts
-from osrm_cli.language import batches
+from osrm_cli.models import batching as batches
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.peers import texts
-from osrm_cli.language.task import Data
+from osrm_cli.tasks.task import Data
 
 
 class Watched:

@@ -21,8 +21,9 @@ from transformers import (
     set_seed,
 )
 
-from osrm_cli.language import metrics, tasks
-from osrm_cli.language.task import Data
+from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks import metrics
+from osrm_cli.tasks.task import Data
 
 
 def encoded(data: Data, tokenizer: Any, padding: str | bool) -> Dataset:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.language import tasks
-from osrm_cli.language.task import Data
+from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.task import Data
 
 
 def read(data: Path, split: str = "train", limit: int | None = None) -> dict[str, Data]:

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from benchmarks.peers import texts
-from osrm_cli.language import metrics
+from osrm_cli.tasks import metrics
 
 
 def main() -> None:

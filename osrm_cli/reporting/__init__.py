@@ -1,1 +1,1 @@
-"""Many results beside each other: read, compared with intervals, told in tables and pictures."""
+"""`osrm report`: many results beside each other."""

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.maths.objectives import OBJECTIVES
-from osrm_cli.reporting.results import File
+from osrm_cli.initialization.objectives.table import OBJECTIVES
+from osrm_cli.reporting.score_files import File
 
 Settings = Mapping[str, Any]
 

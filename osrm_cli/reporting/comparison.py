@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from osrm_cli.reporting import agreement
+from osrm_cli.plotting.figure import style
 from osrm_cli.reporting import arms as arms_of
+from osrm_cli.reporting import consistency as agreement
 from osrm_cli.reporting.arms import Arm
-from osrm_cli.reporting.drawing import style
 from osrm_cli.reporting.intervals import Bootstrap
-from osrm_cli.reporting.results import Given
 from osrm_cli.reporting.rows import Row, rows
-from osrm_cli.reporting.study import Kind, Study, study
+from osrm_cli.reporting.runs import Kind, Study, study
+from osrm_cli.reporting.score_files import Given
 
 
 @dataclass(frozen=True)

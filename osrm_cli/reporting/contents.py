@@ -10,7 +10,7 @@ from osrm_cli.reporting.document import Block, Heading, Items, Paragraph, Strong
 from osrm_cli.reporting.intervals import PAIRS, Difference
 from osrm_cli.reporting.pictures import pictures
 from osrm_cli.reporting.rows import Row, Spread
-from osrm_cli.reporting.study import Kind
+from osrm_cli.reporting.runs import Kind
 
 
 def contents(comparison: Comparison, resamples: int) -> list[Block]:

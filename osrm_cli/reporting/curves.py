@@ -6,13 +6,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from osrm_cli.plotting.figure import Panel, Picture, style
 from osrm_cli.reporting import arms as arms_of
-from osrm_cli.reporting import study as studies
+from osrm_cli.reporting import runs as studies
 from osrm_cli.reporting.arms import Arm
 from osrm_cli.reporting.comparison import Comparison
-from osrm_cli.reporting.drawing import Panel, Picture, style
 from osrm_cli.reporting.rows import Spread, mean
-from osrm_cli.reporting.study import Kind
+from osrm_cli.reporting.runs import Kind
 
 # Settings whose effect is drawn: what the axis says, what may differ along with them, and what absence means.
 SETTINGS: dict[str, tuple[str, tuple[str, ...], Mapping[str, Any]]] = {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from osrm_cli.reporting.drawing import Picture
+from osrm_cli.plotting.figure import Picture
 
 
 class Strong(str):

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from osrm_cli.plotting.figure import Picture, svgs
 from osrm_cli.reporting.document import Block, Heading, Items, Paragraph, Strong, Table
-from osrm_cli.reporting.drawing import Picture, svgs
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from osrm_cli.reporting import resampled
-from osrm_cli.reporting.agreement import num_labels
-from osrm_cli.reporting.results import Scored, Scores
+from osrm_cli.reporting import bootstrap as resampled
+from osrm_cli.reporting.consistency import num_labels
+from osrm_cli.reporting.score_files import Scored, Scores
 
 Array = NDArray[Any]
 Runs = Mapping[str, Scores]  # by seed

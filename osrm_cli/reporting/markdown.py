@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from osrm_cli.plotting.figure import Picture
 from osrm_cli.reporting.document import Block, Heading, Items, Paragraph, Strong, Table
-from osrm_cli.reporting.drawing import Picture
 
 
 def markdown(blocks: Iterable[Block]) -> str:

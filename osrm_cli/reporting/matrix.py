@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from osrm_cli.plotting.figure import Panel, Picture
 from osrm_cli.reporting.comparison import Comparison
-from osrm_cli.reporting.drawing import Panel, Picture
 
 
 def interference(comparison: Comparison) -> Picture | None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
-from osrm_cli.reporting import bars, curves
+from osrm_cli.plotting.figure import Picture
+from osrm_cli.reporting import curves
+from osrm_cli.reporting import plots as bars
 from osrm_cli.reporting.comparison import Comparison
-from osrm_cli.reporting.drawing import Picture
 from osrm_cli.reporting.matrix import interference
 
 Maker = Callable[[Comparison], Picture | None]

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from osrm_cli.reporting import study as studies
+from osrm_cli.reporting import runs as studies
 from osrm_cli.reporting.intervals import Bootstrap, Difference
-from osrm_cli.reporting.study import Kind, Run, Study
+from osrm_cli.reporting.runs import Kind, Run, Study
 
 
 @dataclass(frozen=True)

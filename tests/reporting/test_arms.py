@@ -7,8 +7,8 @@ import pytest
 from osrm_cli.errors import OsrmError
 from osrm_cli.reporting import arms
 from osrm_cli.reporting.arms import Arm
-from osrm_cli.reporting.results import File
-from tests.reporting.making import adapters
+from osrm_cli.reporting.score_files import File
+from tests.reporting.factories import adapters
 
 START = ("objective", "statistic", "rank", "alpha", "a_scale", "eps", "examples")
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osrm_cli.language import metrics
-from osrm_cli.language.task import Task
-from osrm_cli.reporting import resampled
+from osrm_cli.reporting import bootstrap as resampled
+from osrm_cli.tasks import metrics
+from osrm_cli.tasks.task import Task
 
 CLASSES = [("accuracy",), ("f1",), ("matthews",), ("accuracy", "f1")]
 SCORES = [("pearson",), ("spearman",), ("pearson", "spearman")]

@@ -1,0 +1,168 @@
+"""LoRA adapters on disk: PEFT's folder plus our ``osrm.json``, from this program or any other.
+
+Opening one reads its settings and the headers of its weights; a layer's factors are read when they are asked for.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from osrm_cli.adapters import config as adapter_config
+from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.layers import (
+    FACTORS,
+    PREFIX,
+    Layer,
+    Stored,
+    check_others,
+    kind,
+    list_layers,
+    list_tensors,
+    widest_factors,
+)
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.storage import hub, provenance, tensors
+from osrm_cli.storage.provenance import Base, Record
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder: its settings now, its tensors when asked for.
+
+    Attributes:
+        name: The task's name if ``osrm.json`` has one, else the folder's.
+        source: The folder or hub id, as the user gave it.
+        folder: Where the files lie.
+        config: PEFT's settings.
+        facts: Contents of ``osrm.json``; empty for adapters of other programs.
+        layers: Adapted layers by their full name in the base model, ``layer.2`` before ``layer.10``.
+        stored: Where each tensor lies.
+        dtype: The type that the factors are stored in; the widest one if they differ.
+    """
+
+    name: str
+    source: str
+    folder: Path
+    config: AdapterConfig
+    facts: Record
+    layers: Mapping[str, Layer]
+    stored: Mapping[str, Stored]
+    dtype: torch.dtype
+    _open: dict[Path, tensors.TensorFile] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, source: str | Path) -> "Adapter":
+        """Check an adapter and list its layers.
+
+        Args:
+            source: A folder, or a hub id such as ``owner/name`` or ``owner/name@revision``.
+
+        Raises:
+            OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
+        """
+        folder = hub.locate(str(source))
+        config = adapter_config.read(folder)
+        facts = provenance.read(folder)
+        stored = list_tensors(folder)
+        layers = list_layers(folder, config, stored)
+        config.check_patterns(folder / adapter_config.NAME, layers)
+        check_others(folder, config, stored)
+        task = facts.get("task") or {}
+        name = task.get("name") or hub.short_name(str(source))
+        return cls(name, str(source), folder, config, facts, layers, stored, widest_factors(folder, stored))
+
+    @property
+    def base(self) -> Base | None:
+        """The base model with its digest, where this program recorded it."""
+        return Base.of(self.facts)
+
+    def factors(self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LowRank:
+        """A layer's ``lora_B`` and ``lora_A`` as they are stored, without the scaling.
+
+        Raises:
+            OsrmError: If they hold NaN or infinity.
+        """
+        name_a, name_b = (PREFIX + layer + suffix for suffix in FACTORS[self.layers[layer].embedding])
+        return LowRank(self._read(name_b).to(device, dtype), self._read(name_a).to(device, dtype))
+
+    def update(self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LowRank:
+        """A layer's update ``s B A``, the scaling folded into ``B``.
+
+        Raises:
+            OsrmError: If the factors hold NaN or infinity.
+        """
+        factors = self.factors(layer, dtype, device)
+        return LowRank(factors.B * self.layers[layer].scaling, factors.A)
+
+    def heads(self) -> dict[str, torch.Tensor]:
+        """The tensors of ``modules_to_save`` by their name in the base model, as they are stored.
+
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        names = sorted(name for name in self.stored if kind(name) == "other")
+        return {name.removeprefix(PREFIX): self._read(name) for name in names}
+
+    def sha256(self) -> str:
+        """Digest of the settings and the weights; other files of the folder do not count."""
+        digest = hashlib.sha256()
+        for path in (self.folder / adapter_config.NAME, *sorted({stored.path for stored in self.stored.values()})):
+            digest.update(f"{path.name}\0{provenance.sha256(path)}\n".encode())
+        return digest.hexdigest()
+
+    def _read(self, name: str) -> torch.Tensor:
+        path = self.stored[name].path
+        tensor = self._open.setdefault(path, tensors.TensorFile(path)).get_tensor(name)
+        if not tensors.all_finite(tensor):
+            raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
+        return tensor
+
+
+def check_together(adapters: Sequence[Adapter]) -> None:
+    """Check that adapters belong to one base model.
+
+    Digests decide where this program recorded them. Otherwise the names must agree, at least in their last part, since
+    one model lies in different folders on different machines; then the revisions; then the layers' widths.
+
+    Raises:
+        OsrmError: Naming two adapters that do not fit, and how.
+    """
+    known = {adapter.folder: adapter.base for adapter in adapters}
+    provenance.same_base({folder: base for folder, base in known.items() if base is not None})
+    for first, second in itertools.combinations(adapters, 2):
+        if not (first.base and second.base):
+            _check_names(first, second)
+    owners: dict[str, Adapter] = {}
+    for adapter in adapters:
+        for name, layer in adapter.layers.items():
+            owner = owners.setdefault(name, adapter)
+            theirs = owner.layers[name]
+            if (layer.d_out, layer.d_in) != (theirs.d_out, theirs.d_in):
+                raise OsrmError(
+                    f"{name} is ({layer.d_out}, {layer.d_in}) in {adapter.source}, "
+                    f"but ({theirs.d_out}, {theirs.d_in}) in {owner.source}",
+                    "use adapters of one base model only",
+                )
+
+
+def _check_names(first: Adapter, second: Adapter) -> None:
+    hint = "use adapters of one base model only; if they are, correct base_model_name_or_path in adapter_config.json"
+    ours, theirs = first.config.base_model, second.config.base_model
+    if ours and theirs and model_name(ours) != model_name(theirs):
+        raise OsrmError(f"{first.source} belongs to base model {ours}, but {second.source} to {theirs}", hint)
+    ours, theirs = first.config.revision, second.config.revision
+    if ours and theirs and ours != theirs:
+        raise OsrmError(f"{first.source} belongs to revision {ours}, but {second.source} to {theirs}", hint)
+
+
+def model_name(name: str) -> str:
+    """The last part of a path or hub id; of a snapshot in the hub's cache, the last part of its id."""
+    path = Path(name)
+    if path.parent.name == "snapshots":
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.name

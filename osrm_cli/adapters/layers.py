@@ -1,0 +1,181 @@
+"""The files of a LoRA adapter: which tensors there are, and which of them make up which layer."""
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.errors import OsrmError
+from osrm_cli.storage import tensors
+from osrm_cli.storage.safetensors_io import DTYPES
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# Names of the two factors of a layer: linear layers and embeddings.
+FACTORS = {
+    False: (".lora_A.weight", ".lora_B.weight"),
+    True: (".lora_embedding_A", ".lora_embedding_B"),
+}
+
+
+_TYPES = {name: dtype for dtype, name in DTYPES.items() if dtype.is_floating_point}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies.
+
+    Attributes:
+        path: The safetensors file.
+        shape: Its shape.
+        dtype: Its type, as safetensors spells it.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One adapted layer, as the files describe it.
+
+    Attributes:
+        d_out: Width of the outputs.
+        d_in: Width of the inputs; of an embedding, the size of the vocabulary.
+        rank: Rank of the factors.
+        scaling: ``s`` in ``s B A``.
+        embedding: Whether the layer is an embedding, whose weight is the transpose of ``B A``.
+    """
+
+    d_out: int
+    d_in: int
+    rank: int
+    scaling: float
+    embedding: bool
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts ``layer.2`` before ``layer.10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def kind(name: str) -> str:
+    """``factor``, ``copy`` (PEFT's copy of a frozen embedding that is adapted), or ``other``."""
+    if re.search(r"\.lora_(embedding_)?[AB](\.|$)", name):
+        return "factor"
+    return "copy" if ".base_layer." in name else "other"
+
+
+def list_tensors(folder: Path) -> dict[str, Stored]:
+    """Read the headers of an adapter's weights, one file or several with an index.
+
+    Raises:
+        OsrmError: If a file is missing, damaged, or a pickle.
+    """
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise OsrmError(f"{index} cannot be read: {error!r}", "save the adapter again") from None
+        paths = [folder / Path(shard).name for shard in shards]
+    else:
+        paths = [folder / WEIGHTS]
+        if not paths[0].exists() and (pickle := next(iter(sorted(folder.glob("adapter_model.bin"))), None)):
+            raise OsrmError(
+                f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS}",
+                "load it with PEFT where you trust it, and save it with save_pretrained",
+            )
+    return list_headers(paths)
+
+
+def list_headers(paths: Iterable[Path]) -> dict[str, Stored]:
+    """Read the headers of safetensors files: every tensor in the order of the files and of the names.
+
+    Raises:
+        OsrmError: If a file is missing or damaged.
+    """
+    stored = {}
+    for path in paths:
+        with tensors.open_tensors(path) as file:
+            for name in sorted(file.keys()):
+                piece = file.get_slice(name)
+                stored[name] = Stored(path, tuple(piece.get_shape()), piece.get_dtype())
+    return stored
+
+
+def list_layers(folder: Path, config: AdapterConfig, stored: Mapping[str, Stored]) -> dict[str, Layer]:
+    """Pair the factors into layers, ``layer.2`` before ``layer.10``.
+
+    Raises:
+        OsrmError: If a factor has no partner, or not the shape that the settings say.
+    """
+    layers = {}
+    for name in sorted(stored, key=natural):
+        for embedding, (for_a, for_b) in FACTORS.items():
+            if name.startswith(PREFIX) and name.endswith(for_a):
+                layer = name.removeprefix(PREFIX).removesuffix(for_a)
+                layers[layer] = _layer(folder, config, stored, layer, (name, PREFIX + layer + for_b), embedding)
+    factors = sum(kind(name) == "factor" for name in stored)
+    if not layers or factors != 2 * len(layers):
+        raise OsrmError(
+            f"{folder}: {factors} LoRA factors for {len(layers)} layers, expected a lora_A and a lora_B for each",
+            "save the adapter again with PEFT",
+        )
+    return layers
+
+
+def _layer(
+    folder: Path,
+    config: AdapterConfig,
+    stored: Mapping[str, Stored],
+    layer: str,
+    pair: tuple[str, str],
+    embedding: bool,
+) -> Layer:
+    if pair[1] not in stored:
+        raise OsrmError(f"{folder}: {pair[1]} is missing", "save the adapter again with PEFT")
+    shape_a, shape_b = (stored[name].shape for name in pair)
+    rank = config.rank(layer)
+    if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[0] != rank or shape_b[1] != rank:
+        raise OsrmError(
+            f"{folder}: {layer} has lora_A {shape_a} and lora_B {shape_b}, expected ({rank}, d_in) and (d_out, {rank})",
+            "adapters of linear layers and embeddings can be read, with the ranks that adapter_config.json states",
+        )
+    return Layer(shape_b[0], shape_a[1], rank, config.scaling(layer), embedding)
+
+
+def check_others(folder: Path, config: AdapterConfig, stored: Mapping[str, Stored]) -> None:
+    """Check that whatever is no factor belongs to ``modules_to_save``.
+
+    Raises:
+        OsrmError: Naming the first tensor that does not.
+    """
+    for name in stored:
+        parents = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
+        saved = any(parent.endswith(module) for parent in parents for module in config.modules_to_save)
+        if kind(name) == "other" and not saved:
+            raise OsrmError(
+                f"{folder}: {name} is neither a LoRA factor nor named in modules_to_save",
+                "only plain LoRA adapters can be read; a resized embedding cannot be merged",
+            )
+
+
+def widest_factors(folder: Path, stored: Mapping[str, Stored]) -> torch.dtype:
+    """The widest type among the factors.
+
+    Raises:
+        OsrmError: If one is no floating-point type that torch computes in.
+    """
+    types = sorted({tensor.dtype for name, tensor in stored.items() if kind(name) == "factor"})
+    for name in types:
+        if name not in _TYPES:
+            raise OsrmError(f"{folder}: factors of type {name}, expected {', '.join(_TYPES)}")
+    return functools.reduce(torch.promote_types, (_TYPES[name] for name in types))

@@ -1,0 +1,107 @@
+"""Write LoRA adapters as plain PEFT folders, layer by layer."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.storage import tensors
+from osrm_cli.storage.safetensors_io import Stream, write_stream
+
+
+class AdapterWriter:
+    """An adapter folder being written: memory holds one layer at a time."""
+
+    def __init__(self, stream: Stream, dtype: torch.dtype, embeddings: Collection[str]) -> None:
+        self._stream = stream
+        self._dtype = dtype
+        self._embeddings = embeddings
+        self.ranks: dict[str, int] = {}
+
+    def add(self, layer: str, update: LowRank) -> None:
+        """Append one layer's factors.
+
+        Raises:
+            OsrmError: If they do not fit the type that is written.
+        """
+        names = (PREFIX + layer + suffix for suffix in FACTORS[layer in self._embeddings])
+        for name, factor in zip(names, (update.A, update.B), strict=True):
+            self._stream.add(name, _narrowed(factor, self._dtype, layer))
+        self.ranks[layer] = update.rank
+
+
+@contextmanager
+def write_adapter_stream(
+    folder: Path,
+    layers: Collection[str],
+    config: AdapterConfig,
+    heads: Mapping[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+    embeddings: Collection[str] = (),
+) -> Iterator[AdapterWriter]:
+    """Open an adapter folder for writing its layers in any order; the settings are written at the end.
+
+    Args:
+        folder: An existing, empty folder that is being staged.
+        layers: Full names of the layers that will come.
+        config: Everything but the ranks, which are taken from the factors; target layers if it names none.
+        heads: Tensors of ``modules_to_save`` by their name in the base model.
+        dtype: Type of the factors in the file; heads keep theirs.
+        embeddings: Those of ``layers`` that are embeddings.
+    """
+    heads = heads or {}
+    names = [PREFIX + layer + suffix for layer in layers for suffix in FACTORS[layer in embeddings]]
+    with write_stream(folder / WEIGHTS, [*names, *(PREFIX + name for name in heads)]) as stream:
+        # Wider tensors first, so that each starts at a multiple of its own width.
+        wide = [name for name in sorted(heads) if heads[name].element_size() >= dtype.itemsize]
+        for name in sorted(wide, key=lambda name: -heads[name].element_size()):
+            stream.add(PREFIX + name, heads[name])
+        writer = AdapterWriter(stream, dtype, embeddings)
+        yield writer
+        for name in sorted(heads.keys() - set(wide), key=lambda name: (-heads[name].element_size(), name)):
+            stream.add(PREFIX + name, heads[name])
+    _with_ranks(config, writer.ranks).write(folder)
+
+
+def write_adapter(
+    folder: Path,
+    updates: Mapping[str, LowRank] | Iterable[tuple[str, LowRank]],
+    config: AdapterConfig,
+    heads: Mapping[str, torch.Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a whole adapter of linear layers; see ``write_adapter_stream``."""
+    layers = dict(updates)
+    with write_adapter_stream(folder, layers, config, heads, dtype) as writer:
+        for layer in sorted(layers):
+            writer.add(layer, layers[layer])
+
+
+def _with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig:
+    """The settings that make PEFT build these ranks; the scaling is 1 where ``config`` has no ``lora_alpha``."""
+    usual = max(ranks.values())
+    others = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != usual}
+    return replace(
+        config,
+        r=usual,
+        rank_pattern=others,
+        alpha_pattern=others if config.lora_alpha is None else config.alpha_pattern,
+        target_modules=config.target_modules or tuple(ranks),
+    )
+
+
+def _narrowed(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
+    narrow = factor.to(dtype)
+    if not tensors.all_finite(narrow):
+        found = "NaN or infinity" if not tensors.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
+        raise OsrmError(
+            f"{layer}: {found} cannot be written as {str(dtype).removeprefix('torch.')}", "use --dtype float32"
+        )
+    return narrow

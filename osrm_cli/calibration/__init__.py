@@ -1,0 +1,1 @@
+"""`osrm calibrate`: map the merged representation back to the single adapter's, inside each head."""

@@ -1,0 +1,128 @@
+"""The program ``osrm``: its commands in pipeline order, and what becomes of an error."""
+
+import signal
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from osrm_cli import __version__
+from osrm_cli.cli import (
+    calibrate,
+    collect,
+    console,
+    demo,
+    diagnose,
+    evaluate,
+    init,
+    merge,
+    report,
+    retrofit,
+    sweep,
+    train,
+)
+from osrm_cli.cli import config_file as defaults
+from osrm_cli.errors import OsrmError
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+class _Pipeline(TyperGroup):
+    """Commands in the order of the work; the user's errors in one line and exit 1."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            ctx.default_map = defaults.from_file(self._spellings())
+            return super().invoke(ctx)
+        except OsrmError as error:
+            console.fail(str(error), error.hint)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            console.fail("interrupted", None)
+            raise typer.Exit(_INTERRUPTED) from None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:
+            # A TAB needs no checked values, and the library that checks them takes half of its time to import.
+            for command in (self, *self.commands.values()):
+                for parameter in command.get_params(ctx):
+                    setattr(parameter, "process_value", _as_typed)  # noqa: B010 - mypy takes no method's assignment
+        return super().parse_args(ctx, args)
+
+    def _spellings(self) -> dict[str, dict[str, str]]:
+        return {
+            name: {
+                option.removeprefix("--"): parameter.name
+                for parameter in command.params
+                for option in parameter.opts
+                if option.startswith("--") and parameter.name
+            }
+            for name, command in self.commands.items()
+        }
+
+
+def _as_typed(_ctx: Any, value: Any) -> Any:
+    return value
+
+
+app = typer.Typer(
+    cls=_Pipeline,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help starts three times faster
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=True,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"osrm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def osrm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Make LoRA adapters mergeable.
+
+    \b
+    collect -> features/   what each task's inputs look like, layer by layer
+    init    -> starts/     an adapter whose A avoids the other tasks' features
+    train   -> adapters/   that adapter, fine-tuned
+    merge   -> merged/     one model for all tasks
+    eval    -> scores.json each task's score, beside the single adapter's
+    """  # noqa: D301 - click looks for the character, not for a backslash
+
+
+app.command("collect")(collect.collect)
+app.command("init")(init.init)
+app.command("train")(train.train)
+app.command("merge")(merge.merge)
+app.command("calibrate")(calibrate.calibrate)
+app.command("retrofit")(retrofit.retrofit)
+app.command("eval")(evaluate.evaluate)
+app.command("sweep")(sweep.sweep)
+app.command("diagnose")(diagnose.diagnose)
+app.command("report")(report.report)
+app.command("demo")(demo.demo)
+
+
+def _terminate(signum: int, _frame: Any) -> None:
+    """End as after Ctrl-C, so that what was staged is removed."""
+    sys.exit(128 + signum)
+
+
+def main() -> None:
+    """Run the program."""
+    signal.signal(signal.SIGTERM, _terminate)
+    warnings.simplefilter("ignore", FutureWarning)  # of the libraries below us: nothing that a user could mend
+    app(prog_name="osrm")

@@ -1,0 +1,173 @@
+"""``osrm retrofit``: adapters/* -> retrofitted/<task>/."""
+
+from collections import defaultdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from osrm_cli.cli import options
+from osrm_cli.cli.console import Console, table
+from osrm_cli.errors import OsrmError
+from osrm_cli.initialization.objectives import table as objectives
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from osrm_cli.adapters.adapter import Adapter
+    from osrm_cli.features.feature_set import Source
+    from osrm_cli.features.features_file import Features
+    from osrm_cli.linalg.low_rank import LowRank
+    from osrm_cli.retrofit.retrofit import Change, Factors
+
+
+class Way(StrEnum):
+    """How an existing update is made to keep off the other tasks' inputs."""
+
+    PROJECTION = "projection"
+    BALANCED = "balanced"
+
+
+_MUCH = 0.5
+# Options that one way alone takes.
+_OF = {"mu": Way.BALANCED, "objective": Way.PROJECTION, "eps": Way.PROJECTION}
+
+
+def retrofit(
+    context: typer.Context,
+    adapters: Annotated[list[str], typer.Argument(help="Adapter folders or hub ids, of any program.")],
+    features: options.FeaturesFolder = Path("features"),
+    method: Annotated[
+        Way, typer.Option("--method", "-m", help="balanced: B stays, A is solved for. projection: A is a start's.")
+    ] = Way.BALANCED,
+    mu: Annotated[float, typer.Option("--mu", min=0, help="balanced: cost of the other tasks' interference.")] = 0.3,
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            help="projection: how A is chosen.",
+            autocompletion=options.completing(objectives.OBJECTIVES),
+        ),
+    ] = "osrm",
+    eps: Annotated[float, typer.Option("--eps", min=0, help="projection with gevd: weight of the identity.")] = 1e-3,
+    task: options.TaskOf = None,
+    seed: options.Seed = 0,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write <task>/ to.")] = Path("retrofitted"),
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Make existing adapters mergeable at the rank they have.
+
+    Example: osrm retrofit adapters/* --features features
+    """
+    from osrm_cli.features import adapter_match as matching
+    from osrm_cli.features import features_file as features_files
+    from osrm_cli.retrofit import retrofit as retrofits
+    from osrm_cli.storage import atomic
+
+    console = Console(json, quiet)
+    row = objectives.find(objective)
+    for name, way in _OF.items():
+        if way is not method and options.typed(context, name):
+            raise OsrmError(f"method {method} does not use --{name}", f"it belongs to --method {way}")
+    opened = matching.open_adapters(adapters, task or [])
+    files = features_files.open_folder(features)
+    matching.check_features(opened, files)
+    if len(files) < 2:
+        raise OsrmError(
+            f"{features} holds no features of a task other than '{next(iter(files))}'",
+            "collect the other tasks first: osrm collect --task OTHER",
+        )
+    source = _source(files, method)
+    paths = {adapter.name: out / adapter.name for adapter in opened}
+    for path in paths.values():
+        atomic.refuse_existing(path, overwrite)
+    if dry_run:
+        text = "\n".join(f"would write {path}: {method} from {', '.join(files)}" for path in paths.values())
+        console.result({"would_write": [str(path) for path in paths.values()]}, text)
+        return
+    doubts = retrofits.concerns(source) if method is Way.BALANCED else []
+    for doubt in doubts:
+        console.warn(doubt)
+    if method is Way.BALANCED:
+        settings: dict[str, Any] = {"method": str(method), "mu": mu}
+        made = retrofits.balanced(opened, source, mu)
+    else:
+        settings = {"method": str(method), "objective": row.name, "eps": eps, "seed": seed}
+        made = retrofits.projection(opened, files, row, seed, eps)
+    new = _gather(made, opened, str(method), console)
+    changed = retrofits.changes(new, opened, source)
+    for adapter in opened:
+        facts = {"changed": vars(changed[adapter.name]), "statistic": source.kind, "concerns": doubts}
+        _write(paths[adapter.name], adapter, new[adapter.name], files, settings, facts, overwrite)
+    for name, change in changed.items():
+        if change.own > _MUCH:
+            console.warn(
+                f"{name}: {change.own:.0%} of the update on its own inputs has changed, so its own score will suffer; "
+                "--method balanced with a smaller --mu keeps more"
+            )
+    told = {name: {"path": str(paths[name]), **vars(change)} for name, change in changed.items()}
+    console.result({"adapters": told, **settings}, _table(changed, paths, settings))
+
+
+def _source(files: "Mapping[str, Features]", method: Way) -> "Source":
+    """What is read of the features: a mean or a few of them do not say what an update may not lose."""
+    from osrm_cli.features.feature_set import Source
+
+    if method is Way.BALANCED:
+        return Source.of(files, ("second-moment", "sketch"), "method balanced")
+    return Source.of(files)
+
+
+def _gather(
+    made: "Iterator[Factors]", adapters: "list[Adapter]", what: str, console: Console
+) -> "dict[str, dict[str, LowRank]]":
+    new: dict[str, dict[str, LowRank]] = defaultdict(dict)
+    with console.progress(f"retrofit {what}", sum(len(adapter.layers) for adapter in adapters), "layers") as advance:
+        for adapter, layer, factors in made:
+            new[adapter.name][layer] = factors
+            advance(1)
+    return new
+
+
+def _write(
+    path: Path,
+    adapter: "Adapter",
+    new: "Mapping[str, LowRank]",
+    files: "Mapping[str, Features]",
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    overwrite: bool,
+) -> None:
+    """The adapter with its task, data and length, so that ``osrm eval`` scores it as it scores the old one."""
+    from osrm_cli.evaluation import scores
+    from osrm_cli.retrofit import retrofit as retrofits
+    from osrm_cli.storage import atomic, hub, provenance
+
+    own = files[adapter.name]
+    length = (adapter.facts.get("settings") or {}).get("max_length")
+    record = provenance.record(
+        "retrofit",
+        {**settings, "max_length": length},
+        [path for features in files.values() for path in features.files],
+        base=adapter.base or own.base,
+        task=adapter.facts.get("task") or own.facts["task"],
+        data=adapter.facts.get("data") or {"source": (own.facts.get("data") or {}).get("source")},
+        **{part: found for part, found in scores.origin(adapter).items() if part in ("start", "train")},
+        **facts,
+    )
+    old = {"path": adapter.source, "commit": hub.commit(adapter.folder), "sha256": adapter.sha256()}
+    with atomic.write_folder(path, overwrite) as stage:
+        retrofits.write(stage, adapter, new.items())
+        provenance.write(stage, {**record, "inputs": [old, *record["inputs"]]})
+
+
+def _table(changed: "Mapping[str, Change]", paths: dict[str, Path], settings: dict[str, Any]) -> Any:
+    title = f"Retrofitted ({', '.join(f'{name} {value}' for name, value in settings.items())})"
+    made = table("adapter", "changed on its own inputs", "energy left on the others'", title=title)
+    for name, change in changed.items():
+        made.add_row(str(paths[name]), f"{change.own:.1%}", f"{change.others:.1%}")
+    return made

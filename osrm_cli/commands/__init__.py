@@ -1,1 +1,0 @@
-"""One module a command: read files, compute, write files."""

@@ -1,0 +1,157 @@
+"""How far the tasks' features share their directions: where a start can keep off the other tasks, and where not."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from osrm_cli.features.feature_set import Source
+from osrm_cli.linalg import second_moment as gram
+from osrm_cli.linalg.second_moment import Gram
+from osrm_cli.linalg.subspaces import principal_angles
+
+WORTHWHILE = 3.0  # a start can help where it hears its own task so many times better than the others
+_NOTHING = 1e-9  # what rounding leaves of a share
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the other tasks leave to one task in one layer.
+
+    Attributes:
+        effective_rank: Of the task's own inputs.
+        main_rank: Dimensions of its own main space.
+        others_rank: Dimensions of the main space of all the others together.
+        free: Share of the task's own energy outside the others' main space.
+        leak: Share of the others' energy outside it: at most ``1 - energy``.
+    """
+
+    effective_rank: float
+    main_rank: int
+    others_rank: int
+    free: float
+    leak: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two tasks in one layer.
+
+    Attributes:
+        share: Share of the first one's energy in the second one's main space.
+        overlap: Mean squared cosine of the principal angles between their main spaces: 1 if one holds the other.
+        chance: What it is for random spaces of these dimensions.
+        angles: The least, the median and the largest of them in degrees.
+    """
+
+    share: float
+    overlap: float
+    chance: float
+    angles: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One input in the model, and the layers that are fed by it.
+
+    Attributes:
+        layers: Their names.
+        d_in: Its width.
+        rooms: By task.
+        pairs: By task and other task.
+    """
+
+    layers: Sequence[str]
+    d_in: int
+    rooms: Mapping[str, Room]
+    pairs: Mapping[str, Mapping[str, Pair]]
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a start can do for one task.
+
+    Attributes:
+        effective_rank: Mean over the layers.
+        free: Mean over the layers of ``Room.free``.
+        gain: How many times better a start that keeps off the others' main space hears its own task than the others:
+            ``free`` over ``leak``; ``None`` where nothing of the others is left there, or features have no spread.
+        helps: Whether that is worth while; ``None`` where it cannot be told.
+        least: The layer with the least room, and its ``free``.
+        most: The layer with the most.
+    """
+
+    effective_rank: float
+    free: float
+    gain: float | None
+    helps: bool | None
+    least: tuple[str, float]
+    most: tuple[str, float]
+
+
+def measure(source: Source, energy: float) -> Iterator[Group]:
+    """Compare the inputs of two tasks or more, layer by layer.
+
+    Args:
+        source: Their features.
+        energy: Share of the energy that a main space holds.
+
+    Raises:
+        OsrmError: If there is only one task.
+    """
+    for layers, grams in source.read():
+        tasks, found = list(grams), list(grams.values())
+        spectra = [each.spectrum() for each in found]
+        spaces = [spectrum.main_space(energy) for spectrum in spectra]
+        rooms = {}
+        for own, task in enumerate(tasks):
+            rest = gram.others(found, own)
+            taken = rest.spectrum().main_space(energy)
+            free, leak = 1 - found[own].share(taken), 1 - rest.share(taken)
+            rooms[task] = Room(spectra[own].effective_rank(), len(spaces[own]), len(taken), free, leak)
+        yield Group(layers, spaces[0].shape[1], rooms, _pairs(tasks, found, spaces))
+
+
+def _pairs(tasks: list[str], grams: list[Gram], spaces: list[torch.Tensor]) -> dict[str, dict[str, Pair]]:
+    found: dict[str, dict[str, Pair]] = {task: {} for task in tasks}
+    for i, one in enumerate(tasks):
+        for j, other in enumerate(tasks[:i]):
+            angles = principal_angles(spaces[i], spaces[j])
+            overlap = float(angles.cos().square().mean())
+            chance = max(len(spaces[i]), len(spaces[j])) / spaces[i].shape[1]
+            degrees = [math.degrees(angle) for angle in (angles[0], angles.median(), angles[-1])]
+            found[one][other] = Pair(grams[i].share(spaces[j]), overlap, chance, degrees)
+            found[other][one] = Pair(grams[j].share(spaces[i]), overlap, chance, degrees)
+    return {task: dict(sorted(row.items())) for task, row in found.items()}
+
+
+def outlook(groups: Sequence[Group], spread: bool = True) -> dict[str, Outlook]:
+    """What the layers say together, by task.
+
+    Args:
+        groups: All of them.
+        spread: Whether the features are more than one direction for each task.
+    """
+    found = {}
+    for task in groups[0].rooms:
+        rooms = [group.rooms[task] for group in groups]
+        free, leak = (_mean([getattr(room, name) for room in rooms]) for name in ("free", "leak"))
+        gain = free / leak if spread and leak > _NOTHING else None
+        order = sorted(((group.layers[0], group.rooms[task].free) for group in groups), key=lambda pair: pair[1])
+        helps = None if gain is None else gain >= WORTHWHILE
+        found[task] = Outlook(_mean([r.effective_rank for r in rooms]), free, gain, helps, order[0], order[-1])
+    return found
+
+
+def mean_shares(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
+    """``Pair.share``, mean over the layers, by task and task; 1 for a task itself."""
+    tasks = list(groups[0].rooms)
+    return {
+        one: {other: 1.0 if one == other else _mean([g.pairs[one][other].share for g in groups]) for other in tasks}
+        for one in tasks
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,86 @@
+"""What each adapter's update does to each task's inputs, from features and factors: no forward pass."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.errors import OsrmError
+from osrm_cli.features.feature_set import Source
+from osrm_cli.linalg.low_rank import squared_norm
+from osrm_cli.models.checkpoint import Checkpoint
+from osrm_cli.storage import tensors
+
+Matrix = dict[str, dict[str, float]]  # by the update's task and the inputs' task
+
+
+@dataclass(frozen=True)
+class Interference:
+    """Energies in units of the base model's own, ``E ||s B A x||^2 / E ||W0 x||^2``.
+
+    Attributes:
+        relative: Mean over the layers.
+        layers: By layer.
+        norms: ``||s B A||_F`` of each update, all layers together.
+        relative_norms: The same in units of ``||W0||_F``.
+    """
+
+    relative: Matrix
+    layers: Mapping[str, Matrix]
+    norms: Mapping[str, float]
+    relative_norms: Mapping[str, float]
+
+
+def measure(adapters: Sequence[Adapter], source: Source, base: Path, advance: Callable[[int], None]) -> Interference:
+    """Compute the matrix; a layer that an adapter does not change counts with zero.
+
+    Args:
+        adapters: One per task.
+        source: Features of their tasks, perhaps of others too.
+        base: Folder of the base model; only the target layers' weights are read.
+        advance: Called with 1 after each layer.
+
+    Raises:
+        OsrmError: If the base model lacks a layer, or gives nothing for a task's inputs.
+    """
+    checkpoint = Checkpoint.open(base)
+    shapes = {name: (layer.d_out, layer.d_in) for adapter in adapters for name, layer in adapter.layers.items()}
+    turned = any(adapter.config.fan_in_fan_out for adapter in adapters)
+    layers: dict[str, Matrix] = {}
+    squares, whole = dict.fromkeys((adapter.name for adapter in adapters), 0.0), 0.0
+    for group, grams in source.read():
+        for layer in (name for name in group if name in shapes):
+            W = _weight(checkpoint, layer, shapes[layer], turned)  # noqa: N806 - the papers' letter
+            bases = {adapter.name: grams[adapter.name].base_energy(W) for adapter in adapters}
+            _check_bases(layer, bases)
+            layers[layer] = {adapter.name: dict.fromkeys(bases, 0.0) for adapter in adapters}
+            for adapter in (each for each in adapters if layer in each.layers):
+                update = adapter.update(layer, torch.float64)
+                row = {task: float(grams[task].energy(update)) / energy for task, energy in bases.items()}
+                layers[layer][adapter.name] = row
+                squares[adapter.name] += squared_norm(update)
+            whole += float(W.double().square().sum())
+            advance(1)
+    names = list(squares)
+    relative = {t: {u: sum(each[t][u] for each in layers.values()) / len(layers) for u in names} for t in names}
+    norms = {task: square**0.5 for task, square in squares.items()}
+    return Interference(relative, layers, norms, {task: norm / whole**0.5 for task, norm in norms.items()})
+
+
+def _weight(checkpoint: Checkpoint, layer: str, shape: tuple[int, int], turned: bool) -> torch.Tensor:
+    """A layer's weight, ``(d_out, d_in)``."""
+    name, is_turned = checkpoint.find(layer, shape, turned)
+    with tensors.open_tensors(checkpoint.stored[name].path) as file:
+        weight: torch.Tensor = file.get_tensor(name)
+    return weight.T if is_turned else weight
+
+
+def _check_bases(layer: str, bases: Mapping[str, float]) -> None:
+    for task, energy in bases.items():
+        if not energy > 0:
+            raise OsrmError(
+                f"the base model gives nothing but zeros in {layer} for the inputs of '{task}'",
+                f"collect them again: osrm collect --task {task} --overwrite",
+            )

@@ -1,0 +1,146 @@
+"""Scores of merged adapters, and how well the predicted disturbance of each task ranks what it lost."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osrm_cli.diagnosis.interference import Matrix
+from osrm_cli.errors import OsrmError
+
+_EXACT = 8  # points up to which every order is tried for p: 8! = 40,320
+
+
+@dataclass(frozen=True)
+class Merge:
+    """One merge that was scored.
+
+    Attributes:
+        name: The file, and in it the method.
+        tasks: Tasks that were merged.
+        drops: By task: the single adapter's headline minus the merge's, in points.
+    """
+
+    name: str
+    tasks: Sequence[str]
+    drops: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation.
+
+    Attributes:
+        n: Number of points.
+        rho: ``None`` where all predictions or all drops are the same, or there are fewer than three points.
+        p: Two-sided, that an order as good or as bad comes by chance: exact up to 8 points.
+    """
+
+    n: int
+    rho: float | None = None
+    p: float | None = None
+
+
+def read(path: Path) -> list[Merge]:
+    """Every merge of a ``scores.json``, or the best ones of a ``sweep.json``, on the test split.
+
+    Raises:
+        OsrmError: If the file is missing or damaged, or no task has a single adapter's score beside it.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        found = _swept(path, facts) if "points" in facts else [_evaluated(path, facts)]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise OsrmError(
+            f"{path} cannot be read: {error!r}", "give a scores.json of 'osrm eval', or a sweep.json of 'osrm sweep'"
+        ) from None
+    if not all(merge.drops for merge in found):
+        raise OsrmError(f"{path}: no task has its single adapter's score beside it", "osrm eval MERGED, with --single")
+    return found
+
+
+def _evaluated(path: Path, facts: Mapping[str, Any]) -> Merge:
+    tasks = facts["tasks"]
+    drops = {task: row["single"] - row["headline"] for task, row in tasks.items() if row["single"] is not None}
+    return Merge(path.as_posix(), sorted(facts.get("adapters") or tasks), drops)
+
+
+def _swept(path: Path, facts: Mapping[str, Any]) -> list[Merge]:
+    single = facts["single"]["test"]["tasks"]
+    found = []
+    for best in facts["best"]:
+        point = facts["points"][best["point"]]
+        drops = {task: single[task]["headline"] - row["headline"] for task, row in point["test"]["tasks"].items()}
+        calibrated = ", calibrated" if point["calibrated"] else ""
+        found.append(Merge(f"{path.as_posix()}: {point['method']}{calibrated}", sorted(facts["adapters"]), drops))
+    return found
+
+
+def disturbance(matrix: Matrix, tasks: Sequence[str], task: str) -> float:
+    """What the other tasks' updates do to one task's inputs."""
+    return sum(matrix[other][task] for other in tasks if other != task)
+
+
+def correlate(matrix: Matrix, merges: Sequence[Merge]) -> dict[str, Any]:
+    """Each merge of three tasks or more by itself; all merges of two together, a point for each task.
+
+    The prediction is ``disturbance``; under ``to_own`` it is that over the energy of the task's own update.
+
+    Args:
+        matrix: Relative interference by task and task.
+        merges: What was measured.
+
+    Raises:
+        OsrmError: If a merge is of other tasks.
+    """
+    several: list[dict[str, Any]] = []
+    pairs: list[_Point] = []
+    for merge in merges:
+        if unknown := sorted({*merge.tasks, *merge.drops} - matrix.keys()):
+            raise OsrmError(
+                f"{merge.name} has task '{unknown[0]}', the adapters are of: {', '.join(matrix)}",
+                "give the adapters that were merged",
+            )
+        points = [_point(matrix, merge, task) for task in sorted(merge.drops)]
+        if len(merge.tasks) == 2:
+            pairs += points
+        else:
+            several.append({"scores": merge.name, "drops": dict(merge.drops), **_correlations(points)})
+    return {"merges": several, "pairs": _correlations(pairs) if pairs else None}
+
+
+_Point = tuple[float, float, float]  # disturbance, the same over the task's own energy, drop
+
+
+def _point(matrix: Matrix, merge: Merge, task: str) -> _Point:
+    disturbed, own = disturbance(matrix, merge.tasks, task), matrix[task][task]
+    return disturbed, disturbed / own if own > 0 else math.inf, merge.drops[task]
+
+
+def _correlations(points: Sequence[_Point]) -> dict[str, Any]:
+    plain, to_own = (_spearman([(point[i], point[2]) for point in points]) for i in (0, 1))
+    return {**vars(plain), "to_own": {"rho": to_own.rho, "p": to_own.p}}
+
+
+def _spearman(points: Sequence[tuple[float, float]]) -> Correlation:
+    from scipy import stats
+
+    predicted, drops = zip(*points, strict=True)
+    if len(points) < 3 or len(set(predicted)) == 1 or len(set(drops)) == 1:
+        return Correlation(len(points))
+    ranks, measured = stats.rankdata(predicted), stats.rankdata(drops)
+    found = stats.spearmanr(ranks, measured)
+    p = float(found.pvalue)
+    if len(points) <= _EXACT:
+        everything = math.factorial(len(points))
+
+        def product(order: Any, axis: int) -> Any:
+            return (order * measured).sum(axis=axis)
+
+        test = stats.permutation_test(
+            (ranks,), product, permutation_type="pairings", vectorized=True, n_resamples=everything
+        )
+        p = float(test.pvalue)
+    return Correlation(len(points), float(found.statistic), p)

@@ -1,0 +1,121 @@
+"""What ``osrm diagnose`` writes: ``diagnosis.json`` and its heat maps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from osrm_cli.diagnosis import feature_overlap as overlaps
+from osrm_cli.diagnosis import score_drops as measured
+from osrm_cli.diagnosis.adapter_origin import Origin
+from osrm_cli.diagnosis.feature_overlap import Group
+from osrm_cli.diagnosis.interference import Interference, Matrix
+from osrm_cli.diagnosis.score_drops import Merge
+from osrm_cli.features.feature_set import READINGS, Source
+from osrm_cli.plotting.figure import Panel, Picture, png
+from osrm_cli.reporting.matrix import heat
+from osrm_cli.storage import provenance
+
+NAME = "diagnosis.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What adapters add to a diagnosis.
+
+    Attributes:
+        interference: Of every update on every task's inputs.
+        origins: By task, what became of the start.
+        merges: Scores of merges of these adapters.
+    """
+
+    interference: Interference
+    origins: Mapping[str, Origin]
+    merges: Sequence[Merge] = ()
+
+
+def facts(source: Source, groups: Sequence[Group], trained: Trained | None) -> dict[str, Any]:
+    """Everything that was found, as JSON has it."""
+    outlooks = {
+        task: {
+            "tokens": source.files[task].tokens,
+            "examples": source.files[task].examples,
+            **asdict(outlook),
+            "least": dict(zip(("layer", "free"), outlook.least, strict=True)),
+            "most": dict(zip(("layer", "free"), outlook.most, strict=True)),
+        }
+        for task, outlook in overlaps.outlook(groups, spread=source.kind != "mean").items()
+    }
+    found: dict[str, Any] = {
+        "statistic": dict(source.statistics),
+        "speaks_of": READINGS[source.kind],
+        "tasks": outlooks,
+        "shares": overlaps.mean_shares(groups),
+        "groups": [asdict(group) for group in groups],
+        "warnings": source.concerns(),
+    }
+    return found | (_of_adapters(trained) if trained else {})
+
+
+def _of_adapters(trained: Trained) -> dict[str, Any]:
+    found, origins = trained.interference, trained.origins
+    adapters = {
+        task: {"norm": found.norms[task], "relative_norm": found.relative_norms[task], **asdict(origins[task])}
+        for task in origins
+    }
+    return {
+        "adapters": adapters,
+        "interference": found.relative,
+        "interference_by_layer": dict(found.layers),
+        "prediction": prediction(found.relative),
+        "measured": measured.correlate(found.relative, trained.merges) if trained.merges else None,
+    }
+
+
+def prediction(matrix: Matrix) -> dict[str, Any]:
+    """Which tasks will be hurt, and by whom, the worst first.
+
+    An update's energy on a task's inputs counts in units of the energy of the task's own update there.
+    """
+    pairs = [
+        {"update": t, "inputs": u, "relative": matrix[t][u], "to_own": _over(matrix[t][u], matrix[u][u])}
+        for t in matrix
+        for u in matrix
+        if t != u
+    ]
+    tasks = []
+    for task in matrix:
+        total = measured.disturbance(matrix, list(matrix), task)
+        worst = max((other for other in matrix if other != task), key=lambda other: matrix[other][task], default=None)
+        tasks.append({"task": task, "disturbance": total, "to_own": _over(total, matrix[task][task]), "worst": worst})
+    return {"tasks": sorted(tasks, key=_severity), "pairs": sorted(pairs, key=_severity)}
+
+
+def _over(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None
+
+
+def _severity(row: Mapping[str, Any]) -> tuple[bool, float]:
+    """The worst first; a task whose own update does nothing has the most to fear."""
+    return row["to_own"] is not None, -(row["to_own"] or 0.0)
+
+
+def pictures(found: Mapping[str, Any], energy: float) -> list[Picture]:
+    """The heat maps of a diagnosis."""
+    tasks = list(found["shares"])
+    outside = [[1 - found["shares"][row][column] for column in tasks] for row in tasks]
+    note = f"Share of the energy of the task on the left outside the {energy:.0%} space of the task below."
+    made = [Picture("overlap", "Room", note, [Panel("Energy outside the other's main space", heat(tasks, outside))])]
+    if "interference" in found:
+        names = list(found["interference"])
+        values = [[found["interference"][row][column] for column in names] for row in names]
+        title = "Energy of the update (left) on inputs (below) over the base model's"
+        made.append(Picture("interference", "Interference matrix", title, [Panel(title, heat(names, values))]))
+    return made
+
+
+def write(folder: Path, found: Mapping[str, Any], record: Mapping[str, Any], energy: float) -> None:
+    """Write everything into a folder that is being staged."""
+    (folder / NAME).write_text(provenance.dumps({**record, **found}), encoding="utf-8")
+    for picture in pictures(found, energy):
+        (folder / f"{picture.name}.png").write_bytes(png(picture))

@@ -1,0 +1,1 @@
+"""`osrm eval`: score a merged folder beside its single adapters."""

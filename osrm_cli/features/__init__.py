@@ -1,0 +1,1 @@
+"""`osrm collect`: activation statistics of a task, layer by layer."""

@@ -1,0 +1,216 @@
+"""Features files: ``features/<task>.safetensors``, written by ``collect``, read by ``init`` and whatever needs data.
+
+Tensors are named ``<layer>.<statistic>``. Layers that are fed by the same tensor (query, key and value, say) share one
+entry: the header's ``layers`` maps each target layer to the layer that holds its statistics.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.features import shards
+from osrm_cli.storage import provenance, tensors
+from osrm_cli.storage.provenance import Base
+
+GRADIENT = "gradient"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A target layer as its features file describes it.
+
+    Attributes:
+        source: The layer under whose name the shared statistics are stored.
+        d_in: Width of the inputs.
+        d_out: Width of the outputs.
+    """
+
+    source: str
+    d_in: int
+    d_out: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """One task's features file: its header now, its tensors when asked for.
+
+    Attributes:
+        path: The file.
+        task: The task's name.
+        base: The base model that the features were collected from.
+        layers: Target layers by name, in the model's order.
+        statistics: Names of the statistics held, such as ``mean`` and ``second-moment``.
+        tokens: Number of token positions that the statistics average over.
+        examples: Number of examples read.
+        facts: The whole header.
+        files: Where the tensors lie: the file itself, or the shards that add up to it; ``path`` is the first.
+    """
+
+    path: Path
+    task: str
+    base: Base
+    layers: Mapping[str, Layer]
+    statistics: Sequence[str]
+    tokens: int
+    examples: int
+    facts: Mapping[str, Any]
+    files: Sequence[Path]
+
+    @classmethod
+    def open(cls, path: Path) -> "Features":
+        """Read a features file's header.
+
+        Args:
+            path: The file, or one of its shards. Where there is no whole file, all shards together stand for it.
+
+        Raises:
+            OsrmError: If the file is missing, empty, damaged, or was not written by ``collect``; if shards are missing.
+        """
+        path = shards.whole_of(path)
+        if not path.exists() and shards.find(path):
+            parts = shards.Sum(path)
+            facts, files = parts.facts, parts.paths
+        else:
+            facts, files = tensors.read_facts(path), [path]
+        if facts.get("command") != "collect":
+            raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
+        try:
+            return cls(
+                path=files[0],
+                task=facts["task"]["name"],
+                base=Base(**facts["base"]),
+                layers={name: Layer(**layer) for name, layer in facts["layers"].items()},
+                statistics=facts["statistics"],
+                tokens=facts["tokens"],
+                examples=facts["examples"],
+                facts=facts,
+                files=files,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise OsrmError(
+                f"{path}: its header is incomplete: {error!r}", "collect this task's features again"
+            ) from None
+
+    def reader(self) -> "Reader":
+        """Its tensors, of which memory holds one at a time."""
+        shared = shards.share_of(self.path)
+        return Reader(self, shards.Sum(shards.whole_of(self.path)) if shared else tensors.TensorFile(self.path))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An open features file."""
+
+    features: Features
+    file: shards.Sum | tensors.TensorFile
+
+    def read(self, layer: str, statistic: str) -> torch.Tensor:
+        """One statistic of one target layer, float64.
+
+        Raises:
+            OsrmError: If it is not in the file, or holds NaN or infinity.
+        """
+        path = self.features.path
+        if statistic not in self.features.statistics:
+            held = ", ".join(self.features.statistics)
+            wanted = [f"--statistic {name}" for name in (*self.features.statistics, statistic)]
+            raise OsrmError(
+                f"{path} has no statistic '{statistic}', it holds: {held}",
+                " ".join(["osrm collect --overwrite --task", self.features.task, *wanted]),
+            )
+        entry = self._entry(layer, statistic)
+        try:
+            tensor: torch.Tensor = self.file.get_tensor(entry)
+        except (SafetensorError, KeyError):
+            raise OsrmError(f"{path} lacks {entry}", "collect this task's features again") from None
+        d_in = self.features.layers[layer].d_in
+        if tensor.shape[-1:] != (d_in,):
+            raise OsrmError(
+                f"{path}: {entry} has shape {tuple(tensor.shape)}, expected width {d_in}",
+                "collect this task's features again",
+            )
+        if not torch.isfinite(tensor).all():
+            raise OsrmError(f"{path}: NaN or infinity in {entry}", "collect this task's features again")
+        return tensor.to(torch.float64)
+
+    def missed(self, layer: str, statistic: str) -> float:
+        """Largest share of a layer's energy that one direction may hold without its statistic showing it."""
+        entry = self._entry(layer, statistic)
+        if isinstance(self.file, shards.Sum):
+            bound = self.file.bound(entry)
+        else:
+            bound = self.features.facts.get("bounds", {}).get(entry, {})
+        return bound["error"] / bound["energy"] if bound.get("energy") else 0.0
+
+    def _entry(self, layer: str, statistic: str) -> str:
+        """Name of a tensor: layers with one input share what is known of it, a gradient is each layer's own."""
+        return f"{layer if statistic == GRADIENT else self.features.layers[layer].source}.{statistic}"
+
+
+def open_folder(folder: Path) -> dict[str, Features]:
+    """Every features file of a folder by task, in the order of their names, checked to fit together.
+
+    A task's shards stand for its file where that is missing.
+
+    Raises:
+        OsrmError: If the folder is missing or empty, if a file differs in base model, layers, pooling or length, or if
+            a shard is missing.
+    """
+    if not folder.is_dir():
+        raise OsrmError(f"{folder} is missing", "make it with 'osrm collect --task NAME'")
+    paths = {shards.whole_of(path) for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
+    found = [Features.open(path) for path in sorted(paths)]
+    if not found:
+        raise OsrmError(
+            f"{folder} holds no features files (*.safetensors)", "make them with 'osrm collect --task NAME'"
+        )
+    check_together(found)
+    files: dict[str, Features] = {}
+    for features in found:
+        twin = files.setdefault(features.task, features)
+        if twin is not features:
+            raise OsrmError(f"{twin.path} and {features.path} both hold task '{features.task}'", "remove one of them")
+    return files
+
+
+def check_together(found: Sequence[Features]) -> None:
+    """Check that features files come from one base model and describe the same layers in the same way.
+
+    Raises:
+        OsrmError: Naming the file that differs, and how.
+    """
+    provenance.same_base({features.path: features.base for features in found})
+    for name, fact in (("revision", _revision), ("layers", _layers), ("pooling", _pooling)):
+        values = [fact(features) for features in found]
+        known = [value for value in values if value is not None]
+        usual = max(known, key=known.count, default=None)
+        for features, value in zip(found, values, strict=True):
+            if value not in (None, usual):
+                raise OsrmError(
+                    f"{features.path} differs from the other features files in its {name}: {_shown(value, usual)}",
+                    f"collect '{features.task}' again with the options of the others",
+                )
+
+
+def _revision(features: Features) -> str | None:
+    return features.base.revision  # None for a local copy of the same weights
+
+
+def _layers(features: Features) -> Any:
+    return {name: (layer.d_in, layer.d_out) for name, layer in features.layers.items()}
+
+
+def _pooling(features: Features) -> Any:
+    return (features.facts.get("settings") or {}).get("pooling")
+
+
+def _shown(value: Any, usual: Any) -> str:
+    if not isinstance(value, dict):
+        return f"{value}, expected {usual}"
+    layer = next(name for name in sorted(value.keys() | usual.keys()) if value.get(name) != usual.get(name))
+    return f"{layer} is {value.get(layer, 'absent')}, expected {usual.get(layer, 'absent')} (d_in, d_out)"

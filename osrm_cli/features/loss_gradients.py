@@ -1,0 +1,86 @@
+"""The gradient of a task's loss with respect to its target layers' weights, before any of them is trained.
+
+At a new head it says little: the head's random weights decide its directions. So the head's last layer is fitted first,
+on what the frozen model puts out, and the gradient is taken on examples that it was not fitted to: two halves of the
+examples change roles, and both gradients are added. What else is new in a head stays as the seed draws it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from osrm_cli.calibration import head_map as calibrating
+from osrm_cli.errors import OsrmError
+from osrm_cli.models import batching as batches
+from osrm_cli.models import heads
+from osrm_cli.models.target_modules import is_conv1d
+from osrm_cli.tasks.task import Data, Label, Task
+
+
+def gradients(
+    model: torch.nn.Module,
+    layers: Mapping[str, torch.nn.Module],
+    data: Data,
+    encodings: Sequence[batches.Encoding],
+    tokenizer: Any,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> dict[str, torch.Tensor]:
+    """``dL/dW`` of the mean loss by target layer, ``(d_out, d_in)``, float32.
+
+    Args:
+        model: A classifier for the task, in evaluation mode; its head's last layer is fitted in place.
+        layers: Target layers by name.
+        data: Labelled examples.
+        encodings: The same as tokens.
+        tokenizer: Knows how to pad.
+        batch_size: Examples in a batch.
+        advance: Called with the number of examples done.
+
+    Raises:
+        OsrmError: If labels are missing, or a class has fewer than two examples.
+    """
+    halves, labels = _halves(data), data.labels
+    _, head = calibrating.head_layer(model)
+    device = next(model.parameters()).device
+    found = calibrating.representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
+    model.requires_grad_(False)
+    weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
+    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    for fitted, judged in (halves, halves[::-1]):
+        heads.fit(head, data.task, found[fitted], [labels[i] for i in fitted])
+        for rows in batches.bucket([len(encodings[i]["input_ids"]) for i in judged], batch_size):
+            chosen = [judged[row] for row in rows]
+            batch = batches.collate([encodings[i] for i in chosen], tokenizer, device)
+            value = loss(model(**batch).logits, data.task, [labels[i] for i in chosen])
+            for total, gradient in zip(sums, torch.autograd.grad(value, weights), strict=True):
+                total += gradient
+            advance(len(chosen))
+    named = zip(layers.items(), sums, strict=True)
+    return {n: (total.T if is_conv1d(layer) else total) / len(encodings) for (n, layer), total in named}
+
+
+def loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:
+    """Sum of the examples' losses, the one that training has: cross-entropy, or the squared error of a score."""
+    wanted = torch.tensor(labels, device=logits.device)
+    if task.regression:
+        return functional.mse_loss(logits.float().squeeze(-1), wanted.float(), reduction="sum")
+    return functional.cross_entropy(logits.float(), wanted, reduction="sum")
+
+
+def _halves(data: Data) -> tuple[list[int], list[int]]:
+    """Every second example of each class, or along the scores, and the others."""
+    labels, task = data.labels, data.task
+    for index, name in enumerate(task.labels or ()):
+        if labels.count(index) < 2:
+            raise OsrmError(
+                f"{len(labels)} examples of '{task.name}' hold {labels.count(index)} of class '{name}', its gradient "
+                "needs two or more",
+                "take more --samples",
+            )
+    if len(labels) < 2:
+        raise OsrmError(f"there is one example of '{task.name}', its gradient needs two or more", "take more --samples")
+    order = sorted(range(len(labels)), key=lambda i: labels[i])
+    return sorted(order[::2]), sorted(order[1::2])

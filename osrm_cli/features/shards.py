@@ -1,0 +1,193 @@
+"""Shards of a features file: what each of several runs has read, in a form that adds up to the whole.
+
+``features/<task>.shard-<i>-of-<n>.safetensors`` holds the sums behind each statistic as float64 tensors named
+``<layer>.<statistic>.<sum>``, and the header of the whole file, but for its counts.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.features.statistics import table as statistics
+from osrm_cli.features.statistics.accumulators import Accumulator
+from osrm_cli.storage import tensors
+
+_NAME = re.compile(r"(?P<task>.+)\.shard-(?P<index>[1-9]\d*)-of-(?P<count>[1-9]\d*)\.safetensors")
+_COUNTS = ("tokens", "examples")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several disjoint shares of a task's batches.
+
+    Attributes:
+        index: Which one, from 1.
+        count: Of how many.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``2/8``.
+
+        Raises:
+            OsrmError: If it is not of this form.
+        """
+        found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text.strip(), re.ASCII)
+        if not found or int(found[1]) > int(found[2]):
+            raise OsrmError(f"shard '{text}', expected i/n with i from 1 to n", "for example --shard 2/8")
+        return cls(int(found[1]), int(found[2]))
+
+    def path(self, whole: Path) -> Path:
+        """Where this share of a whole features file lies."""
+        return whole.with_name(f"{whole.stem}.shard-{self.index}-of-{self.count}.safetensors")
+
+
+def share_of(path: Path) -> Share | None:
+    """The share that a file's name stands for; ``None`` for a whole features file."""
+    found = _NAME.fullmatch(path.name)
+    return Share(int(found["index"]), int(found["count"])) if found else None
+
+
+def find(whole: Path) -> list[Path]:
+    """The shards beside the place of a whole features file, in the order of their numbers."""
+    found = [(share_of(path), path) for path in whole.parent.glob("*.safetensors")]
+    ours = [(each.count, each.index, path) for each, path in found if each and path.name == each.path(whole).name]
+    return [path for _, _, path in sorted(ours)]
+
+
+def tasks(folder: Path) -> list[str]:
+    """The tasks that a folder holds shards of, in the order of their names."""
+    return sorted({whole_of(path).stem for path in folder.glob("[!.]*.safetensors") if share_of(path)})
+
+
+def whole_of(path: Path) -> Path:
+    """The whole features file that a shard belongs to; a whole one's own path."""
+    found = _NAME.fullmatch(path.name)
+    return path.with_name(f"{found['task']}.safetensors") if found else path
+
+
+def _facts(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
+    """The header of the whole that shards add up to."""
+    _check_complete(whole, [share for path in paths if (share := share_of(path))])
+    headers = [tensors.read_facts(path) for path in paths]
+    plain = [{key: value for key, value in header.items() if key not in _COUNTS} for header in headers]
+    for path, header, other in zip(paths, plain, headers, strict=True):
+        if header != plain[0]:
+            odd = next(key for key in sorted(header.keys() | plain[0].keys()) if header.get(key) != plain[0].get(key))
+            raise OsrmError(f"{path} differs from {paths[0]} in its {odd}", "collect all shards with the same options")
+        if not {*_COUNTS, "shards", "layers", "statistics"} <= other.keys():
+            raise OsrmError(f"{path}: its header is incomplete", "collect this shard again")
+    counts = {key: sum(header[key] for header in headers) for key in _COUNTS}
+    return {key: value for key, value in plain[0].items() if key != "shards"} | counts
+
+
+def _check_complete(whole: Path, shares: Sequence[Share]) -> None:
+    counts = sorted({share.count for share in shares})
+    if not counts:
+        raise OsrmError(f"{whole.parent} holds no shards of task '{whole.stem}'", "osrm collect --shard 1/2 makes one")
+    if len(counts) > 1:
+        raise OsrmError(
+            f"{whole.parent} holds shards of {' and of '.join(map(str, counts))} of task '{whole.stem}'",
+            "remove those that do not belong",
+        )
+    missing = sorted(set(range(1, counts[0] + 1)) - {share.index for share in shares})
+    if missing:
+        raise OsrmError(
+            f"{whole.parent} lacks shards {', '.join(map(str, missing))} of {counts[0]} of task '{whole.stem}'",
+            f"osrm collect --task {whole.stem} --shard {missing[0]}/{counts[0]}, with the options of the others",
+        )
+
+
+Sums = Mapping[str, Sequence[Accumulator]]  # by layer, in the order of the statistics' names
+
+
+def finished(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What a whole file holds: every statistic by ``<layer>.<statistic>``, float32."""
+    return {entry: total.finish().float() for entry, total in _entries(sums, names)}
+
+
+def bounds(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
+    """What its header says of finished statistics that are not exact, under ``bounds``."""
+    found = {entry: total.bound() for entry, total in _entries(sums, names) if total.bound()}
+    return {"bounds": found} if found else {}
+
+
+def states(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What a shard's file holds."""
+    entries = _entries(sums, names)
+    return {f"{entry}.{part}": tensor for entry, total in entries for part, tensor in total.state().items()}
+
+
+def _entries(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, Accumulator]]:
+    for layer, totals in sums.items():
+        for name, total in zip(names, totals, strict=True):
+            yield f"{layer}.{name}", total
+
+
+class Sum:
+    """Shards opened as if they were the whole file.
+
+    Args:
+        whole: Where the whole file would lie.
+
+    Attributes:
+        paths: The shards, in the order of their numbers.
+        facts: The whole file's header, but for bounds.
+
+    Raises:
+        OsrmError: If one is missing or differs from the others in more than its counts.
+    """
+
+    def __init__(self, whole: Path) -> None:
+        self.paths = find(whole)
+        self.facts = _facts(whole, self.paths)
+        self._files = [tensors.TensorFile(path) for path in self.paths]
+        self._widths = {layer["source"]: layer["d_in"] for layer in self.facts["layers"].values()}
+        self._keys = [set(tensors.open_tensors(path).keys()) for path in self.paths]
+
+    def get_tensor(self, entry: str) -> torch.Tensor:
+        """One statistic, float32 as in the whole file.
+
+        Raises:
+            KeyError: If a shard lacks it.
+        """
+        return self._total(entry).finish().float()
+
+    def bound(self, entry: str) -> dict[str, float]:
+        """How far it may be off."""
+        total = self._total(entry)
+        total.finish()
+        return total.bound()
+
+    def contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors and header of the whole file.
+
+        Raises:
+            OsrmError: If a shard lacks a tensor.
+        """
+        names = self.facts["statistics"]
+        sums = {layer: [self._total(f"{layer}.{name}") for name in names] for layer in self._widths}
+        return finished(sums, names), self.facts | bounds(sums, names)
+
+    def _total(self, entry: str) -> Accumulator:
+        """The accumulator that counted what all shards have counted.
+
+        Raises:
+            KeyError: If a shard lacks it.
+        """
+        layer, _, name = entry.rpartition(".")
+        total = statistics.find(name).load()(self._widths[layer])
+        for file, keys in zip(self._files, self._keys, strict=True):
+            parts = {part: f"{entry}.{part}" for part in total.state()}
+            if not set(parts.values()) <= keys:
+                raise KeyError(entry)
+            total.take({part: file.get_tensor(key) for part, key in parts.items()})
+        return total

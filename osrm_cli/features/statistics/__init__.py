@@ -1,0 +1,1 @@
+"""Statistics of a layer's inputs: pure torch, no files."""

@@ -1,0 +1,79 @@
+"""Table of the statistics that ``collect`` keeps of a layer's inputs. Importing it does not import torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from osrm_cli.errors import OsrmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from osrm_cli.features.statistics.accumulators import Accumulator
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One row of the table.
+
+    Attributes:
+        name: What the user types, and the tensor's name in a features file.
+        summary: One line for help and completion.
+        accumulator: ``module:Class`` below ``osrm_cli.maths``; empty for what is no statistic of a layer's inputs.
+        size: Rows of a sketch; ``None`` for a statistic that has no size.
+    """
+
+    name: str
+    summary: str
+    accumulator: str
+    size: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name without its size: ``sketch`` for ``sketch:64``."""
+        return self.name.partition(":")[0]
+
+    def load(self) -> Callable[[int], Accumulator]:
+        """Return what makes an empty accumulator from ``d_in``; this imports torch."""
+        module, _, name = self.accumulator.partition(":")
+        made: Callable[..., Accumulator] = getattr(
+            importlib.import_module(f"osrm_cli.features.statistics.{module}"), name
+        )
+        return made if self.size is None else partial(made, size=self.size)
+
+
+STATISTICS = (
+    Statistic("mean", "mean over all attended tokens, (d_in,)", "accumulators:Mean"),
+    Statistic("samples", "token mean of every example, (k, d_in)", "accumulators:Samples"),
+    Statistic("second-moment", "uncentred second moment of the tokens, (d_in, d_in)", "accumulators:SecondMoment"),
+    Statistic(
+        "sketch:m",
+        "Frequent Directions of m rows, (m, d_in), for wide models",
+        "frequent_directions:FrequentDirections",
+    ),
+    Statistic("gradient", "gradient of the task's loss, (d_out, d_in), from labels", ""),
+)
+
+
+def find(name: str) -> Statistic:
+    """Look a statistic up by name; ``sketch:64`` is a sketch of 64 rows.
+
+    Raises:
+        OsrmError: If there is no such statistic, or a sketch has no positive size.
+    """
+    kind, _, size = name.strip().replace("_", "-").partition(":")
+    found = {row.kind: row for row in STATISTICS}.get(kind)
+    if found is None or (size and found.kind != "sketch"):
+        names = [row.name for row in STATISTICS]
+        near = difflib.get_close_matches(kind, names, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else None
+        raise OsrmError(f"unknown statistic '{name}', expected one of: {', '.join(names)}", hint)
+    if found.kind != "sketch":
+        return found
+    if not (size.isascii() and size.isdigit() and int(size) > 0):
+        raise OsrmError(f"statistic '{name}' has no size, expected sketch:m with m rows", "for example sketch:64")
+    return replace(found, name=f"sketch:{int(size)}", size=int(size))

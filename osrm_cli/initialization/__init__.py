@@ -1,0 +1,1 @@
+"""`osrm init`: LoRA initializations made from activation statistics."""

@@ -1,0 +1,153 @@
+"""From features files to starts: an A for every layer of every task, and B at zero."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.features.features_file import Features
+from osrm_cli.initialization.from_features import requests, used
+from osrm_cli.initialization.objectives import rank_budget as budget
+from osrm_cli.initialization.objectives.row_scale import scaled
+from osrm_cli.initialization.objectives.table import Objective
+from osrm_cli.initialization.objectives.warnings import concerns
+from osrm_cli.linalg.low_rank import LowRank
+
+MOST = 2  # times the average rank: what --rank-budget gives one layer, as EVA's rho (arXiv:2410.07170)
+
+Ranks = Mapping[str, Mapping[str, int]]  # by task and layer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How starts are made.
+
+    Attributes:
+        objective: How A is chosen, and what is read for it.
+        statistic: What it is chosen from.
+        rank: Rows of A in each layer, on average where there is a budget.
+        rank_budget: Sum of the ranks of all layers, or ``None`` for the same rank in each.
+        alpha: ``lora_alpha`` of a layer of that rank; twice the rank if ``None``.
+        a_scale: Size of A, or ``None`` as the objective has it.
+        eps: The ``eps`` of ``gevd``.
+        seed: Of every random draw.
+    """
+
+    objective: Objective
+    statistic: str | None
+    rank: float
+    rank_budget: int | None
+    alpha: float | None
+    a_scale: str | None
+    eps: float
+    seed: int
+
+    @property
+    def scaling(self) -> float:
+        """``lora_alpha / r``, the same in every layer."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    def facts(self) -> dict[str, object]:
+        """The settings as ``osrm.json`` has them."""
+        facts = {name: getattr(self, name) for name in ("statistic", "rank", "alpha", "a_scale", "eps", "seed")}
+        spread = {} if self.rank_budget is None else {"rank_budget": self.rank_budget}
+        return {"objective": self.objective.name, **facts, **spread}
+
+    def config(self, features: Features, ranks: Mapping[str, int]) -> AdapterConfig:
+        """PEFT's settings for a start; one that it does not know, such as 'osrm', it would refuse."""
+        usual = max(ranks.values())
+        alpha = self.scaling * usual
+        others = {f"^{re.escape(layer)}": self.scaling * rank for layer, rank in ranks.items() if rank != usual}
+        return AdapterConfig(
+            base_model=features.base.name,
+            revision=features.base.revision,
+            task_type="SEQ_CLS",
+            fan_in_fan_out=features.facts["fan_in_fan_out"],
+            target_modules=tuple(features.facts["target_modules"]),
+            lora_alpha=int(alpha) if alpha.is_integer() else alpha,
+            alpha_pattern=others,
+        )
+
+
+@dataclass
+class Start:
+    """One task's start.
+
+    Attributes:
+        factors: By layer; B is zero.
+        concerns: Reasons to doubt it.
+    """
+
+    factors: dict[str, LowRank] = field(default_factory=dict)
+    concerns: list[str] = field(default_factory=list)
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """By layer."""
+        return {layer: update.rank for layer, update in self.factors.items()}
+
+
+def spread(
+    files: Mapping[str, Features], wanted: Sequence[str], recipe: Recipe, total: int, advance: Callable[[int], None]
+) -> Ranks:
+    """Each task's ranks by layer: the ``total`` directions that are worth most to the objective.
+
+    Args:
+        files: Features files by task.
+        wanted: Tasks to make starts for.
+        recipe: How.
+        total: Sum of the ranks.
+        advance: Called with 1 after each layer.
+
+    Raises:
+        OsrmError: If the budget does not fit the layers.
+    """
+    layers = next(iter(files.values())).layers
+    most = min(MOST * math.ceil(total / len(layers)), *(layer.d_in for layer in layers.values()))
+    spectra: dict[str, dict[str, torch.Tensor]] = {task: {} for task in wanted}
+    choose, name = recipe.objective.load(), recipe.objective.name
+    for request in requests(files, wanted, recipe.objective, most, recipe.seed, recipe.eps, recipe.statistic):
+        spectra[request.task][request.layer] = budget.worth(name, choose(request), request)
+        advance(1)
+    return {task: budget.spread_rank(found, total) for task, found in spectra.items()}
+
+
+def make(
+    files: Mapping[str, Features],
+    wanted: Sequence[str],
+    recipe: Recipe,
+    ranks: Ranks | None,
+    advance: Callable[[int], None],
+) -> dict[str, Start]:
+    """Every task's start in one pass over the features.
+
+    Args:
+        files: Features files by task.
+        wanted: Tasks to make starts for.
+        recipe: How.
+        ranks: From ``spread``, or ``None`` for the recipe's in each layer.
+        advance: Called with 1 after each layer.
+
+    Raises:
+        OsrmError: If the files cannot serve the objective.
+    """
+    row, choose = recipe.objective, recipe.objective.load()
+    starts = {task: Start() for task in wanted}
+    tokens = {task: sum(files[name].tokens for name in used(files, task, row) if name != task) for task in wanted}
+    most = max(rank for task in ranks.values() for rank in task.values()) if ranks else int(recipe.rank)
+    for request in requests(files, wanted, row, most, recipe.seed, recipe.eps, recipe.statistic):
+        if ranks:
+            request = replace(request, rank=ranks[request.task][request.layer])
+        start, own = starts[request.task], files.get(request.task)
+        A = choose(request)  # noqa: N806 - the papers' letters
+        A = scaled(A, recipe.a_scale, request) if recipe.a_scale else A  # noqa: N806
+        B = torch.zeros(request.d_out or 0, len(A))  # noqa: N806
+        start.factors[request.layer] = LowRank(B, A)
+        for doubt in concerns(row.name, request, tokens[request.task], own.tokens if own else None):
+            if doubt not in start.concerns:
+                start.concerns.append(doubt)
+        advance(1)
+    return starts

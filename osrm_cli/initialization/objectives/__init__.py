@@ -1,0 +1,1 @@
+"""Objectives for A: pure torch, no files."""

@@ -1,0 +1,48 @@
+"""Starts for A that read no features: PEFT's two, and the controls."""
+
+import math
+
+import torch
+
+from osrm_cli import seeding as random
+from osrm_cli.initialization.objectives.layer_problem import Request
+
+
+def kaiming(request: Request) -> torch.Tensor:
+    """PEFT's default: ``kaiming_uniform_(a=sqrt(5))``, which is uniform in ``+-1/sqrt(d_in)``; ``(r, d_in)``."""
+    drawn = torch.rand(
+        request.rank,
+        request.d_in,
+        generator=random.generator(request.seed, "kaiming", request.task, request.layer),
+        dtype=torch.float64,
+    )
+    return (2 * drawn - 1) / math.sqrt(request.d_in)
+
+
+def gaussian(request: Request) -> torch.Tensor:
+    """PEFT's ``init_lora_weights="gaussian"``: normal with standard deviation ``1/r``; ``(r, d_in)``."""
+    drawn = random.gaussian(request.rank, request.d_in, request.seed, "gaussian", request.task, request.layer)
+    return drawn / request.rank
+
+
+def random_orthonormal(request: Request) -> torch.Tensor:
+    """A uniformly random subspace's orthonormal basis, ``(r, d_in)``."""
+    return orthonormal_rows(
+        random.gaussian(request.rank, request.d_in, request.seed, "random-orthonormal", request.task, request.layer)
+    )
+
+
+def last_coordinates(request: Request) -> torch.Tensor:
+    """Unit vectors of the last ``r`` inputs, ``(r, d_in)``, the same for every task and layer.
+
+    What the published OSRM code amounts to on LAPACK, whose full SVD of a few mean vectors completes the basis there.
+    """
+    return torch.eye(request.d_in, dtype=torch.float64)[-request.rank :]
+
+
+def orthonormal_rows(A: torch.Tensor) -> torch.Tensor:
+    """Orthonormal rows of the same span, ``(r, d_in)``, by QR with a positive diagonal: unique, so equal everywhere."""
+    Q, R = torch.linalg.qr(A.T)
+    signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q.dtype)  # sign() would erase the rows of a dependent span
+    rows: torch.Tensor = (Q * signs).T
+    return rows.contiguous()

@@ -1,0 +1,189 @@
+"""Table of the objectives for A that ``init`` offers. Importing it does not import torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from osrm_cli.errors import OsrmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from osrm_cli.initialization.objectives.osrm import Request
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One row of the table.
+
+    Attributes:
+        name: What the user types.
+        summary: One line for help and completion.
+        function: ``module:function`` below ``osrm_cli.maths``.
+        source: Where it comes from.
+        statistics: Kinds of statistic that can serve it, the preferred one first; empty if it reads no features.
+        needs_others: Whether it reads the other tasks' statistic.
+        needs_own: Whether it reads the task's own statistic.
+        needs_gradient: Whether it reads a gradient of the task's own loss.
+        orthonormal: Whether the rows of its A are orthonormal.
+    """
+
+    name: str
+    summary: str
+    function: str
+    source: str
+    statistics: tuple[str, ...] = ()
+    needs_others: bool = False
+    needs_own: bool = False
+    needs_gradient: bool = False
+    orthonormal: bool = True
+
+    def load(self) -> Callable[[Request], torch.Tensor]:
+        """Return the function from a request to A; this imports torch."""
+        module, _, name = self.function.partition(":")
+        loaded: Callable[[Request], torch.Tensor] = getattr(
+            importlib.import_module(f"osrm_cli.initialization.objectives.{module}"), name
+        )
+        return loaded
+
+    def serve(self, held: tuple[str, ...], wanted: str | None = None) -> str | None:
+        """The held statistic that serves this objective best; ``None`` if it reads no features.
+
+        Args:
+            held: Names of the statistics at hand, such as ``("mean", "sketch:64")``.
+            wanted: Take this one, given by name or, as ``sketch``, by kind.
+
+        Raises:
+            OsrmError: If none of them can serve it, or the wanted one cannot.
+        """
+        if wanted:
+            return self._take(held, wanted)
+        if not self.statistics:
+            return None
+        for kind in self.statistics:
+            for name in held:
+                if name.partition(":")[0] == kind:
+                    return name
+        raise OsrmError(
+            f"objective '{self.name}' needs one of: {', '.join(self.statistics)}; the features hold: {', '.join(held)}",
+            f"collect them again with --statistic {self.statistics[0]}",
+        )
+
+    def _take(self, held: tuple[str, ...], wanted: str) -> str:
+        wanted = wanted.strip().replace("_", "-")
+        if wanted.partition(":")[0] not in self.statistics:
+            kinds = ", ".join(self.statistics) or "none, it reads no features"
+            raise OsrmError(f"objective '{self.name}' cannot be chosen from '{wanted}', but from: {kinds}")
+        for name in held:
+            if wanted in (name, name.partition(":")[0]):
+                return name
+        raise OsrmError(
+            f"the features hold no '{wanted}', they all hold: {', '.join(held)}",
+            f"collect them again with --statistic {wanted}",
+        )
+
+
+OBJECTIVES = (
+    Objective(
+        "osrm",
+        "orthogonal to the other tasks' features",
+        "osrm:osrm",
+        "arXiv:2505.22934",
+        ("mean", "samples", "second-moment", "sketch"),
+        needs_others=True,
+    ),
+    Objective(
+        "osrm-in",
+        "the task's own main directions among those the others leave free",
+        "data_aware:osrm_in",
+        "arXiv:2404.00228",
+        ("second-moment", "sketch", "samples"),
+        needs_others=True,
+        needs_own=True,
+    ),
+    Objective(
+        "gevd",
+        "most own signal per unit of interference",
+        "data_aware:gevd",
+        "arXiv:2603.00191",
+        ("second-moment", "sketch", "samples"),
+        needs_others=True,
+        needs_own=True,
+    ),
+    Objective(
+        "eva",
+        "the task's own main directions (control)",
+        "data_aware:eva",
+        "arXiv:2410.07170",
+        ("second-moment", "sketch", "samples"),
+        needs_own=True,
+    ),
+    Objective(
+        "loss-aware",
+        "steepest decrease of the own loss per unit of interference",
+        "data_aware:loss_aware",
+        "generalised eigenproblem of gevd with the gradient in place of the features",
+        ("second-moment", "sketch", "samples", "mean"),
+        needs_others=True,
+        needs_gradient=True,
+    ),
+    Objective(
+        "official",
+        "the published code's steps: last right singular vectors of the others' means",
+        "osrm:official",
+        "arXiv:2505.22934",
+        ("mean",),
+        needs_others=True,
+    ),
+    Objective(
+        "random-orthonormal",
+        "random orthonormal rows (control for scale)",
+        "random_baselines:random_orthonormal",
+        "control",
+    ),
+    Objective(
+        "last-coordinates",
+        "unit vectors of the last r inputs, for every task (control)",
+        "random_baselines:last_coordinates",
+        "control",
+    ),
+    Objective(
+        "kaiming",
+        "PEFT's default random start (baseline)",
+        "random_baselines:kaiming",
+        "arXiv:2106.09685",
+        orthonormal=False,
+    ),
+    Objective(
+        "gaussian",
+        "PEFT's Gaussian random start (baseline)",
+        "random_baselines:gaussian",
+        "arXiv:2106.09685",
+        orthonormal=False,
+    ),
+)
+
+# What ``init`` takes unless told otherwise: the best start of studies/glue-minilm, or the paper's where the features do
+# not serve that one.
+DEFAULTS = ("gevd", "osrm")
+
+
+def find(name: str) -> Objective:
+    """Look an objective up by name.
+
+    Raises:
+        OsrmError: If there is no such objective.
+    """
+    wanted = name.strip().replace("_", "-")
+    for row in OBJECTIVES:
+        if row.name == wanted:
+            return row
+    names = [row.name for row in OBJECTIVES]
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else None
+    raise OsrmError(f"unknown objective '{name}', expected one of: {', '.join(names)}", hint)

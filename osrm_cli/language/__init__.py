@@ -1,1 +1,0 @@
-"""Models and text, through transformers, peft and datasets."""

@@ -1,0 +1,1 @@
+"""Linear algebra on torch tensors: low-rank updates, eigenpairs, second moments, subspaces."""

@@ -1,0 +1,126 @@
+"""How much one task's update moves the outputs for another task's inputs, without a forward pass.
+
+``E ||B A x||^2 = tr[(B^T B)(A C A^T)]`` for inputs with second moment ``C``, the adapter's scaling in B: ``r x r``
+work once ``A C A^T`` is known.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg import ridge
+from osrm_cli.linalg.low_rank import LowRank
+
+
+def energy(update: LowRank, C: torch.Tensor) -> torch.Tensor:
+    """``E ||B A x||^2`` with the scaling in B, a scalar, differentiable in A and B.
+
+    Args:
+        update: The factors.
+        C: Uncentred second moment of the inputs, ``(d_in, d_in)``.
+    """
+    A, B = update.A, update.B
+    return ((B.T @ B) * (A @ C @ A.T)).sum()
+
+
+def energy_of_rows(update: LowRank, rows: torch.Tensor) -> torch.Tensor:
+    """``energy`` for ``C = rows^T rows``: a sketch, or any factor of a second moment, ``(n, d_in)``."""
+    seen = update.A @ rows.T
+    return ((update.B.T @ update.B) * (seen @ seen.T)).sum()
+
+
+def base_energy(W: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+    """``E ||W0 x||^2 = tr(W0 C W0^T)``, a scalar; W ``(d_out, d_in)``."""
+    return ((W @ C) * W).sum()
+
+
+def matrix(updates: Sequence[LowRank], moments: Sequence[torch.Tensor]) -> torch.Tensor:
+    """``(T, U)``, float64: entry ``t, u`` is the energy of update ``t`` on the inputs of task ``u`` in one layer."""
+    doubled = [update.to(torch.float64) for update in updates]
+    columns = [torch.stack([energy(update, C.double()) for update in doubled]) for C in moments]
+    return torch.stack(columns, dim=1)
+
+
+def relative(energies: Sequence[torch.Tensor], bases: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean over layers of energy in units of the base model's own, ``(T, U)``.
+
+    Args:
+        energies: ``matrix`` of each layer, ``(T, U)``.
+        bases: ``base_energy`` of each layer on each task's inputs, ``(U,)``.
+    """
+    return torch.stack([energy / base for energy, base in zip(energies, bases, strict=True)]).mean(dim=0)
+
+
+class _Energies(torch.autograd.Function):
+    """``energy`` from ``A C``: as C is symmetric, the gradient needs no other product with it."""
+
+    @staticmethod
+    def forward(ctx: Any, A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
+        inner, seen = B.mT @ B, AC @ A.mT
+        ctx.save_for_backward(B, AC, inner, seen)
+        return (inner * seen).sum(dim=(-2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        B, AC, inner, seen = ctx.saved_tensors
+        twice = 2 * grad[..., None, None]
+        return inner @ (twice * AC).sum(dim=0), B @ (twice * seen).sum(dim=0), None
+
+
+def energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
+    """``energy`` of L layers' updates on the inputs of U kinds, ``(U, L)``, differentiable in A and B.
+
+    In training C is by far the largest thing that is read, and so it is read once a step.
+
+    Args:
+        A: ``(L, r, d_in)``.
+        B: ``(L, d_out, r)``, the scaling in it.
+        AC: ``A`` times the inputs' symmetric second moments, ``(U, L, r, d_in)``; its gradient is accounted for.
+    """
+    found: torch.Tensor = _Energies.apply(A, B, AC)  # type: ignore[no-untyped-call]
+    return found
+
+
+def projection(update: LowRank, A: torch.Tensor) -> LowRank:
+    """An existing update on a new A, ``B = argmin_B ||B A - dW||_F = dW A^+``: arXiv:2505.22934.
+
+    Args:
+        update: The existing adapter's ``dW = B_0 A_0``, its scaling in ``B_0``.
+        A: New A ``(r, d_in)``, of full rank.
+    """
+    A = A.double()
+    mixed: torch.Tensor = torch.linalg.lstsq(A.T, update.A.double().T).solution
+    return LowRank(update.B.double() @ mixed.T, A)
+
+
+def balanced(A: torch.Tensor, C: torch.Tensor, others: torch.Tensor, mu: float, count: int = 1) -> torch.Tensor:
+    """``A'_t = A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}``, ``(r, d_in)``: an existing adapter repaired, B kept.
+
+    It minimises ``||(X - dW_t) C_t^{1/2}||^2 + mu sum_{u != t} ||X C_u^{1/2}||^2`` over ``X``, and keeps the rank. With
+    ``mu = 1`` and unnormalised sums for the C, the repaired updates add up to RegMean's merge (arXiv:2212.09849).
+    Where the sum is singular, every task counts as having a little of what none of them shows, as in ``regmean``.
+
+    Args:
+        A: The adapter's A ``(r, d_in)``.
+        C: The task's own second moment ``(d_in, d_in)``.
+        others: Sum of the other tasks' second moments.
+        mu: What interference costs; 0 keeps the update.
+        count: Number of other tasks.
+
+    Raises:
+        OsrmError: If mu is negative, or all features are zero.
+    """
+    if mu < 0:
+        raise OsrmError(f"mu is {mu:g}, expected 0 or more")
+    A, C = A.double(), C.double()
+    total = C + mu * others.double()
+    if total.trace() <= 0:
+        raise OsrmError("all second moments are zero", "collect the features again")
+    L, added = ridge.cholesky(total)
+    right = A @ C + added / (1 + mu * count) * A
+    repaired: torch.Tensor = torch.cholesky_solve(right.T, L)
+    return repaired.T

@@ -1,0 +1,63 @@
+"""How far two subspaces, or two tasks' features, share their directions."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from osrm_cli.initialization.objectives.random_baselines import orthonormal_rows
+
+
+def overlap(A_1: torch.Tensor, A_2: torch.Tensor) -> float:
+    """``||Q_1 Q_2^T||_F^2 / r`` of two row spaces ``(r, d)``: 1 if equal, 0 if orthogonal, about ``r/d`` if random."""
+    Q_1, Q_2 = orthonormal_rows(A_1.double()), orthonormal_rows(A_2.double())
+    return float((Q_1 @ Q_2.T).square().sum() / min(len(Q_1), len(Q_2)))
+
+
+def principal_angles(A_1: torch.Tensor, A_2: torch.Tensor) -> torch.Tensor:
+    """Angles in radians between two row spaces, the smallest first, ``(min(r_1, r_2),)``.
+
+    From sines where the angle is small and from cosines where it is large: either alone loses half of the digits there.
+    """
+    Q_1, Q_2 = orthonormal_rows(A_1.double()), orthonormal_rows(A_2.double())
+    if len(Q_1) < len(Q_2):
+        Q_1, Q_2 = Q_2, Q_1
+    cosines = torch.linalg.svdvals(Q_2 @ Q_1.T).clamp(max=1)
+    sines = torch.linalg.svdvals(Q_2 - (Q_2 @ Q_1.T) @ Q_1).flip(0).clamp(max=1)
+    return torch.where(cosines.square() > 0.5, sines.asin(), cosines.acos())
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues and eigenvectors of a second moment, the main ones first.
+
+    Attributes:
+        values: ``(n,)``, none below zero; ``n`` may be less than ``d``, the rest are zero.
+        vectors: ``(n, d)``, orthonormal rows.
+    """
+
+    values: torch.Tensor
+    vectors: torch.Tensor
+
+    @classmethod
+    def of_moment(cls, C: torch.Tensor) -> Self:
+        """Of ``C`` ``(d, d)``."""
+        values, vectors = torch.linalg.eigh(C.double())
+        return cls(values.clamp(min=0).flip(0), vectors.flip(1).T)
+
+    @classmethod
+    def of_rows(cls, rows: torch.Tensor) -> Self:
+        """Of ``rows^T rows`` for ``(n, d)``: a thin SVD, whose cost does not grow with ``d^2``."""
+        _, values, vectors = torch.linalg.svd(rows.double(), full_matrices=False)
+        return cls(values.square(), vectors)
+
+    def effective_rank(self) -> float:
+        """Exponential of the entropy of the normalised eigenvalues: between 1 and ``n``; 0 if all are zero."""
+        shares = self.values[self.values > 0] / self.values.sum()
+        return float(torch.exp(-(shares * shares.log()).sum())) if len(shares) else 0.0
+
+    def main_space(self, energy: float = 0.99) -> torch.Tensor:
+        """The fewest eigenvectors that hold a share of the trace, rows ``(q, d)``."""
+        shares = self.values.cumsum(0) / self.values.sum()
+        # The last share is 1 but for rounding, which must not ask for one vector more than there are.
+        return self.vectors[: min(1 + int((shares < energy).sum()), len(self.values))]

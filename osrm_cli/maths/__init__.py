@@ -1,1 +1,0 @@
-"""The mathematics, on tensors alone: no files, no printing, no transformers."""

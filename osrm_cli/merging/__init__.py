@@ -1,0 +1,1 @@
+"""`osrm merge`: one model from many adapters."""

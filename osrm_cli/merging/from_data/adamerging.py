@@ -1,0 +1,114 @@
+"""Layer-wise weights of least entropy, for AdaMerging (arXiv:2310.02575)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from osrm_cli import seeding as random
+from osrm_cli.merging.from_data.task_models import BATCH, Change, TaskModel, changed
+from osrm_cli.merging.layer_data import Evidence
+from osrm_cli.merging.plan import Plan
+
+RATE = 1e-3  # the paper's
+
+Weights = dict[str, dict[str, float]]
+
+
+class Learned(Evidence):
+    """What ``osrm.json`` says of learned weights; the rule is told nothing more than the weights."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self._facts = facts
+
+    def facts(self) -> Mapping[str, Any]:
+        """The examples that were read, the entropy before and after."""
+        return self._facts
+
+
+class Mixture:
+    """The sum ``sum_t c_tl w_tl dW_tl`` in every layer ``l``, as hooks: no dense weight is ever built.
+
+    Args:
+        models: The tasks' classifiers, in the order of the adapters' names.
+        plan: Names the layers; its weights ``w`` scale the updates, its lambda is where every coefficient starts.
+
+    Attributes:
+        coefficients: ``c``, ``(T, L)``: tasks in the order of ``models``, layers in the order of ``plan.layers``.
+    """
+
+    def __init__(self, models: Sequence[TaskModel], plan: Plan) -> None:
+        device = models[0].device
+        shape = (len(models), len(plan.layers))
+        self.coefficients = torch.full(shape, plan.options.scale, device=device, requires_grad=True)
+        self.changes = {layer: self._change(models, plan, layer, index) for index, layer in enumerate(plan.layers)}
+
+    def _change(self, models: Sequence[TaskModel], plan: Plan, layer: str, column: int) -> Change:
+        held = [(row, update) for row, model in enumerate(models) if (update := model.update(layer))]
+        A = torch.cat([update.A for _, update in held])  # noqa: N806 - the papers' letters
+        B = torch.cat([update.B * plan.weight(row, layer) for row, update in held], dim=1)  # noqa: N806
+        owners = torch.tensor([row for row, update in held for _ in range(update.rank)], device=A.device)
+        return lambda x, y: y + (x @ A.T * self.coefficients[owners, column]) @ B.T
+
+
+def learn(models: Sequence[TaskModel], plan: Plan, advance: Callable[[int], None]) -> tuple[Weights, dict[str, Any]]:
+    """Minimise the mean over tasks of the mean entropy of their predictions, each task with its own head, by Adam.
+
+    Every step takes a batch of each task. No label is read, and the coefficients are not bounded.
+
+    Args:
+        models: The tasks' classifiers, in the order of the adapters' names; classification only.
+        plan: Its options say how many steps, and the seed of the batches.
+        advance: Called with 1 after each step.
+
+    Returns:
+        The weight ``c_tl w_tl`` by adapter and layer, and the facts for ``osrm.json``: examples, entropy before and
+        after by task, in nats.
+    """
+    mixture = Mixture(models, plan)
+    options = plan.recipe.options
+    before = {model.name: mean_entropy(model, mixture) for model in models}
+    adam = torch.optim.Adam([mixture.coefficients], lr=RATE)
+    drawn = [_batches(model, options["seed"]) for model in models]
+    for _ in range(options["steps"]):
+        adam.zero_grad()
+        for model, indices in zip(models, drawn, strict=True):  # one graph at a time
+            loss = entropy(model, mixture, next(indices)).mean() / len(models)
+            loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        advance(1)
+    learned = mixture.coefficients.tolist()
+    weights = {
+        model.name: {layer: plan.weight(row, layer) * learned[row][column] for column, layer in enumerate(plan.layers)}
+        for row, model in enumerate(models)
+    }
+    facts = {model.name: {"before": before[model.name], "after": mean_entropy(model, mixture)} for model in models}
+    return weights, {"examples": {model.name: model.sample.facts() for model in models}, "entropy": facts}
+
+
+def entropy(model: TaskModel, mixture: Mixture, indices: Sequence[int]) -> Tensor:
+    """Entropy of the predictions for some examples, ``(len(indices),)``, in nats, with its graph."""
+    shell = model.ready()
+    with changed(shell, mixture.changes):
+        log_p = shell(**model.batch(indices)).logits.float().log_softmax(dim=-1)
+    found: Tensor = -(log_p.exp() * log_p).sum(dim=-1)
+    return found
+
+
+def mean_entropy(model: TaskModel, mixture: Mixture) -> float:
+    """Mean entropy over all of a task's examples, in nats."""
+    with torch.no_grad():
+        found = [entropy(model, mixture, indices).to(torch.float64).cpu() for indices in model.buckets()]
+    return float(torch.cat(found).mean())
+
+
+def _batches(model: TaskModel, seed: int) -> Iterator[list[int]]:
+    """Batches without end: one random order of the examples after the other."""
+    generator = random.generator(seed, "adamerging", model.name)
+    waiting: list[int] = []
+    count = len(model.encodings)
+    while True:
+        while len(waiting) < min(BATCH, count):
+            waiting += torch.randperm(count, generator=generator).tolist()
+        yield [waiting.pop(0) for _ in range(min(BATCH, count))]

@@ -1,0 +1,107 @@
+"""The diagonal Fisher information of each task's adapted weights, for Fisher merging (arXiv:2111.09832).
+
+The empirical one: gradients of the log-likelihood of the true labels, not of labels drawn from the model. A number is
+taken for the mean of a Gaussian of unit variance: its negative log-likelihood is half the squared error. Such numbers
+have no common scale, nor have well and badly trained tasks: so each task's information is divided by its norm over all
+layers, as the code published with the paper does.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from osrm_cli.merging.from_data.task_models import Change, TaskModel, adding, changed
+from osrm_cli.merging.layer_data import Evidence, Fields
+from osrm_cli.storage import tensors
+from osrm_cli.tasks.task import Label, Task
+
+
+class Fisher(Evidence):
+    """Fisher information in files, of which a merge reads one layer at a time.
+
+    Args:
+        models: The tasks' classifiers, in the order of the adapters' names.
+        shapes: ``(d_out, d_in)`` of every layer to measure, whether a task's adapter changes it or not.
+        folder: An existing folder for the files; they can go when the merge is done.
+        advance: Called with 1 after each example.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[TaskModel],
+        shapes: Mapping[str, tuple[int, int]],
+        folder: Path,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._samples = {model.name: model.sample.facts() for model in models}
+        self._paths = [folder / f"{model.name}.safetensors" for model in models]
+        self._norms: dict[str, float] = {}
+        for model, path in zip(models, self._paths, strict=True):
+            found = diagonal(model, shapes, advance)
+            norm = math.sqrt(sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in found.values()))
+            tensors.save(path, {name: F / (norm or 1.0) for name, F in found.items()}, {})
+            self._norms[model.name] = norm
+
+    def of(self, layer: str) -> Fields:
+        """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
+        return {"fisher": tuple(tensors.TensorFile(path).get_tensor(layer) for path in self._paths)}
+
+    def facts(self) -> Mapping[str, object]:
+        """The examples that were read, and each task's norm."""
+        return {"examples": self._samples, "fisher_norms": self._norms}
+
+
+def diagonal(
+    model: TaskModel, shapes: Mapping[str, tuple[int, int]], advance: Callable[[int], None]
+) -> dict[str, Tensor]:
+    """``(1/n) sum_i (d log p(y_i | x_i) / dW)^2`` at ``W + dW_t`` by layer, ``(d_out, d_in)``, float32.
+
+    One example at a time. Its gradient is ``sum_p g_p x_p^T`` over positions, and over calls where a model uses a layer
+    again, from the layer's inputs ``x`` and the gradient ``g`` of its outputs: the whole weight's, not its factors'.
+    """
+    shell = model.ready()
+    labels = model.sample.data.labels
+    sums = {name: torch.zeros(shape, device=model.device) for name, shape in shapes.items()}
+    calls: dict[str, list[tuple[Tensor, list[Tensor]]]] = {name: [] for name in shapes}
+    watching = {name: _watching(adding(model.update(name)), seen) for name, seen in calls.items()}
+    with changed(shell, watching), torch.enable_grad():
+        for index, label in enumerate(labels):
+            logits = shell(**model.batch([index])).logits[0]
+            _loss(model.sample.data.task, logits, label).backward()  # type: ignore[no-untyped-call]
+            for name, seen in calls.items():
+                reached = [(x, gradient[0]) for x, gradient in seen if gradient]
+                if reached:
+                    inputs, gradients = (torch.cat([_rows(x) for x in part]) for part in zip(*reached, strict=True))
+                    sums[name] += (gradients.T @ inputs).square()
+                seen.clear()
+            advance(1)
+    return {name: total / len(labels) for name, total in sums.items()}
+
+
+def _watching(change: Change, seen: list[tuple[Tensor, list[Tensor]]]) -> Change:
+    """The change, and a note of the inputs and of the gradient that the outputs will get."""
+
+    def watch(x: Tensor, y: Tensor) -> Tensor:
+        # The weights are frozen: without the zero, the first layers' outputs would have no gradient.
+        y = change(x, y) + torch.zeros((), device=y.device, requires_grad=True)
+        gradient: list[Tensor] = []
+        y.register_hook(gradient.append)  # type: ignore[no-untyped-call]
+        seen.append((x.detach(), gradient))
+        return y
+
+    return watch
+
+
+def _loss(task: Task, logits: Tensor, label: Label) -> Tensor:
+    """``-log p(label)``, in nats."""
+    if task.regression:
+        return (logits.squeeze() - label).square() / 2
+    return functional.cross_entropy(logits, torch.tensor(label, device=logits.device))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,36 @@
+"""Passes over the model that tell a merging rule what the adapters do not say, by ``Method.passes``."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from osrm_cli.merging.from_data import adamerging
+from osrm_cli.merging.from_data.adamerging import Learned
+from osrm_cli.merging.from_data.fisher import Fisher
+from osrm_cli.merging.from_data.regmean_plus_plus import MergedSoFar
+from osrm_cli.merging.from_data.task_models import TaskModel
+from osrm_cli.merging.plan import Plan
+
+# What, how many, of which unit -> the function that advances the bar.
+Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+
+
+def inform(plan: Plan, models: Sequence[TaskModel], folder: Path, progress: Progress) -> Plan:
+    """The same plan with what its method needs from the model.
+
+    Args:
+        plan: Its method has passes.
+        models: The tasks' classifiers, in the order of the adapters.
+        folder: An empty folder for what is too large for memory; it has to be there until the merge is done.
+        progress: Draws a bar.
+    """
+    if plan.method.passes == "second-moments":  # collected while layers are merged
+        return replace(plan, evidence=MergedSoFar(models, plan.layers))
+    if plan.method.passes == "fisher":
+        shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
+        with progress("fisher", sum(len(model.encodings) for model in models), "examples") as advance:
+            return replace(plan, evidence=Fisher(models, shapes, folder, advance))
+    with progress("weights", plan.recipe.options["steps"], "steps") as advance:
+        weights, facts = adamerging.learn(models, plan, advance)
+    return replace(plan.with_weights(weights), evidence=Learned(facts))

@@ -1,0 +1,67 @@
+"""Second moments of each layer's inputs in the model merged so far, for RegMean++ (arXiv:2508.03121)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from osrm_cli.features.statistics.accumulators import SecondMoment
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.from_data.task_models import Change, TaskModel, adding, changed
+from osrm_cli.merging.layer_data import Evidence, Fields
+from osrm_cli.merging.plan import MergedLayer
+from osrm_cli.models import layer_inputs as activations
+
+
+class MergedSoFar(Evidence):
+    """Moments that are collected when a layer is asked for, with the results of the layers before it in the model.
+
+    Layers are merged in the order in which they run. Layers that are fed with the same tensor share one pass over each
+    task's text, which ends at the first of them. So a layer depends on everything below it, also within its own block.
+
+    Args:
+        models: The tasks' classifiers, in the order of the adapters' names.
+        layers: Every layer to merge.
+
+    Raises:
+        OsrmError: If a layer takes no part in classification.
+    """
+
+    def __init__(self, models: Sequence[TaskModel], layers: Sequence[str]) -> None:
+        self._models = models
+        shell = models[0].ready()
+        targets = {name: shell.get_submodule(name) for name in layers}
+        self._sources = activations.find_inputs(shell, targets, models[0].batch([0])).sources
+        self.sequence = tuple(self._sources)
+        self._changes: dict[str, Change] = {}
+        self._moments: dict[str, tuple[torch.Tensor, ...]] = {}
+
+    def of(self, layer: str) -> Fields:
+        """``C_t`` of the merged model's inputs, ``(d_in, d_in)``, float64."""
+        source = self._sources[layer]
+        if source not in self._moments:
+            self._moments[source] = tuple(self._collected(model, source) for model in self._models)
+        return {"second_moments": self._moments[source]}
+
+    def merged(self, layer: MergedLayer) -> None:
+        """Put a layer's result into the model that the layers above are fed by."""
+        if not isinstance(layer.result, LowRank):
+            raise TypeError(f"{layer.name}: {type(layer.result).__name__}, expected factors")
+        device = self._models[0].device
+        factors = layer.result.to(torch.float32)
+        self._changes[layer.name] = adding(LowRank(factors.B.to(device), factors.A.to(device)))
+        source = self._sources[layer.name]
+        if not any(other == source and name not in self._changes for name, other in self._sources.items()):
+            del self._moments[source]
+
+    def facts(self) -> Mapping[str, object]:
+        """The examples that were read."""
+        return {"examples": {model.name: model.sample.facts() for model in self._models}}
+
+    def _collected(self, model: TaskModel, layer: str) -> torch.Tensor:
+        shell = model.ready()
+        totals = activations.Totals(shell, {layer: shell.get_submodule(layer)}, [SecondMoment])
+        with changed(shell, self._changes):
+            for rows in model.buckets():
+                totals.add(model.batch(rows), rows)
+        moment: torch.Tensor = totals.sums[layer][0].finish()
+        return moment

@@ -1,0 +1,133 @@
+"""One backbone in memory and each task's own classifier on it; updates are added by hooks, never to the weights."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.from_data.samples import Sample
+from osrm_cli.merging.plan import Plan
+from osrm_cli.models import backbone as scoring
+from osrm_cli.models import batching as batches
+from osrm_cli.models import classifier as base_model
+from osrm_cli.models.target_modules import widths
+
+BATCH = 16
+
+# From a layer's inputs (..., d_in) and outputs (..., d_out) to its new outputs.
+Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A task's classifier and the examples to run through it.
+
+    Attributes:
+        sample: The task's adapter and examples.
+        shell: The backbone, which all tasks share, with a head for this task's classes; frozen, without dropout.
+        head: The head's weights, and those of the backbone that the base model's checkpoint does not determine.
+        encodings: The examples, tokenised.
+        tokenizer: The base model's.
+        device: Where the model lies.
+    """
+
+    sample: Sample
+    shell: PreTrainedModel
+    head: Mapping[str, torch.Tensor]
+    encodings: Sequence[batches.Encoding]
+    tokenizer: Any
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.sample.adapter.name
+
+    def ready(self) -> PreTrainedModel:
+        """The classifier with this task's head in it; the next call for another task may take it out again."""
+        self.shell.load_state_dict(dict(self.head), strict=False)
+        return self.shell
+
+    def update(self, layer: str) -> LowRank | None:
+        """The adapter's update of a layer, float32, read when asked for; nothing if it does not change the layer."""
+        adapter = self.sample.adapter
+        return adapter.update(layer, torch.float32, self.device) if layer in adapter.layers else None
+
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Examples, padded."""
+        return batches.collate([self.encodings[index] for index in indices], self.tokenizer, self.device)
+
+    def buckets(self) -> list[list[int]]:
+        """All examples in batches of like length."""
+        return batches.bucket([len(encoding["input_ids"]) for encoding in self.encodings], BATCH)
+
+
+def load(plan: Plan, samples: Sequence[Sample], folder: Path, device: torch.device) -> list[TaskModel]:
+    """Load the base model once, in float32, and put every task's head beside it.
+
+    Raises:
+        OsrmError: If an adapter or its head does not fit the base model, or its examples are too long for it.
+    """
+    base_model.check_length(folder, max(sample.max_length for sample in samples))
+    tokenizer = base_model.load_tokenizer(folder)
+    model = base_model.load_classifier(folder, 2, tokenizer, torch.float32, 0).model
+    model.requires_grad_(False)
+    whole: torch.nn.Module = model  # transformers' own method "to" is not typed
+    whole.to(device)
+    whole.train(False)
+    check_layers(model, plan)
+    return [_task_model(model, sample, tokenizer, device) for sample in samples]
+
+
+def _task_model(model: PreTrainedModel, sample: Sample, tokenizer: Any, device: torch.device) -> TaskModel:
+    adapter = sample.adapter
+    head, shell = adapter.heads(), model
+    if head:
+        with scoring.headed(model, head, sample.data.task.num_labels, adapter.folder) as own:
+            own.requires_grad_(False)
+        shell = cast("PreTrainedModel", own)
+    encodings = batches.tokenise(tokenizer, sample.data.examples, sample.max_length)
+    return TaskModel(sample, shell, head, encodings, tokenizer, device)
+
+
+def check_layers(model: PreTrainedModel, plan: Plan) -> None:
+    """Check that a model has every layer that the adapters change, in their widths.
+
+    Raises:
+        OsrmError: If not.
+    """
+    modules = dict(model.named_modules())
+    for name, layer in plan.shapes.items():
+        found = widths(modules[name]) if name in modules else None
+        if found != (layer.d_in, layer.d_out):
+            raise OsrmError(
+                f"the adapters change {name}, (d_in, d_out) = {(layer.d_in, layer.d_out)}; "
+                f"{model.name_or_path} has {found or 'no such layer'}",
+                "give the right base model with --model",
+            )
+
+
+@contextmanager
+def changed(model: torch.nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
+    """Change what layers put out, by forward hooks."""
+
+    def hook(change: Change) -> Callable[..., torch.Tensor]:
+        return lambda _module, args, output: change(args[0], output)
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(change)) for name, change in changes.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def adding(update: LowRank | None) -> Change:
+    """Add an update, if there is one: ``y + B A x``."""
+    return lambda x, y: y + (x @ update.A.T) @ update.B.T if update else y

@@ -1,0 +1,58 @@
+"""What a merging rule is told of a layer beyond the updates: from features files, or from passes over the model."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from osrm_cli.features.features_file import Features
+from osrm_cli.storage import provenance
+
+if TYPE_CHECKING:
+    from osrm_cli.merging.plan import MergedLayer
+
+SECOND_MOMENT = "second-moment"
+Fields = Mapping[str, tuple[torch.Tensor, ...]]
+
+
+class Evidence:
+    """Nothing: enough for the rules that need the updates alone.
+
+    Attributes:
+        sequence: Layers in the order in which they have to be merged, each after those that it depends on; empty where
+            any order will do.
+    """
+
+    sequence: tuple[str, ...] = ()
+
+    def of(self, layer: str) -> Fields:
+        """Fields of ``LayerUpdates``, in each of them one tensor per adapter, in the order of the adapters' names."""
+        return {}
+
+    def merged(self, layer: "MergedLayer") -> None:
+        """Take note of a layer's result; called after each layer of ``sequence``."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """What ``osrm.json`` says of it."""
+        return {"features": []}
+
+
+class Moments(Evidence):
+    """Second moments of the base model's features, as ``osrm collect`` wrote them.
+
+    Args:
+        features: One file per adapter, in the order of the adapters' names.
+    """
+
+    def __init__(self, features: list[Features]) -> None:
+        self.features = features
+        self._readers = [each.reader() for each in features]
+
+    def of(self, layer: str) -> Fields:
+        """``C_t`` of the base model's inputs, ``(d_in, d_in)``."""
+        return {"second_moments": tuple(reader.read(layer, SECOND_MOMENT) for reader in self._readers)}
+
+    def facts(self) -> Mapping[str, Any]:
+        """The files with their digests."""
+        paths = [path for features in self.features for path in features.files]
+        return {"features": [{"path": path.as_posix(), "sha256": provenance.sha256(path)} for path in paths]}

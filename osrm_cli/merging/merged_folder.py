@@ -1,0 +1,175 @@
+"""The merged folder: one update for all tasks, and each task's head beside it.
+
+``--as adapter``, the default::
+
+    merged/
+      adapter_config.json, adapter_model.safetensors    the merged update alone
+      tasks/<task>/                                     a complete PEFT folder: the merged update and the task's head
+      merge.yaml, osrm.json, README.md                  how it was made
+
+``--as model`` holds the base model's files with the update added, and ``tasks/<task>/head.safetensors``. A task-aware
+method writes ``unified.safetensors`` instead, see ``task_aware.py``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.writer import AdapterWriter, write_adapter_stream
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging import records
+from osrm_cli.merging import task_masks as task_aware
+from osrm_cli.merging.methods.layer_updates import TaskAware
+from osrm_cli.merging.plan import MergedLayer, Plan
+from osrm_cli.merging.records import HEAD, TASKS
+from osrm_cli.models.checkpoint import Checkpoint
+from osrm_cli.storage import tensors
+from osrm_cli.storage.provenance import Base
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was written.
+
+    Attributes:
+        form: ``adapter``, ``model`` or ``task-aware``.
+        ranks: Rank of each layer's factors; empty but for an adapter.
+        kept: Share of each layer's energy that is left after recompression.
+    """
+
+    form: str
+    ranks: Mapping[str, int]
+    kept: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a merge is carried out; nothing of it changes the result.
+
+    Attributes:
+        jobs: Layers computed at a time.
+        device: Where to compute.
+        advance: Called with 1 after each layer.
+    """
+
+    jobs: int
+    device: torch.device | str
+    advance: Callable[[int], None]
+
+    def merge(self, plan: Plan, layers: Sequence[str]) -> Iterator[MergedLayer]:
+        """Merge layers in the order given."""
+        for layer in plan.merge(layers, self.jobs, self.device):
+            yield layer
+            self.advance(1)
+
+
+def write(stage: Path, plan: Plan, work: Work, base: Base | None, checkpoint: Checkpoint | None = None) -> Merged:
+    """Merge, and write the whole folder.
+
+    Args:
+        stage: An existing, empty folder that is being staged.
+        plan: What to do.
+        work: How.
+        base: The base model, where it is known.
+        checkpoint: The base model's files, to write a model instead of an adapter.
+    """
+    rescalers: dict[str, dict[str, float]] = {}
+    with ThreadPoolExecutor(1) as beside:  # hashing takes as long as the reading and writing, but another core
+        digests = beside.map(Adapter.sha256, plan.adapters)
+        if plan.method.task_aware:
+            rescalers = task_aware.write(stage, plan, work.merge(plan, plan.layers))
+            merged = Merged("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
+        elif checkpoint:
+            merged = _write_model(stage, plan, work, checkpoint)
+        else:
+            merged = _write_adapter(stage, plan, work)
+        if merged.form != "adapter":
+            _write_heads(stage, plan.adapters)
+        records.write(stage, plan, base, merged.form, merged.kept, rescalers, digests)
+    return merged
+
+
+def _write_adapter(stage: Path, plan: Plan, work: Work) -> Merged:
+    """PEFT folders, all written layer by layer at once."""
+    heads = {adapter.name: adapter.heads() for adapter in plan.adapters}
+    config = _config(plan, any(heads.values()))
+    merged = Merged("adapter", ranks := {}, kept := {})
+    with ExitStack() as stack:
+
+        def open_writer(folder: Path, own: AdapterConfig, head: Mapping[str, torch.Tensor]) -> AdapterWriter:
+            folder.mkdir(parents=True, exist_ok=True)
+            return stack.enter_context(
+                write_adapter_stream(folder, plan.layers, own, head, plan.dtype, plan.embeddings)
+            )
+
+        writers = [open_writer(stage, config, {})]
+        for adapter in plan.adapters:
+            if head := heads[adapter.name]:
+                own = replace(
+                    config, task_type=adapter.config.task_type, modules_to_save=adapter.config.modules_to_save
+                )
+                writers.append(open_writer(stage / TASKS / adapter.name, own, head))
+        for layer in work.merge(plan, plan.layers):
+            if not isinstance(layer.result, LowRank):
+                raise TypeError(f"{layer.name}: {type(layer.result).__name__} cannot be written as an adapter")
+            for writer in writers:
+                writer.add(layer.name, layer.result)
+            ranks[layer.name], kept[layer.name] = layer.result.rank, layer.kept
+    return merged
+
+
+def _write_model(stage: Path, plan: Plan, work: Work, checkpoint: Checkpoint) -> Merged:
+    """The base model with the update added, tensor by tensor."""
+    dtype = plan.dtype if plan.recipe.dtype else None
+    conv = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
+    found = {
+        name: checkpoint.find(name, (layer.d_out, layer.d_in), conv or layer.embedding)
+        for name, layer in plan.shapes.items()
+    }
+    owners = {weight: layer for layer, (weight, _) in found.items()}
+    layers = work.merge(plan, [owners[name] for name in checkpoint.sequence(dtype) if name in owners])
+    kept: dict[str, float] = {}
+
+    def add(weight: torch.Tensor) -> torch.Tensor:
+        layer = next(layers)
+        kept[layer.name] = layer.kept
+        if isinstance(layer.result, TaskAware):
+            raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
+        delta = (layer.result.dense() if isinstance(layer.result, LowRank) else layer.result).cpu()
+        wide = torch.promote_types(weight.dtype, delta.dtype)
+        return weight.to(wide) + (delta.T if found[layer.name][1] else delta).to(wide)
+
+    checkpoint.write(stage, dict.fromkeys(owners, add), dtype)
+    next(layers, None)  # lets the last layer count in the progress
+    return Merged("model", {}, kept)
+
+
+def _write_heads(stage: Path, adapters: Iterable[Adapter]) -> None:
+    """Each adapter's head as ``tasks/<task>/head.safetensors``, its tensors named as in the base model."""
+    for adapter in adapters:
+        if head := adapter.heads():
+            folder = stage / TASKS / adapter.name
+            folder.mkdir(parents=True, exist_ok=True)
+            tensors.save(folder / HEAD, head, {"task": adapter.name})
+
+
+def _config(plan: Plan, heads: bool) -> AdapterConfig:
+    """PEFT's settings of the update alone: without a head, its classes for classification could not load it."""
+    configs = [adapter.config for adapter in plan.adapters]
+    types = {config.task_type for config in configs}
+    same = (
+        len({(config.target_modules, tuple(a.layers)) for config, a in zip(configs, plan.adapters, strict=True)}) == 1
+    )
+    return AdapterConfig(
+        base_model=next((config.base_model for config in configs if config.base_model), None),
+        revision=next((config.revision for config in configs if config.revision), None),
+        task_type=types.pop() if len(types) == 1 and not heads else None,
+        fan_in_fan_out=any(config.fan_in_fan_out for config in configs),
+        target_modules=configs[0].target_modules if same else (),
+    )

@@ -1,0 +1,42 @@
+"""Merging methods: the table, and how to find a row.
+
+No torch in this file, ``method`` and ``table``: shell completion and ``--help`` read them.
+"""
+
+import difflib
+from dataclasses import replace
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.merging.methods.method import Method
+from osrm_cli.merging.methods.table import METHODS
+
+__all__ = ["METHODS", "Method", "find"]
+
+
+def find(name: str) -> Method:
+    """Return a method by its name or an alias; ``_`` is accepted for ``-``, ``pico+RULE`` for any rule but task-aware.
+
+    Raises:
+        OsrmError: If there is none; names the nearest ones.
+    """
+    wanted = name.strip().lower().replace("_", "-")
+    if wanted.startswith("pico+"):
+        return _before("pico", find(wanted.removeprefix("pico+")))
+    rows = {label: method for method in METHODS for label in (method.name, *method.aliases)}
+    if wanted in rows:
+        return rows[wanted]
+    near = difflib.get_close_matches(wanted, rows, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "osrm merge --list"
+    raise OsrmError(f"unknown method '{name}'", hint)
+
+
+def _before(wrapper: str, rule: Method) -> Method:
+    if rule.task_aware or wrapper in rule.within:
+        raise OsrmError(f"{wrapper} cannot go before '{rule.name}'", f"for example {wrapper}+ties")
+    return replace(
+        rule,
+        name=f"{wrapper}+{rule.name}",
+        summary=f"{rule.name}, after scaling down what the Bs share",
+        aliases=(),
+        within=(wrapper, *rule.within),
+    )

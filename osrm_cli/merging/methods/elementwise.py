@@ -1,0 +1,79 @@
+"""Rules on the entries of the updates: sparsify each, then add, or elect a sign and combine the entries that agree.
+
+Results are dense. The same functions serve the core space and the shared basis of KnOTS, where "entry" means a
+coordinate.
+"""
+
+from torch import Tensor
+
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+from osrm_cli.merging.methods.row_blocks import by_rows, elected_sign, summed
+from osrm_cli.merging.methods.sparsify import at_random, by_magnitude, largest, without_tails
+
+
+def ties(layer: LayerUpdates, options: Options) -> Tensor:
+    """TIES (arXiv:2306.01708): trim each ``w_t dW_t`` to its ``density`` largest entries, elect signs, merge.
+
+    ``x_t = trim(w_t dW_t)``, ``gamma = sign(sum_t x_t)``, result ``lambda * mean {x_t : sign(x_t) = gamma}``, or their
+    sum. Weights act before the election, as in mergekit; in PEFT after it. The mean divides by the number of entries,
+    as in PEFT and the authors' code; in mergekit by their weights. One adapter is itself at density 1; below, it is
+    its trimmed self. Not linear in the weights.
+    """
+    keep = [largest(update, options.density) for update in layer.weighted]
+    return options.scale * by_rows(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
+
+
+def magnitude(layer: LayerUpdates, options: Options) -> Tensor:
+    """``lambda * sum_t trim(w_t dW_t)``: each update reduced to its ``density`` largest entries, then added.
+
+    What PEFT calls ``magnitude_prune``. One adapter is itself at density 1.
+    """
+    keep = [largest(update, options.density) for update in layer.weighted]
+    return options.scale * by_rows(layer.weighted, summed, keep)
+
+
+def breadcrumbs(layer: LayerUpdates, options: Options) -> Tensor:
+    """Model Breadcrumbs (arXiv:2312.06795): ``lambda * sum_t m_t * w_t dW_t``, ``m_t`` without both tails.
+
+    ``outliers`` of the largest entries and all but the ``density`` next ones are dropped. One adapter is itself at
+    density 1, where no outlier is dropped.
+    """
+    keep = [without_tails(update, options.density, options.outliers) for update in layer.weighted]
+    return options.scale * by_rows(layer.weighted, summed, keep)
+
+
+def dare(layer: LayerUpdates, options: Options) -> Tensor:
+    """DARE (arXiv:2311.03099): ``lambda * sum_t m_t * w_t dW_t / density``, ``m_t`` Bernoulli(``density``).
+
+    Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1.
+    """
+    keep = [at_random(options, layer.name, adapter) for adapter in layer.adapters]
+    return options.scale * by_rows(layer.weighted, summed, keep)
+
+
+def dare_ties(layer: LayerUpdates, options: Options) -> Tensor:
+    """DARE's random drop in the place of TIES's trimming; then TIES's election and mean (arXiv:2311.03099).
+
+    Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1. Not
+    linear in the weights.
+    """
+    keep = [at_random(options, layer.name, adapter) for adapter in layer.adapters]
+    return options.scale * by_rows(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
+
+
+def della(layer: LayerUpdates, options: Options) -> Tensor:
+    """DELLA (arXiv:2406.11617): drop small entries more often than large ones, rescale, elect signs, merge as in TIES.
+
+    Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1. Not
+    linear in the weights.
+    """
+    keep = [by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
+    return options.scale * by_rows(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
+
+
+def _elected(blocks: Tensor, aggregate: str) -> Tensor:
+    """The mean, or the sum, of the entries that have the elected sign; overwrites ``blocks``."""
+    sign = elected_sign(blocks)
+    agreeing = blocks.mul_(sign).clamp_min_(0)
+    total = agreeing.sum(0) * sign
+    return total if aggregate == "sum" else total / agreeing.sign_().sum(0).clamp_min_(1)

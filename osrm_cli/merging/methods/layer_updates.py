@@ -1,0 +1,140 @@
+"""What every merging rule is given, and the one kind of result that is more than an update."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
+
+
+@dataclass(frozen=True)
+class LayerUpdates:
+    """The updates of one layer, one per adapter.
+
+    They are held in the order of the adapters' names, so that the order in which adapters are given cannot change a
+    byte of any result. Weights act before every rule: a weight of 0.7 means an update that is 0.7 times as large.
+
+    Attributes:
+        name: Full name of the layer; keys the random draws.
+        adapters: Names of the adapters, each once; they key the random draws.
+        updates: ``dW_t`` as factors, all of one ``(d_out, d_in)``; ranks may differ, and are 0 for an adapter that
+            does not change the layer.
+        weights: ``w_t``, any sign.
+        second_moments: ``C_t = E[x x^T]`` of the layer's inputs, ``(d_in, d_in)``, for the rules that need features.
+        fisher: Diagonal Fisher information of the entries of ``dW_t``, ``E[(dL/dW)^2]``, ``(d_out, d_in)``.
+    """
+
+    name: str
+    adapters: tuple[str, ...]
+    updates: tuple[LowRank, ...]
+    weights: tuple[float, ...]
+    second_moments: tuple[Tensor, ...] | None = None
+    fisher: tuple[Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        order = sorted(range(len(self.adapters)), key=lambda index: self.adapters[index])
+        for field in ("updates", "weights", "second_moments", "fisher", "adapters"):
+            values = getattr(self, field)
+            if values is not None:
+                if len(values) != len(order):
+                    raise ValueError(f"{self.name}: {len(values)} {field} for {len(order)} adapters")
+                object.__setattr__(self, field, tuple(values[index] for index in order))
+        if not order or len(set(self.adapters)) < len(order):
+            raise ValueError(f"{self.name}: expected adapters with different names, found {self.adapters}")
+        for adapter, update, weight in zip(self.adapters, self.updates, self.weights, strict=True):
+            if update.shape != self.shape:
+                raise OsrmError(
+                    f"{self.name} is {update.shape} in adapter '{adapter}', but {self.shape} in '{self.adapters[0]}'",
+                    "merge adapters of one base model only",
+                )
+            if not math.isfinite(weight):
+                raise OsrmError(f"the weight of adapter '{adapter}' is {weight}, expected a finite number")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(d_out, d_in)``."""
+        return self.updates[0].shape
+
+    @property
+    def weighted(self) -> tuple[LowRank, ...]:
+        """``w_t dW_t``, all in one precision, float32 or better."""
+        dtypes = [factor.dtype for update in self.updates for factor in (update.B, update.A)]
+        dtype = reduce(torch.promote_types, dtypes, torch.float32)
+        pairs = zip(self.updates, self.weights, strict=True)
+        return tuple(update.to(dtype).scaled(weight) for update, weight in pairs)
+
+    def with_updates(self, updates: tuple[LowRank, ...]) -> "LayerUpdates":
+        """The same layer with other updates, to which the weights have been applied."""
+        return replace(self, updates=updates, weights=(1.0,) * len(updates))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may set; each row of the table names the options that its rule reads.
+
+    Attributes:
+        scale: lambda, one factor on the whole result.
+        density: Share of the entries to keep, in ``(0, 1]``.
+        seed: Seed of the random masks.
+        rank: Rank of ``svd``; without ``rank`` and ``energy``, the largest rank among the inputs.
+        energy: Share of the energy that ``svd`` keeps.
+        aggregate: Whether sign-electing rules take the mean or the sum of the entries that agree.
+        window: DELLA: how far the drop probability varies with magnitude, its largest value minus its smallest.
+        outliers: Breadcrumbs: share of the largest entries to drop.
+        mask_scale: Consensus: an entry belongs to a task if ``|dW_t| >= mask_scale * |sum - dW_t|``.
+        agreement: Consensus: number of tasks that must use an entry.
+        common: Iso-CTS: share of the directions that the common part takes.
+        floor: SVC: smallest divisor of a singular value; 1 never raises one.
+        alpha: RegMean: factor on the off-diagonal entries of the second moments, in ``[0, 1]``.
+    """
+
+    scale: float = 1.0
+    density: float = 0.2
+    seed: int = 0
+    rank: int | None = None
+    energy: float | None = None
+    aggregate: Literal["mean", "sum"] = "mean"
+    window: float = 0.1
+    outliers: float = 0.01
+    mask_scale: float = 0.4
+    agreement: int = 2
+    common: float = 0.8
+    floor: float = 1.0
+    alpha: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name, low in (("density", 0.0), ("energy", 0.0), ("common", 0.0), ("alpha", -math.ulp(0.0))):
+            value = getattr(self, name)
+            if value is not None and not low < value <= 1:
+                raise OsrmError(f"{name} is {value}, expected a share up to 1")
+        for name in ("window", "outliers"):
+            if not 0 <= getattr(self, name) < 1:
+                raise OsrmError(f"{name} is {getattr(self, name)}, expected a share below 1")
+        if self.rank is not None and self.rank < 1:
+            raise OsrmError(f"rank is {self.rank}, expected 1 or more")
+        if not math.isfinite(self.scale):
+            raise OsrmError(f"lambda is {self.scale}, expected a finite number")
+
+
+@dataclass(frozen=True)
+class TaskAware:
+    """One update for all tasks, and what turns it into each task's own: **the task's name is needed at inference**.
+
+    Attributes:
+        unified: ``(d_out, d_in)``.
+        masks: One boolean ``(d_out, d_in)`` per adapter, in the order of the adapters' names.
+        rescalers: One factor per adapter.
+    """
+
+    unified: Tensor
+    masks: tuple[Tensor, ...]
+    rescalers: tuple[float, ...]
+
+    def of(self, index: int) -> Tensor:
+        """The update of the adapter at ``index``: ``rescaler * mask * unified``, ``(d_out, d_in)``."""
+        return self.unified * self.masks[index] * self.rescalers[index]

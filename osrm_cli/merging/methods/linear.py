@@ -1,0 +1,41 @@
+"""Rules that are linear in the updates, and the best truncation of such a sum: exact on factors."""
+
+from dataclasses import replace
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank, stack, truncate
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+
+
+def task_arith(layer: LayerUpdates, options: Options) -> LowRank:
+    """``lambda * sum_t w_t dW_t`` (arXiv:2212.04089), as stacked factors of rank ``sum r_t``.
+
+    Nothing is decomposed, so nothing is lost; equal to PEFT's ``cat`` where adapters have no rsLoRA.
+    """
+    return stack(layer.weighted).scaled(options.scale)
+
+
+def average(layer: LayerUpdates, options: Options) -> LowRank:
+    """``lambda * sum_t w_t dW_t / sum_t w_t`` (arXiv:2203.05482), as stacked factors of rank ``sum r_t``.
+
+    The average of the products, not the product of averages: that one has cross terms between the adapters.
+
+    Raises:
+        OsrmError: If the weights add up to zero.
+    """
+    total = sum(layer.weights)
+    if abs(total) <= 1e-12 * sum(map(abs, layer.weights)):
+        raise OsrmError(f"the weights add up to {total:g}, an average needs another sum", "use task-arith")
+    return stack(layer.weighted).scaled(options.scale / total)
+
+
+def svd(layer: LayerUpdates, options: Options) -> LowRank:
+    """The best approximation of ``task-arith`` at ``rank``, or at the rank that keeps ``energy`` (Eckart-Young).
+
+    Without either, the largest rank among the inputs. Equal to PEFT's ``svd`` where adapters have no rsLoRA.
+    """
+    rank = options.rank
+    if rank is None and options.energy is None:
+        rank = max(update.rank for update in layer.updates)
+    found, kept = truncate(task_arith(layer, options), rank, options.energy)
+    return replace(found, kept=kept)

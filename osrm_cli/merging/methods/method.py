@@ -1,0 +1,73 @@
+"""One row of the table of merging methods."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from osrm_cli.linalg.low_rank import LowRank
+    from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
+
+    Rule = Callable[[LayerUpdates, Options], LowRank | Tensor | TaskAware]
+
+Need = Literal["features", "data", "labels", "seed"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to merge.
+
+    Attributes:
+        name: Kebab-case.
+        summary: One line for ``--list`` and the documentation.
+        function: ``family:function`` below this package.
+        space: ``low-rank``: the result is natively an adapter; ``element``: it is dense.
+        needs: What must be there beyond the adapters.
+        default_lambda: Scale on the result when the user gives none.
+        options: Fields of ``Options`` that the method reads, beyond ``scale``.
+        aliases: Other names.
+        source: arXiv id, or nothing.
+        within: Functions of ``spaces`` that the rule is wrapped in, outermost first.
+        passes: What passes over the model on each task's data find for the rule: fields of ``LayerUpdates``, or the
+            weights.
+        task_aware: Whether the result is a ``TaskAware``, which needs the task's name at inference.
+    """
+
+    name: str
+    summary: str
+    function: str
+    space: Literal["low-rank", "element"] = "low-rank"
+    needs: tuple[Need, ...] = ()
+    default_lambda: float = 1.0
+    options: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+    within: tuple[str, ...] = ()
+    passes: Literal["second-moments", "fisher", "weights"] | None = None
+    task_aware: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether the result is an adapter as it is, without recompression."""
+        return self.space == "low-rank"
+
+    @property
+    def result(self) -> Literal["exact", "recompressed", "task-aware"]:
+        """What the result is as an adapter, for ``--list``."""
+        if self.task_aware:
+            return "task-aware"
+        return "exact" if self.exact and "rank" not in self.options else "recompressed"
+
+    def load(self) -> Rule:
+        """Import the method's function, wrapped in the spaces that its name says."""
+        family, name = self.function.split(":")
+        rule = getattr(importlib.import_module(f"{__package__}.{family}"), name)
+        for space in reversed(self.within):
+            rule = getattr(importlib.import_module(f"{__package__}.spaces"), space)(rule)
+        return rule  # type: ignore[no-any-return]

@@ -1,0 +1,80 @@
+"""Rules that solve a least-squares problem, with data or with the updates as their own data; and Fisher merging."""
+
+import torch
+from torch import Tensor
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg import ridge
+from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, stack
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+
+
+def regmean(layer: LayerUpdates, options: Options) -> LowRank:
+    """RegMean on the updates (arXiv:2212.09849): ``lambda * (sum_t w_t dW_t C_t) (sum_t C_t)^{-1}``.
+
+    Minimises ``sum_t E_{x ~ t} ||(X - w_t dW_t) x||^2``. Off-diagonal entries of each ``C_t`` are scaled by ``alpha``.
+    Solved by Cholesky in float64 on the factors ``A_t``, so the result keeps rank ``sum r_t``. Where the sum
+    is singular, as far as moments stored in float32 can tell, a small ridge is shared among the ``C_t``: directions
+    without data then take the plain average. One adapter is itself; linear in the weights.
+
+    Raises:
+        OsrmError: If there are no second moments.
+    """
+    if layer.second_moments is None:
+        raise OsrmError(
+            f"regmean needs second moments of {layer.name}'s inputs, none were given",
+            "osrm collect --statistic second-moment",
+        )
+    moments = [_damped(C.to(torch.float64), options.alpha) for C in layer.second_moments]
+    factor, added = ridge.cholesky(sum(moments[1:], start=moments[0]))
+    updates = []
+    for update, C in zip(layer.weighted, moments, strict=True):
+        exact = update.to(torch.float64)
+        right = exact.A @ C + added / len(moments) * exact.A
+        updates.append(LowRank(exact.B, torch.cholesky_solve(right.T, factor).T))
+    return stack(updates).scaled(options.scale)
+
+
+def wudi(layer: LayerUpdates, options: Options) -> LowRank:
+    """WUDI (arXiv:2503.08099) in closed form: ``min_X sum_t ||(X - w_t dW_t) dW_t^T||_F^2 / ||dW_t||_F^2``.
+
+    RegMean with ``C_t = dW_t^T dW_t / ||dW_t||^2``, which the authors approach by gradient steps. With
+    ``F = [dW_t / ||dW_t||]`` stacked by rows and ``K = [w_t dW_t dW_t^T / ||dW_t||]`` by columns, the solution of least
+    norm is ``X = lambda * K (F^+)^T``: no Gram matrix of ``F``, so its condition number is not squared. One adapter is
+    itself; adapters with weight 0 take no part.
+    """
+    core = core_space(layer.weighted)
+    norms = core.cores.flatten(1).norm(dim=1)
+    parts = [(M, norm) for M, norm in zip(core.cores, norms, strict=True) if norm > 0]
+    if not parts:
+        return core.join(core.cores[0])
+    F = torch.cat([M / norm for M, norm in parts], dim=0)
+    K = torch.cat([M @ M.T / norm for M, norm in parts], dim=1)
+    U, S, Vh = torch.linalg.svd(F, full_matrices=False)
+    rank = numerical_rank(S)
+    return core.join(options.scale * (K @ U[:, :rank] / S[:rank]) @ Vh[:rank])
+
+
+def fisher(layer: LayerUpdates, options: Options) -> Tensor:
+    """Fisher merging of the updates (arXiv:2111.09832): ``lambda * sum_t F_t * w_t dW_t / sum_t F_t``, per entry.
+
+    ``F_t`` is the diagonal Fisher information of the merged weight's entries on task ``t``. Entries without any
+    information take the plain mean. One adapter is itself; linear in the weights.
+
+    Raises:
+        OsrmError: If there is no Fisher information.
+    """
+    if layer.fisher is None:
+        raise OsrmError(f"fisher needs the Fisher information of {layer.name}, none was given")
+    information = torch.zeros(layer.shape, dtype=layer.fisher[0].dtype, device=layer.fisher[0].device)
+    for F in layer.fisher:
+        information = information + F.to(torch.promote_types(F.dtype, torch.float32))
+    merged = torch.zeros_like(information)
+    for update, F in zip(layer.weighted, layer.fisher, strict=True):
+        share = torch.where(information > 0, F / information, 1 / len(layer.fisher))
+        merged = merged + share * update.dense()
+    return options.scale * merged
+
+
+def _damped(C: Tensor, alpha: float) -> Tensor:
+    return alpha * C + (1 - alpha) * torch.diag(C.diagonal())

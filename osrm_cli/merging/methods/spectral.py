@@ -1,0 +1,99 @@
+"""Rules on singular vectors and values, exact in the core space: results have rank at most ``sum r_t``."""
+
+import torch
+from torch import Tensor
+
+from osrm_cli.linalg.low_rank import Core, LowRank, core_space, numerical_rank
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+
+
+def tsv(layer: LayerUpdates, options: Options) -> LowRank:
+    """TSV-M (arXiv:2412.00081): whiten the stacked singular vectors of the tasks against each other.
+
+    ``w_t dW_t = U_t S_t V_t^T``, cut to ``min(d_out, d_in) / T`` triplets; ``U = [U_1 ... U_T]``, ``V`` alike; result
+    ``lambda * polar(U) diag(S_1 ... S_T) polar(V)^T``. Triplets with singular value 0 are left out: the authors' dense
+    code keeps them when a LoRA has fewer than its share, so that arbitrary null vectors enter its polar factors. One
+    adapter is itself. Not linear in the weights: two equal adapters give one of them.
+    """
+    core = core_space(layer.weighted)
+    share = max(min(layer.shape) // len(layer.adapters), 1)
+    U, S, V = _joined([_triplets(M, share) for M in core.cores])
+    return core.join(options.scale * (_polar(U) * S) @ _polar(V).T)
+
+
+def iso_c(layer: LayerUpdates, options: Options) -> LowRank:
+    """Iso-C (arXiv:2502.04959): the sum with all its singular values replaced by their mean.
+
+    ``sum_t w_t dW_t = U S V^T``; result ``lambda * mean(S) * U V^T`` over the directions that the sum has. The authors'
+    dense code counts ``min(d_out, d_in)`` of them: its mean is smaller by ``rank / min(d_out, d_in)``, so its lambda
+    does not carry over, and it gives that mean to null vectors too, which are arbitrary. Equal to it where the updates
+    fill the width. One adapter is not itself, and not linear in the weights, by design.
+    """
+    core = core_space(layer.weighted)
+    U, S, V = _triplets(core.cores.sum(0), None, _size(core))
+    return core.join(options.scale * _mean(S) * U @ V.T)
+
+
+def iso_cts(layer: LayerUpdates, options: Options) -> LowRank:
+    """Iso-CTS (arXiv:2502.04959): Iso-C on the common directions joined by directions of each task's own.
+
+    Of the ``k`` directions that the updates span, about ``common * k`` come from the sum, so many that the rest divides
+    evenly: each task adds the leading ones of ``(I - U_c U_c^T) w_t dW_t``. The joined vectors are whitened by their
+    polar factors, all singular values replaced by the mean. One adapter is not itself, and not linear in the weights.
+    """
+    core = core_space(layer.weighted).principal()
+    size, tasks = _size(core), len(layer.adapters)
+    directions = min(core.cores.shape[1:])
+    own = round((directions - int(directions * options.common)) / tasks)
+    U, S, V = _triplets(core.cores.sum(0), max(directions - own * tasks, 1), size)
+    parts = [(U, S, V)]
+    if own:
+        parts += [_triplets(M - U @ (U.T @ M), own, size) for M in core.cores]
+    U, S, V = _joined(parts)
+    return core.join(options.scale * _mean(S) * _polar(U) @ _polar(V).T)
+
+
+def svc(layer: LayerUpdates, options: Options) -> LowRank:
+    """Singular value calibration (arXiv:2602.05536): divide each singular value of the sum by how often it counts.
+
+    ``W = sum_t w_t dW_t = U S V^T``; along ``u_r`` the sum answers task ``t`` with
+    ``s_rt = <u_r^T W, u_r^T dW_t> / ||u_r^T dW_t||^2``; result ``lambda * U diag(S_r / mean_t max(s_rt, floor)) V^T``.
+    One adapter is itself at ``floor <= 1``. Not linear in the weights.
+    """
+    core = core_space(layer.weighted)
+    W = core.cores.sum(0)
+    U, S, V = _triplets(W, None, _size(core))
+    answers = U.T @ core.cores  # (T, k, n)
+    energy = answers.square().sum(-1)
+    overlap = ((U.T @ W) * answers).sum(-1) / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+    return core.join(options.scale * (U * (S / overlap.clamp_min(options.floor).mean(0))) @ V.T)
+
+
+def _size(core: Core) -> float:
+    """The largest norm among the updates: what rounding in their sum is measured against."""
+    return float(core.cores.flatten(1).norm(dim=1).max())
+
+
+def _triplets(M: Tensor, count: int | None, size: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``count`` leading singular triplets ``U, S, V`` of ``M`` that stand above rounding."""
+    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+    keep = min(numerical_rank(S, size), count or len(S))
+    return U[:, :keep], S[:keep], Vh[:keep].T
+
+
+def _mean(S: Tensor) -> Tensor:
+    """The mean, 0 of nothing."""
+    return S.sum() / max(len(S), 1)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    U, S, V = zip(*parts, strict=True)
+    return torch.cat(U, dim=1), torch.cat(S), torch.cat(V, dim=1)
+
+
+def _polar(X: Tensor) -> Tensor:
+    """The polar factor: the nearest matrix with orthonormal columns, or the partial isometry if there is none."""
+    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+    rank = numerical_rank(S)
+    factor: Tensor = U[:, :rank] @ Vh[:rank]
+    return factor

@@ -1,0 +1,189 @@
+"""The rows. Adding a method is one row here and one function in the file of its family."""
+
+from dataclasses import replace
+
+from osrm_cli.merging.methods.method import Method
+
+_LINEAR = (
+    Method(
+        "task-arith",
+        "weighted sum of the updates",
+        "linear:task_arith",
+        aliases=("task-arithmetic", "ta", "sum"),
+        source="2212.04089",
+    ),
+    Method("average", "weighted mean of the updates", "linear:average", aliases=("linear",), source="2203.05482"),
+    Method("cat", "weighted sum, always stored as stacked factors", "linear:task_arith"),
+    Method("svd", "best approximation of the weighted sum at a rank", "linear:svd", options=("rank", "energy")),
+)
+_ELEMENT = (
+    Method(
+        "ties",
+        "trim, elect signs, mean of the entries that agree",
+        "elementwise:ties",
+        "element",
+        options=("density", "aggregate"),
+        source="2306.01708",
+    ),
+    Method(
+        "dare",
+        "drop entries at random, rescale, add",
+        "elementwise:dare",
+        "element",
+        ("seed",),
+        options=("density", "seed"),
+        aliases=("dare-linear",),
+        source="2311.03099",
+    ),
+    Method(
+        "dare-ties",
+        "drop entries at random, rescale, elect signs",
+        "elementwise:dare_ties",
+        "element",
+        ("seed",),
+        options=("density", "seed", "aggregate"),
+        source="2311.03099",
+    ),
+    Method(
+        "della",
+        "drop small entries more often, rescale, elect signs",
+        "elementwise:della",
+        "element",
+        ("seed",),
+        options=("density", "seed", "aggregate", "window"),
+        source="2406.11617",
+    ),
+    Method(
+        "breadcrumbs",
+        "drop the largest and the small entries, add",
+        "elementwise:breadcrumbs",
+        "element",
+        options=("density", "outliers"),
+        source="2312.06795",
+    ),
+    Method(
+        "magnitude",
+        "drop the small entries, add",
+        "elementwise:magnitude",
+        "element",
+        options=("density",),
+        aliases=("magnitude-prune",),
+    ),
+    Method(
+        "consensus",
+        "sum, on the entries that at least two tasks use",
+        "masks:consensus",
+        "element",
+        options=("mask_scale", "agreement"),
+        aliases=("tall",),
+        source="2405.07813",
+    ),
+)
+_KNOTS = tuple(
+    replace(
+        row,
+        name=f"knots-{row.name}",
+        summary=f"{row.name} in the basis that the tasks share",
+        space="low-rank",
+        aliases=("knots",) if row.name == "ties" else (),
+        source="2410.19735",
+        within=("knots",),
+    )
+    for row in _ELEMENT
+    if row.name in ("ties", "dare-ties")
+)
+_SPECTRAL = (
+    Method(
+        "tsv",
+        "singular vectors of the tasks, whitened against each other",
+        "spectral:tsv",
+        aliases=("tsv-m", "tsvm"),
+        source="2412.00081",
+    ),
+    Method("iso-c", "sum with a flat spectrum", "spectral:iso_c", source="2502.04959"),
+    Method(
+        "iso-cts",
+        "common and task-specific directions with a flat spectrum",
+        "spectral:iso_cts",
+        options=("common",),
+        source="2502.04959",
+    ),
+    Method(
+        "pico",
+        "scale down what the Bs share, add; before another rule: pico+RULE",
+        "linear:task_arith",
+        source="2604.16826",
+        within=("pico",),
+    ),
+    Method(
+        "svc",
+        "sum, each singular value divided by how often it counts",
+        "spectral:svc",
+        options=("floor",),
+        source="2602.05536",
+    ),
+)
+_REGRESSION = (
+    Method("wudi", "least interference on the updates' own rows", "regression:wudi", source="2503.08099"),
+    Method(
+        "regmean",
+        "least squares on the tasks' features",
+        "regression:regmean",
+        needs=("features",),
+        options=("alpha",),
+        source="2212.09849",
+    ),
+    Method(
+        "regmean++",
+        "regmean with features of the layers merged so far",
+        "regression:regmean",
+        needs=("data",),
+        options=("alpha",),
+        aliases=("regmean-plus-plus",),
+        source="2508.03121",
+        passes="second-moments",
+    ),
+    Method(
+        "fisher",
+        "mean weighted by each entry's Fisher information",
+        "regression:fisher",
+        "element",
+        ("labels",),
+        source="2111.09832",
+        passes="fisher",
+    ),
+    Method(
+        "adamerging",
+        "weighted sum, weights of least entropy per layer; classification only",
+        "linear:task_arith",
+        needs=("data",),
+        default_lambda=0.3,
+        source="2310.02575",
+        passes="weights",
+    ),
+)
+_CORE = tuple(
+    replace(
+        row,
+        name=f"core-{row.name}",
+        summary=f"{row.name} on the small cores of the updates",
+        space="low-rank",
+        aliases=(),
+        source="2509.17786",
+        within=("core",),
+    )
+    for row in (_LINEAR[0], *_ELEMENT)
+)
+_TASK_AWARE = (
+    Method(
+        "emr",
+        "one update, a mask and a factor per task; needs the task's name at inference",
+        "masks:emr",
+        "element",
+        aliases=("emr-merging",),
+        source="2405.17461",
+        task_aware=True,
+    ),
+)
+
+METHODS: tuple[Method, ...] = (*_LINEAR, *_ELEMENT, *_CORE, *_KNOTS, *_SPECTRAL, *_REGRESSION, *_TASK_AWARE)

@@ -1,0 +1,244 @@
+"""A recipe with its adapters open and checked: from folders to what a merging rule is given, and what becomes of it.
+
+Adapters are taken in the order of their names, whatever order they are given in: equal sets give equal bytes.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from osrm_cli.adapters.adapter import Adapter, check_together
+from osrm_cli.adapters.layers import Layer, natural
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank, truncate
+from osrm_cli.merging import methods as merging
+from osrm_cli.merging.layer_data import Evidence, Moments
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
+from osrm_cli.merging.recipe import Entry, Recipe
+from osrm_cli.merging.requirements import check_method, check_names, effective_options, open_features
+from osrm_cli.storage import hub
+
+if TYPE_CHECKING:
+    from osrm_cli.merging.methods.method import Rule
+
+Result = LowRank | torch.Tensor | TaskAware
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """One layer's result.
+
+    Attributes:
+        name: Full name of the layer.
+        result: Factors, a dense ``(d_out, d_in)``, or a unified update with masks.
+        kept: Share of the energy that is left after recompression; 1 if there was none.
+    """
+
+    name: str
+    result: Result
+    kept: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge will do.
+
+    Attributes:
+        recipe: The effective recipe: every option that counts has its value.
+        method: Row of the table of methods.
+        options: The method's options.
+        adapters: Opened adapters, in the order of their names.
+        layers: Every layer that an adapter changes, ``layer.2`` before ``layer.10``.
+        evidence: What the rule is told beyond the updates; passes over the model put theirs here with ``replace``.
+        learned: Whether the weights in the recipe were learned from data, see ``with_weights``.
+    """
+
+    recipe: Recipe
+    method: merging.Method
+    options: Options
+    adapters: tuple[Adapter, ...]
+    layers: tuple[str, ...]
+    evidence: Evidence = field(default_factory=Evidence)
+    learned: bool = False
+
+    @classmethod
+    def of(cls, recipe: Recipe, weights: Mapping[str, float] | None = None) -> "Plan":
+        """Open and check everything a recipe names; compute nothing.
+
+        Args:
+            recipe: What the user wants.
+            weights: Weights by adapter name that replace the recipe's.
+
+        Raises:
+            OsrmError: If an adapter cannot be read, they do not belong together, or the method is not given what it
+                needs or is given what it does not use.
+        """
+        method = merging.find(recipe.method)
+        check_method(method, recipe)
+        used = effective_options(method, recipe.options)
+        found = sorted(((Adapter.open(entry.path), entry) for entry in recipe.adapters), key=lambda pair: pair[0].name)
+        adapters = tuple(adapter for adapter, _ in found)
+        check_names(adapters)
+        check_together(adapters)
+        layers = tuple(sorted({layer for adapter in adapters for layer in adapter.layers}, key=natural))
+        pinned = [replace(entry, path=hub.pinned(entry.path, adapter.folder)) for adapter, entry in found]
+        entries = _weighted(pinned, adapters, weights or {})
+        for entry, adapter in zip(entries, adapters, strict=True):
+            entry.check_patterns(adapter.layers)
+        known = {each.name for each in fields(Options)}
+        options = Options(scale=used["lambda"], **{name: value for name, value in used.items() if name in known})
+        needed = "features" in method.needs
+        evidence = Moments(open_features(recipe, method, adapters)) if needed else Evidence()
+        effective = replace(
+            recipe,
+            method=method.name,
+            adapters=entries,
+            options=used,
+            features=recipe.features if needed else None,
+            data=recipe.data if method.passes else None,
+        )
+        return cls(effective, method, options, adapters, layers, evidence)
+
+    def with_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "Plan":
+        """The same merge with a weight for each adapter's every layer, in the place of lambda.
+
+        Args:
+            learned: By adapter and layer.
+        """
+        named = {adapter.name: adapter.layers for adapter in self.adapters}
+        entries = tuple(
+            replace(entry, weight={f"^{re.escape(layer)}": learned[name][layer] for layer in layers})
+            for entry, (name, layers) in zip(self.recipe.adapters, named.items(), strict=True)
+        )
+        recipe, options = replace(self.recipe, adapters=entries), replace(self.options, scale=1.0)
+        return replace(self, recipe=recipe, options=options, learned=True)
+
+    @property
+    def repeating(self) -> Recipe:
+        """The recipe that repeats this merge: where weights were learned, it has them and needs no data."""
+        if not self.learned:
+            return self.recipe
+        kept = {name: value for name, value in self.recipe.options.items() if name in ("rank", "energy")}
+        return replace(self.recipe, method="task-arith", options={"lambda": 1.0, **kept}, data=None)
+
+    def weight(self, index: int, layer: str) -> float:
+        """The weight of a layer of the adapter at ``index``, as the recipe has it."""
+        return self.recipe.adapters[index].weight_of(layer, self._depths[layer])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type to write: the recipe's, else the widest of the inputs'."""
+        if self.recipe.dtype:
+            named: torch.dtype = getattr(torch, self.recipe.dtype)
+            return named
+        widest = self.adapters[0].dtype
+        for adapter in self.adapters[1:]:
+            widest = torch.promote_types(widest, adapter.dtype)
+        return widest
+
+    @cached_property
+    def shapes(self) -> dict[str, Layer]:
+        """Each layer as the first adapter that changes it describes it; the others agree on its widths."""
+        return {name: layer for adapter in reversed(self.adapters) for name, layer in adapter.layers.items()}
+
+    @property
+    def embeddings(self) -> set[str]:
+        """Layers that are embeddings."""
+        return {name for name, layer in self.shapes.items() if layer.embedding}
+
+    def merge(self, layers: Sequence[str], jobs: int = 1, device: torch.device | str = "cpu") -> Iterator[MergedLayer]:
+        """Merge layers one by one and yield them in the order given.
+
+        Where the evidence has a sequence, all layers are merged in that order first and their results kept: factors.
+
+        Args:
+            layers: Names of layers; all of ``self.layers`` in whatever order they are to be written.
+            jobs: Layers that are computed at a time, each in a thread.
+            device: Where to compute.
+        """
+        if self.method.passes == "weights" and not self.learned:
+            raise ValueError(f"{self.method.name}: its weights have not been learned")
+        rule = self.method.load()
+
+        def one(layer: str) -> MergedLayer:
+            return self._finished(self._updates(layer, device), rule)
+
+        done: dict[str, MergedLayer] = {}
+        for layer in self.evidence.sequence:
+            done[layer] = one(layer)
+            self.evidence.merged(done[layer])
+        yield from (done[layer] for layer in layers) if done else _in_order(one, layers, jobs)
+
+    def _updates(self, layer: str, device: torch.device | str) -> LayerUpdates:
+        """One layer of every adapter; an adapter that does not change it counts with an update of rank zero."""
+        shape = self.shapes[layer]
+        updates = []
+        for adapter in self.adapters:
+            if layer in adapter.layers:
+                dtype = torch.promote_types(adapter.dtype, torch.float32)
+                updates.append(adapter.update(layer, dtype, device))
+            else:
+                nothing = torch.zeros(0, device=device)
+                updates.append(LowRank(nothing.reshape(shape.d_out, 0), nothing.reshape(0, shape.d_in)))
+        names = tuple(adapter.name for adapter in self.adapters)
+        weights = tuple(self.weight(index, layer) for index in range(len(names)))
+        told = {name: tuple(x.to(device) for x in tensors) for name, tensors in self.evidence.of(layer).items()}
+        return LayerUpdates(layer, names, tuple(updates), weights, **told)
+
+    @cached_property
+    def _depths(self) -> dict[str, float]:
+        """Position of each layer's block in the model: 0 for the first, 1 for the last; 0 outside the blocks."""
+        blocks = {
+            layer: int(found[0]) if (found := re.findall(r"(?<=\.)\d+(?=\.)", layer)) else 0 for layer in self.layers
+        }
+        last = max(blocks.values()) or 1
+        return {layer: block / last for layer, block in blocks.items()}
+
+    def _finished(self, updates: LayerUpdates, rule: "Rule") -> MergedLayer:
+        """Apply the rule; recompress its result where the recipe says so, or where an adapter could not hold it."""
+        result = rule(updates, self.options)
+        if isinstance(result, TaskAware):
+            return MergedLayer(updates.name, result)
+        rank, energy = self.options.rank, self.options.energy
+        if "rank" in self.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
+            return MergedLayer(updates.name, result, result.kept)
+        if isinstance(result, torch.Tensor) and self.recipe.output == "adapter" and rank is None and energy is None:
+            rank = sum(update.rank for update in updates.updates)
+        if rank is None and energy is None:
+            return MergedLayer(updates.name, result)
+        return MergedLayer(updates.name, *truncate(result, rank, energy))
+
+
+def _weighted(entries: Sequence[Entry], adapters: Sequence[Adapter], weights: Mapping[str, float]) -> tuple[Entry, ...]:
+    names = [adapter.name for adapter in adapters]
+    for name in weights:
+        if name not in names:
+            raise OsrmError(
+                f"--weight {name}={weights[name]:g}: no adapter has that name", f"adapters: {', '.join(names)}"
+            )
+    return tuple(
+        replace(entry, weight=weights.get(name, entry.weight)) for entry, name in zip(entries, names, strict=True)
+    )
+
+
+def _in_order(function: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[Answer]:
+    """Map in threads, at most ``jobs`` at a time and in order: what is not yet taken does not pile up."""
+    if jobs == 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Answer]] = deque()
+    with ThreadPoolExecutor(jobs) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == jobs:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,89 @@
+"""The model card of a merged folder."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from osrm_cli.merging.plan import Plan
+
+_LOADING = {
+    "adapter": """```python
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={labels})
+model = PeftModel.from_pretrained(base, "tasks/{task}")
+```""",
+    "headless": "Load it with `peft.PeftModel.from_pretrained(base, folder)`.",
+    "model": "The folder is a model for `transformers`; each task's head lies in `tasks/<task>/head.safetensors`.",
+    "task-aware": "**This is not one model.** `unified.safetensors` holds one update; each task needs its own mask and "
+    "factor from `tasks/<task>/`, so the task must be known at inference.",
+}
+
+
+def text(plan: "Plan", form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]]) -> str:
+    """The card: what was merged, by which formula, with which flags, and the scores that are known."""
+    base = next((adapter.config.base_model for adapter in plan.adapters if adapter.config.base_model), None)
+    rows = "\n".join(_row(source) for source in inputs)
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sorted(plan.recipe.options.items()))
+    source = (
+        f" ([arXiv:{plan.method.source}](https://arxiv.org/abs/{plan.method.source}))" if plan.method.source else ""
+    )
+    least = min(kept.values())
+    energy = f" Recompression kept at least {least:.1%} of each layer's energy." if least < 1 else ""
+    front = f"base_model: {base}\n" if base else ""
+    return f"""---
+{front}tags:
+- lora
+- merge
+---
+
+# {len(plan.adapters)} adapters merged with {plan.method.name}
+
+{plan.method.summary.capitalize()}{source}.{energy}
+
+| task | adapter | weight | dev score alone |
+| --- | --- | --- | --- |
+{rows}
+
+Made by `osrm merge --method {plan.method.name} {flags}`; `merge.yaml` repeats it, `osrm.json` records every input.
+
+{_loading(plan, form, base)}
+"""
+
+
+def calibration(settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the card says below if the heads were calibrated."""
+    table = "\n".join(
+        f"| {task} | {row['samples']} | {row['before']:.3g} | {row['error']:.3g} | "
+        f"{'calibrated' if row['used'] else 'as merged'} |"
+        for task, row in rows.items()
+    )
+    return f"""
+## Calibrated
+
+Into each head a linear map is folded that leads the merged model's representation of unlabelled training examples back
+to the single adapter's (`osrm calibrate --samples {settings["samples"]} --seed {settings["seed"]}`). Mean squared
+difference of the representations, on examples left out of the fit:
+
+| task | examples | before | after | head |
+| --- | --- | --- | --- | --- |
+{table}
+"""
+
+
+def _loading(plan: "Plan", form: str, base: str | None) -> str:
+    """How to load the result, by the example of the first task that has a head."""
+    adapter, head = next(((a, h) for a in plan.adapters if (h := a.heads())), (plan.adapters[0], {}))
+    if form == "adapter" and not head:
+        form = "headless"
+    # The layer of a head that has the fewest rows is the one that has a row per class.
+    rows = min((len(tensor) for name, tensor in head.items() if name.endswith(".weight")), default=2)
+    return _LOADING[form].format(base=base or "...", labels=rows, task=adapter.name)
+
+
+def _row(source: Mapping[str, Any]) -> str:
+    found = (source["dev"] or {}).get("scores", {})
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.items())) or "-"
+    weight = "by layer" if isinstance(source["weight"], Mapping) else source["weight"]
+    return f"| {source['task']} | {source['path']} | {weight} | {scores} |"

@@ -1,0 +1,135 @@
+"""What a merge has to be given: options that its method uses, features that it needs, adapters with different names."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.errors import OsrmError
+from osrm_cli.features import features_file as features_files
+from osrm_cli.features import shards
+from osrm_cli.features.features_file import Features
+from osrm_cli.merging.layer_data import SECOND_MOMENT
+from osrm_cli.merging.methods import Method
+from osrm_cli.merging.methods.layer_updates import Options
+from osrm_cli.merging.recipe import Recipe
+from osrm_cli.storage import provenance
+
+# What passes over the model take beside the rule's own options, by ``Method.passes``.
+PASSES: Mapping[str, Mapping[str, int]] = {
+    "second-moments": {"samples": 100, "seed": 0},
+    "fisher": {"samples": 100, "seed": 0},
+    "weights": {"samples": 100, "seed": 0, "steps": 300},
+}
+# Every option of any method, by its name on the command line without dashes.
+OPTIONS = tuple(
+    sorted(
+        {
+            "lambda",
+            *(each.name for each in fields(Options) if each.name != "scale"),
+            *(name for row in PASSES.values() for name in row),
+        }
+    )
+)
+_WHOLE = ("rank", "seed", "agreement", "samples", "steps")
+
+
+def check_method(method: Method, recipe: Recipe) -> None:
+    """Check that a method makes sense as it is put together, and that its result can take the form asked for.
+
+    Raises:
+        OsrmError: If not.
+    """
+    if method.passes == "weights" and method.within:
+        raise OsrmError(f"{method.name}: the weights are learned for the plain sum", "leave out what goes before it")
+    if method.task_aware and recipe.output == "model":
+        raise OsrmError(f"{method.name} makes no single model: each task has its own", "leave out --as model")
+
+
+def used_options(method: Method) -> set[str]:
+    """Names of the options that a method takes, as ``OPTIONS`` spells them."""
+    # Any result can be recompressed, but the point of 'cat' is that it is not.
+    recompressing = set() if method.name == "cat" or method.task_aware else {"rank", "energy"}
+    return {"lambda", *method.options, *PASSES.get(method.passes or "", {}), *recompressing}
+
+
+def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option that counts, with its value.
+
+    Raises:
+        OsrmError: If one is given that the method does not use, or that has the wrong type.
+    """
+    allowed = used_options(method)
+    used = {"lambda": method.default_lambda, **{name: getattr(Options(), name) for name in method.options}}
+    used |= PASSES.get(method.passes or "", {})
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name not in allowed:
+            takes = ", ".join("--" + option.replace("_", "-") for option in sorted(allowed))
+            raise OsrmError(f"method {method.name} does not use --{name.replace('_', '-')}", f"it takes {takes}")
+        expected = str if name == "aggregate" else int if name in _WHOLE else int | float
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise OsrmError(f"option '{key}' is {value!r}, expected {getattr(expected, '__name__', 'a number')}")
+        if name in ("samples", "steps") and int(value) < 1:
+            raise OsrmError(f"option '{key}' is {value}, expected 1 or more")
+        used[name] = value
+    return {name: value for name, value in used.items() if value is not None}
+
+
+def check_names(adapters: Sequence[Adapter]) -> None:
+    """Check that adapters have different names, and names that folders can have.
+
+    Raises:
+        OsrmError: If not.
+    """
+    owners: dict[str, Adapter] = {}
+    for adapter in adapters:
+        if not re.fullmatch(r"\w[\w.-]*", adapter.name):
+            raise OsrmError(
+                f"{adapter.source}: '{adapter.name}' cannot be a folder's name", "rename the task or folder"
+            )
+        other = owners.setdefault(adapter.name, adapter)
+        if other is not adapter:
+            raise OsrmError(
+                f"{other.source} and {adapter.source} are both adapters of '{adapter.name}'",
+                "give one adapter per task, or rename a folder",
+            )
+
+
+def open_features(recipe: Recipe, method: Method, adapters: Sequence[Adapter]) -> list[Features]:
+    """Open the features files that a method reads, one per adapter.
+
+    Raises:
+        OsrmError: If one is missing, has no second moments, or does not fit the adapters.
+    """
+    found = []
+    widths = {name: (layer.d_in, layer.d_out) for adapter in adapters for name, layer in adapter.layers.items()}
+    for adapter in adapters:
+        path = Path(recipe.features or "features") / f"{adapter.name}.safetensors"
+        if not path.is_file() and not shards.find(path):
+            raise OsrmError(
+                f"method {method.name} needs second moments of every task's features, {path} is missing",
+                f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
+            )
+        found.append(Features.open(path))
+        _check_features(found[-1], widths)
+    features_files.check_together(found)
+    bases = {features.path: features.base for features in found}
+    provenance.same_base(bases | {adapter.folder: adapter.base for adapter in adapters if adapter.base})
+    return found
+
+
+def _check_features(features: Features, widths: Mapping[str, tuple[int, int]]) -> None:
+    collect = f"osrm collect --task {features.task} --statistic {SECOND_MOMENT}"
+    if SECOND_MOMENT not in features.statistics:
+        raise OsrmError(f"{features.path} holds {', '.join(features.statistics)}, expected {SECOND_MOMENT}", collect)
+    for name, expected in widths.items():
+        held = features.layers.get(name)
+        if held is None or (held.d_in, held.d_out) != expected:
+            found = (held.d_in, held.d_out) if held else "nothing"
+            raise OsrmError(
+                f"{features.path} has {found} for {name}, expected {expected} (d_in, d_out)",
+                f"{collect} --target-modules {name.rpartition('.')[2]}",
+            )

@@ -1,0 +1,72 @@
+"""What a task-aware method writes: one update for all tasks, and a mask and a factor for each. It is not one model.
+
+    merged/
+      unified.safetensors                 ``<layer>``: the unified update, (d_out, d_in)
+      tasks/<task>/masks.safetensors      ``<layer>``: the task's mask as bits, row by row, the first one the highest
+      tasks/<task>/osrm.json              ``rescalers``: a factor for each layer
+      tasks/<task>/head.safetensors       the task's head, if it has one
+
+A task's update is ``rescaler * mask * unified``: exact, where factors of a low rank could not be.
+"""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.merging.methods.layer_updates import TaskAware
+from osrm_cli.merging.plan import MergedLayer, Plan
+from osrm_cli.merging.records import TASKS
+from osrm_cli.storage import provenance, tensors
+from osrm_cli.storage.safetensors_io import write_stream
+
+UNIFIED = "unified.safetensors"
+MASKS = "masks.safetensors"
+
+
+def write(stage: Path, plan: Plan, layers: Iterable[MergedLayer]) -> dict[str, dict[str, float]]:
+    """Write the update and the masks, layer by layer.
+
+    Returns:
+        Rescalers by task and layer, for the tasks' records.
+    """
+    rescalers: dict[str, dict[str, float]] = {adapter.name: {} for adapter in plan.adapters}
+    with ExitStack() as stack:
+        unified = stack.enter_context(write_stream(stage / UNIFIED, plan.layers))
+        masks = {}
+        for task in rescalers:
+            folder = stage / TASKS / task
+            folder.mkdir(parents=True, exist_ok=True)
+            masks[task] = stack.enter_context(write_stream(folder / MASKS, plan.layers))
+        for layer in layers:
+            if not isinstance(layer.result, TaskAware):
+                raise TypeError(f"{layer.name}: {type(layer.result).__name__} has no masks")
+            unified.add(layer.name, layer.result.unified.to(plan.dtype))
+            for task, mask, factor in zip(rescalers, layer.result.masks, layer.result.rescalers, strict=True):
+                masks[task].add(layer.name, torch.from_numpy(np.packbits(mask.cpu().numpy())))
+                rescalers[task][layer.name] = factor
+    return rescalers
+
+
+def read(folder: Path, task: str, layer: str) -> torch.Tensor:
+    """One task's update of one layer, ``(d_out, d_in)``.
+
+    Raises:
+        OsrmError: If the folder does not hold the task, or a file is missing or damaged.
+    """
+    own = folder / TASKS / task
+    rescalers = provenance.read(own).get("rescalers") or {}
+    if layer not in rescalers:
+        raise OsrmError(
+            f"{own} holds no mask for {layer}", f"tasks: {', '.join(sorted(provenance.read(folder)['tasks']))}"
+        )
+    with tensors.open_tensors(folder / UNIFIED) as file:
+        unified: torch.Tensor = file.get_tensor(layer)
+    with tensors.open_tensors(own / MASKS) as file:
+        bits = np.unpackbits(file.get_tensor(layer).numpy(), count=unified.numel())
+    mask = torch.from_numpy(bits).reshape(unified.shape)
+    update: torch.Tensor = unified * mask * rescalers[layer]
+    return update

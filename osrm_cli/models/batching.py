@@ -1,0 +1,113 @@
+"""Examples to padded batches: tokenised in one call, grouped by length."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.tasks.task import Example
+
+Encoding = dict[str, NDArray[np.int32]]  # a list of ids takes several times the room
+
+AT_ONCE = 256  # examples in a call of the tokenizer, which holds far more of each than its ids
+TOKENS = 64  # of an average example in a batch, at most: memory then does not grow with the longest text
+ENOUGH = 1024  # tokens that keep a machine busy: a batch of so many takes no example much shorter than its longest,
+ALIKE = 0.9  # shorter than this share of it: the rest would be padding
+
+
+def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
+    """Token ids of each example, not padded.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        examples: One text each, or a pair each.
+        max_length: Tokens to keep, special ones included; of a pair, the longer text is cut first.
+
+    Raises:
+        OsrmError: If ``max_length`` leaves no room for text.
+    """
+    if not examples:
+        return []
+    special = tokenizer.num_special_tokens_to_add(pair=len(examples[0].texts) == 2)
+    if max_length <= special:
+        raise OsrmError(
+            f"a length of {max_length} tokens leaves no room for text beside {special} special tokens",
+            "choose a larger --max-length",
+        )
+    settings = {"truncation": "longest_first", "max_length": max_length, "return_attention_mask": True}
+    encodings: list[Encoding] = []
+    for start in range(0, len(examples), AT_ONCE):
+        texts = zip(*(example.texts for example in examples[start : start + AT_ONCE]), strict=True)
+        found = tokenizer(*map(list, texts), **settings)
+        rows = zip(*found.values(), strict=True)
+        encodings += (_encoding(tokenizer, dict(zip(found.keys(), row, strict=True))) for row in rows)
+    return encodings
+
+
+def _encoding(tokenizer: Any, found: dict[str, list[int]]) -> Encoding:
+    if not found["input_ids"]:  # an empty text, to which the tokenizer adds nothing of its own: the end token alone
+        end = {"input_ids": [tokenizer.eos_token_id], "attention_mask": [1]}
+        found = {key: end.get(key, [0]) for key in found}
+    return {key: np.array(ids, np.int32) for key, ids in found.items()}
+
+
+def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
+    """Indices grouped into batches of like length, the longest first, so that too large a batch fails at once.
+
+    A batch of ``ENOUGH`` tokens takes no example shorter than ``ALIKE`` of its longest one.
+
+    Args:
+        lengths: Number of tokens of each example.
+        batch_size: Examples in a batch, at most.
+        max_tokens: Tokens in a padded batch, at most; an example longer than that has a batch of its own. ``None`` for
+            ``TOKENS * batch_size``.
+    """
+    max_tokens = max_tokens or TOKENS * batch_size
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        batch = batches[-1] if batches else []
+        longest = lengths[batch[0]] if batch else 0
+        wanted = longest * len(batch) < ENOUGH or lengths[index] >= ALIKE * longest
+        if batch and len(batch) < batch_size and longest * (len(batch) + 1) <= max_tokens and wanted:
+            batch.append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def collate(
+    encodings: Sequence[Mapping[str, Sequence[int] | NDArray[np.int32]]],
+    tokenizer: Any,
+    device: torch.device,
+    pad_to: int | None = None,
+) -> dict[str, torch.Tensor]:
+    """Stack encodings into tensors of shape ``(batch, length)``.
+
+    Padding goes to the right whatever ``tokenizer.padding_side`` says: a model with absolute positions that does not
+    derive them from the mask would see the same text elsewhere, and results must not depend on the padding.
+
+    Args:
+        encodings: From ``tokenise``.
+        tokenizer: Knows the ids to pad with.
+        device: Where the tensors are to lie.
+        pad_to: Length to pad to at least; by default the longest encoding's.
+
+    Raises:
+        OsrmError: If the tokenizer has no padding token and the lengths differ.
+    """
+    length = max(pad_to or 0, *(len(encoding["input_ids"]) for encoding in encodings))
+    padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": tokenizer.pad_token_type_id}
+    if padding["input_ids"] is None and any(len(encoding["input_ids"]) < length for encoding in encodings):
+        raise OsrmError(
+            f"the tokenizer of {tokenizer.name_or_path} has no padding token",
+            "set pad_token in its tokenizer_config.json, or use --batch-size 1",
+        )
+    shape = len(encodings), length
+    batch = {key: np.full(shape, padding[key] or 0, np.int64) for key in encodings[0]}
+    for row, encoding in enumerate(encodings):
+        for key, ids in encoding.items():
+            batch[key][row, : len(ids)] = ids
+    return {key: torch.from_numpy(rows).to(device) for key, rows in batch.items()}

@@ -1,0 +1,163 @@
+"""A base model's safetensors files: find a layer's weight in them, and copy them with some weights changed.
+
+Memory holds one changed weight at a time; the other tensors go through as bytes.
+"""
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from osrm_cli.adapters.layers import Stored, list_headers
+from osrm_cli.errors import OsrmError
+from osrm_cli.storage import tensors
+from osrm_cli.storage.safetensors_io import DTYPES, Stream, write_stream
+
+_INDEX = "model.safetensors.index.json"
+_CHUNK = 1 << 26  # bytes copied at a time
+_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, generation settings
+_TYPES = {label: kind for kind, label in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of a base model.
+
+    Attributes:
+        folder: Where they lie.
+        stored: Where each tensor lies, file by file.
+    """
+
+    folder: Path
+    stored: Mapping[str, Stored]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Checkpoint":
+        """Read the headers.
+
+        Raises:
+            OsrmError: If there are no safetensors files, or one is damaged.
+        """
+        index = folder / _INDEX
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        else:
+            names = ["model.safetensors"]
+        return cls(folder, list_headers([folder / Path(name).name for name in names]))
+
+    def find(self, layer: str, shape: tuple[int, int], turned: bool) -> tuple[str, bool]:
+        """The name of a layer's weight, and whether the weight is stored as ``(d_in, d_out)``.
+
+        A classifier's layer ``bert.encoder.x`` may be ``encoder.x`` in the checkpoint of the bare model, and the other
+        way round.
+
+        Args:
+            layer: Full name of the layer in the model that was adapted.
+            shape: ``(d_out, d_in)`` of the update.
+            turned: What to assume of a square weight.
+
+        Raises:
+            OsrmError: If there is no such weight, more than one, or it has another shape or is quantised.
+        """
+        key = f"{layer}.weight"
+        names = [name for name in (key, key.partition(".")[2]) if name in self.stored]
+        names = names or [name for name in self.stored if name.partition(".")[2] == key]
+        if len(names) != 1 and key not in names:
+            found = "several" if names else "none"
+            raise OsrmError(
+                f"{self.folder}: {found} of its tensors fits layer {layer}", "give the right base with --model"
+            )
+        held = self.stored[names[0]].shape
+        if held not in (shape, shape[::-1]):
+            raise OsrmError(
+                f"{self.folder}: {names[0]} is {held}, expected {shape}", "give the right base with --model"
+            )
+        kind = _TYPES.get(self.stored[names[0]].dtype)
+        if kind is None or not kind.is_floating_point:
+            raise OsrmError(
+                f"{self.folder}: {names[0]} is quantised ({self.stored[names[0]].dtype})",
+                "give the base model in floating point with --model, or leave out --as model",
+            )
+        return names[0], turned if shape[0] == shape[1] else held != shape
+
+    def sequence(self, dtype: torch.dtype | None = None) -> list[str]:
+        """All tensors in the order in which ``write`` comes to them: file by file, wide types first.
+
+        That way each tensor starts at a multiple of its own width.
+        """
+        files = list(dict.fromkeys(stored.path for stored in self.stored.values()))
+
+        def key(name: str) -> tuple[int, int, str]:
+            kind = self._target(name, dtype)
+            return files.index(self.stored[name].path), -_width(DTYPES[kind] if kind else self.stored[name].dtype), name
+
+        return sorted(self.stored, key=key)
+
+    def write(
+        self,
+        folder: Path,
+        change: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Copy the model, tensor by tensor.
+
+        Args:
+            folder: An existing, empty folder that is being staged.
+            change: Functions of the weights that change, called in the order of ``sequence``.
+            dtype: Type of the floating-point tensors; ``None`` keeps each tensor's own.
+        """
+        total = 0
+        for path, names in itertools.groupby(self.sequence(dtype), key=lambda name: self.stored[name].path):
+            held = list(names)
+            with write_stream(folder / path.name, held) as out:
+                for name in held:
+                    self._copy(out, name, change.get(name), self._target(name, dtype))
+            total += out.size
+        if (self.folder / _INDEX).is_file():
+            weight_map = {name: stored.path.name for name, stored in sorted(self.stored.items())}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        for path in sorted(path for pattern in _BESIDE for path in self.folder.glob(pattern)):
+            if not path.name.endswith(".index.json"):
+                shutil.copyfile(path, folder / path.name)
+
+    def _target(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
+        """The type a tensor is written in; ``None`` for one that torch may not know and that goes through as it is."""
+        kind = _TYPES.get(self.stored[name].dtype)
+        return dtype if dtype is not None and kind is not None and kind.is_floating_point else kind
+
+    def _copy(
+        self,
+        out: Stream,
+        name: str,
+        change: Callable[[torch.Tensor], torch.Tensor] | None,
+        target: torch.dtype | None,
+    ) -> None:
+        stored = self.stored[name]
+        if change is None and target == _TYPES.get(stored.dtype):
+            out.add_bytes(name, stored.dtype, stored.shape, _chunks(stored.path, name))
+            return
+        with tensors.open_tensors(stored.path) as file:
+            tensor = file.get_tensor(name)
+        out.add(name, (change(tensor) if change else tensor).to(target))
+
+
+def _chunks(path: Path, name: str) -> Iterator[bytes]:
+    """One tensor's bytes, in pieces."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        first, last = json.loads(file.read(start - 8))[name]["data_offsets"]
+        file.seek(start + first)
+        for position in range(first, last, _CHUNK):
+            yield file.read(min(_CHUNK, last - position))
+
+
+def _width(dtype: str) -> int:
+    """Bits of one entry, from the name of its type."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else 8

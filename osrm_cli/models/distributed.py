@@ -1,0 +1,70 @@
+"""Several processes under a launcher such as torchrun or accelerate: each reads its share, the first one writes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils.environment import get_cpu_distributed_information
+from safetensors.torch import load, save
+from torch import distributed
+
+from osrm_cli.features.statistics.accumulators import Accumulator
+
+
+def _here() -> tuple[int, int, int]:
+    """What torchrun or MPI says, in the names of any of them: this process's number, how many, its number here."""
+    found = get_cpu_distributed_information()
+    return found.rank, found.world_size, found.local_rank
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return _here()[0]
+
+
+def count() -> int:
+    """How many processes there are."""
+    return _here()[1]
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Of several GPUs, the one that is this process's."""
+    return torch.device("cuda", _here()[2]) if device.type == "cuda" else device
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Join the other processes, where there are any."""
+    if count() == 1:
+        yield
+        return
+    # What is sent lies in main memory, whatever the device.
+    distributed.init_process_group("gloo", rank=rank(), world_size=count())
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def add_up(sums: Mapping[str, Sequence[Accumulator]]) -> None:
+    """Bring what every process has counted to the first one, accumulator by accumulator; all must call it alike."""
+    for total in (total for totals in sums.values() for total in totals):
+        if rank():
+            _send(total.state())
+        else:
+            for source in range(1, count()):
+                total.take(_receive(source))
+
+
+def _send(state: dict[str, torch.Tensor]) -> None:
+    payload = torch.frombuffer(bytearray(save(state)), dtype=torch.uint8)
+    distributed.send(torch.tensor(len(payload)), 0)
+    distributed.send(payload, 0)
+
+
+def _receive(source: int) -> dict[str, torch.Tensor]:
+    length = torch.tensor(0)
+    distributed.recv(length, source)
+    payload = torch.empty(int(length), dtype=torch.uint8)
+    distributed.recv(payload, source)
+    return load(payload.numpy().tobytes())

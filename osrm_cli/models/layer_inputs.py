@@ -1,0 +1,187 @@
+"""What each target layer is fed with: forward pre-hooks, one per distinct input tensor."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.models.target_modules import widths
+
+# Called with a layer's name, its inputs (batch, length, d_in) and the mask (batch, length) of positions that count.
+Record = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+class _LastInputSeen(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a forward pass: nothing past the last target layer is of interest."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Which distinct tensors the target layers are fed with.
+
+    Attributes:
+        sources: For each target layer, in the order in which they run, the first one that is fed by the same tensor
+            (for query, key and value: query).
+        calls: How often the layers in ``sources.values()`` run in one forward pass; more than there are of them where a
+            model uses a layer again.
+    """
+
+    sources: Mapping[str, str]
+    calls: int
+
+    @property
+    def distinct(self) -> list[str]:
+        """The layers whose inputs are recorded."""
+        return list(dict.fromkeys(self.sources.values()))
+
+
+def find_inputs(
+    model: PreTrainedModel, targets: Mapping[str, torch.nn.Module], batch: Mapping[str, torch.Tensor]
+) -> Inputs:
+    """Run ``batch`` once and see which target layers are fed by the same tensor.
+
+    Raises:
+        OsrmError: If a target layer does not run at all.
+    """
+    first: dict[int, str] = {}
+    kept: list[torch.Tensor] = []  # keeps every input alive, so that no identity is used twice
+    sources: dict[str, str] = {}
+    calls: list[str] = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            kept.append(args[0])
+            calls.append(name)
+            sources.setdefault(name, first.setdefault(id(args[0]), name))
+
+        return see
+
+    with _hooks((module, hook(name)) for name, module in targets.items()), torch.inference_mode():
+        model(**batch)
+    for name in targets:
+        if name not in sources:
+            raise OsrmError(f"target layer {name} takes no part in classification", "leave it out of --target-modules")
+    return Inputs(sources, sum(name in set(sources.values()) for name in calls))
+
+
+def watch(
+    model: PreTrainedModel,
+    targets: Mapping[str, torch.nn.Module],
+    inputs: Inputs,
+    batch: Mapping[str, torch.Tensor],
+    record: Record,
+    padded: bool = False,
+) -> None:
+    """Run one batch up to the last target layer and hand each distinct input to ``record``.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        targets: Target layers by name.
+        inputs: As returned by ``find_inputs``.
+        batch: Tokenised text, padded on the right, with its ``attention_mask``.
+        record: Receives each input once.
+        padded: Count padding as text, as the code published with OSRM does.
+    """
+    mask = batch["attention_mask"].bool()
+    if padded:
+        mask = torch.ones_like(mask)
+    calls = 0
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            nonlocal calls
+            record(name, *_per_token(name, args[0].detach(), mask))
+            calls += 1
+            if calls == inputs.calls:
+                raise _LastInputSeen
+
+        return see
+
+    with (
+        _hooks((targets[name], hook(name)) for name in inputs.distinct),
+        torch.inference_mode(),
+        suppress(_LastInputSeen),
+    ):
+        model(**batch)
+
+
+class Totals:
+    """Statistics of every target layer's inputs, growing batch by batch.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        targets: Target layers by name.
+        kinds: For each statistic, the function that makes an accumulator for inputs of width ``d_in``.
+        padded: Count padding as text.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        targets: Mapping[str, torch.nn.Module],
+        kinds: Sequence[Callable[[int], Any]],
+        padded: bool = False,
+    ) -> None:
+        self.model, self.targets, self.kinds, self.padded = model, targets, kinds, padded
+        self.inputs: Inputs | None = None
+        self.sums: dict[str, list[Any]] = {}
+
+    def add(self, batch: Mapping[str, torch.Tensor], rows: list[int]) -> None:
+        """Run one batch; ``rows`` are its examples' numbers in the sample."""
+        inputs = self.look(batch)
+
+        def record(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> None:
+            for total in self.sums[name]:
+                total.add(inputs, mask, rows)
+
+        watch(self.model, self.targets, inputs, batch, record, self.padded)
+
+    def look(self, batch: Mapping[str, torch.Tensor]) -> Inputs:
+        """See which inputs there are, if that is not known yet; nothing is counted."""
+        if self.inputs is None:
+            self.inputs = find_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
+            for name in self.inputs.distinct:
+                self.sums[name] = [kind(widths(self.targets[name])[0]) for kind in self.kinds]
+        return self.inputs
+
+    @property
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """Each target layer's width and the layer that holds its statistics, for the file's header."""
+        sources = self.inputs.sources if self.inputs else {}
+        found = {name: widths(self.targets[name]) for name in self.targets if name in sources}
+        return {n: {"source": sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in found.items()}
+
+    @property
+    def tokens(self) -> int:
+        """Positions counted; the most of any layer."""
+        return max((int(total.tokens) for totals in self.sums.values() for total in totals), default=0)
+
+    @property
+    def examples(self) -> int:
+        """Examples read."""
+        return max((int(total.examples) for totals in self.sums.values() for total in totals), default=0)
+
+
+def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if inputs.dim() == 2 and len(inputs) == len(mask):  # behind a pooler: one vector for each example
+        return inputs.unsqueeze(1), torch.ones_like(mask[:, :1])
+    if inputs.shape[:-1] != mask.shape:
+        raise OsrmError(
+            f"layer {name} is fed with {tuple(inputs.shape)}, expected a vector for each of {tuple(mask.shape)} tokens",
+            "leave it out of --target-modules",
+        )
+    return inputs, mask
+
+
+@contextmanager
+def _hooks(wanted: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    handles = [module.register_forward_pre_hook(hook) for module, hook in wanted]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

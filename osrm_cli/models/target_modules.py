@@ -1,0 +1,86 @@
+"""Target layers: which ones PEFT adapts by default, and which ones a name stands for."""
+
+from collections.abc import Collection, Sequence
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.models.classifier import Classifier
+
+EVERYTHING = "all-linear"
+
+# PEFT names no targets for these; query and value as for its other encoders.
+_MORE_TARGETS = {"mpnet": ["q", "v"], "distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}
+
+
+def default_targets(model: PreTrainedModel) -> list[str]:
+    """The layers that PEFT adapts by default in this architecture: query and value, mostly.
+
+    Raises:
+        OsrmError: If neither PEFT nor this table knows the architecture.
+    """
+    kind = model.config.model_type
+    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind) or _MORE_TARGETS.get(kind)
+    if not names:
+        raise OsrmError(
+            f"no default target layers are known for model type '{kind}'", "name them with --target-modules"
+        )
+    return list(names)
+
+
+def find_targets(classifier: Classifier, names: Sequence[str]) -> dict[str, torch.nn.Module]:
+    """Linear layers (and GPT-2's Conv1D) that PEFT would adapt for these target names, in the model's order.
+
+    Args:
+        classifier: The loaded model; its heads are never targets.
+        names: PEFT's ``target_modules``; ``all-linear`` stands for every linear layer of the backbone.
+
+    Raises:
+        OsrmError: If no layer matches.
+    """
+    config = LoraConfig(target_modules=_pattern(names), modules_to_save=classifier.heads)
+    linear = _linear(classifier.model)
+    found = {name: module for name, module in linear.items() if check_target_module_exists(config, name)}
+    if not found:
+        kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise OsrmError(
+            f"no linear layer matches --target-modules {' '.join(names)}", f"the layers are called: {kinds}"
+        )
+    return found
+
+
+def spelled(classifier: Classifier, names: Sequence[str], targets: Collection[str]) -> list[str]:
+    """``target_modules`` that mean ``targets`` to PEFT whether or not the adapter has heads.
+
+    The names as they were given, or the layers' full names where those would match a layer of a head too.
+    """
+    config = LoraConfig(target_modules=_pattern(names))
+    meant = {name for name in _linear(classifier.model) if check_target_module_exists(config, name)}
+    return list(names) if list(names) != [EVERYTHING] and meant == set(targets) else list(targets)
+
+
+def _pattern(names: Sequence[str]) -> str | list[str]:
+    return ".*" if list(names) == [EVERYTHING] else list(names)
+
+
+def _linear(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+
+
+def widths(layer: torch.nn.Module) -> tuple[int, int]:
+    """``(d_in, d_out)`` of a linear layer; Conv1D stores its weight the other way round."""
+    weight = layer.weight
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"{type(layer).__name__} has no weight")
+    rows, columns = weight.shape
+    return (rows, columns) if is_conv1d(layer) else (columns, rows)
+
+
+def is_conv1d(layer: torch.nn.Module) -> bool:
+    """Whether a layer stores its weight as ``(d_in, d_out)``, as GPT-2's do."""
+    return isinstance(layer, Conv1D)

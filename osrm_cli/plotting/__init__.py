@@ -1,0 +1,1 @@
+"""Figures and heat maps, as PNG and SVG."""

@@ -1,0 +1,1 @@
+"""`osrm retrofit`: existing adapters made mergeable at the rank they have."""

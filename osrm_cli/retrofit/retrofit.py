@@ -1,0 +1,131 @@
+"""Existing adapters made mergeable at the rank they have: new factors for their layers, everything else as it is."""
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from osrm_cli.adapters import config as adapter_config
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.writer import write_adapter
+from osrm_cli.features.feature_set import Source
+from osrm_cli.features.features_file import Features
+from osrm_cli.initialization.from_features import requests
+from osrm_cli.initialization.objectives.table import Objective
+from osrm_cli.linalg import interference
+from osrm_cli.linalg import second_moment as gram
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.second_moment import Gram
+
+Factors = tuple[Adapter, str, LowRank]  # of one layer of one adapter, as they are stored: without the scaling
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one adapter's update, all layers together.
+
+    Attributes:
+        own: ``||(dW' - dW) x|| / ||dW x||``, root mean squares over the task's own inputs: 0 if nothing was lost.
+        others: ``E ||dW' x||^2 / E ||dW x||^2`` over the other tasks' inputs: 0 if nothing is left of the interference.
+    """
+
+    own: float
+    others: float
+
+
+def projection(
+    adapters: Sequence[Adapter], files: Mapping[str, Features], objective: Objective, seed: int, eps: float
+) -> Iterator[Factors]:
+    """A new A by an objective, and the B that fits the old update best: ``interference.projection``.
+
+    The scaling takes no part: what is stored is fitted to what was stored.
+
+    Raises:
+        OsrmError: If the features cannot serve the objective.
+    """
+    choose = objective.load()
+    by_task = {adapter.name: adapter for adapter in adapters}
+    for request in requests(files, list(by_task), objective, 1, seed, eps):
+        adapter = by_task[request.task]
+        if layer := adapter.layers.get(request.layer):
+            A = choose(replace(request, rank=layer.rank))  # noqa: N806 - the papers' letters
+            yield adapter, request.layer, interference.projection(adapter.factors(request.layer, torch.float64), A)
+
+
+def balanced(adapters: Sequence[Adapter], source: Source, mu: float) -> Iterator[Factors]:
+    """``A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}`` with B kept: ``interference.balanced``.
+
+    Raises:
+        OsrmError: If mu is negative, or all features are zero.
+    """
+    for group, grams in source.read():
+        moments = {task: found.dense() for task, found in grams.items()}
+        for adapter in adapters:
+            layers = [layer for layer in group if layer in adapter.layers]
+            if not layers:
+                continue
+            old = [adapter.factors(layer, torch.float64) for layer in layers]
+            rest = torch.stack([C for task, C in moments.items() if task != adapter.name]).sum(0)
+            # Layers that share their inputs share the system of equations.
+            stacked = torch.cat([factors.A for factors in old])
+            new = interference.balanced(stacked, moments[adapter.name], rest, mu, len(moments) - 1)
+            for layer, factors, A in zip(layers, old, torch.split(new, [f.rank for f in old]), strict=True):  # noqa: N806
+                yield adapter, layer, LowRank(factors.B, A)
+
+
+def changes(new: Mapping[str, Mapping[str, LowRank]], adapters: Sequence[Adapter], source: Source) -> dict[str, Change]:
+    """Compare new factors with the old ones on the inputs of a features folder.
+
+    Args:
+        new: By task and layer.
+        adapters: The old ones.
+        source: Features of every task.
+    """
+    sums = {adapter.name: torch.zeros(4, dtype=torch.float64) for adapter in adapters}
+    for group, grams in source.read():
+        for adapter in adapters:
+            own = grams[adapter.name]
+            rest = gram.others(list(grams.values()), list(grams).index(adapter.name))
+            for layer in group:
+                if layer in adapter.layers:
+                    old = adapter.update(layer, torch.float64)
+                    now = new[adapter.name][layer].scaled(adapter.layers[layer].scaling)
+                    sums[adapter.name] += torch.tensor(_energies(old, now, own, rest), dtype=torch.float64)
+    return {task: Change(_ratio(s[0], s[1]) ** 0.5, _ratio(s[2], s[3])) for task, s in sums.items()}
+
+
+def _energies(old: LowRank, now: LowRank, own: Gram, rest: Gram) -> list[float]:
+    difference = LowRank(torch.cat([now.B, -old.B], dim=1), torch.cat([now.A, old.A]))
+    return [float(x) for x in (own.energy(difference), own.energy(old), rest.energy(now), rest.energy(old))]
+
+
+def _ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
+    return max(float(part / whole), 0.0) if whole > 0 else 0.0
+
+
+def concerns(source: Source) -> list[str]:
+    """Reasons to doubt what ``balanced`` makes of these features."""
+    widest = max(layer.d_in for layer in next(iter(source.files.values())).layers.values())
+    if source.kind == "sketch":
+        seen = sum(int(name.partition(":")[2]) for name in source.statistics.values())
+        told = f"the sketches hold {seen} rows"
+    else:
+        seen = sum(features.tokens for features in source.files.values())
+        told = f"the features come from {seen} tokens"
+    unseen = "directions that no task shows count as shared by all; collect more"
+    return [f"{told} for inputs of width {widest}: {unseen}"] if seen < widest else []
+
+
+def write(folder: Path, adapter: Adapter, layers: Iterable[tuple[str, LowRank]]) -> None:
+    """Write an adapter with other factors of the same ranks: settings, heads and types stay.
+
+    Args:
+        folder: An existing, empty folder that is being staged.
+        adapter: The old one.
+        layers: New factors as they are to be stored.
+    """
+    write_adapter(folder, layers, adapter.config, adapter.heads(), adapter.dtype)
+    # Ranks and scaling are the old ones, so the settings are too, down to those that this program does not use.
+    shutil.copyfile(adapter.folder / adapter_config.NAME, folder / adapter_config.NAME)

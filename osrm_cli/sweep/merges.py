@@ -1,0 +1,66 @@
+"""Carry out the merges of a grid, each family once; what passes over the model need is loaded once."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from osrm_cli.merging.from_data import gather as passes
+from osrm_cli.merging.from_data import samples, task_models
+from osrm_cli.merging.from_data.gather import Progress
+from osrm_cli.merging.plan import Plan
+from osrm_cli.sweep.grid import Change, Family
+
+if TYPE_CHECKING:
+    from osrm_cli.merging.from_data.samples import Sample
+    from osrm_cli.merging.from_data.task_models import TaskModel
+
+
+class Merges:
+    """The merges of a grid.
+
+    Args:
+        families: What to merge.
+        place: Folder of the base model.
+        device: Where to compute.
+
+    Raises:
+        OsrmError: If a method needs data, labels or a head that are not there.
+    """
+
+    def __init__(self, families: Sequence[Family], place: Path, device: torch.device) -> None:
+        self._place, self._device = place, device
+        self._drawn: dict[tuple[Any, ...], list[Sample]] = {}
+        for family in families:
+            if family.plan.method.passes and _key(family.plan) not in self._drawn:
+                self._drawn[_key(family.plan)] = samples.draw(family.plan)
+        self._models: dict[tuple[Any, ...], list[TaskModel]] = {}
+
+    def of(self, family: Family, scratch: Path, progress: Progress) -> list[tuple[dict[str, Any], Change]]:
+        """Merge once; every point's options with its update.
+
+        Args:
+            family: One of the families.
+            scratch: A folder for what is too large for memory.
+            progress: Draws a bar over passes.
+        """
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            plan = self._informed(family.plan, Path(folder), progress)
+            results = {layer.name: layer.result for layer in plan.merge(plan.layers, device=self._device)}
+        return [(options, Change(results, factor, plan.dtype)) for options, factor in family.points()]
+
+    def _informed(self, plan: Plan, folder: Path, progress: Progress) -> Plan:
+        if not plan.method.passes:
+            return plan
+        key = _key(plan)
+        if key not in self._models:
+            self._models[key] = task_models.load(plan, self._drawn[key], self._place, self._device)
+        return passes.inform(plan, self._models[key], folder, progress)
+
+
+def _key(plan: Plan) -> tuple[Any, ...]:
+    """What decides the examples that a plan's passes read, and how they are checked."""
+    options = plan.recipe.options
+    return plan.method.name, options["samples"], options["seed"]

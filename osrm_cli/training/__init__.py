@@ -1,0 +1,1 @@
+"""`osrm train`: a LoRA initialization fine-tuned into an adapter."""

@@ -1,0 +1,93 @@
+"""A start on a classifier, ready to be trained; the trained adapter back as a PEFT folder."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.layers import PREFIX
+from osrm_cli.adapters.writer import write_adapter
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg import procrustes
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.models.classifier import Classifier
+from osrm_cli.storage.provenance import Base
+
+
+def adapt(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftModel:
+    """Put a start on a classifier: its factors and the heads are trained, the rest is frozen.
+
+    Args:
+        classifier: The base model; its heads are new, unless the start carries them.
+        start: The adapter to begin from; layers and scaling are its own.
+        freeze: ``A`` or ``B`` to leave that factor as it is.
+
+    Raises:
+        OsrmError: If the start does not fit the model.
+    """
+    _load_heads(classifier, start)
+    config = PeftConfig.from_pretrained(str(start.folder))
+    config.modules_to_save = list(classifier.heads)  # PEFT adds its own guesses to the list
+    config.inference_mode = False
+    config.base_model_name_or_path = classifier.model.name_or_path  # PEFT warns where the model lies elsewhere
+    try:
+        model: PeftModel = get_peft_model(classifier.model, config)
+    except ValueError as error:
+        raise OsrmError(f"{start.folder} does not fit its base model: {str(error).splitlines()[0]}") from None
+    layers = {n.removeprefix(PREFIX): m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
+    if odd := sorted(layers.keys() ^ start.layers.keys()):
+        whose = "the start has no factors" if odd[0] in layers else "the base model has no layer"
+        raise OsrmError(f"{start.folder} does not fit its base model: {whose} for {odd[0]}")
+    for name, layer in layers.items():
+        _set_factors(layer, name, start, freeze)
+    return model
+
+
+def _load_heads(classifier: Classifier, start: Adapter) -> None:
+    heads = start.heads()
+    try:
+        unexpected = classifier.model.load_state_dict(heads, strict=False).unexpected_keys
+    except RuntimeError as error:
+        line = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
+        raise OsrmError(f"{start.folder}: its head is for another task: {line}") from None
+    if unexpected:
+        raise OsrmError(f"{start.folder} holds {unexpected[0]}, which its base model does not have")
+
+
+def _set_factors(layer: LoraLayer, name: str, start: Adapter, freeze: str | None) -> None:
+    if start.layers[name].embedding:
+        raise OsrmError(f"{start.folder} adapts the embedding {name}, expected linear layers only")
+    factors = start.factors(name)
+    for letter, factor in (("A", factors.A), ("B", factors.B)):
+        weight = getattr(layer, f"lora_{letter}")["default"].weight
+        if weight.shape != factor.shape:
+            raise OsrmError(
+                f"{start.folder}: lora_{letter} of {name} is {tuple(factor.shape)}, its base model needs "
+                f"{tuple(weight.shape)}",
+                "give the right base model with --model",
+            )
+        with torch.no_grad():
+            weight.copy_(factor)
+        weight.requires_grad_(letter != freeze)
+
+
+def drift(model: PeftModel, start: Adapter) -> procrustes.Drift:
+    """How far A has moved from the start, but for a rotation of its rows."""
+    trained = get_peft_model_state_dict(model)
+    starts = {layer: start.factors(layer).A for layer in start.layers}
+    return procrustes.drift(starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts})
+
+
+def save(model: PeftModel, start: Adapter, base: Base, heads: Sequence[str], folder: Path) -> None:
+    """Write the trained adapter with its heads as a plain PEFT folder."""
+    state = {name.removeprefix(PREFIX): tensor.cpu() for name, tensor in get_peft_model_state_dict(model).items()}
+    updates = {
+        layer: LowRank(state.pop(f"{layer}.lora_B.weight"), state.pop(f"{layer}.lora_A.weight"))
+        for layer in start.layers
+    }
+    config = replace(start.config, base_model=base.name, revision=base.revision, modules_to_save=tuple(heads))
+    write_adapter(folder, updates, config, heads=state)

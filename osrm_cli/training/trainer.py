@@ -1,0 +1,89 @@
+"""transformers' Trainer as ``training.py`` uses it: one term more in the loss, a watch over it, and less waste."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.models.target_modules import is_conv1d
+from osrm_cli.training.interference_penalty import Penalty
+
+
+class PenalisedTrainer(Trainer):
+    """transformers' own, with one term more in the loss, and dev examples in their own order."""
+
+    def __init__(self, penalty: Penalty | None, **given: Any) -> None:
+        super().__init__(**given)
+        self.penalty = penalty
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Dev examples as they follow one another: the sampler of Trainer shuffles them before it groups by length."""
+        examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        loader: Any = DataLoader(
+            examples,
+            self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *rest: Any, **given: Any) -> Any:
+        """The loss, and in training the penalty on top."""
+        found = super().compute_loss(model, inputs, *rest, **given)
+        if self.penalty is None or isinstance(found, tuple):  # with the outputs, to be scored
+            return found
+        return found + self.penalty.mu * self.penalty.interference()
+
+
+def lean_bfloat16(model: PeftModel, device: torch.device) -> None:
+    """Make a model train in bfloat16 without waste, and without another result.
+
+    Autocast would cast every frozen weight in every step. On a CPU, the fused attention kernel's backward pass takes
+    longer in bfloat16 than the rest of the step, and its plain form longer than transformers' own.
+    """
+    for name, layer in model.named_modules():
+        if (
+            isinstance(layer, torch.nn.Linear) or is_conv1d(layer)
+        ) and ".lora_" not in name:  # a frozen A is the result
+            for parameter in layer.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.bfloat16()
+    if device.type == "cpu":
+        base: Any = model.get_base_model()
+        base.set_attn_implementation("eager")
+
+
+class Watch(TrainerCallback):
+    """Show the steps, stop when the loss is no longer a number, and leave no loss out of a checkpoint."""
+
+    def __init__(self, advance: Callable[[int], None], penalty: Penalty | None) -> None:
+        self.advance = advance
+        self.penalty = penalty
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count the steps of an unfinished run."""
+        self.advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count a step."""
+        self.advance(1)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Log what there is, and the interference."""
+        control.should_log = True  # losses since the last logged step would be lost to a resumed run
+        if self.penalty:
+            with torch.no_grad():
+                interference = float(self.penalty.interference())
+            state.log_history.append({"epoch": state.epoch, "step": state.global_step, "interference": interference})
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop when the loss is no longer a number."""
+        loss = state.log_history[-1].get("loss", 0.0)
+        if not math.isfinite(loss):
+            hint = f"try a lower --lr than {args.learning_rate:g}"
+            raise OsrmError(f"the training loss is {loss} after step {state.global_step}", hint)

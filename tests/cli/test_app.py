@@ -1,0 +1,107 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from osrm_cli import __version__
+from osrm_cli.cli import console
+from osrm_cli.cli.app import app
+from tests.run_cli import ROOT, osrm, process
+
+COMMANDS = [command.name for command in app.registered_commands if command.name]
+
+
+def test_commands_stand_in_the_order_of_the_work(tmp_path: Path) -> None:
+    run = osrm("--help", cwd=tmp_path)
+    assert run.code == 0
+    found = [name for name in re.findall(r"^  (\w+) ", run.stdout.partition("Commands:")[2], re.M) if name in COMMANDS]
+    assert found == COMMANDS
+    order = "collect init train merge calibrate retrofit eval sweep diagnose report demo"
+    assert found == order.split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_shows_an_example(tmp_path: Path, command: str) -> None:
+    run = osrm(command, "--help", cwd=tmp_path)
+    assert run.code == 0
+    assert f"Example: osrm {command}" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("osrm re", {"report", "retrofit"}),
+        ("osrm collect --batch-size many --dtype b", {"bfloat16"}),
+        ("osrm merge a b --density 0.5 --method ti", {"ties"}),
+        ("osrm merge --nosuch a --lam", {"--lambda"}),
+    ],
+)
+def test_a_tab_completes_whatever_stands_before_it(tmp_path: Path, typed: str, found: set[str]) -> None:
+    env = {"_OSRM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    run = process(cwd=tmp_path, env=env)
+    assert found <= set(run.stdout.split())
+
+
+def test_version(tmp_path: Path) -> None:
+    assert osrm("--version", cwd=tmp_path).stdout == f"osrm {__version__}\n"
+
+
+@pytest.mark.parametrize("args", [["nosuch"], ["init", "--nosuch"], ["train"], ["eval", "--limit", "x"]], ids=" ".join)
+def test_usage_is_2_on_stderr(tmp_path: Path, args: list[str]) -> None:
+    run = osrm(*args, cwd=tmp_path)
+    assert (run.code, run.stdout) == (2, "")
+    assert "Usage: " in run.stderr
+
+
+def test_user_error_is_1_without_a_traceback(tmp_path: Path) -> None:
+    run = process("init", "--each", cwd=tmp_path)
+    assert (run.code, run.stdout) == (1, "")
+    assert run.stderr == "error: features is missing\nhint: make it with 'osrm collect --task NAME'\n"
+
+
+def test_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("osrm_cli.features.features_file.open_folder", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        osrm("init", "--each", cwd=tmp_path)
+
+
+HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "safetensors", "sklearn", "matplotlib")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"]], ids=" ".join)
+def test_start_up_imports_nothing_heavy(tmp_path: Path, args: list[str]) -> None:
+    code = (
+        "import sys, osrm_cli.cli.app\n"
+        f"try: osrm_cli.cli.app.app({args!r})\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("speed", "text"), [(0, "0"), (0.4, "0.4"), (0.0432, "0.043"), (9.87, "9.9"), (12.3, "12"), (12345.6, "12,346")]
+)
+def test_rates(speed: float, text: str) -> None:
+    assert console._rate(speed) == text
+
+
+def test_help_shows_the_pipeline_a_step_a_line(tmp_path: Path) -> None:
+    shown = osrm("--help", cwd=tmp_path).stdout
+    assert "\\b" not in shown
+    steps = [line.split()[0] for line in shown.splitlines() if " -> " in line]
+    assert steps == ["collect", "init", "train", "merge", "eval"]

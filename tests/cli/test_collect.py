@@ -1,0 +1,165 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from osrm_cli.features.features_file import Features
+from tests.run_cli import listing, osrm
+
+ARGS = ("collect", "--task", "mood", "--samples", 8, "--out", "new")
+
+
+def facts(path: Path) -> dict[str, object]:
+    return dict(Features.open(path).facts)
+
+
+def test_result_on_stdout_the_rest_on_stderr(work: Path) -> None:
+    (work / "osrm.toml").write_text((work / "osrm.toml").read_text().replace("quiet = true", ""))
+    run = osrm(*ARGS, cwd=work)
+    assert run.code == 0
+    assert run.stdout.startswith("new/mood.safetensors  8 examples, ")
+    assert "collect mood" in run.stderr
+    assert "examples/s" in run.stderr
+
+
+def test_json_is_one_line_and_quiet_is_silent(work: Path) -> None:
+    run = osrm(*ARGS, "--json", "--quiet", cwd=work)
+    assert run.stderr == ""
+    assert run.stdout.count("\n") == 1
+    found = json.loads(run.stdout)["features"]["mood"]
+    opened = Features.open(work / found["path"])
+    assert (found["examples"], found["tokens"], found["layers"]) == (8, opened.tokens, 4)
+
+
+def test_every_task_of_the_folder_by_default(work: Path) -> None:
+    run = osrm("collect", "--samples", 4, "--out", "new", cwd=work)
+    assert run.code == 0
+    assert listing(work / "new") == {"mood.safetensors", "pair.safetensors", "score.safetensors"}
+
+
+def test_file_says_where_it_comes_from(work: Path) -> None:
+    osrm(*ARGS, "--seed", 5, "--max-length", 9, "--pooling", "padded", cwd=work)
+    found = facts(work / "new/mood.safetensors")
+    assert found["settings"] == {"samples": 8, "seed": 5, "pooling": "padded", "max_length": 9}
+    assert found["command"] == "collect"
+    assert found["statistics"] == ["mean", "second-moment"]
+    assert found["target_modules"] == ["query", "value"]
+    assert found["tokens"] == 8 * 9  # every position counts
+
+
+def test_same_inputs_same_bytes_whatever_the_batch_size(work: Path) -> None:
+    for out in ("one", "two"):
+        assert osrm(*ARGS[:-1], out, cwd=work).code == 0
+    assert (work / "one/mood.safetensors").read_bytes() == (work / "two/mood.safetensors").read_bytes()
+    assert osrm(*ARGS[:-1], "three", "--batch-size", 3, cwd=work).code == 0
+    ours, theirs = load_file(work / "one/mood.safetensors"), load_file(work / "three/mood.safetensors")
+    for name, tensor in ours.items():
+        assert (tensor - theirs[name]).norm() <= 1e-6 * tensor.norm()
+
+
+def test_seed_draws_other_examples_and_few_samples_begin_many(work: Path) -> None:
+    for out, more in (("a", ()), ("b", ("--seed", 1)), ("c", ("--samples", 16))):
+        assert osrm(*ARGS[:-1], out, "--statistic", "samples", *more, cwd=work).code == 0
+    key = "bert.encoder.layer.0.attention.self.query.samples"
+    a, b, c = (load_file(work / out / "mood.safetensors")[key] for out in "abc")
+    assert a.shape == b.shape
+    assert not a.equal(b)
+    assert (a - c[:8]).norm() < 1e-5 * a.norm()
+
+
+def test_statistics_are_those_that_were_asked_for(work: Path) -> None:
+    run = osrm(*ARGS, "--statistic", "samples", "--statistic", "sketch:3", "--target-modules", "dense", cwd=work)
+    assert run.code == 0, run
+    tensors = load_file(work / "new/mood.safetensors")
+    assert {name.rpartition(".")[2] for name in tensors} == {"samples", "sketch:3"}
+    assert tensors["bert.encoder.layer.1.output.dense.samples"].shape == (8, 32)
+    assert tensors["bert.encoder.layer.1.output.dense.sketch:3"].shape == (3, 32)
+
+
+def test_dry_run_writes_nothing(work: Path) -> None:
+    before = listing(work)
+    run = osrm(*ARGS, "--dry-run", "--json", cwd=work)
+    assert (run.code, json.loads(run.stdout)) == (0, {"would_write": ["new/mood.safetensors"]})
+    assert listing(work) == before
+    assert not (work / "new").exists()
+    assert "8 examples, 4 layers" in osrm(*ARGS, "--dry-run", cwd=work).stdout
+
+
+def test_output_that_exists_is_refused_before_anything_is_read(work: Path) -> None:
+    old = (work / "features/mood.safetensors").read_bytes()
+    run = osrm("collect", "--task", "mood", "--data", "nowhere-at-all", cwd=work)
+    assert (run.code, run.error) == (1, "features/mood.safetensors exists already")
+    assert osrm("collect", "--task", "mood", "--samples", 3, "--overwrite", cwd=work).code == 0
+    assert (work / "features/mood.safetensors").read_bytes() != old
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        (("--task", "moode"), "unknown task 'moode' in "),
+        (("--data", "nowhere"), "no data folder nowhere"),
+        (("--statistic", "maen"), "unknown statistic 'maen', expected one of: mean"),
+        (("--target-modules", "qeury"), "no linear layer matches --target-modules qeury"),
+        (("--model", "nowhere/at-all"), "base model 'nowhere/at-all' is neither a folder nor in the hub's cache"),
+        (("--max-length", 257), "has positions for 256 tokens, fewer than the length of 257"),
+        (("--max-length", 2), "a length of 2 tokens leaves no room for text beside 2 special tokens"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(work: Path, more: tuple[object, ...], error: str) -> None:
+    before = listing(work)
+    run = osrm(*ARGS, *more, cwd=work)
+    assert run.code == 1
+    assert error in run.error
+    assert run.stdout == ""
+    assert listing(work) == before
+
+
+def test_unknown_task_names_the_nearest_first(work: Path) -> None:
+    assert "hint: there are: score, " in osrm("collect", "--task", "scores", cwd=work).stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ('{"text": "w1", "label": ', "train.jsonl:3: "),
+        ('{"text": "w1", "label": 7}', "train.jsonl:3: label 7"),
+        ('{"text": null, "label": 1}', "train.jsonl:3: "),
+    ],
+    ids=["unreadable", "out of range", "no text"],
+)
+def test_bad_row_is_named_by_file_and_line(work: Path, line: str, error: str) -> None:
+    folder = work / "data" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "task.toml").write_text('columns = ["text"]\nlabels = ["bad", "good"]\n')
+    good = '{"text": "w1 w2", "label": 1}\n'
+    (folder / "train.jsonl").write_text(good + good + line + "\n" + good)
+    run = osrm("collect", "--data", "data", "--out", "new", cwd=work)
+    assert run.code == 1
+    assert error in run.error
+    assert not (work / "new").exists()
+
+
+@pytest.mark.parametrize("more", [("--samples", "0"), ("--samples", "x"), ("--device", "tpu"), ("--nosuch",)])
+def test_usage_errors_end_with_2(work: Path, more: tuple[str, ...]) -> None:
+    run = osrm(*ARGS, *more, cwd=work)
+    assert run.code == 2
+    assert run.stdout == ""
+
+
+def test_hub_offline_names_the_three_ways_out(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    run = osrm("collect", "--task", "rte", "--data", "hub", "--out", "new", cwd=work)
+    assert run.code == 1
+    assert "GLUE's 'rte' is not in the cache" in run.error
+    for way in ("--data mini", "--data FOLDER", "HF_HOME"):
+        assert way in run.stderr
+
+
+def test_data_of_a_family_with_other_positions(work: Path, tiny: Callable[[str], Path]) -> None:
+    """RoBERTa counts positions from the one behind that of padding."""
+    run = osrm(*ARGS, "--model", tiny("roberta"), "--max-length", 256, cwd=work)
+    assert "has positions for 255 tokens" in run.error
+    assert osrm(*ARGS, "--model", tiny("roberta"), "--max-length", 255, cwd=work).code == 0

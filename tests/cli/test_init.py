@@ -1,0 +1,284 @@
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from osrm_cli.features import features_file as features
+from osrm_cli.initialization.objectives import table as objectives
+from osrm_cli.storage import tensors
+from tests.run_cli import listing, osrm
+
+WEIGHTS = "adapter_model.safetensors"
+QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
+
+
+def factors(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / WEIGHTS))
+
+
+def change(path: Path, tensor: str | None = None, value: float = 0.0, **facts: object) -> None:
+    """Write a features file again with something else in it."""
+    old = tensors.read_facts(path)
+    contents = load_file(path)
+    if tensor:
+        contents[tensor][0] = value
+    tensors.save(path, contents, {**old, **facts})
+
+
+def test_result_and_provenance(work: Path) -> None:
+    run = osrm("init", "--exclude", "mood", "--rank", 3, "--out", "new", "--json", cwd=work)
+    assert run.stdout.count("\n") == 1
+    found = json.loads(run.stdout)
+    assert found["starts"] == {"mood": "new/mood"}
+    facts = json.loads((work / "new/mood/osrm.json").read_text())
+    assert facts["command"] == "init"
+    assert [entry["path"] for entry in facts["inputs"]] == [
+        f"features/{n}.safetensors" for n in ("mood", "pair", "score")
+    ]
+    assert facts["task"]["name"] == "mood"
+    assert facts["settings"]["objective"] == "gevd"
+    assert facts["settings"]["target_modules"] == ["query", "value"]
+    config = json.loads((work / "new/mood/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (3, 6, ["query", "value"])
+    assert config["init_lora_weights"] is True
+
+
+def test_alpha(work: Path) -> None:
+    assert osrm("init", "--exclude", "mood", "--alpha", 5, "--out", "new", cwd=work).code == 0
+    assert json.loads((work / "new/mood/adapter_config.json").read_text())["lora_alpha"] == 5
+
+
+@pytest.mark.parametrize("row", [r for r in objectives.OBJECTIVES if not r.needs_gradient], ids=lambda row: row.name)
+def test_each_equals_exclude(work: Path, row: objectives.Objective) -> None:
+    """The same bytes; where the total minus the own second moment rounds otherwise, the same subspace."""
+    assert osrm("init", "--each", "--objective", row.name, "--out", "each", cwd=work).code == 0
+    for task in ("mood", "pair", "score"):
+        assert osrm("init", "--exclude", task, "--objective", row.name, "--out", "one", cwd=work).code == 0
+        ours, theirs = work / "each" / task, work / "one" / task
+        if "second-moment" not in row.statistics or row.name == "osrm":  # the means serve the paper's objective
+            assert (ours / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
+        for name, A in factors(ours).items():
+            B = factors(theirs)[name]
+            if "lora_A" in name:
+                assert (A.T @ A - B.T @ B).norm() < 1e-5
+        assert (ours / "osrm.json").read_bytes() == (theirs / "osrm.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["osrm", "gevd"])
+def test_second_moments_give_the_same_subspace_each_or_one(work: Path, name: str) -> None:
+    osrm("collect", "--statistic", "second-moment", "--out", "moments", cwd=work)
+    common = ("--features", "moments", "--objective", name, "--rank", 4)
+    assert osrm("init", "--each", *common, "--out", "each", cwd=work).code == 0
+    assert osrm("init", "--exclude", "pair", *common, "--out", "one", cwd=work).code == 0
+    for layer, A in factors(work / "each/pair").items():
+        B = factors(work / "one/pair")[layer]
+        if "lora_A" in layer:
+            assert (A.T @ A - B.T @ B).norm() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["osrm", "gevd", "eva", "kaiming"])
+def test_each_reads_every_tensor_once(work: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[tuple[str, str]] = Counter()
+    read = features.Reader.read
+
+    def counted(self: features.Reader, layer: str, statistic: str) -> torch.Tensor:
+        seen[self.features.task, f"{self.features.layers[layer].source}.{statistic}"] += 1
+        return read(self, layer, statistic)
+
+    monkeypatch.setattr(features.Reader, "read", counted)
+    assert osrm("init", "--each", "--objective", name, "--out", "new", cwd=work).code == 0
+    assert len(seen) == (0 if name == "kaiming" else 3 * 2)  # tasks, distinct inputs
+    assert set(seen.values()) <= {1}
+
+
+def test_start_does_not_depend_on_the_own_features(work: Path) -> None:
+    assert osrm("init", "--exclude", "mood", "--objective", "osrm", "--out", "with", cwd=work).code == 0
+    (work / "features/mood.safetensors").unlink()
+    run = osrm("init", "--exclude", "mood", "--out", "without", cwd=work)  # nothing else can be the default then
+    assert run.code == 0
+    assert run.stdout.endswith("objective osrm\n")
+    assert "warning: there are no features of a task 'mood'" in run.stderr
+    assert (work / "with/mood" / WEIGHTS).read_bytes() == (work / "without/mood" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(("statistic", "expected"), [("mean", "osrm"), ("samples", "gevd"), ("second-moment", "gevd")])
+def test_default_is_what_the_features_serve(work: Path, statistic: str, expected: str) -> None:
+    osrm("collect", "--statistic", statistic, "--out", "some", cwd=work)
+    run = osrm("init", "--each", "--features", "some", "--out", "new", "--json", cwd=work)
+    assert run.code == 0, run
+    assert json.loads(run.stdout)["objective"] == expected
+
+
+def test_misspelled_task_is_told_what_may_be_meant(work: Path) -> None:
+    run = osrm("init", "--exclude", "modo", "--dry-run", cwd=work)
+    assert "did you mean 'mood'?" in run.stderr
+
+
+def test_rank_scale_and_seed(work: Path) -> None:
+    for out, more in (("a", ()), ("b", ("--seed", 1)), ("c", ("--a-scale", "kaiming")), ("d", ("--a-scale", 0.25))):
+        args = ("--objective", "osrm", "--rank", 4, "--out", out, *more)
+        assert osrm("init", "--exclude", "mood", *args, cwd=work).code == 0
+    A = {out: factors(work / out / "mood")[f"{QUERY}.lora_A.weight"] for out in "abcd"}
+    torch.testing.assert_close(A["a"] @ A["a"].T, torch.eye(4), atol=1e-5, rtol=0)
+    assert not torch.allclose(A["a"], A["b"])
+    torch.testing.assert_close(A["c"], A["a"] / 3**0.5)
+    torch.testing.assert_close(A["d"], A["a"] / 4)
+    assert not any(tensor.any() for name, tensor in factors(work / "a/mood").items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("name", ["osrm", "random-orthonormal", "kaiming"])
+def test_match_output_reads_the_own_features_beside(work: Path, name: str) -> None:
+    """``tr(A C_in A^T) = r tr(C_in) / (3 d_in)``, also for a control that reads nothing by itself."""
+    osrm("collect", "--statistic", "second-moment", "--out", "moments", cwd=work)
+    args = ("--features", "moments", "--rank", 2, "--objective", name, "--a-scale", "match-output")
+    run = osrm("init", "--exclude", "mood", *args, "--out", "new", cwd=work)
+    assert run.code == 0, run
+    C = load_file(work / "moments/mood.safetensors")[f"{QUERY.removeprefix('base_model.model.')}.second-moment"]
+    A = factors(work / "new/mood")[f"{QUERY}.lora_A.weight"]
+    torch.testing.assert_close((A @ C @ A.T).trace(), 2 * C.trace() / (3 * 16), rtol=1e-4, atol=0)
+    inputs = json.loads((work / "new/mood/osrm.json").read_text())["inputs"]
+    assert "moments/mood.safetensors" in [entry["path"] for entry in inputs]
+
+
+def test_doubts_are_told_once_and_kept(work: Path) -> None:
+    osrm("collect", "--samples", 1, "--max-length", 5, "--statistic", "second-moment", "--out", "few", cwd=work)
+    args = ("--features", "few", "--objective", "osrm", "--rank", 2)
+    run = osrm("init", "--each", *args, "--out", "new", "--json", cwd=work)
+    told = [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
+    assert told
+    assert len(set(told)) == len(told)
+    assert "k is too small" in told[0]
+    kept = json.loads((work / "new/mood/osrm.json").read_text())["concerns"]
+    assert kept == json.loads(run.stdout)["concerns"]["mood"]
+    assert f"warning: {kept[0]}" in told
+    assert json.loads((work / "starts/mood/osrm.json").read_text())["concerns"] == []
+
+
+def test_dry_run_writes_nothing(work: Path) -> None:
+    before = listing(work)
+    run = osrm("init", "--each", "--out", "new", "--dry-run", cwd=work)
+    assert run.code == 0
+    assert "new/mood: gevd, rank 8, from features/mood.safetensors, features/pair.safetensors" in run.stdout
+    assert listing(work) == before
+
+
+def test_output_that_exists(work: Path) -> None:
+    run = osrm("init", "--each", cwd=work)
+    assert (run.code, run.error) == (1, "starts/mood exists already")
+    assert osrm("init", "--each", "--overwrite", "--rank", 4, cwd=work).code == 0
+    assert factors(work / "starts/mood")[f"{QUERY}.lora_A.weight"].shape == (4, 16)
+
+
+@pytest.mark.parametrize("args", [(), ("--each", "--exclude", "mood"), ("--each", "--rank", "0")])
+def test_usage_errors_end_with_2(work: Path, args: tuple[str, ...]) -> None:
+    assert osrm("init", "--out", "new", *args, cwd=work).code == 2
+
+
+BAD_OPTIONS = [
+    (("--objective", "osmr"), "unknown objective 'osmr'"),
+    (("--objective", "loss-aware"), "mood.safetensors has no statistic 'gradient', it holds: mean, second-moment"),
+    (("--a-scale", "huge"), "unknown scale 'huge'"),
+    (("--rank", 17), "rank 17 does not fit"),
+    (("--features", "nowhere"), "nowhere is missing"),
+    (("--statistic", "sketch:4"), "the features hold no 'sketch:4', they all hold: mean, samples, second-moment"),
+    (("--objective", "gevd", "--statistic", "mean"), "'gevd' cannot be chosen from 'mean', but from: second-moment"),
+    (("--objective", "kaiming", "--statistic", "mean"), "cannot be chosen from 'mean', but from: none, it reads no"),
+    (("--exclude", "../mood"), "task '../mood' is no name of a folder"),
+]
+
+
+@pytest.mark.parametrize(("more", "error"), BAD_OPTIONS, ids=lambda value: " ".join(map(str, value)))
+def test_bad_options_are_one_line(work: Path, more: tuple[object, ...], error: str) -> None:
+    before = listing(work)
+    run = osrm("init", "--exclude", "mood", "--out", "new", *more, cwd=work)
+    assert run.code == 1
+    assert error in run.error
+    assert run.stdout == ""
+    assert listing(work) == before
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def foreign(path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, path)
+
+
+BROKEN: list[tuple[Callable[[Path], None], str]] = [
+    (lambda path: path.write_bytes(b""), "pair.safetensors is empty"),
+    (truncated, "pair.safetensors is damaged"),
+    (foreign, "pair.safetensors is no features file"),
+    (
+        lambda path: change(path, "bert.encoder.layer.1.attention.self.query.mean", float("nan")),
+        "pair.safetensors: NaN or infinity in bert.encoder.layer.1.attention.self.query.mean",
+    ),
+    (
+        lambda path: change(path, base={"name": "other", "revision": None, "sha256": "f" * 64}),
+        "pair.safetensors comes from base model other",
+    ),
+    (lambda path: change(path, settings={"pooling": "padded"}), "pair.safetensors differs from the other features"),
+    (
+        lambda path: change(path, statistics=["samples"]),
+        "pair.safetensors holds samples, the other features files mean, samples, second-moment",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("breaking", "error"), BROKEN, ids=[error.partition(".safetensors ")[2] for _, error in BROKEN]
+)
+@pytest.mark.parametrize("objective", ["osrm", "official"])
+def test_broken_features_are_named(work: Path, breaking: Callable[[Path], None], error: str, objective: str) -> None:
+    breaking(work / "features/pair.safetensors")
+    run = osrm("init", "--exclude", "mood", "--objective", objective, "--out", "new", cwd=work)
+    if "holds samples" in error and objective == "osrm":  # which samples serve as well
+        assert run.code == 0
+        return
+    assert run.code == 1
+    assert error in run.error
+    assert not (work / "new").exists()
+
+
+def test_only_the_own_features(work: Path) -> None:
+    for other in ("pair", "score"):
+        (work / f"features/{other}.safetensors").unlink()
+    for which in (("--exclude", "mood"), ("--each",)):
+        run = osrm("init", *which, "--out", "new", cwd=work)
+        assert run.error == "features holds no features of a task other than 'mood'"
+    assert osrm("init", "--each", "--objective", "eva", "--out", "new", cwd=work).code == 0
+
+
+def test_statistic_is_the_first_choice_or_the_wanted_one_and_recorded(work: Path) -> None:
+    for out, more in (("first", ()), ("mean", ("--statistic", "mean")), ("moment", ("--statistic", "second-moment"))):
+        args = ("--objective", "osrm", "--rank", 2, "--out", out, *more)
+        assert osrm("init", "--exclude", "mood", *args, cwd=work).code == 0
+    read = {out: json.loads((work / out / "mood/osrm.json").read_text()) for out in ("first", "mean", "moment")}
+    assert {out: facts["settings"]["statistic"] for out, facts in read.items()} == {
+        "first": "mean",
+        "mean": "mean",
+        "moment": "second-moment",
+    }
+    assert (work / "first/mood" / WEIGHTS).read_bytes() == (work / "mean/mood" / WEIGHTS).read_bytes()
+    name = QUERY.removeprefix("base_model.model.") + ".second-moment"
+    C = (
+        sum(
+            m / m.trace()
+            for m in (load_file(work / f"features/{task}.safetensors")[name] for task in ("pair", "score"))
+        ).double()
+        / 2
+    )
+    A = factors(work / "moment/mood")[f"{QUERY}.lora_A.weight"].double()
+    assert (A @ C @ A.T).trace() == pytest.approx(float(torch.linalg.eigvalsh(C)[:2].sum()), rel=1e-4)
+
+
+def test_settings_tell_the_sample_size(work: Path) -> None:
+    """The number of examples behind the features that were read; none for a start that reads none."""
+    for objective, examples in (("osrm", 20), ("kaiming", None)):
+        args = ("init", "--exclude", "mood", "--rank", 2, "--objective", objective, "--out", objective)
+        assert osrm(*args, cwd=work).code == 0
+        assert json.loads((work / objective / "mood/osrm.json").read_text())["settings"]["examples"] == examples

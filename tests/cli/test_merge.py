@@ -1,0 +1,253 @@
+"""``osrm merge`` from outside: what it prints, what it writes, and every refusal."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.merging.methods import METHODS
+from osrm_cli.merging.methods.layer_updates import Options
+from osrm_cli.storage import provenance
+from tests import factories as making
+from tests.run_cli import osrm
+
+NAMES = ("cola", "mnli", "sst2")
+GIVEN = [f"adapters/{name}" for name in NAMES]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    root = tmp_path_factory.mktemp("work")
+    for seed, name in enumerate(NAMES):
+        making.save(root / "adapters" / name, "bert", seed, labels=2 + seed)
+    making.model("bert").bert.save_pretrained(str(root / "base"))
+    return root
+
+
+@pytest.fixture
+def work(template, tmp_path):
+    shutil.copytree(template, tmp_path / "work")
+    return tmp_path / "work"
+
+
+def edit(folder, **settings):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def refused(work, *words):
+    """Run; expect exit 1, one line, an empty stdout, and nothing new on disk."""
+    before = sorted(path.relative_to(work) for path in work.rglob("*"))
+    run = osrm("merge", *words, cwd=work)
+    assert run.code == 1
+    assert run.stdout == ""
+    assert sorted(path.relative_to(work) for path in work.rglob("*")) == before
+    return run
+
+
+def test_the_users_own_command(work):
+    run = osrm("merge", *GIVEN, "--method", "task-arith", "--lambda", "0.3", cwd=work)
+    assert run.code == 0
+    assert run.stdout == "merged: cola, mnli, sst2 by task-arith (lambda 0.3), 6 layers, rank 12, exact\n"
+    found = Adapter.open(work / "merged")
+    adapters = [Adapter.open(work / path) for path in GIVEN]
+    for layer in found.layers:
+        exact = 0.3 * sum(making.dense(adapter, layer) for adapter in adapters)
+        assert float((making.dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
+    assert sorted(path.name for path in (work / "merged" / "tasks").iterdir()) == list(NAMES)
+
+
+def test_json_is_one_line_and_quiet_is_quiet(work):
+    run = osrm("merge", *GIVEN, "-m", "svd", "--rank", "2", "--json", "--quiet", cwd=work)
+    facts = json.loads(run.stdout)
+    assert run.stdout.count("\n") == 1
+    assert facts["method"] == "svd"
+    assert facts["options"] == {"lambda": 1.0, "rank": 2}
+    assert facts["adapters"] == list(NAMES)
+    assert 0 < facts["kept_energy"]["least"] <= facts["kept_energy"]["mean"] < 1
+    assert run.stderr.startswith("warning: recompression lost up to")
+
+
+def test_a_folder_of_adapters_is_told_from_an_adapter(work):
+    run = refused(work, "adapters")
+    assert run.error == "adapters is no adapter: adapter_config.json is missing"
+    assert "hint: it holds adapters: give adapters/*" in run.stderr
+
+
+def test_a_recompressed_model_is_not_told_to_become_one(work):
+    run = osrm("merge", *GIVEN, "--rank", "1", "--as", "model", "--model", "base", cwd=work)
+    assert run.code == 0, run.stderr
+    assert "a higher --rank keeps more, none keeps all" in run.stderr
+
+
+def test_list_names_every_method(work):
+    run = osrm("merge", "--list", cwd=work)
+    assert [line.split()[0] for line in run.stdout.splitlines()[1:]] == [row.name for row in METHODS]
+    methods = json.loads(osrm("merge", "--list", "--json", cwd=work).stdout)["methods"]
+    results = {row["name"]: row["result"] for row in methods}
+    assert (results["cat"], results["svd"], results["ties"]) == ("exact", "recompressed", "recompressed")
+    assert results["emr"] == "task-aware"
+    assert next(row["needs"] for row in methods if row["name"] == "regmean") == ["features"]
+
+
+def test_every_option_of_every_method_has_a_flag():
+    import inspect
+
+    from osrm_cli.cli.merge import merge
+
+    flags = set(inspect.signature(merge).parameters)
+    assert {option for row in METHODS for option in row.options} <= flags
+    assert Options.__dataclass_fields__.keys() <= flags
+
+
+def test_dry_run_checks_and_writes_nothing(work):
+    run = osrm("merge", *GIVEN, "--dry-run", cwd=work)
+    assert run.code == 0
+    assert run.stdout.startswith("would write merged: cola, mnli, sst2 by task-arith")
+    assert not (work / "merged").exists()
+
+
+def test_existing_output(work):
+    assert osrm("merge", *GIVEN, cwd=work).code == 0
+    before = (work / "merged" / "osrm.json").read_bytes()
+    assert refused(work, *GIVEN, "--lambda", "0.5").error == "merged exists already"
+    assert osrm("merge", *GIVEN, "--lambda", "0.5", "--overwrite", cwd=work).code == 0
+    assert (work / "merged" / "osrm.json").read_bytes() != before
+
+
+def test_weights_act_as_scaled_adapters(work):
+    assert osrm("merge", *GIVEN, "--weight", "sst2=-0.5", "--weight", "cola=0", cwd=work).code == 0
+    found = Adapter.open(work / "merged")
+    for layer in found.layers:
+        exact = making.dense(Adapter.open(work / GIVEN[1]), layer) - 0.5 * making.dense(
+            Adapter.open(work / GIVEN[2]), layer
+        )
+        assert float((making.dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
+
+
+def test_flags_go_before_the_recipe(work):
+    recipe = {
+        "method": "ties",
+        "adapters": [{"path": path, "weight": 0.5} for path in GIVEN],
+        "options": {"lambda": 0.3, "density": 0.4},
+    }
+    (work / "r.yaml").write_text(yaml.safe_dump(recipe))
+    assert osrm("merge", "--recipe", "r.yaml", "--lambda", "0.7", "--weight", "mnli=2", cwd=work).code == 0
+    effective = yaml.safe_load((work / "merged" / "merge.yaml").read_text())
+    assert effective["options"] == {"lambda": 0.7, "density": 0.4, "aggregate": "mean"}
+    assert [entry["weight"] for entry in effective["adapters"]] == [0.5, 2.0, 0.5]
+    assert osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", cwd=work).code == 0
+    for path in (work / "merged").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (work / "again" / path.relative_to(work / "merged")).read_bytes()
+
+
+def test_seed_from_the_environment_is_for_whoever_draws(work):
+    env = {"OSRM_SEED": "5"}
+    assert osrm("merge", *GIVEN, "-m", "dare", env=env, cwd=work).code == 0
+    assert provenance.read(work / "merged")["settings"]["options"]["seed"] == 5
+    assert osrm("merge", *GIVEN, "-m", "cat", "--overwrite", env=env, cwd=work).code == 0
+    assert "seed" not in provenance.read(work / "merged")["settings"]["options"]
+
+
+def test_as_model(work):
+    run = osrm("merge", *GIVEN, "-m", "ties", "--as", "model", "--model", "base", cwd=work)
+    assert run.code == 0
+    assert "exact" in run.stdout
+    before, after = (load_file(work / name / "model.safetensors") for name in ("base", "merged"))
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {
+        f"encoder.layer.{i}.attention.self.{kind}.weight" for i in range(3) for kind in ("query", "value")
+    }
+    assert provenance.read(work / "merged")["form"] == "model"
+
+
+def test_task_aware_says_that_it_is_not_one_model(work):
+    run = osrm("merge", *GIVEN, "-m", "emr", cwd=work)
+    assert run.code == 0
+    assert "warning: this is not one model" in run.stderr
+    assert refused(work, *GIVEN, "-m", "emr", "--as", "model", "--out", "x").error.startswith(
+        "emr makes no single model"
+    )
+
+
+def nan(work):
+    file = work / GIVEN[1] / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(tensor for name, tensor in sorted(tensors.items()) if "layer.2" in name).view(-1)[3] = float("nan")
+    save_file(tensors, file)
+
+
+def other_base(work):
+    for path, name in zip(GIVEN, ("org/bert", "org/bert", "org/roberta"), strict=True):
+        edit(work / path, base_model_name_or_path=name)
+
+
+def twice(work):
+    provenance.write(work / GIVEN[0], {"task": {"name": "sst2"}})
+
+
+def escape(work):
+    provenance.write(work / GIVEN[0], {"task": {"name": "../../sst2"}})
+
+
+def nothing(work):
+    pass
+
+
+REFUSALS = {
+    "no adapters": (nothing, [], "no adapters to merge"),
+    "missing": (nothing, ["nowhere/at/all"], "nowhere/at/all is missing"),
+    "no config": (
+        lambda work: (work / GIVEN[0] / "adapter_config.json").unlink(),
+        GIVEN,
+        "adapter_config.json is missing",
+    ),
+    "nan": (nan, GIVEN, "NaN or infinity in base_model.model.bert.encoder.layer.2"),
+    "dora": (lambda work: edit(work / GIVEN[0], use_dora=True), GIVEN, "DoRA rescales the whole weight"),
+    "other base": (other_base, GIVEN, "adapters/cola belongs to base model org/bert, but adapters/sst2 to org/roberta"),
+    "same task twice": (twice, GIVEN, "adapters/cola and adapters/sst2 are both adapters of 'sst2'"),
+    "task name outside": (escape, GIVEN, "'../../sst2' cannot be a folder's name"),
+    "same adapter twice": (nothing, [GIVEN[0], GIVEN[0]], "are both adapters of 'cola'"),
+    "unknown method": (nothing, [*GIVEN, "-m", "tie"], "unknown method 'tie'"),
+    "unused option": (nothing, [*GIVEN, "-m", "cat", "--density", "0.2"], "method cat does not use --density"),
+    "rank of cat": (nothing, [*GIVEN, "-m", "cat", "--rank", "2"], "method cat does not use --rank"),
+    "no need met": (nothing, [*GIVEN, "-m", "regmean"], "method regmean needs second moments"),
+    "weight of nobody": (nothing, [*GIVEN, "--weight", "rte=1"], "--weight rte=1: no adapter has that name"),
+    "weight no number": (nothing, [*GIVEN, "--weight", "cola"], "--weight cola, expected NAME=NUMBER"),
+    "weight nan": (nothing, [*GIVEN, "--weight", "cola=nan"], "weight of adapter 'cola' is nan"),
+    "lambda nan": (nothing, [*GIVEN, "--lambda", "nan"], "lambda is nan, expected a finite number"),
+    "weights cancel": (
+        nothing,
+        [*GIVEN[:2], "-m", "average", "--weight", "cola=-1"],
+        "the weights add up to 0, an average needs another sum",
+    ),
+    "float16 overflow": (
+        nothing,
+        [*GIVEN, "--lambda", "1e9", "--dtype", "float16"],
+        "cannot be written as float16",
+    ),
+    "recipe twice": (nothing, [*GIVEN, "--recipe", "r.yaml"], "adapters are given twice"),
+    "recipe missing": (nothing, ["--recipe", "r.yaml"], "r.yaml is missing"),
+    "model unknown": (nothing, [*GIVEN, "--as", "model"], "does not say which base model it is for"),
+}
+
+
+@pytest.mark.parametrize(("prepare", "words", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_refusals(work, prepare, words, message):
+    prepare(work)
+    assert message in refused(work, *words, "--quiet").error
+
+
+def test_recipe_with_an_option_of_the_wrong_type(work):
+    values = {"method": "ties", "adapters": GIVEN, "options": {"density": "low"}}
+    (work / "r.yaml").write_text(yaml.safe_dump(values))
+    assert refused(work, "--recipe", "r.yaml").error == "option 'density' is 'low', expected a number"
+
+
+def test_usage_errors_are_exit_2(work):
+    assert osrm("merge", *GIVEN, "--density", "2", cwd=work).code == 2
+    assert osrm("merge", *GIVEN, "--as", "gguf", cwd=work).code == 2

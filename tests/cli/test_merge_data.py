@@ -1,0 +1,258 @@
+"""``osrm merge`` with the methods that run the model: what they write, that it repeats, and every refusal."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.storage import provenance
+from osrm_cli.tasks import loading as tasks
+from tests import trained_adapters as trained
+from tests.run_cli import ROOT, osrm
+
+torch.set_num_threads(1)
+CASES = {
+    "fisher": ("mood", "pair", "score"),
+    "regmean++": ("mood", "pair", "score"),
+    "adamerging": ("mood", "pair"),
+}
+QUICK = {"fisher": ["--samples", 4], "regmean++": ["--samples", 4], "adamerging": ["--samples", 8, "--steps", 3]}
+
+
+@pytest.fixture(scope="module")
+def template(tiny, words, tmp_path_factory):
+    root = tmp_path_factory.mktemp("work")
+    for task in trained.LABELS:
+        trained.save(root / "adapters" / task, tiny("bert"), "bert", words)
+    return root
+
+
+@pytest.fixture
+def work(template, tmp_path):
+    shutil.copytree(template, tmp_path / "work")
+    return tmp_path / "work"
+
+
+def command(method, *more):
+    return ["merge", *(f"adapters/{task}" for task in CASES[method]), "-m", method, *QUICK[method], *more, "--quiet"]
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def edit(folder, **settings):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_written_recorded_and_loaded_by_plain_peft(work, tiny, words, method):
+    run = osrm(*command(method, "--json"), cwd=work)
+    assert run.code == 0, run
+    facts = provenance.read(work / "merged")
+    told = json.loads(run.stdout)
+    for task in CASES[method]:
+        count = QUICK[method][1]
+        drawn = tasks.sample(tasks.load(task, words, "train"), count, 0)
+        expected = {"source": str(words), "split": "train", "examples": count, "sha256": drawn.sha256}
+        assert facts["examples"][task] == told["examples"][task] == expected
+        assert Adapter.open(work / "merged" / "tasks" / task).heads()
+        model = PeftModel.from_pretrained(trained.bare(tiny("bert"), task), str(work / "merged/tasks" / task))
+        assert torch.isfinite(model(input_ids=torch.tensor([[1, 7, 8, 2]])).logits).all()
+    assert facts["settings"]["method"] == method
+    assert facts["base"]["sha256"]
+    assert sorted(path.name for path in work.iterdir()) == ["adapters", "merged"]  # no scratch is left
+    whole = Adapter.open(work / "merged")
+    plain = osrm("merge", *command(method)[1 : 1 + len(CASES[method])], "--out", "plain", "--quiet", cwd=work)
+    assert plain.code == 0
+    for layer in whole.layers:
+        assert not torch.equal(whole.update(layer).dense(), Adapter.open(work / "plain").update(layer).dense())
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_same_inputs_same_bytes(work, method):
+    assert osrm(*command(method), cwd=work).code == 0
+    turned = command(method)
+    turned[1], turned[2] = turned[2], turned[1]
+    assert osrm(*turned, "--out", "again", "--jobs", 2, cwd=work).code == 0
+    assert files(work / "merged") == files(work / "again")
+    assert osrm(*command(method), "--seed", 1, "--out", "other", cwd=work).code == 0
+    names = [name for name in files(work / "other") if name.name == "adapter_model.safetensors"]
+    assert all(files(work / "other")[name] != files(work / "merged")[name] for name in names)
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_the_written_recipe_repeats_it(work, method):
+    assert osrm(*command(method), cwd=work).code == 0
+    if method == "adamerging":  # without data
+        for task in CASES[method]:
+            facts = provenance.read(work / "adapters" / task)
+            provenance.write(work / "adapters" / task, {"task": facts["task"]})
+    run = osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", "--quiet", cwd=work)
+    assert run.code == 0, run
+    for name in ("adapter_model.safetensors", "tasks/pair/adapter_model.safetensors", "merge.yaml"):
+        assert (work / "merged" / name).read_bytes() == (work / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_as_model_is_the_same_update(work, tiny, method):
+    assert osrm(*command(method, "--as", "model"), cwd=work).code == 0
+    assert osrm(*command(method), "--out", "small", cwd=work).code == 0
+    before, after = load_file(tiny("bert") / "model.safetensors"), load_file(work / "merged" / "model.safetensors")
+    small, kept = Adapter.open(work / "small"), provenance.read(work / "small")["kept_energy"]
+    for layer in small.layers:
+        name = next(name for name in before if f"bert.{name}" == f"{layer}.weight")
+        update, expected = after[name] - before[name], small.update(layer).dense()
+        lost = float((update - expected).square().sum() / update.square().sum())
+        assert lost == pytest.approx(1 - kept[layer], rel=1e-3, abs=1e-9)  # only Fisher merging is recompressed
+        assert (lost > 1e-6) == (method == "fisher")
+
+
+def test_adamerging_says_and_keeps_what_it_learned(work):
+    run = osrm(*command("adamerging", "--lambda", 0.5)[:-1], cwd=work)
+    assert run.code == 0, run
+    assert "mood: mean entropy" in run.stderr
+    facts = provenance.read(work / "merged")
+    assert set(facts["entropy"]) == {"mood", "pair"}
+    recipe = yaml.safe_load((work / "merged" / "merge.yaml").read_text())
+    assert (recipe["method"], recipe["options"]) == ("task-arith", {"lambda": 1.0})
+    layers = Adapter.open(work / "adapters/mood").layers
+    for entry in recipe["adapters"]:
+        assert len(entry["weight"]) == len(layers)
+        assert all(abs(weight - 0.5) < 4e-3 for weight in entry["weight"].values())
+        assert len(set(entry["weight"].values())) > 1
+    assert "| mood | adapters/mood | by layer |" in (work / "merged/README.md").read_text()
+
+
+def test_data_can_be_given(work, words):
+    for task in CASES["fisher"]:
+        (work / "adapters" / task / "osrm.json").unlink()  # as another program writes adapters
+    assert "does not say what it was trained on" in refused(work, *command("fisher")).error
+    run = osrm(*command("fisher", "--data", words), cwd=work)
+    assert run.code == 0, run
+    assert yaml.safe_load((work / "merged/merge.yaml").read_text())["data"] == str(words)
+    assert osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", "--quiet", cwd=work).code == 0
+    assert files(work / "merged") == files(work / "again")
+
+
+def test_defaults_for_other_commands_are_no_error(work, words):
+    (work / "osrm.toml").write_text(f'data = "{words}"\nsamples = 7\nseed = 3\n')
+    assert osrm("merge", "adapters/mood", "--quiet", cwd=work).code == 0
+    assert provenance.read(work / "merged")["settings"]["options"] == {"lambda": 1.0}
+    assert osrm("merge", "adapters/mood", "-m", "fisher", "--overwrite", "--quiet", cwd=work).code == 0
+    assert provenance.read(work / "merged")["settings"]["options"] == {"lambda": 1.0, "samples": 7, "seed": 3}
+
+
+def test_regmean_plus_plus_needs_no_head(work):
+    for task in CASES["regmean++"]:
+        headless(work / "adapters" / task)
+    assert osrm(*command("regmean++"), cwd=work).code == 0
+    assert not (work / "merged" / "tasks").exists()
+
+
+def test_dry_run_reads_data_and_writes_nothing(work):
+    run = osrm(*command("fisher", "--dry-run"), cwd=work)
+    assert run.stdout.startswith("would write merged: mood, pair, score by fisher (lambda 1.0, samples 4, seed 0)")
+    assert not (work / "merged").exists()
+
+
+def refused(work, *words):
+    """Run; expect exit 1, one line, an empty stdout, and nothing new on disk."""
+    before = sorted(path.relative_to(work) for path in work.rglob("*"))
+    run = osrm(*words, cwd=work)
+    assert run.code == 1, run
+    assert run.stdout == ""
+    assert sorted(path.relative_to(work) for path in work.rglob("*")) == before
+    return run
+
+
+def headless(folder):
+    path = folder / "adapter_model.safetensors"
+    save_file({name: x for name, x in load_file(path).items() if "lora_" in name}, path)
+    edit(folder, modules_to_save=None, task_type=None)
+
+
+def other_labels(folder):
+    facts = provenance.read(folder)
+    provenance.write(folder, {**facts, "task": {**facts["task"], "labels": ["a", "b"]}})
+
+
+def other_head(folder):
+    path = folder / "adapter_model.safetensors"
+    shapes = {name: torch.zeros(4, *x.shape[1:]) if "classifier" in name else x for name, x in load_file(path).items()}
+    save_file(shapes, path)
+
+
+def other_widths(folder):
+    for task in trained.LABELS:
+        path = folder.parent / task / "adapter_model.safetensors"
+        wide = {n: torch.ones(x.shape[0], 8) if "lora_A" in n else x for n, x in load_file(path).items()}
+        save_file(wide, path)
+
+
+def no_base(folder):
+    for task in trained.LABELS:
+        edit(folder.parent / task, base_model_name_or_path=None)
+
+
+def nothing(folder):
+    pass
+
+
+REFUSALS = {
+    "no data": (nothing, "fisher", ["--data", "nowhere"], "no data folder nowhere"),
+    "no such task": (nothing, "regmean++", ["--data", "mini"], "unknown task 'mood' in mini"),
+    "no head": (headless, "fisher", [], "adapters/mood has no classification head"),
+    "no head to learn with": (headless, "adamerging", [], "adapters/mood has no classification head"),
+    "other labels": (other_labels, "fisher", [], "was trained on the classes ['a', 'b']"),
+    "other head": (other_head, "fisher", [], "does not fit the model with 2 outputs"),
+    "regression": (nothing, "adamerging", ["adapters/score"], "task 'score' predicts a number"),
+    "no base": (no_base, "fisher", [], "does not say which base model it is for"),
+    "other base": (other_widths, "regmean++", [], "(d_in, d_out) = (8, 16)"),
+    "no samples": (nothing, "fisher", ["--recipe"], "option 'samples' is 0, expected 1 or more"),
+    "steps of fisher": (nothing, "fisher", ["--steps", 3], "method fisher does not use --steps"),
+    "features of fisher": (nothing, "fisher", ["--features", "f"], "method fisher does not use --features"),
+    "pico before": (nothing, "adamerging", ["-m", "pico+adamerging"], "the weights are learned for the plain sum"),
+}
+
+
+@pytest.mark.parametrize(("prepare", "method", "more", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_refusals(work, prepare, method, more, message):
+    prepare(work / "adapters" / "mood")
+    words = command(method, *more)
+    if more == ["--recipe"]:
+        entries = [f"adapters/{task}" for task in CASES[method]]
+        (work / "r.yaml").write_text(yaml.safe_dump({"method": method, "adapters": entries, "options": {"samples": 0}}))
+        words = ["merge", "--recipe", "r.yaml", "--quiet"]
+    assert message in refused(work, *words).error
+
+
+@pytest.mark.parametrize("option", ["--data", "--model", "--revision", "--samples", "--steps"])
+def test_inputs_that_a_method_does_not_use(work, option):
+    words = ["merge", "adapters/mood", "-m", "ties", option, "7", "--quiet"]
+    assert refused(work, *words).error == f"method ties does not use {option}"
+
+
+def test_merging_adapters_alone_imports_no_transformers(work):
+    code = (
+        "import sys; from osrm_cli.cli.app import app; from typer.testing import CliRunner as R; "
+        "found = R().invoke(app, sys.argv[1:]); print(found.exit_code, *sorted(sys.modules))"
+    )
+    words = ["merge", "adapters/mood", "adapters/pair", "-m", "ties", "--quiet"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=work, capture_output=True, text=True, env=env, check=True
+    )
+    code, *modules = done.stdout.split()
+    assert code == "0"
+    assert "torch" in modules
+    assert not {"transformers", "peft", "datasets"} & set(modules)

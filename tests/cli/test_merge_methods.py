@@ -1,0 +1,60 @@
+"""Every method of the table through the command, and back through plain PEFT."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from osrm_cli.linalg.low_rank import LowRank, truncate
+from osrm_cli.merging.methods import METHODS
+from osrm_cli.merging.plan import Plan
+from osrm_cli.merging.recipe import read
+from tests.run_cli import osrm
+
+TASKS = ("mood", "pair", "score")
+# AdaMerging has no scores to lower the entropy of: it merges the two classification tasks.
+ADAPTERS = {"adamerging": TASKS[:2]}
+DENSE = [row for row in METHODS if row.space == "element" and not row.passes and not row.task_aware]
+
+
+@pytest.mark.parametrize("method", [row for row in METHODS if not row.task_aware], ids=lambda row: row.name)
+def test_plain_peft_loads_what_the_method_made(work: Path, method) -> None:
+    names = ADAPTERS.get(method.name, TASKS)
+    more = ["--steps", 3] if method.name == "adamerging" else []
+    run = osrm("merge", *(f"adapters/{n}" for n in names), "-m", method.name, *more, "--out", "made", cwd=work)
+    assert run.code == 0, run
+    base = json.loads((work / "made/adapter_config.json").read_text())["base_model_name_or_path"]
+    labels = {"mood": 2, "pair": 3, "score": 1}
+    for name in names:  # a warning is an error here
+        plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels[name])
+        loaded = PeftModel.from_pretrained(plain, str(work / "made/tasks" / name))
+        assert loaded.peft_config["default"].modules_to_save
+    if method.passes:
+        return  # what their rules are told is compared in test_merge_data.py
+    deltas = {n: m.get_delta_weight("default") for n, m in loaded.named_modules() if hasattr(m, "get_delta_weight")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        plan = Plan.of(read(work / "made/merge.yaml"))
+        for layer in plan.merge(plan.layers):
+            expected = layer.result.dense() if isinstance(layer.result, LowRank) else layer.result
+            found = deltas[f"base_model.model.{layer.name}"]
+            torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", DENSE, ids=lambda row: row.name)
+def test_as_model_holds_what_an_adapter_only_approaches(work: Path, method) -> None:
+    given = [f"adapters/{name}" for name in TASKS]
+    for form, out in (("model", "whole"), ("adapter", "part")):
+        run = osrm("merge", *given, "-m", method.name, "--as", form, "--out", out, cwd=work)
+        assert run.code == 0, run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        whole, part = (Plan.of(read(work / name / "merge.yaml")) for name in ("whole", "part"))
+        for exact, near in zip(whole.merge(whole.layers), part.merge(part.layers), strict=True):
+            assert isinstance(exact.result, torch.Tensor)
+            best, kept = truncate(exact.result, near.result.rank)
+            torch.testing.assert_close(near.result.dense(), best.dense(), atol=1e-9, rtol=1e-6)
+            assert near.kept == pytest.approx(kept)

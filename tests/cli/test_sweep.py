@@ -1,0 +1,220 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.run_cli import listing, osrm
+
+ADAPTERS = ("adapters/mood", "adapters/pair", "adapters/score")
+CLOSE = 0.01  # percent: a correlation of scores that hardly differ shows rounding
+
+
+def swept(work: Path, *words: object, out: str = "sweep") -> dict[str, Any]:
+    run = osrm("sweep", *ADAPTERS, *words, "--out", out, cwd=work)
+    assert run.code == 0, run
+    return dict(json.loads((work / out / "sweep.json").read_text()))
+
+
+def merged_and_scored(work: Path, *words: object) -> dict[str, Any]:
+    """What ``osrm merge`` and ``osrm eval`` say of the same merge."""
+    run = osrm("merge", *ADAPTERS, *words, "--out", "m", "--overwrite", cwd=work)
+    assert run.code == 0, run
+    run = osrm("eval", "m", "--overwrite", cwd=work)
+    assert run.code == 0, run
+    return dict(json.loads((work / "m/scores.json").read_text()))
+
+
+METHODS: list[tuple[object, ...]] = [
+    ("task-arith",),
+    ("ties", "--density", 0.5),
+    ("regmean",),
+    ("regmean++", "--samples", 8),
+    ("fisher", "--samples", 8),
+    ("emr",),
+    ("ties", "--as", "model"),
+]
+
+
+@pytest.mark.parametrize("asked", METHODS, ids=str)
+def test_every_point_is_what_merge_and_eval_say(work: Path, asked: tuple[object, ...]) -> None:
+    found = swept(work, "--method", *asked, "--lambda", "0.4,1.5", "--validation-split", "train")
+    assert [point["options"]["lambda"] for point in found["points"]] == [0.4, 1.5]
+    for point in found["points"]:
+        expected = merged_and_scored(work, "--method", *asked, "--lambda", point["options"]["lambda"])
+        for task, row in point["test"]["tasks"].items():
+            theirs = expected["tasks"][task]
+            assert row["examples"] == theirs["examples"] == 24
+            assert row["headline"] == pytest.approx(theirs["headline"], abs=CLOSE)
+            assert row["metrics"] == pytest.approx(theirs["metrics"], abs=CLOSE)
+        assert point["test"]["average"] == pytest.approx(expected["average"]["headline"], abs=CLOSE)
+
+
+def test_singles_are_what_eval_says_of_each_adapter(work: Path) -> None:
+    found = swept(work, "--validation-split", "train")
+    for part, split in (("validation", "train"), ("test", "dev")):
+        for task, row in found["single"][part]["tasks"].items():
+            folder = f"adapters/{task}"
+            assert osrm("eval", folder, "--split", split, "--overwrite", cwd=work).code == 0
+            theirs = json.loads((work / folder / "scores.json").read_text())["tasks"][task]
+            assert row["examples"] == theirs["examples"]
+            assert row["headline"] == pytest.approx(theirs["headline"], abs=CLOSE)
+
+
+def test_adamerging(work: Path) -> None:
+    words = ("adapters/mood", "adapters/pair", "--method", "adamerging", "--samples", 8)
+    more = ("--option", "steps=3", "--lambda", "0.3,1.0", "--validation-split", "train")
+    run = osrm("sweep", *words, *more, cwd=work)
+    assert run.code == 0, run
+    points = json.loads((work / "sweep/sweep.json").read_text())["points"]
+    for point in points:
+        run = osrm("merge", *words, "--steps", 3, "--lambda", point["options"]["lambda"], "--overwrite", cwd=work)
+        assert run.code == 0, run
+        assert osrm("eval", "merged", "--overwrite", cwd=work).code == 0
+        expected = json.loads((work / "merged/scores.json").read_text())["tasks"]
+        for task, row in point["test"]["tasks"].items():
+            assert row["headline"] == pytest.approx(expected[task]["headline"], abs=CLOSE)
+
+
+@pytest.mark.parametrize("method", ["task-arith", "emr"])
+def test_calibrated_points_are_what_calibrate_makes_of_the_merge(work: Path, method: str) -> None:
+    words = ("--method", method, "--lambda", 0.6)
+    found = swept(work, *words, "--calibrate", "--samples", 40, "--validation-split", "train")
+    assert [point["calibrated"] for point in found["points"]] == [False, True]
+    assert found["best"] == [
+        {"method": method, "calibrated": False, "point": 0},
+        {"method": method, "calibrated": True, "point": 1},
+    ]
+    expected = merged_and_scored(work, *words)
+    assert osrm("calibrate", "m", "--samples", 40, "--out", "c", cwd=work).code == 0
+    assert osrm("eval", "c", cwd=work).code == 0
+    calibrated = json.loads((work / "c/scores.json").read_text())
+    for point, theirs in zip(found["points"], (expected, calibrated), strict=True):
+        for task, row in point["test"]["tasks"].items():
+            assert row["headline"] == pytest.approx(theirs["tasks"][task]["headline"], abs=CLOSE)
+    plain, mapped = (point["test"]["tasks"]["score"] for point in found["points"])
+    assert plain != mapped
+
+
+def test_best_is_chosen_on_one_half_and_reported_on_the_other(work: Path) -> None:
+    found = swept(work, "--lambda", "0:2:0.5", "--predictions")
+    points, test = found["points"], found["labels"]["test"]
+    chosen = max(range(5), key=lambda index: points[index]["validation"]["average"])
+    assert found["best"] == [{"method": "task-arith", "calibrated": False, "point": chosen}]
+    for point in (found["single"], points[chosen]):
+        for part in ("validation", "test"):
+            assert {task: row["examples"] for task, row in point[part]["tasks"].items()} == dict.fromkeys(test, 12)
+        given = point["test"]["predictions"]
+        for task in ("mood", "pair"):
+            hits = 100 * sum(map(int.__eq__, given[task], test[task])) / 12
+            assert hits == pytest.approx(point["test"]["tasks"][task]["headline"])
+    whole = merged_and_scored(work, "--lambda", points[1]["options"]["lambda"])["tasks"]
+    for task in ("mood", "pair"):  # equal halves: their mean is the whole
+        halves = [points[1][part]["tasks"][task]["headline"] for part in ("validation", "test")]
+        assert sum(halves) / 2 == pytest.approx(whole[task]["headline"])
+
+
+def test_output(work: Path) -> None:
+    words = ("--method", "task-arith", "--method", "ties", "--density", "0.2,0.5", "--lambda", "0.5,1", "--limit", 6)
+    found = swept(work, *words)
+    assert listing(work / "sweep") == {"sweep.json", "curve.png"}
+    assert (work / "sweep/curve.png").read_bytes().startswith(b"\x89PNG")
+    assert set(found) == {
+        *("tool", "version", "command", "settings", "base", "inputs", "data"),
+        *("adapters", "single", "points", "best"),
+    }
+    assert [(point["method"], point["options"].get("density")) for point in found["points"]] == [
+        *[("task-arith", None)] * 2,
+        *[("ties", 0.2)] * 2,
+        *[("ties", 0.5)] * 2,
+    ]
+    assert found["settings"]["grid"] == {"lambda": [0.5, 1], "density": [0.2, 0.5], "seed": [0]}
+    assert found["adapters"]["mood"]["train"]["lr"] == 0.01
+    assert found["inputs"] == [
+        {"path": f"adapters/{task}", "sha256": row["sha256"]} for task, row in found["adapters"].items()
+    ]
+    swept(work, *words, out="again")
+    for name in ("sweep.json", "curve.png"):
+        assert (work / "again" / name).read_bytes() == (work / "sweep" / name).read_bytes()
+    run = osrm("sweep", *ADAPTERS, *words, "--json", "--out", "third", cwd=work)
+    printed = json.loads(run.stdout)
+    assert printed == {"path": "third", **{key: found[key] for key in ("single", "points", "best")}}
+
+
+def test_table_and_progress(work: Path) -> None:
+    (work / "osrm.toml").write_text((work / "osrm.toml").read_text().replace("quiet = true", ""))
+    run = osrm("sweep", *ADAPTERS, "--lambda", "0.5,1", "--task", "mood", "--limit", 8, cwd=work)
+    assert run.code == 0, run
+    assert "best by validation" in run.stdout
+    assert "single adapters" in run.stdout
+    assert "sweep singles" in run.stderr
+    assert "sweep task-arith" in run.stderr
+    assert set(json.loads((work / "sweep/sweep.json").read_text())["single"]["test"]["tasks"]) == {"mood"}
+
+
+def test_half_precision_is_near(work: Path) -> None:
+    words = ("--lambda", "0.5", "--validation-split", "train")
+    exact, half = (swept(work, *words, "--dtype", name, out=name) for name in ("float32", "bfloat16"))
+    assert half["settings"]["dtype"] == "bfloat16"
+    for task in ("mood", "pair"):
+        theirs, ours = (found["points"][0]["validation"]["tasks"][task]["headline"] for found in (exact, half))
+        assert ours == pytest.approx(theirs, abs=10)
+
+
+def test_dry_run_and_existing_output(work: Path) -> None:
+    before = listing(work)
+    run = osrm("sweep", *ADAPTERS, "--lambda", "0.1:1.0:0.1", "--dry-run", cwd=work)
+    assert (run.code, run.stdout) == (0, "would write sweep: 10 merges on mood, pair, score\n")
+    assert listing(work) == before
+    (work / "sweep").mkdir()
+    run = osrm("sweep", *ADAPTERS, cwd=work)
+    assert (run.code, run.error) == (1, "sweep exists already")
+
+
+def test_interrupted_leaves_nothing(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from osrm_cli.sweep.scorer import Bench
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = listing(work)
+    monkeypatch.setattr(Bench, "score", interrupt)
+    run = osrm("sweep", *ADAPTERS, cwd=work)
+    assert (run.code, run.error) == (130, "interrupted")
+    assert listing(work) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("--method", "tie"), "unknown method 'tie'"),
+        (("--density", "0.1"), "none of task-arith uses --density"),
+        (("--features", "features"), "none of the methods uses --features"),
+        (("--samples", "5"), "none of the methods uses --samples"),
+        (("--lambda", "1:0.1:0.1"), "--lambda: '1:0.1:0.1' holds no values"),
+        (("--lambda", ""), "--lambda: '' is no number"),
+        (("--option", "nosuch=1"), "'nosuch' is no option of a method"),
+        (("--option", "lambda=1", "--lambda", "1"), "lambda is given twice"),
+        (("--method", "ties", "--density", "1.5"), "density is 1.5"),
+        (("--task", "nosuch"), "no adapter is of task 'nosuch'"),
+        (("--split", "nosuch"), "has no split 'nosuch'"),
+        (("--limit", "1"), "two halves need two or more"),
+        (("--max-length", "999"), "has positions for 256 tokens"),
+        (("--method", "adamerging"), "task 'score' predicts a number"),
+        (("--method", "regmean", "--features", "nowhere"), "nowhere/mood.safetensors is missing"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_one_line(work: Path, args: tuple[str, ...], error: str) -> None:
+    before = listing(work)
+    run = osrm("sweep", *ADAPTERS, *args, cwd=work)
+    assert run.code == 1
+    assert error in run.error
+    assert run.stdout == ""
+    assert listing(work) == before
+
+
+def test_start_without_a_head(work: Path) -> None:
+    run = osrm("sweep", "starts/mood", cwd=work)
+    assert run.code == 1
+    assert "starts/mood has no classification head" in run.error

@@ -1,0 +1,162 @@
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.features import features_file as features
+from osrm_cli.features.features_file import Features
+from osrm_cli.storage import tensors
+
+LAYERS = {
+    "l.0.query": {"source": "l.0.query", "d_in": 4, "d_out": 6},
+    "l.0.value": {"source": "l.0.query", "d_in": 4, "d_out": 6},
+    "l.1.dense": {"source": "l.1.dense", "d_in": 5, "d_out": 4},
+}
+BASE = {"name": "tiny", "revision": None, "sha256": "a" * 64}
+
+
+def facts(task: str, **changes: Any) -> dict[str, Any]:
+    made = {
+        "command": "collect",
+        "task": {"name": task},
+        "base": BASE,
+        "settings": {"pooling": "masked"},
+        "layers": LAYERS,
+        "statistics": ["mean"],
+        "tokens": 9,
+        "examples": 3,
+    }
+    return {**made, **changes}
+
+
+def held(value: float = 1.0) -> dict[str, torch.Tensor]:
+    return {"l.0.query.mean": torch.full((4,), value), "l.1.dense.mean": torch.full((5,), value)}
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def write(task: str, contents: Mapping[str, torch.Tensor] | None = None, name: str = "", **changes: Any) -> Path:
+        path = tmp_path / f"{name or task}.safetensors"
+        tensors.save(path, held() if contents is None else contents, facts(task, **changes))
+        return path
+
+    return write
+
+
+def test_layers_that_share_an_input_read_one_entry(make: Make) -> None:
+    found = Features.open(make("sst2"))
+    assert (found.task, found.tokens, found.examples) == ("sst2", 9, 3)
+    assert list(found.layers) == list(LAYERS)
+    reader = found.reader()
+    for layer in found.layers:
+        tensor = reader.read(layer, "mean")
+        assert tensor.dtype == torch.float64
+        assert torch.equal(tensor, torch.ones(found.layers[layer].d_in, dtype=torch.float64))
+
+
+def test_folder_is_read_in_the_order_of_names(make: Make, tmp_path: Path) -> None:
+    for task in ("b", "c", "a"):
+        make(task)
+    (tmp_path / ".a.partial.safetensors").write_bytes(b"")
+    assert list(features.open_folder(tmp_path)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["empty", "missing"])
+def test_folder_without_files(tmp_path: Path, empty: bool) -> None:
+    folder = tmp_path / "features"
+    if empty:
+        folder.mkdir()
+    with pytest.raises(OsrmError, match="holds no features files" if empty else "features is missing") as caught:
+        features.open_folder(folder)
+    assert "osrm collect" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("contents", "what"),
+    [(b"", "is empty"), (b"\0" * 7, "is damaged"), (b"garbage" * 99, "is damaged"), (None, "is damaged")],
+)
+def test_damaged_file_is_named(make: Make, tmp_path: Path, contents: bytes | None, what: str) -> None:
+    make("good")
+    bad = make("bad")
+    bad.write_bytes(bad.read_bytes()[:-3] if contents is None else contents)
+    with pytest.raises(OsrmError, match=rf"bad\.safetensors {what}"):
+        features.open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["base", "task", "layers", "statistics", "tokens"])
+def test_incomplete_header_is_named(make: Make, missing: str) -> None:
+    path = make("sst2")
+    tensors.save(path, held(), {key: value for key, value in facts("sst2").items() if key != missing})
+    with pytest.raises(OsrmError, match=r"sst2\.safetensors: its header is incomplete"):
+        Features.open(path)
+
+
+def test_safetensors_of_another_program(tmp_path: Path) -> None:
+    tensors.save(tmp_path / "model.safetensors", held(), {})
+    with pytest.raises(OsrmError, match="is no features file"):
+        Features.open(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_inside_is_found_when_it_is_read(make: Make, value: float) -> None:
+    contents = held()
+    contents["l.1.dense.mean"][2] = value
+    reader = Features.open(make("sst2", contents)).reader()
+    reader.read("l.0.value", "mean")
+    with pytest.raises(OsrmError, match=r"sst2\.safetensors: NaN or infinity in l\.1\.dense\.mean"):
+        reader.read("l.1.dense", "mean")
+
+
+def test_missing_and_misshapen_entries_are_named(make: Make) -> None:
+    contents = {"l.1.dense.mean": torch.ones(4)}
+    reader = Features.open(make("sst2", contents)).reader()
+    with pytest.raises(OsrmError, match=r"sst2\.safetensors lacks l\.0\.query\.mean"):
+        reader.read("l.0.value", "mean")
+    with pytest.raises(OsrmError, match=r"l\.1\.dense\.mean has shape \(4,\), expected width 5"):
+        reader.read("l.1.dense", "mean")
+    with pytest.raises(OsrmError, match="has no statistic 'samples', it holds: mean") as caught:
+        reader.read("l.1.dense", "samples")
+    assert caught.value.hint == "osrm collect --overwrite --task sst2 --statistic mean --statistic samples"
+
+
+WIDER = {**LAYERS, "l.1.dense": {"source": "l.1.dense", "d_in": 7, "d_out": 4}}
+FEWER = {name: layer for name, layer in LAYERS.items() if name != "l.0.value"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": {**BASE, "name": "large", "sha256": "b" * 64}}, "comes from base model large"),
+        ({"base": {**BASE, "revision": "f00d"}}, "in its revision: f00d, expected beef"),
+        ({"layers": WIDER}, r"in its layers: l\.1\.dense is \(7, 4\), expected \(5, 4\)"),
+        ({"layers": FEWER}, r"in its layers: l\.0\.value is absent"),
+        ({"settings": {"pooling": "padded"}}, "in its pooling: padded, expected masked"),
+    ],
+    ids=["base", "revision", "width", "layer", "pooling"],
+)
+@pytest.mark.parametrize("place", ["a-odd", "z-odd"])
+def test_odd_file_is_named(make: Make, tmp_path: Path, changes: dict[str, Any], message: str, place: str) -> None:
+    for task in ("m", "n"):
+        make(task, base={**BASE, "revision": "beef"} if "revision" in message else BASE)
+    make(place, **changes)
+    with pytest.raises(OsrmError, match=rf"^.*{place}\.safetensors .*{message}"):
+        features.open_folder(tmp_path)
+
+
+def test_revision_may_be_unknown_on_one_side(make: Make, tmp_path: Path) -> None:
+    make("hub", base={**BASE, "revision": "beef"})
+    make("local")
+    assert list(features.open_folder(tmp_path)) == ["hub", "local"]
+
+
+def test_two_files_of_one_task_are_named(make: Make, tmp_path: Path) -> None:
+    make("sst2")
+    make("sst2", name="sst2-copy")
+    with pytest.raises(OsrmError, match=r"sst2-copy\.safetensors and .*sst2\.safetensors both hold task 'sst2'"):
+        features.open_folder(tmp_path)

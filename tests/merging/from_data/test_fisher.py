@@ -1,0 +1,111 @@
+"""Fisher information by hooks beside autograd on dense weights, one example and one weight at a time."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from osrm_cli.merging.from_data import fisher
+from tests import trained_adapters as trained
+
+torch.set_num_threads(1)
+
+
+def naive(model, task_model, layers):
+    """The definition: PEFT's merged model, autograd with respect to each dense weight."""
+    modules = {name: model.get_submodule(name) for name in layers}
+    model.requires_grad_(False)
+    for module in modules.values():
+        module.weight.requires_grad_(True)
+    total = {name: torch.zeros(module.weight.shape, dtype=torch.float64) for name, module in modules.items()}
+    examples = task_model.sample.data.examples
+    for index, example in enumerate(examples):
+        logits = model(**task_model.batch([index])).logits
+        if model.config.num_labels == 1:
+            loss = 0.5 * functional.mse_loss(logits[0, 0], torch.tensor(float(example.label)))
+        else:
+            loss = -logits[0].log_softmax(-1)[example.label]
+        grads = torch.autograd.grad(loss, [module.weight for module in modules.values()], allow_unused=True)
+        for name, grad in zip(modules, grads, strict=True):
+            total[name] += grad.double().square()
+    turned = {name: isinstance(module, Conv1D) for name, module in modules.items()}
+    return {name: (x.T if turned[name] else x) / len(examples) for name, x in total.items()}
+
+
+@pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
+def made(request, tiny, words, tmp_path_factory):
+    root, base = tmp_path_factory.mktemp(request.param), tiny(request.param)
+    for task in trained.LABELS:
+        trained.save(root / task, base, request.param, words)
+    return root, base
+
+
+@pytest.mark.parametrize("task", trained.LABELS)
+def test_equal_to_autograd_on_the_dense_weights(made, task):
+    root, base = made
+    plan, models = trained.models("fisher", [root / name for name in trained.LABELS], base, samples=6)
+    model = next(model for model in models if model.name == task)
+    shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
+    seen = []
+    found = fisher.diagonal(model, shapes, seen.append)
+    assert seen == [1] * 6
+    expected = naive(trained.dense(root / task, base, task), model, plan.layers)
+    for name in plan.layers:
+        assert found[name].shape == shapes[name]
+        assert expected[name].max() > 0
+        error = (found[name].double() - expected[name]).norm() / expected[name].norm()
+        assert error < 3e-5, name  # two computations in float32
+
+
+def test_layers_that_an_adapter_does_not_change_are_measured_too(tiny, words, tmp_path):
+    base = tiny("bert")
+    trained.save(tmp_path / "mood", base, "bert", words, target_modules=["query"])
+    trained.save(tmp_path / "pair", base, "bert", words)
+    plan, models = trained.models("fisher", [tmp_path / "mood", tmp_path / "pair"], base, samples=3)
+    shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
+    found = fisher.diagonal(models[0], shapes, lambda _: None)
+    expected = naive(trained.dense(tmp_path / "mood", base, "mood"), models[0], plan.layers)
+    value = next(name for name in plan.layers if name.endswith("value"))
+    torch.testing.assert_close(found[value].double(), expected[value], rtol=1e-4, atol=1e-10)
+
+
+def test_merged_by_the_formula_in_float64(tiny, words, tmp_path):
+    base = tiny("bert")
+    for task in ("mood", "pair"):
+        trained.save(tmp_path / task, base, "bert", words)
+    plan, models = trained.models("fisher", [tmp_path / "mood", tmp_path / "pair"], base, samples=4, **{"lambda": 0.7})
+    shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
+    (tmp_path / "files").mkdir()
+    evidence = fisher.Fisher(models, shapes, tmp_path / "files", lambda _: None)
+    dense = {model.name: trained.dense(tmp_path / model.name, base, model.name) for model in models}
+    plain = trained.bare(base, "mood")
+    info = {model.name: naive(dense[model.name], model, plan.layers) for model in models}
+    for task, measured in info.items():
+        norm = torch.cat([x.flatten() for x in measured.values()]).norm()
+        assert evidence.facts()["fisher_norms"][task] == pytest.approx(float(norm), rel=1e-4)
+        info[task] = {name: x / norm for name, x in measured.items()}
+    whole = dataclasses.replace(plan, evidence=evidence, recipe=dataclasses.replace(plan.recipe, output="model"))
+    for layer in whole.merge(plan.layers):
+        weight = plain.get_submodule(layer.name).weight.detach().double()
+        updates = {
+            name: model.get_submodule(layer.name).weight.detach().double() - weight for name, model in dense.items()
+        }
+        top = sum(info[name][layer.name] * update for name, update in updates.items())
+        expected = 0.7 * top / sum(info[name][layer.name] for name in updates)
+        assert (layer.result.double() - expected).norm() / expected.norm() < 1e-4
+
+
+def test_every_task_has_the_same_say(tiny, words, tmp_path):
+    """Each task has the same norm over all layers, whatever its loss and its numbers are."""
+    base = tiny("bert")
+    for task in ("pair", "score"):
+        trained.save(tmp_path / task, base, "bert", words)
+    plan, models = trained.models("fisher", [tmp_path / "pair", tmp_path / "score"], base, samples=4)
+    shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
+    (tmp_path / "files").mkdir()
+    evidence = fisher.Fisher(models, shapes, tmp_path / "files", lambda _: None)
+    told = [evidence.of(name)["fisher"] for name in plan.layers]
+    for index in range(2):
+        assert sum(float(each[index].double().square().sum()) for each in told) == pytest.approx(1.0, rel=1e-5)

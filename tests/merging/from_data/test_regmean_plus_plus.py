@@ -1,0 +1,96 @@
+"""RegMean++'s moments: those of the base model at the bottom, those of a really merged model everywhere."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from osrm_cli.merging.from_data.regmean_plus_plus import MergedSoFar
+from osrm_cli.merging.methods import regression
+from tests import trained_adapters as trained
+
+torch.set_num_threads(1)
+TASKS = ("mood", "pair", "score")
+
+
+def moments(model, task_model, layers):
+    """Uncentred second moments of each layer's inputs over the tokens that are text, one example at a time."""
+    rows = {name: [] for name in layers}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: rows[name].append(args[0][0]))
+        for name in layers
+    ]
+    with torch.no_grad():
+        for index in range(len(task_model.encodings)):
+            model(**task_model.batch([index]))
+    for handle in handles:
+        handle.remove()
+    stacked = {name: torch.cat(found).double() for name, found in rows.items()}
+    return {name: x.T @ x / len(x) for name, x in stacked.items()}
+
+
+@pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
+def done(request, tiny, words, tmp_path_factory):
+    """Everything that a merge was told, and its results."""
+    root, base = tmp_path_factory.mktemp(request.param), tiny(request.param)
+    for task in TASKS:
+        trained.save(root / task, base, request.param, words)
+    plan, models = trained.models("regmean++", [root / task for task in TASKS], base, samples=7)
+    told = {}
+
+    class Seen(MergedSoFar):
+        def of(self, layer):
+            told[layer] = super().of(layer)["second_moments"]
+            return super().of(layer)
+
+    evidence = Seen(models, plan.layers)
+    results = list(dataclasses.replace(plan, evidence=evidence).merge(plan.layers))
+    assert not evidence._moments  # freed as soon as nothing needs them any more
+    return base, plan, models, told, results, evidence
+
+
+def test_results_come_in_the_order_asked_for_and_layers_run_in_the_models(done):
+    base, plan, _, told, results, evidence = done
+    assert [layer.name for layer in results] == list(plan.layers)
+    assert list(told) == list(evidence.sequence)
+    assert set(told) == set(plan.layers)
+    if "t5" in str(base):
+        assert "encoder" in evidence.sequence[0]
+        assert "decoder" in plan.layers[0]
+
+
+def test_first_layers_see_what_regmean_sees(done):
+    base, plan, models, told, results, evidence = done
+    first = evidence.sequence[0]
+    for index, model in enumerate(models):
+        expected = moments(trained.bare(base, model.name), model, [first])[first]
+        torch.testing.assert_close(told[first][index], expected, rtol=1e-4, atol=1e-7)
+    updates = dataclasses.replace(plan._updates(first, "cpu"), second_moments=told[first])
+    expected = regression.regmean(updates, plan.options).dense()
+    found = next(layer.result for layer in results if layer.name == first).dense()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_every_layer_sees_the_merged_model(done):
+    base, plan, models, told, results, _ = done
+    for index, model in enumerate(models):
+        whole = trained.bare(base, model.name)
+        for layer in results:
+            module, delta = whole.get_submodule(layer.name), layer.result.dense()
+            module.weight.data += (delta.T if isinstance(module, Conv1D) else delta).float()
+        expected = moments(whole, model, plan.layers)
+        untouched = moments(trained.bare(base, model.name), model, plan.layers)
+        changed = 0
+        for name in plan.layers:
+            scale = expected[name].norm()
+            assert (told[name][index] - expected[name]).norm() / scale < 1e-4, name
+            changed += bool((untouched[name] - expected[name]).norm() / scale > 1e-3)
+        assert changed  # otherwise this would say nothing
+
+
+def test_facts_name_the_examples(done):
+    facts = done[-1].facts()["examples"]
+    assert set(facts) == set(TASKS)
+    assert facts["mood"]["examples"] == 7
+    assert len(facts["mood"]["sha256"]) == 64

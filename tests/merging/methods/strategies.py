@@ -1,0 +1,76 @@
+"""Random layers for the tests of the merging rules."""
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.methods import METHODS, Method, find
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
+
+# Every row, and Pico before one of each kind.
+EVERY = [
+    *METHODS,
+    *(find(f"pico+{rule}") for rule in ("average", "svd", "ties", "dare", "core-ties", "knots-ties", "tsv")),
+]
+
+# Every row, and Pico before every row that it can go before.
+COMPOSED = [*METHODS, *(find(f"pico+{row.name}") for row in METHODS if not row.task_aware and row.name != "pico")]
+
+NAMES = ("cola", "mrpc", "qnli", "sst2")
+
+
+def update(d_out: int, d_in: int, rank: int, kind: str, generator: torch.Generator) -> LowRank:
+    """Factors whose product has the kind's peculiarity."""
+    B = torch.randn(d_out, rank, generator=generator)
+    A = torch.randn(rank, d_in, generator=generator)
+    if kind == "zero":
+        B = torch.zeros_like(B)
+    if kind == "deficient" and rank > 1:
+        B[:, 1], A[-1] = B[:, 0], 2 * A[0]
+    return LowRank(B, A)
+
+
+def layer(
+    shape: tuple[int, int], ranks: list[int], seed: int = 0, kinds: list[str] | None = None, **changes: object
+) -> LayerUpdates:
+    generator = torch.Generator().manual_seed(seed)
+    kinds = kinds or ["full"] * len(ranks)
+    updates = [update(*shape, rank, kind, generator) for rank, kind in zip(ranks, kinds, strict=True)]
+    inputs = [torch.randn(3 * shape[1], shape[1], generator=generator, dtype=torch.float64) for _ in ranks]
+    fields = {
+        "name": "encoder.0.query",
+        "adapters": NAMES[: len(ranks)],
+        "updates": tuple(updates),
+        "weights": (1.0,) * len(ranks),
+        "second_moments": tuple(x.T @ x / len(x) for x in inputs),
+        "fisher": tuple(torch.rand(shape, generator=generator) for _ in ranks),
+    }
+    return LayerUpdates(**{**fields, **changes})
+
+
+@st.composite
+def layers(draw: st.DrawFn, tasks: int | None = None, kinds: tuple[str, ...] = ("full",)) -> LayerUpdates:
+    """Layers of any shape with mixed ranks, also 0, also with ``sum r_t`` above the width."""
+    shape = draw(st.integers(2, 12)), draw(st.integers(2, 12))
+    count = tasks or draw(st.integers(2, 4))
+    ranks = draw(st.lists(st.integers(0, 5), min_size=count, max_size=count).filter(any))
+    chosen = draw(st.lists(st.sampled_from(kinds), min_size=count, max_size=count))
+    return layer(shape, ranks, draw(st.integers(0, 2**32)), chosen)
+
+
+def merge(method: Method, updates: LayerUpdates, **options: object) -> Tensor:
+    """The merged update, dense and float64; of a task-aware result, the unified update."""
+    return dense(method.load()(updates, Options(**options)))
+
+
+def dense(result: LowRank | Tensor | TaskAware) -> Tensor:
+    if isinstance(result, TaskAware):
+        return result.unified.double()
+    return result.to(torch.float64).dense() if isinstance(result, LowRank) else result.double()
+
+
+def close(found: Tensor, expected: Tensor, size: float | None = None, within: float = 1e-5) -> None:
+    """Equality relative to the norm, which is what float32 inputs allow."""
+    error = float(torch.linalg.norm(found - expected))
+    assert error <= within * (float(torch.linalg.norm(expected)) if size is None else size) + 1e-12, error

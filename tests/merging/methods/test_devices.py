@@ -1,0 +1,62 @@
+"""Every rule on inputs of another device: nothing is made on the CPU and then mixed with them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from osrm_cli.linalg.low_rank import LowRank, truncate
+from osrm_cli.merging.methods import Method
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
+from tests.fake_device import DEVICE, Elsewhere
+from tests.merging.methods.strategies import EVERY, layer
+
+
+def moved(updates: LayerUpdates) -> LayerUpdates:
+    return replace(
+        updates,
+        updates=tuple(LowRank(update.B.to(DEVICE), update.A.to(DEVICE)) for update in updates.updates),
+        second_moments=tuple(moment.to(DEVICE) for moment in updates.second_moments or ()),
+        fisher=tuple(information.to(DEVICE) for information in updates.fisher or ()),
+    )
+
+
+def parts(result: LowRank | Tensor | TaskAware) -> list[Tensor]:
+    if isinstance(result, TaskAware):
+        return [result.unified, *result.masks]
+    return [result.B, result.A] if isinstance(result, LowRank) else [result]
+
+
+def test_the_pretended_device_refuses_what_an_accelerator_refuses() -> None:
+    here = torch.randn(3, 3)
+    with Elsewhere():
+        there = here.to(DEVICE)
+        assert (there.device, (2 * there + torch.tensor(1.0)).cpu().tolist()) == (DEVICE, (2 * here + 1).tolist())
+        for mixed in (lambda: there @ here, lambda: there + torch.eye(3), lambda: torch.cat([there, here])):
+            with pytest.raises(RuntimeError, match="tensors on two devices"):
+                mixed()
+        with pytest.raises(RuntimeError, match="a generator of the CPU"):
+            torch.rand(3, device=DEVICE, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("method", EVERY, ids=lambda row: row.name)
+def test_rules_stay_where_their_inputs_are(method: Method) -> None:
+    updates, options = layer((9, 7), [2, 0, 3]), Options(scale=0.5, density=0.4, rank=2)
+    expected = parts(method.load()(updates, options))
+    with Elsewhere():
+        found = parts(method.load()(moved(updates), options))
+        assert {part.device for part in found} == {DEVICE}
+        assert [part.cpu().tolist() for part in found] == [part.tolist() for part in expected]
+
+
+@pytest.mark.parametrize("limits", [{}, {"rank": 2}, {"energy": 0.9}], ids=["full", "rank", "energy"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_truncation_stays_where_its_input_is(limits: dict[str, float], dense: bool) -> None:
+    update = layer((70, 90), [5]).updates[0]
+    expected = truncate(update.dense() if dense else update, **limits)
+    with Elsewhere():
+        there = LowRank(update.B.to(DEVICE), update.A.to(DEVICE))
+        found = truncate(there.dense() if dense else there, **limits)
+        assert found[0].B.device == DEVICE
+        assert (found[0].B.cpu().tolist(), found[1]) == (expected[0].B.tolist(), expected[1])

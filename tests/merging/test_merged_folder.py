@@ -1,0 +1,462 @@
+"""Merged folders: plain PEFT loads what a dense float64 sum says, for every family, form and type."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import stack
+from osrm_cli.merging import merged_folder as merged
+from osrm_cli.merging import recipe
+from osrm_cli.merging import task_masks as task_aware
+from osrm_cli.merging.plan import Plan
+from osrm_cli.merging.recipe import Entry, Recipe
+from osrm_cli.models.checkpoint import Checkpoint
+from osrm_cli.storage import provenance, tensors
+from tests import factories as making
+
+MIXED = {
+    "cola": {"labels": 2, "r": 4, "rank_pattern": {"layer.1.attention.self.query": 2}, "alpha_pattern": {"value": 5}},
+    "mnli": {"labels": 3, "r": 2, "lora_alpha": 3, "use_rslora": True},
+    "sst2": {"labels": 2, "r": 3, "target_modules": ["query", "attention.output.dense"]},
+}
+WEIGHTS = {"cola": 0.7, "mnli": -0.4, "sst2": 1.3}
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    root = tmp_path_factory.mktemp("adapters")
+    for seed, (name, settings) in enumerate(MIXED.items()):
+        making.save(root / name, "bert", seed, **settings)
+    return root
+
+
+def run(out, method, paths, *, jobs=1, base=None, checkpoint=None, **options):
+    weights = options.pop("weights", {})
+    asked = {key: options.pop(key) for key in ("output", "dtype", "features") if key in options}
+    plan = Plan.of(Recipe(method, tuple(Entry(str(path)) for path in paths), options, **asked), weights)
+    out.mkdir(parents=True)
+    work = merged.Work(jobs, "cpu", lambda _: None)
+    return plan, merged.write(out, plan, work, base, checkpoint)
+
+
+def expected_sum(folder, scale=1.0, weights=None):
+    """The dense float64 sum of PEFT's own updates, by layer."""
+    total = {}
+    for name in MIXED:
+        peft_model = making.load(folder / name, labels=MIXED[name]["labels"])
+        for layer in Adapter.open(folder / name).layers:
+            part = making.delta(peft_model.double(), layer) * scale * (weights or {}).get(name, 1.0)
+            total[layer] = total.get(layer, 0) + part
+    return total
+
+
+def with_added(family, updates, labels=2):
+    """A classifier in float64 with dense updates added to its weights."""
+    model = making.model(family, labels).double()
+    for layer, update in updates.items():
+        module = model.get_submodule(layer)
+        turned = type(module).__name__ in ("Conv1D", "Embedding")
+        module.weight.data += update.T if turned else update
+    return model
+
+
+def close(found, expected, tolerance=1e-6):
+    assert torch.linalg.norm(found.double() - expected) <= tolerance * torch.linalg.norm(expected)
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_task_arith_is_the_dense_sum_and_loads_in_plain_peft(adapters, tmp_path):
+    run(tmp_path / "m", "task-arith", [adapters / name for name in MIXED], weights=WEIGHTS, **{"lambda": 0.3})
+    total = expected_sum(adapters, 0.3, WEIGHTS)
+    peft_model = making.load(tmp_path / "m")
+    for layer, update in total.items():
+        close(making.delta(peft_model, layer), update)
+    for name, settings in MIXED.items():
+        whole = making.load(tmp_path / "m" / "tasks" / name, labels=settings["labels"])
+        reference = with_added("bert", total, settings["labels"])
+        head = Adapter.open(adapters / name).heads()
+        reference.load_state_dict({key: tensor.double() for key, tensor in head.items()}, strict=False)
+        close(making.logits(whole), making.logits(reference))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+def test_logits_in_other_families(tmp_path, family):
+    peft_models = {name: making.save(tmp_path / name, family, seed) for seed, name in enumerate("ab")}
+    run(tmp_path / "m", "task-arith", [tmp_path / name for name in "ab"], **{"lambda": 0.5})
+    whole = making.load(tmp_path / "m" / "tasks" / "b", family)
+    layers = Adapter.open(tmp_path / "a").layers
+    total = {
+        layer: sum(making.delta(model.double(), layer) for model in peft_models.values()) * 0.5 for layer in layers
+    }
+    reference = with_added(family, total)
+    head = {name: tensor.double() for name, tensor in Adapter.open(tmp_path / "b").heads().items()}
+    assert not reference.load_state_dict(head, strict=False).unexpected_keys
+    close(making.logits(whole), making.logits(reference))
+
+
+def test_average_counts_an_adapter_without_the_layer_as_zero(adapters, tmp_path):
+    run(tmp_path / "m", "average", [adapters / name for name in MIXED])
+    peft_model = making.load(tmp_path / "m")
+    for layer, update in expected_sum(adapters, 1 / 3).items():
+        close(making.delta(peft_model, layer), update)
+
+
+@pytest.mark.parametrize("method", ["task-arith", "cat", "svd", "ties", "dare", "tsv", "knots-ties"])
+def test_order_of_adapters_and_jobs_change_no_byte(adapters, tmp_path, method):
+    paths = [adapters / name for name in MIXED]
+    run(tmp_path / "one", method, paths)
+    run(tmp_path / "two", method, paths[::-1], jobs=3)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_kept_energy_is_that_of_the_dense_truncation(adapters, tmp_path):
+    _, done = run(tmp_path / "m", "svd", [adapters / name for name in MIXED], rank=2)
+    peft_model = making.load(tmp_path / "m")
+    facts = provenance.read(tmp_path / "m")
+    for layer, update in expected_sum(adapters).items():
+        u, sigma, vh = torch.linalg.svd(update)
+        share = float(sigma[:2].square().sum() / sigma.square().sum())
+        assert done.kept[layer] == pytest.approx(share, rel=1e-7)
+        assert facts["kept_energy"][layer] == done.kept[layer]
+        close(making.delta(peft_model, layer), u[:, :2] * sigma[:2] @ vh[:2], 1e-5)
+
+
+@pytest.mark.parametrize("options", [{"rank": 3}, {"energy": 0.8}, {}])
+def test_element_space_as_adapter_is_recompressed_and_says_so(adapters, tmp_path, options):
+    paths = [adapters / name for name in MIXED]
+    plan, done = run(tmp_path / "m", "magnitude", paths, density=0.3, **options)
+    peft_model = making.load(tmp_path / "m")
+    for layer in plan.layers:
+        held = [Adapter.open(path) for path in paths if layer in Adapter.open(path).layers]
+        exact = sum(pruned(making.dense(adapter, layer), 0.3) for adapter in held)
+        sigma = torch.linalg.svdvals(exact)
+        shares = (sigma.square().cumsum(0) / sigma.square().sum()).tolist()
+        rank = done.ranks[layer]
+        assert done.kept[layer] == pytest.approx(shares[rank - 1], rel=1e-5)
+        found = making.delta(peft_model, layer).double()
+        lost = float((found - exact).square().sum() / exact.square().sum())
+        assert lost == pytest.approx(1 - shares[rank - 1], abs=1e-5)
+        if "rank" in options:
+            assert rank == 3
+        elif "energy" in options:
+            assert shares[rank - 1] >= 0.8 > shares[rank - 2]
+        else:
+            assert rank <= sum(adapter.layers[layer].rank for adapter in held)
+
+
+def pruned(update, density):
+    keep = int(density * update.numel())
+    threshold = update.abs().flatten().sort(descending=True).values[keep - 1]
+    return torch.where(update.abs() >= threshold, update, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "written"), [("bfloat16", None, "bfloat16"), ("float16", "float32", "float32")]
+)
+def test_half_precision_in_float32_inside(tmp_path, stored, asked, written):
+    paths = []
+    for seed, name in enumerate("ab"):
+        making.save(tmp_path / name, "bert", seed)
+        file = tmp_path / name / "adapter_model.safetensors"
+        save_file({key: tensor.to(getattr(torch, stored)) for key, tensor in load_file(file).items()}, file)
+        paths.append(tmp_path / name)
+    run(tmp_path / "m", "task-arith", paths, dtype=asked, **{"lambda": 0.3})
+    adapter = Adapter.open(tmp_path / "m")
+    assert adapter.dtype == getattr(torch, written)
+    for layer in adapter.layers:
+        exact = 0.3 * sum(making.dense(Adapter.open(path), layer) for path in paths)
+        close(making.dense(adapter, layer), exact, 1e-2 if written == "bfloat16" else 1e-6)
+
+
+def test_weights_by_pattern_and_over_depth(adapters, tmp_path):
+    entries = (
+        Entry(str(adapters / "cola"), {"query": (0.0, 1.0), ".*": 0.5}),
+        Entry(str(adapters / "mnli"), (1.0, 0.0, 2.0)),
+    )
+    plan = Plan.of(Recipe("task-arith", entries))
+    found = {layer.name: layer.result for layer in plan.merge(plan.layers)}
+    cola, mnli = Adapter.open(adapters / "cola"), Adapter.open(adapters / "mnli")
+    for index in range(3):
+        for kind, first in (("query", index / 2), ("value", 0.5)):
+            layer = f"bert.encoder.layer.{index}.attention.self.{kind}"
+            second = (1.0, 0.0, 2.0)[index]
+            close(found[layer].dense(), first * making.dense(cola, layer) + second * making.dense(mnli, layer))
+
+
+def test_adapters_without_heads_make_one_folder(tmp_path):
+    for seed, name in enumerate("ab"):
+        making.save(tmp_path / name, "bert", seed, task_type=None)
+    run(tmp_path / "m", "task-arith", [tmp_path / name for name in "ab"])
+    assert not (tmp_path / "m" / "tasks").exists()
+    assert "num_labels" not in (tmp_path / "m" / "README.md").read_text()
+    making.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "all-linear"},
+        {"layers_to_transform": [0, 2]},
+        {"exclude_modules": ["layer.1.attention.self.query"]},
+        {"target_modules": r".*layer\.[01].*(query|dense)"},
+    ],
+    ids=["all-linear", "some blocks", "excluded", "expression"],
+)
+def test_the_result_adapts_the_layers_of_the_file_however_they_were_chosen(tmp_path, settings):
+    for seed, name in enumerate("ab"):
+        making.save(tmp_path / name, "bert", seed, **settings)
+    plan, _ = run(tmp_path / "m", "task-arith", [tmp_path / name for name in "ab"])
+    for folder in ("m", "m/tasks/a"):
+        peft_model = making.load(tmp_path / folder)
+        adapted = {name for name, module in peft_model.base_model.model.named_modules() if hasattr(module, "lora_A")}
+        assert adapted == set(plan.layers)
+
+
+def test_the_recipe_written_beside_the_result_repeats_it(adapters, tmp_path, monkeypatch):
+    monkeypatch.chdir(adapters.parent)
+    paths = [f"{adapters.name}/{name}" for name in MIXED]
+    run(tmp_path / "one", "dare-ties", paths, weights=WEIGHTS, density=0.5, seed=7, dtype="bfloat16")
+    again = recipe.read(tmp_path / "one" / "merge.yaml")
+    plan = Plan.of(again)
+    (tmp_path / "two").mkdir()
+    merged.write(tmp_path / "two", plan, merged.Work(1, "cpu", lambda _: None), None)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_records(adapters, tmp_path):
+    trained = tmp_path / "adapters" / "sst2"
+    shutil.copytree(adapters / "sst2", trained)
+    dev = {"split": "dev", "sha256": "0" * 64, "scores": {"accuracy": 91.25}}
+    (trained / "training.json").write_text(json.dumps({"dev": dev}))
+    base = {"name": "minilm", "revision": None, "sha256": "1" * 64}
+    provenance.write(trained, {"task": {"name": "sst2", "labels": [0, 1]}, "base": base, "data": {"source": "hub"}})
+    run(tmp_path / "m", "task-arith", [trained, adapters / "cola"], weights={"cola": 2}, **{"lambda": 0.3})
+    facts = provenance.read(tmp_path / "m")
+    assert [source["task"] for source in facts["inputs"]] == ["cola", "sst2"]
+    assert [source["weight"] for source in facts["inputs"]] == [2, 1]
+    assert facts["inputs"][1]["sha256"] == Adapter.open(trained).sha256()
+    assert facts["inputs"][1]["dev"] == dev
+    assert facts["settings"] == {"method": "task-arith", "options": {"lambda": 0.3}, "as": "adapter"}
+    own = provenance.read(tmp_path / "m" / "tasks" / "sst2")
+    assert (own["task"], own["data"]) == ({"name": "sst2", "labels": [0, 1]}, {"source": "hub"})
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| sst2 |" in card
+    assert "accuracy 91.25" in card
+    assert "--method task-arith --lambda 0.3" in card
+
+
+# --- as a model -------------------------------------------------------------------------------------------------------
+
+
+def base_folder(folder, family, bare=False, dtype=torch.float32, shards=False):
+    model = making.model(family).to(dtype)
+    part = model.base_model if bare else model
+    part.save_pretrained(str(folder), max_shard_size="8KB" if shards else "1GB")
+    (folder / "tokenizer.json").write_text("{}")
+    return model
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5"])
+@pytest.mark.parametrize("bare", [True, False], ids=["bare", "whole"])
+@pytest.mark.parametrize("shards", [True, False], ids=["shards", "one-file"])
+def test_model_is_base_plus_update(tmp_path, family, bare, shards):
+    base_folder(tmp_path / "base", family, bare, shards=shards)
+    for seed, name in enumerate("ab"):
+        making.save(tmp_path / name, family, seed)
+    checkpoint = Checkpoint.open(tmp_path / "base")
+    paths = [tmp_path / name for name in "ab"]
+    run(tmp_path / "m", "task-arith", paths, checkpoint=checkpoint, output="model", jobs=2, **{"lambda": 0.5})
+    layers = Adapter.open(tmp_path / "a").layers
+    total = {layer: 0.5 * sum(making.dense(Adapter.open(path), layer) for path in paths) for layer in layers}
+    reference = with_added(family, total)
+    loaded = type(reference).from_pretrained(tmp_path / "m")
+    assert (tmp_path / "m" / "model.safetensors.index.json").exists() == shards
+    for name, weight in reference.base_model.state_dict().items():
+        close(loaded.base_model.state_dict()[name], weight)
+    assert (tmp_path / "m" / "tokenizer.json").read_text() == "{}"
+    head = load_file(tmp_path / "m" / "tasks" / "a" / "head.safetensors")
+    assert {name: tensor.tolist() for name, tensor in head.items()} == {
+        name: tensor.tolist() for name, tensor in Adapter.open(tmp_path / "a").heads().items()
+    }
+
+
+def test_model_keeps_element_space_exact(adapters, tmp_path):
+    base_folder(tmp_path / "base", "bert")
+    paths = [adapters / "cola", adapters / "mnli"]
+    checkpoint = Checkpoint.open(tmp_path / "base")
+    _, done = run(tmp_path / "m", "magnitude", paths, checkpoint=checkpoint, output="model", density=0.3)
+    assert set(done.kept.values()) == {1.0}
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
+    for layer in done.kept:
+        exact = sum(pruned(making.dense(Adapter.open(path), layer), 0.3) for path in paths)
+        close(after[f"{layer}.weight"].double() - before[f"{layer}.weight"], exact, 1e-5)
+        before.pop(f"{layer}.weight")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked"), [(torch.bfloat16, None), (torch.float32, "bfloat16"), (torch.bfloat16, "float32")]
+)
+def test_model_in_other_types_rounds_once(adapters, tmp_path, stored, asked):
+    base_folder(tmp_path / "base", "bert", dtype=stored)
+    checkpoint = Checkpoint.open(tmp_path / "base")
+    run(tmp_path / "m", "task-arith", [adapters / "cola"], checkpoint=checkpoint, output="model", dtype=asked)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
+    dtype = getattr(torch, asked) if asked else stored
+    layers = Adapter.open(adapters / "cola").layers
+    for name, tensor in before.items():
+        update = making.dense(Adapter.open(adapters / "cola"), name[:-7]) if name[:-7] in layers else 0
+        expected = tensor.double() + update
+        step = torch.finfo(dtype).eps * expected.abs() * 0.51 + 1e-7
+        assert after[name].dtype == dtype
+        assert bool(((after[name].double() - expected).abs() <= step).all())
+
+
+def test_embedding_into_a_model(tmp_path):
+    base_folder(tmp_path / "base", "gpt2")
+    making.save(tmp_path / "a", "gpt2", target_modules=["wte"])
+    run(tmp_path / "m", "task-arith", [tmp_path / "a"], checkpoint=Checkpoint.open(tmp_path / "base"), output="model")
+    update = making.dense(Adapter.open(tmp_path / "a"), "transformer.wte")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
+    close(after["transformer.wte.weight"] - before["transformer.wte.weight"], update.T, 1e-5)
+
+
+def test_a_base_that_lacks_the_layer_is_refused(adapters, tmp_path):
+    making.model("llama").save_pretrained(str(tmp_path / "base"))
+    with pytest.raises(OsrmError, match=r"none of its tensors fits layer bert\.encoder\.layer\.0"):
+        run(
+            tmp_path / "m",
+            "cat",
+            [adapters / "cola"],
+            checkpoint=Checkpoint.open(tmp_path / "base"),
+            output="model",
+        )
+
+
+def test_a_quantised_base_is_refused(adapters, tmp_path):
+    base_folder(tmp_path / "base", "bert")
+    file = tmp_path / "base" / "model.safetensors"
+    stored = load_file(file)
+    name = "bert.encoder.layer.1.attention.self.query.weight"
+    save_file({**stored, name: stored[name].to(torch.int8)}, file)
+    with pytest.raises(OsrmError, match=r"query\.weight is quantised \(I8\)"):
+        run(tmp_path / "m", "cat", [adapters / "cola"], checkpoint=Checkpoint.open(tmp_path / "base"), output="model")
+
+
+# --- task-aware -------------------------------------------------------------------------------------------------------
+
+
+def test_task_aware_gives_each_task_its_own_update(adapters, tmp_path):
+    paths = [adapters / name for name in ("cola", "mnli")]
+    plan, done = run(tmp_path / "m", "emr", paths)
+    assert done.form == "task-aware"
+    assert not (tmp_path / "m" / "adapter_config.json").exists()
+    for layer in plan.layers:
+        parts = [making.dense(Adapter.open(path), layer) for path in paths]
+        sign = torch.sign(sum(parts))
+        agreeing = torch.stack([torch.where(part * sign > 0, part.abs(), 0.0) for part in parts])
+        unified = sign * agreeing.max(0).values
+        for name, part in zip(("cola", "mnli"), parts, strict=True):
+            mask = part * unified > 0
+            factor = part.abs().sum() / (mask * unified).abs().sum()
+            close(task_aware.read(tmp_path / "m", name, layer), factor * mask * unified, 1e-5)
+    with pytest.raises(OsrmError, match="holds no mask"):
+        task_aware.read(tmp_path / "m", "sst2", plan.layers[0])
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def write_features(folder, task, layers, digest="1" * 64, statistic="second-moment"):
+    generator = torch.Generator().manual_seed(len(task))
+    held = {}
+    for layer in layers:
+        x = torch.randn(50, 16, generator=generator, dtype=torch.float64)
+        held[f"{layer}.{statistic}"] = x.T @ x / 50
+    facts = {
+        "command": "collect",
+        "task": {"name": task},
+        "base": {"name": "minilm", "revision": None, "sha256": digest},
+        "layers": {layer: {"source": layer, "d_in": 16, "d_out": 16} for layer in layers},
+        "statistics": [statistic],
+        "tokens": 50,
+        "examples": 5,
+        "settings": {"pooling": "mask"},
+    }
+    folder.mkdir(exist_ok=True)
+    tensors.save(folder / f"{task}.safetensors", held, facts)
+    return held
+
+
+def test_regmean_reads_the_tasks_second_moments(adapters, tmp_path):
+    names = ("cola", "mnli")
+    paths = [adapters / name for name in names]
+    layers = list(Adapter.open(paths[0]).layers)
+    moments = [write_features(tmp_path / "features", name, layers) for name in names]
+    run(tmp_path / "m", "regmean", paths, features=str(tmp_path / "features"), alpha=1.0)
+    found = Adapter.open(tmp_path / "m")
+    for layer in layers:
+        cs = [held[f"{layer}.second-moment"] for held in moments]
+        weighted = sum(making.dense(Adapter.open(path), layer) @ c for path, c in zip(paths, cs, strict=True))
+        close(making.dense(found, layer), weighted @ torch.linalg.inv(sum(cs)), 1e-5)
+    facts = provenance.read(tmp_path / "m")
+    assert [item["sha256"] for item in facts["features"]] == [
+        provenance.sha256(tmp_path / "features" / f"{name}.safetensors") for name in names
+    ]
+
+
+def test_regmean_without_what_it_needs_says_which_command_makes_it(adapters, tmp_path):
+    asked = {"features": str(tmp_path / "features")}
+    layers = list(Adapter.open(adapters / "cola").layers)
+    paths = [adapters / "cola", adapters / "mnli"]
+    with pytest.raises(OsrmError, match=r"cola\.safetensors is missing") as caught:
+        run(tmp_path / "m", "regmean", paths, **asked)
+    assert caught.value.hint == "osrm collect --task cola --statistic second-moment"
+    write_features(tmp_path / "features", "cola", layers)
+    write_features(tmp_path / "features", "mnli", layers, statistic="mean")
+    with pytest.raises(OsrmError, match=r"mnli\.safetensors holds mean, expected second-moment"):
+        run(tmp_path / "m", "regmean", paths, **asked)
+    write_features(tmp_path / "features", "mnli", layers[:2])
+    with pytest.raises(OsrmError, match=r"has nothing for bert\.encoder"):
+        run(tmp_path / "m", "regmean", paths, **asked)
+    write_features(tmp_path / "features", "mnli", layers, digest="2" * 64)
+    with pytest.raises(OsrmError, match="comes from base model minilm"):
+        run(tmp_path / "m", "regmean", paths, **asked)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_layers_are_taken_one_at_a_time(adapters, monkeypatch):
+    """No layer is read before the one ``jobs`` places earlier has been handed over."""
+    plan = Plan.of(Recipe("task-arith", tuple(Entry(str(adapters / name)) for name in MIXED)))
+    read = []
+    original = Plan._updates
+
+    def counted(self, layer, *rest):
+        read.append(layer)
+        return original(self, layer, *rest)
+
+    monkeypatch.setattr(Plan, "_updates", counted)
+    for jobs in (1, 3):
+        read.clear()
+        for taken, _ in enumerate(plan.merge(plan.layers, jobs)):
+            assert len(read) <= taken + jobs
+
+
+def test_the_reference_is_pefts_formula(adapters):
+    """Guards ``making.dense``: the file's own factors, scaled as rsLoRA says."""
+    adapter = Adapter.open(adapters / "mnli")
+    layer = next(iter(adapter.layers))
+    stored = load_file(adapter.folder / "adapter_model.safetensors")
+    a, b = (stored[f"base_model.model.{layer}.lora_{factor}.weight"].double() for factor in "AB")
+    close(stack([adapter.update(layer), adapter.update(layer)]).dense(), 2 * 3 / np.sqrt(2) * b @ a)

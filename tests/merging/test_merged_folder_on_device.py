@@ -1,0 +1,42 @@
+"""Merged folders computed on another device: the same bytes, and nothing mixed with the CPU on the way to the disk."""
+
+import itertools
+
+import pytest
+import torch
+
+from osrm_cli.merging import merged_folder as merged
+from osrm_cli.merging.plan import Plan
+from osrm_cli.merging.recipe import Entry, Recipe
+from osrm_cli.models.checkpoint import Checkpoint
+from tests import factories as making
+from tests.fake_device import DEVICE, Elsewhere
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("elsewhere")
+    making.save(root / "a", "bert", 0, target_modules=["query", "value"])
+    making.save(root / "b", "bert", 1, target_modules=["query"])  # no value: an update of rank zero there
+    making.model("bert").bert.save_pretrained(str(root / "base"))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("method", "output"),
+    [*itertools.product(["task-arith", "ties", "dare", "tsv"], ["adapter", "model"]), ("emr", "adapter")],
+)
+def test_the_same_bytes_from_another_device(root, tmp_path, method, output):
+    def written(name, device):
+        plan = Plan.of(Recipe(method, (Entry(str(root / "a")), Entry(str(root / "b"))), {}, output=output))
+        checkpoint = Checkpoint.open(root / "base") if output == "model" else None
+        (tmp_path / name).mkdir()
+        merged.write(tmp_path / name, plan, merged.Work(1, device, lambda _: None), None, checkpoint)
+        paths = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        return {path.relative_to(tmp_path / name): path.read_bytes() for path in paths}
+
+    expected = written("here", torch.device("cpu"))
+    with Elsewhere():
+        found = written("there", DEVICE)
+    assert found == expected
+    assert any(path.suffix == ".safetensors" for path in found)

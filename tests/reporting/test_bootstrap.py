@@ -1,0 +1,141 @@
+"""The paired bootstrap on cases whose answer is known."""
+
+import numpy as np
+import pytest
+
+from osrm_cli.reporting.intervals import Bootstrap, Difference
+from osrm_cli.reporting.score_files import Scored
+
+Right = dict[str, np.ndarray]  # by task: which examples are answered rightly
+
+
+def run(right: Right, predictions: bool = True) -> dict[str, Scored]:
+    """Scores of a model on two-class tasks whose labels are all 1."""
+    return {
+        task: Scored(100 * held.mean(), ("accuracy",), len(held), "", held.astype(int) if predictions else None)
+        for task, held in right.items()
+    }
+
+
+def compare(arm: dict[str, Right], base: dict[str, Right], predictions: bool = True, **more: int) -> Difference | None:
+    tasks = {task: len(held) for right in arm.values() for task, held in right.items()}
+    labels = {task: np.ones(examples, dtype=int) for task, examples in tasks.items()} if predictions else {}
+    bootstrap = Bootstrap(labels, **{"resamples": 1000, **more})
+    ours = {seed: run(right, predictions) for seed, right in arm.items()}
+    theirs = {seed: run(right, predictions) for seed, right in base.items()}
+    bootstrap.prepare([*ours.values(), *theirs.values()])
+    return bootstrap.difference(ours, theirs)
+
+
+def draw(seed: int, p: float, examples: int = 100, tasks: tuple[str, ...] = ("a", "b")) -> Right:
+    return {task: np.random.default_rng([seed, *task.encode()]).uniform(size=examples) < p for task in tasks}
+
+
+@pytest.mark.parametrize("predictions", [True, False])
+def test_equal_arms_differ_by_exactly_nothing(predictions: bool) -> None:
+    arm = {"0": draw(0, 0.7), "1": draw(1, 0.6)}
+    found = compare(arm, arm, predictions)
+    assert found is not None
+    assert (found.mean, found.low, found.high) == (0, 0, 0)
+    assert not found.excludes_zero
+
+
+def test_a_difference_is_found_with_the_width_that_theory_gives() -> None:
+    base = draw(0, 0.5, 1000, ("a",))
+    better = {"a": base["a"] | (np.random.default_rng(9).uniform(size=1000) < 0.2)}
+    found = compare({"0": better}, {"0": base})
+    assert found is not None
+    gains = better["a"].astype(float) - base["a"]
+    assert found.mean == pytest.approx(100 * gains.mean())
+    assert found.over == "examples"
+    error = 100 * gains.std() / 1000**0.5  # pairs: the two arms mostly agree
+    assert found.low == pytest.approx(found.mean - 1.96 * error, abs=0.3 * error)
+    assert found.high == pytest.approx(found.mean + 1.96 * error, abs=0.3 * error)
+    assert found.excludes_zero
+
+
+def test_the_truth_lies_in_the_interval_as_often_as_promised() -> None:
+    hits = 0
+    for trial in range(250):
+        chance = np.random.default_rng(trial).uniform(size=(3, 150))
+        base = chance[0] < 0.65
+        arm = np.where(chance[1] < 0.5, base, chance[2] < 0.85)  # right in 75 % of all cases
+        found = compare({"0": {"a": arm}}, {"0": {"a": base}}, resamples=250, seed=trial)
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 10 <= found.high
+    assert 0.91 <= hits / 250 <= 0.98
+
+
+def test_seeds_are_paired() -> None:
+    """Both arms vary much from seed to seed, their difference does not."""
+    good, bad = draw(0, 0.9, 400), draw(1, 0.5, 400)
+    worse = {
+        seed: {t: held & (np.arange(400) % 10 > 0) for t, held in right.items()}
+        for seed, right in zip("01", (good, bad), strict=True)
+    }
+    found = compare({"0": good, "1": bad}, worse)
+    assert found is not None
+    assert found.over == "examples and seeds"
+    assert found.low is not None
+    assert found.low > 2
+    assert found.high is not None
+    assert found.high < 15
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    base = {seed: draw(3, 0.5, 800) for seed in "012"}
+    steady = {seed: {t: held | (np.arange(800) % 20 == 0) for t, held in right.items()} for seed, right in base.items()}
+    lucky = {**base, "0": {t: held | (np.arange(800) % 20 < 3) for t, held in base["0"].items()}}
+    narrow, wide = compare(steady, base), compare(lucky, base)
+    assert narrow is not None
+    assert wide is not None
+    assert narrow.mean == pytest.approx(wide.mean, abs=0.6)
+    assert narrow.excludes_zero
+    assert not wide.excludes_zero
+
+
+def test_only_common_seeds_count() -> None:
+    arm = {"0": draw(0, 0.8), "7": draw(1, 0.1)}
+    base = {"0": draw(2, 0.6), "8": draw(3, 0.9)}
+    found, alone = compare(arm, base), compare({"0": arm["0"]}, {"0": base["0"]})
+    assert found == alone
+    assert found is not None
+    assert found.seeds == 1
+    assert compare({"1": draw(0, 0.5)}, {"2": draw(0, 0.5)}) is None
+
+
+def test_without_predictions_pairs_of_seed_and_task_are_drawn() -> None:
+    base = {seed: {task: np.arange(100) < 50 for task in "abcd"} for seed in "01"}
+    gains = [1, 2, 3, 4, 5, 6, 7, 8]
+    arm = {
+        seed: {task: np.arange(100) < 50 + gains[4 * s + t] for t, task in enumerate("abcd")}
+        for s, seed in enumerate("01")
+    }
+    found = compare(arm, base, predictions=False)
+    assert found is not None
+    assert found.over == "seeds and tasks"
+    assert found.mean == pytest.approx(4.5)
+    error = np.std(gains) / 8**0.5
+    assert found.low == pytest.approx(4.5 - 1.96 * error, abs=0.3)
+    assert found.high == pytest.approx(4.5 + 1.96 * error, abs=0.3)
+
+
+def test_one_number_has_no_interval() -> None:
+    found = compare({"0": draw(0, 0.8, tasks=("a",))}, {"0": draw(1, 0.6, tasks=("a",))}, predictions=False)
+    assert found is not None
+    assert (found.low, found.high) == (None, None)
+    assert not found.excludes_zero
+
+
+def test_resamples_depend_on_the_seed_and_on_nothing_beside() -> None:
+    arm, base = draw(0, 0.7, 501), draw(1, 0.6, 501)
+    first = compare({"0": arm}, {"0": base})
+    assert compare({"0": arm}, {"0": base}) == first
+    assert compare({"0": arm}, {"0": base}, seed=1) != first
+    labels = {task: np.ones(501, dtype=int) for task in ("a", "b", "aa", "c")}
+    bootstrap = Bootstrap(labels, 1000)
+    others = [run(draw(n, 0.5, 501, ("a", "aa", "b", "c"))) for n in range(3)]
+    bootstrap.prepare([*others, run(base), run(arm)])
+    assert bootstrap.difference({"0": run(arm)}, {"0": run(base)}) == first

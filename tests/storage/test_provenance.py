@@ -1,0 +1,71 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from osrm_cli import __version__
+from osrm_cli.errors import OsrmError
+from osrm_cli.storage import provenance
+from osrm_cli.storage.provenance import Base
+
+OURS, THEIRS = Base("ours", None, "a" * 64), Base("theirs", "c0ffee" * 5, "b" * 64)
+
+
+def test_record_says_where_from(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("text")
+    facts = provenance.record("collect", {"seed": 3}, [tmp_path / "in"], base=OURS, tokens=7)
+    assert facts == {
+        "tool": "osrm-cli",
+        "version": __version__,
+        "command": "collect",
+        "settings": {"seed": 3},
+        "base": {"name": "ours", "revision": None, "sha256": "a" * 64},
+        "inputs": [{"path": (tmp_path / "in").as_posix(), "sha256": hashlib.sha256(b"text").hexdigest()}],
+        "tokens": 7,
+    }
+    assert Base.of(facts) == OURS
+    assert Base.of(provenance.record("merge", {})) is None
+
+
+def test_equal_facts_are_equal_bytes() -> None:
+    assert provenance.dumps({"b": 1, "a": {"d": 2, "c": "ä"}}) == provenance.dumps({"a": {"c": "ä", "d": 2}, "b": 1})
+    assert provenance.dumps({"a": "ä"}) == '{\n  "a": "ä"\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        provenance.dumps({"a": float("nan")})
+
+
+def test_written_and_read_again(tmp_path: Path) -> None:
+    assert provenance.read(tmp_path) == {}
+    provenance.write(tmp_path, {"a": [1, "ü"]})
+    assert provenance.read(tmp_path) == {"a": [1, "ü"]}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]"])
+def test_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "osrm.json").write_bytes(content)
+    with pytest.raises(OsrmError, match=r"osrm\.json"):
+        provenance.read(tmp_path)
+
+
+def test_digest_of_a_folder_sees_names_and_contents_but_nothing_hidden(tmp_path: Path) -> None:
+    for name, text in (("b", "2"), ("a", "1"), ("deep/c", "3")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    digest = provenance.sha256(tmp_path)
+    (tmp_path / ".hidden").write_text("x")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "d").write_text("x")
+    assert provenance.sha256(tmp_path) == digest
+    (tmp_path / "deep" / "c").write_text("4")
+    changed = provenance.sha256(tmp_path)
+    (tmp_path / "deep" / "c").write_text("3")
+    assert provenance.sha256(tmp_path) == digest != changed
+    (tmp_path / "a").rename(tmp_path / "z")
+    assert provenance.sha256(tmp_path) != digest
+
+
+def test_odd_base_is_named() -> None:
+    provenance.same_base({Path("one"): OURS, Path("two"): OURS})
+    provenance.same_base({})
+    with pytest.raises(OsrmError, match=r"^odd comes from base model theirs at c0ffee.*, but one from ours"):
+        provenance.same_base({Path("odd"): THEIRS, Path("one"): OURS, Path("two"): OURS})

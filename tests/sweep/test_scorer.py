@@ -1,0 +1,64 @@
+"""The bench of a sweep beside plain PEFT, for every way in which a layer stores its weight."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForSequenceClassification
+
+from osrm_cli.merging.plan import Plan
+from osrm_cli.merging.recipe import Entry, Recipe
+from osrm_cli.models import classifier as base_model
+from osrm_cli.sweep.grid import Change
+from osrm_cli.sweep.scorer import Bench
+from osrm_cli.sweep.tasks import Wanted
+from osrm_cli.tasks import loading as tasks
+
+TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "t5": ["q", "v"]}
+HEADS = {"bert": "classifier", "gpt2": "score", "llama": "score", "t5": "classification_head"}
+
+
+def trained(folder: Path, base: Path, family: str) -> PeftModel:
+    """An adapter with a head that puts out one number, written and loaded by plain PEFT."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, pad_token_id=0)
+        settings = LoraConfig(
+            task_type="SEQ_CLS", target_modules=TARGETS[family], r=3, lora_alpha=5, modules_to_save=[HEADS[family]]
+        )
+        made = get_peft_model(model, settings)
+        for name, parameter in made.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter.data = torch.randn(parameter.shape) * 0.3
+        made.save_pretrained(str(folder))
+    return made.eval()
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_bench_puts_out_what_peft_does(tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str) -> None:
+    base, folder = tiny(family), tmp_path / "score"
+    plain = trained(folder, base, family)
+    plan = Plan.of(Recipe("task-arith", (Entry(str(folder)),)))
+    entrants = Wanted(str(words), "dev", "train", None, 64, 0, 0).enter(plan.adapters, [])
+    bench = Bench(plan, entrants, base, torch.device("cpu"), torch.float32, 8)
+    results = {layer.name: layer.result for layer in plan.merge(plan.layers)}
+    (halved,) = bench.score(Change(results, 0.5, torch.float32), lambda _: None)
+    singles = bench.singles(lambda _: None)  # after another update: the base weights are back
+    tokenizer = base_model.load_tokenizer(base)
+    texts = [example.texts[0] for example in tasks.load("score", words, "dev").examples]
+
+    def expected() -> list[float]:
+        with torch.inference_mode():
+            return [plain(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]
+
+    assert singles["test"]["score"].predictions == pytest.approx(expected(), abs=1e-4)
+    for module in plain.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling["default"] *= 0.5
+    assert halved["test"]["score"].predictions == pytest.approx(expected(), abs=1e-4)
+    assert halved != singles

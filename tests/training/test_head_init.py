@@ -1,0 +1,141 @@
+"""A new head begins fitted to what the untrained model puts out."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoModelForSequenceClassification
+
+from osrm_cli.features import loss_gradients as gradients
+from osrm_cli.models import classifier as base_model
+from osrm_cli.models import heads
+from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.task import Task
+from tests.run_cli import osrm
+
+WEIGHTS = "adapter_model.safetensors"
+UNTRAINED = ("--epochs", 1, "--lr", 0, "--dtype", "float32")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "t5", "llama", "gpt2"])
+def test_head_predicts_what_a_regression_on_the_frozen_model_does(
+    tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str
+) -> None:
+    """Trained at a rate of zero, so that the head is as it was fitted; the reference takes plain PEFT and one text at
+    a time.
+    """
+    folder = tiny(family)
+    for line in (
+        f"collect --model {folder} --data {words} --samples 5",
+        "init --each --rank 2",
+        "train starts/mood",
+    ):
+        run = osrm(*line.split(), *((*UNTRAINED, "--dropout", 0) if "train" in line else ()), cwd=tmp_path)
+        assert run.code == 0, run
+    base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    tokenizer = base_model.load_tokenizer(folder)
+    base.config.pad_token_id = tokenizer.pad_token_id
+    model = PeftModel.from_pretrained(base, str(tmp_path / "adapters/mood")).eval()
+    data = tasks.load("mood", str(words), "train")
+    seen: list[torch.Tensor] = []
+    *_, last = [
+        module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 2
+    ]
+    last.register_forward_hook(lambda _module, args, _output: seen.append(args[0].reshape(-1, args[0].shape[-1])[-1:]))
+    with torch.no_grad():
+        logits = [model(**tokenizer(*example.texts, return_tensors="pt")).logits for example in data.examples]
+    inputs = torch.cat(seen).double().numpy()
+    intercept = last.bias is not None
+    scaled = StandardScaler(with_mean=intercept).fit_transform(inputs)
+    strength = heads.fit(
+        torch.nn.Linear(inputs.shape[1], 2, intercept), data.task, torch.cat(seen).double(), data.labels
+    )
+    reference = LogisticRegression(C=strength, fit_intercept=intercept, max_iter=1000).fit(scaled, data.labels)
+    margins = torch.cat(logits).diff(dim=1).squeeze(1)
+    expected = torch.as_tensor(reference.decision_function(scaled)).float()
+    torch.testing.assert_close(margins, expected, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("task", ["mood", "pair", "score"])
+def test_fitted_head_is_better_than_a_fresh_one(work: Path, task: str) -> None:
+    loss = {}
+    for head in ("fitted", "fresh"):
+        assert osrm("train", f"starts/{task}", *UNTRAINED, "--head", head, "--out", head, cwd=work).code == 0
+        log = json.loads((work / head / task / "training.json").read_text())
+        loss[head] = log["losses"][-1][1]
+    assert loss["fitted"] < loss["fresh"]
+
+
+def test_head_of_a_start_is_kept(work: Path) -> None:
+    assert osrm("train", "adapters/mood", *UNTRAINED, "--head", "fitted", "--out", "new", cwd=work).code == 0
+    old, new = (load_file(work / name / "mood" / WEIGHTS) for name in ("adapters", "new"))
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_class_without_an_example_leaves_the_head_fresh(work: Path, tmp_path: Path) -> None:
+    """One training example: nothing can be fitted, and training goes on."""
+    found = {}
+    for head in ("fitted", "fresh"):
+        args = ("train", "starts/mood", *UNTRAINED, "--limit", 1, "--head", head, "--out", head)
+        assert osrm(*args, cwd=work).code == 0
+        found[head] = (work / head / "mood" / WEIGHTS).read_bytes()
+    assert found["fitted"] == found["fresh"]
+
+
+def test_fit_is_where_loss_and_penalty_pull_alike():
+    generator = torch.Generator().manual_seed(0)
+    Z = torch.randn(40, 5, generator=generator, dtype=torch.float64) * torch.arange(1, 6) + 3
+    for labels, task in (
+        ([i % 2 for i in range(40)], Task("t", ("text",), ("a", "b"), ("accuracy",))),
+        ([i % 3 for i in range(40)], Task("t", ("text",), ("a", "b", "c"), ("accuracy",))),
+        ([float(i % 7) for i in range(40)], Task("t", ("text",), None, ("pearson",))),
+    ):
+        head = torch.nn.Linear(5, task.num_labels).double()
+        strength = heads.fit(head, task, Z, labels)
+        logits = head(Z).detach().requires_grad_()
+        slope = torch.autograd.grad(gradients.loss(logits, task, labels), logits)[0].double()
+        scale = Z.std(dim=0, correction=0)
+        # On the standardised weights; on the bias nothing pulls but the loss.
+        penalty = head.weight.detach() * scale * ((2 if task.regression else 1) / strength)
+        penalty = penalty * (2 if task.num_labels == 2 else 1)
+        pull = slope.T @ ((Z - Z.mean(dim=0)) / scale)
+        assert (pull + penalty).abs().max() < 1e-3 * max(1.0, float(penalty.abs().max()))
+        assert slope.sum(dim=0).abs().max() < 1e-3 * len(Z)
+
+
+@pytest.mark.parametrize("signal", [0.0, 0.3, 3.0])
+def test_strength_is_of_least_loss_on_examples_left_out(signal: float) -> None:
+    """From noise alone a head should learn next to nothing, from plain classes much."""
+    generator = torch.Generator().manual_seed(1)
+    labels = [i % 3 for i in range(60)]
+    Z = torch.randn(60, 40, generator=generator, dtype=torch.float64)
+    Z[:, :3] += signal * torch.nn.functional.one_hot(torch.tensor(labels))
+    found = heads.fit(torch.nn.Linear(40, 3).double(), Task("t", ("text",), ("a", "b", "c"), ("accuracy",)), Z, labels)
+    losses = {}
+    for strength in heads.STRENGTHS:
+        losses[strength] = 0.0
+        for fold in range(5):
+            # Classes alternate, so that scikit-learn's folds of like classes are twelve examples in a row.
+            left = [i in range(12 * fold, 12 * fold + 12) for i in range(60)]
+            kept = [not out for out in left]
+            scaler = StandardScaler().fit(Z[kept].numpy())
+            model = LogisticRegression(C=strength, max_iter=1000)
+            model.fit(scaler.transform(Z[kept].numpy()), [y for y, here in zip(labels, kept, strict=True) if here])
+            chances = model.predict_proba(scaler.transform(Z[left].numpy()))
+            wanted = [y for y, here in zip(labels, left, strict=True) if here]
+            losses[strength] -= sum(math.log(row[y]) for row, y in zip(chances, wanted, strict=True))
+    assert found == min(losses, key=lambda strength: losses[strength])
+    assert signal or found == heads.STRENGTHS[0]
+
+
+def test_class_with_one_example_is_fitted_at_the_least_strength() -> None:
+    Z = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    task = Task("t", ("text",), ("a", "b"), ("accuracy",))
+    assert heads.fit(torch.nn.Linear(4, 2).double(), task, Z, [1, *[0] * 8]) == heads.STRENGTHS[0]

@@ -1,0 +1,184 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from osrm_cli.features import features_file as features
+from osrm_cli.linalg.second_moment import Gram
+from osrm_cli.models import batching as batches
+from osrm_cli.models import classifier as base_model
+from osrm_cli.tasks import loading as tasks
+from osrm_cli.training import interference_penalty as penalty
+from osrm_cli.training.interference_penalty import Penalty
+from tests.run_cli import osrm
+
+
+def adapted(folder: Path, **options: object) -> PeftModel:
+    """A classifier with random factors, as in the midst of training."""
+    base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    chosen = {"r": 3, "lora_alpha": 5, "target_modules": ["query", "value"], "task_type": "SEQ_CLS", **options}
+    model = get_peft_model(base, LoraConfig(**chosen))
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=draw)
+    return model
+
+
+def tokens(model: PeftModel, folder: Path, texts: list[tuple[str, ...]], layers: list[str]) -> dict[str, torch.Tensor]:
+    """Inputs of each layer for every real token, by a hook, one text at a time, the adapter switched off."""
+    found: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
+    handles = [
+        model.get_submodule(f"base_model.model.{layer}").register_forward_pre_hook(
+            lambda _module, args, name=layer: found[name].append(args[0][0].detach().double())
+        )
+        for layer in layers
+    ]
+    tokenizer = base_model.load_tokenizer(folder)
+    with model.disable_adapter(), torch.no_grad():
+        for text in texts:
+            model(**tokenizer(*text, return_tensors="pt"))
+    for handle in handles:
+        handle.remove()
+    return {layer: torch.cat(rows) for layer, rows in found.items()}
+
+
+def naive(model: PeftModel, layer: str, x: torch.Tensor) -> tuple[float, float]:
+    """Mean of ``||s B A x||^2`` and of ``||W0 x||^2``."""
+    module = model.get_submodule(f"base_model.model.{layer}")
+    B, A = (module.get_parameter(f"lora_{letter}.default.weight").detach().double() for letter in "BA")
+    update = module.scaling["default"] * x @ A.T @ B.T
+    base = x @ module.base_layer.weight.detach().double().T
+    return float(update.square().sum(1).mean()), float(base.square().sum(1).mean())
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "statistic"),
+    [
+        ("bert", ["query", "value"], "second-moment"),
+        ("bert", ["query", "value"], "sketch:512"),
+        ("llama", ["q_proj", "v_proj"], "second-moment"),  # of two shapes
+    ],
+)
+def test_penalty_is_the_mean_over_the_tokens_of_the_others(
+    tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str, targets: list[str], statistic: str
+) -> None:
+    """Real tokens, hooked one text at a time; each other task weighs the same, by its trace."""
+    folder = tiny(family)
+    run = osrm("collect", "--model", folder, "--data", words, "--samples", 12, "--statistic", statistic, cwd=tmp_path)
+    assert run.code == 0
+    files = features.open_folder(tmp_path / "features")
+    model = adapted(folder, target_modules=targets)
+    layers = list(next(iter(files.values())).layers)
+    seen = {}
+    for task in ("mood", "pair", "score"):
+        drawn = tasks.sample(tasks.load(task, str(words), "train"), 12, 0)
+        seen[task] = tokens(model, folder, [example.texts for example in drawn.examples], layers)
+    expected, relative = [], []
+    for layer in layers:
+        energies = {task: naive(model, layer, x[layer]) for task, x in seen.items()}
+        traces = {task: float(x[layer].square().sum(1).mean()) for task, x in seen.items()}
+        out, base = (sum(energies[u][i] / traces[u] for u in ("pair", "score")) for i in (0, 1))
+        expected.append(out / base)
+        relative.append(out / base / (energies["mood"][0] / energies["mood"][1] + 1e-3))
+    for unit, wanted in (("base", expected), ("own", relative)):
+        given = {"interference_penalty": 2.0, "penalty_unit": unit}
+        found = penalty.from_features(model, files, "mood", given)
+        assert found.mu == 2
+        assert found.interference().item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
+
+
+def test_gradient_reaches_both_factors_and_only_them(tiny: Callable[[str], Path]) -> None:
+    model = adapted(tiny("bert"))
+    names = [name for name, _ in model.named_modules() if name.endswith((".query", ".value"))]
+    inputs = {name.removeprefix("base_model.model."): Gram(torch.eye(16), factored=False) for name in names}
+    Penalty(model, inputs, None, 1.0).interference().backward()
+    touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert touched == {name for name, _ in model.named_parameters() if "lora_" in name}
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(0, 2**31))
+def test_rows_and_moment_agree(count: int, seed: int) -> None:
+    """A sketch of all rows is the moment, up to the factor that cancels."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, 6, generator=draw)
+
+    class Tiny(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Linear(6, 4, bias=False)
+
+    model = get_peft_model(Tiny(), LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
+    moment = {"query": Gram(rows.T @ rows, factored=False)}
+    found = [Penalty(model, held, None, 1.0).interference() for held in (moment, {"query": Gram(rows, factored=True)})]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
+
+
+def test_training_with_a_penalty_interferes_less_and_says_so(work: Path) -> None:
+    """The interference of each epoch is reported; what is left at the end is what the factors amount to."""
+    args = ("train", "starts/mood", "--epochs", 3, "--lr", 0.05, "--batch-size", 8)
+    left = {}
+    for mu in (0.001, 30):
+        assert osrm(*args, "--interference-penalty", mu, "--out", f"mu{mu}", cwd=work).code == 0
+        log = json.loads((work / f"mu{mu}/mood/training.json").read_text())
+        assert len(log["epochs"]) == 3
+        assert all(row["interference"] > 0 for row in log["epochs"])
+        left[mu] = log["epochs"][-1]["interference"]
+        facts = json.loads((work / f"mu{mu}/mood/osrm.json").read_text())
+        assert facts["settings"]["interference_penalty"] == mu
+        assert {entry["path"] for entry in facts["inputs"]} == {
+            "starts/mood",
+            "features/pair.safetensors",
+            "features/score.safetensors",
+        }
+    assert left[30] < 0.3 * left[0.001]
+
+
+def test_no_penalty_and_a_penalty_of_zero_train_the_same(work: Path) -> None:
+    args = ("train", "starts/mood", "--epochs", 1, "--lr", 0.05)
+    assert osrm(*args, "--out", "none", cwd=work).code == 0
+    assert osrm(*args, "--interference-penalty", 0, "--out", "zero", cwd=work).code == 0
+    first, second = (work / name / "mood/adapter_model.safetensors" for name in ("none", "zero"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_features_that_cannot_serve(work: Path) -> None:
+    args = ("train", "starts/mood", "--epochs", 1, "--interference-penalty", 1, "--out", "new")
+    run = osrm(*args, "--features", "nowhere", cwd=work)
+    assert run.code == 1
+    assert "nowhere" in run.error
+    run = osrm("collect", "--samples", 5, "--statistic", "mean", "--out", "means", cwd=work)
+    run = osrm(*args, "--features", "means", cwd=work)
+    assert run.code == 1
+    assert "second-moment" in run.error
+    assert not (work / "new").exists()
+
+
+def test_another_base_model_s_features_are_refused(work: Path, tiny: Callable[[str], Path], words: Path) -> None:
+    osrm("collect", "--model", tiny("roberta"), "--data", words, "--samples", 5, "--out", "other", cwd=work)
+    run = osrm("train", "starts/mood", "--interference-penalty", 1, "--features", "other", "--out", "new", cwd=work)
+    assert run.code == 1
+    assert "base model" in run.error
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "mpnet", "t5", "llama", "gpt2"])
+def test_dropout_of_zero_reaches_every_module(tiny: Callable[[str], Path], family: str) -> None:
+    folder = tiny(family)
+    tokenizer = base_model.load_tokenizer(folder)
+    model = base_model.load_classifier(folder, 2, tokenizer, torch.float32, 0, dropout=0.0).model.train()
+    encoded = batches.tokenise(tokenizer, [replace(_EXAMPLE, texts=("w1 w2 w3 good",))], 16)
+    batch = batches.collate(encoded, tokenizer, torch.device("cpu"))
+    first, second = (model(**batch).logits for _ in range(2))
+    assert torch.equal(first, second)
+
+
+_EXAMPLE = tasks.load("mini-mood", "mini", "dev").examples[0]
