@@ -5,6 +5,7 @@ Opening one reads its settings and the headers of its weights; a layer's factors
 
 import hashlib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,6 @@ from osrm_cli.adapters.layers import (
     FACTORS,
     PREFIX,
     Layer,
-    Stored,
     check_others,
     kind,
     list_layers,
@@ -26,8 +26,9 @@ from osrm_cli.adapters.layers import (
 )
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage import hub, provenance, tensors
+from osrm_cli.storage import hub, provenance, safetensors_io
 from osrm_cli.storage.provenance import Base, Record
+from osrm_cli.storage.safetensors_io import Stored
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Adapter:
     layers: Mapping[str, Layer]
     stored: Mapping[str, Stored]
     dtype: torch.dtype
-    _open: dict[Path, tensors.TensorFile] = field(default_factory=dict, repr=False, compare=False)
+    _open: dict[Path, safetensors_io.TensorFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str | Path) -> "Adapter":
@@ -117,8 +118,8 @@ class Adapter:
 
     def _read(self, name: str) -> torch.Tensor:
         path = self.stored[name].path
-        tensor = self._open.setdefault(path, tensors.TensorFile(path)).get_tensor(name)
-        if not tensors.all_finite(tensor):
+        tensor = self._open.setdefault(path, safetensors_io.TensorFile(path)).get_tensor(name)
+        if not safetensors_io.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor
 
@@ -166,3 +167,23 @@ def model_name(name: str) -> str:
     if path.parent.name == "snapshots":
         return path.parent.parent.name.rpartition("--")[2]
     return path.name
+
+
+def check_names(adapters: Sequence[Adapter]) -> None:
+    """Check that adapters have different names, and names that folders can have.
+
+    Raises:
+        OsrmError: If not.
+    """
+    owners: dict[str, Adapter] = {}
+    for adapter in adapters:
+        if not re.fullmatch(r"\w[\w.-]*", adapter.name):
+            raise OsrmError(
+                f"{adapter.source}: '{adapter.name}' cannot be a folder's name", "rename the task or folder"
+            )
+        other = owners.setdefault(adapter.name, adapter)
+        if other is not adapter:
+            raise OsrmError(
+                f"{other.source} and {adapter.source} are both adapters of '{adapter.name}'",
+                "give one adapter per task, or rename a folder",
+            )

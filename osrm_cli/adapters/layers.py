@@ -4,7 +4,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,7 @@ import torch
 
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage import tensors
-from osrm_cli.storage.safetensors_io import DTYPES
+from osrm_cli.storage.safetensors_io import DTYPES, Stored, list_headers
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -25,21 +24,6 @@ FACTORS = {
 
 
 _TYPES = {name: dtype for dtype, name in DTYPES.items() if dtype.is_floating_point}
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where one tensor lies.
-
-    Attributes:
-        path: The safetensors file.
-        shape: Its shape.
-        dtype: Its type, as safetensors spells it.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -94,21 +78,6 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
                 "load it with PEFT where you trust it, and save it with save_pretrained",
             )
     return list_headers(paths)
-
-
-def list_headers(paths: Iterable[Path]) -> dict[str, Stored]:
-    """Read the headers of safetensors files: every tensor in the order of the files and of the names.
-
-    Raises:
-        OsrmError: If a file is missing or damaged.
-    """
-    stored = {}
-    for path in paths:
-        with tensors.open_tensors(path) as file:
-            for name in sorted(file.keys()):
-                piece = file.get_slice(name)
-                stored[name] = Stored(path, tuple(piece.get_shape()), piece.get_dtype())
-    return stored
 
 
 def list_layers(folder: Path, config: AdapterConfig, stored: Mapping[str, Stored]) -> dict[str, Layer]:

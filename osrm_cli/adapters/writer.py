@@ -12,7 +12,7 @@ from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage import tensors
+from osrm_cli.storage import safetensors_io
 from osrm_cli.storage.safetensors_io import Stream, write_stream
 
 
@@ -99,8 +99,10 @@ def _with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfi
 
 def _narrowed(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
     narrow = factor.to(dtype)
-    if not tensors.all_finite(narrow):
-        found = "NaN or infinity" if not tensors.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
+    if not safetensors_io.all_finite(narrow):
+        found = (
+            "NaN or infinity" if not safetensors_io.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
+        )
         raise OsrmError(
             f"{layer}: {found} cannot be written as {str(dtype).removeprefix('torch.')}", "use --dtype float32"
         )

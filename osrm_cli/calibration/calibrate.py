@@ -1,7 +1,6 @@
 """Calibrate the heads of a merged folder: two passes over the model for each task's unlabelled examples."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,25 +8,25 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.task_data import Sample
 from osrm_cli.calibration import calibrated_folder as calibrated
 from osrm_cli.calibration import head_map as calibrating
 from osrm_cli.calibration.ridge_map import Map
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation import classifiers, held
-from osrm_cli.merging.from_data import samples
-from osrm_cli.merging.from_data.samples import Sample
+from osrm_cli.evaluation import classifiers
 from osrm_cli.models import backbone as scoring
 from osrm_cli.models import batching as batches
 from osrm_cli.models import classifier as base_model
+from osrm_cli.models.heads import head_layer, representations
+from osrm_cli.progress import Progress
 
 SAMPLES = 128
 BATCH = 32
 
 Heads = dict[str, dict[str, torch.Tensor]]  # by task and name in the base model
 Rows = dict[str, dict[str, Any]]  # by task
-# What, how many, of which unit -> the function that advances the bar.
-Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Calibration:
         """
         if not adapters:
             raise OsrmError("no adapter has a head that could be calibrated", "train adapters with 'osrm train'")
-        return cls(samples.unlabelled(adapters, data, settings.samples, settings.seed), settings)
+        return cls(task_data.unlabelled(adapters, data, settings.samples, settings.seed), settings)
 
     def apply(self, stage: Path, base: Path, device: torch.device, progress: Progress) -> Rows:
         """Fit each task's map and fold it into the head that the folder holds.
@@ -108,12 +107,12 @@ class Calibration:
             model = run.load(stage)
         for sample, wanted in zip(self.samples, alone, strict=True):
             task = tasks[sample.adapter.name]
-            with held.classifier(model, task, sample.data.task.num_labels) as merged:
-                name, layer = calibrating.head_layer(merged)
+            with classifiers.classifier(model, task, sample.data.task.num_labels) as merged:
+                name, layer = head_layer(merged)
                 found = calibrating.fit(layer, run.representations(merged, sample, advance), wanted)
             rows[task.task] = _row(sample, found)
             if found.helps:
-                heads[task.task] = calibrating.calibrated(held.head(task), name, found)
+                heads[task.task] = calibrating.calibrated(classifiers.head(task), name, found)
         return heads, rows
 
 
@@ -137,7 +136,7 @@ class _Run:
         """Of a task's examples."""
         encodings = batches.tokenise(self.tokenizer, sample.data.examples, sample.max_length)
         size = self.settings.batch_size
-        return calibrating.representations(model, encodings, self.tokenizer, self.device, size, advance)
+        return representations(model, encodings, self.tokenizer, self.device, size, advance)
 
 
 def _row(sample: Sample, found: Map) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from osrm_cli.adapters.layers import PREFIX, WEIGHTS
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation import scores
 from osrm_cli.merging import record as card
-from osrm_cli.merging.records import HEAD, TASKS
-from osrm_cli.storage import provenance, tensors
+from osrm_cli.merging.record import HEAD, TASKS
+from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.safetensors_io import write_stream
 
 KEY = "calibration"
@@ -60,7 +60,7 @@ def write(
         if facts["form"] == "adapter":
             _replace(stage / TASKS / task / WEIGHTS, {PREFIX + name: tensor for name, tensor in head.items()})
         else:
-            tensors.save(stage / TASKS / task / HEAD, head, {"task": task})
+            safetensors_io.save(stage / TASKS / task / HEAD, head, {"task": task})
     for task, row in rows.items():
         own = stage / TASKS / task
         provenance.write(own, {**provenance.read(own), KEY: {"settings": settings, **row}})
@@ -72,7 +72,7 @@ def write(
 def _replace(path: Path, changed: Mapping[str, torch.Tensor]) -> None:
     """Write a safetensors file anew, tensor by tensor in its own order, with some tensors changed."""
     fresh = path.with_suffix(".fresh")
-    with tensors.open_tensors(path) as file, write_stream(fresh, file.keys()) as stream:
+    with safetensors_io.open_tensors(path) as file, write_stream(fresh, file.keys()) as stream:
         for name in file.offset_keys():
             stream.add(name, changed[name] if name in changed else file.get_tensor(name))
     fresh.replace(path)

@@ -14,77 +14,13 @@ The logits of the calibrated classifier on any examples are ``linear(representat
 new head: scoring with and without calibration takes one pass.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 
 from osrm_cli.calibration import ridge_map as calibration
 from osrm_cli.calibration.ridge_map import Map
 from osrm_cli.errors import OsrmError
-from osrm_cli.models import backbone as scoring
-
-
-def head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:
-    """The linear layer of a sequence classifier that puts out its logits, and its name in the base model.
-
-    Args:
-        model: A classifier of transformers, such as ``scoring.headed`` yields, or PEFT's wrapper of one, such as
-            ``scoring.adapted`` yields. Of a module that PEFT keeps twice, the adapter's own counts.
-
-    Raises:
-        OsrmError: If the head does not end in a plain linear layer.
-    """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    adapted = [f"{name}." for name, module in inner.named_modules() if isinstance(module, LoraLayer)]
-    found = [
-        (name, module)
-        for name, module in inner.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and not name.startswith((f"{inner.base_model_prefix}.", *adapted))
-        and "original_module" not in name.split(".")
-    ]
-    if not found or found[-1][1].out_features != inner.config.num_labels:
-        raise OsrmError(
-            f"the head of {type(inner).__name__} does not end in a plain linear layer of {inner.config.num_labels} "
-            "outputs",
-            "such a head cannot be calibrated; merge without --calibrate",
-        )
-    name, layer = found[-1]
-    return re.sub(r"\.modules_to_save\.[^.]+", "", name), layer
-
-
-def representations(
-    model: torch.nn.Module,
-    encodings: Sequence[scoring.Encoding],
-    tokenizer: Any,
-    device: torch.device,
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> torch.Tensor:
-    """What the head's last linear layer is fed with, at the position that the model pools.
-
-    Args:
-        model: A classifier, see ``head_layer``, in evaluation mode.
-        encodings: From ``batches.tokenise``.
-        tokenizer: Knows how to pad.
-        device: Where the model lies.
-        batch_size: Examples in a batch.
-        advance: Called with the number of examples that are done.
-
-    Returns:
-        ``(n, d)``, float32, in the order of ``encodings``.
-    """
-    _, layer = head_layer(model)
-    # With its last layer put out of the way, the model itself pools what would have been the logits.
-    handle = layer.register_forward_hook(lambda _module, args, _output: args[0])
-    try:
-        return scoring.logits(model, encodings, tokenizer, device, batch_size, advance)
-    finally:
-        handle.remove()
 
 
 def fit(layer: torch.nn.Linear, merged: torch.Tensor, single: torch.Tensor) -> Map:

@@ -189,10 +189,10 @@ def _merge_shards(out: Path, names: list[str] | None, overwrite: bool, dry_run: 
 
 
 def _write(path: Path, contents: "Mapping[str, torch.Tensor]", record: Mapping[str, Any], overwrite: bool) -> None:
-    from osrm_cli.storage import atomic, tensors
+    from osrm_cli.storage import atomic, safetensors_io
 
     with atomic.write_file(path, overwrite) as stage:
-        tensors.save(stage, contents, record)
+        safetensors_io.save(stage, contents, record)
 
 
 def _counts(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:

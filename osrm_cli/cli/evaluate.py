@@ -139,7 +139,7 @@ class _Bench:
 
     def score(self, held: "Held", sets: "list[Data]", length: int) -> "Score":
         """Score one task on one set of examples, or two."""
-        from osrm_cli.evaluation import held as classifiers
+        from osrm_cli.evaluation import classifiers
         from osrm_cli.evaluation.scores import Score, rounded
         from osrm_cli.tasks import metrics
 

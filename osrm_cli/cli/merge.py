@@ -17,8 +17,8 @@ from osrm_cli.merging import methods as merging
 if TYPE_CHECKING:
     import torch
 
+    from osrm_cli.adapters.task_data import Sample
     from osrm_cli.calibration.calibrate import Calibration
-    from osrm_cli.merging.from_data.samples import Sample
     from osrm_cli.merging.merged_folder import Merged
     from osrm_cli.merging.plan import Plan
     from osrm_cli.merging.recipe import Recipe

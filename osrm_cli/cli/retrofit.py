@@ -143,7 +143,7 @@ def _write(
     overwrite: bool,
 ) -> None:
     """The adapter with its task, data and length, so that ``osrm eval`` scores it as it scores the old one."""
-    from osrm_cli.evaluation import scores
+    from osrm_cli.adapters import training_record
     from osrm_cli.retrofit import retrofit as retrofits
     from osrm_cli.storage import atomic, hub, provenance
 
@@ -156,7 +156,7 @@ def _write(
         base=adapter.base or own.base,
         task=adapter.facts.get("task") or own.facts["task"],
         data=adapter.facts.get("data") or {"source": (own.facts.get("data") or {}).get("source")},
-        **{part: found for part, found in scores.origin(adapter).items() if part in ("start", "train")},
+        **{part: found for part, found in training_record.origin(adapter).items() if part in ("start", "train")},
         **facts,
     )
     old = {"path": adapter.source, "commit": hub.commit(adapter.folder), "sha256": adapter.sha256()}

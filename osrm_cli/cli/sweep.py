@@ -214,11 +214,11 @@ def _record(
     settings: Mapping[str, Any], base: Any, families: "Sequence[Family]", entrants: "Sequence[Entrant]"
 ) -> dict[str, Any]:
     """Where the sweep came from."""
-    from osrm_cli.evaluation import scores
+    from osrm_cli.adapters import training_record
     from osrm_cli.storage import provenance
     from osrm_cli.tasks.validation_split import TEST
 
-    adapters = {adapter.name: scores.source(adapter) for adapter in families[0].plan.adapters}
+    adapters = {adapter.name: training_record.source(adapter) for adapter in families[0].plan.adapters}
     data = {each.adapter.name: {"source": each.source, "sha256": dict(each.parts.sha256)} for each in entrants}
     lengths = {each.adapter.name: each.max_length for each in entrants}
     record = provenance.record("sweep", {**settings, "max_length": lengths}, base=base, data=data, adapters=adapters)

@@ -192,12 +192,11 @@ def _run(
 
     from osrm_cli.models import classifier as base_model
     from osrm_cli.models import distributed as processes
-    from osrm_cli.models import heads
     from osrm_cli.training import checkpoints as unfinished
     from osrm_cli.training import fit as training
+    from osrm_cli.training import head_init, trainer
     from osrm_cli.training import interference_penalty as penalty
     from osrm_cli.training import peft_model as adapting
-    from osrm_cli.training import trainer
 
     facts, freeze = job.facts(), job.settings["freeze"]
     if leader:
@@ -213,9 +212,9 @@ def _run(
     if job.recipe.bf16:  # the penalty has read the exact weights
         trainer.lean_bfloat16(model, where)
     lesson = training.Lesson.of(tokenizer, job.train, job.dev, job.settings["max_length"])
-    checkpoint = training.newest_checkpoint(job.work) if resume else None
+    checkpoint = unfinished.newest_checkpoint(job.work) if resume else None
     if job.settings["head"] == Head.FITTED and not job.start.heads() and not checkpoint:
-        heads.fit_untrained(model, tokenizer, lesson.task, lesson.train, where, job.recipe.bf16)
+        head_init.fit_untrained(model, tokenizer, lesson.task, lesson.train, where, job.recipe.bf16)
     steps = lesson.steps(job.recipe, processes.count())
     try:
         with console.progress(f"train {job.start.name}", steps, "steps") as advance:

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from osrm_cli.adapters import training_record
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation import scores
 from osrm_cli.features.features_file import Features
 from osrm_cli.initialization.from_features import requests
 from osrm_cli.initialization.objectives import table as objectives
-from osrm_cli.linalg import procrustes
+from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.subspaces import overlap
 from osrm_cli.storage import provenance
 
@@ -57,7 +57,7 @@ def trace(adapter: Adapter, files: Mapping[str, Features], digests: Mapping[str,
     settings = adapter.facts.get("start") or (adapter.facts.get("settings") if _is_start(adapter) else None) or {}
     held = adapter if _is_start(adapter) else _recorded(adapter)
     if held is None:
-        drift = scores.recorded_drift(adapter.folder)
+        drift = training_record.recorded_drift(adapter.folder)
         return Origin(settings.get("objective"), drift=drift, drift_from=None if drift is None else "training.json")
     settings = held.facts.get("settings") or settings
     found = Origin(settings.get("objective"), held.folder.as_posix())
@@ -67,7 +67,7 @@ def trace(adapter: Adapter, files: Mapping[str, Features], digests: Mapping[str,
         if layer in held.layers and held.layers[layer].rank == adapter.layers[layer].rank
     }
     if pairs and held is not adapter:
-        moved = procrustes.drift({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()})
+        moved = subspaces.drift({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()})
         found.drift, found.drift_from = moved.overall, "start"
         found.kept = _mean([overlap(*pair) for pair in pairs.values()])
         found.chance = _mean([A.shape[0] / A.shape[1] for A, _ in pairs.values()])

@@ -11,7 +11,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import Source
 from osrm_cli.linalg.low_rank import squared_norm
 from osrm_cli.models.checkpoint import Checkpoint
-from osrm_cli.storage import tensors
+from osrm_cli.storage import safetensors_io
 
 Matrix = dict[str, dict[str, float]]  # by the update's task and the inputs' task
 
@@ -72,7 +72,7 @@ def measure(adapters: Sequence[Adapter], source: Source, base: Path, advance: Ca
 def _weight(checkpoint: Checkpoint, layer: str, shape: tuple[int, int], turned: bool) -> torch.Tensor:
     """A layer's weight, ``(d_out, d_in)``."""
     name, is_turned = checkpoint.find(layer, shape, turned)
-    with tensors.open_tensors(checkpoint.stored[name].path) as file:
+    with safetensors_io.open_tensors(checkpoint.stored[name].path) as file:
         weight: torch.Tensor = file.get_tensor(name)
     return weight.T if is_turned else weight
 

@@ -1,14 +1,21 @@
 """The classifiers that a folder holds: an adapter is one, a merged folder has one for each task."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from osrm_cli.adapters import config as adapter_config
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.records import TASKS
-from osrm_cli.storage import provenance
+from osrm_cli.merging import task_masks as task_aware
+from osrm_cli.merging.record import HEAD, TASKS
+from osrm_cli.models import backbone as scoring
+from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import Base, Record
 
 
@@ -76,3 +83,40 @@ def held(folder: Path) -> dict[str, Held]:
     if not tasks:
         raise OsrmError(f"{folder} holds no task's head, only the merged update", "merge adapters that have heads")
     return {path.name: Held(path.name, facts["form"], path, folder, provenance.read(path) or facts) for path in tasks}
+
+
+@contextmanager
+def classifier(model: PreTrainedModel, held: Held, num_labels: int) -> Iterator[torch.nn.Module]:
+    """The classifier of one task.
+
+    Args:
+        model: The base model; for the form ``model``, the merged model.
+        held: The task's classifier on disk.
+        num_labels: Number of its outputs.
+
+    Raises:
+        OsrmError: If it has no head, or one that does not fit.
+    """
+    if held.form == "adapter":
+        with scoring.adapted(model, held.folder, num_labels) as whole:
+            yield whole
+        return
+    layers = list(held.facts["rescalers"]) if held.form == "task-aware" else []
+    updates = lambda layer: task_aware.read(held.root, held.task, layer)  # noqa: E731
+    with (
+        scoring.shifted(model, updates, layers),
+        scoring.headed(model, head(held), num_labels, held.folder / HEAD) as whole,
+    ):
+        yield whole
+
+
+def head(held: Held) -> dict[str, torch.Tensor]:
+    """The tensors of a task's head, by their name in the base model.
+
+    Raises:
+        OsrmError: If the file that should hold them is missing or damaged.
+    """
+    if held.form == "adapter":
+        return Adapter.open(held.folder).heads()
+    with safetensors_io.open_tensors(held.folder / HEAD) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

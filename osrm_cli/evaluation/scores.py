@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.training_record import source
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import provenance
 
@@ -73,23 +74,6 @@ def rounded(answers: Sequence[float]) -> tuple[float, ...]:
     return tuple(answer if isinstance(answer, int) else float(f"{answer:.9g}") for answer in answers)
 
 
-def source(adapter: Adapter) -> dict[str, Any]:
-    """An adapter as scores name it: where it lies, its origin, and its drift."""
-    place = {"path": adapter.source, "sha256": adapter.sha256()}
-    return {**place, **origin(adapter), "drift": recorded_drift(adapter.folder)}
-
-
-def origin(adapter: Adapter) -> dict[str, Any]:
-    """The settings of the start that an adapter was trained from, of its training, and of its repair if it had one.
-
-    What this program has not recorded is ``None``.
-    """
-    facts = adapter.facts
-    own = {facts.get("command"): facts.get("settings")}
-    found = {"start": facts.get("start"), "train": own.get("train", facts.get("train"))}
-    return {**found, "retrofit": own["retrofit"]} if "retrofit" in own else found
-
-
 def made(folder: Path) -> dict[str, Any]:
     """How what is scored was made: its adapters, the method with its options, and whether its heads were calibrated."""
     facts = provenance.read(folder)
@@ -112,15 +96,6 @@ def _merged_from(row: Mapping[str, Any]) -> dict[str, Any]:
         found = {}
     known = found if found.get("sha256") == row["sha256"] else {}
     return {"start": None, "train": None, "drift": None, **known, "path": row["path"], "sha256": row["sha256"]}
-
-
-def recorded_drift(folder: Path) -> float | None:
-    """How far A moved in training, as ``osrm train`` recorded it."""
-    try:
-        found = json.loads((folder / "training.json").read_text(encoding="utf-8"))["drift"]["overall"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(found) if isinstance(found, int | float) else None
 
 
 def read(path: Path) -> dict[str, Any]:

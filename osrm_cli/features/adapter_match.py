@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from osrm_cli.adapters.adapter import Adapter, check_together, model_name
+from osrm_cli.adapters.adapter import Adapter, check_names, check_together, model_name
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import Features
-from osrm_cli.merging.requirements import check_names
+from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.storage import provenance
 
 
@@ -78,4 +78,18 @@ def _check_layers(adapter: Adapter, features: Features) -> None:
             raise OsrmError(
                 f"{features.path} has {found} for {name}, expected ({layer.d_in}, {layer.d_out}) (d_in, d_out)",
                 f"osrm collect --task {features.task} --target-modules {name.rpartition('.')[2]} --overwrite",
+            )
+
+
+def _check_features(features: Features, widths: Mapping[str, tuple[int, int]]) -> None:
+    collect = f"osrm collect --task {features.task} --statistic {SECOND_MOMENT}"
+    if SECOND_MOMENT not in features.statistics:
+        raise OsrmError(f"{features.path} holds {', '.join(features.statistics)}, expected {SECOND_MOMENT}", collect)
+    for name, expected in widths.items():
+        held = features.layers.get(name)
+        if held is None or (held.d_in, held.d_out) != expected:
+            found = (held.d_in, held.d_out) if held else "nothing"
+            raise OsrmError(
+                f"{features.path} has {found} for {name}, expected {expected} (d_in, d_out)",
+                f"{collect} --target-modules {name.rpartition('.')[2]}",
             )

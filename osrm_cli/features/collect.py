@@ -1,12 +1,13 @@
 """What a task's text looks like to a base model's target layers: what ``osrm collect`` keeps of it."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from osrm_cli import seeding as random
 from osrm_cli.features import shards
@@ -19,8 +20,66 @@ from osrm_cli.models import batching as batches
 from osrm_cli.models import classifier as base_model
 from osrm_cli.models import distributed as processes
 from osrm_cli.models import target_modules as targets
-from osrm_cli.models.layer_inputs import Totals
+from osrm_cli.models.layer_inputs import Inputs, find_inputs, watch
+from osrm_cli.models.target_modules import widths
 from osrm_cli.tasks.task import Data
+
+
+class Totals:
+    """Statistics of every target layer's inputs, growing batch by batch.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        targets: Target layers by name.
+        kinds: For each statistic, the function that makes an accumulator for inputs of width ``d_in``.
+        padded: Count padding as text.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        targets: Mapping[str, torch.nn.Module],
+        kinds: Sequence[Callable[[int], Any]],
+        padded: bool = False,
+    ) -> None:
+        self.model, self.targets, self.kinds, self.padded = model, targets, kinds, padded
+        self.inputs: Inputs | None = None
+        self.sums: dict[str, list[Any]] = {}
+
+    def add(self, batch: Mapping[str, torch.Tensor], rows: list[int]) -> None:
+        """Run one batch; ``rows`` are its examples' numbers in the sample."""
+        inputs = self.look(batch)
+
+        def record(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> None:
+            for total in self.sums[name]:
+                total.add(inputs, mask, rows)
+
+        watch(self.model, self.targets, inputs, batch, record, self.padded)
+
+    def look(self, batch: Mapping[str, torch.Tensor]) -> Inputs:
+        """See which inputs there are, if that is not known yet; nothing is counted."""
+        if self.inputs is None:
+            self.inputs = find_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
+            for name in self.inputs.distinct:
+                self.sums[name] = [kind(widths(self.targets[name])[0]) for kind in self.kinds]
+        return self.inputs
+
+    @property
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """Each target layer's width and the layer that holds its statistics, for the file's header."""
+        sources = self.inputs.sources if self.inputs else {}
+        found = {name: widths(self.targets[name]) for name in self.targets if name in sources}
+        return {n: {"source": sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in found.items()}
+
+    @property
+    def tokens(self) -> int:
+        """Positions counted; the most of any layer."""
+        return max((int(total.tokens) for totals in self.sums.values() for total in totals), default=0)
+
+    @property
+    def examples(self) -> int:
+        """Examples read."""
+        return max((int(total.examples) for totals in self.sums.values() for total in totals), default=0)
 
 
 @dataclass

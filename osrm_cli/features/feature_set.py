@@ -1,13 +1,12 @@
 """From features files to what is known of each layer's inputs: second moments, or the rows that stand for them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import Features
-from osrm_cli.initialization.from_features import sharing
 from osrm_cli.linalg.second_moment import Gram
 
 # What numbers made from a statistic speak of; the best one first.
@@ -96,3 +95,11 @@ class Source:
         # A sketch stands for the sum over all tokens, the others are means as they are.
         count = self.files[task].tokens if self.kind == "sketch" else len(rows)
         return Gram(rows / max(count, 1) ** 0.5, factored=True)
+
+
+def sharing(layers: Mapping[str, object], files: Sequence[Features]) -> list[list[str]]:
+    """Layers grouped by the entries that they read."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in layers:
+        groups.setdefault(tuple(file.layers[name].source for file in files) or (name,), []).append(name)
+    return list(groups.values())

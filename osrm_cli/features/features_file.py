@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
-from osrm_cli.storage import provenance, tensors
+from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import Base
 
 GRADIENT = "gradient"
@@ -76,7 +76,7 @@ class Features:
             parts = shards.Sum(path)
             facts, files = parts.facts, parts.paths
         else:
-            facts, files = tensors.read_facts(path), [path]
+            facts, files = safetensors_io.read_facts(path), [path]
         if facts.get("command") != "collect":
             raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
         try:
@@ -99,7 +99,7 @@ class Features:
     def reader(self) -> "Reader":
         """Its tensors, of which memory holds one at a time."""
         shared = shards.share_of(self.path)
-        return Reader(self, shards.Sum(shards.whole_of(self.path)) if shared else tensors.TensorFile(self.path))
+        return Reader(self, shards.Sum(shards.whole_of(self.path)) if shared else safetensors_io.TensorFile(self.path))
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Reader:
     """An open features file."""
 
     features: Features
-    file: shards.Sum | tensors.TensorFile
+    file: shards.Sum | safetensors_io.TensorFile
 
     def read(self, layer: str, statistic: str) -> torch.Tensor:
         """One statistic of one target layer, float64.

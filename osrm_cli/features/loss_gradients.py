@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from osrm_cli.calibration import head_map as calibrating
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import batching as batches
 from osrm_cli.models import heads
@@ -43,9 +42,9 @@ def gradients(
         OsrmError: If labels are missing, or a class has fewer than two examples.
     """
     halves, labels = _halves(data), data.labels
-    _, head = calibrating.head_layer(model)
+    _, head = heads.head_layer(model)
     device = next(model.parameters()).device
-    found = calibrating.representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
+    found = heads.representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
     model.requires_grad_(False)
     weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]

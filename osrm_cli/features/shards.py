@@ -15,7 +15,7 @@ import torch
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.statistics import table as statistics
 from osrm_cli.features.statistics.accumulators import Accumulator
-from osrm_cli.storage import tensors
+from osrm_cli.storage import safetensors_io
 
 _NAME = re.compile(r"(?P<task>.+)\.shard-(?P<index>[1-9]\d*)-of-(?P<count>[1-9]\d*)\.safetensors")
 _COUNTS = ("tokens", "examples")
@@ -77,7 +77,7 @@ def whole_of(path: Path) -> Path:
 def _facts(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """The header of the whole that shards add up to."""
     _check_complete(whole, [share for path in paths if (share := share_of(path))])
-    headers = [tensors.read_facts(path) for path in paths]
+    headers = [safetensors_io.read_facts(path) for path in paths]
     plain = [{key: value for key, value in header.items() if key not in _COUNTS} for header in headers]
     for path, header, other in zip(paths, plain, headers, strict=True):
         if header != plain[0]:
@@ -149,9 +149,9 @@ class Sum:
     def __init__(self, whole: Path) -> None:
         self.paths = find(whole)
         self.facts = _facts(whole, self.paths)
-        self._files = [tensors.TensorFile(path) for path in self.paths]
+        self._files = [safetensors_io.TensorFile(path) for path in self.paths]
         self._widths = {layer["source"]: layer["d_in"] for layer in self.facts["layers"].values()}
-        self._keys = [set(tensors.open_tensors(path).keys()) for path in self.paths]
+        self._keys = [set(safetensors_io.open_tensors(path).keys()) for path in self.paths]
 
     def get_tensor(self, entry: str) -> torch.Tensor:
         """One statistic, float32 as in the whole file.

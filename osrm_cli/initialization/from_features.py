@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.features.feature_set import sharing
 from osrm_cli.features.features_file import GRADIENT, Features
 from osrm_cli.initialization.objectives import table as objectives
 from osrm_cli.initialization.objectives.layer_problem import Request
-from osrm_cli.initialization.objectives.osrm import others_moment, stack_rows, total_moment
 from osrm_cli.initialization.objectives.table import Objective
+from osrm_cli.linalg.second_moment import others_moment, stack_rows, total_moment
 
 # Objectives that take rows as they come, as Eq. 3 of arXiv:2505.22934 does; the others give every task equal weight.
 _AS_THEY_COME = ("osrm", "official")
@@ -132,14 +133,6 @@ def default(files: Mapping[str, Features], tasks: Sequence[str], wanted: str | N
             continue
         return row
     return last
-
-
-def sharing(layers: Mapping[str, object], files: Sequence[Features]) -> list[list[str]]:
-    """Layers grouped by the entries that they read."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name in layers:
-        groups.setdefault(tuple(file.layers[name].source for file in files) or (name,), []).append(name)
-    return list(groups.values())
 
 
 def _given(

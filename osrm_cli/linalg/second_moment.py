@@ -3,13 +3,13 @@
 A sketch, or a few examples' means, are rows; at width 4096 they spare the ``(d_in, d_in)`` matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, eye, linalg
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.initialization.objectives.osrm import others_moment, stack_rows, total_moment
 from osrm_cli.linalg import interference
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.subspaces import Spectrum
@@ -82,3 +82,68 @@ def others(grams: Sequence[Gram], own: int) -> Gram:
         return Gram(rows / (len(grams) - 1) ** 0.5, factored=True)
     total = total_moment(gram.matrix for gram in grams)
     return Gram(others_moment(total, grams[own].matrix, len(grams)), factored=False)
+
+
+# Second moments are stored in float32: what is smaller than this share of the largest is rounding, not data.
+KNOWN = 1e-7
+
+
+RIDGES = (0.0, 1e-6, 1e-5)  # tried in turn, in units of the mean diagonal
+
+
+def cholesky(C: Tensor) -> tuple[Tensor, float]:
+    """The Cholesky factor of ``C + ridge I`` and the ridge, the first of ``RIDGES`` that is well enough conditioned.
+
+    That is one whose smallest pivot is above ``KNOWN`` of its largest.
+    """
+    scale = float(C.diagonal().mean()) or 1.0
+    identity = eye(len(C), dtype=C.dtype, device=C.device)
+    for relative in RIDGES:
+        factor, failed = linalg.cholesky_ex(C + relative * scale * identity)
+        pivots = factor.diagonal().square()
+        if not failed and pivots.min() >= KNOWN * pivots.max():
+            break
+    return factor, relative * scale
+
+
+def stack_rows(blocks: Sequence[torch.Tensor], balanced: bool) -> torch.Tensor:
+    """The other tasks' means ``(d,)``, samples or sketches ``(n, d)`` as one ``H`` ``(sum n, d)``.
+
+    Args:
+        blocks: One tensor for each other task.
+        balanced: Give every task the same weight, ``tr = 1``, as in ``C_out``; else as they come, as in Eq. 3.
+    """
+    rows = [block.reshape(-1, block.shape[-1]).to(torch.float64) for block in blocks]
+    return torch.cat([row / _or_one(row.norm()) for row in rows] if balanced else rows)
+
+
+def total_moment(moments: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Sum over all tasks of second moments ``(d, d)``, each divided by its trace."""
+    total: torch.Tensor | None = None
+    for moment in moments:
+        part = moment.to(torch.float64) / _or_one(moment.trace())
+        total = part if total is None else total.add_(part)
+    if total is None:
+        raise OsrmError("there are no second moments to add up")
+    return total
+
+
+def others_moment(total: torch.Tensor, own: torch.Tensor, tasks: int) -> torch.Tensor:
+    """``C_out`` of one task, ``(d, d)``: the total minus its own, so that all tasks together cost one pass.
+
+    Args:
+        total: ``total_moment`` of all tasks, the own one among them.
+        own: The task's own second moment.
+        tasks: Number of tasks in the total.
+
+    Raises:
+        OsrmError: If there is no other task.
+    """
+    if tasks < 2:
+        raise OsrmError("there is only one task's second moment, expected at least one other task")
+    return (total - own.to(torch.float64) / _or_one(own.trace())) / (tasks - 1)
+
+
+def _or_one(value: torch.Tensor) -> torch.Tensor:
+    """The divisor, or one where it is zero: a layer that is fed zeros stays zero."""
+    return torch.where(value > 0, value, torch.ones_like(value)).to(torch.float64)

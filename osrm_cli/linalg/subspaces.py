@@ -1,11 +1,11 @@
 """How far two subspaces, or two tasks' features, share their directions."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-
-from osrm_cli.initialization.objectives.random_baselines import orthonormal_rows
 
 
 def overlap(A_1: torch.Tensor, A_2: torch.Tensor) -> float:
@@ -61,3 +61,60 @@ class Spectrum:
         shares = self.values.cumsum(0) / self.values.sum()
         # The last share is 1 but for rounding, which must not ask for one vector more than there are.
         return self.vectors[: min(1 + int((shares < energy).sum()), len(self.values))]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Relative Procrustes distance of A from its start.
+
+    Attributes:
+        overall: Root of the sum of squared distances over the sum of squared norms, all layers together.
+        layers: The same for each layer.
+    """
+
+    overall: float
+    layers: Mapping[str, float]
+
+
+def distance(A_0: torch.Tensor, A: torch.Tensor) -> float:
+    """``min ||R A_0 - A||_F`` over orthogonal ``R`` ``(r, r)``; both ``(r, d_in)``.
+
+    The best ``R`` is the orthogonal polar factor of ``A A_0^T``.
+    """
+    A_0, A = A_0.double(), A.double()
+    U, _, Vh = torch.linalg.svd(A @ A_0.T)
+    return float((U @ Vh @ A_0 - A).norm())
+
+
+def drift(starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]) -> Drift:
+    """``distance`` over ``||A_0||_F`` for each layer, and overall.
+
+    Args:
+        starts: A of each layer before training, ``(r, d_in)``.
+        ends: A of the same layers after training.
+    """
+    moved = {layer: distance(A_0, ends[layer]) for layer, A_0 in starts.items()}
+    norms = {layer: float(A_0.double().norm()) for layer, A_0 in starts.items()}
+    return Drift(
+        overall=_ratio(math.hypot(*moved.values()), math.hypot(*norms.values())),
+        layers={layer: _ratio(moved[layer], norms[layer]) for layer in starts},
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
+
+
+def orthonormal_rows(A: torch.Tensor) -> torch.Tensor:
+    """Orthonormal rows of the same span, ``(r, d_in)``, by QR with a positive diagonal: unique, so equal everywhere."""
+    Q, R = torch.linalg.qr(A.T)
+    signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q.dtype)  # sign() would erase the rows of a dependent span
+    rows: torch.Tensor = (Q * signs).T
+    return rows.contiguous()
+
+
+def row_space(H: torch.Tensor) -> torch.Tensor:
+    """Orthonormal basis ``(rank H, d)`` of the span of the rows of ``H`` ``(n, d)``, the main direction first."""
+    _, values, Vh = torch.linalg.svd(H, full_matrices=False)
+    directions: torch.Tensor = Vh[values > values.max() * max(H.shape) * torch.finfo(H.dtype).eps]
+    return directions

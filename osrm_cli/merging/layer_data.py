@@ -1,17 +1,17 @@
 """What a merging rule is told of a layer beyond the updates: from features files, or from passes over the model."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from osrm_cli.features.features_file import Features
+from osrm_cli.features.statistics.table import SECOND_MOMENT
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.methods.layer_updates import TaskAware
 from osrm_cli.storage import provenance
 
-if TYPE_CHECKING:
-    from osrm_cli.merging.plan import MergedLayer
-
-SECOND_MOMENT = "second-moment"
 Fields = Mapping[str, tuple[torch.Tensor, ...]]
 
 
@@ -56,3 +56,21 @@ class Moments(Evidence):
         """The files with their digests."""
         paths = [path for features in self.features for path in features.files]
         return {"features": [{"path": path.as_posix(), "sha256": provenance.sha256(path)} for path in paths]}
+
+
+Result = LowRank | torch.Tensor | TaskAware
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """One layer's result.
+
+    Attributes:
+        name: Full name of the layer.
+        result: Factors, a dense ``(d_out, d_in)``, or a unified update with masks.
+        kept: Share of the energy that is left after recompression; 1 if there was none.
+    """
+
+    name: str
+    result: Result
+    kept: float = 1.0

@@ -23,13 +23,14 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.writer import AdapterWriter, write_adapter_stream
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging import records
+from osrm_cli.merging import record
 from osrm_cli.merging import task_masks as task_aware
+from osrm_cli.merging.layer_data import MergedLayer
 from osrm_cli.merging.methods.layer_updates import TaskAware
-from osrm_cli.merging.plan import MergedLayer, Plan
-from osrm_cli.merging.records import HEAD, TASKS
+from osrm_cli.merging.plan import Plan
+from osrm_cli.merging.record import HEAD, TASKS
 from osrm_cli.models.checkpoint import Checkpoint
-from osrm_cli.storage import tensors
+from osrm_cli.storage import safetensors_io
 from osrm_cli.storage.provenance import Base
 
 
@@ -91,7 +92,7 @@ def write(stage: Path, plan: Plan, work: Work, base: Base | None, checkpoint: Ch
             merged = _write_adapter(stage, plan, work)
         if merged.form != "adapter":
             _write_heads(stage, plan.adapters)
-        records.write(stage, plan, base, merged.form, merged.kept, rescalers, digests)
+        record.write(stage, plan, base, merged.form, merged.kept, rescalers, digests)
     return merged
 
 
@@ -156,7 +157,7 @@ def _write_heads(stage: Path, adapters: Iterable[Adapter]) -> None:
         if head := adapter.heads():
             folder = stage / TASKS / adapter.name
             folder.mkdir(parents=True, exist_ok=True)
-            tensors.save(folder / HEAD, head, {"task": adapter.name})
+            safetensors_io.save(folder / HEAD, head, {"task": adapter.name})
 
 
 def _config(plan: Plan, heads: bool) -> AdapterConfig:

@@ -13,38 +13,22 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from osrm_cli.adapters.adapter import Adapter, check_together
+from osrm_cli.adapters.adapter import Adapter, check_names, check_together
 from osrm_cli.adapters.layers import Layer, natural
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank, truncate
 from osrm_cli.merging import methods as merging
-from osrm_cli.merging.layer_data import Evidence, Moments
+from osrm_cli.merging.layer_data import Evidence, MergedLayer, Moments
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
 from osrm_cli.merging.recipe import Entry, Recipe
-from osrm_cli.merging.requirements import check_method, check_names, effective_options, open_features
+from osrm_cli.merging.requirements import check_method, effective_options, open_features
 from osrm_cli.storage import hub
 
 if TYPE_CHECKING:
     from osrm_cli.merging.methods.method import Rule
 
-Result = LowRank | torch.Tensor | TaskAware
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class MergedLayer:
-    """One layer's result.
-
-    Attributes:
-        name: Full name of the layer.
-        result: Factors, a dense ``(d_out, d_in)``, or a unified update with masks.
-        kept: Share of the energy that is left after recompression; 1 if there was none.
-    """
-
-    name: str
-    result: Result
-    kept: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,18 @@
-"""The model card of a merged folder."""
+"""How a merged folder was made: ``osrm.json``, and the model card that says it in words."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from osrm_cli.merging.plan import Plan
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.training_record import dev
+from osrm_cli.merging.plan import Plan
+from osrm_cli.merging.recipe import Entry
+from osrm_cli.storage import hub, provenance
+from osrm_cli.storage.provenance import Base
+
+TASKS = "tasks"  # folder of one folder per task
+HEAD = "head.safetensors"
 
 _LOADING = {
     "adapter": """```python
@@ -21,7 +29,7 @@ model = PeftModel.from_pretrained(base, "tasks/{task}")
 }
 
 
-def text(plan: "Plan", form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]]) -> str:
+def text(plan: Plan, form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]]) -> str:
     """The card: what was merged, by which formula, with which flags, and the scores that are known."""
     base = next((adapter.config.base_model for adapter in plan.adapters if adapter.config.base_model), None)
     rows = "\n".join(_row(source) for source in inputs)
@@ -72,7 +80,7 @@ difference of the representations, on examples left out of the fit:
 """
 
 
-def _loading(plan: "Plan", form: str, base: str | None) -> str:
+def _loading(plan: Plan, form: str, base: str | None) -> str:
     """How to load the result, by the example of the first task that has a head."""
     adapter, head = next(((a, h) for a in plan.adapters if (h := a.heads())), (plan.adapters[0], {}))
     if form == "adapter" and not head:
@@ -87,3 +95,55 @@ def _row(source: Mapping[str, Any]) -> str:
     scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.items())) or "-"
     weight = "by layer" if isinstance(source["weight"], Mapping) else source["weight"]
     return f"| {source['task']} | {source['path']} | {weight} | {scores} |"
+
+
+def write(
+    stage: Path,
+    plan: Plan,
+    base: Base | None,
+    form: str,
+    kept: Mapping[str, float],
+    rescalers: Mapping[str, Mapping[str, float]],
+    digests: Iterable[str],
+) -> None:
+    """Write ``osrm.json`` for the whole and for each task, ``merge.yaml`` and the model card.
+
+    Args:
+        stage: The folder that is being staged.
+        plan: What was done.
+        base: The base model, where it is known.
+        form: See ``merged.Merged``.
+        kept: Share of each layer's energy that is left.
+        rescalers: Of a task-aware method, by task.
+        digests: Of the adapters.
+    """
+    rows = zip(plan.adapters, plan.recipe.adapters, digests, strict=True)
+    inputs = [_input(adapter, entry, digest) for adapter, entry, digest in rows]
+    facts = provenance.record(
+        "merge",
+        {"method": plan.method.name, "options": plan.recipe.options, "as": plan.recipe.output},
+        base=base,
+        form=form,
+        **plan.evidence.facts(),
+    )
+    facts["inputs"] = inputs
+    tasks = {adapter.name: adapter.facts.get("task") for adapter in plan.adapters}
+    provenance.write(stage, {**facts, "kept_energy": kept, "tasks": tasks})
+    for adapter in plan.adapters:
+        folder = stage / TASKS / adapter.name
+        if folder.is_dir():
+            own = {"task": tasks[adapter.name], "data": adapter.facts.get("data")}
+            provenance.write(folder, {**facts, **own, "rescalers": rescalers.get(adapter.name)})
+    plan.repeating.write(stage)
+    (stage / "README.md").write_text(text(plan, form, kept, inputs), encoding="utf-8")
+
+
+def _input(adapter: Adapter, entry: Entry, digest: str) -> dict[str, Any]:
+    return {
+        "task": adapter.name,
+        "path": adapter.source,
+        "commit": hub.commit(adapter.folder),
+        "sha256": digest,
+        "weight": entry.plain_weight,
+        "dev": dev(adapter),
+    }

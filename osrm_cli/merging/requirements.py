@@ -1,6 +1,5 @@
 """What a merge has to be given: options that its method uses, features that it needs, adapters with different names."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,8 +9,9 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import features_file as features_files
 from osrm_cli.features import shards
+from osrm_cli.features.adapter_match import _check_features
 from osrm_cli.features.features_file import Features
-from osrm_cli.merging.layer_data import SECOND_MOMENT
+from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.merging.methods import Method
 from osrm_cli.merging.methods.layer_updates import Options
 from osrm_cli.merging.recipe import Recipe
@@ -78,26 +78,6 @@ def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any
     return {name: value for name, value in used.items() if value is not None}
 
 
-def check_names(adapters: Sequence[Adapter]) -> None:
-    """Check that adapters have different names, and names that folders can have.
-
-    Raises:
-        OsrmError: If not.
-    """
-    owners: dict[str, Adapter] = {}
-    for adapter in adapters:
-        if not re.fullmatch(r"\w[\w.-]*", adapter.name):
-            raise OsrmError(
-                f"{adapter.source}: '{adapter.name}' cannot be a folder's name", "rename the task or folder"
-            )
-        other = owners.setdefault(adapter.name, adapter)
-        if other is not adapter:
-            raise OsrmError(
-                f"{other.source} and {adapter.source} are both adapters of '{adapter.name}'",
-                "give one adapter per task, or rename a folder",
-            )
-
-
 def open_features(recipe: Recipe, method: Method, adapters: Sequence[Adapter]) -> list[Features]:
     """Open the features files that a method reads, one per adapter.
 
@@ -119,17 +99,3 @@ def open_features(recipe: Recipe, method: Method, adapters: Sequence[Adapter]) -
     bases = {features.path: features.base for features in found}
     provenance.same_base(bases | {adapter.folder: adapter.base for adapter in adapters if adapter.base})
     return found
-
-
-def _check_features(features: Features, widths: Mapping[str, tuple[int, int]]) -> None:
-    collect = f"osrm collect --task {features.task} --statistic {SECOND_MOMENT}"
-    if SECOND_MOMENT not in features.statistics:
-        raise OsrmError(f"{features.path} holds {', '.join(features.statistics)}, expected {SECOND_MOMENT}", collect)
-    for name, expected in widths.items():
-        held = features.layers.get(name)
-        if held is None or (held.d_in, held.d_out) != expected:
-            found = (held.d_in, held.d_out) if held else "nothing"
-            raise OsrmError(
-                f"{features.path} has {found} for {name}, expected {expected} (d_in, d_out)",
-                f"{collect} --target-modules {name.rpartition('.')[2]}",
-            )

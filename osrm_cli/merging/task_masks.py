@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.merging.layer_data import MergedLayer
 from osrm_cli.merging.methods.layer_updates import TaskAware
-from osrm_cli.merging.plan import MergedLayer, Plan
-from osrm_cli.merging.records import TASKS
-from osrm_cli.storage import provenance, tensors
+from osrm_cli.merging.plan import Plan
+from osrm_cli.merging.record import TASKS
+from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.safetensors_io import write_stream
 
 UNIFIED = "unified.safetensors"
@@ -63,9 +64,9 @@ def read(folder: Path, task: str, layer: str) -> torch.Tensor:
         raise OsrmError(
             f"{own} holds no mask for {layer}", f"tasks: {', '.join(sorted(provenance.read(folder)['tasks']))}"
         )
-    with tensors.open_tensors(folder / UNIFIED) as file:
+    with safetensors_io.open_tensors(folder / UNIFIED) as file:
         unified: torch.Tensor = file.get_tensor(layer)
-    with tensors.open_tensors(own / MASKS) as file:
+    with safetensors_io.open_tensors(own / MASKS) as file:
         bits = np.unpackbits(file.get_tensor(layer).numpy(), count=unified.numel())
     mask = torch.from_numpy(bits).reshape(unified.shape)
     update: torch.Tensor = unified * mask * rescalers[layer]

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from osrm_cli.adapters.layers import PREFIX, list_tensors
 from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models import batching as batches
 from osrm_cli.models.target_modules import is_conv1d
 
@@ -138,3 +139,27 @@ def logits(
             found.update(zip(plan, model(**batch).logits.float().cpu(), strict=True))
             advance(len(plan))
     return torch.stack([found[i] for i in range(len(encodings))])
+
+
+# From a layer's inputs (..., d_in) and outputs (..., d_out) to its new outputs.
+Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@contextmanager
+def changed(model: torch.nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
+    """Change what layers put out, by forward hooks."""
+
+    def hook(change: Change) -> Callable[..., torch.Tensor]:
+        return lambda _module, args, output: change(args[0], output)
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(change)) for name, change in changes.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def adding(update: LowRank | None) -> Change:
+    """Add an update, if there is one: ``y + B A x``."""
+    return lambda x, y: y + (x @ update.A.T) @ update.B.T if update else y

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from osrm_cli.adapters.layers import Stored, list_headers
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage import tensors
-from osrm_cli.storage.safetensors_io import DTYPES, Stream, write_stream
+from osrm_cli.storage import safetensors_io
+from osrm_cli.storage.safetensors_io import DTYPES, Stored, Stream, list_headers, write_stream
 
 _INDEX = "model.safetensors.index.json"
 _CHUNK = 1 << 26  # bytes copied at a time
@@ -142,7 +141,7 @@ class Checkpoint:
         if change is None and target == _TYPES.get(stored.dtype):
             out.add_bytes(name, stored.dtype, stored.shape, _chunks(stored.path, name))
             return
-        with tensors.open_tensors(stored.path) as file:
+        with safetensors_io.open_tensors(stored.path) as file:
             tensor = file.get_tensor(name)
         out.add(name, (change(tensor) if change else tensor).to(target))
 

@@ -2,13 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from accelerate.utils.environment import get_cpu_distributed_information
 from safetensors.torch import load, save
 from torch import distributed
 
-from osrm_cli.features.statistics.accumulators import Accumulator
+
+class Reducible(Protocol):
+    """A sum that can be sent to another process and added there."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What has been counted so far."""
+
+    def take(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Add what another process has counted."""
 
 
 def _here() -> tuple[int, int, int]:
@@ -46,7 +55,7 @@ def together() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def add_up(sums: Mapping[str, Sequence[Accumulator]]) -> None:
+def add_up(sums: Mapping[str, Sequence[Reducible]]) -> None:
     """Bring what every process has counted to the first one, accumulator by accumulator; all must call it alike."""
     for total in (total for totals in sums.values() for total in totals):
         if rank():

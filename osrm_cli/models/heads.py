@@ -1,22 +1,20 @@
-"""A classifier's last layer fitted by regression, before anything else of the model is trained."""
+"""A classifier's last linear layer: found in the model, its inputs, and its fit by regression."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
-from osrm_cli.calibration import head_map as calibrating
-from osrm_cli.models import fast_dropout as dropout
+from osrm_cli.errors import OsrmError
+from osrm_cli.models import backbone as scoring
 from osrm_cli.tasks.task import Label, Task
 
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # weight of one example against a small head
 _FOLDS = 5
-_PROBED = 1000  # examples that a head is fitted to before training
 
 
 def fit(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequence[Label]) -> float:
@@ -33,6 +31,12 @@ def fit(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequenc
     Returns:
         The strength, one of ``STRENGTHS``; the least of them where a class has a single example.
     """
+    # scikit-learn takes a second to import: those who only read a head need not wait for it.
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     intercept = head.bias is not None
     if task.regression:
         model = Ridge(alpha=1 / STRENGTHS[0], fit_intercept=intercept)
@@ -61,34 +65,60 @@ def fit(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequenc
     return float(1 / model.alpha if task.regression else model.C)
 
 
-def fit_untrained(
-    model: torch.nn.Module,
-    tokenizer: Any,
-    task: Task,
-    examples: Sequence[Mapping[str, Any]],
-    device: torch.device,
-    bf16: bool,
-) -> None:
-    """Fit the head's last layer to what the untrained model puts out, so that the update has only the rest to learn.
-
-    A random head makes the update learn offsets and scales that a head can have for nothing, at the other tasks' cost;
-    compare linear probing before fine-tuning, arXiv:2202.10054. Left as it is where a class has no example.
+def head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:
+    """The linear layer of a sequence classifier that puts out its logits, and its name in the base model.
 
     Args:
-        model: A PEFT classifier, changed in place.
-        tokenizer: Knows how to pad.
-        task: What is learned.
-        examples: Encodings with their labels under ``label``; the first thousand are used.
-        device: Where to compute.
-        bf16: Whether to compute in bfloat16, as training then does.
+        model: A classifier of transformers, such as ``scoring.headed`` yields, or PEFT's wrapper of one, such as
+            ``scoring.adapted`` yields. Of a module that PEFT keeps twice, the adapter's own counts.
+
+    Raises:
+        OsrmError: If the head does not end in a plain linear layer.
     """
-    examples = examples[:_PROBED]
-    labels = [example["label"] for example in examples]
-    if not task.regression and len(set(labels)) < task.num_labels:
-        return
-    inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
-    model.train().to(device)  # with dropout as in training: else its noise passes through a head that ignores it
-    _, layer = calibrating.head_layer(model)
-    with dropout.cheap(device), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        found = calibrating.representations(model, inputs, tokenizer, device, 64, lambda _: None)
-    fit(layer, task, found.double(), labels)
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapted = [f"{name}." for name, module in inner.named_modules() if isinstance(module, LoraLayer)]
+    found = [
+        (name, module)
+        for name, module in inner.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and not name.startswith((f"{inner.base_model_prefix}.", *adapted))
+        and "original_module" not in name.split(".")
+    ]
+    if not found or found[-1][1].out_features != inner.config.num_labels:
+        raise OsrmError(
+            f"the head of {type(inner).__name__} does not end in a plain linear layer of {inner.config.num_labels} "
+            "outputs",
+            "such a head cannot be calibrated; merge without --calibrate",
+        )
+    name, layer = found[-1]
+    return re.sub(r"\.modules_to_save\.[^.]+", "", name), layer
+
+
+def representations(
+    model: torch.nn.Module,
+    encodings: Sequence[scoring.Encoding],
+    tokenizer: Any,
+    device: torch.device,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    """What the head's last linear layer is fed with, at the position that the model pools.
+
+    Args:
+        model: A classifier, see ``head_layer``, in evaluation mode.
+        encodings: From ``batches.tokenise``.
+        tokenizer: Knows how to pad.
+        device: Where the model lies.
+        batch_size: Examples in a batch.
+        advance: Called with the number of examples that are done.
+
+    Returns:
+        ``(n, d)``, float32, in the order of ``encodings``.
+    """
+    _, layer = head_layer(model)
+    # With its last layer put out of the way, the model itself pools what would have been the logits.
+    handle = layer.register_forward_hook(lambda _module, args, _output: args[0])
+    try:
+        return scoring.logits(model, encodings, tokenizer, device, batch_size, advance)
+    finally:
+        handle.remove()

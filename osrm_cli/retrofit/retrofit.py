@@ -14,10 +14,10 @@ from osrm_cli.features.feature_set import Source
 from osrm_cli.features.features_file import Features
 from osrm_cli.initialization.from_features import requests
 from osrm_cli.initialization.objectives.table import Objective
-from osrm_cli.linalg import interference
 from osrm_cli.linalg import second_moment as gram
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.second_moment import Gram
+from osrm_cli.retrofit import solvers
 
 Factors = tuple[Adapter, str, LowRank]  # of one layer of one adapter, as they are stored: without the scaling
 
@@ -50,8 +50,8 @@ def projection(
     for request in requests(files, list(by_task), objective, 1, seed, eps):
         adapter = by_task[request.task]
         if layer := adapter.layers.get(request.layer):
-            A = choose(replace(request, rank=layer.rank))  # noqa: N806 - the papers' letters
-            yield adapter, request.layer, interference.projection(adapter.factors(request.layer, torch.float64), A)
+            A = choose(replace(request, rank=layer.rank))
+            yield adapter, request.layer, solvers.projection(adapter.factors(request.layer, torch.float64), A)
 
 
 def balanced(adapters: Sequence[Adapter], source: Source, mu: float) -> Iterator[Factors]:
@@ -70,8 +70,8 @@ def balanced(adapters: Sequence[Adapter], source: Source, mu: float) -> Iterator
             rest = torch.stack([C for task, C in moments.items() if task != adapter.name]).sum(0)
             # Layers that share their inputs share the system of equations.
             stacked = torch.cat([factors.A for factors in old])
-            new = interference.balanced(stacked, moments[adapter.name], rest, mu, len(moments) - 1)
-            for layer, factors, A in zip(layers, old, torch.split(new, [f.rank for f in old]), strict=True):  # noqa: N806
+            new = solvers.balanced(stacked, moments[adapter.name], rest, mu, len(moments) - 1)
+            for layer, factors, A in zip(layers, old, torch.split(new, [f.rank for f in old]), strict=True):
                 yield adapter, layer, LowRank(factors.B, A)
 
 

@@ -13,8 +13,9 @@ import torch
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging import methods as merging
+from osrm_cli.merging.layer_data import Result
 from osrm_cli.merging.methods.layer_updates import TaskAware
-from osrm_cli.merging.plan import Plan, Result
+from osrm_cli.merging.plan import Plan
 from osrm_cli.merging.recipe import Recipe
 from osrm_cli.merging.requirements import OPTIONS, used_options
 

@@ -9,12 +9,12 @@ import torch
 
 from osrm_cli.merging.from_data import gather as passes
 from osrm_cli.merging.from_data import samples, task_models
-from osrm_cli.merging.from_data.gather import Progress
 from osrm_cli.merging.plan import Plan
+from osrm_cli.progress import Progress
 from osrm_cli.sweep.grid import Change, Family
 
 if TYPE_CHECKING:
-    from osrm_cli.merging.from_data.samples import Sample
+    from osrm_cli.adapters.task_data import Sample
     from osrm_cli.merging.from_data.task_models import TaskModel
 
 

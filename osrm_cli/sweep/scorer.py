@@ -17,6 +17,7 @@ from osrm_cli.merging.plan import Plan
 from osrm_cli.models import backbone as scoring
 from osrm_cli.models import batching as batches
 from osrm_cli.models import classifier as base_model
+from osrm_cli.models import heads
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.sweep.results import Result
 from osrm_cli.sweep.tasks import Entrant
@@ -81,7 +82,7 @@ class _Seat:
             self._shell = cast("PreTrainedModel", shell)
         self.encodings = batches.tokenise(tokenizer, entrant.parts.examples, entrant.max_length)
         self.unlabelled = batches.tokenise(tokenizer, entrant.unlabelled, entrant.max_length)
-        self.last = calibrating.head_layer(self._shell)[0] if self.unlabelled else ""
+        self.last = heads.head_layer(self._shell)[0] if self.unlabelled else ""
 
     def ready(self) -> PreTrainedModel:
         """The classifier with its head in it; what of a head lies in the backbone stays until the next call."""
@@ -90,7 +91,7 @@ class _Seat:
 
     def calibrated(self, pooled: _Pooled, target: torch.Tensor) -> torch.Tensor:
         """Logits of the head that is fitted to lead the merged representations back to ``target``."""
-        found = calibrating.fit(calibrating.head_layer(self._shell)[1], pooled.unlabelled, target)
+        found = calibrating.fit(heads.head_layer(self._shell)[1], pooled.unlabelled, target)
         return _logits(pooled.scored, calibrating.calibrated(self.head, self.last, found), self.last)
 
 
@@ -178,7 +179,7 @@ class Bench:
         model, rest = seat.ready(), (self._tokenizer, self._device, self._batch_size, advance)
         if not seat.unlabelled:
             return scoring.logits(model, seat.encodings, *rest), None
-        rows = calibrating.representations(model, [*seat.encodings, *seat.unlabelled], *rest)
+        rows = heads.representations(model, [*seat.encodings, *seat.unlabelled], *rest)
         pooled = _Pooled(rows[: len(seat.encodings)], rows[len(seat.encodings) :])
         return _logits(pooled.scored, seat.head, seat.last), pooled
 

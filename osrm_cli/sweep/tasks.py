@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.from_data import samples
 from osrm_cli.tasks import validation_split as parts
 from osrm_cli.tasks.task import Example
 from osrm_cli.tasks.validation_split import Parts
@@ -68,7 +68,7 @@ class Wanted:
         entrants = [self._entrant(index, adapters[index]) for index in chosen]
         if not self.unlabelled:
             return entrants
-        drawn = samples.unlabelled([adapters[index] for index in chosen], self.data, self.unlabelled, self.seed)
+        drawn = task_data.unlabelled([adapters[index] for index in chosen], self.data, self.unlabelled, self.seed)
         pairs = zip(entrants, drawn, strict=True)
         return [replace(entrant, unlabelled=sample.data.examples) for entrant, sample in pairs]
 
@@ -77,5 +77,5 @@ class Wanted:
         source = self.data or (adapter.facts.get("data") or {}).get("source") or "hub"
         read = parts.load(name, source, self.split, self.validation_split, self.limit, self.seed)
         trained = (adapter.facts.get("settings") or {}).get("max_length")
-        length = self.max_length or trained or read.task.max_length or samples.MAX_LENGTH
+        length = self.max_length or trained or read.task.max_length or task_data.MAX_LENGTH
         return Entrant(index, adapter, source, read, length)

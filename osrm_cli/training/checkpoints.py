@@ -1,5 +1,6 @@
 """The folder of a run that is not done: its checkpoints, and which run they belong to."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,17 @@ def claim(work: Path, facts: dict[str, Any], resume: bool, overwrite: bool) -> N
         return
     with atomic.write_folder(work, overwrite=True) as stage:
         provenance.write(stage, facts)
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """The newest whole checkpoint of an unfinished run; one that was cut short lacks the file that is written last."""
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    return next((path for path in found if _whole(path / "trainer_state.json")), None)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

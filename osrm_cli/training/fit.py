@@ -1,6 +1,5 @@
 """Fine-tune an adapter on one task, through transformers' Trainer."""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -99,20 +98,6 @@ def _encoded(tokenizer: Any, data: Data, max_length: int) -> list[Encoding]:
     kind = float if data.task.regression else int
     encodings = batches.tokenise(tokenizer, data.examples, max_length)
     return [{**encoding, "label": kind(label)} for encoding, label in zip(encodings, data.labels, strict=True)]
-
-
-def newest_checkpoint(work: Path) -> Path | None:
-    """The newest whole checkpoint of an unfinished run; one that was cut short lacks the file that is written last."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    return next((path for path in found if _whole(path / "trainer_state.json")), None)
-
-
-def _whole(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def fit(

@@ -12,7 +12,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.adapters.writer import write_adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg import procrustes
+from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.classifier import Classifier
 from osrm_cli.storage.provenance import Base
@@ -75,11 +75,11 @@ def _set_factors(layer: LoraLayer, name: str, start: Adapter, freeze: str | None
         weight.requires_grad_(letter != freeze)
 
 
-def drift(model: PeftModel, start: Adapter) -> procrustes.Drift:
+def drift(model: PeftModel, start: Adapter) -> subspaces.Drift:
     """How far A has moved from the start, but for a rotation of its rows."""
     trained = get_peft_model_state_dict(model)
     starts = {layer: start.factors(layer).A for layer in start.layers}
-    return procrustes.drift(starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts})
+    return subspaces.drift(starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts})
 
 
 def save(model: PeftModel, start: Adapter, base: Base, heads: Sequence[str], folder: Path) -> None:

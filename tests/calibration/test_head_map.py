@@ -18,6 +18,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.models import backbone as scoring
 from osrm_cli.models import batching as batches
 from osrm_cli.models import classifier as base_model
+from osrm_cli.models import heads
 from osrm_cli.tasks.task import Example
 from tests.conftest import WORDS
 
@@ -70,8 +71,8 @@ class Bed:
     def run(self, folder: Path, batch_size: int = 8) -> tuple[str, torch.nn.Linear, torch.Tensor]:
         """Name of the last layer, the layer, and what it is fed with, by the code under test."""
         with scoring.adapted(self.model, folder, 3) as whole:
-            rows = calibrating.representations(whole, self.encodings, self.tokenizer, CPU, batch_size, lambda _: None)
-            return *calibrating.head_layer(whole), rows
+            rows = heads.representations(whole, self.encodings, self.tokenizer, CPU, batch_size, lambda _: None)
+            return *heads.head_layer(whole), rows
 
     def reference(self, folder: Path, change: Callable[[PeftModel], None] = lambda _: None) -> tuple[Any, Any]:
         """Inputs of the last layer and logits, one example at a time without padding, through plain PEFT."""
@@ -113,7 +114,7 @@ def test_the_model_is_as_before(bed: Bed) -> None:
     with scoring.adapted(bed.model, bed.folders[0], 3) as whole:
         rest = (bed.tokenizer, CPU, 8, lambda _: None)
         before = scoring.logits(whole, bed.encodings, *rest)
-        calibrating.representations(whole, bed.encodings, *rest)
+        heads.representations(whole, bed.encodings, *rest)
         assert torch.equal(scoring.logits(whole, bed.encodings, *rest), before)
 
 
@@ -166,4 +167,4 @@ def test_heads_that_cannot_be_calibrated(tiny: Callable[[str], Path]) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=3)
     adapted = get_peft_model(model, LoraConfig(target_modules=["query", "classifier"]))
     with pytest.raises(OsrmError, match="BertForSequenceClassification does not end in a plain linear layer of 3"):
-        calibrating.head_layer(adapted)
+        heads.head_layer(adapted)

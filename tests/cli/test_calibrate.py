@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import linear
 from transformers import AutoModelForSequenceClassification
 
+from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.calibration import head_map as calibrating
-from osrm_cli.merging.from_data import samples
 from osrm_cli.models import backbone as scoring
 from osrm_cli.models import batching as batches
 from osrm_cli.models import classifier as base_model
+from osrm_cli.models import heads
 from osrm_cli.storage import provenance
 from tests.run_cli import listing, osrm
 
@@ -100,7 +101,7 @@ def test_the_written_head_is_the_map_and_then_the_old_head(made: Path, tiny: Cal
     place = tiny("bert")
     tokenizer = base_model.load_tokenizer(place)
     adapter = Adapter.open(made / "adapters" / task)
-    sample = samples.unlabelled([adapter], None, 128, 0)[0]
+    sample = task_data.unlabelled([adapter], None, 128, 0)[0]
     encodings = batches.tokenise(tokenizer, sample.data.examples, sample.max_length)
     rest = (encodings, tokenizer, torch.device("cpu"), 32, lambda _: None)
 
@@ -108,9 +109,9 @@ def test_the_written_head_is_the_map_and_then_the_old_head(made: Path, tiny: Cal
         model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=LABELS[task])
         return PeftModel.from_pretrained(model, str(made / folder)).eval()
 
-    single = calibrating.representations(peft(f"adapters/{task}"), *rest)
-    merged = calibrating.representations(peft(f"merged/tasks/{task}"), *rest)
-    _, layer = calibrating.head_layer(peft(f"merged/tasks/{task}"))
+    single = heads.representations(peft(f"adapters/{task}"), *rest)
+    merged = heads.representations(peft(f"merged/tasks/{task}"), *rest)
+    _, layer = heads.head_layer(peft(f"merged/tasks/{task}"))
     found = calibrating.fit(layer, merged, single)
     expected = linear(merged.double() @ found.M + found.shift, layer.weight.double(), layer.bias.double())
     logits = scoring.logits(peft(f"calibrated/tasks/{task}"), *rest)
@@ -246,7 +247,7 @@ def test_other_heads(family: str, tiny: Callable[[str], Path], words: Path, tmp_
     assert row["error"] < row["before"]
     fresh = AutoModelForSequenceClassification.from_pretrained(tiny(family), num_labels=2)
     loaded = PeftModel.from_pretrained(fresh, str(tmp_path / "merged/tasks/mood"))
-    name, layer = calibrating.head_layer(loaded)
+    name, layer = heads.head_layer(loaded)
     assert torch.equal(layer.weight, new[f"{name}.weight"])
 
 

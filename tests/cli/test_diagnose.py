@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from osrm_cli.storage import tensors
+from osrm_cli.storage import safetensors_io
 from osrm_cli.tasks import loading as tasks
 from tests import trained_adapters as trained
 from tests.run_cli import listing, osrm
@@ -157,7 +157,7 @@ def rewrite(work, task, moment, width=16):
     path = work / f"features/{task}.safetensors"
     held = load_file(path)
     new = {name: moment.clone() for name in held if name.endswith("second-moment")}
-    tensors.save(path, {**held, **new}, tensors.read_facts(path))
+    safetensors_io.save(path, {**held, **new}, safetensors_io.read_facts(path))
 
 
 def diagonal(first, last, tail=1e-3):
@@ -279,7 +279,7 @@ def test_features_that_the_start_was_not_made_from(work):
     start = load_file(work / "starts/mood" / WEIGHTS)
     for layer in {name.rpartition(".")[0] for name in held}:
         held[f"{layer}.mean"] = start[f"base_model.model.{layer}.lora_A.weight"][0].clone()
-    tensors.save(path, held, tensors.read_facts(path))
+    safetensors_io.save(path, held, safetensors_io.read_facts(path))
     found = warnings(work, *ADAPTERS)
     assert any("starts/mood: A catches" in line and "that 'osrm' avoids" in line for line in found)
     assert any("starts/mood: not made from these features of pair" in line for line in found)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from osrm_cli.features import features_file as features
 from osrm_cli.initialization.objectives import table as objectives
-from osrm_cli.storage import tensors
+from osrm_cli.storage import safetensors_io
 from tests.run_cli import listing, osrm
 
 WEIGHTS = "adapter_model.safetensors"
@@ -22,11 +22,11 @@ def factors(folder: Path) -> dict[str, torch.Tensor]:
 
 def change(path: Path, tensor: str | None = None, value: float = 0.0, **facts: object) -> None:
     """Write a features file again with something else in it."""
-    old = tensors.read_facts(path)
+    old = safetensors_io.read_facts(path)
     contents = load_file(path)
     if tensor:
         contents[tensor][0] = value
-    tensors.save(path, contents, {**old, **facts})
+    safetensors_io.save(path, contents, {**old, **facts})
 
 
 def test_result_and_provenance(work: Path) -> None:

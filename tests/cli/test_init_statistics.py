@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.calibration import head_map as calibrating
 from osrm_cli.features import loss_gradients as gradients
 from osrm_cli.initialization.objectives.table import OBJECTIVES
 from osrm_cli.models import batching as batches
@@ -108,9 +107,9 @@ def _decrease_per_interference(work: Path, start: Path, folder: Path, words: Pat
     model = adapting.adapt(classifier, Adapter.open(start), None).double().eval()
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_B") and hasattr(m, "base_layer")}
     Bs = [layer.lora_B["default"].weight.requires_grad_() for layer in layers.values()]
-    _, head = calibrating.head_layer(model)
+    _, head = heads.head_layer(model)
     halves, cpu = gradients._halves(data), torch.device("cpu")
-    Z = calibrating.representations(model, encodings, tokenizer, cpu, 8, lambda _: None).double()
+    Z = heads.representations(model, encodings, tokenizer, cpu, 8, lambda _: None).double()
 
     def losses() -> Iterator[torch.Tensor]:
         for fitted, judged in (halves, halves[::-1]):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.features.features_file import Features
-from osrm_cli.storage import tensors
+from osrm_cli.storage import safetensors_io
 from tests import trained_adapters as trained
 from tests.run_cli import listing, osrm
 
@@ -55,7 +55,7 @@ def test_balanced_at_mu_1_merges_to_regmean(work):
         path = work / f"features/{task}.safetensors"
         held = load_file(path)
         full = {name: C + 0.02 * torch.eye(16) for name, C in held.items() if name.endswith("second-moment")}
-        tensors.save(path, {**held, **full}, tensors.read_facts(path))
+        safetensors_io.save(path, {**held, **full}, safetensors_io.read_facts(path))
     retrofit(work, "--mu", 1)
     new = [f"retrofitted/{task}" for task in TASKS]
     assert osrm("merge", *new, "--lambda", 1, "--out", "ours", cwd=work).code == 0

@@ -8,7 +8,7 @@ import torch
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import features_file as features
 from osrm_cli.features.features_file import Features
-from osrm_cli.storage import tensors
+from osrm_cli.storage import safetensors_io
 
 LAYERS = {
     "l.0.query": {"source": "l.0.query", "d_in": 4, "d_out": 6},
@@ -43,7 +43,7 @@ Make = Callable[..., Path]
 def make(tmp_path: Path) -> Make:
     def write(task: str, contents: Mapping[str, torch.Tensor] | None = None, name: str = "", **changes: Any) -> Path:
         path = tmp_path / f"{name or task}.safetensors"
-        tensors.save(path, held() if contents is None else contents, facts(task, **changes))
+        safetensors_io.save(path, held() if contents is None else contents, facts(task, **changes))
         return path
 
     return write
@@ -92,13 +92,13 @@ def test_damaged_file_is_named(make: Make, tmp_path: Path, contents: bytes | Non
 @pytest.mark.parametrize("missing", ["base", "task", "layers", "statistics", "tokens"])
 def test_incomplete_header_is_named(make: Make, missing: str) -> None:
     path = make("sst2")
-    tensors.save(path, held(), {key: value for key, value in facts("sst2").items() if key != missing})
+    safetensors_io.save(path, held(), {key: value for key, value in facts("sst2").items() if key != missing})
     with pytest.raises(OsrmError, match=r"sst2\.safetensors: its header is incomplete"):
         Features.open(path)
 
 
 def test_safetensors_of_another_program(tmp_path: Path) -> None:
-    tensors.save(tmp_path / "model.safetensors", held(), {})
+    safetensors_io.save(tmp_path / "model.safetensors", held(), {})
     with pytest.raises(OsrmError, match="is no features file"):
         Features.open(tmp_path / "model.safetensors")
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from osrm_cli.calibration import head_map as calibrating
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import loss_gradients as gradients
 from osrm_cli.models import batching as batches
@@ -32,8 +31,8 @@ def test_equals_the_slow_way(tiny, words, family, task):
     counted = []
     found = gradients.gradients(model, layers, data, encodings, tokenizer, 5, counted.append)
     assert sum(counted) == len(encodings)
-    _, head = calibrating.head_layer(model)
-    Z = calibrating.representations(model, encodings, tokenizer, CPU, 16, lambda _: None).double()
+    _, head = heads.head_layer(model)
+    Z = heads.representations(model, encodings, tokenizer, CPU, 16, lambda _: None).double()
     model.requires_grad_(True)
     model.config.problem_type = data.task.problem_type
     expected = dict.fromkeys(layers, 0)

@@ -17,7 +17,7 @@ from osrm_cli.merging import task_masks as task_aware
 from osrm_cli.merging.plan import Plan
 from osrm_cli.merging.recipe import Entry, Recipe
 from osrm_cli.models.checkpoint import Checkpoint
-from osrm_cli.storage import provenance, tensors
+from osrm_cli.storage import provenance, safetensors_io
 from tests import factories as making
 
 MIXED = {
@@ -393,7 +393,7 @@ def write_features(folder, task, layers, digest="1" * 64, statistic="second-mome
         "settings": {"pooling": "mask"},
     }
     folder.mkdir(exist_ok=True)
-    tensors.save(folder / f"{task}.safetensors", held, facts)
+    safetensors_io.save(folder / f"{task}.safetensors", held, facts)
     return held
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features import shards
+from osrm_cli.features import collect, shards
 from osrm_cli.features.statistics import table as statistics
 from osrm_cli.models import batching as batches
 from osrm_cli.models import classifier as base_model
@@ -46,7 +46,7 @@ class Subject:
         self.encodings = batches.tokenise(self.tokenizer, EXAMPLES, LENGTH)
 
     def collect(self, kind: str, batch_size: int = 4, order: list[int] | None = None, padded: bool = False) -> Any:
-        total = activations.Totals(self.model, self.layers, [statistics.find(kind).load()], padded)
+        total = collect.Totals(self.model, self.layers, [statistics.find(kind).load()], padded)
         order = order or list(range(len(self.encodings)))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -249,7 +249,7 @@ def test_memory_does_not_grow_with_the_examples(subject: Callable[[str], Subject
 def test_layer_that_takes_no_part_is_named(subject: Callable[[str], Subject]) -> None:
     bert = subject("bert")
     idle = {"idle": torch.nn.Linear(16, 16)}
-    total = activations.Totals(bert.model, {**bert.layers, **idle}, [statistics.find("mean").load()])
+    total = collect.Totals(bert.model, {**bert.layers, **idle}, [statistics.find("mean").load()])
     with pytest.raises(OsrmError, match="target layer idle takes no part"):
         total.add(batches.collate(bert.encodings[:1], bert.tokenizer, CPU), [0])
 

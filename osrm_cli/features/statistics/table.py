@@ -77,3 +77,6 @@ def find(name: str) -> Statistic:
     if not (size.isascii() and size.isdigit() and int(size) > 0):
         raise OsrmError(f"statistic '{name}' has no size, expected sketch:m with m rows", "for example sketch:64")
     return replace(found, name=f"sketch:{int(size)}", size=int(size))
+
+
+SECOND_MOMENT = "second-moment"

@@ -7,8 +7,8 @@ import torch
 from osrm_cli import seeding as random
 from osrm_cli.errors import OsrmError
 from osrm_cli.initialization.objectives.layer_problem import Request
-from osrm_cli.initialization.objectives.random_baselines import orthonormal_rows
 from osrm_cli.linalg import eigen
+from osrm_cli.linalg.subspaces import orthonormal_rows
 
 EPS_FLOORS = (1e-9, 1e-7, 1e-5, 1e-3)  # cond(M) <= 1 + d_in / eps, which Cholesky in float64 still resolves at 1e-9
 FREE_ENERGY = 0.99  # of the others' energy that the directions kept out must hold where there is no null space

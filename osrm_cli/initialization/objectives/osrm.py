@@ -1,14 +1,13 @@
 """OSRM's own objectives for A, and how the other tasks' statistics are put together for every objective."""
 
-from collections.abc import Iterable, Sequence
-
 import torch
 
 from osrm_cli import seeding as random
 from osrm_cli.errors import OsrmError
 from osrm_cli.initialization.objectives.layer_problem import Request
-from osrm_cli.initialization.objectives.random_baselines import orthonormal_rows
 from osrm_cli.linalg import eigen
+from osrm_cli.linalg.second_moment import others_moment, stack_rows, total_moment
+from osrm_cli.linalg.subspaces import orthonormal_rows, row_space
 
 __all__ = ["Request", "official", "osrm", "others_moment", "stack_rows", "total_moment"]
 
@@ -49,53 +48,3 @@ def official(request: Request) -> torch.Tensor:
         raise OsrmError(f"objective 'official' was given no means of other tasks for {request.layer}")
     Vh: torch.Tensor = torch.linalg.svd(request.out_rows.to(torch.float64), full_matrices=True).Vh
     return Vh[-request.rank :]
-
-
-def row_space(H: torch.Tensor) -> torch.Tensor:
-    """Orthonormal basis ``(rank H, d)`` of the span of the rows of ``H`` ``(n, d)``, the main direction first."""
-    _, values, Vh = torch.linalg.svd(H, full_matrices=False)
-    directions: torch.Tensor = Vh[values > values.max() * max(H.shape) * torch.finfo(H.dtype).eps]
-    return directions
-
-
-def stack_rows(blocks: Sequence[torch.Tensor], balanced: bool) -> torch.Tensor:
-    """The other tasks' means ``(d,)``, samples or sketches ``(n, d)`` as one ``H`` ``(sum n, d)``.
-
-    Args:
-        blocks: One tensor for each other task.
-        balanced: Give every task the same weight, ``tr = 1``, as in ``C_out``; else as they come, as in Eq. 3.
-    """
-    rows = [block.reshape(-1, block.shape[-1]).to(torch.float64) for block in blocks]
-    return torch.cat([row / _or_one(row.norm()) for row in rows] if balanced else rows)
-
-
-def total_moment(moments: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Sum over all tasks of second moments ``(d, d)``, each divided by its trace."""
-    total: torch.Tensor | None = None
-    for moment in moments:
-        part = moment.to(torch.float64) / _or_one(moment.trace())
-        total = part if total is None else total.add_(part)
-    if total is None:
-        raise OsrmError("there are no second moments to add up")
-    return total
-
-
-def others_moment(total: torch.Tensor, own: torch.Tensor, tasks: int) -> torch.Tensor:
-    """``C_out`` of one task, ``(d, d)``: the total minus its own, so that all tasks together cost one pass.
-
-    Args:
-        total: ``total_moment`` of all tasks, the own one among them.
-        own: The task's own second moment.
-        tasks: Number of tasks in the total.
-
-    Raises:
-        OsrmError: If there is no other task.
-    """
-    if tasks < 2:
-        raise OsrmError("there is only one task's second moment, expected at least one other task")
-    return (total - own.to(torch.float64) / _or_one(own.trace())) / (tasks - 1)
-
-
-def _or_one(value: torch.Tensor) -> torch.Tensor:
-    """The divisor, or one where it is zero: a layer that is fed zeros stays zero."""
-    return torch.where(value > 0, value, torch.ones_like(value)).to(torch.float64)

@@ -6,6 +6,7 @@ import torch
 
 from osrm_cli import seeding as random
 from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.linalg.subspaces import orthonormal_rows
 
 
 def kaiming(request: Request) -> torch.Tensor:
@@ -38,11 +39,3 @@ def last_coordinates(request: Request) -> torch.Tensor:
     What the published OSRM code amounts to on LAPACK, whose full SVD of a few mean vectors completes the basis there.
     """
     return torch.eye(request.d_in, dtype=torch.float64)[-request.rank :]
-
-
-def orthonormal_rows(A: torch.Tensor) -> torch.Tensor:
-    """Orthonormal rows of the same span, ``(r, d_in)``, by QR with a positive diagonal: unique, so equal everywhere."""
-    Q, R = torch.linalg.qr(A.T)
-    signs = torch.where(R.diagonal() < 0, -1.0, 1.0).to(Q.dtype)  # sign() would erase the rows of a dependent span
-    rows: torch.Tensor = (Q * signs).T
-    return rows.contiguous()

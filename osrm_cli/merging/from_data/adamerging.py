@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from osrm_cli import seeding as random
-from osrm_cli.merging.from_data.task_models import BATCH, Change, TaskModel, changed
+from osrm_cli.merging.from_data.task_models import BATCH, TaskModel
 from osrm_cli.merging.layer_data import Evidence
 from osrm_cli.merging.plan import Plan
+from osrm_cli.models.backbone import Change, changed
 
 RATE = 1e-3  # the paper's
 

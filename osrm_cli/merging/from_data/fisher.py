@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from osrm_cli.merging.from_data.task_models import Change, TaskModel, adding, changed
+from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Evidence, Fields
-from osrm_cli.storage import tensors
+from osrm_cli.models.backbone import Change, adding, changed
+from osrm_cli.storage import safetensors_io
 from osrm_cli.tasks.task import Label, Task
 
 
@@ -43,12 +44,12 @@ class Fisher(Evidence):
         for model, path in zip(models, self._paths, strict=True):
             found = diagonal(model, shapes, advance)
             norm = math.sqrt(sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in found.values()))
-            tensors.save(path, {name: F / (norm or 1.0) for name, F in found.items()}, {})
+            safetensors_io.save(path, {name: F / (norm or 1.0) for name, F in found.items()}, {})
             self._norms[model.name] = norm
 
     def of(self, layer: str) -> Fields:
         """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
-        return {"fisher": tuple(tensors.TensorFile(path).get_tensor(layer) for path in self._paths)}
+        return {"fisher": tuple(safetensors_io.TensorFile(path).get_tensor(layer) for path in self._paths)}
 
     def facts(self) -> Mapping[str, object]:
         """The examples that were read, and each task's norm."""

@@ -1,7 +1,6 @@
 """Passes over the model that tell a merging rule what the adapters do not say, by ``Method.passes``."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +10,7 @@ from osrm_cli.merging.from_data.fisher import Fisher
 from osrm_cli.merging.from_data.regmean_plus_plus import MergedSoFar
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.plan import Plan
-
-# What, how many, of which unit -> the function that advances the bar.
-Progress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+from osrm_cli.progress import Progress
 
 
 def inform(plan: Plan, models: Sequence[TaskModel], folder: Path, progress: Progress) -> Plan:

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from osrm_cli.features import collect
 from osrm_cli.features.statistics.accumulators import SecondMoment
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.from_data.task_models import Change, TaskModel, adding, changed
-from osrm_cli.merging.layer_data import Evidence, Fields
-from osrm_cli.merging.plan import MergedLayer
+from osrm_cli.merging.from_data.task_models import TaskModel
+from osrm_cli.merging.layer_data import Evidence, Fields, MergedLayer
 from osrm_cli.models import layer_inputs as activations
+from osrm_cli.models.backbone import Change, adding, changed
 
 
 class MergedSoFar(Evidence):
@@ -59,7 +60,7 @@ class MergedSoFar(Evidence):
 
     def _collected(self, model: TaskModel, layer: str) -> torch.Tensor:
         shell = model.ready()
-        totals = activations.Totals(shell, {layer: shell.get_submodule(layer)}, [SecondMoment])
+        totals = collect.Totals(shell, {layer: shell.get_submodule(layer)}, [SecondMoment])
         with changed(shell, self._changes):
             for rows in model.buckets():
                 totals.add(model.batch(rows), rows)

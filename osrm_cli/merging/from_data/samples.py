@@ -1,42 +1,11 @@
 """What merging and calibrating read of each task: a draw of its training examples, checked against its adapter."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.task_data import Sample, _source
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import Plan
 from osrm_cli.tasks import loading as tasks
-from osrm_cli.tasks.task import Data, Task
-
-MAX_LENGTH = 128  # where neither the adapter nor the task says otherwise
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One task's examples.
-
-    Attributes:
-        adapter: The task's adapter.
-        data: The draw.
-        source: Where it was drawn from, as ``--data`` names it.
-    """
-
-    adapter: Adapter
-    data: Data
-    source: str
-
-    @property
-    def max_length(self) -> int:
-        """Tokens an example is cut to: as in training, else as the task says."""
-        settings = self.adapter.facts.get("settings") or {}
-        return settings.get("max_length") or self.data.task.max_length or MAX_LENGTH
-
-    def facts(self) -> Mapping[str, Any]:
-        """What ``osrm.json`` says of it."""
-        examples = len(self.data.examples)
-        return {"source": self.source, "split": self.data.split, "examples": examples, "sha256": self.data.sha256}
+from osrm_cli.tasks.task import Data
 
 
 def draw(plan: Plan) -> list[Sample]:
@@ -46,29 +15,6 @@ def draw(plan: Plan) -> list[Sample]:
         OsrmError: If data, labels or a head are missing, or the method cannot treat a task.
     """
     return [_draw(plan, adapter) for adapter in plan.adapters]
-
-
-def unlabelled(adapters: Sequence[Adapter], data: str | None, k: int, seed: int) -> list[Sample]:
-    """Draw ``k`` texts from every task's training split; their labels are not read.
-
-    An adapter of another program does not say which task it is for: then the data has to tell, as it does in training.
-
-    Args:
-        adapters: The tasks' adapters.
-        data: What the user says; by default what each adapter was trained on.
-        k: Examples of each task; all of them where there are fewer.
-        seed: Decides which.
-
-    Raises:
-        OsrmError: If the data is not known or missing.
-    """
-    found = []
-    for adapter in adapters:
-        source, recorded = _source(adapter, data, "calibration"), adapter.facts.get("task")
-        task = Task.from_dict(recorded) if recorded else tasks.load(adapter.name, source, "train", 1).task
-        texts = tasks.unlabelled(task, source, "train")
-        found.append(Sample(adapter, tasks.sample(texts, k, seed), source))
-    return found
 
 
 def _draw(plan: Plan, adapter: Adapter) -> Sample:
@@ -89,16 +35,6 @@ def _draw(plan: Plan, adapter: Adapter) -> Sample:
             f"leave {adapter.source} out, or use another method, see osrm merge --list",
         )
     return Sample(adapter, data, source)
-
-
-def _source(adapter: Adapter, given: str | None, needy: str) -> str:
-    source: str | None = given or (adapter.facts.get("data") or {}).get("source")
-    if source is None:
-        raise OsrmError(
-            f"{needy} needs data of '{adapter.name}', {adapter.source} does not say what it was trained on",
-            f"give --data: 'hub', 'mini', or a folder that holds {adapter.name}/train.jsonl",
-        )
-    return source
 
 
 def _check_head(method: str, adapter: Adapter, data: Data) -> None:

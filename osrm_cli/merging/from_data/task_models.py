@@ -1,7 +1,6 @@
 """One backbone in memory and each task's own classifier on it; updates are added by hooks, never to the weights."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -9,9 +8,9 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
+from osrm_cli.adapters.task_data import Sample
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.from_data.samples import Sample
 from osrm_cli.merging.plan import Plan
 from osrm_cli.models import backbone as scoring
 from osrm_cli.models import batching as batches
@@ -19,9 +18,6 @@ from osrm_cli.models import classifier as base_model
 from osrm_cli.models.target_modules import widths
 
 BATCH = 16
-
-# From a layer's inputs (..., d_in) and outputs (..., d_out) to its new outputs.
-Change = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -111,23 +107,3 @@ def check_layers(model: PreTrainedModel, plan: Plan) -> None:
                 f"{model.name_or_path} has {found or 'no such layer'}",
                 "give the right base model with --model",
             )
-
-
-@contextmanager
-def changed(model: torch.nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
-    """Change what layers put out, by forward hooks."""
-
-    def hook(change: Change) -> Callable[..., torch.Tensor]:
-        return lambda _module, args, output: change(args[0], output)
-
-    handles = [model.get_submodule(name).register_forward_hook(hook(change)) for name, change in changes.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def adding(update: LowRank | None) -> Change:
-    """Add an update, if there is one: ``y + B A x``."""
-    return lambda x, y: y + (x @ update.A.T) @ update.B.T if update else y

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg import ridge
+from osrm_cli.linalg import second_moment
 from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, stack
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
 
@@ -26,7 +26,7 @@ def regmean(layer: LayerUpdates, options: Options) -> LowRank:
             "osrm collect --statistic second-moment",
         )
     moments = [_damped(C.to(torch.float64), options.alpha) for C in layer.second_moments]
-    factor, added = ridge.cholesky(sum(moments[1:], start=moments[0]))
+    factor, added = second_moment.cholesky(sum(moments[1:], start=moments[0]))
     updates = []
     for update, C in zip(layer.weighted, moments, strict=True):
         exact = update.to(torch.float64)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from osrm_cli.errors import OsrmError
 from osrm_cli.initialization.objectives import osrm as subspace
 from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.linalg import second_moment
 
 
 def rows(n, d, seed=0, offset=0.3):
@@ -102,20 +103,20 @@ def test_official_amounts_to_the_last_coordinates():
 
 def test_rows_are_stacked_as_they_come_or_with_equal_weight():
     mean, samples = rows(1, 5)[0], rows(3, 5, 1)
-    assert torch.equal(subspace.stack_rows([mean, samples], balanced=False), torch.cat([mean[None], samples]))
-    H = subspace.stack_rows([mean, samples, torch.zeros(2, 5)], balanced=True)
+    assert torch.equal(second_moment.stack_rows([mean, samples], balanced=False), torch.cat([mean[None], samples]))
+    H = second_moment.stack_rows([mean, samples, torch.zeros(2, 5)], balanced=True)
     assert [float(part.square().sum()) for part in (H[:1], H[1:4], H[4:])] == pytest.approx([1, 1, 0])
 
 
 def test_the_others_are_the_total_minus_the_own():
     moments = [X.T @ X * scale for X, scale in zip((rows(9, 6, s) for s in range(4)), (1, 1e3, 1e-3, 5), strict=True)]
-    total = subspace.total_moment(moments)
+    total = second_moment.total_moment(moments)
     for own in range(4):
         others = [C / C.trace() for task, C in enumerate(moments) if task != own]
         expected = sum(others) / 3
-        torch.testing.assert_close(subspace.others_moment(total, moments[own], 4), expected, rtol=0, atol=1e-15)
+        torch.testing.assert_close(second_moment.others_moment(total, moments[own], 4), expected, rtol=0, atol=1e-15)
         assert float(expected.trace()) == pytest.approx(1)
     with pytest.raises(OsrmError, match="at least one other"):
-        subspace.others_moment(total, moments[0], 1)
+        second_moment.others_moment(total, moments[0], 1)
     with pytest.raises(OsrmError, match="no second moments"):
-        subspace.total_moment([])
+        second_moment.total_moment([])

@@ -6,6 +6,7 @@ import torch
 
 from osrm_cli.initialization.objectives import random_baselines as baselines
 from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.linalg import subspaces
 
 RANK, D = 8, 512
 
@@ -45,6 +46,6 @@ def test_last_coordinates_are_the_same_for_all():
 
 def test_orthonormal_rows_keep_the_span_and_survive_dependent_rows():
     A = torch.tensor([[2.0, 0, 0], [1, -3, 0]], dtype=torch.float64)
-    torch.testing.assert_close(baselines.orthonormal_rows(A), torch.tensor([[1.0, 0, 0], [0, -1, 0]]).double())
-    twice = baselines.orthonormal_rows(torch.ones(2, 3, dtype=torch.float64))
+    torch.testing.assert_close(subspaces.orthonormal_rows(A), torch.tensor([[1.0, 0, 0], [0, -1, 0]]).double())
+    twice = subspaces.orthonormal_rows(torch.ones(2, 3, dtype=torch.float64))
     torch.testing.assert_close(twice @ twice.T, torch.eye(2, dtype=torch.float64))

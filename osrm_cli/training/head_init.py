@@ -1,0 +1,45 @@
+"""A new head's first weights: a regression on what the untrained model puts out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from osrm_cli.models import fast_dropout as dropout
+from osrm_cli.models.heads import fit, head_layer, representations
+from osrm_cli.tasks.task import Task
+
+_PROBED = 1000  # examples that a head is fitted to before training
+
+
+def fit_untrained(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    task: Task,
+    examples: Sequence[Mapping[str, Any]],
+    device: torch.device,
+    bf16: bool,
+) -> None:
+    """Fit the head's last layer to what the untrained model puts out, so that the update has only the rest to learn.
+
+    A random head makes the update learn offsets and scales that a head can have for nothing, at the other tasks' cost;
+    compare linear probing before fine-tuning, arXiv:2202.10054. Left as it is where a class has no example.
+
+    Args:
+        model: A PEFT classifier, changed in place.
+        tokenizer: Knows how to pad.
+        task: What is learned.
+        examples: Encodings with their labels under ``label``; the first thousand are used.
+        device: Where to compute.
+        bf16: Whether to compute in bfloat16, as training then does.
+    """
+    examples = examples[:_PROBED]
+    labels = [example["label"] for example in examples]
+    if not task.regression and len(set(labels)) < task.num_labels:
+        return
+    inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
+    model.train().to(device)  # with dropout as in training: else its noise passes through a head that ignores it
+    _, layer = head_layer(model)
+    with dropout.cheap(device), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        found = representations(model, inputs, tokenizer, device, 64, lambda _: None)
+    fit(layer, task, found.double(), labels)
