@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
-from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.initialization.objectives.osrm import osrm
 
 TASKS, RANK, LAYERS = 8, 8, 64
@@ -29,7 +29,7 @@ def measure(setting: Setting) -> Iterator[Row]:
 def means(width: int, repeats: int) -> Row:
     """From the other tasks' means: ours by QR, the published code by a full SVD of each layer."""
     H = torch.randn(TASKS - 1, width, generator=torch.Generator().manual_seed(0))
-    requests = [Request(RANK, width, f"layer{i}", "task", 0, out_rows=H) for i in range(LAYERS)]
+    requests = [LayerProblem(RANK, width, f"layer{i}", "task", 0, out_rows=H) for i in range(LAYERS)]
     few = SLOW if width >= WIDE else LAYERS
 
     def full() -> float:
@@ -48,7 +48,7 @@ def means(width: int, repeats: int) -> Row:
 def moments(width: int, repeats: int) -> Row:
     """From the other tasks' second moments: ours by inverse iteration, beside all eigenvectors."""
     S = second_moment(width)
-    request = Request(RANK, width, "layer", "task", 0, out_moment=S)
+    request = LayerProblem(RANK, width, "layer", "task", 0, out_moment=S)
     runs = {
         "ours": lambda: timing.seconds(lambda: osrm(request)),
         "eigh": lambda: timing.seconds(lambda: torch.linalg.eigh(S)),

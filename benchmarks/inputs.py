@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import timing
-from osrm_cli.models import base_model as bases
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.models.base_model import find_base_model
+from osrm_cli.tasks import loading
 from osrm_cli.tasks.task import Data
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -20,7 +20,7 @@ def save_tasks(folder: Path, data: str, train: int, dev: int, only: int | None =
 
     Nobody then spends time on reading a large file of which little is wanted.
     """
-    names = tasks.names(data)[:only]
+    names = loading.names(data)[:only]
     for name in names:
         save_task(folder, data, name, train, dev)
     return names
@@ -29,7 +29,7 @@ def save_tasks(folder: Path, data: str, train: int, dev: int, only: int | None =
 def save_task(folder: Path, data: str, name: str, train: int, dev: int) -> None:
     """Write one task's first examples."""
     for split, count in (("train", train), ("dev", dev)):
-        _save(folder / name, tasks.sample(tasks.load(name, data, split), count, 0))
+        _save(folder / name, loading.sample(loading.load(name, data, split), count, 0))
 
 
 def _save(folder: Path, data: Data) -> None:
@@ -46,7 +46,7 @@ def _save(folder: Path, data: Data) -> None:
 
 def model() -> Path:
     """The folder of the default base model."""
-    return bases.locate("minilm")
+    return find_base_model("minilm")
 
 
 def pipeline(folder: Path, data: str, train: int, dev: int, only: int | None = None) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import dense, inputs, mergekit, peft_merge, timing
 from benchmarks.report import Row, Setting, script
-from osrm_cli.adapters.layers import WEIGHTS
+from osrm_cli.adapters.layers import WEIGHTS_NAME
 
 TASKS, RANK, SMALL = 8, 16, 256
 
@@ -64,8 +64,8 @@ def _ours(folder: Path, paths: list[Path], repeats: int) -> dict[str, list[timin
         return timing.osrm("merge", *words, *(["--rank", str(RANK)] if method == "svd" else []))
 
     def bytes_alone() -> timing.Cost:
-        written = (folder / "task-arith" / WEIGHTS).stat().st_size
-        return timing.Cost(timing.bytes_alone([path / WEIGHTS for path in paths], written, folder / "scratch"), 0)
+        written = (folder / "task-arith" / WEIGHTS_NAME).stat().st_size
+        return timing.Cost(timing.bytes_alone([path / WEIGHTS_NAME for path in paths], written, folder / "scratch"), 0)
 
     found: dict[str, list[timing.Cost]] = {}
     for _ in range(repeats):

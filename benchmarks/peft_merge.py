@@ -7,8 +7,8 @@ from peft import LoraConfig, get_peft_model
 
 from benchmarks import dense
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging import methods as merging
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+from osrm_cli.merging.methods import find_method
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
 
 
 def merge(kind: str, tasks: int, width: int, rank: int, kept: int | None = None) -> tuple[float, torch.Tensor]:
@@ -50,7 +50,7 @@ def ours(method: str, tasks: int, width: int, rank: int) -> torch.Tensor:
     updates = tuple(LowRank(b, a) for b, a in dense.factors(tasks, width, rank))
     names = tuple(f"task{i}" for i in range(tasks))
     layer = LayerUpdates("layer", names, updates, (1.0,) * tasks)
-    result = merging.find(method).load()(layer, Options(rank=rank if method == "svd" else None))
+    result = find_method(method).load()(layer, MethodOptions(rank=rank if method == "svd" else None))
     return result if isinstance(result, torch.Tensor) else result.dense()
 
 

@@ -10,19 +10,18 @@ import torch
 from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.models import classifier as base_model
 from osrm_cli.models import devices
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.training import fit as training
-from osrm_cli.training import interference_penalty as penalty
-from osrm_cli.training import peft_model as adapting
-from osrm_cli.training import trainer
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.tasks.loading import load
+from osrm_cli.training import interference_penalty, trainer
+from osrm_cli.training.fit import EncodedTask, TrainingConfig, fit_adapter
+from osrm_cli.training.peft_model import to_peft_model
 
 
 class Alternating:
     """A penalty in every second step, and when each step ended."""
 
-    def __init__(self, penalty: penalty.Penalty) -> None:
+    def __init__(self, penalty: interference_penalty.InterferencePenalty) -> None:
         self.mu, self.penalty, self.ends = penalty.mu, penalty, [time.perf_counter()]
 
     def interference(self) -> torch.Tensor:
@@ -53,21 +52,21 @@ def measure(setting: Setting) -> Iterator[Row]:
 def _steps(folder: Path, task: str, unit: str, count: int) -> tuple[list[float], list[float]]:
     """Seconds; every batch repeats the task's middle example by length."""
     place, device = inputs.model(), torch.device("cpu")
-    train, dev = (tasks.load(task, str(folder / "data"), split) for split in ("train", "dev"))
+    train, dev = (load(task, str(folder / "data"), split) for split in ("train", "dev"))
     bf16 = devices.pick_training_dtype("auto", device) == torch.bfloat16
-    recipe = training.Recipe(epochs=1, bf16=bf16)
-    tokenizer = base_model.load_tokenizer(place)
-    classifier = base_model.load_classifier(place, train.task.num_labels, tokenizer, torch.float32, 0, None)
-    model: Any = adapting.adapt(classifier, Adapter.open(folder / "starts" / task), None)
-    files = penalty.open_features(folder / "features", task, unit)
+    recipe = TrainingConfig(epochs=1, bf16=bf16)
+    tokenizer = load_tokenizer(place)
+    classifier = load_classifier(place, train.task.num_labels, tokenizer, torch.float32, 0, None)
+    model: Any = to_peft_model(classifier, Adapter.open(folder / "starts" / task), None)
+    files = interference_penalty.open_penalty_features(folder / "features", task, unit)
     settings = {"interference_penalty": 1.0, "penalty_unit": unit}
-    turns: Any = Alternating(penalty.from_features(model, files, task, settings))
+    turns: Any = Alternating(interference_penalty.penalty_from_features(model, files, task, settings))
     if bf16:
-        trainer.lean_bfloat16(model, device)
-    lesson = training.Lesson.of(tokenizer, train, dev, 128)
+        trainer.frozen_weights_to_bfloat16(model, device)
+    lesson = EncodedTask.of(tokenizer, train, dev, 128)
     middle = sorted(lesson.train, key=lambda example: len(example["input_ids"]))[len(lesson.train) // 2]
-    lesson = training.Lesson(train.task, [middle] * (recipe.batch_size * count), lesson.dev)
-    training.fit(model, tokenizer, lesson, recipe, folder / "work", device, None, turns.advance, turns)
+    lesson = EncodedTask(train.task, [middle] * (recipe.batch_size * count), lesson.dev)
+    fit_adapter(model, tokenizer, lesson, recipe, folder / "work", device, None, turns.advance, turns)
     without, penalised = turns.seconds()
     return without[: len(penalised)], penalised
 

@@ -103,7 +103,7 @@ def dense(adapter: Adapter, layer: str) -> torch.Tensor:
     """An adapter's update in float64 from the file's own factors and PEFT's formula; zero where it has none."""
     if layer not in adapter.layers:
         raise KeyError(layer)
-    return adapter.update(layer, torch.float64).dense()
+    return adapter.delta(layer, torch.float64).dense()
 
 
 def inputs() -> dict[str, torch.Tensor]:

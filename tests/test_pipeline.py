@@ -88,24 +88,24 @@ def test_merged_update_is_the_exact_sum(done: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_plain_peft_gives_the_logits_that_eval_scored(done: Path, words: Path, task: str) -> None:
     """The five lines of the README, one example at a time, beside what ``eval`` computes in padded batches."""
-    from osrm_cli.models import backbone as scoring
-    from osrm_cli.models import batching as batches
-    from osrm_cli.models import classifier as base_model
-    from osrm_cli.tasks import loading as tasks
+    from osrm_cli.models.backbone import compute_logits, with_peft_adapter
+    from osrm_cli.models.batching import tokenize_examples
+    from osrm_cli.models.classifier import load_classifier, load_tokenizer
+    from osrm_cli.tasks.loading import load
 
     base = json.loads((done / "merged/adapter_config.json").read_text())["base_model_name_or_path"]
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=LABELS[task])
     model = PeftModel.from_pretrained(model, str(done / "merged/tasks" / task)).eval()
-    examples = tasks.load(task, str(words), "dev").examples
+    examples = load(task, str(words), "dev").examples
     with torch.inference_mode():
         plain = torch.cat([model(**tokenizer(*x.texts, return_tensors="pt")).logits for x in examples])
 
-    own = base_model.load_tokenizer(Path(base))
-    bare = base_model.load_classifier(Path(base), 2, own, torch.float32, 0).model
-    encodings = batches.tokenise(own, examples, 128)
-    with scoring.adapted(bare, done / "merged/tasks" / task, LABELS[task]) as whole:
-        ours = scoring.logits(whole, encodings, own, torch.device("cpu"), 8, lambda _: None)
+    own = load_tokenizer(Path(base))
+    bare = load_classifier(Path(base), 2, own, torch.float32, 0).model
+    encodings = tokenize_examples(own, examples, 128)
+    with with_peft_adapter(bare, done / "merged/tasks" / task, LABELS[task]) as whole:
+        ours = compute_logits(whole, encodings, own, torch.device("cpu"), 8, lambda _: None)
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 

@@ -10,10 +10,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from osrm_cli.merging.from_data import samples, task_models
 from osrm_cli.merging.from_data.task_models import TaskModel
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.recipe import Entry, Recipe
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.storage import provenance
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import load
 
 TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn", "attn.c_proj"], "t5": ["q", "v"]}
 HEADS = {"t5": ["classification_head"]}
@@ -32,14 +32,14 @@ def save(folder: Path, base: Path, family: str, data: Path, **settings: object) 
         if "lora_" in name or "modules_to_save" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     adapter.save_pretrained(str(folder))
-    task = tasks.load(folder.name, data, "train").task
-    provenance.write(folder, {"task": task.to_dict(), "data": {"source": str(data)}})
+    task = load(folder.name, data, "train").task
+    provenance.write_record(folder, {"task": task.to_dict(), "data": {"source": str(data)}})
 
 
-def models(method: str, paths: Sequence[Path], base: Path, **options: object) -> tuple[Plan, list[TaskModel]]:
+def models(method: str, paths: Sequence[Path], base: Path, **options: object) -> tuple[MergePlan, list[TaskModel]]:
     """A plan and the tasks' classifiers on the CPU."""
-    plan = Plan.of(Recipe(method, tuple(Entry(str(path)) for path in paths), options))
-    return plan, task_models.load(plan, samples.draw(plan), base, torch.device("cpu"))
+    plan = MergePlan.of(MergeRecipe(method, tuple(AdapterEntry(str(path)) for path in paths), options))
+    return plan, task_models.load_task_models(plan, samples.draw_for_plan(plan), base, torch.device("cpu"))
 
 
 def dense(folder: Path, base: Path, task: str) -> PreTrainedModel:

@@ -21,8 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from osrm_cli.tasks import loading as tasks
 from osrm_cli.tasks import metrics
+from osrm_cli.tasks.loading import load
 from osrm_cli.tasks.task import Data
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     place, data, task, out, padding = sys.argv[1:]
     set_seed(0)
     fixed = padding == "max_length"
-    train, dev = (tasks.load(task, data, split) for split in ("train", "dev"))
+    train, dev = (load(task, data, split) for split in ("train", "dev"))
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=train.task.num_labels)
     config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])

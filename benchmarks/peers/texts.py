@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import load, names
 from osrm_cli.tasks.task import Data
 
 
 def read(data: Path, split: str = "train", limit: int | None = None) -> dict[str, Data]:
     """One split of every task of a folder."""
-    return {name: tasks.load(name, data, split, limit) for name in tasks.names(data)}
+    return {name: load(name, data, split, limit) for name in names(data)}
 
 
 def columns(data: Data) -> list[list[str]]:

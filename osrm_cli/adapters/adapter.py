@@ -12,23 +12,22 @@ from pathlib import Path
 
 import torch
 
-from osrm_cli.adapters import config as adapter_config
-from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, read_config
 from osrm_cli.adapters.layers import (
     FACTORS,
     PREFIX,
-    Layer,
-    check_others,
-    kind,
+    AdapterLayer,
+    check_no_other_tensors,
     list_layers,
     list_tensors,
-    widest_factors,
+    tensor_kind,
+    widest_factor_dtype,
 )
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import hub, provenance, safetensors_io
-from osrm_cli.storage.provenance import Base, Record
-from osrm_cli.storage.safetensors_io import Stored
+from osrm_cli.storage.provenance import BaseModelId, Record
+from osrm_cli.storage.safetensors_io import TensorLocation
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Adapter:
     source: str
     folder: Path
     config: AdapterConfig
-    facts: Record
-    layers: Mapping[str, Layer]
-    stored: Mapping[str, Stored]
+    record: Record
+    layers: Mapping[str, AdapterLayer]
+    tensors: Mapping[str, TensorLocation]
     dtype: torch.dtype
     _open: dict[Path, safetensors_io.TensorFile] = field(default_factory=dict, repr=False, compare=False)
 
@@ -66,23 +65,25 @@ class Adapter:
         Raises:
             OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
         """
-        folder = hub.locate(str(source))
-        config = adapter_config.read(folder)
-        facts = provenance.read(folder)
+        folder = hub.locate_adapter(str(source))
+        config = read_config(folder)
+        facts = provenance.read_record(folder)
         stored = list_tensors(folder)
         layers = list_layers(folder, config, stored)
-        config.check_patterns(folder / adapter_config.NAME, layers)
-        check_others(folder, config, stored)
+        config.check_patterns(folder / CONFIG_NAME, layers)
+        check_no_other_tensors(folder, config, stored)
         task = facts.get("task") or {}
         name = task.get("name") or hub.short_name(str(source))
-        return cls(name, str(source), folder, config, facts, layers, stored, widest_factors(folder, stored))
+        return cls(name, str(source), folder, config, facts, layers, stored, widest_factor_dtype(folder, stored))
 
     @property
-    def base(self) -> Base | None:
+    def base(self) -> BaseModelId | None:
         """The base model with its digest, where this program recorded it."""
-        return Base.of(self.facts)
+        return BaseModelId.of(self.record)
 
-    def factors(self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LowRank:
+    def lora_factors(
+        self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> LowRank:
         """A layer's ``lora_B`` and ``lora_A`` as they are stored, without the scaling.
 
         Raises:
@@ -91,40 +92,43 @@ class Adapter:
         name_a, name_b = (PREFIX + layer + suffix for suffix in FACTORS[self.layers[layer].embedding])
         return LowRank(self._read(name_b).to(device, dtype), self._read(name_a).to(device, dtype))
 
-    def update(self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LowRank:
+    def delta(self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LowRank:
         """A layer's update ``s B A``, the scaling folded into ``B``.
 
         Raises:
             OsrmError: If the factors hold NaN or infinity.
         """
-        factors = self.factors(layer, dtype, device)
+        factors = self.lora_factors(layer, dtype, device)
         return LowRank(factors.B * self.layers[layer].scaling, factors.A)
 
-    def heads(self) -> dict[str, torch.Tensor]:
+    def head_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of ``modules_to_save`` by their name in the base model, as they are stored.
 
         Raises:
             OsrmError: If one holds NaN or infinity.
         """
-        names = sorted(name for name in self.stored if kind(name) == "other")
+        names = sorted(name for name in self.tensors if tensor_kind(name) == "other")
         return {name.removeprefix(PREFIX): self._read(name) for name in names}
 
     def sha256(self) -> str:
         """Digest of the settings and the weights; other files of the folder do not count."""
         digest = hashlib.sha256()
-        for path in (self.folder / adapter_config.NAME, *sorted({stored.path for stored in self.stored.values()})):
+        for path in (
+            self.folder / CONFIG_NAME,
+            *sorted({stored.path for stored in self.tensors.values()}),
+        ):
             digest.update(f"{path.name}\0{provenance.sha256(path)}\n".encode())
         return digest.hexdigest()
 
     def _read(self, name: str) -> torch.Tensor:
-        path = self.stored[name].path
+        path = self.tensors[name].path
         tensor = self._open.setdefault(path, safetensors_io.TensorFile(path)).get_tensor(name)
         if not safetensors_io.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor
 
 
-def check_together(adapters: Sequence[Adapter]) -> None:
+def check_same_architecture(adapters: Sequence[Adapter]) -> None:
     """Check that adapters belong to one base model.
 
     Digests decide where this program recorded them. Otherwise the names must agree, at least in their last part, since
@@ -134,10 +138,10 @@ def check_together(adapters: Sequence[Adapter]) -> None:
         OsrmError: Naming two adapters that do not fit, and how.
     """
     known = {adapter.folder: adapter.base for adapter in adapters}
-    provenance.same_base({folder: base for folder, base in known.items() if base is not None})
+    provenance.check_same_base_model({folder: base for folder, base in known.items() if base is not None})
     for first, second in itertools.combinations(adapters, 2):
         if not (first.base and second.base):
-            _check_names(first, second)
+            _check_base_names(first, second)
     owners: dict[str, Adapter] = {}
     for adapter in adapters:
         for name, layer in adapter.layers.items():
@@ -151,17 +155,17 @@ def check_together(adapters: Sequence[Adapter]) -> None:
                 )
 
 
-def _check_names(first: Adapter, second: Adapter) -> None:
+def _check_base_names(first: Adapter, second: Adapter) -> None:
     hint = "use adapters of one base model only; if they are, correct base_model_name_or_path in adapter_config.json"
     ours, theirs = first.config.base_model, second.config.base_model
-    if ours and theirs and model_name(ours) != model_name(theirs):
+    if ours and theirs and short_model_name(ours) != short_model_name(theirs):
         raise OsrmError(f"{first.source} belongs to base model {ours}, but {second.source} to {theirs}", hint)
     ours, theirs = first.config.revision, second.config.revision
     if ours and theirs and ours != theirs:
         raise OsrmError(f"{first.source} belongs to revision {ours}, but {second.source} to {theirs}", hint)
 
 
-def model_name(name: str) -> str:
+def short_model_name(name: str) -> str:
     """The last part of a path or hub id; of a snapshot in the hub's cache, the last part of its id."""
     path = Path(name)
     if path.parent.name == "snapshots":
@@ -169,7 +173,7 @@ def model_name(name: str) -> str:
     return path.name
 
 
-def check_names(adapters: Sequence[Adapter]) -> None:
+def check_task_names(adapters: Sequence[Adapter]) -> None:
     """Check that adapters have different names, and names that folders can have.
 
     Raises:

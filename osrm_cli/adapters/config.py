@@ -10,7 +10,7 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 
-NAME = "adapter_config.json"
+CONFIG_NAME = "adapter_config.json"
 
 # Settings that change what the layer computes, so that its update is no longer ``s B A``, or none of one matrix.
 _VARIANTS = {
@@ -75,12 +75,12 @@ class AdapterConfig:
 
     def rank(self, layer: str) -> int:
         """The rank of a layer."""
-        return self.rank_pattern.get(_first(self.rank_pattern, layer), self.r)
+        return self.rank_pattern.get(_first_match(self.rank_pattern, layer), self.r)
 
     def scaling(self, layer: str) -> float:
         """``s`` of a layer: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` under rsLoRA (arXiv:2312.03732)."""
         rank = self.rank(layer)
-        alpha = self.alpha_pattern.get(_first(self.alpha_pattern, layer), self.lora_alpha)
+        alpha = self.alpha_pattern.get(_first_match(self.alpha_pattern, layer), self.lora_alpha)
         if alpha is None:
             return 1.0
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
@@ -93,7 +93,7 @@ class AdapterConfig:
         """
         for name in ("rank_pattern", "alpha_pattern"):
             for key in getattr(self, name):
-                if not any(matches(key, layer) for layer in layers):
+                if not any(pattern_matches(key, layer) for layer in layers):
                     raise OsrmError(
                         f"{path}: {name} '{key}' matches no layer of the adapter", "correct the pattern or remove it"
                     )
@@ -121,20 +121,20 @@ class AdapterConfig:
             "use_dora": False,
             "use_rslora": self.use_rslora,
         }
-        (folder / NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> AdapterConfig:
+def read_config(folder: Path) -> AdapterConfig:
     """Read and check a folder's ``adapter_config.json``.
 
     Raises:
         OsrmError: If it is missing, damaged, or describes anything but plain LoRA.
     """
-    path = folder / NAME
+    path = folder / CONFIG_NAME
     if not path.is_file():
-        inside = next(folder.glob(f"*/{NAME}"), None)
+        inside = next(folder.glob(f"*/{CONFIG_NAME}"), None)
         way = f"it holds adapters: give {folder}/*" if inside else "give a folder written by PEFT or by 'osrm train'"
-        raise OsrmError(f"{folder} is no adapter: {NAME} is missing", way)
+        raise OsrmError(f"{folder} is no adapter: {CONFIG_NAME} is missing", way)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -161,7 +161,7 @@ def read(folder: Path) -> AdapterConfig:
         raise OsrmError(f"{path}: {error}", "save the adapter again, or correct the file") from None
 
 
-def matches(key: str, layer: str) -> bool:
+def pattern_matches(key: str, layer: str) -> bool:
     """Whether a regular expression means a layer: it has to match the end of the name, from a dot on."""
     return re.match(rf"(.*\.)?({key})$", layer) is not None
 
@@ -218,6 +218,6 @@ def _number(value: Any) -> float:
     return value
 
 
-def _first(pattern: Mapping[str, Any], layer: str) -> str:
+def _first_match(pattern: Mapping[str, Any], layer: str) -> str:
     """The first key that matches, as PEFT picks it."""
-    return next((key for key in pattern if matches(key, layer)), "")
+    return next((key for key in pattern if pattern_matches(key, layer)), "")

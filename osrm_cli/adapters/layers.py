@@ -12,9 +12,9 @@ import torch
 
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.safetensors_io import DTYPES, Stored, list_headers
+from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, list_headers
 
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # Names of the two factors of a layer: linear layers and embeddings.
 FACTORS = {
@@ -27,7 +27,7 @@ _TYPES = {name: dtype for dtype, name in DTYPES.items() if dtype.is_floating_poi
 
 
 @dataclass(frozen=True)
-class Layer:
+class AdapterLayer:
     """One adapted layer, as the files describe it.
 
     Attributes:
@@ -45,25 +45,25 @@ class Layer:
     embedding: bool
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def natural_sort_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts ``layer.2`` before ``layer.10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def kind(name: str) -> str:
+def tensor_kind(name: str) -> str:
     """``factor``, ``copy`` (PEFT's copy of a frozen embedding that is adapted), or ``other``."""
     if re.search(r"\.lora_(embedding_)?[AB](\.|$)", name):
         return "factor"
     return "copy" if ".base_layer." in name else "other"
 
 
-def list_tensors(folder: Path) -> dict[str, Stored]:
+def list_tensors(folder: Path) -> dict[str, TensorLocation]:
     """Read the headers of an adapter's weights, one file or several with an index.
 
     Raises:
         OsrmError: If a file is missing, damaged, or a pickle.
     """
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / f"{WEIGHTS_NAME}.index.json"
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -71,28 +71,28 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
             raise OsrmError(f"{index} cannot be read: {error!r}", "save the adapter again") from None
         paths = [folder / Path(shard).name for shard in shards]
     else:
-        paths = [folder / WEIGHTS]
+        paths = [folder / WEIGHTS_NAME]
         if not paths[0].exists() and (pickle := next(iter(sorted(folder.glob("adapter_model.bin"))), None)):
             raise OsrmError(
-                f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS}",
+                f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS_NAME}",
                 "load it with PEFT where you trust it, and save it with save_pretrained",
             )
     return list_headers(paths)
 
 
-def list_layers(folder: Path, config: AdapterConfig, stored: Mapping[str, Stored]) -> dict[str, Layer]:
+def list_layers(folder: Path, config: AdapterConfig, stored: Mapping[str, TensorLocation]) -> dict[str, AdapterLayer]:
     """Pair the factors into layers, ``layer.2`` before ``layer.10``.
 
     Raises:
         OsrmError: If a factor has no partner, or not the shape that the settings say.
     """
     layers = {}
-    for name in sorted(stored, key=natural):
+    for name in sorted(stored, key=natural_sort_key):
         for embedding, (for_a, for_b) in FACTORS.items():
             if name.startswith(PREFIX) and name.endswith(for_a):
                 layer = name.removeprefix(PREFIX).removesuffix(for_a)
                 layers[layer] = _layer(folder, config, stored, layer, (name, PREFIX + layer + for_b), embedding)
-    factors = sum(kind(name) == "factor" for name in stored)
+    factors = sum(tensor_kind(name) == "factor" for name in stored)
     if not layers or factors != 2 * len(layers):
         raise OsrmError(
             f"{folder}: {factors} LoRA factors for {len(layers)} layers, expected a lora_A and a lora_B for each",
@@ -104,11 +104,11 @@ def list_layers(folder: Path, config: AdapterConfig, stored: Mapping[str, Stored
 def _layer(
     folder: Path,
     config: AdapterConfig,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, TensorLocation],
     layer: str,
     pair: tuple[str, str],
     embedding: bool,
-) -> Layer:
+) -> AdapterLayer:
     if pair[1] not in stored:
         raise OsrmError(f"{folder}: {pair[1]} is missing", "save the adapter again with PEFT")
     shape_a, shape_b = (stored[name].shape for name in pair)
@@ -118,10 +118,10 @@ def _layer(
             f"{folder}: {layer} has lora_A {shape_a} and lora_B {shape_b}, expected ({rank}, d_in) and (d_out, {rank})",
             "adapters of linear layers and embeddings can be read, with the ranks that adapter_config.json states",
         )
-    return Layer(shape_b[0], shape_a[1], rank, config.scaling(layer), embedding)
+    return AdapterLayer(shape_b[0], shape_a[1], rank, config.scaling(layer), embedding)
 
 
-def check_others(folder: Path, config: AdapterConfig, stored: Mapping[str, Stored]) -> None:
+def check_no_other_tensors(folder: Path, config: AdapterConfig, stored: Mapping[str, TensorLocation]) -> None:
     """Check that whatever is no factor belongs to ``modules_to_save``.
 
     Raises:
@@ -130,20 +130,20 @@ def check_others(folder: Path, config: AdapterConfig, stored: Mapping[str, Store
     for name in stored:
         parents = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
         saved = any(parent.endswith(module) for parent in parents for module in config.modules_to_save)
-        if kind(name) == "other" and not saved:
+        if tensor_kind(name) == "other" and not saved:
             raise OsrmError(
                 f"{folder}: {name} is neither a LoRA factor nor named in modules_to_save",
                 "only plain LoRA adapters can be read; a resized embedding cannot be merged",
             )
 
 
-def widest_factors(folder: Path, stored: Mapping[str, Stored]) -> torch.dtype:
+def widest_factor_dtype(folder: Path, stored: Mapping[str, TensorLocation]) -> torch.dtype:
     """The widest type among the factors.
 
     Raises:
         OsrmError: If one is no floating-point type that torch computes in.
     """
-    types = sorted({tensor.dtype for name, tensor in stored.items() if kind(name) == "factor"})
+    types = sorted({tensor.dtype for name, tensor in stored.items() if tensor_kind(name) == "factor"})
     for name in types:
         if name not in _TYPES:
             raise OsrmError(f"{folder}: factors of type {name}, expected {', '.join(_TYPES)}")

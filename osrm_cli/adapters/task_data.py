@@ -6,14 +6,14 @@ from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import load, sample, unlabelled
 from osrm_cli.tasks.task import Data, Task
 
 MAX_LENGTH = 128  # where neither the adapter nor the task says otherwise
 
 
 @dataclass(frozen=True)
-class Sample:
+class TaskSample:
     """One task's examples.
 
     Attributes:
@@ -29,16 +29,16 @@ class Sample:
     @property
     def max_length(self) -> int:
         """Tokens an example is cut to: as in training, else as the task says."""
-        settings = self.adapter.facts.get("settings") or {}
+        settings = self.adapter.record.get("settings") or {}
         return settings.get("max_length") or self.data.task.max_length or MAX_LENGTH
 
-    def facts(self) -> Mapping[str, Any]:
+    def record(self) -> Mapping[str, Any]:
         """What ``osrm.json`` says of it."""
         examples = len(self.data.examples)
         return {"source": self.source, "split": self.data.split, "examples": examples, "sha256": self.data.sha256}
 
 
-def unlabelled(adapters: Sequence[Adapter], data: str | None, k: int, seed: int) -> list[Sample]:
+def draw_texts(adapters: Sequence[Adapter], data: str | None, k: int, seed: int) -> list[TaskSample]:
     """Draw ``k`` texts from every task's training split; their labels are not read.
 
     An adapter of another program does not say which task it is for: then the data has to tell, as it does in training.
@@ -54,15 +54,25 @@ def unlabelled(adapters: Sequence[Adapter], data: str | None, k: int, seed: int)
     """
     found = []
     for adapter in adapters:
-        source, recorded = _source(adapter, data, "calibration"), adapter.facts.get("task")
-        task = Task.from_dict(recorded) if recorded else tasks.load(adapter.name, source, "train", 1).task
-        texts = tasks.unlabelled(task, source, "train")
-        found.append(Sample(adapter, tasks.sample(texts, k, seed), source))
+        source, recorded = data_source(adapter, data, "calibration"), adapter.record.get("task")
+        task = Task.from_dict(recorded) if recorded else load(adapter.name, source, "train", 1).task
+        texts = unlabelled(task, source, "train")
+        found.append(TaskSample(adapter, sample(texts, k, seed), source))
     return found
 
 
-def _source(adapter: Adapter, given: str | None, needy: str) -> str:
-    source: str | None = given or (adapter.facts.get("data") or {}).get("source")
+def data_source(adapter: Adapter, given: str | None, needy: str) -> str:
+    """Where an adapter's examples come from, as ``--data`` names it.
+
+    Args:
+        adapter: The task's adapter.
+        given: What the user says; by default what the adapter was trained on.
+        needy: What needs the data, for the message.
+
+    Raises:
+        OsrmError: If neither says it.
+    """
+    source: str | None = given or (adapter.record.get("data") or {}).get("source")
     if source is None:
         raise OsrmError(
             f"{needy} needs data of '{adapter.name}', {adapter.source} does not say what it was trained on",

@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
-from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS
+from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import safetensors_io
-from osrm_cli.storage.safetensors_io import Stream, write_stream
+from osrm_cli.storage.safetensors_io import TensorStream, write_stream
 
 
 class AdapterWriter:
     """An adapter folder being written: memory holds one layer at a time."""
 
-    def __init__(self, stream: Stream, dtype: torch.dtype, embeddings: Collection[str]) -> None:
+    def __init__(self, stream: TensorStream, dtype: torch.dtype, embeddings: Collection[str]) -> None:
         self._stream = stream
         self._dtype = dtype
         self._embeddings = embeddings
@@ -33,7 +33,7 @@ class AdapterWriter:
         """
         names = (PREFIX + layer + suffix for suffix in FACTORS[layer in self._embeddings])
         for name, factor in zip(names, (update.A, update.B), strict=True):
-            self._stream.add(name, _narrowed(factor, self._dtype, layer))
+            self._stream.add(name, _in_dtype(factor, self._dtype, layer))
         self.ranks[layer] = update.rank
 
 
@@ -58,7 +58,7 @@ def write_adapter_stream(
     """
     heads = heads or {}
     names = [PREFIX + layer + suffix for layer in layers for suffix in FACTORS[layer in embeddings]]
-    with write_stream(folder / WEIGHTS, [*names, *(PREFIX + name for name in heads)]) as stream:
+    with write_stream(folder / WEIGHTS_NAME, [*names, *(PREFIX + name for name in heads)]) as stream:
         # Wider tensors first, so that each starts at a multiple of its own width.
         wide = [name for name in sorted(heads) if heads[name].element_size() >= dtype.itemsize]
         for name in sorted(wide, key=lambda name: -heads[name].element_size()):
@@ -97,7 +97,7 @@ def _with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfi
     )
 
 
-def _narrowed(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
+def _in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
     narrow = factor.to(dtype)
     if not safetensors_io.all_finite(narrow):
         found = (

@@ -12,36 +12,35 @@ from typing import Any
 
 import torch
 
-from osrm_cli.adapters.layers import PREFIX, WEIGHTS
+from osrm_cli.adapters.layers import PREFIX, WEIGHTS_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation import scores
-from osrm_cli.merging import record as card
-from osrm_cli.merging.record import HEAD, TASKS
+from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER, calibration_text
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.safetensors_io import write_stream
 
-KEY = "calibration"
+CALIBRATION_KEY = "calibration"
 
 
-def check(folder: Path) -> None:
+def check_not_calibrated(folder: Path) -> None:
     """Check that a folder is a merged one and not calibrated yet: a map must not be folded in twice.
 
     Raises:
         OsrmError: If not.
     """
-    facts = provenance.read(folder)
+    facts = provenance.read_record(folder)
     if folder.is_dir() and "form" not in facts:
         raise OsrmError(f"{folder} is no merged folder", "give what 'osrm merge adapters/*' wrote")
-    if KEY in facts:
+    if CALIBRATION_KEY in facts:
         raise OsrmError(f"{folder} is calibrated already", "give the merged folder that it was made from")
 
 
-def copy(folder: Path, stage: Path) -> None:
+def copy_merged_folder(folder: Path, stage: Path) -> None:
     """Copy a merged folder into one that is being staged, without its scores: they will not be those of the copy."""
     shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(scores.NAME, ".*"), dirs_exist_ok=True)
 
 
-def write(
+def write_calibrated_heads(
     stage: Path,
     heads: Mapping[str, Mapping[str, torch.Tensor]],
     settings: Mapping[str, Any],
@@ -55,18 +54,20 @@ def write(
         settings: How the maps were fitted.
         rows: What was found, by task.
     """
-    facts = provenance.read(stage)
+    facts = provenance.read_record(stage)
     for task, head in heads.items():
         if facts["form"] == "adapter":
-            _replace(stage / TASKS / task / WEIGHTS, {PREFIX + name: tensor for name, tensor in head.items()})
+            _replace(
+                stage / TASKS_FOLDER / task / WEIGHTS_NAME, {PREFIX + name: tensor for name, tensor in head.items()}
+            )
         else:
-            safetensors_io.save(stage / TASKS / task / HEAD, head, {"task": task})
+            safetensors_io.save_tensors(stage / TASKS_FOLDER / task / HEAD_NAME, head, {"task": task})
     for task, row in rows.items():
-        own = stage / TASKS / task
-        provenance.write(own, {**provenance.read(own), KEY: {"settings": settings, **row}})
-    provenance.write(stage, {**facts, KEY: {"settings": settings, "tasks": rows}})
+        own = stage / TASKS_FOLDER / task
+        provenance.write_record(own, {**provenance.read_record(own), CALIBRATION_KEY: {"settings": settings, **row}})
+    provenance.write_record(stage, {**facts, CALIBRATION_KEY: {"settings": settings, "tasks": rows}})
     path = stage / "README.md"
-    path.write_text(path.read_text(encoding="utf-8") + card.calibration(settings, rows), encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8") + calibration_text(settings, rows), encoding="utf-8")
 
 
 def _replace(path: Path, changed: Mapping[str, torch.Tensor]) -> None:

@@ -18,12 +18,11 @@ from collections.abc import Mapping
 
 import torch
 
-from osrm_cli.calibration import ridge_map as calibration
-from osrm_cli.calibration.ridge_map import Map
+from osrm_cli.calibration.ridge_map import RidgeMap, fit_ridge_map, fold_into_head
 from osrm_cli.errors import OsrmError
 
 
-def fit(layer: torch.nn.Linear, merged: torch.Tensor, single: torch.Tensor) -> Map:
+def fit_head_map(layer: torch.nn.Linear, merged: torch.Tensor, single: torch.Tensor) -> RidgeMap:
     """The map for a head: with a shift, and a classifier's spread kept, where the head has a bias; else without both.
 
     Args:
@@ -34,10 +33,10 @@ def fit(layer: torch.nn.Linear, merged: torch.Tensor, single: torch.Tensor) -> M
     Raises:
         OsrmError: If there are fewer than three examples.
     """
-    return calibration.fit(merged, single, layer.weight.detach().cpu(), intercept=layer.bias is not None)
+    return fit_ridge_map(merged, single, layer.weight.detach().cpu(), intercept=layer.bias is not None)
 
 
-def calibrated(head: Mapping[str, torch.Tensor], name: str, found: Map) -> dict[str, torch.Tensor]:
+def calibrated_head(head: Mapping[str, torch.Tensor], name: str, found: RidgeMap) -> dict[str, torch.Tensor]:
     """The head with the map folded in; the same head where the map does not help.
 
     Args:
@@ -50,8 +49,8 @@ def calibrated(head: Mapping[str, torch.Tensor], name: str, found: Map) -> dict[
     """
     if f"{name}.weight" not in head:
         raise OsrmError(f"the head holds no {name}.weight", f"it holds: {', '.join(sorted(head)) or 'nothing'}")
-    if not found.helps:
+    if not found.improves:
         return dict(head)
-    weight, bias = calibration.fold(found, head[f"{name}.weight"], head.get(f"{name}.bias"))
+    weight, bias = fold_into_head(found, head[f"{name}.weight"], head.get(f"{name}.bias"))
     shift = {} if bias is None else {f"{name}.bias": bias}
     return {**head, f"{name}.weight": weight, **shift}

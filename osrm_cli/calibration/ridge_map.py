@@ -21,7 +21,7 @@ ROUNDING = 1e-10  # mean squared difference, relative to the representations', t
 
 
 @dataclass(frozen=True)
-class Map:
+class RidgeMap:
     """``z -> z @ M + shift`` for rows ``z`` ``(n, d)``.
 
     Attributes:
@@ -43,12 +43,14 @@ class Map:
     before: float
 
     @property
-    def helps(self) -> bool:
+    def improves(self) -> bool:
         """Whether examples that were left out come closer than without any map."""
         return self.error < self.before
 
 
-def fit(merged: torch.Tensor, single: torch.Tensor, W: torch.Tensor | None = None, intercept: bool = True) -> Map:
+def fit_ridge_map(
+    merged: torch.Tensor, single: torch.Tensor, W: torch.Tensor | None = None, intercept: bool = True
+) -> RidgeMap:
     """The ridge map with the least leave-one-out error.
 
     ``min ||Z M + shift - Y||^2 + strength ||M - prior I||^2``, the shift unpenalised. All strengths and both priors are
@@ -73,7 +75,7 @@ def fit(merged: torch.Tensor, single: torch.Tensor, W: torch.Tensor | None = Non
     before = float((Y - Z).square().mean())
     if before <= ROUNDING * float(Y.square().mean()):
         none = torch.zeros_like(Y[0]) if intercept else None
-        return Map(torch.eye(Z.shape[1], dtype=Z.dtype), none, 0.0, 1.0, 1.0, before, before)
+        return RidgeMap(torch.eye(Z.shape[1], dtype=Z.dtype), none, 0.0, 1.0, 1.0, before, before)
     inputs, targets = (Z - Z.mean(dim=0), Y - Y.mean(dim=0)) if intercept else (Z, Y)
     U, values, Vh = torch.linalg.svd(inputs, full_matrices=False)
     scale = float(values.square().mean()) or 1.0
@@ -85,10 +87,10 @@ def fit(merged: torch.Tensor, single: torch.Tensor, W: torch.Tensor | None = Non
     strength, prior = min(choices, key=lambda choice: float(left_out(*choice).square().mean()))
     residual = left_out(strength, prior)
     gain = (values / (values.square() + strength * scale))[:, None] * (U.T @ (targets - prior * inputs))
-    factor = spread(targets, targets - residual, W.double()) if intercept and W is not None else 1.0
+    factor = logit_spread_factor(targets, targets - residual, W.double()) if intercept and W is not None else 1.0
     M = factor * (prior * torch.eye(Z.shape[1], dtype=Z.dtype) + Vh.T @ gain)
     shift = Y.mean(dim=0) - Z.mean(dim=0) @ M if intercept else None
-    return Map(M, shift, strength * scale, prior, factor, float(residual.square().mean()), before)
+    return RidgeMap(M, shift, strength * scale, prior, factor, float(residual.square().mean()), before)
 
 
 def leave_one_out(
@@ -110,7 +112,7 @@ def leave_one_out(
     return residual
 
 
-def spread(wanted: torch.Tensor, found: torch.Tensor, W: torch.Tensor) -> float:
+def logit_spread_factor(wanted: torch.Tensor, found: torch.Tensor, W: torch.Tensor) -> float:
     """Factor, from 1 to ``MOST_SPREAD``, that gives the logits of ``found`` the spread of those of ``wanted``.
 
     What is the same for all classes decides nothing and does not count, so that for a single output the factor is 1.
@@ -125,7 +127,9 @@ def spread(wanted: torch.Tensor, found: torch.Tensor, W: torch.Tensor) -> float:
     return min(max(theirs / ours, 1.0), MOST_SPREAD) if ours > 0 else 1.0
 
 
-def fold(found: Map, W: torch.Tensor, b: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def fold_into_head(
+    found: RidgeMap, W: torch.Tensor, b: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Head ``(W', b')`` that gives on ``z`` what ``(W, b)`` gives on the mapped ``z``; exact, no layer added.
 
     Args:

@@ -23,7 +23,7 @@ from osrm_cli.cli import (
     sweep,
     train,
 )
-from osrm_cli.cli import config_file as defaults
+from osrm_cli.cli.config_file import read_defaults
 from osrm_cli.errors import OsrmError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -37,7 +37,7 @@ class _Pipeline(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            ctx.default_map = defaults.from_file(self._spellings())
+            ctx.default_map = read_defaults(self._spellings())
             return super().invoke(ctx)
         except OsrmError as error:
             console.fail(str(error), error.hint)

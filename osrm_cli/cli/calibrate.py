@@ -41,29 +41,31 @@ def calibrate(
 
     Example: osrm calibrate merged
     """
-    from osrm_cli.calibration import calibrated_folder as calibrated
-    from osrm_cli.calibration.calibrate import Calibration, Settings
+    from osrm_cli.calibration.calibrate import Calibration, CalibrationSettings
+    from osrm_cli.calibration.calibrated_folder import check_not_calibrated, copy_merged_folder
     from osrm_cli.evaluation import classifiers
-    from osrm_cli.evaluation import single_adapters as singles
-    from osrm_cli.models import base_model as bases
+    from osrm_cli.evaluation.single_adapters import find_single_adapters
     from osrm_cli.models import devices
+    from osrm_cli.models.base_model import resolve_base_model
     from osrm_cli.storage import atomic
 
     console = Console(json, quiet)
-    calibrated.check(folder)
+    check_not_calibrated(folder)
     atomic.refuse_existing(out, overwrite)
-    tasks = classifiers.held(folder).values()
+    tasks = classifiers.open_classifiers(folder).values()
     first = next(iter(tasks))
-    place, _ = bases.of_artifact(folder, first.base, first.base_name, model, revision)
+    place, _ = resolve_base_model(folder, first.base, first.base_name, model, revision)
     where = devices.pick_device(device)
     kind = str(devices.pick_dtype(dtype, where)).removeprefix("torch.")
-    calibration = Calibration.of(singles.find(tasks, adapters), data, Settings(samples, seed, kind, batch_size))
+    calibration = Calibration.draw(
+        find_single_adapters(tasks, adapters), data, CalibrationSettings(samples, seed, kind, batch_size)
+    )
     if dry_run:
         names = ", ".join(task.task for task in tasks)
         console.result({"would_write": str(out)}, f"would write {out}: {names}")
         return
     with atomic.write_folder(out, overwrite) as stage:
-        calibrated.copy(folder, stage)
+        copy_merged_folder(folder, stage)
         rows = calibration.apply(stage, place, where, console.progress)
     console.result({"path": str(out), "tasks": rows}, _table(rows))
     for task, row in rows.items():

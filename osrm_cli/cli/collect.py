@@ -10,12 +10,12 @@ from osrm_cli.cli import options
 from osrm_cli.cli.console import Console
 from osrm_cli.cli.options import Device, DType, Pooling
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.statistics import table as statistics
+from osrm_cli.features.statistics.table import STATISTICS, find_statistic
 
 if TYPE_CHECKING:
     import torch
 
-    from osrm_cli.features.collect import Found, Keep, Source
+    from osrm_cli.features.collect import CollectedTask, FeatureCollector, StatisticsConfig
     from osrm_cli.tasks.task import Data
 
 
@@ -32,7 +32,7 @@ def collect(
         typer.Option(
             "--statistic",
             help="What to keep of the features; repeat for more. Default: mean and second-moment.",
-            autocompletion=options.completing(statistics.STATISTICS),
+            autocompletion=options.completer(STATISTICS),
         ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Training examples read per task.")] = 100,
@@ -83,34 +83,34 @@ def collect(
     if noise is None and (private, clip) != (None, None):
         raise typer.BadParameter("give both or none of them", param_hint="--private, --clip")
 
-    from osrm_cli.features.collect import Source
-    from osrm_cli.models import base_model as bases
-    from osrm_cli.models import classifier as base_model
+    from osrm_cli.features.collect import FeatureCollector
     from osrm_cli.models import devices
-    from osrm_cli.models import distributed as processes
+    from osrm_cli.models.base_model import find_base_model, identify_base_model
+    from osrm_cli.models.classifier import check_max_length
+    from osrm_cli.models.distributed import local_device, process_group, process_rank
     from osrm_cli.storage import atomic, provenance
-    from osrm_cli.tasks import loading as tasks
+    from osrm_cli.tasks import loading
 
-    leader = processes.rank() == 0  # under a launcher, one process writes and speaks
+    leader = process_rank() == 0  # under a launcher, one process writes and speaks
     console = Console(json, quiet or not leader)
     keep = _keep(statistic, shard, noise, batch_size)
-    names = list(dict.fromkeys(task or tasks.names(data)))
+    names = list(dict.fromkeys(task or loading.names(data)))
     paths = {name: keep.path(out / f"{name}.safetensors") for name in names}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
-    chosen = {name: tasks.sample(tasks.load(name, data, "train"), samples, seed) for name in names}
+    chosen = {name: loading.sample(loading.load(name, data, "train"), samples, seed) for name in names}
     lengths = {name: max_length or chosen[name].task.max_length or options.MAX_LENGTH for name in names}
 
-    folder, base = bases.locate(model, revision), bases.identify(model, revision)
-    base_model.check_length(folder, max(lengths.values()))
-    where = processes.own_device(devices.pick_device(device))
-    source = Source(folder, where, devices.pick_dtype(dtype, where), target_modules, seed)
+    folder, base = find_base_model(model, revision), identify_base_model(model, revision)
+    check_max_length(folder, max(lengths.values()))
+    where = local_device(devices.pick_device(device))
+    source = FeatureCollector(folder, where, devices.pick_dtype(dtype, where), target_modules, seed)
     if dry_run:
         _say_plan(console, paths, chosen, source)
         return
 
     written = {}
-    with processes.together():
+    with process_group():
         for name, path in paths.items():
             settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
             found = _read(source, chosen[name], settings, keep, console)
@@ -118,26 +118,28 @@ def collect(
                 contents, facts = keep.contents(found)
                 origin = {"source": data, "split": chosen[name].split, "sha256": keep.digest(chosen[name])}
                 settings |= keep.settings()
-                record = provenance.record("collect", settings, base=base, data=origin, **source.facts(), **facts)
+                record = provenance.make_record("collect", settings, base=base, data=origin, **source.facts(), **facts)
                 _write(path, contents, record, overwrite)
                 written[name] = _counts(path, record)
     if leader:
         _report(console, written)
 
 
-def _keep(names: list[str] | None, shard: str | None, noise: tuple[float, float] | None, batch_size: int) -> "Keep":
+def _keep(
+    names: list[str] | None, shard: str | None, noise: tuple[float, float] | None, batch_size: int
+) -> "StatisticsConfig":
     """What is kept, checked.
 
     Raises:
         OsrmError: If the options exclude one another, or the accountant of a private mean is missing.
     """
-    from osrm_cli.features.collect import Keep
-    from osrm_cli.features.shards import Share
-    from osrm_cli.features.statistics import private_mean as privacy
+    from osrm_cli.features.collect import StatisticsConfig
+    from osrm_cli.features.shards import Shard
+    from osrm_cli.features.statistics.private_mean import check_privacy
 
     usual = ["mean"] if noise else ["mean", "second-moment"]
-    rows = list({row.name: row for row in map(statistics.find, names or usual)}.values())
-    share = Share.parse(shard) if shard else None
+    rows = list({row.name: row for row in map(find_statistic, names or usual)}.values())
+    share = Shard.parse(shard) if shard else None
     if noise and [row.name for row in rows] != ["mean"]:
         raise OsrmError("--private keeps a mean alone: beside raw statistics it would protect nobody", "no --statistic")
     if noise and share:
@@ -148,22 +150,24 @@ def _keep(names: list[str] | None, shard: str | None, noise: tuple[float, float]
             "collect it without --shard, to another --out",
         )
     if noise:
-        privacy.check(*noise)
-    return Keep(rows, share, noise, batch_size)
+        check_privacy(*noise)
+    return StatisticsConfig(rows, share, noise, batch_size)
 
 
-def _read(source: "Source", data: "Data", settings: dict[str, Any], keep: "Keep", console: Console) -> "Found":
+def _read(
+    source: "FeatureCollector", data: "Data", settings: dict[str, Any], keep: "StatisticsConfig", console: Console
+) -> "CollectedTask":
     """What one task's text says, through the model."""
-    from osrm_cli.features.collect import Found
-    from osrm_cli.models import distributed as processes
+    from osrm_cli.features.collect import CollectedTask
+    from osrm_cli.models.distributed import process_rank
 
     encodings = source.tokenise(data, settings["max_length"])
     pad_to = settings["max_length"] if settings["pooling"] == Pooling.PADDED else None
     ours = sum(map(len, keep.batches(encodings)))
     with console.progress(f"collect {data.task.name}", ours, "examples") as advance:
         total = source.read(encodings, keep, pad_to, advance)
-    found = Found(data, total)
-    if keep.gradient and processes.rank() == 0:
+    found = CollectedTask(data, total)
+    if keep.gradient and process_rank() == 0:
         with console.progress(f"gradient {data.task.name}", len(encodings), "examples") as advance:
             found.gradients = source.gradients(data, encodings, keep.batch_size, advance)
     return found
@@ -173,12 +177,12 @@ def _merge_shards(out: Path, names: list[str] | None, overwrite: bool, dry_run: 
     from osrm_cli.features import shards
     from osrm_cli.storage import atomic
 
-    paths = {name: out / f"{name}.safetensors" for name in names or shards.tasks(out)}
+    paths = {name: out / f"{name}.safetensors" for name in names or shards.sharded_tasks(out)}
     if not paths:
         raise OsrmError(f"{out} holds no shards", "make them: osrm collect --task NAME --shard 1/2")
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
-    found = {name: shards.Sum(path) for name, path in paths.items()}
+    found = {name: shards.MergedShards(path) for name, path in paths.items()}
     if dry_run:
         lines = [f"would write {paths[name]} from {len(parts.paths)} shards" for name, parts in found.items()]
         console.result({"would_write": [str(path) for path in paths.values()]}, "\n".join(lines))
@@ -192,7 +196,7 @@ def _write(path: Path, contents: "Mapping[str, torch.Tensor]", record: Mapping[s
     from osrm_cli.storage import atomic, safetensors_io
 
     with atomic.write_file(path, overwrite) as stage:
-        safetensors_io.save(stage, contents, record)
+        safetensors_io.save_tensors(stage, contents, record)
 
 
 def _counts(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +214,7 @@ def _report(console: Console, written: Mapping[str, dict[str, Any]]) -> None:
     console.result({"features": written}, "\n".join(lines))
 
 
-def _say_plan(console: Console, paths: dict[str, Path], chosen: "dict[str, Data]", source: "Source") -> None:
+def _say_plan(console: Console, paths: dict[str, Path], chosen: "dict[str, Data]", source: "FeatureCollector") -> None:
     lines = [
         f"would write {path}: {len(chosen[name].examples)} examples, {len(source.layers)} layers"
         for name, path in paths.items()

@@ -17,13 +17,13 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 
-FILE = Path("osrm.toml")
+CONFIG_FILE = Path("osrm.toml")
 
 # Options by command: the spelling on the command line without its dashes -> the parameter's name in Python.
 Spellings = Mapping[str, Mapping[str, str]]
 
 
-def from_file(spellings: Spellings, path: Path = FILE) -> dict[str, dict[str, Any]]:
+def read_defaults(spellings: Spellings, path: Path = CONFIG_FILE) -> dict[str, dict[str, Any]]:
     """Read ``osrm.toml`` into defaults by command and parameter; nothing if there is no such file.
 
     Raises:

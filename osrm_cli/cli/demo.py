@@ -15,7 +15,7 @@ from osrm_cli.cli.console import Console, table
 from osrm_cli.errors import OsrmError
 
 # The two starts that are compared: folder name, and the objective that makes it.
-_ARMS = {"lora": "kaiming", "osrm": "osrm"}
+_VARIANTS = {"lora": "kaiming", "osrm": "osrm"}
 
 
 def demo(
@@ -43,7 +43,7 @@ def demo(
     out.mkdir(parents=True)
     for commands in _stages(model, scale, seed):
         _run(commands, out, console)
-    found = {arm: scores.read(out / "merged" / arm) for arm in _ARMS}
+    found = {arm: scores.read(out / "merged" / arm) for arm in _VARIANTS}
     _draw(found, out / "demo.png")
     console.note(f"Everything lies in {out}/; the picture is {out}/demo.png.")
     console.result({"folder": str(out), "arms": found}, _table(found))
@@ -55,10 +55,10 @@ def _stages(model: str, scale: float, seed: int) -> list[list[str]]:
     train = "--epochs 3 --lr 2e-3"
     return [
         [f"osrm collect --data mini --model {shlex.quote(model)} --statistic mean {more}"],
-        [f"osrm init --each --objective {objective} --out starts/{arm} {more}" for arm, objective in _ARMS.items()],
-        [f"osrm train starts/{arm}/* {train} --out adapters/{arm} {more}" for arm in _ARMS],
-        [f"osrm merge adapters/{arm}/* --method task-arith --lambda {scale:g} --out merged/{arm}" for arm in _ARMS],
-        [f"osrm eval merged/{arm}" for arm in _ARMS],
+        [f"osrm init --each --objective {objective} --out starts/{arm} {more}" for arm, objective in _VARIANTS.items()],
+        [f"osrm train starts/{arm}/* {train} --out adapters/{arm} {more}" for arm in _VARIANTS],
+        [f"osrm merge adapters/{arm}/* --method task-arith --lambda {scale:g} --out merged/{arm}" for arm in _VARIANTS],
+        [f"osrm eval merged/{arm}" for arm in _VARIANTS],
     ]
 
 

@@ -12,9 +12,9 @@ from osrm_cli.cli.console import Console, table
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.adapter import Adapter
-    from osrm_cli.diagnosis.feature_overlap import Group
-    from osrm_cli.diagnosis.write import Trained
-    from osrm_cli.features.feature_set import Source
+    from osrm_cli.diagnosis.feature_overlap import LayerGroup
+    from osrm_cli.diagnosis.write import AdapterDiagnosis
+    from osrm_cli.features.feature_set import FeatureSet
 
 
 def diagnose(
@@ -42,12 +42,12 @@ def diagnose(
 
     Example: osrm diagnose features
     """
-    from osrm_cli.diagnosis import score_drops as measured
-    from osrm_cli.diagnosis import write as diagnosis
+    from osrm_cli.diagnosis import score_drops
+    from osrm_cli.diagnosis.write import diagnosis_dict, write_diagnosis
     from osrm_cli.errors import OsrmError
-    from osrm_cli.features import adapter_match as matching
-    from osrm_cli.features import feature_set as grams
-    from osrm_cli.features import features_file as features_files
+    from osrm_cli.features.adapter_match import check_features, open_adapters
+    from osrm_cli.features.feature_set import FeatureSet
+    from osrm_cli.features.features_file import open_features_folder
     from osrm_cli.storage import atomic
 
     console = Console(json, quiet)
@@ -55,13 +55,13 @@ def diagnose(
         raise OsrmError(
             "--scores needs the adapters that were merged", "osrm diagnose features adapters/* --scores ..."
         )
-    files = features_files.open_folder(features)
-    source = grams.Source.of(files, what="diagnose")
+    files = open_features_folder(features)
+    source = FeatureSet.of(files, what="diagnose")
     if len(files) < 2:
         raise OsrmError(f"{features} holds features of one task alone", "osrm collect --task OTHER")
-    opened = matching.open_adapters(adapters or [], task or [])
-    matching.check_features(opened, files)
-    merges = [merge for path in scores or [] for merge in measured.read(path)]
+    opened = open_adapters(adapters or [], task or [])
+    check_features(opened, files)
+    merges = [merge for path in scores or [] for merge in score_drops.read(path)]
     place = _base(opened, source, model, revision) if opened else None
     atomic.refuse_existing(out, overwrite)
     if dry_run:
@@ -71,42 +71,42 @@ def diagnose(
     record = _record(source, opened, scores or [], {"energy": energy})
     groups = _compared(source, energy, console)
     trained = _trained(opened, source, place, merges, record, console) if place else None
-    found = diagnosis.facts(source, groups, trained)
+    found = diagnosis_dict(source, groups, trained)
     with atomic.write_folder(out, overwrite) as stage:
-        diagnosis.write(stage, found, record, energy)
+        write_diagnosis(stage, found, record, energy)
     for doubt in found["warnings"] + [d for start in found.get("adapters", {}).values() for d in start["concerns"]]:
         console.warn(doubt)
     console.result({"path": str(out), **found}, _text(found))
 
 
-def _base(adapters: "list[Adapter]", source: "Source", model: str | None, revision: str | None) -> Path:
+def _base(adapters: "list[Adapter]", source: "FeatureSet", model: str | None, revision: str | None) -> Path:
     """The base model's folder: whatever says which it is must agree."""
-    from osrm_cli.models import base_model as bases
+    from osrm_cli.models.base_model import resolve_base_model
 
     features = next(iter(source.files.values()))
     known = next((adapter for adapter in adapters if adapter.base), None)
     recorded = known.base if known else features.base
-    return bases.of_artifact(known.folder if known else features.path, recorded, None, model, revision)[0]
+    return resolve_base_model(known.folder if known else features.path, recorded, None, model, revision)[0]
 
 
 def _record(
-    source: "Source", adapters: "list[Adapter]", scores: list[Path], settings: Mapping[str, Any]
+    source: "FeatureSet", adapters: "list[Adapter]", scores: list[Path], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     from osrm_cli.storage import hub, provenance
 
     paths = [path for features in source.files.values() for path in features.files]
     base = next(iter(source.files.values())).base
-    record = provenance.record("diagnose", settings, [*paths, *scores], base=base)
-    read = [{"path": a.source, "commit": hub.commit(a.folder), "sha256": a.sha256()} for a in adapters]
+    record = provenance.make_record("diagnose", settings, [*paths, *scores], base=base)
+    read = [{"path": a.source, "commit": hub.commit_of(a.folder), "sha256": a.sha256()} for a in adapters]
     return {**record, "inputs": record["inputs"] + read}
 
 
-def _compared(source: "Source", energy: float, console: Console) -> "list[Group]":
-    from osrm_cli.diagnosis import feature_overlap as overlaps
+def _compared(source: "FeatureSet", energy: float, console: Console) -> "list[LayerGroup]":
+    from osrm_cli.diagnosis.feature_overlap import measure_overlap
 
     groups = []
     with console.progress("diagnose features", len(source.groups()), "inputs") as advance:
-        for group in overlaps.measure(source, energy):
+        for group in measure_overlap(source, energy):
             groups.append(group)
             advance(1)
     return groups
@@ -114,22 +114,22 @@ def _compared(source: "Source", energy: float, console: Console) -> "list[Group]
 
 def _trained(
     adapters: "list[Adapter]",
-    source: "Source",
+    source: "FeatureSet",
     base: Path,
     merges: list[Any],
     record: Mapping[str, Any],
     console: Console,
-) -> "Trained":
-    from osrm_cli.diagnosis import adapter_origin as origins
-    from osrm_cli.diagnosis import interference as interferences
-    from osrm_cli.diagnosis.write import Trained
+) -> "AdapterDiagnosis":
+    from osrm_cli.diagnosis.adapter_origin import trace_initialization
+    from osrm_cli.diagnosis.interference import measure_interference
+    from osrm_cli.diagnosis.write import AdapterDiagnosis
 
     digests = {task: entry["sha256"] for task, entry in zip(source.files, record["inputs"], strict=False)}
     layers = len({layer for adapter in adapters for layer in adapter.layers})
     with console.progress("diagnose adapters", layers, "layers") as advance:
-        found = interferences.measure(adapters, source, base, advance)
-    traced = {adapter.name: origins.trace(adapter, source.files, digests) for adapter in adapters}
-    return Trained(found, traced, merges)
+        found = measure_interference(adapters, source, base, advance)
+    traced = {adapter.name: trace_initialization(adapter, source.files, digests) for adapter in adapters}
+    return AdapterDiagnosis(found, traced, merges)
 
 
 def _text(found: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from osrm_cli.evaluation.classifiers import Held
+    from osrm_cli.evaluation.classifiers import TaskClassifier
     from osrm_cli.evaluation.scores import Score
     from osrm_cli.tasks.task import Data
 
@@ -55,23 +55,23 @@ def evaluate(
     Example: osrm eval merged
     """
     from osrm_cli.evaluation import classifiers, scores
-    from osrm_cli.models import base_model as bases
-    from osrm_cli.models import classifier as base_model
     from osrm_cli.models import devices
+    from osrm_cli.models.base_model import find_base_model, resolve_base_model
+    from osrm_cli.models.classifier import check_max_length
     from osrm_cli.storage import atomic, provenance
 
     console = Console(json, quiet)
     path = out or folder / scores.NAME
     atomic.refuse_existing(path, overwrite)
-    found = _chosen(classifiers.held(folder), task, folder)
+    found = _chosen(classifiers.open_classifiers(folder), task, folder)
     sets = {name: _sets(held, data, split, limit) for name, held in found.items()}
     lengths = {name: max_length or _length(held, sets[name][0]) for name, held in found.items()}
     first = next(iter(found.values()))
     if first.form == "model":
-        place, base = bases.locate(str(folder)), first.base
+        place, base = find_base_model(str(folder)), first.base
     else:
-        place, base = bases.of_artifact(folder, first.base, first.base_name, model, revision)
-    base_model.check_length(place, max(lengths.values()))
+        place, base = resolve_base_model(folder, first.base, first.base_name, model, revision)
+    check_max_length(place, max(lengths.values()))
     if dry_run:
         console.result({"would_write": [str(path)]}, f"would write {path}: {', '.join(found)}")
         return
@@ -86,35 +86,35 @@ def evaluate(
         results[name] = score
     precision = str(bench.dtype).removeprefix("torch.")
     settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": precision}
-    record = provenance.record(
+    record = provenance.make_record(
         "eval", settings, sorted(folder.rglob("*.safetensors")), base=base, **scores.made(folder)
     )
     facts = scores.summary(results) | (scores.answers(results) if predictions else {})
     with atomic.write_file(path, overwrite) as stage:
-        stage.write_text(provenance.dumps({**record, **facts}), encoding="utf-8")
+        stage.write_text(provenance.to_json({**record, **facts}), encoding="utf-8")
     if first.form == "task-aware":
         console.note("Each task was scored with its own mask: this is not one model.")
     console.result({"path": str(path), **scores.summary(results)}, _table(results, split))
 
 
-def _chosen(found: "dict[str, Held]", names: list[str] | None, folder: Path) -> "dict[str, Held]":
+def _chosen(found: "dict[str, TaskClassifier]", names: list[str] | None, folder: Path) -> "dict[str, TaskClassifier]":
     for name in names or []:
         if name not in found:
             raise OsrmError(f"{folder} holds no task '{name}'", f"it holds: {', '.join(found)}")
     return {name: held for name, held in found.items() if not names or name in names}
 
 
-def _sets(held: "Held", data: str | None, split: str, limit: int | None) -> "list[Data]":
+def _sets(held: "TaskClassifier", data: str | None, split: str, limit: int | None) -> "list[Data]":
     """The split's examples; two sets where the task has a matched and a mismatched one."""
-    from osrm_cli.tasks import loading as tasks
+    from osrm_cli.tasks import loading
 
     source = data or held.data or "hub"
-    splits = tasks.splits(held.task, source)
+    splits = loading.splits(held.task, source)
     pair = [name for name in (f"{split}_matched", f"{split}_mismatched") if name in splits]
-    return [tasks.load(held.task, source, name, limit) for name in pair or [split]]
+    return [loading.load(held.task, source, name, limit) for name in pair or [split]]
 
 
-def _length(held: "Held", data: "Data") -> int:
+def _length(held: "TaskClassifier", data: "Data") -> int:
     """Tokens an example is cut to: as the single adapter was scored, else as the task says."""
     return held.max_length or data.task.max_length or options.MAX_LENGTH
 
@@ -130,21 +130,21 @@ class _Bench:
     console: Console
 
     def __post_init__(self) -> None:
-        from osrm_cli.models import classifier as base_model
+        from osrm_cli.models.classifier import load_classifier, load_tokenizer
 
-        self.tokenizer = base_model.load_tokenizer(self.place)
-        self.model = base_model.load_classifier(self.place, 2, self.tokenizer, self.dtype, 0).model
+        self.tokenizer = load_tokenizer(self.place)
+        self.model = load_classifier(self.place, 2, self.tokenizer, self.dtype, 0).model
         whole: torch.nn.Module = self.model  # transformers' own method "to" is not typed
         whole.to(self.device)
 
-    def score(self, held: "Held", sets: "list[Data]", length: int) -> "Score":
+    def score(self, held: "TaskClassifier", sets: "list[Data]", length: int) -> "Score":
         """Score one task on one set of examples, or two."""
         from osrm_cli.evaluation import classifiers
         from osrm_cli.evaluation.scores import Score, rounded
         from osrm_cli.tasks import metrics
 
         task = sets[0].task
-        with classifiers.classifier(self.model, held, task.num_labels) as model:
+        with classifiers.attach_classifier(self.model, held, task.num_labels) as model:
             answers = [self._answers(model, data, length) for data in sets]
         found = [metrics.score(task, given, data.labels) for given, data in zip(answers, sets, strict=True)]
         named = {name: value for data, rows in zip(sets, found, strict=True) for name, value in _named(data, rows)}
@@ -160,24 +160,24 @@ class _Bench:
 
     def _answers(self, model: Any, data: "Data", length: int) -> Any:
         """Classes or scores, one per example."""
-        from osrm_cli.models import backbone as scoring
-        from osrm_cli.models import batching as batches
+        from osrm_cli.models.backbone import compute_logits
+        from osrm_cli.models.batching import tokenize_examples
         from osrm_cli.tasks import metrics
 
-        encodings = batches.tokenise(self.tokenizer, data.examples, length)
+        encodings = tokenize_examples(self.tokenizer, data.examples, length)
         with self.console.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
-            logits = scoring.logits(model, encodings, self.tokenizer, self.device, self.batch_size, advance)
+            logits = compute_logits(model, encodings, self.tokenizer, self.device, self.batch_size, advance)
         return metrics.decide(data.task, logits.numpy())
 
 
-def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | None:
+def _alone(bench: _Bench, merged: "TaskClassifier", data: "Data", length: int) -> float | None:
     """The single adapter's headline: as recorded if that was on the same examples, else measured if it is there."""
     from osrm_cli.adapters.adapter import Adapter
     from osrm_cli.evaluation import classifiers
-    from osrm_cli.models import base_model as bases
+    from osrm_cli.models.base_model import resolve_base_model
     from osrm_cli.tasks import metrics
 
-    source = merged.source
+    source = merged.single_adapter
     recorded = source.get("dev") or {}
     same = {"sha256": data.sha256, "max_length": length, "dtype": str(bench.dtype).removeprefix("torch.")}
     if all(recorded.get(name, value) == value for name, value in same.items()) and "sha256" in recorded:
@@ -189,9 +189,9 @@ def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | 
     if Adapter.open(path).sha256() != source.get("sha256"):
         bench.console.note(f"{merged.task}: {path} has changed since it was merged, so it has no score beside it")
         return None
-    held = next(iter(classifiers.held(path).values()))
+    held = next(iter(classifiers.open_classifiers(path).values()))
     if merged.form == "model":  # the bench's weights are the merged ones
-        bench = replace(bench, place=bases.of_artifact(path, held.base, held.base_name, None, None)[0])
+        bench = replace(bench, place=resolve_base_model(path, held.base, held.base_name, None, None)[0])
     return bench.score(held, [data], length).headline
 
 

@@ -12,12 +12,11 @@ from osrm_cli.cli import options
 from osrm_cli.cli.console import Console
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.statistics.table import STATISTICS
-from osrm_cli.initialization.objectives import table as objectives
-from osrm_cli.initialization.objectives.table import DEFAULTS, Objective
+from osrm_cli.initialization.objectives.table import DEFAULT_OBJECTIVES, OBJECTIVES, Objective, find_objective
 
 if TYPE_CHECKING:
-    from osrm_cli.features.features_file import Features
-    from osrm_cli.initialization.initialize import Recipe, Start
+    from osrm_cli.features.features_file import FeaturesFile
+    from osrm_cli.initialization.initialize import InitConfig, InitializedAdapter
 
 
 def init(
@@ -44,8 +43,8 @@ def init(
         str | None,
         typer.Option(
             "--objective",
-            help=f"How A is chosen. Default: {DEFAULTS[0]}; {DEFAULTS[1]} where the features do not serve that.",
-            autocompletion=options.completing(objectives.OBJECTIVES),
+            help="How A is chosen. Default: {}; {} where the features do not serve that.".format(*DEFAULT_OBJECTIVES),
+            autocompletion=options.completer(OBJECTIVES),
             show_default=False,
         ),
     ] = None,
@@ -54,7 +53,7 @@ def init(
         typer.Option(
             "--statistic",
             help="What to choose A from, where the features hold several. Default: the objective's first choice.",
-            autocompletion=options.completing(STATISTICS),
+            autocompletion=options.completer(STATISTICS),
             show_default=False,
         ),
     ] = None,
@@ -81,30 +80,30 @@ def init(
 
     Example: osrm init --exclude mini-mood --rank 8
     """
-    named = objectives.find(objective) if objective else None
+    named = find_objective(objective) if objective else None
     if each == bool(exclude):
         raise typer.BadParameter(
             "give one of them: a start is for one task, or for each", param_hint="--exclude, --each"
         )
-    if rank_budget is not None and options.typed(context, "rank"):
+    if rank_budget is not None and options.given_on_command_line(context, "rank"):
         raise typer.BadParameter("give one of them: they exclude one another", param_hint="--rank, --rank-budget")
 
-    from osrm_cli.features import features_file as features_files
-    from osrm_cli.initialization.from_features import default, serving
-    from osrm_cli.initialization.initialize import Recipe
-    from osrm_cli.initialization.objectives import rank_budget as budget
+    from osrm_cli.features.features_file import open_features_folder
+    from osrm_cli.initialization.from_features import choose_statistic, default_objective
+    from osrm_cli.initialization.initialize import InitConfig
+    from osrm_cli.initialization.objectives.rank_budget import check_spectrum
     from osrm_cli.storage import atomic
 
     console = Console(json, quiet)
-    files = features_files.open_folder(features)
-    row = _reading(named or default(files, exclude or list(files), statistic), a_scale)
+    files = open_features_folder(features)
+    row = _reading(named or default_objective(files, exclude or list(files), statistic), a_scale)
     if rank_budget is not None:
-        budget.check_spectrum(row.name)
+        check_spectrum(row.name)
     paths = {task: out / _folder_name(task) for task in exclude or files}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
     _warn_of_unknown(paths, files, console)
-    read = serving(files, list(paths), row, statistic)
+    read = choose_statistic(files, list(paths), row, statistic)
     layers = len(next(iter(files.values())).layers)
     average = rank if rank_budget is None else rank_budget / layers
     told = f"rank {rank}" if rank_budget is None else f"ranks of {rank_budget} in all"
@@ -112,27 +111,29 @@ def init(
         console.result({"would_write": [str(path) for path in paths.values()]}, _plan(paths, row, told, files))
         return
 
-    recipe = Recipe(row, read, average, rank_budget, alpha, a_scale, eps, seed)
+    recipe = InitConfig(row, read, average, rank_budget, alpha, a_scale, eps, seed)
     starts = _starts(files, list(paths), recipe, console)
     for task, path in paths.items():
         _write(path, task, starts[task], files, recipe, overwrite)
     lines = [f"{path}  {told}, {layers} layers, objective {row.name}" for path in paths.values()]
     facts = {"starts": {task: str(path) for task, path in paths.items()}, "objective": row.name}
-    console.result({**facts, "concerns": {task: start.concerns for task, start in starts.items()}}, "\n".join(lines))
+    console.result({**facts, "concerns": {task: start.warnings for task, start in starts.items()}}, "\n".join(lines))
 
 
-def _starts(files: "dict[str, Features]", wanted: list[str], recipe: "Recipe", console: Console) -> "dict[str, Start]":
+def _starts(
+    files: "dict[str, FeaturesFile]", wanted: list[str], recipe: "InitConfig", console: Console
+) -> "dict[str, InitializedAdapter]":
     """Every task's start, its doubts told."""
-    from osrm_cli.initialization import initialize as starts
+    from osrm_cli.initialization import initialize
 
     steps, name = len(next(iter(files.values())).layers) * len(wanted), recipe.objective.name
     ranks = None
     if recipe.rank_budget is not None:
         with console.progress("ranks", steps, "layers") as advance:
-            ranks = starts.spread(files, wanted, recipe, recipe.rank_budget, advance)
+            ranks = initialize.allocate_ranks(files, wanted, recipe, recipe.rank_budget, advance)
     with console.progress(f"init {name}", steps, "layers") as advance:
-        made = starts.make(files, wanted, recipe, ranks, advance)
-    for doubt in dict.fromkeys(doubt for start in made.values() for doubt in start.concerns):
+        made = initialize.initialize_layers(files, wanted, recipe, ranks, advance)
+    for doubt in dict.fromkeys(doubt for start in made.values() for doubt in start.warnings):
         console.warn(doubt)
     return made
 
@@ -140,34 +141,34 @@ def _starts(files: "dict[str, Features]", wanted: list[str], recipe: "Recipe", c
 def _write(
     path: Path,
     task: str,
-    start: "Start",
-    files: "dict[str, Features]",
-    recipe: "Recipe",
+    start: "InitializedAdapter",
+    files: "dict[str, FeaturesFile]",
+    recipe: "InitConfig",
     overwrite: bool,
 ) -> None:
     from osrm_cli.adapters.writer import write_adapter
-    from osrm_cli.initialization.from_features import used
+    from osrm_cli.initialization.from_features import tasks_read
     from osrm_cli.storage import atomic, provenance
 
     first = next(iter(files.values()))
-    own = files[task].facts if task in files else {"task": {"name": task}, "data": None}
-    read = [files[name] for name in used(files, task, recipe.objective)]
+    own = files[task].record if task in files else {"task": {"name": task}, "data": None}
+    read = [files[name] for name in tasks_read(files, task, recipe.objective)]
     about = {
         "examples": max((held.examples for held in read), default=None),
-        "target_modules": first.facts["target_modules"],
+        "target_modules": first.record["target_modules"],
     }
-    facts = provenance.record(
+    facts = provenance.make_record(
         "init",
-        {**recipe.facts(), **about},
+        {**recipe.record(), **about},
         [path for held in read for path in held.files],
         base=first.base,
         task=own["task"],
         data=own["data"],
-        concerns=start.concerns,
+        concerns=start.warnings,
     )
     with atomic.write_folder(path, overwrite) as stage:
         write_adapter(stage, start.factors, recipe.config(first, start.ranks))
-        provenance.write(stage, facts)
+        provenance.write_record(stage, facts)
 
 
 def _reading(row: Objective, a_scale: str | None) -> Objective:
@@ -184,7 +185,7 @@ def _folder_name(task: str) -> str:
     return task
 
 
-def _warn_of_unknown(wanted: Iterable[str], files: "dict[str, Features]", console: Console) -> None:
+def _warn_of_unknown(wanted: Iterable[str], files: "dict[str, FeaturesFile]", console: Console) -> None:
     """A task without features of its own may be meant so, or be misspelled."""
     for task in wanted:
         if task not in files:
@@ -193,8 +194,10 @@ def _warn_of_unknown(wanted: Iterable[str], files: "dict[str, Features]", consol
             console.warn(f"there are no features of a task '{task}': {meant}")
 
 
-def _plan(paths: dict[str, Path], row: Objective, rank: str, files: "dict[str, Features]") -> str:
-    from osrm_cli.initialization.from_features import used
+def _plan(paths: dict[str, Path], row: Objective, rank: str, files: "dict[str, FeaturesFile]") -> str:
+    from osrm_cli.initialization.from_features import tasks_read
 
-    read = {task: ", ".join(str(files[name].path) for name in used(files, task, row)) or "no file" for task in paths}
+    read = {
+        task: ", ".join(str(files[name].path) for name in tasks_read(files, task, row)) or "no file" for task in paths
+    }
     return "\n".join(f"would write {path}: {row.name}, {rank}, from {read[task]}" for task, path in paths.items())

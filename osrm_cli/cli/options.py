@@ -20,7 +20,7 @@ class Row(Protocol):
         """One line for completion."""
 
 
-def completing(rows: Sequence[Row]) -> Callable[[str], list[tuple[str, str]]]:
+def completer(rows: Sequence[Row]) -> Callable[[str], list[tuple[str, str]]]:
     """Shell completion from a table: every name that goes on as typed, with its one line."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
@@ -61,21 +61,21 @@ class Freeze(StrEnum):
     B = "B"
 
 
-class Head(StrEnum):
+class HeadInit(StrEnum):
     """Where a new head begins: random weights, or fitted to what the model puts out before training."""
 
     FITTED = "fitted"
     FRESH = "fresh"
 
 
-class Unit(StrEnum):
+class PenaltyUnit(StrEnum):
     """What interference is measured in: the base model's energy, or the update's own."""
 
     BASE = "base"
     OWN = "own"
 
 
-class Form(StrEnum):
+class OutputFormat(StrEnum):
     """What is written."""
 
     ADAPTER = "adapter"
@@ -155,7 +155,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one line
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.")]
 
 
-def typed(context: typer.Context, parameter: str) -> bool:
+def given_on_command_line(context: typer.Context, parameter: str) -> bool:
     """Whether an option stands on the command line, rather than in the environment or osrm.toml."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"

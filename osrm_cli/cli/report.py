@@ -31,15 +31,14 @@ def report(
 
     Example: osrm report merged
     """
-    from osrm_cli.reporting import contents
-    from osrm_cli.reporting import score_files as results
-    from osrm_cli.reporting import write as folder
+    from osrm_cli.reporting import contents, write
     from osrm_cli.reporting.comparison import compare
+    from osrm_cli.reporting.score_files import read
     from osrm_cli.storage import atomic
 
     console = Console(json, quiet)
     atomic.refuse_existing(out, overwrite)
-    given = results.read(files)
+    given = read(files)
     comparison = compare(given, baseline, resamples, seed)
     if dry_run:
         arms = ", ".join(arm.label for arm in comparison.arms)
@@ -47,9 +46,9 @@ def report(
         console.result({"would_write": [str(out)]}, plan)
         return
     settings = {"baseline": baseline, "resamples": resamples, "seed": seed}
-    facts = folder.facts(comparison, settings)
+    facts = write.facts(comparison, settings)
     with atomic.write_folder(out, overwrite) as stage:
-        folder.write(stage, contents.contents(comparison, resamples), facts)
+        write.write(stage, contents.contents(comparison, resamples), facts)
     for line in contents.notes(comparison):
         console.note(line)
     console.result({"path": str(out), **facts}, "\n".join([*contents.summary(comparison), f"{out}/report.html"]))

@@ -10,28 +10,32 @@ import typer
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, table
 from osrm_cli.errors import OsrmError
-from osrm_cli.initialization.objectives import table as objectives
+from osrm_cli.initialization.objectives.table import OBJECTIVES, find_objective
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from osrm_cli.adapters.adapter import Adapter
-    from osrm_cli.features.feature_set import Source
-    from osrm_cli.features.features_file import Features
+    from osrm_cli.features.feature_set import FeatureSet
+    from osrm_cli.features.features_file import FeaturesFile
     from osrm_cli.linalg.low_rank import LowRank
-    from osrm_cli.retrofit.retrofit import Change, Factors
+    from osrm_cli.retrofit.retrofit import Factors, RetrofitChange
 
 
-class Way(StrEnum):
+class RetrofitMethod(StrEnum):
     """How an existing update is made to keep off the other tasks' inputs."""
 
     PROJECTION = "projection"
     BALANCED = "balanced"
 
 
-_MUCH = 0.5
+_LARGE_CHANGE = 0.5
 # Options that one way alone takes.
-_OF = {"mu": Way.BALANCED, "objective": Way.PROJECTION, "eps": Way.PROJECTION}
+_OPTION_METHOD = {
+    "mu": RetrofitMethod.BALANCED,
+    "objective": RetrofitMethod.PROJECTION,
+    "eps": RetrofitMethod.PROJECTION,
+}
 
 
 def retrofit(
@@ -39,15 +43,16 @@ def retrofit(
     adapters: Annotated[list[str], typer.Argument(help="Adapter folders or hub ids, of any program.")],
     features: options.FeaturesFolder = Path("features"),
     method: Annotated[
-        Way, typer.Option("--method", "-m", help="balanced: B stays, A is solved for. projection: A is a start's.")
-    ] = Way.BALANCED,
+        RetrofitMethod,
+        typer.Option("--method", "-m", help="balanced: B stays, A is solved for. projection: A is a start's."),
+    ] = RetrofitMethod.BALANCED,
     mu: Annotated[float, typer.Option("--mu", min=0, help="balanced: cost of the other tasks' interference.")] = 0.3,
     objective: Annotated[
         str,
         typer.Option(
             "--objective",
             help="projection: how A is chosen.",
-            autocompletion=options.completing(objectives.OBJECTIVES),
+            autocompletion=options.completer(OBJECTIVES),
         ),
     ] = "osrm",
     eps: Annotated[float, typer.Option("--eps", min=0, help="projection with gevd: weight of the identity.")] = 1e-3,
@@ -63,19 +68,24 @@ def retrofit(
 
     Example: osrm retrofit adapters/* --features features
     """
-    from osrm_cli.features import adapter_match as matching
-    from osrm_cli.features import features_file as features_files
-    from osrm_cli.retrofit import retrofit as retrofits
+    from osrm_cli.features.adapter_match import check_features, open_adapters
+    from osrm_cli.features.features_file import open_features_folder
+    from osrm_cli.retrofit.retrofit import (
+        balance_adapter,
+        measure_changes,
+        project_adapter,
+        retrofit_warnings,
+    )
     from osrm_cli.storage import atomic
 
     console = Console(json, quiet)
-    row = objectives.find(objective)
-    for name, way in _OF.items():
-        if way is not method and options.typed(context, name):
+    row = find_objective(objective)
+    for name, way in _OPTION_METHOD.items():
+        if way is not method and options.given_on_command_line(context, name):
             raise OsrmError(f"method {method} does not use --{name}", f"it belongs to --method {way}")
-    opened = matching.open_adapters(adapters, task or [])
-    files = features_files.open_folder(features)
-    matching.check_features(opened, files)
+    opened = open_adapters(adapters, task or [])
+    files = open_features_folder(features)
+    check_features(opened, files)
     if len(files) < 2:
         raise OsrmError(
             f"{features} holds no features of a task other than '{next(iter(files))}'",
@@ -89,22 +99,22 @@ def retrofit(
         text = "\n".join(f"would write {path}: {method} from {', '.join(files)}" for path in paths.values())
         console.result({"would_write": [str(path) for path in paths.values()]}, text)
         return
-    doubts = retrofits.concerns(source) if method is Way.BALANCED else []
+    doubts = retrofit_warnings(source) if method is RetrofitMethod.BALANCED else []
     for doubt in doubts:
         console.warn(doubt)
-    if method is Way.BALANCED:
+    if method is RetrofitMethod.BALANCED:
         settings: dict[str, Any] = {"method": str(method), "mu": mu}
-        made = retrofits.balanced(opened, source, mu)
+        made = balance_adapter(opened, source, mu)
     else:
         settings = {"method": str(method), "objective": row.name, "eps": eps, "seed": seed}
-        made = retrofits.projection(opened, files, row, seed, eps)
+        made = project_adapter(opened, files, row, seed, eps)
     new = _gather(made, opened, str(method), console)
-    changed = retrofits.changes(new, opened, source)
+    changed = measure_changes(new, opened, source)
     for adapter in opened:
         facts = {"changed": vars(changed[adapter.name]), "statistic": source.kind, "concerns": doubts}
         _write(paths[adapter.name], adapter, new[adapter.name], files, settings, facts, overwrite)
     for name, change in changed.items():
-        if change.own > _MUCH:
+        if change.own > _LARGE_CHANGE:
             console.warn(
                 f"{name}: {change.own:.0%} of the update on its own inputs has changed, so its own score will suffer; "
                 "--method balanced with a smaller --mu keeps more"
@@ -113,13 +123,13 @@ def retrofit(
     console.result({"adapters": told, **settings}, _table(changed, paths, settings))
 
 
-def _source(files: "Mapping[str, Features]", method: Way) -> "Source":
+def _source(files: "Mapping[str, FeaturesFile]", method: RetrofitMethod) -> "FeatureSet":
     """What is read of the features: a mean or a few of them do not say what an update may not lose."""
-    from osrm_cli.features.feature_set import Source
+    from osrm_cli.features.feature_set import FeatureSet
 
-    if method is Way.BALANCED:
-        return Source.of(files, ("second-moment", "sketch"), "method balanced")
-    return Source.of(files)
+    if method is RetrofitMethod.BALANCED:
+        return FeatureSet.of(files, ("second-moment", "sketch"), "method balanced")
+    return FeatureSet.of(files)
 
 
 def _gather(
@@ -137,35 +147,41 @@ def _write(
     path: Path,
     adapter: "Adapter",
     new: "Mapping[str, LowRank]",
-    files: "Mapping[str, Features]",
+    files: "Mapping[str, FeaturesFile]",
     settings: dict[str, Any],
     facts: dict[str, Any],
     overwrite: bool,
 ) -> None:
     """The adapter with its task, data and length, so that ``osrm eval`` scores it as it scores the old one."""
     from osrm_cli.adapters import training_record
-    from osrm_cli.retrofit import retrofit as retrofits
+    from osrm_cli.retrofit.retrofit import (
+        write_retrofitted,
+    )
     from osrm_cli.storage import atomic, hub, provenance
 
     own = files[adapter.name]
-    length = (adapter.facts.get("settings") or {}).get("max_length")
-    record = provenance.record(
+    length = (adapter.record.get("settings") or {}).get("max_length")
+    record = provenance.make_record(
         "retrofit",
         {**settings, "max_length": length},
         [path for features in files.values() for path in features.files],
         base=adapter.base or own.base,
-        task=adapter.facts.get("task") or own.facts["task"],
-        data=adapter.facts.get("data") or {"source": (own.facts.get("data") or {}).get("source")},
-        **{part: found for part, found in training_record.origin(adapter).items() if part in ("start", "train")},
+        task=adapter.record.get("task") or own.record["task"],
+        data=adapter.record.get("data") or {"source": (own.record.get("data") or {}).get("source")},
+        **{
+            part: found
+            for part, found in training_record.recorded_origin(adapter).items()
+            if part in ("start", "train")
+        },
         **facts,
     )
-    old = {"path": adapter.source, "commit": hub.commit(adapter.folder), "sha256": adapter.sha256()}
+    old = {"path": adapter.source, "commit": hub.commit_of(adapter.folder), "sha256": adapter.sha256()}
     with atomic.write_folder(path, overwrite) as stage:
-        retrofits.write(stage, adapter, new.items())
-        provenance.write(stage, {**record, "inputs": [old, *record["inputs"]]})
+        write_retrofitted(stage, adapter, new.items())
+        provenance.write_record(stage, {**record, "inputs": [old, *record["inputs"]]})
 
 
-def _table(changed: "Mapping[str, Change]", paths: dict[str, Path], settings: dict[str, Any]) -> Any:
+def _table(changed: "Mapping[str, RetrofitChange]", paths: dict[str, Path], settings: dict[str, Any]) -> Any:
     title = f"Retrofitted ({', '.join(f'{name} {value}' for name, value in settings.items())})"
     made = table("adapter", "changed on its own inputs", "energy left on the others'", title=title)
     for name, change in changed.items():

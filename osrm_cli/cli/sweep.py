@@ -9,16 +9,16 @@ import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, table
-from osrm_cli.cli.options import Device, DType, Form
+from osrm_cli.cli.options import Device, DType, OutputFormat
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging import methods as merging
+from osrm_cli.merging.methods import METHODS
 
 if TYPE_CHECKING:
-    from osrm_cli.sweep.grid import Family, Value
-    from osrm_cli.sweep.merges import Merges
-    from osrm_cli.sweep.results import Sweep
-    from osrm_cli.sweep.scorer import Bench
-    from osrm_cli.sweep.tasks import Entrant
+    from osrm_cli.sweep.grid import MergeFamily, Value
+    from osrm_cli.sweep.merges import GridMerges
+    from osrm_cli.sweep.results import SweepResult
+    from osrm_cli.sweep.scorer import SweepScorer
+    from osrm_cli.sweep.tasks import SweepTask
 
 
 def sweep(
@@ -30,7 +30,7 @@ def sweep(
             "--method",
             "-m",
             help="How to merge; repeat for more. Default: task-arith.",
-            autocompletion=options.completing(merging.METHODS),
+            autocompletion=options.completer(METHODS),
             show_default=False,
         ),
     ] = None,
@@ -92,8 +92,8 @@ def sweep(
         bool, typer.Option("--predictions", help="Keep predictions of the singles and the best.")
     ] = False,
     form: Annotated[
-        Form, typer.Option("--as", help="What is scored: the merge as an adapter, or as a model.")
-    ] = Form.ADAPTER,
+        OutputFormat, typer.Option("--as", help="What is scored: the merge as an adapter, or as a model.")
+    ] = OutputFormat.ADAPTER,
     seed: options.Seed = 0,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
@@ -111,16 +111,16 @@ def sweep(
 
     Example: osrm sweep adapters/* --method task-arith --lambda 0.1:1.0:0.1
     """
-    from osrm_cli.calibration.calibrate import SAMPLES
+    from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
     from osrm_cli.merging import recipe
-    from osrm_cli.models import base_model as bases
-    from osrm_cli.models import classifier as base_model
     from osrm_cli.models import devices
+    from osrm_cli.models.base_model import resolve_base_model
+    from osrm_cli.models.classifier import check_max_length
     from osrm_cli.storage import atomic
     from osrm_cli.sweep import grid
-    from osrm_cli.sweep.merges import Merges
-    from osrm_cli.sweep.scorer import Bench
-    from osrm_cli.sweep.tasks import Wanted
+    from osrm_cli.sweep.merges import GridMerges
+    from osrm_cli.sweep.scorer import SweepScorer
+    from osrm_cli.sweep.tasks import SweepDataSpec
 
     console = Console(json, quiet)
     atomic.refuse_existing(out, overwrite)
@@ -128,26 +128,26 @@ def sweep(
     where = devices.pick_device(device)
     precision = devices.pick_dtype(dtype, where)
     common = {"seed": [seed]} | ({"samples": [samples]} if samples else {})
-    entries = tuple(map(recipe.Entry, adapters))
-    asked = recipe.Recipe("", entries, {}, str(features) if features else None, form.value, data=data)
-    families = grid.families(asked, spelled, axes, common)
+    entries = tuple(map(recipe.AdapterEntry, adapters))
+    asked = recipe.MergeRecipe("", entries, {}, str(features) if features else None, form.value, data=data)
+    families = grid.expand_grid(asked, spelled, axes, common)
     _refuse_unused(context, families, calibrate)
     known = next((adapter for adapter in families[0].plan.adapters if adapter.base), families[0].plan.adapters[0])
-    place, base = bases.of_artifact(
+    place, base = resolve_base_model(
         known.folder, known.base, known.config.base_model, model, revision or known.config.revision
     )
-    unlabelled = (samples or SAMPLES) if calibrate else 0
-    wanted = Wanted(data, split, validation_split, limit, max_length, unlabelled, seed)
-    entrants = wanted.enter(families[0].plan.adapters, task or [])
-    base_model.check_length(place, max(entrant.max_length for entrant in entrants))
-    merges = Merges(families, place, where)
+    unlabelled = (samples or DEFAULT_SAMPLES) if calibrate else 0
+    wanted = SweepDataSpec(data, split, validation_split, limit, max_length, unlabelled, seed)
+    entrants = wanted.load_tasks(families[0].plan.adapters, task or [])
+    check_max_length(place, max(entrant.max_length for entrant in entrants))
+    merges = GridMerges(families, place, where)
     points = sum(len(family.lambdas) for family in families)
     if dry_run:
         tasks = ", ".join(entrant.adapter.name for entrant in entrants)
         console.result({"would_write": str(out), "points": points}, f"would write {out}: {points} merges on {tasks}")
         return
     with atomic.write_folder(out, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
-        bench = Bench(families[0].plan, entrants, place, where, precision, batch_size)
+        bench = SweepScorer(families[0].plan, entrants, place, where, precision, batch_size)
         found = _scored(bench, merges, families, Path(scratch), console)
         settings = {
             "methods": list(dict.fromkeys(family.plan.method.name for family in families)),
@@ -182,20 +182,22 @@ def _axes(
     return axes
 
 
-def _refuse_unused(context: typer.Context, families: "Sequence[Family]", calibrate: bool) -> None:
+def _refuse_unused(context: typer.Context, families: "Sequence[MergeFamily]", calibrate: bool) -> None:
     """Check that inputs on the command line are used; ``grid`` has checked the options that span it."""
     methods = [family.plan.method for family in families]
     used = {
         "features": any("features" in method.needs for method in methods),
-        "samples": calibrate or any(method.passes for method in methods),
+        "samples": calibrate or any(method.data_statistic for method in methods),
     }
     for name, is_used in used.items():
-        if not is_used and options.typed(context, name):
+        if not is_used and options.given_on_command_line(context, name):
             raise OsrmError(f"none of the methods uses --{name}", "osrm merge --list shows what they need")
 
 
-def _scored(bench: "Bench", merges: "Merges", families: "Sequence[Family]", scratch: Path, console: Console) -> "Sweep":
-    from osrm_cli.sweep.results import Point, Sweep
+def _scored(
+    bench: "SweepScorer", merges: "GridMerges", families: "Sequence[MergeFamily]", scratch: Path, console: Console
+) -> "SweepResult":
+    from osrm_cli.sweep.results import SweepPoint, SweepResult
 
     points = []
     with console.progress("sweep singles", bench.examples, "examples") as advance:
@@ -206,40 +208,42 @@ def _scored(bench: "Bench", merges: "Merges", families: "Sequence[Family]", scra
         with console.progress(f"sweep {name}", len(changes) * bench.examples, "examples") as advance:
             for chosen, change in changes:
                 for calibrated, parts in enumerate(bench.score(change, advance)):
-                    points.append(Point(name, chosen, bool(calibrated), **parts))
-    return Sweep(**single, points=points)
+                    points.append(SweepPoint(name, chosen, bool(calibrated), **parts))
+    return SweepResult(**single, points=points)
 
 
 def _record(
-    settings: Mapping[str, Any], base: Any, families: "Sequence[Family]", entrants: "Sequence[Entrant]"
+    settings: Mapping[str, Any], base: Any, families: "Sequence[MergeFamily]", entrants: "Sequence[SweepTask]"
 ) -> dict[str, Any]:
     """Where the sweep came from."""
     from osrm_cli.adapters import training_record
     from osrm_cli.storage import provenance
     from osrm_cli.tasks.validation_split import TEST
 
-    adapters = {adapter.name: training_record.source(adapter) for adapter in families[0].plan.adapters}
+    adapters = {adapter.name: training_record.describe_adapter(adapter) for adapter in families[0].plan.adapters}
     data = {each.adapter.name: {"source": each.source, "sha256": dict(each.parts.sha256)} for each in entrants}
     lengths = {each.adapter.name: each.max_length for each in entrants}
-    record = provenance.record("sweep", {**settings, "max_length": lengths}, base=base, data=data, adapters=adapters)
-    files = [file for family in families for file in family.plan.evidence.facts().get("features", [])]
+    record = provenance.make_record(
+        "sweep", {**settings, "max_length": lengths}, base=base, data=data, adapters=adapters
+    )
+    files = [file for family in families for file in family.plan.layer_data.record().get("features", [])]
     read = [{"path": row["path"], "sha256": row["sha256"]} for row in adapters.values()]
     record["inputs"] = read + [file for index, file in enumerate(files) if file not in files[:index]]
     return record | {"labels": {TEST: {each.adapter.name: each.parts.labels_of(TEST) for each in entrants}}}
 
 
-def _write(stage: Path, found: "Sweep", record: dict[str, Any], predictions: bool) -> None:
+def _write(stage: Path, found: "SweepResult", record: dict[str, Any], predictions: bool) -> None:
     from osrm_cli.storage import provenance
-    from osrm_cli.sweep import lambda_plot as curves
-    from osrm_cli.sweep import results as sweeps
+    from osrm_cli.sweep.lambda_plot import draw_lambda_plot
+    from osrm_cli.sweep.results import CURVE, NAME
 
     labels = record.pop("labels")
     facts = {**record, **found.facts(predictions), **({"labels": labels} if predictions else {})}
-    (stage / sweeps.NAME).write_text(provenance.dumps(facts), encoding="utf-8")
-    curves.draw(found, stage / sweeps.CURVE)
+    (stage / NAME).write_text(provenance.to_json(facts), encoding="utf-8")
+    draw_lambda_plot(found, stage / CURVE)
 
 
-def _table(found: "Sweep") -> Any:
+def _table(found: "SweepResult") -> Any:
     from osrm_cli.sweep.results import average
 
     made = table("best", "options", "validation", "test", "of single", title="Average score, best by validation")

@@ -10,17 +10,17 @@ import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console
-from osrm_cli.cli.options import Device, DType, Freeze, Head, Unit
+from osrm_cli.cli.options import Device, DType, Freeze, HeadInit, PenaltyUnit
 from osrm_cli.errors import OsrmError
 
 if TYPE_CHECKING:
     import torch
 
     from osrm_cli.adapters.adapter import Adapter
-    from osrm_cli.features.features_file import Features
-    from osrm_cli.storage.provenance import Base
+    from osrm_cli.features.features_file import FeaturesFile
+    from osrm_cli.storage.provenance import BaseModelId
     from osrm_cli.tasks.task import Data
-    from osrm_cli.training.fit import Outcome, Recipe
+    from osrm_cli.training.fit import TrainingConfig, TrainingResult
 
 
 def train(
@@ -48,9 +48,9 @@ def train(
         typer.Option("--dropout", min=0, max=0.9, help="Of the base model. Default: its own.", show_default=False),
     ] = None,
     head: Annotated[
-        Head,
+        HeadInit,
         typer.Option("--head", help="A new head begins fitted to the untrained model's output, or fresh (random)."),
-    ] = Head.FITTED,
+    ] = HeadInit.FITTED,
     interference_penalty: Annotated[
         float | None,
         typer.Option(
@@ -62,8 +62,9 @@ def train(
         ),
     ] = None,
     penalty_unit: Annotated[
-        Unit, typer.Option("--penalty-unit", help="Measure it by the base model's energy, or by the update's own.")
-    ] = Unit.BASE,
+        PenaltyUnit,
+        typer.Option("--penalty-unit", help="Measure it by the base model's energy, or by the update's own."),
+    ] = PenaltyUnit.BASE,
     features: options.FeaturesFolder = Path("features"),
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the epoch with the best dev score.")] = False,
     resume: Annotated[
@@ -83,16 +84,16 @@ def train(
     Example: osrm train starts/mini-mood
     """
     from osrm_cli.models import devices
-    from osrm_cli.models import distributed as processes
-    from osrm_cli.training.fit import Recipe
+    from osrm_cli.models.distributed import process_rank
+    from osrm_cli.training.fit import TrainingConfig
 
-    leader = processes.rank() == 0  # under a launcher, one process writes and speaks
+    leader = process_rank() == 0  # under a launcher, one process writes and speaks
     console = Console(json, quiet or not leader)
     where = devices.pick_device(device)
     precision = devices.pick_training_dtype(dtype, where)
     if precision.itemsize == 2 and dtype is DType.FLOAT16:
         raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
-    recipe = Recipe(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2, dropout=dropout)
+    recipe = TrainingConfig(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2, dropout=dropout)
     limits = {"limit": limit, "dev_limit": dev_limit, "max_length": max_length}
     settings = {**asdict(recipe), **limits, "freeze": freeze and str(freeze), "head": str(head)}
     if interference_penalty:
@@ -124,11 +125,11 @@ class _Job:
     train: "Data"
     dev: "Data"
     folder: Path
-    base: "Base"
-    recipe: "Recipe"
+    base: "BaseModelId"
+    recipe: "TrainingConfig"
     settings: dict[str, Any]
     path: Path
-    features: "dict[str, Features]"
+    features: "dict[str, FeaturesFile]"
 
     @property
     def work(self) -> Path:
@@ -140,14 +141,14 @@ class _Job:
         from osrm_cli.storage import provenance
 
         data = {"source": self.source, "sha256": self.train.sha256}
-        return provenance.record(
+        return provenance.make_record(
             "train",
             self.settings,
             [self.start.folder, *(path for read in self.features.values() for path in read.files)],
             base=self.base,
             task=self.train.task.to_dict(),
             data=data,
-            start=self.start.facts.get("settings"),
+            start=self.start.record.get("settings"),
         )
 
 
@@ -159,29 +160,29 @@ def _job(
     model: str | None,
     revision: str | None,
     features: Path,
-    recipe: "Recipe",
+    recipe: "TrainingConfig",
     settings: dict[str, Any],
 ) -> _Job:
     from osrm_cli.adapters.adapter import Adapter
-    from osrm_cli.models import base_model as bases
-    from osrm_cli.models import classifier as base_model
+    from osrm_cli.models.base_model import resolve_base_model
+    from osrm_cli.models.classifier import check_max_length
     from osrm_cli.storage import atomic, provenance
-    from osrm_cli.tasks import loading as tasks
-    from osrm_cli.training import interference_penalty as penalty
+    from osrm_cli.tasks.loading import load, sample
+    from osrm_cli.training.interference_penalty import open_penalty_features
 
     start = Adapter.open(given)
     path = out / Path(start.name).name
     atomic.refuse_existing(path, overwrite)
-    source = data or (start.facts.get("data") or {}).get("source") or "hub"
-    train = tasks.load(start.name, source, "train")
+    source = data or (start.record.get("data") or {}).get("source") or "hub"
+    train = load(start.name, source, "train")
     if settings["limit"]:
-        train = tasks.sample(train, settings["limit"], recipe.seed)
-    dev = tasks.load(start.name, source, "dev", settings["dev_limit"])
-    folder, base = bases.of_artifact(given, start.base, start.config.base_model, model, revision)
+        train = sample(train, settings["limit"], recipe.seed)
+    dev = load(start.name, source, "dev", settings["dev_limit"])
+    folder, base = resolve_base_model(given, start.base, start.config.base_model, model, revision)
     length = settings["max_length"] or train.task.max_length or options.MAX_LENGTH
-    base_model.check_length(folder, length)
-    files = penalty.open_features(features, start.name, settings["penalty_unit"]) if "penalty_unit" in settings else {}
-    provenance.same_base({path: base, **{held.path: held.base for held in files.values()}})
+    check_max_length(folder, length)
+    files = open_penalty_features(features, start.name, settings["penalty_unit"]) if "penalty_unit" in settings else {}
+    provenance.check_same_base_model({path: base, **{held.path: held.base for held in files.values()}})
     return _Job(given, start, source, train, dev, folder, base, recipe, {**settings, "max_length": length}, path, files)
 
 
@@ -190,40 +191,44 @@ def _run(
 ) -> dict[str, Any]:
     import torch
 
-    from osrm_cli.models import classifier as base_model
-    from osrm_cli.models import distributed as processes
-    from osrm_cli.training import checkpoints as unfinished
-    from osrm_cli.training import fit as training
+    from osrm_cli.models.classifier import load_classifier, load_tokenizer
+    from osrm_cli.models.distributed import process_count
     from osrm_cli.training import head_init, trainer
-    from osrm_cli.training import interference_penalty as penalty
-    from osrm_cli.training import peft_model as adapting
+    from osrm_cli.training.checkpoints import newest_checkpoint, prepare_checkpoint_folder
+    from osrm_cli.training.fit import EncodedTask, fit_adapter
+    from osrm_cli.training.interference_penalty import penalty_from_features
+    from osrm_cli.training.peft_model import measure_adapter_drift, to_peft_model
 
     facts, freeze = job.facts(), job.settings["freeze"]
     if leader:
-        unfinished.claim(job.work, facts, resume, overwrite)
-    tokenizer = base_model.load_tokenizer(job.folder)
-    classifier = base_model.load_classifier(
+        prepare_checkpoint_folder(job.work, facts, resume, overwrite)
+    tokenizer = load_tokenizer(job.folder)
+    classifier = load_classifier(
         job.folder, job.train.task.num_labels, tokenizer, torch.float32, job.recipe.seed, job.recipe.dropout
     )
-    model = adapting.adapt(classifier, job.start, freeze)
-    if freeze == "B" and not any(job.start.factors(layer).B.any() for layer in job.start.layers):
+    model = to_peft_model(classifier, job.start, freeze)
+    if freeze == "B" and not any(job.start.lora_factors(layer).B.any() for layer in job.start.layers):
         console.warn(f"{job.given}: B is zero and stays frozen, so that only the head is trained")
-    cost = penalty.from_features(model, job.features, job.start.name, job.settings) if job.features else None
+    cost = penalty_from_features(model, job.features, job.start.name, job.settings) if job.features else None
     if job.recipe.bf16:  # the penalty has read the exact weights
-        trainer.lean_bfloat16(model, where)
-    lesson = training.Lesson.of(tokenizer, job.train, job.dev, job.settings["max_length"])
-    checkpoint = unfinished.newest_checkpoint(job.work) if resume else None
-    if job.settings["head"] == Head.FITTED and not job.start.heads() and not checkpoint:
-        head_init.fit_untrained(model, tokenizer, lesson.task, lesson.train, where, job.recipe.bf16)
-    steps = lesson.steps(job.recipe, processes.count())
+        trainer.frozen_weights_to_bfloat16(model, where)
+    lesson = EncodedTask.of(tokenizer, job.train, job.dev, job.settings["max_length"])
+    checkpoint = newest_checkpoint(job.work) if resume else None
+    if job.settings["head"] == HeadInit.FITTED and not job.start.head_tensors() and not checkpoint:
+        head_init.fit_new_head(model, tokenizer, lesson.task, lesson.train, where, job.recipe.bf16)
+    steps = lesson.steps(job.recipe, process_count())
     try:
         with console.progress(f"train {job.start.name}", steps, "steps") as advance:
-            outcome = training.fit(model, tokenizer, lesson, job.recipe, job.work, where, checkpoint, advance, cost)
+            outcome = fit_adapter(model, tokenizer, lesson, job.recipe, job.work, where, checkpoint, advance, cost)
     except OsrmError:  # it diverged: there is nothing to go on from
         if leader:
             shutil.rmtree(job.work)
         raise
-    report = {"path": str(job.path), "dev": outcome.scores, "drift": asdict(adapting.drift(model, job.start))}
+    report = {
+        "path": str(job.path),
+        "dev": outcome.scores,
+        "drift": asdict(measure_adapter_drift(model, job.start)),
+    }
     if leader:
         _write(job, model, classifier.heads, outcome, report, facts, overwrite)
         shutil.rmtree(job.work)
@@ -234,14 +239,14 @@ def _write(
     job: _Job,
     model: Any,
     heads: list[str],
-    outcome: "Outcome",
+    outcome: "TrainingResult",
     report: dict[str, Any],
     facts: dict[str, Any],
     overwrite: bool,
 ) -> None:
     from osrm_cli.storage import atomic, provenance
-    from osrm_cli.training import fit as training
-    from osrm_cli.training import peft_model as adapting
+    from osrm_cli.training.fit import draw_loss_curve
+    from osrm_cli.training.peft_model import save_adapter
 
     found = asdict(outcome)
     dev = {
@@ -254,7 +259,7 @@ def _write(
     }
     log = {"dev": dev, "drift": report["drift"], **found}
     with atomic.write_folder(job.path, overwrite) as stage:
-        adapting.save(model, job.start, job.base, heads, stage)
-        training.draw_losses(outcome, job.start.name, stage / "loss.png")
-        (stage / "training.json").write_text(provenance.dumps(log), encoding="utf-8")
-        provenance.write(stage, facts)
+        save_adapter(model, job.start, job.base, heads, stage)
+        draw_loss_curve(outcome, job.start.name, stage / "loss.png")
+        (stage / "training.json").write_text(provenance.to_json(log), encoding="utf-8")
+        provenance.write_record(stage, facts)

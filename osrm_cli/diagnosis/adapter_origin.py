@@ -10,19 +10,19 @@ import torch
 from osrm_cli.adapters import training_record
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.features_file import Features
-from osrm_cli.initialization.from_features import requests
-from osrm_cli.initialization.objectives import table as objectives
+from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.initialization.from_features import iter_layer_problems
+from osrm_cli.initialization.objectives.table import find_objective
 from osrm_cli.linalg import subspaces
-from osrm_cli.linalg.subspaces import overlap
+from osrm_cli.linalg.subspaces import subspace_overlap
 from osrm_cli.storage import provenance
 
-_DEAF = 0.5  # a start that avoids features catches less of them than this share of what a random A does
-_CHANCE = 2.0  # row spaces that overlap no more than so many times as random ones have nothing in common
+_MAX_RELATIVE_ENERGY = 0.5  # a start that avoids features catches less of them than this share of what a random A does
+_RANDOM_FACTOR = 2.0  # row spaces that overlap no more than so many times as random ones have nothing in common
 
 
 @dataclass
-class Origin:
+class InitializationTrace:
     """The start of one adapter, as far as it is known.
 
     Attributes:
@@ -46,7 +46,9 @@ class Origin:
     concerns: list[str] = field(default_factory=list)
 
 
-def trace(adapter: Adapter, files: Mapping[str, Features], digests: Mapping[str, str]) -> Origin:
+def trace_initialization(
+    adapter: Adapter, files: Mapping[str, FeaturesFile], digests: Mapping[str, str]
+) -> InitializationTrace:
     """Find an adapter's start and test it.
 
     Args:
@@ -54,37 +56,39 @@ def trace(adapter: Adapter, files: Mapping[str, Features], digests: Mapping[str,
         files: Features by task: those that the start is to avoid.
         digests: SHA-256 of these files by task.
     """
-    settings = adapter.facts.get("start") or (adapter.facts.get("settings") if _is_start(adapter) else None) or {}
+    settings = adapter.record.get("start") or (adapter.record.get("settings") if _is_start(adapter) else None) or {}
     held = adapter if _is_start(adapter) else _recorded(adapter)
     if held is None:
         drift = training_record.recorded_drift(adapter.folder)
-        return Origin(settings.get("objective"), drift=drift, drift_from=None if drift is None else "training.json")
-    settings = held.facts.get("settings") or settings
-    found = Origin(settings.get("objective"), held.folder.as_posix())
+        return InitializationTrace(
+            settings.get("objective"), drift=drift, drift_from=None if drift is None else "training.json"
+        )
+    settings = held.record.get("settings") or settings
+    found = InitializationTrace(settings.get("objective"), held.folder.as_posix())
     pairs = {
-        layer: (held.factors(layer).A, adapter.factors(layer).A)
+        layer: (held.lora_factors(layer).A, adapter.lora_factors(layer).A)
         for layer in adapter.layers
         if layer in held.layers and held.layers[layer].rank == adapter.layers[layer].rank
     }
     if pairs and held is not adapter:
-        moved = subspaces.drift({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()})
+        moved = subspaces.measure_drift({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()})
         found.drift, found.drift_from = moved.overall, "start"
-        found.kept = _mean([overlap(*pair) for pair in pairs.values()])
+        found.kept = _mean([subspace_overlap(*pair) for pair in pairs.values()])
         found.chance = _mean([A.shape[0] / A.shape[1] for A, _ in pairs.values()])
-    found.caught = _caught(held, files, settings)
+    found.caught = _relative_energy(held, files, settings)
     found.concerns = _concerns(adapter, held, found, digests)
     return found
 
 
 def _is_start(adapter: Adapter) -> bool:
-    return adapter.facts.get("command") == "init"
+    return adapter.record.get("command") == "init"
 
 
 def _recorded(adapter: Adapter) -> Adapter | None:
     """The start that ``osrm train`` recorded, if it is still there and the same."""
-    source: Mapping[str, Any] = next(iter(adapter.facts.get("inputs") or ()), {})
+    source: Mapping[str, Any] = next(iter(adapter.record.get("inputs") or ()), {})
     path = Path(source.get("path") or "")
-    if adapter.facts.get("command") != "train" or not source.get("path") or not path.is_dir():
+    if adapter.record.get("command") != "train" or not source.get("path") or not path.is_dir():
         return None
     if provenance.sha256(path) != source.get("sha256"):
         return None
@@ -94,36 +98,36 @@ def _recorded(adapter: Adapter) -> Adapter | None:
         return None
 
 
-def _caught(start: Adapter, files: Mapping[str, Features], settings: Mapping[str, Any]) -> float | None:
+def _relative_energy(start: Adapter, files: Mapping[str, FeaturesFile], settings: Mapping[str, Any]) -> float | None:
     """The start against the very statistic that it was made from."""
     try:
-        row = objectives.find(settings["objective"])
+        row = find_objective(settings["objective"])
         if not row.needs_others:
             return None
         seed, eps, statistic = settings["seed"], settings["eps"], settings.get("statistic")
         shares = []
-        for request in requests(files, [start.name], row, 1, seed, eps, statistic):
+        for request in iter_layer_problems(files, [start.name], row, 1, seed, eps, statistic):
             if layer := start.layers.get(request.layer):
-                A = start.factors(request.layer, torch.float64).A  # noqa: N806 - the papers' letter
+                A = start.lora_factors(request.layer, torch.float64).A  # noqa: N806 - the papers' letter
                 norm = float(A.square().sum())
-                shares.append(layer.d_in * float(request.out_share(A).sum()) / norm if norm > 0 else 0.0)
+                shares.append(layer.d_in * float(request.others_energy_share(A).sum()) / norm if norm > 0 else 0.0)
     except (KeyError, OsrmError):  # no start of this program's, or features that could not serve it
         return None
     return _mean(shares) if shares else None
 
 
-def _concerns(adapter: Adapter, start: Adapter, found: Origin, digests: Mapping[str, str]) -> list[str]:
+def _concerns(adapter: Adapter, start: Adapter, found: InitializationTrace, digests: Mapping[str, str]) -> list[str]:
     doubts = []
-    if found.caught is not None and found.caught > _DEAF:
+    if found.caught is not None and found.caught > _MAX_RELATIVE_ENERGY:
         doubts.append(
             f"{start.source}: A catches {found.caught:.2g} times what a random one catches of the features that "
             f"'{found.objective}' avoids: they are not the features that it was made from"
         )
-    known = {str(entry["sha256"]) for entry in start.facts.get("inputs") or ()}
+    known = {str(entry["sha256"]) for entry in start.record.get("inputs") or ()}
     others = [name for name, digest in digests.items() if name != start.name and digest not in known]
     if known and others:
         doubts.append(f"{start.source}: not made from these features of {', '.join(others)}")
-    if found.kept is not None and found.chance is not None and found.kept < min(_CHANCE * found.chance, 0.5):
+    if found.kept is not None and found.chance is not None and found.kept < min(_RANDOM_FACTOR * found.chance, 0.5):
         doubts.append(
             f"{adapter.source}: A shares {found.kept:.0%} of its directions with its start, random ones "
             f"{found.chance:.0%}: training left nothing of the start, or it was not applied"

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from osrm_cli.features.feature_set import Source
-from osrm_cli.linalg import second_moment as gram
-from osrm_cli.linalg.second_moment import Gram
+from osrm_cli.features.feature_set import FeatureSet
+from osrm_cli.linalg.second_moment import SecondMoment, sum_of_others
 from osrm_cli.linalg.subspaces import principal_angles
 
-WORTHWHILE = 3.0  # a start can help where it hears its own task so many times better than the others
+MIN_USEFUL_GAIN = 3.0  # a start can help where it hears its own task so many times better than the others
 _NOTHING = 1e-9  # what rounding leaves of a share
 
 
 @dataclass(frozen=True)
-class Room:
+class TaskSpace:
     """What the other tasks leave to one task in one layer.
 
     Attributes:
@@ -35,7 +34,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Pair:
+class TaskPair:
     """Two tasks in one layer.
 
     Attributes:
@@ -52,7 +51,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Group:
+class LayerGroup:
     """One input in the model, and the layers that are fed by it.
 
     Attributes:
@@ -64,12 +63,12 @@ class Group:
 
     layers: Sequence[str]
     d_in: int
-    rooms: Mapping[str, Room]
-    pairs: Mapping[str, Mapping[str, Pair]]
+    rooms: Mapping[str, TaskSpace]
+    pairs: Mapping[str, Mapping[str, TaskPair]]
 
 
 @dataclass(frozen=True)
-class Outlook:
+class TaskOutlook:
     """What a start can do for one task.
 
     Attributes:
@@ -90,7 +89,7 @@ class Outlook:
     most: tuple[str, float]
 
 
-def measure(source: Source, energy: float) -> Iterator[Group]:
+def measure_overlap(source: FeatureSet, energy: float) -> Iterator[LayerGroup]:
     """Compare the inputs of two tasks or more, layer by layer.
 
     Args:
@@ -106,27 +105,27 @@ def measure(source: Source, energy: float) -> Iterator[Group]:
         spaces = [spectrum.main_space(energy) for spectrum in spectra]
         rooms = {}
         for own, task in enumerate(tasks):
-            rest = gram.others(found, own)
+            rest = sum_of_others(found, own)
             taken = rest.spectrum().main_space(energy)
             free, leak = 1 - found[own].share(taken), 1 - rest.share(taken)
-            rooms[task] = Room(spectra[own].effective_rank(), len(spaces[own]), len(taken), free, leak)
-        yield Group(layers, spaces[0].shape[1], rooms, _pairs(tasks, found, spaces))
+            rooms[task] = TaskSpace(spectra[own].effective_rank(), len(spaces[own]), len(taken), free, leak)
+        yield LayerGroup(layers, spaces[0].shape[1], rooms, _pairs(tasks, found, spaces))
 
 
-def _pairs(tasks: list[str], grams: list[Gram], spaces: list[torch.Tensor]) -> dict[str, dict[str, Pair]]:
-    found: dict[str, dict[str, Pair]] = {task: {} for task in tasks}
+def _pairs(tasks: list[str], grams: list[SecondMoment], spaces: list[torch.Tensor]) -> dict[str, dict[str, TaskPair]]:
+    found: dict[str, dict[str, TaskPair]] = {task: {} for task in tasks}
     for i, one in enumerate(tasks):
         for j, other in enumerate(tasks[:i]):
             angles = principal_angles(spaces[i], spaces[j])
             overlap = float(angles.cos().square().mean())
             chance = max(len(spaces[i]), len(spaces[j])) / spaces[i].shape[1]
             degrees = [math.degrees(angle) for angle in (angles[0], angles.median(), angles[-1])]
-            found[one][other] = Pair(grams[i].share(spaces[j]), overlap, chance, degrees)
-            found[other][one] = Pair(grams[j].share(spaces[i]), overlap, chance, degrees)
+            found[one][other] = TaskPair(grams[i].share(spaces[j]), overlap, chance, degrees)
+            found[other][one] = TaskPair(grams[j].share(spaces[i]), overlap, chance, degrees)
     return {task: dict(sorted(row.items())) for task, row in found.items()}
 
 
-def outlook(groups: Sequence[Group], spread: bool = True) -> dict[str, Outlook]:
+def task_outlooks(groups: Sequence[LayerGroup], spread: bool = True) -> dict[str, TaskOutlook]:
     """What the layers say together, by task.
 
     Args:
@@ -139,12 +138,12 @@ def outlook(groups: Sequence[Group], spread: bool = True) -> dict[str, Outlook]:
         free, leak = (_mean([getattr(room, name) for room in rooms]) for name in ("free", "leak"))
         gain = free / leak if spread and leak > _NOTHING else None
         order = sorted(((group.layers[0], group.rooms[task].free) for group in groups), key=lambda pair: pair[1])
-        helps = None if gain is None else gain >= WORTHWHILE
-        found[task] = Outlook(_mean([r.effective_rank for r in rooms]), free, gain, helps, order[0], order[-1])
+        helps = None if gain is None else gain >= MIN_USEFUL_GAIN
+        found[task] = TaskOutlook(_mean([r.effective_rank for r in rooms]), free, gain, helps, order[0], order[-1])
     return found
 
 
-def mean_shares(groups: Sequence[Group]) -> dict[str, dict[str, float]]:
+def mean_shares(groups: Sequence[LayerGroup]) -> dict[str, dict[str, float]]:
     """``Pair.share``, mean over the layers, by task and task; 1 for a task itself."""
     tasks = list(groups[0].rooms)
     return {

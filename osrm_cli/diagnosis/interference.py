@@ -8,7 +8,7 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.feature_set import Source
+from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.low_rank import squared_norm
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.storage import safetensors_io
@@ -17,7 +17,7 @@ Matrix = dict[str, dict[str, float]]  # by the update's task and the inputs' tas
 
 
 @dataclass(frozen=True)
-class Interference:
+class InterferenceMatrix:
     """Energies in units of the base model's own, ``E ||s B A x||^2 / E ||W0 x||^2``.
 
     Attributes:
@@ -33,7 +33,9 @@ class Interference:
     relative_norms: Mapping[str, float]
 
 
-def measure(adapters: Sequence[Adapter], source: Source, base: Path, advance: Callable[[int], None]) -> Interference:
+def measure_interference(
+    adapters: Sequence[Adapter], source: FeatureSet, base: Path, advance: Callable[[int], None]
+) -> InterferenceMatrix:
     """Compute the matrix; a layer that an adapter does not change counts with zero.
 
     Args:
@@ -57,7 +59,7 @@ def measure(adapters: Sequence[Adapter], source: Source, base: Path, advance: Ca
             _check_bases(layer, bases)
             layers[layer] = {adapter.name: dict.fromkeys(bases, 0.0) for adapter in adapters}
             for adapter in (each for each in adapters if layer in each.layers):
-                update = adapter.update(layer, torch.float64)
+                update = adapter.delta(layer, torch.float64)
                 row = {task: float(grams[task].energy(update)) / energy for task, energy in bases.items()}
                 layers[layer][adapter.name] = row
                 squares[adapter.name] += squared_norm(update)
@@ -66,13 +68,13 @@ def measure(adapters: Sequence[Adapter], source: Source, base: Path, advance: Ca
     names = list(squares)
     relative = {t: {u: sum(each[t][u] for each in layers.values()) / len(layers) for u in names} for t in names}
     norms = {task: square**0.5 for task, square in squares.items()}
-    return Interference(relative, layers, norms, {task: norm / whole**0.5 for task, norm in norms.items()})
+    return InterferenceMatrix(relative, layers, norms, {task: norm / whole**0.5 for task, norm in norms.items()})
 
 
 def _weight(checkpoint: Checkpoint, layer: str, shape: tuple[int, int], turned: bool) -> torch.Tensor:
     """A layer's weight, ``(d_out, d_in)``."""
-    name, is_turned = checkpoint.find(layer, shape, turned)
-    with safetensors_io.open_tensors(checkpoint.stored[name].path) as file:
+    name, is_turned = checkpoint.find_weight(layer, shape, turned)
+    with safetensors_io.open_tensors(checkpoint.tensors[name].path) as file:
         weight: torch.Tensor = file.get_tensor(name)
     return weight.T if is_turned else weight
 

@@ -5,22 +5,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.diagnosis import feature_overlap as overlaps
-from osrm_cli.diagnosis import score_drops as measured
-from osrm_cli.diagnosis.adapter_origin import Origin
-from osrm_cli.diagnosis.feature_overlap import Group
-from osrm_cli.diagnosis.interference import Interference, Matrix
-from osrm_cli.diagnosis.score_drops import Merge
-from osrm_cli.features.feature_set import READINGS, Source
+from osrm_cli.diagnosis.adapter_origin import InitializationTrace
+from osrm_cli.diagnosis.feature_overlap import LayerGroup, mean_shares, task_outlooks
+from osrm_cli.diagnosis.interference import InterferenceMatrix, Matrix
+from osrm_cli.diagnosis.score_drops import Merge, correlate, disturbance
+from osrm_cli.features.feature_set import READINGS, FeatureSet
 from osrm_cli.plotting.figure import Panel, Picture, png
 from osrm_cli.reporting.matrix import heat
 from osrm_cli.storage import provenance
 
-NAME = "diagnosis.json"
+DIAGNOSIS_NAME = "diagnosis.json"
 
 
 @dataclass(frozen=True)
-class Trained:
+class AdapterDiagnosis:
     """What adapters add to a diagnosis.
 
     Attributes:
@@ -29,12 +27,14 @@ class Trained:
         merges: Scores of merges of these adapters.
     """
 
-    interference: Interference
-    origins: Mapping[str, Origin]
+    interference: InterferenceMatrix
+    origins: Mapping[str, InitializationTrace]
     merges: Sequence[Merge] = ()
 
 
-def facts(source: Source, groups: Sequence[Group], trained: Trained | None) -> dict[str, Any]:
+def diagnosis_dict(
+    source: FeatureSet, groups: Sequence[LayerGroup], trained: AdapterDiagnosis | None
+) -> dict[str, Any]:
     """Everything that was found, as JSON has it."""
     outlooks = {
         task: {
@@ -44,20 +44,20 @@ def facts(source: Source, groups: Sequence[Group], trained: Trained | None) -> d
             "least": dict(zip(("layer", "free"), outlook.least, strict=True)),
             "most": dict(zip(("layer", "free"), outlook.most, strict=True)),
         }
-        for task, outlook in overlaps.outlook(groups, spread=source.kind != "mean").items()
+        for task, outlook in task_outlooks(groups, spread=source.kind != "mean").items()
     }
     found: dict[str, Any] = {
         "statistic": dict(source.statistics),
         "speaks_of": READINGS[source.kind],
         "tasks": outlooks,
-        "shares": overlaps.mean_shares(groups),
+        "shares": mean_shares(groups),
         "groups": [asdict(group) for group in groups],
-        "warnings": source.concerns(),
+        "warnings": source.warnings(),
     }
     return found | (_of_adapters(trained) if trained else {})
 
 
-def _of_adapters(trained: Trained) -> dict[str, Any]:
+def _of_adapters(trained: AdapterDiagnosis) -> dict[str, Any]:
     found, origins = trained.interference, trained.origins
     adapters = {
         task: {"norm": found.norms[task], "relative_norm": found.relative_norms[task], **asdict(origins[task])}
@@ -68,7 +68,7 @@ def _of_adapters(trained: Trained) -> dict[str, Any]:
         "interference": found.relative,
         "interference_by_layer": dict(found.layers),
         "prediction": prediction(found.relative),
-        "measured": measured.correlate(found.relative, trained.merges) if trained.merges else None,
+        "measured": correlate(found.relative, trained.merges) if trained.merges else None,
     }
 
 
@@ -85,7 +85,7 @@ def prediction(matrix: Matrix) -> dict[str, Any]:
     ]
     tasks = []
     for task in matrix:
-        total = measured.disturbance(matrix, list(matrix), task)
+        total = disturbance(matrix, list(matrix), task)
         worst = max((other for other in matrix if other != task), key=lambda other: matrix[other][task], default=None)
         tasks.append({"task": task, "disturbance": total, "to_own": _over(total, matrix[task][task]), "worst": worst})
     return {"tasks": sorted(tasks, key=_severity), "pairs": sorted(pairs, key=_severity)}
@@ -100,7 +100,7 @@ def _severity(row: Mapping[str, Any]) -> tuple[bool, float]:
     return row["to_own"] is not None, -(row["to_own"] or 0.0)
 
 
-def pictures(found: Mapping[str, Any], energy: float) -> list[Picture]:
+def diagnosis_plots(found: Mapping[str, Any], energy: float) -> list[Picture]:
     """The heat maps of a diagnosis."""
     tasks = list(found["shares"])
     outside = [[1 - found["shares"][row][column] for column in tasks] for row in tasks]
@@ -114,8 +114,8 @@ def pictures(found: Mapping[str, Any], energy: float) -> list[Picture]:
     return made
 
 
-def write(folder: Path, found: Mapping[str, Any], record: Mapping[str, Any], energy: float) -> None:
+def write_diagnosis(folder: Path, found: Mapping[str, Any], record: Mapping[str, Any], energy: float) -> None:
     """Write everything into a folder that is being staged."""
-    (folder / NAME).write_text(provenance.dumps({**record, **found}), encoding="utf-8")
-    for picture in pictures(found, energy):
+    (folder / DIAGNOSIS_NAME).write_text(provenance.to_json({**record, **found}), encoding="utf-8")
+    for picture in diagnosis_plots(found, energy):
         (folder / f"{picture.name}.png").write_bytes(png(picture))

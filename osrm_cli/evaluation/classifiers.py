@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from osrm_cli.adapters import config as adapter_config
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import read_config
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging import task_masks as task_aware
-from osrm_cli.merging.record import HEAD, TASKS
-from osrm_cli.models import backbone as scoring
+from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
+from osrm_cli.merging.task_masks import read_task_delta
+from osrm_cli.models.backbone import with_deltas, with_head, with_peft_adapter
 from osrm_cli.storage import provenance, safetensors_io
-from osrm_cli.storage.provenance import Base, Record
+from osrm_cli.storage.provenance import BaseModelId, Record
 
 
 @dataclass(frozen=True)
-class Held:
+class TaskClassifier:
     """One task's classifier.
 
     Attributes:
@@ -35,38 +35,38 @@ class Held:
     form: str
     folder: Path
     root: Path
-    facts: Record
+    record: Record
 
     @property
-    def base(self) -> Base | None:
+    def base(self) -> BaseModelId | None:
         """The base model, where it is recorded."""
-        return Base.of(self.facts)
+        return BaseModelId.of(self.record)
 
     @property
     def base_name(self) -> str | None:
         """The base model by the name in PEFT's settings, for adapters of other programs."""
-        return adapter_config.read(self.folder).base_model if self.form == "adapter" else None
+        return read_config(self.folder).base_model if self.form == "adapter" else None
 
     @property
     def data(self) -> str | None:
         """The data that the task was read from, as ``--data`` names it."""
-        return (self.facts.get("data") or {}).get("source")
+        return (self.record.get("data") or {}).get("source")
 
     @property
     def max_length(self) -> int | None:
         """The length that the single adapter was trained and scored with, where it is recorded."""
-        dev = (self.facts.get("settings") if self.folder == self.root else self.source.get("dev")) or {}
+        dev = (self.record.get("settings") if self.folder == self.root else self.single_adapter.get("dev")) or {}
         return dev.get("max_length")
 
     @property
-    def source(self) -> Mapping[str, Any]:
+    def single_adapter(self) -> Mapping[str, Any]:
         """The single adapter that a merged classifier was made from: its path and recorded dev scores."""
         if self.folder == self.root:
             return {}
-        return next((dict(source) for source in self.facts.get("inputs", []) if source.get("task") == self.task), {})
+        return next((dict(source) for source in self.record.get("inputs", []) if source.get("task") == self.task), {})
 
 
-def held(folder: Path) -> dict[str, Held]:
+def open_classifiers(folder: Path) -> dict[str, TaskClassifier]:
     """Every classifier of a folder, by task.
 
     Raises:
@@ -74,19 +74,22 @@ def held(folder: Path) -> dict[str, Held]:
     """
     if not folder.is_dir():
         raise OsrmError(f"{folder} is missing", "make it with 'osrm merge adapters/*'")
-    facts = provenance.read(folder)
+    facts = provenance.read_record(folder)
     if "form" not in facts:
-        adapter_config.read(folder)
+        read_config(folder)
         name = (facts.get("task") or {}).get("name") or folder.resolve().name
-        return {name: Held(name, "adapter", folder, folder, facts)}
-    tasks = sorted(path for path in (folder / TASKS).glob("[!.]*") if path.is_dir())
+        return {name: TaskClassifier(name, "adapter", folder, folder, facts)}
+    tasks = sorted(path for path in (folder / TASKS_FOLDER).glob("[!.]*") if path.is_dir())
     if not tasks:
         raise OsrmError(f"{folder} holds no task's head, only the merged update", "merge adapters that have heads")
-    return {path.name: Held(path.name, facts["form"], path, folder, provenance.read(path) or facts) for path in tasks}
+    return {
+        path.name: TaskClassifier(path.name, facts["form"], path, folder, provenance.read_record(path) or facts)
+        for path in tasks
+    }
 
 
 @contextmanager
-def classifier(model: PreTrainedModel, held: Held, num_labels: int) -> Iterator[torch.nn.Module]:
+def attach_classifier(model: PreTrainedModel, held: TaskClassifier, num_labels: int) -> Iterator[torch.nn.Module]:
     """The classifier of one task.
 
     Args:
@@ -98,25 +101,25 @@ def classifier(model: PreTrainedModel, held: Held, num_labels: int) -> Iterator[
         OsrmError: If it has no head, or one that does not fit.
     """
     if held.form == "adapter":
-        with scoring.adapted(model, held.folder, num_labels) as whole:
+        with with_peft_adapter(model, held.folder, num_labels) as whole:
             yield whole
         return
-    layers = list(held.facts["rescalers"]) if held.form == "task-aware" else []
-    updates = lambda layer: task_aware.read(held.root, held.task, layer)  # noqa: E731
+    layers = list(held.record["rescalers"]) if held.form == "task-aware" else []
+    updates = lambda layer: read_task_delta(held.root, held.task, layer)  # noqa: E731
     with (
-        scoring.shifted(model, updates, layers),
-        scoring.headed(model, head(held), num_labels, held.folder / HEAD) as whole,
+        with_deltas(model, updates, layers),
+        with_head(model, read_head(held), num_labels, held.folder / HEAD_NAME) as whole,
     ):
         yield whole
 
 
-def head(held: Held) -> dict[str, torch.Tensor]:
+def read_head(held: TaskClassifier) -> dict[str, torch.Tensor]:
     """The tensors of a task's head, by their name in the base model.
 
     Raises:
         OsrmError: If the file that should hold them is missing or damaged.
     """
     if held.form == "adapter":
-        return Adapter.open(held.folder).heads()
-    with safetensors_io.open_tensors(held.folder / HEAD) as file:
+        return Adapter.open(held.folder).head_tensors()
+    with safetensors_io.open_tensors(held.folder / HEAD_NAME) as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping

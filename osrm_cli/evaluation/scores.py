@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.training_record import source
+from osrm_cli.adapters.training_record import describe_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import provenance
 
@@ -76,10 +76,15 @@ def rounded(answers: Sequence[float]) -> tuple[float, ...]:
 
 def made(folder: Path) -> dict[str, Any]:
     """How what is scored was made: its adapters, the method with its options, and whether its heads were calibrated."""
-    facts = provenance.read(folder)
+    facts = provenance.read_record(folder)
     if "form" not in facts:
         adapter = Adapter.open(folder)
-        return {"adapters": {adapter.name: source(adapter)}, "method": None, "options": {}, "calibrated": False}
+        return {
+            "adapters": {adapter.name: describe_adapter(adapter)},
+            "method": None,
+            "options": {},
+            "calibrated": False,
+        }
     return {
         "adapters": {row["task"]: _merged_from(row) for row in facts["inputs"]},
         "method": facts["settings"]["method"],
@@ -91,7 +96,7 @@ def made(folder: Path) -> dict[str, Any]:
 def _merged_from(row: Mapping[str, Any]) -> dict[str, Any]:
     """An adapter as a merged folder recorded it, with what it says of itself if it is still there."""
     try:
-        found = source(Adapter.open(row["path"]))
+        found = describe_adapter(Adapter.open(row["path"]))
     except OsrmError:
         found = {}
     known = found if found.get("sha256") == row["sha256"] else {}

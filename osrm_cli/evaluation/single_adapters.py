@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from osrm_cli.adapters import config as adapter_config
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation.classifiers import Held
+from osrm_cli.evaluation.classifiers import TaskClassifier
 
 _HINT = "say where they are now: --adapters FOLDER"
 
 
-def find(tasks: Iterable[Held], folder: Path | None = None) -> list[Adapter]:
+def find_single_adapters(tasks: Iterable[TaskClassifier], folder: Path | None = None) -> list[Adapter]:
     """The adapter of each task, with the weights that were merged, named after the task.
 
     Args:
@@ -24,21 +24,21 @@ def find(tasks: Iterable[Held], folder: Path | None = None) -> list[Adapter]:
     """
     if folder is None:
         return [replace(_recorded(held), name=held.task) for held in tasks]
-    there = [Adapter.open(path.parent) for path in sorted(folder.glob(f"*/{adapter_config.NAME}"))]
+    there = [Adapter.open(path.parent) for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
     by_digest = {adapter.sha256(): adapter for adapter in there}
     found = []
     for held in tasks:
-        if held.source["sha256"] not in by_digest:
+        if held.single_adapter["sha256"] not in by_digest:
             raise OsrmError(
                 f"none of the {len(there)} adapters in {folder} is the one that '{held.task}' was merged from",
-                f"it was {held.source['path']}; merge again if it has changed",
+                f"it was {held.single_adapter['path']}; merge again if it has changed",
             )
-        found.append(replace(by_digest[held.source["sha256"]], name=held.task))
+        found.append(replace(by_digest[held.single_adapter["sha256"]], name=held.task))
     return found
 
 
-def _recorded(held: Held) -> Adapter:
-    source = held.source
+def _recorded(held: TaskClassifier) -> Adapter:
+    source = held.single_adapter
     try:
         adapter = Adapter.open(source["path"])
     except OsrmError as error:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from osrm_cli.adapters.adapter import Adapter, check_names, check_together, model_name
+from osrm_cli.adapters.adapter import Adapter, check_same_architecture, check_task_names, short_model_name
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.features_file import Features
+from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.storage import provenance
 
@@ -24,8 +24,8 @@ def open_adapters(sources: Sequence[str], named: Sequence[str] = ()) -> list[Ada
     tasks = dict(_split(text, sources) for text in named)
     opened = [Adapter.open(source) for source in sources]
     adapters = [replace(adapter, name=tasks.get(adapter.source, adapter.name)) for adapter in opened]
-    check_names(adapters)
-    check_together(adapters)
+    check_task_names(adapters)
+    check_same_architecture(adapters)
     return sorted(adapters, key=lambda adapter: adapter.name)
 
 
@@ -40,7 +40,7 @@ def _split(text: str, sources: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def check_features(adapters: Sequence[Adapter], files: Mapping[str, Features]) -> None:
+def check_features(adapters: Sequence[Adapter], files: Mapping[str, FeaturesFile]) -> None:
     """Check that there are features of every adapter's task, and of its layers in its base model.
 
     Raises:
@@ -57,10 +57,12 @@ def check_features(adapters: Sequence[Adapter], files: Mapping[str, Features]) -
         _check_layers(adapter, features)
 
 
-def _check_base(adapter: Adapter, features: Features) -> None:
+def _check_base(adapter: Adapter, features: FeaturesFile) -> None:
     if adapter.base:
-        provenance.same_base({adapter.folder: adapter.base, features.path: features.base})
-    elif adapter.config.base_model and model_name(adapter.config.base_model) != model_name(features.base.name):
+        provenance.check_same_base_model({adapter.folder: adapter.base, features.path: features.base})
+    elif adapter.config.base_model and short_model_name(adapter.config.base_model) != short_model_name(
+        features.base.name
+    ):
         raise OsrmError(
             f"{adapter.source} belongs to base model {adapter.config.base_model}, "
             f"but {features.path} to {features.base.name}",
@@ -68,7 +70,7 @@ def _check_base(adapter: Adapter, features: Features) -> None:
         )
 
 
-def _check_layers(adapter: Adapter, features: Features) -> None:
+def _check_layers(adapter: Adapter, features: FeaturesFile) -> None:
     for name, layer in adapter.layers.items():
         if layer.embedding:
             raise OsrmError(f"{adapter.source} adapts the embedding {name}, expected linear layers only")
@@ -81,7 +83,16 @@ def _check_layers(adapter: Adapter, features: Features) -> None:
             )
 
 
-def _check_features(features: Features, widths: Mapping[str, tuple[int, int]]) -> None:
+def check_second_moments(features: FeaturesFile, widths: Mapping[str, tuple[int, int]]) -> None:
+    """Check that a features file holds second moments of every layer.
+
+    Args:
+        features: The file.
+        widths: ``(d_in, d_out)`` by layer.
+
+    Raises:
+        OsrmError: Naming the file, and what is missing.
+    """
     collect = f"osrm collect --task {features.task} --statistic {SECOND_MOMENT}"
     if SECOND_MOMENT not in features.statistics:
         raise OsrmError(f"{features.path} holds {', '.join(features.statistics)}, expected {SECOND_MOMENT}", collect)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.features_file import Features
-from osrm_cli.linalg.second_moment import Gram
+from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.linalg.second_moment import SecondMoment
 
 # What numbers made from a statistic speak of; the best one first.
 READINGS = {
@@ -20,7 +20,7 @@ ALL = tuple(READINGS)
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureSet:
     """Features files, and the statistic that is read of each.
 
     Attributes:
@@ -29,12 +29,12 @@ class Source:
         statistics: The statistic's name in each task's file.
     """
 
-    files: Mapping[str, Features]
+    files: Mapping[str, FeaturesFile]
     kind: str
     statistics: Mapping[str, str]
 
     @classmethod
-    def of(cls, files: Mapping[str, Features], kinds: tuple[str, ...] = ALL, what: str = "this") -> "Source":
+    def of(cls, files: Mapping[str, FeaturesFile], kinds: tuple[str, ...] = ALL, what: str = "this") -> "FeatureSet":
         """Choose the best statistic that every file holds.
 
         Args:
@@ -61,7 +61,7 @@ class Source:
             f"osrm collect {' '.join(f'--task {task}' for task in files)} --statistic {kinds[0]} --overwrite",
         )
 
-    def concerns(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Reasons to doubt what the features say, one line each."""
         widest = max(layer.d_in for features in self.files.values() for layer in features.layers.values())
         doubts = []
@@ -79,25 +79,25 @@ class Source:
     def groups(self) -> list[list[str]]:
         """Layers, those that are fed by the same tensor together."""
         files = list(self.files.values())
-        return sharing(files[0].layers, files)
+        return group_layers_by_input(files[0].layers, files)
 
-    def read(self) -> Iterator[tuple[list[str], dict[str, Gram]]]:
+    def read(self) -> Iterator[tuple[list[str], dict[str, SecondMoment]]]:
         """Yield each group of layers with every task's inputs; memory holds one group at a time."""
         readers = {task: features.reader() for task, features in self.files.items()}
         for group in self.groups():
             tensors = {task: reader.read(group[0], self.statistics[task]) for task, reader in readers.items()}
-            yield group, {task: self._gram(tensor, task) for task, tensor in tensors.items()}
+            yield group, {task: self._second_moment(tensor, task) for task, tensor in tensors.items()}
 
-    def _gram(self, tensor: torch.Tensor, task: str) -> Gram:
+    def _second_moment(self, tensor: torch.Tensor, task: str) -> SecondMoment:
         if self.kind == "second-moment":
-            return Gram(tensor, factored=False)
+            return SecondMoment(tensor, factored=False)
         rows = tensor.reshape(-1, tensor.shape[-1])
         # A sketch stands for the sum over all tokens, the others are means as they are.
         count = self.files[task].tokens if self.kind == "sketch" else len(rows)
-        return Gram(rows / max(count, 1) ** 0.5, factored=True)
+        return SecondMoment(rows / max(count, 1) ** 0.5, factored=True)
 
 
-def sharing(layers: Mapping[str, object], files: Sequence[Features]) -> list[list[str]]:
+def group_layers_by_input(layers: Mapping[str, object], files: Sequence[FeaturesFile]) -> list[list[str]]:
     """Layers grouped by the entries that they read."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for name in layers:

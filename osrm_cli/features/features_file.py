@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
 from osrm_cli.storage import provenance, safetensors_io
-from osrm_cli.storage.provenance import Base
+from osrm_cli.storage.provenance import BaseModelId
 
 GRADIENT = "gradient"
 
 
 @dataclass(frozen=True)
-class Layer:
+class FeatureLayer:
     """A target layer as its features file describes it.
 
     Attributes:
@@ -36,7 +36,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Features:
+class FeaturesFile:
     """One task's features file: its header now, its tensors when asked for.
 
     Attributes:
@@ -53,16 +53,16 @@ class Features:
 
     path: Path
     task: str
-    base: Base
-    layers: Mapping[str, Layer]
+    base: BaseModelId
+    layers: Mapping[str, FeatureLayer]
     statistics: Sequence[str]
     tokens: int
     examples: int
-    facts: Mapping[str, Any]
+    record: Mapping[str, Any]
     files: Sequence[Path]
 
     @classmethod
-    def open(cls, path: Path) -> "Features":
+    def open(cls, path: Path) -> "FeaturesFile":
         """Read a features file's header.
 
         Args:
@@ -71,24 +71,24 @@ class Features:
         Raises:
             OsrmError: If the file is missing, empty, damaged, or was not written by ``collect``; if shards are missing.
         """
-        path = shards.whole_of(path)
-        if not path.exists() and shards.find(path):
-            parts = shards.Sum(path)
+        path = shards.unsharded_path(path)
+        if not path.exists() and shards.find_shards(path):
+            parts = shards.MergedShards(path)
             facts, files = parts.facts, parts.paths
         else:
-            facts, files = safetensors_io.read_facts(path), [path]
+            facts, files = safetensors_io.read_header_record(path), [path]
         if facts.get("command") != "collect":
             raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
         try:
             return cls(
                 path=files[0],
                 task=facts["task"]["name"],
-                base=Base(**facts["base"]),
-                layers={name: Layer(**layer) for name, layer in facts["layers"].items()},
+                base=BaseModelId(**facts["base"]),
+                layers={name: FeatureLayer(**layer) for name, layer in facts["layers"].items()},
                 statistics=facts["statistics"],
                 tokens=facts["tokens"],
                 examples=facts["examples"],
-                facts=facts,
+                record=facts,
                 files=files,
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -96,18 +96,21 @@ class Features:
                 f"{path}: its header is incomplete: {error!r}", "collect this task's features again"
             ) from None
 
-    def reader(self) -> "Reader":
+    def reader(self) -> "FeaturesReader":
         """Its tensors, of which memory holds one at a time."""
-        shared = shards.share_of(self.path)
-        return Reader(self, shards.Sum(shards.whole_of(self.path)) if shared else safetensors_io.TensorFile(self.path))
+        shared = shards.shard_of_name(self.path)
+        return FeaturesReader(
+            self,
+            shards.MergedShards(shards.unsharded_path(self.path)) if shared else safetensors_io.TensorFile(self.path),
+        )
 
 
 @dataclass(frozen=True)
-class Reader:
+class FeaturesReader:
     """An open features file."""
 
-    features: Features
-    file: shards.Sum | safetensors_io.TensorFile
+    features: FeaturesFile
+    file: shards.MergedShards | safetensors_io.TensorFile
 
     def read(self, layer: str, statistic: str) -> torch.Tensor:
         """One statistic of one target layer, float64.
@@ -138,13 +141,13 @@ class Reader:
             raise OsrmError(f"{path}: NaN or infinity in {entry}", "collect this task's features again")
         return tensor.to(torch.float64)
 
-    def missed(self, layer: str, statistic: str) -> float:
+    def max_unseen_share(self, layer: str, statistic: str) -> float:
         """Largest share of a layer's energy that one direction may hold without its statistic showing it."""
         entry = self._entry(layer, statistic)
-        if isinstance(self.file, shards.Sum):
+        if isinstance(self.file, shards.MergedShards):
             bound = self.file.bound(entry)
         else:
-            bound = self.features.facts.get("bounds", {}).get(entry, {})
+            bound = self.features.record.get("bounds", {}).get(entry, {})
         return bound["error"] / bound["energy"] if bound.get("energy") else 0.0
 
     def _entry(self, layer: str, statistic: str) -> str:
@@ -152,7 +155,7 @@ class Reader:
         return f"{layer if statistic == GRADIENT else self.features.layers[layer].source}.{statistic}"
 
 
-def open_folder(folder: Path) -> dict[str, Features]:
+def open_features_folder(folder: Path) -> dict[str, FeaturesFile]:
     """Every features file of a folder by task, in the order of their names, checked to fit together.
 
     A task's shards stand for its file where that is missing.
@@ -163,14 +166,14 @@ def open_folder(folder: Path) -> dict[str, Features]:
     """
     if not folder.is_dir():
         raise OsrmError(f"{folder} is missing", "make it with 'osrm collect --task NAME'")
-    paths = {shards.whole_of(path) for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
-    found = [Features.open(path) for path in sorted(paths)]
+    paths = {shards.unsharded_path(path) for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
+    found = [FeaturesFile.open(path) for path in sorted(paths)]
     if not found:
         raise OsrmError(
             f"{folder} holds no features files (*.safetensors)", "make them with 'osrm collect --task NAME'"
         )
-    check_together(found)
-    files: dict[str, Features] = {}
+    check_features_compatible(found)
+    files: dict[str, FeaturesFile] = {}
     for features in found:
         twin = files.setdefault(features.task, features)
         if twin is not features:
@@ -178,13 +181,13 @@ def open_folder(folder: Path) -> dict[str, Features]:
     return files
 
 
-def check_together(found: Sequence[Features]) -> None:
+def check_features_compatible(found: Sequence[FeaturesFile]) -> None:
     """Check that features files come from one base model and describe the same layers in the same way.
 
     Raises:
         OsrmError: Naming the file that differs, and how.
     """
-    provenance.same_base({features.path: features.base for features in found})
+    provenance.check_same_base_model({features.path: features.base for features in found})
     for name, fact in (("revision", _revision), ("layers", _layers), ("pooling", _pooling)):
         values = [fact(features) for features in found]
         known = [value for value in values if value is not None]
@@ -197,16 +200,16 @@ def check_together(found: Sequence[Features]) -> None:
                 )
 
 
-def _revision(features: Features) -> str | None:
+def _revision(features: FeaturesFile) -> str | None:
     return features.base.revision  # None for a local copy of the same weights
 
 
-def _layers(features: Features) -> Any:
+def _layers(features: FeaturesFile) -> Any:
     return {name: (layer.d_in, layer.d_out) for name, layer in features.layers.items()}
 
 
-def _pooling(features: Features) -> Any:
-    return (features.facts.get("settings") or {}).get("pooling")
+def _pooling(features: FeaturesFile) -> Any:
+    return (features.record.get("settings") or {}).get("pooling")
 
 
 def _shown(value: Any, usual: Any) -> str:

@@ -12,17 +12,17 @@ import torch
 from torch.nn import functional
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models import batching as batches
 from osrm_cli.models import heads
+from osrm_cli.models.batching import Encoding, collate_batch, group_by_length
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.tasks.task import Data, Label, Task
 
 
-def gradients(
+def compute_loss_gradients(
     model: torch.nn.Module,
     layers: Mapping[str, torch.nn.Module],
     data: Data,
-    encodings: Sequence[batches.Encoding],
+    encodings: Sequence[Encoding],
     tokenizer: Any,
     batch_size: int,
     advance: Callable[[int], None],
@@ -41,19 +41,19 @@ def gradients(
     Raises:
         OsrmError: If labels are missing, or a class has fewer than two examples.
     """
-    halves, labels = _halves(data), data.labels
-    _, head = heads.head_layer(model)
+    halves, labels = _split_in_halves(data), data.labels
+    _, head = heads.find_head_layer(model)
     device = next(model.parameters()).device
-    found = heads.representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
+    found = heads.compute_representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
     model.requires_grad_(False)
     weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     for fitted, judged in (halves, halves[::-1]):
-        heads.fit(head, data.task, found[fitted], [labels[i] for i in fitted])
-        for rows in batches.bucket([len(encodings[i]["input_ids"]) for i in judged], batch_size):
+        heads.fit_linear_head(head, data.task, found[fitted], [labels[i] for i in fitted])
+        for rows in group_by_length([len(encodings[i]["input_ids"]) for i in judged], batch_size):
             chosen = [judged[row] for row in rows]
-            batch = batches.collate([encodings[i] for i in chosen], tokenizer, device)
-            value = loss(model(**batch).logits, data.task, [labels[i] for i in chosen])
+            batch = collate_batch([encodings[i] for i in chosen], tokenizer, device)
+            value = task_loss(model(**batch).logits, data.task, [labels[i] for i in chosen])
             for total, gradient in zip(sums, torch.autograd.grad(value, weights), strict=True):
                 total += gradient
             advance(len(chosen))
@@ -61,7 +61,7 @@ def gradients(
     return {n: (total.T if is_conv1d(layer) else total) / len(encodings) for (n, layer), total in named}
 
 
-def loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:
+def task_loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:
     """Sum of the examples' losses, the one that training has: cross-entropy, or the squared error of a score."""
     wanted = torch.tensor(labels, device=logits.device)
     if task.regression:
@@ -69,7 +69,7 @@ def loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Ten
     return functional.cross_entropy(logits.float(), wanted, reduction="sum")
 
 
-def _halves(data: Data) -> tuple[list[int], list[int]]:
+def _split_in_halves(data: Data) -> tuple[list[int], list[int]]:
     """Every second example of each class, or along the scores, and the others."""
     labels, task = data.labels, data.task
     for index, name in enumerate(task.labels or ()):

@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.statistics import table as statistics
 from osrm_cli.features.statistics.accumulators import Accumulator
+from osrm_cli.features.statistics.table import find_statistic
 from osrm_cli.storage import safetensors_io
 
 _NAME = re.compile(r"(?P<task>.+)\.shard-(?P<index>[1-9]\d*)-of-(?P<count>[1-9]\d*)\.safetensors")
@@ -22,7 +22,7 @@ _COUNTS = ("tokens", "examples")
 
 
 @dataclass(frozen=True)
-class Share:
+class Shard:
     """One of several disjoint shares of a task's batches.
 
     Attributes:
@@ -50,25 +50,25 @@ class Share:
         return whole.with_name(f"{whole.stem}.shard-{self.index}-of-{self.count}.safetensors")
 
 
-def share_of(path: Path) -> Share | None:
+def shard_of_name(path: Path) -> Shard | None:
     """The share that a file's name stands for; ``None`` for a whole features file."""
     found = _NAME.fullmatch(path.name)
-    return Share(int(found["index"]), int(found["count"])) if found else None
+    return Shard(int(found["index"]), int(found["count"])) if found else None
 
 
-def find(whole: Path) -> list[Path]:
+def find_shards(whole: Path) -> list[Path]:
     """The shards beside the place of a whole features file, in the order of their numbers."""
-    found = [(share_of(path), path) for path in whole.parent.glob("*.safetensors")]
+    found = [(shard_of_name(path), path) for path in whole.parent.glob("*.safetensors")]
     ours = [(each.count, each.index, path) for each, path in found if each and path.name == each.path(whole).name]
     return [path for _, _, path in sorted(ours)]
 
 
-def tasks(folder: Path) -> list[str]:
+def sharded_tasks(folder: Path) -> list[str]:
     """The tasks that a folder holds shards of, in the order of their names."""
-    return sorted({whole_of(path).stem for path in folder.glob("[!.]*.safetensors") if share_of(path)})
+    return sorted({unsharded_path(path).stem for path in folder.glob("[!.]*.safetensors") if shard_of_name(path)})
 
 
-def whole_of(path: Path) -> Path:
+def unsharded_path(path: Path) -> Path:
     """The whole features file that a shard belongs to; a whole one's own path."""
     found = _NAME.fullmatch(path.name)
     return path.with_name(f"{found['task']}.safetensors") if found else path
@@ -76,8 +76,8 @@ def whole_of(path: Path) -> Path:
 
 def _facts(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """The header of the whole that shards add up to."""
-    _check_complete(whole, [share for path in paths if (share := share_of(path))])
-    headers = [safetensors_io.read_facts(path) for path in paths]
+    _check_complete(whole, [share for path in paths if (share := shard_of_name(path))])
+    headers = [safetensors_io.read_header_record(path) for path in paths]
     plain = [{key: value for key, value in header.items() if key not in _COUNTS} for header in headers]
     for path, header, other in zip(paths, plain, headers, strict=True):
         if header != plain[0]:
@@ -89,7 +89,7 @@ def _facts(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     return {key: value for key, value in plain[0].items() if key != "shards"} | counts
 
 
-def _check_complete(whole: Path, shares: Sequence[Share]) -> None:
+def _check_complete(whole: Path, shares: Sequence[Shard]) -> None:
     counts = sorted({share.count for share in shares})
     if not counts:
         raise OsrmError(f"{whole.parent} holds no shards of task '{whole.stem}'", "osrm collect --shard 1/2 makes one")
@@ -109,18 +109,18 @@ def _check_complete(whole: Path, shares: Sequence[Share]) -> None:
 Sums = Mapping[str, Sequence[Accumulator]]  # by layer, in the order of the statistics' names
 
 
-def finished(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
+def finalized_tensors(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """What a whole file holds: every statistic by ``<layer>.<statistic>``, float32."""
-    return {entry: total.finish().float() for entry, total in _entries(sums, names)}
+    return {entry: total.finalize().float() for entry, total in _entries(sums, names)}
 
 
-def bounds(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
+def sketch_bounds(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
     """What its header says of finished statistics that are not exact, under ``bounds``."""
     found = {entry: total.bound() for entry, total in _entries(sums, names) if total.bound()}
     return {"bounds": found} if found else {}
 
 
-def states(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
+def shard_tensors(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """What a shard's file holds."""
     entries = _entries(sums, names)
     return {f"{entry}.{part}": tensor for entry, total in entries for part, tensor in total.state().items()}
@@ -132,7 +132,7 @@ def _entries(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, Accumulato
             yield f"{layer}.{name}", total
 
 
-class Sum:
+class MergedShards:
     """Shards opened as if they were the whole file.
 
     Args:
@@ -147,7 +147,7 @@ class Sum:
     """
 
     def __init__(self, whole: Path) -> None:
-        self.paths = find(whole)
+        self.paths = find_shards(whole)
         self.facts = _facts(whole, self.paths)
         self._files = [safetensors_io.TensorFile(path) for path in self.paths]
         self._widths = {layer["source"]: layer["d_in"] for layer in self.facts["layers"].values()}
@@ -159,12 +159,12 @@ class Sum:
         Raises:
             KeyError: If a shard lacks it.
         """
-        return self._total(entry).finish().float()
+        return self._total(entry).finalize().float()
 
     def bound(self, entry: str) -> dict[str, float]:
         """How far it may be off."""
         total = self._total(entry)
-        total.finish()
+        total.finalize()
         return total.bound()
 
     def contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -175,7 +175,7 @@ class Sum:
         """
         names = self.facts["statistics"]
         sums = {layer: [self._total(f"{layer}.{name}") for name in names] for layer in self._widths}
-        return finished(sums, names), self.facts | bounds(sums, names)
+        return finalized_tensors(sums, names), self.facts | sketch_bounds(sums, names)
 
     def _total(self, entry: str) -> Accumulator:
         """The accumulator that counted what all shards have counted.
@@ -184,10 +184,10 @@ class Sum:
             KeyError: If a shard lacks it.
         """
         layer, _, name = entry.rpartition(".")
-        total = statistics.find(name).load()(self._widths[layer])
+        total = find_statistic(name).load()(self._widths[layer])
         for file, keys in zip(self._files, self._keys, strict=True):
             parts = {part: f"{entry}.{part}" for part in total.state()}
             if not set(parts.values()) <= keys:
                 raise KeyError(entry)
-            total.take({part: file.get_tensor(key) for part, key in parts.items()})
+            total.merge_state({part: file.get_tensor(key) for part, key in parts.items()})
         return total

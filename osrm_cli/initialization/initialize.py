@@ -8,21 +8,21 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
-from osrm_cli.features.features_file import Features
-from osrm_cli.initialization.from_features import requests, used
-from osrm_cli.initialization.objectives import rank_budget as budget
-from osrm_cli.initialization.objectives.row_scale import scaled
+from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.initialization.from_features import iter_layer_problems, tasks_read
+from osrm_cli.initialization.objectives.rank_budget import allocate_rank_budget, direction_scores
+from osrm_cli.initialization.objectives.row_scale import rescale_rows
 from osrm_cli.initialization.objectives.table import Objective
-from osrm_cli.initialization.objectives.warnings import concerns
+from osrm_cli.initialization.objectives.warnings import start_warnings
 from osrm_cli.linalg.low_rank import LowRank
 
-MOST = 2  # times the average rank: what --rank-budget gives one layer, as EVA's rho (arXiv:2410.07170)
+MAX_RANK_FACTOR = 2  # times the average rank: what --rank-budget gives one layer, as EVA's rho (arXiv:2410.07170)
 
 Ranks = Mapping[str, Mapping[str, int]]  # by task and layer
 
 
 @dataclass(frozen=True)
-class Recipe:
+class InitConfig:
     """How starts are made.
 
     Attributes:
@@ -50,13 +50,13 @@ class Recipe:
         """``lora_alpha / r``, the same in every layer."""
         return 2.0 if self.alpha is None else self.alpha / self.rank
 
-    def facts(self) -> dict[str, object]:
+    def record(self) -> dict[str, object]:
         """The settings as ``osrm.json`` has them."""
         facts = {name: getattr(self, name) for name in ("statistic", "rank", "alpha", "a_scale", "eps", "seed")}
         spread = {} if self.rank_budget is None else {"rank_budget": self.rank_budget}
         return {"objective": self.objective.name, **facts, **spread}
 
-    def config(self, features: Features, ranks: Mapping[str, int]) -> AdapterConfig:
+    def config(self, features: FeaturesFile, ranks: Mapping[str, int]) -> AdapterConfig:
         """PEFT's settings for a start; one that it does not know, such as 'osrm', it would refuse."""
         usual = max(ranks.values())
         alpha = self.scaling * usual
@@ -65,15 +65,15 @@ class Recipe:
             base_model=features.base.name,
             revision=features.base.revision,
             task_type="SEQ_CLS",
-            fan_in_fan_out=features.facts["fan_in_fan_out"],
-            target_modules=tuple(features.facts["target_modules"]),
+            fan_in_fan_out=features.record["fan_in_fan_out"],
+            target_modules=tuple(features.record["target_modules"]),
             lora_alpha=int(alpha) if alpha.is_integer() else alpha,
             alpha_pattern=others,
         )
 
 
 @dataclass
-class Start:
+class InitializedAdapter:
     """One task's start.
 
     Attributes:
@@ -82,7 +82,7 @@ class Start:
     """
 
     factors: dict[str, LowRank] = field(default_factory=dict)
-    concerns: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -90,8 +90,12 @@ class Start:
         return {layer: update.rank for layer, update in self.factors.items()}
 
 
-def spread(
-    files: Mapping[str, Features], wanted: Sequence[str], recipe: Recipe, total: int, advance: Callable[[int], None]
+def allocate_ranks(
+    files: Mapping[str, FeaturesFile],
+    wanted: Sequence[str],
+    recipe: InitConfig,
+    total: int,
+    advance: Callable[[int], None],
 ) -> Ranks:
     """Each task's ranks by layer: the ``total`` directions that are worth most to the objective.
 
@@ -106,22 +110,24 @@ def spread(
         OsrmError: If the budget does not fit the layers.
     """
     layers = next(iter(files.values())).layers
-    most = min(MOST * math.ceil(total / len(layers)), *(layer.d_in for layer in layers.values()))
+    most = min(MAX_RANK_FACTOR * math.ceil(total / len(layers)), *(layer.d_in for layer in layers.values()))
     spectra: dict[str, dict[str, torch.Tensor]] = {task: {} for task in wanted}
     choose, name = recipe.objective.load(), recipe.objective.name
-    for request in requests(files, wanted, recipe.objective, most, recipe.seed, recipe.eps, recipe.statistic):
-        spectra[request.task][request.layer] = budget.worth(name, choose(request), request)
+    for request in iter_layer_problems(
+        files, wanted, recipe.objective, most, recipe.seed, recipe.eps, recipe.statistic
+    ):
+        spectra[request.task][request.layer] = direction_scores(name, choose(request), request)
         advance(1)
-    return {task: budget.spread_rank(found, total) for task, found in spectra.items()}
+    return {task: allocate_rank_budget(found, total) for task, found in spectra.items()}
 
 
-def make(
-    files: Mapping[str, Features],
+def initialize_layers(
+    files: Mapping[str, FeaturesFile],
     wanted: Sequence[str],
-    recipe: Recipe,
+    recipe: InitConfig,
     ranks: Ranks | None,
     advance: Callable[[int], None],
-) -> dict[str, Start]:
+) -> dict[str, InitializedAdapter]:
     """Every task's start in one pass over the features.
 
     Args:
@@ -135,19 +141,19 @@ def make(
         OsrmError: If the files cannot serve the objective.
     """
     row, choose = recipe.objective, recipe.objective.load()
-    starts = {task: Start() for task in wanted}
-    tokens = {task: sum(files[name].tokens for name in used(files, task, row) if name != task) for task in wanted}
+    starts = {task: InitializedAdapter() for task in wanted}
+    tokens = {task: sum(files[name].tokens for name in tasks_read(files, task, row) if name != task) for task in wanted}
     most = max(rank for task in ranks.values() for rank in task.values()) if ranks else int(recipe.rank)
-    for request in requests(files, wanted, row, most, recipe.seed, recipe.eps, recipe.statistic):
+    for request in iter_layer_problems(files, wanted, row, most, recipe.seed, recipe.eps, recipe.statistic):
         if ranks:
             request = replace(request, rank=ranks[request.task][request.layer])
         start, own = starts[request.task], files.get(request.task)
         A = choose(request)  # noqa: N806 - the papers' letters
-        A = scaled(A, recipe.a_scale, request) if recipe.a_scale else A  # noqa: N806
+        A = rescale_rows(A, recipe.a_scale, request) if recipe.a_scale else A  # noqa: N806
         B = torch.zeros(request.d_out or 0, len(A))  # noqa: N806
         start.factors[request.layer] = LowRank(B, A)
-        for doubt in concerns(row.name, request, tokens[request.task], own.tokens if own else None):
-            if doubt not in start.concerns:
-                start.concerns.append(doubt)
+        for doubt in start_warnings(row.name, request, tokens[request.task], own.tokens if own else None):
+            if doubt not in start.warnings:
+                start.warnings.append(doubt)
         advance(1)
     return starts

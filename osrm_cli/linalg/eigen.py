@@ -11,9 +11,13 @@ from functools import partial
 import torch
 
 DENSE = 640  # up to this width a dense eigh is as fast
-NULLS = (1e-10, 1e-8, 1e-6)  # of the mean eigenvalue: less counts as zero; float32 storage needs the larger ones
+NULL_THRESHOLDS = (
+    1e-10,
+    1e-8,
+    1e-6,
+)  # of the mean eigenvalue: less counts as zero; float32 storage needs the larger ones
 RESIDUAL = 1e-5  # relative; the eigenvalue's own error is about its square over the gap
-ROUGH = 1e-2  # the same, good enough to move the shift
+SHIFT_TOLERANCE = 1e-2  # the same, good enough to move the shift
 OVERSAMPLED = 8
 BLOCKS = 32
 CHECK = 4
@@ -22,7 +26,7 @@ PANEL = 256  # columns
 Operator = Callable[[torch.Tensor], torch.Tensor]
 
 
-def smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def smallest_eigenvectors(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """Orthonormal eigenvectors of the ``r`` smallest eigenvalues, as rows ``(r, d)``, the smallest first.
 
     Inverse iteration through Cholesky. The eigenvalues at the small end lie close together, so once they are roughly
@@ -36,7 +40,7 @@ def smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         start: Seeded Gaussian rows ``(r, d)``.
     """
     rank = len(start)
-    first = _factored(S, [-null * float(S.trace()) / len(S) for null in NULLS]) if len(S) > DENSE else None
+    first = _factored(S, [-null * float(S.trace()) / len(S) for null in NULL_THRESHOLDS]) if len(S) > DENSE else None
     if first is None:
         return _dense_smallest(S, start)
     solve, shift = first
@@ -44,7 +48,7 @@ def smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     if float(_rayleigh(S, null).max()) <= -shift:
         return null.T
     columns = _oversampled(start)
-    for enough in (ROUGH, RESIDUAL, RESIDUAL):
+    for enough in (SHIFT_TOLERANCE, RESIDUAL, RESIDUAL):
         found = krylov(solve, columns, rank, enough)
         if found.residual <= RESIDUAL:
             return found.vectors[:, :rank].T
@@ -55,7 +59,7 @@ def smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     return _dense_smallest(S, start)
 
 
-def largest(apply: Operator, start: torch.Tensor) -> torch.Tensor:
+def largest_eigenvectors(apply: Operator, start: torch.Tensor) -> torch.Tensor:
     """Orthonormal eigenvectors of the ``r`` largest eigenvalues, as rows ``(r, d)``, the largest first.
 
     Args:
@@ -73,7 +77,7 @@ def largest(apply: Operator, start: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Found:
+class RitzPairs:
     """What ``krylov`` found: as many Ritz vectors ``(d, b)`` as the block has columns, the largest value first.
 
     ``residual`` is the largest among those that must converge, relative to its value.
@@ -83,7 +87,7 @@ class Found:
     residual: float
 
 
-def krylov(apply: Operator, start: torch.Tensor, rank: int, enough: float) -> Found:
+def krylov(apply: Operator, start: torch.Tensor, rank: int, enough: float) -> RitzPairs:
     """Eigenvectors of the largest eigenvalues by block Krylov iteration, every block orthogonal to all before.
 
     Args:
@@ -108,7 +112,7 @@ def krylov(apply: Operator, start: torch.Tensor, rank: int, enough: float) -> Fo
     return found
 
 
-def _ritz(basis: torch.Tensor, images: torch.Tensor, rank: int, width: int) -> Found:
+def _ritz(basis: torch.Tensor, images: torch.Tensor, rank: int, width: int) -> RitzPairs:
     """The best approximations in the span of ``basis`` ``(d, k)``, whose images under the operator are known."""
     values, mix = torch.linalg.eigh(basis.T @ images)
     values, mix = values[-width:].flip(0), mix[:, -width:].flip(1)
@@ -116,10 +120,10 @@ def _ritz(basis: torch.Tensor, images: torch.Tensor, rank: int, width: int) -> F
     limits = torch.finfo(values.dtype)
     residual = (images @ mix - vectors * values).norm(dim=0) - limits.eps * values[0]  # less is rounding
     relative = residual.clamp_min(0) / values.clamp_min(limits.tiny)
-    return Found(_orthonormal(vectors), float(relative[:rank].max()))
+    return RitzPairs(_orthonormal(vectors), float(relative[:rank].max()))
 
 
-def signed(A: torch.Tensor) -> torch.Tensor:
+def fix_signs(A: torch.Tensor) -> torch.Tensor:
     """Rows with their sign chosen so that the entry of largest magnitude is positive."""
     peaks = A.gather(1, A.abs().argmax(dim=1, keepdim=True))
     return A * torch.where(peaks < 0, -1.0, 1.0).to(A.dtype)
@@ -165,7 +169,7 @@ def _rayleigh(S: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 def _dense_smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(S)
-    null = int((values <= NULLS[0] * values.mean()).sum())
+    null = int((values <= NULL_THRESHOLDS[0] * values.mean()).sum())
     wanted: torch.Tensor = vectors[:, : max(null, len(start))]
     return wanted.T if null < len(start) else _orthonormal(wanted @ (wanted.T @ start.T)).T
 

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from osrm_cli.linalg.low_rank import LowRank
 
 
-def energy(update: LowRank, C: torch.Tensor) -> torch.Tensor:
+def delta_energy(update: LowRank, C: torch.Tensor) -> torch.Tensor:
     """``E ||B A x||^2`` with the scaling in B, a scalar, differentiable in A and B.
 
     Args:
@@ -24,13 +24,13 @@ def energy(update: LowRank, C: torch.Tensor) -> torch.Tensor:
     return ((B.T @ B) * (A @ C @ A.T)).sum()
 
 
-def energy_of_rows(update: LowRank, rows: torch.Tensor) -> torch.Tensor:
+def delta_energy_of_rows(update: LowRank, rows: torch.Tensor) -> torch.Tensor:
     """``energy`` for ``C = rows^T rows``: a sketch, or any factor of a second moment, ``(n, d_in)``."""
     seen = update.A @ rows.T
     return ((update.B.T @ update.B) * (seen @ seen.T)).sum()
 
 
-def base_energy(W: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+def weight_energy(W: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
     """``E ||W0 x||^2 = tr(W0 C W0^T)``, a scalar; W ``(d_out, d_in)``."""
     return ((W @ C) * W).sum()
 
@@ -38,7 +38,7 @@ def base_energy(W: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
 def matrix(updates: Sequence[LowRank], moments: Sequence[torch.Tensor]) -> torch.Tensor:
     """``(T, U)``, float64: entry ``t, u`` is the energy of update ``t`` on the inputs of task ``u`` in one layer."""
     doubled = [update.to(torch.float64) for update in updates]
-    columns = [torch.stack([energy(update, C.double()) for update in doubled]) for C in moments]
+    columns = [torch.stack([delta_energy(update, C.double()) for update in doubled]) for C in moments]
     return torch.stack(columns, dim=1)
 
 
@@ -69,7 +69,7 @@ class _Energies(torch.autograd.Function):
         return inner @ (twice * AC).sum(dim=0), B @ (twice * seen).sum(dim=0), None
 
 
-def energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
+def layer_energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
     """``energy`` of L layers' updates on the inputs of U kinds, ``(U, L)``, differentiable in A and B.
 
     In training C is by far the largest thing that is read, and so it is read once a step.

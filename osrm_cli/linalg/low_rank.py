@@ -22,7 +22,7 @@ class LowRank:
 
     B: Tensor
     A: Tensor
-    kept: float = 1.0
+    kept_energy: float = 1.0
 
     @property
     def rank(self) -> int:
@@ -36,15 +36,15 @@ class LowRank:
 
     def dense(self) -> Tensor:
         """The product, ``(d_out, d_in)``, in float32 or better."""
-        wide = self.widened()
+        wide = self.promoted()
         return wide.B @ wide.A
 
     def scaled(self, c: float) -> "LowRank":
         """``c * B @ A``; ``A`` stays as it is, and all of it where ``c`` is 1."""
-        wide = self.widened()
+        wide = self.promoted()
         return wide if c == 1 else replace(wide, B=c * wide.B)
 
-    def widened(self) -> "LowRank":
+    def promoted(self) -> "LowRank":
         """The same factors in one precision, float32 or better."""
         return self.to(torch.promote_types(torch.promote_types(self.B.dtype, self.A.dtype), torch.float32))
 
@@ -87,7 +87,7 @@ class Core:
 
 def stack(updates: Sequence[LowRank]) -> LowRank:
     """The sum of the updates as concatenated factors, rank ``sum r_t``: nothing is computed, nothing is lost."""
-    wide = [update.widened() for update in updates]
+    wide = [update.promoted() for update in updates]
     return LowRank(torch.cat([update.B for update in wide], dim=1), torch.cat([update.A for update in wide], dim=0))
 
 
@@ -150,17 +150,17 @@ def truncate(update: LowRank | Tensor, rank: int | None = None, energy: float | 
     else:
         U, sigma, Vh, total = _decompose(update, rank, energy)
     shares = sigma.square().cumsum(0) / total if total > 0 else torch.ones_like(sigma)
-    kept = _wanted(sigma, shares, rank, energy)
+    kept = _rank_to_keep(sigma, shares, rank, energy)
     U, Vh, root = U[:, :kept], Vh[:kept], sigma[:kept].sqrt()
     signs = torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0).to(U.dtype)
     return LowRank(U * signs * root, (signs * root).T * Vh), min(float(shares[kept - 1]), 1.0)
 
 
-STALLED = 1e-6  # subspace iteration ends when a round raises the kept share by less
-ROUNDS = 12
+MIN_GAIN = 1e-6  # subspace iteration ends when a round raises the kept share by less
+MAX_ITERATIONS = 12
 
 
-def _wanted(sigma: Tensor, shares: Tensor, rank: int | None, energy: float | None) -> int:
+def _rank_to_keep(sigma: Tensor, shares: Tensor, rank: int | None, energy: float | None) -> int:
     limits = [numerical_rank(sigma)]
     if rank is not None:
         limits.append(rank)
@@ -194,10 +194,10 @@ def _subspace(W: Tensor, rank: int, total: float) -> Tensor:
     start = torch.randn(W.shape[1], width, generator=torch.Generator().manual_seed(0), dtype=W.dtype)
     Q, kept = torch.linalg.qr(W @ start.to(W.device)).Q, -1.0
     best: Tensor = Q
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ITERATIONS):
         projected = W.T @ Q
         values, turn = torch.linalg.eigh((projected.T @ projected).to(torch.float64))
-        if float(values[-rank:].sum()) <= kept + STALLED * total:
+        if float(values[-rank:].sum()) <= kept + MIN_GAIN * total:
             break
         kept = float(values[-rank:].sum())
         best = Q.to(torch.float64) @ turn.flip(1)

@@ -16,7 +16,7 @@ from osrm_cli.linalg.subspaces import Spectrum
 
 
 @dataclass(frozen=True)
-class Gram:
+class SecondMoment:
     """``C``, whole or as a factor.
 
     Attributes:
@@ -36,9 +36,9 @@ class Gram:
         """``C`` ``(d, d)``."""
         return self.matrix.T @ self.matrix if self.factored else self.matrix
 
-    def to(self, like: torch.Tensor) -> "Gram":
+    def to(self, like: torch.Tensor) -> "SecondMoment":
         """The same in another tensor's precision, where that lies."""
-        return Gram(self.matrix.to(like), self.factored)
+        return SecondMoment(self.matrix.to(like), self.factored)
 
     def times(self, X: torch.Tensor) -> torch.Tensor:
         """``X C`` for X ``(n, d)``."""
@@ -46,13 +46,15 @@ class Gram:
 
     def energy(self, update: LowRank) -> torch.Tensor:
         """``E ||B A x||^2`` in the precision of ``C``, a scalar, differentiable: see ``interference.energy``."""
-        measure = interference.energy_of_rows if self.factored else interference.energy
+        measure = interference.delta_energy_of_rows if self.factored else interference.delta_energy
         return measure(update.to(self.matrix.dtype), self.matrix)
 
     def base_energy(self, W: torch.Tensor) -> float:
         """``E ||W x||^2`` for W ``(d_out, d)``."""
         W = W.to(self.matrix)
-        return float((W @ self.matrix.T).square().sum() if self.factored else interference.base_energy(W, self.matrix))
+        return float(
+            (W @ self.matrix.T).square().sum() if self.factored else interference.weight_energy(W, self.matrix)
+        )
 
     def spectrum(self) -> Spectrum:
         """Eigenvalues and eigenvectors of ``C``."""
@@ -65,7 +67,7 @@ class Gram:
         return min(caught / self.trace, 1.0) if self.trace > 0 else 0.0
 
 
-def others(grams: Sequence[Gram], own: int) -> Gram:
+def sum_of_others(grams: Sequence[SecondMoment], own: int) -> SecondMoment:
     """``C_out``: the average of all tasks' C but one's, each divided by its trace.
 
     Args:
@@ -79,19 +81,19 @@ def others(grams: Sequence[Gram], own: int) -> Gram:
         raise OsrmError("there is only one task's second moment, expected at least one other task")
     if grams[own].factored:
         rows = stack_rows([gram.matrix for index, gram in enumerate(grams) if index != own], balanced=True)
-        return Gram(rows / (len(grams) - 1) ** 0.5, factored=True)
+        return SecondMoment(rows / (len(grams) - 1) ** 0.5, factored=True)
     total = total_moment(gram.matrix for gram in grams)
-    return Gram(others_moment(total, grams[own].matrix, len(grams)), factored=False)
+    return SecondMoment(others_moment(total, grams[own].matrix, len(grams)), factored=False)
 
 
 # Second moments are stored in float32: what is smaller than this share of the largest is rounding, not data.
-KNOWN = 1e-7
+KNOWN_RATIO = 1e-7
 
 
 RIDGES = (0.0, 1e-6, 1e-5)  # tried in turn, in units of the mean diagonal
 
 
-def cholesky(C: Tensor) -> tuple[Tensor, float]:
+def ridge_cholesky(C: Tensor) -> tuple[Tensor, float]:
     """The Cholesky factor of ``C + ridge I`` and the ridge, the first of ``RIDGES`` that is well enough conditioned.
 
     That is one whose smallest pivot is above ``KNOWN`` of its largest.
@@ -101,7 +103,7 @@ def cholesky(C: Tensor) -> tuple[Tensor, float]:
     for relative in RIDGES:
         factor, failed = linalg.cholesky_ex(C + relative * scale * identity)
         pivots = factor.diagonal().square()
-        if not failed and pivots.min() >= KNOWN * pivots.max():
+        if not failed and pivots.min() >= KNOWN_RATIO * pivots.max():
             break
     return factor, relative * scale
 
@@ -114,14 +116,14 @@ def stack_rows(blocks: Sequence[torch.Tensor], balanced: bool) -> torch.Tensor:
         balanced: Give every task the same weight, ``tr = 1``, as in ``C_out``; else as they come, as in Eq. 3.
     """
     rows = [block.reshape(-1, block.shape[-1]).to(torch.float64) for block in blocks]
-    return torch.cat([row / _or_one(row.norm()) for row in rows] if balanced else rows)
+    return torch.cat([row / _nonzero(row.norm()) for row in rows] if balanced else rows)
 
 
 def total_moment(moments: Iterable[torch.Tensor]) -> torch.Tensor:
     """Sum over all tasks of second moments ``(d, d)``, each divided by its trace."""
     total: torch.Tensor | None = None
     for moment in moments:
-        part = moment.to(torch.float64) / _or_one(moment.trace())
+        part = moment.to(torch.float64) / _nonzero(moment.trace())
         total = part if total is None else total.add_(part)
     if total is None:
         raise OsrmError("there are no second moments to add up")
@@ -141,9 +143,9 @@ def others_moment(total: torch.Tensor, own: torch.Tensor, tasks: int) -> torch.T
     """
     if tasks < 2:
         raise OsrmError("there is only one task's second moment, expected at least one other task")
-    return (total - own.to(torch.float64) / _or_one(own.trace())) / (tasks - 1)
+    return (total - own.to(torch.float64) / _nonzero(own.trace())) / (tasks - 1)
 
 
-def _or_one(value: torch.Tensor) -> torch.Tensor:
+def _nonzero(value: torch.Tensor) -> torch.Tensor:
     """The divisor, or one where it is zero: a layer that is fed zeros stays zero."""
     return torch.where(value > 0, value, torch.ones_like(value)).to(torch.float64)

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 
-def overlap(A_1: torch.Tensor, A_2: torch.Tensor) -> float:
+def subspace_overlap(A_1: torch.Tensor, A_2: torch.Tensor) -> float:
     """``||Q_1 Q_2^T||_F^2 / r`` of two row spaces ``(r, d)``: 1 if equal, 0 if orthogonal, about ``r/d`` if random."""
     Q_1, Q_2 = orthonormal_rows(A_1.double()), orthonormal_rows(A_2.double())
     return float((Q_1 @ Q_2.T).square().sum() / min(len(Q_1), len(Q_2)))
@@ -76,7 +76,7 @@ class Drift:
     layers: Mapping[str, float]
 
 
-def distance(A_0: torch.Tensor, A: torch.Tensor) -> float:
+def procrustes_distance(A_0: torch.Tensor, A: torch.Tensor) -> float:
     """``min ||R A_0 - A||_F`` over orthogonal ``R`` ``(r, r)``; both ``(r, d_in)``.
 
     The best ``R`` is the orthogonal polar factor of ``A A_0^T``.
@@ -86,14 +86,14 @@ def distance(A_0: torch.Tensor, A: torch.Tensor) -> float:
     return float((U @ Vh @ A_0 - A).norm())
 
 
-def drift(starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]) -> Drift:
+def measure_drift(starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]) -> Drift:
     """``distance`` over ``||A_0||_F`` for each layer, and overall.
 
     Args:
         starts: A of each layer before training, ``(r, d_in)``.
         ends: A of the same layers after training.
     """
-    moved = {layer: distance(A_0, ends[layer]) for layer, A_0 in starts.items()}
+    moved = {layer: procrustes_distance(A_0, ends[layer]) for layer, A_0 in starts.items()}
     norms = {layer: float(A_0.double().norm()) for layer, A_0 in starts.items()}
     return Drift(
         overall=_ratio(math.hypot(*moved.values()), math.hypot(*norms.values())),
@@ -113,7 +113,7 @@ def orthonormal_rows(A: torch.Tensor) -> torch.Tensor:
     return rows.contiguous()
 
 
-def row_space(H: torch.Tensor) -> torch.Tensor:
+def row_space_basis(H: torch.Tensor) -> torch.Tensor:
     """Orthonormal basis ``(rank H, d)`` of the span of the rows of ``H`` ``(n, d)``, the main direction first."""
     _, values, Vh = torch.linalg.svd(H, full_matrices=False)
     directions: torch.Tensor = Vh[values > values.max() * max(H.shape) * torch.finfo(H.dtype).eps]

@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from osrm_cli.features.features_file import Features
+from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods.layer_updates import TaskAware
+from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.storage import provenance
 
 Fields = Mapping[str, tuple[torch.Tensor, ...]]
 
 
-class Evidence:
+class LayerData:
     """Nothing: enough for the rules that need the updates alone.
 
     Attributes:
@@ -25,40 +25,40 @@ class Evidence:
 
     sequence: tuple[str, ...] = ()
 
-    def of(self, layer: str) -> Fields:
+    def for_layer(self, layer: str) -> Fields:
         """Fields of ``LayerUpdates``, in each of them one tensor per adapter, in the order of the adapters' names."""
         return {}
 
-    def merged(self, layer: "MergedLayer") -> None:
+    def on_layer_merged(self, layer: "MergedLayer") -> None:
         """Take note of a layer's result; called after each layer of ``sequence``."""
 
-    def facts(self) -> Mapping[str, Any]:
+    def record(self) -> Mapping[str, Any]:
         """What ``osrm.json`` says of it."""
         return {"features": []}
 
 
-class Moments(Evidence):
+class FeatureMoments(LayerData):
     """Second moments of the base model's features, as ``osrm collect`` wrote them.
 
     Args:
         features: One file per adapter, in the order of the adapters' names.
     """
 
-    def __init__(self, features: list[Features]) -> None:
+    def __init__(self, features: list[FeaturesFile]) -> None:
         self.features = features
         self._readers = [each.reader() for each in features]
 
-    def of(self, layer: str) -> Fields:
+    def for_layer(self, layer: str) -> Fields:
         """``C_t`` of the base model's inputs, ``(d_in, d_in)``."""
         return {"second_moments": tuple(reader.read(layer, SECOND_MOMENT) for reader in self._readers)}
 
-    def facts(self) -> Mapping[str, Any]:
+    def record(self) -> Mapping[str, Any]:
         """The files with their digests."""
         paths = [path for features in self.features for path in features.files]
         return {"features": [{"path": path.as_posix(), "sha256": provenance.sha256(path)} for path in paths]}
 
 
-Result = LowRank | torch.Tensor | TaskAware
+LayerResult = LowRank | torch.Tensor | MaskedDelta
 
 
 @dataclass(frozen=True)
@@ -72,5 +72,5 @@ class MergedLayer:
     """
 
     name: str
-    result: Result
+    result: LayerResult
     kept: float = 1.0

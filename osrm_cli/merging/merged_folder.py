@@ -24,18 +24,18 @@ from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.writer import AdapterWriter, write_adapter_stream
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging import record
-from osrm_cli.merging import task_masks as task_aware
 from osrm_cli.merging.layer_data import MergedLayer
-from osrm_cli.merging.methods.layer_updates import TaskAware
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.record import HEAD, TASKS
+from osrm_cli.merging.methods.layer_updates import MaskedDelta
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
+from osrm_cli.merging.task_masks import write_task_masks
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.storage import safetensors_io
-from osrm_cli.storage.provenance import Base
+from osrm_cli.storage.provenance import BaseModelId
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeResult:
     """What was written.
 
     Attributes:
@@ -50,7 +50,7 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class Work:
+class Execution:
     """How a merge is carried out; nothing of it changes the result.
 
     Attributes:
@@ -63,14 +63,16 @@ class Work:
     device: torch.device | str
     advance: Callable[[int], None]
 
-    def merge(self, plan: Plan, layers: Sequence[str]) -> Iterator[MergedLayer]:
+    def merge(self, plan: MergePlan, layers: Sequence[str]) -> Iterator[MergedLayer]:
         """Merge layers in the order given."""
         for layer in plan.merge(layers, self.jobs, self.device):
             yield layer
             self.advance(1)
 
 
-def write(stage: Path, plan: Plan, work: Work, base: Base | None, checkpoint: Checkpoint | None = None) -> Merged:
+def write_merged_folder(
+    stage: Path, plan: MergePlan, work: Execution, base: BaseModelId | None, checkpoint: Checkpoint | None = None
+) -> MergeResult:
     """Merge, and write the whole folder.
 
     Args:
@@ -83,24 +85,24 @@ def write(stage: Path, plan: Plan, work: Work, base: Base | None, checkpoint: Ch
     rescalers: dict[str, dict[str, float]] = {}
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as the reading and writing, but another core
         digests = beside.map(Adapter.sha256, plan.adapters)
-        if plan.method.task_aware:
-            rescalers = task_aware.write(stage, plan, work.merge(plan, plan.layers))
-            merged = Merged("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
+        if plan.method.is_task_aware:
+            rescalers = write_task_masks(stage, plan, work.merge(plan, plan.layers))
+            merged = MergeResult("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
         elif checkpoint:
             merged = _write_model(stage, plan, work, checkpoint)
         else:
             merged = _write_adapter(stage, plan, work)
         if merged.form != "adapter":
             _write_heads(stage, plan.adapters)
-        record.write(stage, plan, base, merged.form, merged.kept, rescalers, digests)
+        record.write_merge_record(stage, plan, base, merged.form, merged.kept, rescalers, digests)
     return merged
 
 
-def _write_adapter(stage: Path, plan: Plan, work: Work) -> Merged:
+def _write_adapter(stage: Path, plan: MergePlan, work: Execution) -> MergeResult:
     """PEFT folders, all written layer by layer at once."""
-    heads = {adapter.name: adapter.heads() for adapter in plan.adapters}
+    heads = {adapter.name: adapter.head_tensors() for adapter in plan.adapters}
     config = _config(plan, any(heads.values()))
-    merged = Merged("adapter", ranks := {}, kept := {})
+    merged = MergeResult("adapter", ranks := {}, kept := {})
     with ExitStack() as stack:
 
         def open_writer(folder: Path, own: AdapterConfig, head: Mapping[str, torch.Tensor]) -> AdapterWriter:
@@ -115,7 +117,7 @@ def _write_adapter(stage: Path, plan: Plan, work: Work) -> Merged:
                 own = replace(
                     config, task_type=adapter.config.task_type, modules_to_save=adapter.config.modules_to_save
                 )
-                writers.append(open_writer(stage / TASKS / adapter.name, own, head))
+                writers.append(open_writer(stage / TASKS_FOLDER / adapter.name, own, head))
         for layer in work.merge(plan, plan.layers):
             if not isinstance(layer.result, LowRank):
                 raise TypeError(f"{layer.name}: {type(layer.result).__name__} cannot be written as an adapter")
@@ -125,22 +127,22 @@ def _write_adapter(stage: Path, plan: Plan, work: Work) -> Merged:
     return merged
 
 
-def _write_model(stage: Path, plan: Plan, work: Work, checkpoint: Checkpoint) -> Merged:
+def _write_model(stage: Path, plan: MergePlan, work: Execution, checkpoint: Checkpoint) -> MergeResult:
     """The base model with the update added, tensor by tensor."""
     dtype = plan.dtype if plan.recipe.dtype else None
     conv = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
     found = {
-        name: checkpoint.find(name, (layer.d_out, layer.d_in), conv or layer.embedding)
+        name: checkpoint.find_weight(name, (layer.d_out, layer.d_in), conv or layer.embedding)
         for name, layer in plan.shapes.items()
     }
     owners = {weight: layer for layer, (weight, _) in found.items()}
-    layers = work.merge(plan, [owners[name] for name in checkpoint.sequence(dtype) if name in owners])
+    layers = work.merge(plan, [owners[name] for name in checkpoint.tensor_order(dtype) if name in owners])
     kept: dict[str, float] = {}
 
     def add(weight: torch.Tensor) -> torch.Tensor:
         layer = next(layers)
         kept[layer.name] = layer.kept
-        if isinstance(layer.result, TaskAware):
+        if isinstance(layer.result, MaskedDelta):
             raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
         delta = (layer.result.dense() if isinstance(layer.result, LowRank) else layer.result).cpu()
         wide = torch.promote_types(weight.dtype, delta.dtype)
@@ -148,19 +150,19 @@ def _write_model(stage: Path, plan: Plan, work: Work, checkpoint: Checkpoint) ->
 
     checkpoint.write(stage, dict.fromkeys(owners, add), dtype)
     next(layers, None)  # lets the last layer count in the progress
-    return Merged("model", {}, kept)
+    return MergeResult("model", {}, kept)
 
 
 def _write_heads(stage: Path, adapters: Iterable[Adapter]) -> None:
     """Each adapter's head as ``tasks/<task>/head.safetensors``, its tensors named as in the base model."""
     for adapter in adapters:
-        if head := adapter.heads():
-            folder = stage / TASKS / adapter.name
+        if head := adapter.head_tensors():
+            folder = stage / TASKS_FOLDER / adapter.name
             folder.mkdir(parents=True, exist_ok=True)
-            safetensors_io.save(folder / HEAD, head, {"task": adapter.name})
+            safetensors_io.save_tensors(folder / HEAD_NAME, head, {"task": adapter.name})
 
 
-def _config(plan: Plan, heads: bool) -> AdapterConfig:
+def _config(plan: MergePlan, heads: bool) -> AdapterConfig:
     """PEFT's settings of the update alone: without a head, its classes for classification could not load it."""
     configs = [adapter.config for adapter in plan.adapters]
     types = {config.task_type for config in configs}

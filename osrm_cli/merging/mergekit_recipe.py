@@ -17,7 +17,7 @@ _MODEL_PARAMETERS = {"weight", "density"}
 _PARAMETERS = {"normalize", "lambda", "weight", "density", "int8_mask", "rescale"}
 
 
-def translate(values: Mapping[str, Any]) -> dict[str, Any]:
+def translate_mergekit(values: Mapping[str, Any]) -> dict[str, Any]:
     """Turn a mergekit recipe whose models are adapters into one of ours.
 
     A model is ``base+adapter``, or an adapter's path alone. mergekit's filters, which are parts of tensor names, become
@@ -26,13 +26,13 @@ def translate(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If the recipe asks for something that has no equal here.
     """
-    _known("key", values, _KEYS)
+    _check_keys("key", values, _KEYS)
     name = values["merge_method"]
     if name not in _METHODS:
         raise ValueError(f"mergekit's method '{name}', expected {', '.join(_METHODS)}")
     method, divides = _METHODS[name]
     shared = values.get("parameters") or {}
-    _known("parameter", shared, _PARAMETERS)
+    _check_keys("parameter", shared, _PARAMETERS)
     if shared.get("rescale") is False:
         raise ValueError("'rescale: false' has no equal here")
     models = [_model(model) for model in values.get("models") or ()]
@@ -78,9 +78,9 @@ def _divided(method: str, divide: bool, weights: list[Any], options: dict[str, A
 def _model(value: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(value, dict) or not isinstance(value.get("model"), str):
         raise ValueError(f"model {value!r}, expected 'model: base+adapter'")
-    _known("key", value, {"model", "parameters"})
+    _check_keys("key", value, {"model", "parameters"})
     own = value.get("parameters") or {}
-    _known("parameter", own, _MODEL_PARAMETERS)
+    _check_keys("parameter", own, _MODEL_PARAMETERS)
     return value["model"].rpartition("+")[2].strip(), own
 
 
@@ -99,6 +99,6 @@ def _weight(path: str, value: Any) -> Any:
     return weights
 
 
-def _known(kind: str, found: Mapping[str, Any], expected: set[str]) -> None:
+def _check_keys(kind: str, found: Mapping[str, Any], expected: set[str]) -> None:
     if unknown := sorted(found.keys() - expected):
         raise ValueError(f"mergekit's {kind} '{unknown[0]}' has no equal here, expected {', '.join(sorted(expected))}")

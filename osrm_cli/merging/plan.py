@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from osrm_cli.adapters.adapter import Adapter, check_names, check_together
-from osrm_cli.adapters.layers import Layer, natural
+from osrm_cli.adapters.adapter import Adapter, check_same_architecture, check_task_names
+from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank, truncate
-from osrm_cli.merging import methods as merging
-from osrm_cli.merging.layer_data import Evidence, MergedLayer, Moments
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
-from osrm_cli.merging.recipe import Entry, Recipe
+from osrm_cli.merging.layer_data import FeatureMoments, LayerData, MergedLayer
+from osrm_cli.merging.methods import Method, find_method
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.requirements import check_method, effective_options, open_features
 from osrm_cli.storage import hub
 
@@ -32,7 +32,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """What a merge will do.
 
     Attributes:
@@ -45,16 +45,16 @@ class Plan:
         learned: Whether the weights in the recipe were learned from data, see ``with_weights``.
     """
 
-    recipe: Recipe
-    method: merging.Method
-    options: Options
+    recipe: MergeRecipe
+    method: Method
+    options: MethodOptions
     adapters: tuple[Adapter, ...]
     layers: tuple[str, ...]
-    evidence: Evidence = field(default_factory=Evidence)
+    layer_data: LayerData = field(default_factory=LayerData)
     learned: bool = False
 
     @classmethod
-    def of(cls, recipe: Recipe, weights: Mapping[str, float] | None = None) -> "Plan":
+    def of(cls, recipe: MergeRecipe, weights: Mapping[str, float] | None = None) -> "MergePlan":
         """Open and check everything a recipe names; compute nothing.
 
         Args:
@@ -65,33 +65,33 @@ class Plan:
             OsrmError: If an adapter cannot be read, they do not belong together, or the method is not given what it
                 needs or is given what it does not use.
         """
-        method = merging.find(recipe.method)
+        method = find_method(recipe.method)
         check_method(method, recipe)
         used = effective_options(method, recipe.options)
         found = sorted(((Adapter.open(entry.path), entry) for entry in recipe.adapters), key=lambda pair: pair[0].name)
         adapters = tuple(adapter for adapter, _ in found)
-        check_names(adapters)
-        check_together(adapters)
-        layers = tuple(sorted({layer for adapter in adapters for layer in adapter.layers}, key=natural))
-        pinned = [replace(entry, path=hub.pinned(entry.path, adapter.folder)) for adapter, entry in found]
+        check_task_names(adapters)
+        check_same_architecture(adapters)
+        layers = tuple(sorted({layer for adapter in adapters for layer in adapter.layers}, key=natural_sort_key))
+        pinned = [replace(entry, path=hub.pin_revision(entry.path, adapter.folder)) for adapter, entry in found]
         entries = _weighted(pinned, adapters, weights or {})
         for entry, adapter in zip(entries, adapters, strict=True):
             entry.check_patterns(adapter.layers)
-        known = {each.name for each in fields(Options)}
-        options = Options(scale=used["lambda"], **{name: value for name, value in used.items() if name in known})
+        known = {each.name for each in fields(MethodOptions)}
+        options = MethodOptions(scale=used["lambda"], **{name: value for name, value in used.items() if name in known})
         needed = "features" in method.needs
-        evidence = Moments(open_features(recipe, method, adapters)) if needed else Evidence()
+        evidence = FeatureMoments(open_features(recipe, method, adapters)) if needed else LayerData()
         effective = replace(
             recipe,
             method=method.name,
             adapters=entries,
             options=used,
             features=recipe.features if needed else None,
-            data=recipe.data if method.passes else None,
+            data=recipe.data if method.data_statistic else None,
         )
         return cls(effective, method, options, adapters, layers, evidence)
 
-    def with_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "Plan":
+    def with_learned_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "MergePlan":
         """The same merge with a weight for each adapter's every layer, in the place of lambda.
 
         Args:
@@ -106,7 +106,7 @@ class Plan:
         return replace(self, recipe=recipe, options=options, learned=True)
 
     @property
-    def repeating(self) -> Recipe:
+    def reproducing_recipe(self) -> MergeRecipe:
         """The recipe that repeats this merge: where weights were learned, it has them and needs no data."""
         if not self.learned:
             return self.recipe
@@ -129,7 +129,7 @@ class Plan:
         return widest
 
     @cached_property
-    def shapes(self) -> dict[str, Layer]:
+    def shapes(self) -> dict[str, AdapterLayer]:
         """Each layer as the first adapter that changes it describes it; the others agree on its widths."""
         return {name: layer for adapter in reversed(self.adapters) for name, layer in adapter.layers.items()}
 
@@ -148,18 +148,18 @@ class Plan:
             jobs: Layers that are computed at a time, each in a thread.
             device: Where to compute.
         """
-        if self.method.passes == "weights" and not self.learned:
+        if self.method.data_statistic == "weights" and not self.learned:
             raise ValueError(f"{self.method.name}: its weights have not been learned")
         rule = self.method.load()
 
         def one(layer: str) -> MergedLayer:
-            return self._finished(self._updates(layer, device), rule)
+            return self._recompress(self._updates(layer, device), rule)
 
         done: dict[str, MergedLayer] = {}
-        for layer in self.evidence.sequence:
+        for layer in self.layer_data.sequence:
             done[layer] = one(layer)
-            self.evidence.merged(done[layer])
-        yield from (done[layer] for layer in layers) if done else _in_order(one, layers, jobs)
+            self.layer_data.on_layer_merged(done[layer])
+        yield from (done[layer] for layer in layers) if done else _map_in_order(one, layers, jobs)
 
     def _updates(self, layer: str, device: torch.device | str) -> LayerUpdates:
         """One layer of every adapter; an adapter that does not change it counts with an update of rank zero."""
@@ -168,13 +168,15 @@ class Plan:
         for adapter in self.adapters:
             if layer in adapter.layers:
                 dtype = torch.promote_types(adapter.dtype, torch.float32)
-                updates.append(adapter.update(layer, dtype, device))
+                updates.append(adapter.delta(layer, dtype, device))
             else:
                 nothing = torch.zeros(0, device=device)
                 updates.append(LowRank(nothing.reshape(shape.d_out, 0), nothing.reshape(0, shape.d_in)))
         names = tuple(adapter.name for adapter in self.adapters)
         weights = tuple(self.weight(index, layer) for index in range(len(names)))
-        told = {name: tuple(x.to(device) for x in tensors) for name, tensors in self.evidence.of(layer).items()}
+        told = {
+            name: tuple(x.to(device) for x in tensors) for name, tensors in self.layer_data.for_layer(layer).items()
+        }
         return LayerUpdates(layer, names, tuple(updates), weights, **told)
 
     @cached_property
@@ -186,22 +188,24 @@ class Plan:
         last = max(blocks.values()) or 1
         return {layer: block / last for layer, block in blocks.items()}
 
-    def _finished(self, updates: LayerUpdates, rule: "Rule") -> MergedLayer:
+    def _recompress(self, updates: LayerUpdates, rule: "Rule") -> MergedLayer:
         """Apply the rule; recompress its result where the recipe says so, or where an adapter could not hold it."""
         result = rule(updates, self.options)
-        if isinstance(result, TaskAware):
+        if isinstance(result, MaskedDelta):
             return MergedLayer(updates.name, result)
         rank, energy = self.options.rank, self.options.energy
         if "rank" in self.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
-            return MergedLayer(updates.name, result, result.kept)
+            return MergedLayer(updates.name, result, result.kept_energy)
         if isinstance(result, torch.Tensor) and self.recipe.output == "adapter" and rank is None and energy is None:
-            rank = sum(update.rank for update in updates.updates)
+            rank = sum(update.rank for update in updates.deltas)
         if rank is None and energy is None:
             return MergedLayer(updates.name, result)
         return MergedLayer(updates.name, *truncate(result, rank, energy))
 
 
-def _weighted(entries: Sequence[Entry], adapters: Sequence[Adapter], weights: Mapping[str, float]) -> tuple[Entry, ...]:
+def _weighted(
+    entries: Sequence[AdapterEntry], adapters: Sequence[Adapter], weights: Mapping[str, float]
+) -> tuple[AdapterEntry, ...]:
     names = [adapter.name for adapter in adapters]
     for name in weights:
         if name not in names:
@@ -213,7 +217,7 @@ def _weighted(entries: Sequence[Entry], adapters: Sequence[Adapter], weights: Ma
     )
 
 
-def _in_order(function: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[Answer]:
+def _map_in_order(function: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[Answer]:
     """Map in threads, at most ``jobs`` at a time and in order: what is not yet taken does not pile up."""
     if jobs == 1:
         yield from map(function, items)

@@ -24,20 +24,20 @@ from typing import Any
 
 import yaml
 
-from osrm_cli.adapters.config import matches
+from osrm_cli.adapters.config import pattern_matches
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging import mergekit_recipe as mergekit
+from osrm_cli.merging.mergekit_recipe import translate_mergekit
 
-NAME = "merge.yaml"
+RECIPE_NAME = "merge.yaml"
 
-Gradient = float | Sequence[float]
-Weight = Gradient | Mapping[str, Gradient]
+DepthWeights = float | Sequence[float]
+Weight = DepthWeights | Mapping[str, DepthWeights]
 
 _KEYS = ("method", "adapters", "options", "features", "data", "as", "dtype")
 
 
 @dataclass(frozen=True)
-class Entry:
+class AdapterEntry:
     """One adapter of a recipe.
 
     Attributes:
@@ -57,7 +57,7 @@ class Entry:
         """
         weight = self.weight
         if isinstance(weight, Mapping):
-            weight = next((value for pattern, value in weight.items() if matches(pattern, layer)), 1.0)
+            weight = next((value for pattern, value in weight.items() if pattern_matches(pattern, layer)), 1.0)
         if isinstance(weight, int | float):
             return float(weight)
         position = depth * (len(weight) - 1)
@@ -78,14 +78,14 @@ class Entry:
         """
         if isinstance(self.weight, Mapping):
             for pattern in self.weight:
-                if not any(matches(pattern, layer) for layer in layers):
+                if not any(pattern_matches(pattern, layer) for layer in layers):
                     raise OsrmError(
                         f"the weight of {self.path} for '{pattern}' matches no layer", f"layers: {min(layers)}, ..."
                     )
 
 
 @dataclass(frozen=True)
-class Recipe:
+class MergeRecipe:
     """Everything that decides the result of a merge.
 
     Attributes:
@@ -99,7 +99,7 @@ class Recipe:
     """
 
     method: str
-    adapters: tuple[Entry, ...]
+    adapters: tuple[AdapterEntry, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     features: str | None = None
     output: str = "adapter"
@@ -117,10 +117,10 @@ class Recipe:
         more = {"features": self.features, "data": self.data, "dtype": self.dtype}
         values |= {key: value for key, value in more.items() if value}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        (folder / NAME).write_text(text, encoding="utf-8")
+        (folder / RECIPE_NAME).write_text(text, encoding="utf-8")
 
 
-def read(path: Path) -> Recipe:
+def read_recipe(path: Path) -> MergeRecipe:
     """Read a recipe, ours or mergekit's.
 
     Raises:
@@ -136,7 +136,7 @@ def read(path: Path) -> Recipe:
         raise OsrmError(f"{path} holds {type(values).__name__}, expected a mapping with 'method' and 'adapters'")
     try:
         if "merge_method" in values:
-            values = mergekit.translate(values)
+            values = translate_mergekit(values)
         return _recipe(values)
     except (TypeError, ValueError, re.error) as error:
         raise OsrmError(f"{path}: {error}", "the README has a recipe with every key") from None
@@ -158,7 +158,7 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def _recipe(values: Mapping[str, Any]) -> Recipe:
+def _recipe(values: Mapping[str, Any]) -> MergeRecipe:
     unknown = sorted(values.keys() - set(_KEYS))
     if unknown:
         raise ValueError(f"unknown key '{unknown[0]}', expected {', '.join(_KEYS)}")
@@ -176,23 +176,23 @@ def _recipe(values: Mapping[str, Any]) -> Recipe:
     if dtype not in (None, "float32", "bfloat16", "float16", "float64"):
         raise ValueError(f"'dtype' is {dtype!r}, expected float32, bfloat16, float16 or float64")
     entries = tuple(map(_entry, adapters))
-    return Recipe(values["method"], entries, options, values.get("features"), output, dtype, values.get("data"))
+    return MergeRecipe(values["method"], entries, options, values.get("features"), output, dtype, values.get("data"))
 
 
-def _entry(value: Any) -> Entry:
+def _entry(value: Any) -> AdapterEntry:
     if isinstance(value, str):
-        return Entry(value)
+        return AdapterEntry(value)
     if not isinstance(value, dict) or not isinstance(value.get("path"), str) or value.keys() - {"path", "weight"}:
         raise ValueError(f"adapter {value!r}, expected a path, or 'path' and 'weight'")
     weight = value.get("weight", 1.0)
     if not isinstance(weight, dict):
-        return Entry(value["path"], _gradient(weight))
+        return AdapterEntry(value["path"], _gradient(weight))
     for pattern in weight:
         re.compile(pattern)
-    return Entry(value["path"], {pattern: _gradient(number) for pattern, number in weight.items()})
+    return AdapterEntry(value["path"], {pattern: _gradient(number) for pattern, number in weight.items()})
 
 
-def _gradient(value: Any) -> Gradient:
+def _gradient(value: Any) -> DepthWeights:
     numbers = value if isinstance(value, list) else [value]
     for number in numbers:
         if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.training_record import dev
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.recipe import Entry
+from osrm_cli.adapters.training_record import recorded_dev_scores
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import AdapterEntry
 from osrm_cli.storage import hub, provenance
-from osrm_cli.storage.provenance import Base
+from osrm_cli.storage.provenance import BaseModelId
 
-TASKS = "tasks"  # folder of one folder per task
-HEAD = "head.safetensors"
+TASKS_FOLDER = "tasks"  # folder of one folder per task
+HEAD_NAME = "head.safetensors"
 
 _LOADING = {
     "adapter": """```python
@@ -29,7 +29,7 @@ model = PeftModel.from_pretrained(base, "tasks/{task}")
 }
 
 
-def text(plan: Plan, form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]]) -> str:
+def card_text(plan: MergePlan, form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]]) -> str:
     """The card: what was merged, by which formula, with which flags, and the scores that are known."""
     base = next((adapter.config.base_model for adapter in plan.adapters if adapter.config.base_model), None)
     rows = "\n".join(_row(source) for source in inputs)
@@ -60,7 +60,7 @@ Made by `osrm merge --method {plan.method.name} {flags}`; `merge.yaml` repeats i
 """
 
 
-def calibration(settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
+def calibration_text(settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """What the card says below if the heads were calibrated."""
     table = "\n".join(
         f"| {task} | {row['samples']} | {row['before']:.3g} | {row['error']:.3g} | "
@@ -80,9 +80,9 @@ difference of the representations, on examples left out of the fit:
 """
 
 
-def _loading(plan: Plan, form: str, base: str | None) -> str:
+def _loading(plan: MergePlan, form: str, base: str | None) -> str:
     """How to load the result, by the example of the first task that has a head."""
-    adapter, head = next(((a, h) for a in plan.adapters if (h := a.heads())), (plan.adapters[0], {}))
+    adapter, head = next(((a, h) for a in plan.adapters if (h := a.head_tensors())), (plan.adapters[0], {}))
     if form == "adapter" and not head:
         form = "headless"
     # The layer of a head that has the fewest rows is the one that has a row per class.
@@ -97,10 +97,10 @@ def _row(source: Mapping[str, Any]) -> str:
     return f"| {source['task']} | {source['path']} | {weight} | {scores} |"
 
 
-def write(
+def write_merge_record(
     stage: Path,
-    plan: Plan,
-    base: Base | None,
+    plan: MergePlan,
+    base: BaseModelId | None,
     form: str,
     kept: Mapping[str, float],
     rescalers: Mapping[str, Mapping[str, float]],
@@ -119,31 +119,31 @@ def write(
     """
     rows = zip(plan.adapters, plan.recipe.adapters, digests, strict=True)
     inputs = [_input(adapter, entry, digest) for adapter, entry, digest in rows]
-    facts = provenance.record(
+    facts = provenance.make_record(
         "merge",
         {"method": plan.method.name, "options": plan.recipe.options, "as": plan.recipe.output},
         base=base,
         form=form,
-        **plan.evidence.facts(),
+        **plan.layer_data.record(),
     )
     facts["inputs"] = inputs
-    tasks = {adapter.name: adapter.facts.get("task") for adapter in plan.adapters}
-    provenance.write(stage, {**facts, "kept_energy": kept, "tasks": tasks})
+    tasks = {adapter.name: adapter.record.get("task") for adapter in plan.adapters}
+    provenance.write_record(stage, {**facts, "kept_energy": kept, "tasks": tasks})
     for adapter in plan.adapters:
-        folder = stage / TASKS / adapter.name
+        folder = stage / TASKS_FOLDER / adapter.name
         if folder.is_dir():
-            own = {"task": tasks[adapter.name], "data": adapter.facts.get("data")}
-            provenance.write(folder, {**facts, **own, "rescalers": rescalers.get(adapter.name)})
-    plan.repeating.write(stage)
-    (stage / "README.md").write_text(text(plan, form, kept, inputs), encoding="utf-8")
+            own = {"task": tasks[adapter.name], "data": adapter.record.get("data")}
+            provenance.write_record(folder, {**facts, **own, "rescalers": rescalers.get(adapter.name)})
+    plan.reproducing_recipe.write(stage)
+    (stage / "README.md").write_text(card_text(plan, form, kept, inputs), encoding="utf-8")
 
 
-def _input(adapter: Adapter, entry: Entry, digest: str) -> dict[str, Any]:
+def _input(adapter: Adapter, entry: AdapterEntry, digest: str) -> dict[str, Any]:
     return {
         "task": adapter.name,
         "path": adapter.source,
-        "commit": hub.commit(adapter.folder),
+        "commit": hub.commit_of(adapter.folder),
         "sha256": digest,
         "weight": entry.plain_weight,
-        "dev": dev(adapter),
+        "dev": recorded_dev_scores(adapter),
     }

@@ -7,18 +7,17 @@ from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.features import features_file as features_files
 from osrm_cli.features import shards
-from osrm_cli.features.adapter_match import _check_features
-from osrm_cli.features.features_file import Features
+from osrm_cli.features.adapter_match import check_second_moments
+from osrm_cli.features.features_file import FeaturesFile, check_features_compatible
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.merging.methods import Method
-from osrm_cli.merging.methods.layer_updates import Options
-from osrm_cli.merging.recipe import Recipe
+from osrm_cli.merging.methods.layer_updates import MethodOptions
+from osrm_cli.merging.recipe import MergeRecipe
 from osrm_cli.storage import provenance
 
-# What passes over the model take beside the rule's own options, by ``Method.passes``.
-PASSES: Mapping[str, Mapping[str, int]] = {
+# What passes over the model take beside the rule's own options, by ``Method.data_statistic``.
+DATA_OPTIONS: Mapping[str, Mapping[str, int]] = {
     "second-moments": {"samples": 100, "seed": 0},
     "fisher": {"samples": 100, "seed": 0},
     "weights": {"samples": 100, "seed": 0, "steps": 300},
@@ -28,31 +27,31 @@ OPTIONS = tuple(
     sorted(
         {
             "lambda",
-            *(each.name for each in fields(Options) if each.name != "scale"),
-            *(name for row in PASSES.values() for name in row),
+            *(each.name for each in fields(MethodOptions) if each.name != "scale"),
+            *(name for row in DATA_OPTIONS.values() for name in row),
         }
     )
 )
 _WHOLE = ("rank", "seed", "agreement", "samples", "steps")
 
 
-def check_method(method: Method, recipe: Recipe) -> None:
+def check_method(method: Method, recipe: MergeRecipe) -> None:
     """Check that a method makes sense as it is put together, and that its result can take the form asked for.
 
     Raises:
         OsrmError: If not.
     """
-    if method.passes == "weights" and method.within:
+    if method.data_statistic == "weights" and method.wrappers:
         raise OsrmError(f"{method.name}: the weights are learned for the plain sum", "leave out what goes before it")
-    if method.task_aware and recipe.output == "model":
+    if method.is_task_aware and recipe.output == "model":
         raise OsrmError(f"{method.name} makes no single model: each task has its own", "leave out --as model")
 
 
 def used_options(method: Method) -> set[str]:
     """Names of the options that a method takes, as ``OPTIONS`` spells them."""
     # Any result can be recompressed, but the point of 'cat' is that it is not.
-    recompressing = set() if method.name == "cat" or method.task_aware else {"rank", "energy"}
-    return {"lambda", *method.options, *PASSES.get(method.passes or "", {}), *recompressing}
+    recompressing = set() if method.name == "cat" or method.is_task_aware else {"rank", "energy"}
+    return {"lambda", *method.options, *DATA_OPTIONS.get(method.data_statistic or "", {}), *recompressing}
 
 
 def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,8 +61,8 @@ def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any
         OsrmError: If one is given that the method does not use, or that has the wrong type.
     """
     allowed = used_options(method)
-    used = {"lambda": method.default_lambda, **{name: getattr(Options(), name) for name in method.options}}
-    used |= PASSES.get(method.passes or "", {})
+    used = {"lambda": method.default_lambda, **{name: getattr(MethodOptions(), name) for name in method.options}}
+    used |= DATA_OPTIONS.get(method.data_statistic or "", {})
     for key, value in given.items():
         name = key.replace("-", "_")
         if name not in allowed:
@@ -78,7 +77,7 @@ def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any
     return {name: value for name, value in used.items() if value is not None}
 
 
-def open_features(recipe: Recipe, method: Method, adapters: Sequence[Adapter]) -> list[Features]:
+def open_features(recipe: MergeRecipe, method: Method, adapters: Sequence[Adapter]) -> list[FeaturesFile]:
     """Open the features files that a method reads, one per adapter.
 
     Raises:
@@ -88,14 +87,14 @@ def open_features(recipe: Recipe, method: Method, adapters: Sequence[Adapter]) -
     widths = {name: (layer.d_in, layer.d_out) for adapter in adapters for name, layer in adapter.layers.items()}
     for adapter in adapters:
         path = Path(recipe.features or "features") / f"{adapter.name}.safetensors"
-        if not path.is_file() and not shards.find(path):
+        if not path.is_file() and not shards.find_shards(path):
             raise OsrmError(
                 f"method {method.name} needs second moments of every task's features, {path} is missing",
                 f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
             )
-        found.append(Features.open(path))
-        _check_features(found[-1], widths)
-    features_files.check_together(found)
+        found.append(FeaturesFile.open(path))
+        check_second_moments(found[-1], widths)
+    check_features_compatible(found)
     bases = {features.path: features.base for features in found}
-    provenance.same_base(bases | {adapter.folder: adapter.base for adapter in adapters if adapter.base})
+    provenance.check_same_base_model(bases | {adapter.folder: adapter.base for adapter in adapters if adapter.base})
     return found

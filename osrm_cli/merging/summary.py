@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from osrm_cli.merging.merged_folder import Merged
-from osrm_cli.merging.plan import Plan
+from osrm_cli.merging.merged_folder import MergeResult
+from osrm_cli.merging.plan import MergePlan
 
 _LOSSY = 0.95  # kept energy below this is worth a warning
 
 
-def facts(plan: Plan) -> dict[str, Any]:
+def plan_dict(plan: MergePlan) -> dict[str, Any]:
     """What is to be done, as JSON has it."""
     return {
         "method": plan.method.name,
@@ -19,33 +19,33 @@ def facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def line(plan: Plan) -> str:
+def plan_line(plan: MergePlan) -> str:
     """What is to be done, in one line."""
     names = ", ".join(adapter.name for adapter in plan.adapters)
     settings = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(plan.recipe.options.items()))
     return f"{names} by {plan.method.name} ({settings}), {len(plan.layers)} layers"
 
 
-def outcome(plan: Plan, done: Merged) -> dict[str, Any]:
+def result_dict(plan: MergePlan, done: MergeResult) -> dict[str, Any]:
     """What was done, as JSON has it."""
     kept = list(done.kept.values())
     return {
-        **facts(plan),
-        **(plan.evidence.facts() if plan.method.passes else {}),
+        **plan_dict(plan),
+        **(plan.layer_data.record() if plan.method.data_statistic else {}),
         "form": done.form,
         "rank": max(done.ranks.values(), default=None),
         "kept_energy": {"least": min(kept), "mean": sum(kept) / len(kept)},
     }
 
 
-def size(done: Merged) -> str:
+def rank_and_energy(done: MergeResult) -> str:
     """Rank and kept energy, to go on from ``line``."""
     kept = done.kept.values()
     rank = f", rank {max(done.ranks.values())}" if done.ranks else ""
     return rank + (f", energy kept {min(kept):.1%} to {max(kept):.1%}" if min(kept) < 1 else ", exact")
 
 
-def doubts(plan: Plan, done: Merged) -> list[str]:
+def merge_warnings(plan: MergePlan, done: MergeResult) -> list[str]:
     """What whoever uses the result should know."""
     found, least = [], min(done.kept.values())
     if done.form == "model" and plan.embeddings:

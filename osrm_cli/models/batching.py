@@ -12,13 +12,17 @@ from osrm_cli.tasks.task import Example
 
 Encoding = dict[str, NDArray[np.int32]]  # a list of ids takes several times the room
 
-AT_ONCE = 256  # examples in a call of the tokenizer, which holds far more of each than its ids
-TOKENS = 64  # of an average example in a batch, at most: memory then does not grow with the longest text
-ENOUGH = 1024  # tokens that keep a machine busy: a batch of so many takes no example much shorter than its longest,
-ALIKE = 0.9  # shorter than this share of it: the rest would be padding
+TOKENIZER_CHUNK = 256  # examples in a call of the tokenizer, which holds far more of each than its ids
+MAX_TOKENS_PER_EXAMPLE = (
+    64  # of an average example in a batch, at most: memory then does not grow with the longest text
+)
+MIN_BATCH_TOKENS = (
+    1024  # tokens that keep a machine busy: a batch of so many takes no example much shorter than its longest,
+)
+MIN_LENGTH_RATIO = 0.9  # shorter than this share of it: the rest would be padding
 
 
-def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
+def tokenize_examples(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
     """Token ids of each example, not padded.
 
     Args:
@@ -39,8 +43,8 @@ def tokenise(tokenizer: Any, examples: Sequence[Example], max_length: int) -> li
         )
     settings = {"truncation": "longest_first", "max_length": max_length, "return_attention_mask": True}
     encodings: list[Encoding] = []
-    for start in range(0, len(examples), AT_ONCE):
-        texts = zip(*(example.texts for example in examples[start : start + AT_ONCE]), strict=True)
+    for start in range(0, len(examples), TOKENIZER_CHUNK):
+        texts = zip(*(example.texts for example in examples[start : start + TOKENIZER_CHUNK]), strict=True)
         found = tokenizer(*map(list, texts), **settings)
         rows = zip(*found.values(), strict=True)
         encodings += (_encoding(tokenizer, dict(zip(found.keys(), row, strict=True))) for row in rows)
@@ -54,7 +58,7 @@ def _encoding(tokenizer: Any, found: dict[str, list[int]]) -> Encoding:
     return {key: np.array(ids, np.int32) for key, ids in found.items()}
 
 
-def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
+def group_by_length(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
     """Indices grouped into batches of like length, the longest first, so that too large a batch fails at once.
 
     A batch of ``ENOUGH`` tokens takes no example shorter than ``ALIKE`` of its longest one.
@@ -65,12 +69,12 @@ def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = Non
         max_tokens: Tokens in a padded batch, at most; an example longer than that has a batch of its own. ``None`` for
             ``TOKENS * batch_size``.
     """
-    max_tokens = max_tokens or TOKENS * batch_size
+    max_tokens = max_tokens or MAX_TOKENS_PER_EXAMPLE * batch_size
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         batch = batches[-1] if batches else []
         longest = lengths[batch[0]] if batch else 0
-        wanted = longest * len(batch) < ENOUGH or lengths[index] >= ALIKE * longest
+        wanted = longest * len(batch) < MIN_BATCH_TOKENS or lengths[index] >= MIN_LENGTH_RATIO * longest
         if batch and len(batch) < batch_size and longest * (len(batch) + 1) <= max_tokens and wanted:
             batch.append(index)
         else:
@@ -78,7 +82,7 @@ def bucket(lengths: Sequence[int], batch_size: int, max_tokens: int | None = Non
     return batches
 
 
-def collate(
+def collate_batch(
     encodings: Sequence[Mapping[str, Sequence[int] | NDArray[np.int32]]],
     tokenizer: Any,
     device: torch.device,

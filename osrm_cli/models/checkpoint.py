@@ -15,7 +15,7 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import safetensors_io
-from osrm_cli.storage.safetensors_io import DTYPES, Stored, Stream, list_headers, write_stream
+from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, TensorStream, list_headers, write_stream
 
 _INDEX = "model.safetensors.index.json"
 _CHUNK = 1 << 26  # bytes copied at a time
@@ -33,7 +33,7 @@ class Checkpoint:
     """
 
     folder: Path
-    stored: Mapping[str, Stored]
+    tensors: Mapping[str, TensorLocation]
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -49,7 +49,7 @@ class Checkpoint:
             names = ["model.safetensors"]
         return cls(folder, list_headers([folder / Path(name).name for name in names]))
 
-    def find(self, layer: str, shape: tuple[int, int], turned: bool) -> tuple[str, bool]:
+    def find_weight(self, layer: str, shape: tuple[int, int], turned: bool) -> tuple[str, bool]:
         """The name of a layer's weight, and whether the weight is stored as ``(d_in, d_out)``.
 
         A classifier's layer ``bert.encoder.x`` may be ``encoder.x`` in the checkpoint of the bare model, and the other
@@ -64,38 +64,42 @@ class Checkpoint:
             OsrmError: If there is no such weight, more than one, or it has another shape or is quantised.
         """
         key = f"{layer}.weight"
-        names = [name for name in (key, key.partition(".")[2]) if name in self.stored]
-        names = names or [name for name in self.stored if name.partition(".")[2] == key]
+        names = [name for name in (key, key.partition(".")[2]) if name in self.tensors]
+        names = names or [name for name in self.tensors if name.partition(".")[2] == key]
         if len(names) != 1 and key not in names:
             found = "several" if names else "none"
             raise OsrmError(
                 f"{self.folder}: {found} of its tensors fits layer {layer}", "give the right base with --model"
             )
-        held = self.stored[names[0]].shape
+        held = self.tensors[names[0]].shape
         if held not in (shape, shape[::-1]):
             raise OsrmError(
                 f"{self.folder}: {names[0]} is {held}, expected {shape}", "give the right base with --model"
             )
-        kind = _TYPES.get(self.stored[names[0]].dtype)
+        kind = _TYPES.get(self.tensors[names[0]].dtype)
         if kind is None or not kind.is_floating_point:
             raise OsrmError(
-                f"{self.folder}: {names[0]} is quantised ({self.stored[names[0]].dtype})",
+                f"{self.folder}: {names[0]} is quantised ({self.tensors[names[0]].dtype})",
                 "give the base model in floating point with --model, or leave out --as model",
             )
         return names[0], turned if shape[0] == shape[1] else held != shape
 
-    def sequence(self, dtype: torch.dtype | None = None) -> list[str]:
+    def tensor_order(self, dtype: torch.dtype | None = None) -> list[str]:
         """All tensors in the order in which ``write`` comes to them: file by file, wide types first.
 
         That way each tensor starts at a multiple of its own width.
         """
-        files = list(dict.fromkeys(stored.path for stored in self.stored.values()))
+        files = list(dict.fromkeys(stored.path for stored in self.tensors.values()))
 
         def key(name: str) -> tuple[int, int, str]:
             kind = self._target(name, dtype)
-            return files.index(self.stored[name].path), -_width(DTYPES[kind] if kind else self.stored[name].dtype), name
+            return (
+                files.index(self.tensors[name].path),
+                -_width(DTYPES[kind] if kind else self.tensors[name].dtype),
+                name,
+            )
 
-        return sorted(self.stored, key=key)
+        return sorted(self.tensors, key=key)
 
     def write(
         self,
@@ -111,14 +115,14 @@ class Checkpoint:
             dtype: Type of the floating-point tensors; ``None`` keeps each tensor's own.
         """
         total = 0
-        for path, names in itertools.groupby(self.sequence(dtype), key=lambda name: self.stored[name].path):
+        for path, names in itertools.groupby(self.tensor_order(dtype), key=lambda name: self.tensors[name].path):
             held = list(names)
             with write_stream(folder / path.name, held) as out:
                 for name in held:
                     self._copy(out, name, change.get(name), self._target(name, dtype))
             total += out.size
         if (self.folder / _INDEX).is_file():
-            weight_map = {name: stored.path.name for name, stored in sorted(self.stored.items())}
+            weight_map = {name: stored.path.name for name, stored in sorted(self.tensors.items())}
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         for path in sorted(path for pattern in _BESIDE for path in self.folder.glob(pattern)):
@@ -127,17 +131,17 @@ class Checkpoint:
 
     def _target(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
         """The type a tensor is written in; ``None`` for one that torch may not know and that goes through as it is."""
-        kind = _TYPES.get(self.stored[name].dtype)
+        kind = _TYPES.get(self.tensors[name].dtype)
         return dtype if dtype is not None and kind is not None and kind.is_floating_point else kind
 
     def _copy(
         self,
-        out: Stream,
+        out: TensorStream,
         name: str,
         change: Callable[[torch.Tensor], torch.Tensor] | None,
         target: torch.dtype | None,
     ) -> None:
-        stored = self.stored[name]
+        stored = self.tensors[name]
         if change is None and target == _TYPES.get(stored.dtype):
             out.add_bytes(name, stored.dtype, stored.shape, _chunks(stored.path, name))
             return

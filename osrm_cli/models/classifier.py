@@ -101,7 +101,7 @@ def load_classifier(
     return Classifier(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
 
 
-def check_length(folder: Path, length: int) -> None:
+def check_max_length(folder: Path, length: int) -> None:
     """Check that a base model has a position for each of ``length`` tokens; it costs no memory.
 
     Raises:

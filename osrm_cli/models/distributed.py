@@ -16,53 +16,53 @@ class Reducible(Protocol):
     def state(self) -> dict[str, torch.Tensor]:
         """What has been counted so far."""
 
-    def take(self, state: Mapping[str, torch.Tensor]) -> None:
+    def merge_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Add what another process has counted."""
 
 
-def _here() -> tuple[int, int, int]:
+def _launcher_environment() -> tuple[int, int, int]:
     """What torchrun or MPI says, in the names of any of them: this process's number, how many, its number here."""
     found = get_cpu_distributed_information()
     return found.rank, found.world_size, found.local_rank
 
 
-def rank() -> int:
+def process_rank() -> int:
     """This process's number, from 0."""
-    return _here()[0]
+    return _launcher_environment()[0]
 
 
-def count() -> int:
+def process_count() -> int:
     """How many processes there are."""
-    return _here()[1]
+    return _launcher_environment()[1]
 
 
-def own_device(device: torch.device) -> torch.device:
+def local_device(device: torch.device) -> torch.device:
     """Of several GPUs, the one that is this process's."""
-    return torch.device("cuda", _here()[2]) if device.type == "cuda" else device
+    return torch.device("cuda", _launcher_environment()[2]) if device.type == "cuda" else device
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the other processes, where there are any."""
-    if count() == 1:
+    if process_count() == 1:
         yield
         return
     # What is sent lies in main memory, whatever the device.
-    distributed.init_process_group("gloo", rank=rank(), world_size=count())
+    distributed.init_process_group("gloo", rank=process_rank(), world_size=process_count())
     try:
         yield
     finally:
         distributed.destroy_process_group()
 
 
-def add_up(sums: Mapping[str, Sequence[Reducible]]) -> None:
+def reduce_to_first(sums: Mapping[str, Sequence[Reducible]]) -> None:
     """Bring what every process has counted to the first one, accumulator by accumulator; all must call it alike."""
     for total in (total for totals in sums.values() for total in totals):
-        if rank():
+        if process_rank():
             _send(total.state())
         else:
-            for source in range(1, count()):
-                total.take(_receive(source))
+            for source in range(1, process_count()):
+                total.merge_state(_receive(source))
 
 
 def _send(state: dict[str, torch.Tensor]) -> None:

@@ -8,12 +8,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-def cheap(device: torch.device) -> AbstractContextManager[object]:
+def use_fast_dropout(device: torch.device) -> AbstractContextManager[object]:
     """``CheapMasks`` on a CPU; elsewhere PyTorch's own kernels, which are fused."""
-    return CheapMasks() if device.type == "cpu" else nullcontext()
+    return SixteenBitDropout() if device.type == "cpu" else nullcontext()
 
 
-class CheapMasks(TorchFunctionMode):
+class SixteenBitDropout(TorchFunctionMode):
     """While entered, ``torch.nn.functional.dropout``, which modules and models call, draws 16 bits an element.
 
     PyTorch draws a float for each. The probability is rounded to a multiple of 2^-16; what is kept is scaled as PyTorch

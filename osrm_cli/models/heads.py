@@ -10,14 +10,14 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models import backbone as scoring
+from osrm_cli.models.backbone import Encoding, compute_logits
 from osrm_cli.tasks.task import Label, Task
 
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # weight of one example against a small head
 _FOLDS = 5
 
 
-def fit(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequence[Label]) -> float:
+def fit_linear_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequence[Label]) -> float:
     """Fit a linear layer in place: logistic regression, for a score ridge regression, of standardised inputs.
 
     The strength is chosen by cross-validated loss: a head that knows its examples by heart teaches the update nothing.
@@ -65,7 +65,7 @@ def fit(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequenc
     return float(1 / model.alpha if task.regression else model.C)
 
 
-def head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:
+def find_head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:
     """The linear layer of a sequence classifier that puts out its logits, and its name in the base model.
 
     Args:
@@ -94,9 +94,9 @@ def head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:
     return re.sub(r"\.modules_to_save\.[^.]+", "", name), layer
 
 
-def representations(
+def compute_representations(
     model: torch.nn.Module,
-    encodings: Sequence[scoring.Encoding],
+    encodings: Sequence[Encoding],
     tokenizer: Any,
     device: torch.device,
     batch_size: int,
@@ -115,10 +115,10 @@ def representations(
     Returns:
         ``(n, d)``, float32, in the order of ``encodings``.
     """
-    _, layer = head_layer(model)
+    _, layer = find_head_layer(model)
     # With its last layer put out of the way, the model itself pools what would have been the logits.
     handle = layer.register_forward_hook(lambda _module, args, _output: args[0])
     try:
-        return scoring.logits(model, encodings, tokenizer, device, batch_size, advance)
+        return compute_logits(model, encodings, tokenizer, device, batch_size, advance)
     finally:
         handle.remove()

@@ -10,15 +10,15 @@ from transformers import PreTrainedModel
 from osrm_cli.errors import OsrmError
 
 # Called with a layer's name, its inputs (batch, length, d_in) and the mask (batch, length) of positions that count.
-Record = Callable[[str, torch.Tensor, torch.Tensor], None]
+InputCallback = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
-class _LastInputSeen(Exception):  # noqa: N818 - a signal, not an error
+class _StopForward(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass: nothing past the last target layer is of interest."""
 
 
 @dataclass(frozen=True)
-class Inputs:
+class SharedInputs:
     """Which distinct tensors the target layers are fed with.
 
     Attributes:
@@ -37,9 +37,9 @@ class Inputs:
         return list(dict.fromkeys(self.sources.values()))
 
 
-def find_inputs(
+def find_shared_inputs(
     model: PreTrainedModel, targets: Mapping[str, torch.nn.Module], batch: Mapping[str, torch.Tensor]
-) -> Inputs:
+) -> SharedInputs:
     """Run ``batch`` once and see which target layers are fed by the same tensor.
 
     Raises:
@@ -63,15 +63,15 @@ def find_inputs(
     for name in targets:
         if name not in sources:
             raise OsrmError(f"target layer {name} takes no part in classification", "leave it out of --target-modules")
-    return Inputs(sources, sum(name in set(sources.values()) for name in calls))
+    return SharedInputs(sources, sum(name in set(sources.values()) for name in calls))
 
 
-def watch(
+def record_inputs(
     model: PreTrainedModel,
     targets: Mapping[str, torch.nn.Module],
-    inputs: Inputs,
+    inputs: SharedInputs,
     batch: Mapping[str, torch.Tensor],
-    record: Record,
+    record: InputCallback,
     padded: bool = False,
 ) -> None:
     """Run one batch up to the last target layer and hand each distinct input to ``record``.
@@ -95,14 +95,14 @@ def watch(
             record(name, *_per_token(name, args[0].detach(), mask))
             calls += 1
             if calls == inputs.calls:
-                raise _LastInputSeen
+                raise _StopForward
 
         return see
 
     with (
         _hooks((targets[name], hook(name)) for name in inputs.distinct),
         torch.inference_mode(),
-        suppress(_LastInputSeen),
+        suppress(_StopForward),
     ):
         model(**batch)
 

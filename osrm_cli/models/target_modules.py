@@ -18,7 +18,7 @@ EVERYTHING = "all-linear"
 _MORE_TARGETS = {"mpnet": ["q", "v"], "distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}
 
 
-def default_targets(model: PreTrainedModel) -> list[str]:
+def default_target_modules(model: PreTrainedModel) -> list[str]:
     """The layers that PEFT adapts by default in this architecture: query and value, mostly.
 
     Raises:
@@ -33,7 +33,7 @@ def default_targets(model: PreTrainedModel) -> list[str]:
     return list(names)
 
 
-def find_targets(classifier: Classifier, names: Sequence[str]) -> dict[str, torch.nn.Module]:
+def find_target_layers(classifier: Classifier, names: Sequence[str]) -> dict[str, torch.nn.Module]:
     """Linear layers (and GPT-2's Conv1D) that PEFT would adapt for these target names, in the model's order.
 
     Args:
@@ -54,7 +54,7 @@ def find_targets(classifier: Classifier, names: Sequence[str]) -> dict[str, torc
     return found
 
 
-def spelled(classifier: Classifier, names: Sequence[str], targets: Collection[str]) -> list[str]:
+def as_target_modules(classifier: Classifier, names: Sequence[str], targets: Collection[str]) -> list[str]:
     """``target_modules`` that mean ``targets`` to PEFT whether or not the adapter has heads.
 
     The names as they were given, or the layers' full names where those would match a layer of a head too.
@@ -72,7 +72,7 @@ def _linear(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
 
 
-def widths(layer: torch.nn.Module) -> tuple[int, int]:
+def layer_widths(layer: torch.nn.Module) -> tuple[int, int]:
     """``(d_in, d_out)`` of a linear layer; Conv1D stores its weight the other way round."""
     weight = layer.weight
     if not isinstance(weight, torch.Tensor):

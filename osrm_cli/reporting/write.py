@@ -26,7 +26,7 @@ def facts(comparison: Comparison, settings: Mapping[str, Any]) -> dict[str, Any]
     }
     inputs = [{"path": file.name, "sha256": file.sha256} for file in comparison.study.files]
     inputs += [{"path": name, "sha256": about["sha256"]} for name, about in comparison.diagnoses.items()]
-    return {**provenance.record("report", settings), "inputs": inputs, **told}
+    return {**provenance.make_record("report", settings), "inputs": inputs, **told}
 
 
 def write(folder: Path, blocks: Sequence[Block], told: Mapping[str, Any]) -> None:
@@ -36,4 +36,4 @@ def write(folder: Path, blocks: Sequence[Block], told: Mapping[str, Any]) -> Non
             (folder / f"{block.name}.png").write_bytes(png(block))
     (folder / "report.md").write_text(markdown(blocks), encoding="utf-8")
     (folder / "report.html").write_text(html(blocks), encoding="utf-8")
-    (folder / "report.json").write_text(provenance.dumps(told), encoding="utf-8")
+    (folder / "report.json").write_text(provenance.to_json(told), encoding="utf-8")

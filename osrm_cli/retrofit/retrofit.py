@@ -7,23 +7,22 @@ from pathlib import Path
 
 import torch
 
-from osrm_cli.adapters import config as adapter_config
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.writer import write_adapter
-from osrm_cli.features.feature_set import Source
-from osrm_cli.features.features_file import Features
-from osrm_cli.initialization.from_features import requests
+from osrm_cli.features.feature_set import FeatureSet
+from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.initialization.from_features import iter_layer_problems
 from osrm_cli.initialization.objectives.table import Objective
-from osrm_cli.linalg import second_moment as gram
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.second_moment import Gram
+from osrm_cli.linalg.second_moment import SecondMoment, sum_of_others
 from osrm_cli.retrofit import solvers
 
 Factors = tuple[Adapter, str, LowRank]  # of one layer of one adapter, as they are stored: without the scaling
 
 
 @dataclass(frozen=True)
-class Change:
+class RetrofitChange:
     """What became of one adapter's update, all layers together.
 
     Attributes:
@@ -35,8 +34,8 @@ class Change:
     others: float
 
 
-def projection(
-    adapters: Sequence[Adapter], files: Mapping[str, Features], objective: Objective, seed: int, eps: float
+def project_adapter(
+    adapters: Sequence[Adapter], files: Mapping[str, FeaturesFile], objective: Objective, seed: int, eps: float
 ) -> Iterator[Factors]:
     """A new A by an objective, and the B that fits the old update best: ``interference.projection``.
 
@@ -47,14 +46,18 @@ def projection(
     """
     choose = objective.load()
     by_task = {adapter.name: adapter for adapter in adapters}
-    for request in requests(files, list(by_task), objective, 1, seed, eps):
+    for request in iter_layer_problems(files, list(by_task), objective, 1, seed, eps):
         adapter = by_task[request.task]
         if layer := adapter.layers.get(request.layer):
             A = choose(replace(request, rank=layer.rank))
-            yield adapter, request.layer, solvers.projection(adapter.factors(request.layer, torch.float64), A)
+            yield (
+                adapter,
+                request.layer,
+                solvers.solve_projection(adapter.lora_factors(request.layer, torch.float64), A),
+            )
 
 
-def balanced(adapters: Sequence[Adapter], source: Source, mu: float) -> Iterator[Factors]:
+def balance_adapter(adapters: Sequence[Adapter], source: FeatureSet, mu: float) -> Iterator[Factors]:
     """``A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}`` with B kept: ``interference.balanced``.
 
     Raises:
@@ -66,16 +69,18 @@ def balanced(adapters: Sequence[Adapter], source: Source, mu: float) -> Iterator
             layers = [layer for layer in group if layer in adapter.layers]
             if not layers:
                 continue
-            old = [adapter.factors(layer, torch.float64) for layer in layers]
+            old = [adapter.lora_factors(layer, torch.float64) for layer in layers]
             rest = torch.stack([C for task, C in moments.items() if task != adapter.name]).sum(0)
             # Layers that share their inputs share the system of equations.
             stacked = torch.cat([factors.A for factors in old])
-            new = solvers.balanced(stacked, moments[adapter.name], rest, mu, len(moments) - 1)
+            new = solvers.solve_balanced(stacked, moments[adapter.name], rest, mu, len(moments) - 1)
             for layer, factors, A in zip(layers, old, torch.split(new, [f.rank for f in old]), strict=True):
                 yield adapter, layer, LowRank(factors.B, A)
 
 
-def changes(new: Mapping[str, Mapping[str, LowRank]], adapters: Sequence[Adapter], source: Source) -> dict[str, Change]:
+def measure_changes(
+    new: Mapping[str, Mapping[str, LowRank]], adapters: Sequence[Adapter], source: FeatureSet
+) -> dict[str, RetrofitChange]:
     """Compare new factors with the old ones on the inputs of a features folder.
 
     Args:
@@ -87,16 +92,16 @@ def changes(new: Mapping[str, Mapping[str, LowRank]], adapters: Sequence[Adapter
     for group, grams in source.read():
         for adapter in adapters:
             own = grams[adapter.name]
-            rest = gram.others(list(grams.values()), list(grams).index(adapter.name))
+            rest = sum_of_others(list(grams.values()), list(grams).index(adapter.name))
             for layer in group:
                 if layer in adapter.layers:
-                    old = adapter.update(layer, torch.float64)
+                    old = adapter.delta(layer, torch.float64)
                     now = new[adapter.name][layer].scaled(adapter.layers[layer].scaling)
                     sums[adapter.name] += torch.tensor(_energies(old, now, own, rest), dtype=torch.float64)
-    return {task: Change(_ratio(s[0], s[1]) ** 0.5, _ratio(s[2], s[3])) for task, s in sums.items()}
+    return {task: RetrofitChange(_ratio(s[0], s[1]) ** 0.5, _ratio(s[2], s[3])) for task, s in sums.items()}
 
 
-def _energies(old: LowRank, now: LowRank, own: Gram, rest: Gram) -> list[float]:
+def _energies(old: LowRank, now: LowRank, own: SecondMoment, rest: SecondMoment) -> list[float]:
     difference = LowRank(torch.cat([now.B, -old.B], dim=1), torch.cat([now.A, old.A]))
     return [float(x) for x in (own.energy(difference), own.energy(old), rest.energy(now), rest.energy(old))]
 
@@ -105,7 +110,7 @@ def _ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
     return max(float(part / whole), 0.0) if whole > 0 else 0.0
 
 
-def concerns(source: Source) -> list[str]:
+def retrofit_warnings(source: FeatureSet) -> list[str]:
     """Reasons to doubt what ``balanced`` makes of these features."""
     widest = max(layer.d_in for layer in next(iter(source.files.values())).layers.values())
     if source.kind == "sketch":
@@ -118,7 +123,7 @@ def concerns(source: Source) -> list[str]:
     return [f"{told} for inputs of width {widest}: {unseen}"] if seen < widest else []
 
 
-def write(folder: Path, adapter: Adapter, layers: Iterable[tuple[str, LowRank]]) -> None:
+def write_retrofitted(folder: Path, adapter: Adapter, layers: Iterable[tuple[str, LowRank]]) -> None:
     """Write an adapter with other factors of the same ranks: settings, heads and types stay.
 
     Args:
@@ -126,6 +131,6 @@ def write(folder: Path, adapter: Adapter, layers: Iterable[tuple[str, LowRank]])
         adapter: The old one.
         layers: New factors as they are to be stored.
     """
-    write_adapter(folder, layers, adapter.config, adapter.heads(), adapter.dtype)
+    write_adapter(folder, layers, adapter.config, adapter.head_tensors(), adapter.dtype)
     # Ranks and scaling are the old ones, so the settings are too, down to those that this program does not use.
-    shutil.copyfile(adapter.folder / adapter_config.NAME, folder / adapter_config.NAME)
+    shutil.copyfile(adapter.folder / CONFIG_NAME, folder / CONFIG_NAME)

@@ -7,7 +7,7 @@ from osrm_cli.linalg import second_moment
 from osrm_cli.linalg.low_rank import LowRank
 
 
-def projection(update: LowRank, A: torch.Tensor) -> LowRank:
+def solve_projection(update: LowRank, A: torch.Tensor) -> LowRank:
     """An existing update on a new A, ``B = argmin_B ||B A - dW||_F = dW A^+``: arXiv:2505.22934.
 
     Args:
@@ -19,7 +19,7 @@ def projection(update: LowRank, A: torch.Tensor) -> LowRank:
     return LowRank(update.B.double() @ mixed.T, A)
 
 
-def balanced(A: torch.Tensor, C: torch.Tensor, others: torch.Tensor, mu: float, count: int = 1) -> torch.Tensor:
+def solve_balanced(A: torch.Tensor, C: torch.Tensor, others: torch.Tensor, mu: float, count: int = 1) -> torch.Tensor:
     """``A'_t = A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}``, ``(r, d_in)``: an existing adapter repaired, B kept.
 
     It minimises ``||(X - dW_t) C_t^{1/2}||^2 + mu sum_{u != t} ||X C_u^{1/2}||^2`` over ``X``, and keeps the rank. With
@@ -42,7 +42,7 @@ def balanced(A: torch.Tensor, C: torch.Tensor, others: torch.Tensor, mu: float, 
     total = C + mu * others.double()
     if total.trace() <= 0:
         raise OsrmError("all second moments are zero", "collect the features again")
-    L, added = second_moment.cholesky(total)
+    L, added = second_moment.ridge_cholesky(total)
     right = A @ C + added / (1 + mu * count) * A
     repaired: torch.Tensor = torch.cholesky_solve(right.T, L)
     return repaired.T

@@ -41,11 +41,11 @@ def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequen
             name, revision=revision, allow_patterns=list(files), local_files_only=refused is not None
         )
     except failures as error:
-        raise _told(refused or error, f"{kind} '{name}'", config, revision) from None
+        raise _explain(refused or error, f"{kind} '{name}'", config, revision) from None
     return Path(folder)
 
 
-def locate(source: str) -> Path:
+def locate_adapter(source: str) -> Path:
     """Return the local folder of an adapter: ``source`` itself, or its snapshot if it is a hub id.
 
     Args:
@@ -69,18 +69,18 @@ def short_name(source: str) -> str:
     return folder.resolve().name if folder.exists() else source.partition("@")[0].rpartition("/")[2]
 
 
-def pinned(source: str, folder: Path) -> str:
+def pin_revision(source: str, folder: Path) -> str:
     """``source`` with the commit that ``folder`` is the snapshot of, if it is a hub id."""
-    found = None if Path(source).expanduser().exists() else commit(folder)
+    found = None if Path(source).expanduser().exists() else commit_of(folder)
     return f"{source.partition('@')[0]}@{found}" if found else source
 
 
-def commit(folder: Path) -> str | None:
+def commit_of(folder: Path) -> str | None:
     """The hub commit of a snapshot folder, or ``None`` for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def _told(error: Exception, what: str, config: str, revision: str | None) -> OsrmError:
+def _explain(error: Exception, what: str, config: str, revision: str | None) -> OsrmError:
     """The user's error for one of the hub's client."""
     from huggingface_hub import errors
 

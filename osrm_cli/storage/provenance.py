@@ -15,11 +15,11 @@ from osrm_cli.errors import OsrmError
 
 Record = dict[str, Any]
 
-NAME = "osrm.json"  # the record's file inside a folder
+RECORD_NAME = "osrm.json"  # the record's file inside a folder
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModelId:
     """The base model that an artifact belongs to.
 
     Attributes:
@@ -33,14 +33,18 @@ class Base:
     sha256: str
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Base | None":
+    def of(cls, record: Mapping[str, Any]) -> "BaseModelId | None":
         """The base model that a record names, or ``None`` if it names none."""
         base = record.get("base")
         return cls(**base) if base else None
 
 
-def record(
-    command: str, settings: Mapping[str, Any], inputs: Iterable[Path] = (), base: Base | None = None, **facts: Any
+def make_record(
+    command: str,
+    settings: Mapping[str, Any],
+    inputs: Iterable[Path] = (),
+    base: BaseModelId | None = None,
+    **facts: Any,
 ) -> Record:
     """What one command writes about one artifact: tool, version, settings, base, inputs with their digests."""
     return {
@@ -54,7 +58,7 @@ def record(
     }
 
 
-def dumps(value: Mapping[str, Any]) -> str:
+def to_json(value: Mapping[str, Any]) -> str:
     """JSON with sorted keys, so that equal facts are equal bytes.
 
     Raises:
@@ -63,18 +67,18 @@ def dumps(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write ``facts`` as ``osrm.json`` into a folder that is being staged."""
-    (folder / NAME).write_text(dumps(facts), encoding="utf-8")
+    (folder / RECORD_NAME).write_text(to_json(facts), encoding="utf-8")
 
 
-def read(folder: Path) -> Record:
+def read_record(folder: Path) -> Record:
     """Return a folder's record; an empty one for a folder that another tool wrote.
 
     Raises:
         OsrmError: If the record is there and cannot be read.
     """
-    path = folder / NAME
+    path = folder / RECORD_NAME
     if not path.exists():
         return {}
     try:
@@ -101,7 +105,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def same_base(found: Mapping[Path, Base]) -> None:
+def check_same_base_model(found: Mapping[Path, BaseModelId]) -> None:
     """Check that all artifacts belong to one base model, and name the one that does not.
 
     The odd one out is the one whose weights differ from those that most artifacts share.
@@ -116,11 +120,11 @@ def same_base(found: Mapping[Path, Base]) -> None:
     odd, theirs = next((path, base) for path, base in found.items() if base.sha256 != usual)
     first, ours = next((path, base) for path, base in found.items() if base.sha256 == usual)
     raise OsrmError(
-        f"{odd} comes from base model {_named(theirs)}, but {first} from {_named(ours)}",
+        f"{odd} comes from base model {_describe(theirs)}, but {first} from {_describe(ours)}",
         "use artifacts of one base model only",
     )
 
 
-def _named(base: Base) -> str:
+def _describe(base: BaseModelId) -> str:
     revision = f" at {base.revision[:12]}" if base.revision else ""
     return f"{base.name}{revision} (weights {base.sha256[:12]})"

@@ -35,7 +35,7 @@ _ENTRY = 192  # bytes that one tensor's dtype, shape and offsets take in the hea
 _START = 8
 
 
-class Stream:
+class TensorStream:
     """A safetensors file being written.
 
     Attributes:
@@ -85,18 +85,18 @@ class Stream:
 
 
 @contextmanager
-def write_stream(path: Path, names: Sequence[str]) -> Iterator[Stream]:
+def write_stream(path: Path, names: Sequence[str]) -> Iterator[TensorStream]:
     """Open a safetensors file for the tensors ``names``, which may be added in any order."""
     with path.open("wb") as file:
-        stream = Stream(file, names, {"format": "pt"})
+        stream = TensorStream(file, names, {"format": "pt"})
         yield stream
         stream.finish()
 
 
-MAPPED = 2 << 20  # bytes of a file that may stay in memory after they were read
+REOPEN_AFTER_BYTES = 2 << 20  # bytes of a file that may stay in memory after they were read
 
 
-def save(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors in the order of their names; call it on a staging path of ``atomic``."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     save_file(ordered, path, metadata={"osrm": json.dumps(facts, sort_keys=True, allow_nan=False)})
@@ -141,14 +141,14 @@ class TensorFile:
         Raises:
             OsrmError: If the file cannot be read.
         """
-        if self._file is None or self._read >= MAPPED:
+        if self._file is None or self._read >= REOPEN_AFTER_BYTES:
             self._file, self._read = open_tensors(self._path), 0
         tensor: torch.Tensor = self._file.get_tensor(name)
         self._read += tensor.nbytes
         return tensor
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_header_record(path: Path) -> dict[str, Any]:
     """The JSON object under the file's ``osrm`` key; empty for a file of another tool."""
     with open_tensors(path) as file:
         text = (file.metadata() or {}).get("osrm", "{}")
@@ -166,7 +166,7 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorLocation:
     """Where one tensor lies.
 
     Attributes:
@@ -180,7 +180,7 @@ class Stored:
     dtype: str
 
 
-def list_headers(paths: Iterable[Path]) -> dict[str, Stored]:
+def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
     """Read the headers of safetensors files: every tensor in the order of the files and of the names.
 
     Raises:
@@ -191,5 +191,5 @@ def list_headers(paths: Iterable[Path]) -> dict[str, Stored]:
         with safetensors_io.open_tensors(path) as file:
             for name in sorted(file.keys()):
                 piece = file.get_slice(name)
-                stored[name] = Stored(path, tuple(piece.get_shape()), piece.get_dtype())
+                stored[name] = TensorLocation(path, tuple(piece.get_shape()), piece.get_dtype())
     return stored

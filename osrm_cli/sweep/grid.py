@@ -12,22 +12,22 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging import methods as merging
-from osrm_cli.merging.layer_data import Result
-from osrm_cli.merging.methods.layer_updates import TaskAware
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.recipe import Recipe
+from osrm_cli.merging.layer_data import LayerResult
+from osrm_cli.merging.methods import Method, find_method
+from osrm_cli.merging.methods.layer_updates import MaskedDelta
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import MergeRecipe
 from osrm_cli.merging.requirements import OPTIONS, used_options
 
 Value = int | float | str
 
-MOST = 1000  # values of one option
+MAX_VALUES = 1000  # values of one option
 _AGGREGATES = ("mean", "sum")
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Change:
+class ScaledDelta:
     """A merged update, layer by layer as dense tensors.
 
     Attributes:
@@ -36,27 +36,27 @@ class Change:
         dtype: The type that a merge would write it in.
     """
 
-    results: Mapping[str, Result]
+    results: Mapping[str, LayerResult]
     factor: float
     dtype: torch.dtype
 
     @property
     def by_task(self) -> bool:
         """Whether each task has an update of its own."""
-        return any(isinstance(result, TaskAware) for result in self.results.values())
+        return any(isinstance(result, MaskedDelta) for result in self.results.values())
 
-    def of(self, layer: str, index: int) -> torch.Tensor:
+    def delta(self, layer: str, index: int) -> torch.Tensor:
         """One layer's update for the task of the adapter at ``index``, ``(d_out, d_in)``."""
         result = self.results[layer]
         if isinstance(result, LowRank):
             return result.scaled(self.factor).to(self.dtype).dense()
-        if isinstance(result, TaskAware):
-            return replace(result, unified=(self.factor * result.unified).to(self.dtype)).of(index)
+        if isinstance(result, MaskedDelta):
+            return replace(result, unified=(self.factor * result.unified).to(self.dtype)).for_task(index)
         return self.factor * result
 
 
 @dataclass(frozen=True)
-class Family:
+class MergeFamily:
     """Points that share one merge.
 
     Attributes:
@@ -64,26 +64,26 @@ class Family:
         lambdas: Each point's lambda.
     """
 
-    plan: Plan
+    plan: MergePlan
     lambdas: tuple[float, ...]
 
     def points(self) -> Iterator[tuple[dict[str, Any], float]]:
         """Each point's options, as its own merge would record them, and the factor on the shared result."""
         for value in self.lambdas:
-            yield {**self.plan.recipe.options, "lambda": value}, value if is_linear(self.plan.method) else 1.0
+            yield {**self.plan.recipe.options, "lambda": value}, value if lambda_is_a_factor(self.plan.method) else 1.0
 
 
-def is_linear(method: merging.Method) -> bool:
+def lambda_is_a_factor(method: Method) -> bool:
     """Whether lambda is no more than a factor on the result.
 
     It is for every rule; but features of the layers merged so far depend on it, and learned weights start from it.
     """
-    return method.passes not in ("second-moments", "weights")
+    return method.data_statistic not in ("second-moments", "weights")
 
 
-def families(
-    asked: Recipe, methods: Sequence[str], grid: Mapping[str, Sequence[Value]], more: Mapping[str, Sequence[Value]]
-) -> list[Family]:
+def expand_grid(
+    asked: MergeRecipe, methods: Sequence[str], grid: Mapping[str, Sequence[Value]], more: Mapping[str, Sequence[Value]]
+) -> list[MergeFamily]:
     """Open and check every merge of a grid; compute nothing.
 
     Args:
@@ -95,7 +95,7 @@ def families(
     Raises:
         OsrmError: If a method is unknown, no method uses an option, or a merge cannot be done.
     """
-    rows = list(dict.fromkeys(map(merging.find, methods)))
+    rows = list(dict.fromkeys(map(find_method, methods)))
     for option in grid:
         if not any(option in used_options(row) for row in rows):
             spelled, given = option.replace("_", "-"), ", ".join(row.name for row in rows)
@@ -106,11 +106,11 @@ def families(
         lambdas = tuple(float(value) for value in own.pop("lambda", (row.default_lambda,)))
         for values in itertools.product(*own.values()):
             recipe = replace(asked, method=row.name, options=dict(zip(own, values, strict=True)))
-            if row.task_aware:  # has one form only
+            if row.is_task_aware:  # has one form only
                 recipe = replace(recipe, output="adapter")
-            for shared in [lambdas] if is_linear(row) else [(value,) for value in lambdas]:
-                options = {**recipe.options, "lambda": 1.0 if is_linear(row) else shared[0]}
-                found.append(Family(Plan.of(replace(recipe, options=options)), shared))
+            for shared in [lambdas] if lambda_is_a_factor(row) else [(value,) for value in lambdas]:
+                options = {**recipe.options, "lambda": 1.0 if lambda_is_a_factor(row) else shared[0]}
+                found.append(MergeFamily(MergePlan.of(replace(recipe, options=options)), shared))
     return found
 
 
@@ -151,8 +151,10 @@ def parse_values(said: str, texts: Sequence[str]) -> list[Value]:
         # Decimals, since 0.1 + 0.2 is to be 0.3.
         first, *more = (Decimal(field.strip()) for field in fields)
         stop, step = more or (first, Decimal(1))
-        if step <= 0 or stop < first or (stop - first) / step >= MOST:
-            raise OsrmError(f"{said}: '{part}' holds no values, or more than {MOST}", "START is the smallest value")
+        if step <= 0 or stop < first or (stop - first) / step >= MAX_VALUES:
+            raise OsrmError(
+                f"{said}: '{part}' holds no values, or more than {MAX_VALUES}", "START is the smallest value"
+            )
         whole = all(re.fullmatch(r"[+-]?\d+", field.strip()) for field in fields)
         steps = range(int((stop - first) / step) + 1)
         found |= dict.fromkeys((int if whole else float)(first + step * index) for index in steps)

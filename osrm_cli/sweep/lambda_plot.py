@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.sweep.results import Point, Sweep, average
+from osrm_cli.sweep.results import SweepPoint, SweepResult, average
 
 
-def draw(sweep: Sweep, path: Path) -> None:
+def draw_lambda_plot(sweep: SweepResult, path: Path) -> None:
     """Draw the averages that report as a PNG; equal sweeps give equal bytes."""
     from matplotlib.figure import Figure
 
@@ -33,7 +33,7 @@ def draw(sweep: Sweep, path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def _lines(points: Sequence[Point]) -> dict[tuple[str, bool], list[Point]]:
+def _lines(points: Sequence[SweepPoint]) -> dict[tuple[str, bool], list[SweepPoint]]:
     """Points that differ in lambda alone, by name and whether they are calibrated.
 
     A line is named after its method, and the options in which lines of that method differ.
@@ -42,7 +42,7 @@ def _lines(points: Sequence[Point]) -> dict[tuple[str, bool], list[Point]]:
     for point in points:
         for option, value in _others(point.options).items():
             seen.setdefault(point.method, {}).setdefault(option, set()).add(value)
-    found: dict[tuple[str, bool], list[Point]] = {}
+    found: dict[tuple[str, bool], list[SweepPoint]] = {}
     for point in points:
         varied = (f"{o} {v}" for o, v in _others(point.options).items() if len(seen[point.method][o]) > 1)
         found.setdefault((" ".join((point.method, *varied)), point.calibrated), []).append(point)

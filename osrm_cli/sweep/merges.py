@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from osrm_cli.merging.from_data import gather as passes
 from osrm_cli.merging.from_data import samples, task_models
-from osrm_cli.merging.plan import Plan
+from osrm_cli.merging.from_data.gather import gather_layer_data
+from osrm_cli.merging.plan import MergePlan
 from osrm_cli.progress import Progress
-from osrm_cli.sweep.grid import Change, Family
+from osrm_cli.sweep.grid import MergeFamily, ScaledDelta
 
 if TYPE_CHECKING:
-    from osrm_cli.adapters.task_data import Sample
+    from osrm_cli.adapters.task_data import TaskSample
     from osrm_cli.merging.from_data.task_models import TaskModel
 
 
-class Merges:
+class GridMerges:
     """The merges of a grid.
 
     Args:
@@ -30,15 +30,15 @@ class Merges:
         OsrmError: If a method needs data, labels or a head that are not there.
     """
 
-    def __init__(self, families: Sequence[Family], place: Path, device: torch.device) -> None:
+    def __init__(self, families: Sequence[MergeFamily], place: Path, device: torch.device) -> None:
         self._place, self._device = place, device
-        self._drawn: dict[tuple[Any, ...], list[Sample]] = {}
+        self._drawn: dict[tuple[Any, ...], list[TaskSample]] = {}
         for family in families:
-            if family.plan.method.passes and _key(family.plan) not in self._drawn:
-                self._drawn[_key(family.plan)] = samples.draw(family.plan)
+            if family.plan.method.data_statistic and _key(family.plan) not in self._drawn:
+                self._drawn[_key(family.plan)] = samples.draw_for_plan(family.plan)
         self._models: dict[tuple[Any, ...], list[TaskModel]] = {}
 
-    def of(self, family: Family, scratch: Path, progress: Progress) -> list[tuple[dict[str, Any], Change]]:
+    def of(self, family: MergeFamily, scratch: Path, progress: Progress) -> list[tuple[dict[str, Any], ScaledDelta]]:
         """Merge once; every point's options with its update.
 
         Args:
@@ -49,18 +49,18 @@ class Merges:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             plan = self._informed(family.plan, Path(folder), progress)
             results = {layer.name: layer.result for layer in plan.merge(plan.layers, device=self._device)}
-        return [(options, Change(results, factor, plan.dtype)) for options, factor in family.points()]
+        return [(options, ScaledDelta(results, factor, plan.dtype)) for options, factor in family.points()]
 
-    def _informed(self, plan: Plan, folder: Path, progress: Progress) -> Plan:
-        if not plan.method.passes:
+    def _informed(self, plan: MergePlan, folder: Path, progress: Progress) -> MergePlan:
+        if not plan.method.data_statistic:
             return plan
         key = _key(plan)
         if key not in self._models:
-            self._models[key] = task_models.load(plan, self._drawn[key], self._place, self._device)
-        return passes.inform(plan, self._models[key], folder, progress)
+            self._models[key] = task_models.load_task_models(plan, self._drawn[key], self._place, self._device)
+        return gather_layer_data(plan, self._models[key], folder, progress)
 
 
-def _key(plan: Plan) -> tuple[Any, ...]:
+def _key(plan: MergePlan) -> tuple[Any, ...]:
     """What decides the examples that a plan's passes read, and how they are checked."""
     options = plan.recipe.options
     return plan.method.name, options["samples"], options["seed"]

@@ -27,7 +27,7 @@ Results = Mapping[str, Result]  # by task
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One merge.
 
     Attributes:
@@ -46,7 +46,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepResult:
     """All points, beside the single adapters.
 
     Attributes:
@@ -57,7 +57,7 @@ class Sweep:
 
     validation: Results
     test: Results
-    points: Sequence[Point]
+    points: Sequence[SweepPoint]
 
     def best(self) -> list[int]:
         """Indices of the best point of each method, without and with calibration, by the average on validation.
@@ -75,13 +75,13 @@ class Sweep:
         """The sweep as JSON has it; predictions for the single adapters and the best points."""
         best = self.best()
         return {
-            "single": _pair(self.validation, self.test, predictions),
+            "single": _both_splits(self.validation, self.test, predictions),
             "points": [
                 {
                     "method": point.method,
                     "options": dict(point.options),
                     "calibrated": point.calibrated,
-                    **_pair(point.validation, point.test, predictions and index in best),
+                    **_both_splits(point.validation, point.test, predictions and index in best),
                 }
                 for index, point in enumerate(self.points)
             ],
@@ -96,7 +96,7 @@ def average(results: Results) -> float:
     return sum(result.headline for result in results.values()) / len(results)
 
 
-def _pair(validation: Results, test: Results, predictions: bool) -> dict[str, Any]:
+def _both_splits(validation: Results, test: Results, predictions: bool) -> dict[str, Any]:
     return {"validation": _facts(validation, predictions), "test": _facts(test, predictions)}
 
 

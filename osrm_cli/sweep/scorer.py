@@ -10,46 +10,46 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.calibration import head_map as calibrating
+from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.evaluation.scores import rounded
 from osrm_cli.merging.from_data import task_models
-from osrm_cli.merging.plan import Plan
-from osrm_cli.models import backbone as scoring
-from osrm_cli.models import batching as batches
-from osrm_cli.models import classifier as base_model
+from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models import heads
+from osrm_cli.models.backbone import compute_logits, with_head
+from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.sweep.results import Result
-from osrm_cli.sweep.tasks import Entrant
+from osrm_cli.sweep.tasks import SweepTask
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.validation_split import TEST, VALIDATION, Parts
 
 Advance = Callable[[int], None]
-Parted = dict[str, dict[str, Result]]  # by part, then by task
+ScoresBySplit = dict[str, dict[str, Result]]  # by part, then by task
 
 
-class Change(Protocol):
+class DeltaSource(Protocol):
     """What is added to the backbone's weights."""
 
     @property
     def by_task(self) -> bool:
         """Whether each task has an update of its own."""
 
-    def of(self, layer: str, index: int) -> torch.Tensor | None:
+    def delta(self, layer: str, index: int) -> torch.Tensor | None:
         """One layer's update ``(d_out, d_in)`` for the task of the adapter at ``index``; nothing if it has none."""
 
 
 @dataclass(frozen=True)
-class Singles:
+class SingleAdapterDeltas:
     """Each task's own adapter, as it was trained."""
 
     adapters: Sequence[Adapter]
     by_task: bool = True
 
-    def of(self, layer: str, index: int) -> torch.Tensor | None:
+    def delta(self, layer: str, index: int) -> torch.Tensor | None:
         """The adapter's update, float32."""
         adapter = self.adapters[index]
-        return adapter.update(layer).dense() if layer in adapter.layers else None
+        return adapter.delta(layer).dense() if layer in adapter.layers else None
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Pooled:
     unlabelled: torch.Tensor
 
 
-class _Seat:
+class TaskHead:
     """An entrant's head around the shared backbone, and its text as tokens.
 
     Attributes:
@@ -74,15 +74,15 @@ class _Seat:
 
     target: torch.Tensor | None = None
 
-    def __init__(self, entrant: Entrant, model: PreTrainedModel, tokenizer: object) -> None:
+    def __init__(self, entrant: SweepTask, model: PreTrainedModel, tokenizer: object) -> None:
         self.entrant, self.name = entrant, entrant.adapter.name
-        self.head = entrant.adapter.heads()
+        self.head = entrant.adapter.head_tensors()
         labels = entrant.parts.task.num_labels
-        with scoring.headed(model, self.head, labels, entrant.adapter.folder) as shell:
+        with with_head(model, self.head, labels, entrant.adapter.folder) as shell:
             self._shell = cast("PreTrainedModel", shell)
-        self.encodings = batches.tokenise(tokenizer, entrant.parts.examples, entrant.max_length)
-        self.unlabelled = batches.tokenise(tokenizer, entrant.unlabelled, entrant.max_length)
-        self.last = heads.head_layer(self._shell)[0] if self.unlabelled else ""
+        self.encodings = tokenize_examples(tokenizer, entrant.parts.examples, entrant.max_length)
+        self.unlabelled = tokenize_examples(tokenizer, entrant.unlabelled, entrant.max_length)
+        self.last = heads.find_head_layer(self._shell)[0] if self.unlabelled else ""
 
     def ready(self) -> PreTrainedModel:
         """The classifier with its head in it; what of a head lies in the backbone stays until the next call."""
@@ -91,11 +91,11 @@ class _Seat:
 
     def calibrated(self, pooled: _Pooled, target: torch.Tensor) -> torch.Tensor:
         """Logits of the head that is fitted to lead the merged representations back to ``target``."""
-        found = calibrating.fit(heads.head_layer(self._shell)[1], pooled.unlabelled, target)
-        return _logits(pooled.scored, calibrating.calibrated(self.head, self.last, found), self.last)
+        found = fit_head_map(heads.find_head_layer(self._shell)[1], pooled.unlabelled, target)
+        return _logits(pooled.scored, calibrated_head(self.head, self.last, found), self.last)
 
 
-class Bench:
+class SweepScorer:
     """One backbone in memory, on which merges are scored one after the other.
 
     Args:
@@ -115,16 +115,16 @@ class Bench:
 
     def __init__(
         self,
-        plan: Plan,
-        entrants: Sequence[Entrant],
+        plan: MergePlan,
+        entrants: Sequence[SweepTask],
         place: Path,
         device: torch.device,
         dtype: torch.dtype,
         batch_size: int,
     ) -> None:
-        self._tokenizer = base_model.load_tokenizer(place)
-        model = base_model.load_classifier(place, 2, self._tokenizer, torch.float32, 0).model
-        task_models.check_layers(model, plan)
+        self._tokenizer = load_tokenizer(place)
+        model = load_classifier(place, 2, self._tokenizer, torch.float32, 0).model
+        task_models.check_target_layers(model, plan)
         model.requires_grad_(False).train(False)
         self._adapters, self._device, self._batch_size = plan.adapters, device, batch_size
         self._layers = {name: model.get_submodule(name) for name in plan.layers}
@@ -135,18 +135,18 @@ class Bench:
             parameter.data = parameter.data.to(dtype)
         whole: torch.nn.Module = model  # transformers' own method "to" is not typed
         whole.to(device)
-        self._seats = [_Seat(entrant, model, self._tokenizer) for entrant in entrants]
+        self._seats = [TaskHead(entrant, model, self._tokenizer) for entrant in entrants]
         self.examples = sum(len(seat.encodings) + len(seat.unlabelled) for seat in self._seats)
 
-    def singles(self, advance: Advance) -> Parted:
+    def singles(self, advance: Advance) -> ScoresBySplit:
         """Score every task's own adapter, and keep the representations that calibration leads back to."""
         found = {}
-        for seat, logits, pooled in self._runs(Singles(self._adapters), advance):
+        for seat, logits, pooled in self._runs(SingleAdapterDeltas(self._adapters), advance):
             seat.target = None if pooled is None else pooled.unlabelled
             found[seat.name] = _judged(seat.entrant.parts, logits)
         return _by_part(found)
 
-    def score(self, change: Change, advance: Advance) -> list[Parted]:
+    def score(self, change: DeltaSource, advance: Advance) -> list[ScoresBySplit]:
         """Score one merge on every task: as it is, and with calibrated heads where there are unlabelled examples.
 
         Call ``singles`` before.
@@ -158,7 +158,7 @@ class Bench:
                 calibrated[seat.name] = _judged(seat.entrant.parts, seat.calibrated(pooled, seat.target))
         return [_by_part(found) for found in (plain, calibrated) if found]
 
-    def _runs(self, change: Change, advance: Advance) -> Iterator[tuple[_Seat, torch.Tensor, _Pooled | None]]:
+    def _runs(self, change: DeltaSource, advance: Advance) -> Iterator[tuple[TaskHead, torch.Tensor, _Pooled | None]]:
         """Each task's seat, its logits, and what its head is fed with where heads are calibrated."""
         for place, seat in enumerate(self._seats):
             if place == 0 or change.by_task:
@@ -166,20 +166,20 @@ class Bench:
             yield seat, *self._run(seat, advance)
 
     @torch.no_grad()
-    def _put(self, change: Change, index: int) -> None:
+    def _put(self, change: DeltaSource, index: int) -> None:
         """Add an update to the base model's weights, which are kept exactly: nothing adds up over many merges."""
         for name, layer in self._layers.items():
-            delta, exact = change.of(name, index), self._exact[name]
+            delta, exact = change.delta(name, index), self._exact[name]
             if delta is not None:
                 turned = delta.T if is_conv1d(layer) or isinstance(layer, torch.nn.Embedding) else delta
                 exact = exact + turned.to(self._device)
             layer.get_parameter("weight").copy_(exact)
 
-    def _run(self, seat: _Seat, advance: Advance) -> tuple[torch.Tensor, _Pooled | None]:
+    def _run(self, seat: TaskHead, advance: Advance) -> tuple[torch.Tensor, _Pooled | None]:
         model, rest = seat.ready(), (self._tokenizer, self._device, self._batch_size, advance)
         if not seat.unlabelled:
-            return scoring.logits(model, seat.encodings, *rest), None
-        rows = heads.representations(model, [*seat.encodings, *seat.unlabelled], *rest)
+            return compute_logits(model, seat.encodings, *rest), None
+        rows = heads.compute_representations(model, [*seat.encodings, *seat.unlabelled], *rest)
         pooled = _Pooled(rows[: len(seat.encodings)], rows[len(seat.encodings) :])
         return _logits(pooled.scored, seat.head, seat.last), pooled
 
@@ -199,5 +199,5 @@ def _judged(parts: Parts, logits: torch.Tensor) -> dict[str, Result]:
     return found
 
 
-def _by_part(found: Mapping[str, Mapping[str, Result]]) -> Parted:
+def _by_part(found: Mapping[str, Mapping[str, Result]]) -> ScoresBySplit:
     return {part: {task: results[part] for task, results in found.items()} for part in (VALIDATION, TEST)}

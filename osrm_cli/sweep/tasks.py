@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import validation_split as parts
 from osrm_cli.tasks.task import Example
-from osrm_cli.tasks.validation_split import Parts
+from osrm_cli.tasks.validation_split import Parts, load
 
 
 @dataclass(frozen=True)
-class Entrant:
+class SweepTask:
     """One task that takes part.
 
     Attributes:
@@ -33,7 +32,7 @@ class Entrant:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SweepDataSpec:
     """What is read of every task.
 
     Attributes:
@@ -54,7 +53,7 @@ class Wanted:
     unlabelled: int
     seed: int
 
-    def enter(self, adapters: Sequence[Adapter], names: Sequence[str]) -> list[Entrant]:
+    def load_tasks(self, adapters: Sequence[Adapter], names: Sequence[str]) -> list[SweepTask]:
         """Read what is wanted of the tasks ``names``, or of all adapters' where there are none.
 
         Raises:
@@ -65,17 +64,17 @@ class Wanted:
             if name not in known:
                 raise OsrmError(f"no adapter is of task '{name}'", f"there are: {', '.join(known)}")
         chosen = [index for index, name in enumerate(known) if not names or name in names]
-        entrants = [self._entrant(index, adapters[index]) for index in chosen]
+        entrants = [self._load_task(index, adapters[index]) for index in chosen]
         if not self.unlabelled:
             return entrants
-        drawn = task_data.unlabelled([adapters[index] for index in chosen], self.data, self.unlabelled, self.seed)
+        drawn = task_data.draw_texts([adapters[index] for index in chosen], self.data, self.unlabelled, self.seed)
         pairs = zip(entrants, drawn, strict=True)
         return [replace(entrant, unlabelled=sample.data.examples) for entrant, sample in pairs]
 
-    def _entrant(self, index: int, adapter: Adapter) -> Entrant:
+    def _load_task(self, index: int, adapter: Adapter) -> SweepTask:
         name = adapter.name
-        source = self.data or (adapter.facts.get("data") or {}).get("source") or "hub"
-        read = parts.load(name, source, self.split, self.validation_split, self.limit, self.seed)
-        trained = (adapter.facts.get("settings") or {}).get("max_length")
+        source = self.data or (adapter.record.get("data") or {}).get("source") or "hub"
+        read = load(name, source, self.split, self.validation_split, self.limit, self.seed)
+        trained = (adapter.record.get("settings") or {}).get("max_length")
         length = self.max_length or trained or read.task.max_length or task_data.MAX_LENGTH
-        return Entrant(index, adapter, source, read, length)
+        return SweepTask(index, adapter, source, read, length)

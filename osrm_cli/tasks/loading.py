@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import glue
-from osrm_cli.tasks import parsing as values
-from osrm_cli.tasks import readers as reading
-from osrm_cli.tasks import task_file as own_task
+from osrm_cli.tasks import glue, parsing
 from osrm_cli.tasks.glue import GLUE
-from osrm_cli.tasks.readers import Row
+from osrm_cli.tasks.readers import SPLITS, Row, find, read
 from osrm_cli.tasks.task import Data, Example, Label, Task
+from osrm_cli.tasks.task_file import Facts, check_metrics, complete, infer, read_toml
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,8 @@ def unlabelled(task: Task, data: str | Path, split: str) -> Data:
         rows, path = table.rows, table.source
     else:
         path = str(_files(Path(data, task.name))[actual])
-        rows = reading.read(Path(path))
-    return Data(task, split, tuple(Example(texts, None) for texts in values.texts(rows, task.columns, path)), path)
+        rows = read(Path(path))
+    return Data(task, split, tuple(Example(texts, None) for texts in parsing.texts(rows, task.columns, path)), path)
 
 
 def _actual(name: str, data: str | Path, split: str) -> str:
@@ -146,25 +144,25 @@ def _numbered(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return {split: path for split in reading.SPLITS if (path := reading.find(folder, split))}
+    return {split: path for split in SPLITS if (path := find(folder, split))}
 
 
 def _folder(folder: Path, split: str, limit: int | None) -> _Table:
     """A task of a folder; only one that has to be inferred reads its training rows for that."""
     files = _files(folder)
     toml = folder / "task.toml"
-    told: own_task.Facts = {**GLUE.get(folder.name, {}), **own_task.read_toml(toml)}
+    told: Facts = {**GLUE.get(folder.name, {}), **read_toml(toml)}
     if told.keys() >= {"columns", "labels"}:
-        rows = reading.read(files[split], limit)
-        facts = own_task.complete(told, rows)
+        rows = read(files[split], limit)
+        facts = complete(told, rows)
     else:
         if "train" not in files:
             raise OsrmError(f"{folder} has no train.* to infer the task from", f"say columns and labels in {toml}")
-        train = reading.read(files["train"])
-        facts = own_task.infer(told, train, str(files["train"]))
-        rows = train[:limit] if split == "train" else reading.read(files[split], limit)
+        train = read(files["train"])
+        facts = infer(told, train, str(files["train"]))
+        rows = train[:limit] if split == "train" else read(files[split], limit)
     if toml.is_file():
-        own_task.check_metrics(facts, toml)
+        check_metrics(facts, toml)
     column = facts.pop("label_column")
     return _Table(Task(folder.name, **facts), column, bool(told.get("labels")), str(files[split]), rows)
 
@@ -172,10 +170,10 @@ def _folder(folder: Path, split: str, limit: int | None) -> _Table:
 def _examples(table: _Table, split: str) -> tuple[Example, ...]:
     task, rows, source = table.task, table.rows, table.source
     labels: Iterable[Label | None]
-    if split.startswith("test") and values.unlabelled(rows, table.label_column):
+    if split.startswith("test") and parsing.unlabelled(rows, table.label_column):
         labels = [None] * len(rows)
     elif task.labels is None:
-        labels = values.scores(rows, table.label_column, source)
+        labels = parsing.scores(rows, table.label_column, source)
     else:
-        labels = values.classes(rows, table.label_column, task.labels, table.codes, source)
-    return tuple(map(Example, values.texts(rows, task.columns, source), labels))
+        labels = parsing.classes(rows, table.label_column, task.labels, table.codes, source)
+    return tuple(map(Example, parsing.texts(rows, task.columns, source), labels))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks import loading
 from osrm_cli.tasks.task import Data, Example, Label, Task
 
 VALIDATION, TEST = "validation", "test"
@@ -48,10 +48,10 @@ def load(name: str, source: str, split: str, validation_split: str | None, limit
     Raises:
         OsrmError: If there is no such split, it has no labels, or too few examples.
     """
-    test = tasks.load(name, source, split, limit)
+    test = loading.load(name, source, split, limit)
     if validation_split is None:
         return _halves(test, seed)
-    validation = tasks.load(name, source, validation_split, limit)
+    validation = loading.load(name, source, validation_split, limit)
     first = len(validation.examples)
     return Parts(
         test.task,

@@ -15,18 +15,18 @@ from transformers import (
     TrainingArguments,
 )
 
-from osrm_cli.models import batching as batches
-from osrm_cli.models import fast_dropout as dropout
+from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.fast_dropout import use_fast_dropout
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.task import Data, Task
-from osrm_cli.training.interference_penalty import Penalty
-from osrm_cli.training.trainer import PenalisedTrainer, Watch
+from osrm_cli.training.interference_penalty import InterferencePenalty
+from osrm_cli.training.trainer import PenaltyTrainer, TrainingMonitor
 
 Encoding = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingConfig:
     """How to train; the defaults are the paper's, but for batch size and epochs.
 
     Attributes:
@@ -49,7 +49,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What a run has to report.
 
     Attributes:
@@ -66,7 +66,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class EncodedTask:
     """What is learned.
 
     Attributes:
@@ -80,7 +80,7 @@ class Lesson:
     dev: Sequence[Encoding]
 
     @classmethod
-    def of(cls, tokenizer: Any, train: Data, dev: Data, max_length: int) -> "Lesson":
+    def of(cls, tokenizer: Any, train: Data, dev: Data, max_length: int) -> "EncodedTask":
         """Tokenise two splits of a task.
 
         Raises:
@@ -88,7 +88,7 @@ class Lesson:
         """
         return cls(train.task, _encoded(tokenizer, train, max_length), _encoded(tokenizer, dev, max_length))
 
-    def steps(self, recipe: Recipe, processes: int = 1) -> int:
+    def steps(self, recipe: TrainingConfig, processes: int = 1) -> int:
         """Optimiser steps of a whole run."""
         return math.ceil(math.ceil(len(self.train) / (recipe.batch_size * processes)) * recipe.epochs)
 
@@ -96,21 +96,21 @@ class Lesson:
 def _encoded(tokenizer: Any, data: Data, max_length: int) -> list[Encoding]:
     """Encodings with each example's label, under the name that transformers' collators expect."""
     kind = float if data.task.regression else int
-    encodings = batches.tokenise(tokenizer, data.examples, max_length)
+    encodings = tokenize_examples(tokenizer, data.examples, max_length)
     return [{**encoding, "label": kind(label)} for encoding, label in zip(encodings, data.labels, strict=True)]
 
 
-def fit(
+def fit_adapter(
     model: PeftModel,
     tokenizer: Any,
-    lesson: Lesson,
-    recipe: Recipe,
+    lesson: EncodedTask,
+    recipe: TrainingConfig,
     work: Path,
     device: torch.device,
     checkpoint: Path | None,
     advance: Callable[[int], None],
-    penalty: Penalty | None = None,
-) -> Outcome:
+    penalty: InterferencePenalty | None = None,
+) -> TrainingResult:
     """Train ``model`` in place.
 
     Args:
@@ -127,7 +127,7 @@ def fit(
     Raises:
         OsrmError: If the loss is no longer a number.
     """
-    trainer = PenalisedTrainer(
+    trainer = PenaltyTrainer(
         penalty,
         model=model,
         args=_arguments(lesson, recipe, work, device),
@@ -137,15 +137,15 @@ def fit(
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=_scorer(lesson.task),
-        callbacks=[Watch(advance, penalty)],
+        callbacks=[TrainingMonitor(advance, penalty)],
     )
     trainer.remove_callback(PrinterCallback)
-    with dropout.cheap(device):
+    with use_fast_dropout(device):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _outcome(trainer, lesson.task, recipe)
 
 
-def _arguments(lesson: Lesson, recipe: Recipe, work: Path, device: torch.device) -> TrainingArguments:
+def _arguments(lesson: EncodedTask, recipe: TrainingConfig, work: Path, device: torch.device) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=recipe.batch_size,
@@ -183,7 +183,7 @@ def _scorer(task: Task) -> Callable[[Any], dict[str, float]]:
     return score
 
 
-def _outcome(trainer: Trainer, task: Task, recipe: Recipe) -> Outcome:
+def _outcome(trainer: Trainer, task: Task, recipe: TrainingConfig) -> TrainingResult:
     history = trainer.state.log_history
     losses = [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row]
     wanted = (*task.metrics, "headline")
@@ -198,10 +198,10 @@ def _outcome(trainer: Trainer, task: Task, recipe: Recipe) -> Outcome:
         if "eval_headline" in row
     ]
     kept = max(epochs, key=lambda row: row["headline"]) if recipe.keep_best else epochs[-1]
-    return Outcome({name: kept[name] for name in wanted}, epochs, losses, kept["epoch"])
+    return TrainingResult({name: kept[name] for name in wanted}, epochs, losses, kept["epoch"])
 
 
-def draw_losses(outcome: Outcome, title: str, path: Path) -> None:
+def draw_loss_curve(outcome: TrainingResult, title: str, path: Path) -> None:
     """Draw the loss curve and the dev score of each epoch as a PNG, the same bytes for the same numbers."""
     from matplotlib.figure import Figure
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from osrm_cli.models import fast_dropout as dropout
-from osrm_cli.models.heads import fit, head_layer, representations
+from osrm_cli.models.fast_dropout import use_fast_dropout
+from osrm_cli.models.heads import compute_representations, find_head_layer, fit_linear_head
 from osrm_cli.tasks.task import Task
 
-_PROBED = 1000  # examples that a head is fitted to before training
+_MAX_EXAMPLES = 1000  # examples that a head is fitted to before training
 
 
-def fit_untrained(
+def fit_new_head(
     model: torch.nn.Module,
     tokenizer: Any,
     task: Task,
@@ -33,13 +33,13 @@ def fit_untrained(
         device: Where to compute.
         bf16: Whether to compute in bfloat16, as training then does.
     """
-    examples = examples[:_PROBED]
+    examples = examples[:_MAX_EXAMPLES]
     labels = [example["label"] for example in examples]
     if not task.regression and len(set(labels)) < task.num_labels:
         return
     inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
     model.train().to(device)  # with dropout as in training: else its noise passes through a head that ignores it
-    _, layer = head_layer(model)
-    with dropout.cheap(device), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        found = representations(model, inputs, tokenizer, device, 64, lambda _: None)
-    fit(layer, task, found.double(), labels)
+    _, layer = find_head_layer(model)
+    with use_fast_dropout(device), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        found = compute_representations(model, inputs, tokenizer, device, 64, lambda _: None)
+    fit_linear_head(layer, task, found.double(), labels)

@@ -11,19 +11,18 @@ from peft.tuners.lora import LoraLayer
 
 from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.errors import OsrmError
-from osrm_cli.features import features_file as features
-from osrm_cli.features.features_file import Features
-from osrm_cli.initialization.from_features import requests, serving, used
+from osrm_cli.features.features_file import FeaturesFile, open_features_folder
+from osrm_cli.initialization.from_features import choose_statistic, iter_layer_problems, tasks_read
 from osrm_cli.initialization.objectives.table import Objective
 from osrm_cli.linalg import interference
-from osrm_cli.linalg.second_moment import Gram
+from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.target_modules import is_conv1d
 
 _LEAST_OWN = 1e-3  # added to the own energy, in units of the base model's: B starts at zero
 
 
 @dataclass(frozen=True)
-class _Inputs:
+class _LayerMoments:
     """What the inputs of some layers are.
 
     Attributes:
@@ -32,11 +31,11 @@ class _Inputs:
         unit: What turns an update's energy, without its scaling, into a share of the base model's, ``(L,)``.
     """
 
-    grams: Sequence[Gram]
+    grams: Sequence[SecondMoment]
     counts: Sequence[int]
     unit: torch.Tensor
 
-    def to(self, like: torch.Tensor) -> "_Inputs":
+    def to(self, like: torch.Tensor) -> "_LayerMoments":
         return replace(self, grams=[gram.to(like) for gram in self.grams], unit=self.unit.to(like))
 
     def times(self, A: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the papers' letter
@@ -46,7 +45,7 @@ class _Inputs:
 
 
 @dataclass(frozen=True)
-class _Alike:
+class _SameShapeLayers:
     """Adapted layers of one shape, which are computed together.
 
     Attributes:
@@ -55,9 +54,9 @@ class _Alike:
     """
 
     modules: Sequence[Any]
-    inputs: Sequence[_Inputs]
+    inputs: Sequence[_LayerMoments]
 
-    def to(self, like: torch.Tensor) -> "_Alike":
+    def to(self, like: torch.Tensor) -> "_SameShapeLayers":
         return replace(self, inputs=[inputs.to(like) for inputs in self.inputs])
 
     def interference(self) -> torch.Tensor:
@@ -65,35 +64,37 @@ class _Alike:
         A, B = (torch.stack(factors) for factors in zip(*map(_factors, self.modules), strict=True))  # noqa: N806
         with torch.no_grad():
             AC = torch.stack([inputs.times(A) for inputs in self.inputs])  # noqa: N806
-        shares = interference.energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
+        shares = interference.layer_energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
         return shares[0] if len(shares) == 1 else shares[0] / (shares[1] + _LEAST_OWN)
 
 
-def reads(unit: str) -> Objective:
+def penalty_objective(unit: str) -> Objective:
     """What the penalty reads of the features, in the terms of an objective."""
     return Objective("penalty", "", "", "", ("second-moment", "sketch"), needs_others=True, needs_own=unit == "own")
 
 
-def open_features(folder: Path, task: str, unit: str) -> dict[str, Features]:
+def open_penalty_features(folder: Path, task: str, unit: str) -> dict[str, FeaturesFile]:
     """The features files that the penalty of a task reads.
 
     Raises:
         OsrmError: If they are missing, or hold no statistic that can serve.
     """
-    files, row = features.open_folder(folder), reads(unit)
-    files = {name: files[name] for name in used(files, task, row)}
-    serving(files, [task], row)
+    files, row = open_features_folder(folder), penalty_objective(unit)
+    files = {name: files[name] for name in tasks_read(files, task, row)}
+    choose_statistic(files, [task], row)
     return files
 
 
-class Penalty:
+class InterferencePenalty:
     """Mean over the layers of ``tr[(B^T B)(A C_out A^T)] / tr(W0 C_out W0^T)``, the scaling in B.
 
     In units of the own energy, that is divided by the same ratio on the task's own inputs: then learning more costs
     nothing in itself.
     """
 
-    def __init__(self, model: PeftModel, others: Mapping[str, Gram], own: Mapping[str, Gram] | None, mu: float) -> None:
+    def __init__(
+        self, model: PeftModel, others: Mapping[str, SecondMoment], own: Mapping[str, SecondMoment] | None, mu: float
+    ) -> None:
         """Find the layers of a model, and what the base model does to the inputs.
 
         Args:
@@ -113,7 +114,8 @@ class Penalty:
                 alike.setdefault(shapes, {})[name.removeprefix(PREFIX)] = module
         held = [others] if own is None else [others, own]
         self.stacks = [
-            _Alike(list(layers.values()), [_inputs(layers, grams) for grams in held]) for layers in alike.values()
+            _SameShapeLayers(list(layers.values()), [_inputs(layers, grams) for grams in held])
+            for layers in alike.values()
         ]
 
     def interference(self) -> torch.Tensor:
@@ -129,8 +131,8 @@ def _factors(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return module.lora_A["default"].weight, module.lora_B["default"].weight
 
 
-def _inputs(layers: Mapping[str, Any], held: Mapping[str, Gram]) -> _Inputs:
-    grams: list[Gram] = []
+def _inputs(layers: Mapping[str, Any], held: Mapping[str, SecondMoment]) -> _LayerMoments:
+    grams: list[SecondMoment] = []
     counts, unit = [], []
     last = None
     for name, module in layers.items():
@@ -148,10 +150,12 @@ def _inputs(layers: Mapping[str, Any], held: Mapping[str, Gram]) -> _Inputs:
             counts.append(0)
         counts[-1] += 1
         unit.append(module.scaling["default"] ** 2 / (grams[-1].base_energy(W) or 1.0))
-    return _Inputs(grams, counts, torch.tensor(unit))
+    return _LayerMoments(grams, counts, torch.tensor(unit))
 
 
-def from_features(model: PeftModel, files: Mapping[str, Features], task: str, settings: Mapping[str, Any]) -> Penalty:
+def penalty_from_features(
+    model: PeftModel, files: Mapping[str, FeaturesFile], task: str, settings: Mapping[str, Any]
+) -> InterferencePenalty:
     """The penalty of a task's adapter against the other tasks of a features folder.
 
     Args:
@@ -163,10 +167,10 @@ def from_features(model: PeftModel, files: Mapping[str, Features], task: str, se
     Raises:
         OsrmError: If the files hold neither second moments nor sketches, or not of the layers that are adapted.
     """
-    others: dict[str, Gram] = {}
-    own: dict[str, Gram] = {}
-    for found in requests(files, [task], reads(settings["penalty_unit"]), 1, 0, 0.0):
+    others: dict[str, SecondMoment] = {}
+    own: dict[str, SecondMoment] = {}
+    for found in iter_layer_problems(files, [task], penalty_objective(settings["penalty_unit"]), 1, 0, 0.0):
         for held, moment, rows in ((others, found.out_moment, found.out_rows), (own, found.own_moment, found.own_rows)):
             if (matrix := rows if moment is None else moment) is not None:
-                held[found.layer] = Gram(matrix, factored=moment is None)
-    return Penalty(model, others, own or None, settings["interference_penalty"])
+                held[found.layer] = SecondMoment(matrix, factored=moment is None)
+    return InterferencePenalty(model, others, own or None, settings["interference_penalty"])

@@ -15,10 +15,10 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.classifier import Classifier
-from osrm_cli.storage.provenance import Base
+from osrm_cli.storage.provenance import BaseModelId
 
 
-def adapt(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftModel:
+def to_peft_model(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftModel:
     """Put a start on a classifier: its factors and the heads are trained, the rest is frozen.
 
     Args:
@@ -48,7 +48,7 @@ def adapt(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftMod
 
 
 def _load_heads(classifier: Classifier, start: Adapter) -> None:
-    heads = start.heads()
+    heads = start.head_tensors()
     try:
         unexpected = classifier.model.load_state_dict(heads, strict=False).unexpected_keys
     except RuntimeError as error:
@@ -61,7 +61,7 @@ def _load_heads(classifier: Classifier, start: Adapter) -> None:
 def _set_factors(layer: LoraLayer, name: str, start: Adapter, freeze: str | None) -> None:
     if start.layers[name].embedding:
         raise OsrmError(f"{start.folder} adapts the embedding {name}, expected linear layers only")
-    factors = start.factors(name)
+    factors = start.lora_factors(name)
     for letter, factor in (("A", factors.A), ("B", factors.B)):
         weight = getattr(layer, f"lora_{letter}")["default"].weight
         if weight.shape != factor.shape:
@@ -75,14 +75,14 @@ def _set_factors(layer: LoraLayer, name: str, start: Adapter, freeze: str | None
         weight.requires_grad_(letter != freeze)
 
 
-def drift(model: PeftModel, start: Adapter) -> subspaces.Drift:
+def measure_adapter_drift(model: PeftModel, start: Adapter) -> subspaces.Drift:
     """How far A has moved from the start, but for a rotation of its rows."""
     trained = get_peft_model_state_dict(model)
-    starts = {layer: start.factors(layer).A for layer in start.layers}
-    return subspaces.drift(starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts})
+    starts = {layer: start.lora_factors(layer).A for layer in start.layers}
+    return subspaces.measure_drift(starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts})
 
 
-def save(model: PeftModel, start: Adapter, base: Base, heads: Sequence[str], folder: Path) -> None:
+def save_adapter(model: PeftModel, start: Adapter, base: BaseModelId, heads: Sequence[str], folder: Path) -> None:
     """Write the trained adapter with its heads as a plain PEFT folder."""
     state = {name.removeprefix(PREFIX): tensor.cpu() for name, tensor in get_peft_model_state_dict(model).items()}
     updates = {

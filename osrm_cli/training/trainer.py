@@ -11,13 +11,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.target_modules import is_conv1d
-from osrm_cli.training.interference_penalty import Penalty
+from osrm_cli.training.interference_penalty import InterferencePenalty
 
 
-class PenalisedTrainer(Trainer):
+class PenaltyTrainer(Trainer):
     """transformers' own, with one term more in the loss, and dev examples in their own order."""
 
-    def __init__(self, penalty: Penalty | None, **given: Any) -> None:
+    def __init__(self, penalty: InterferencePenalty | None, **given: Any) -> None:
         super().__init__(**given)
         self.penalty = penalty
 
@@ -40,7 +40,7 @@ class PenalisedTrainer(Trainer):
         return found + self.penalty.mu * self.penalty.interference()
 
 
-def lean_bfloat16(model: PeftModel, device: torch.device) -> None:
+def frozen_weights_to_bfloat16(model: PeftModel, device: torch.device) -> None:
     """Make a model train in bfloat16 without waste, and without another result.
 
     Autocast would cast every frozen weight in every step. On a CPU, the fused attention kernel's backward pass takes
@@ -58,10 +58,10 @@ def lean_bfloat16(model: PeftModel, device: torch.device) -> None:
         base.set_attn_implementation("eager")
 
 
-class Watch(TrainerCallback):
+class TrainingMonitor(TrainerCallback):
     """Show the steps, stop when the loss is no longer a number, and leave no loss out of a checkpoint."""
 
-    def __init__(self, advance: Callable[[int], None], penalty: Penalty | None) -> None:
+    def __init__(self, advance: Callable[[int], None], penalty: InterferencePenalty | None) -> None:
         self.advance = advance
         self.penalty = penalty
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter, check_together
+from osrm_cli.adapters.adapter import Adapter, check_same_architecture
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import provenance
-from tests import factories as making
+from tests.factories import delta, save
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = {
@@ -30,7 +30,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     path = tmp_path_factory.mktemp("template") / "sst2"
-    making.save(path)
+    save(path)
     return path
 
 
@@ -56,7 +56,7 @@ def rewrite(folder, change):
 
 
 def check(folder, family="bert", **settings):
-    peft_model = making.save(folder, family, **settings)
+    peft_model = save(folder, family, **settings)
     adapter = Adapter.open(folder)
     names = {
         name.removeprefix("base_model.model.")
@@ -65,8 +65,8 @@ def check(folder, family="bert", **settings):
     }
     assert set(adapter.layers) == names
     for layer in adapter.layers:
-        expected = making.delta(peft_model, layer)
-        torch.testing.assert_close(adapter.update(layer).dense(), expected, rtol=1e-6, atol=1e-7)
+        expected = delta(peft_model, layer)
+        torch.testing.assert_close(adapter.delta(layer).dense(), expected, rtol=1e-6, atol=1e-7)
     return peft_model, adapter
 
 
@@ -87,12 +87,12 @@ def test_updates_of_embeddings_are_pefts(tmp_path):
     assert (adapter.layers["transformer.wte"].d_in, adapter.layers["transformer.wte"].d_out) == (60, 16)
     # PEFT adds its own copy of a frozen embedding of this name.
     _, adapter = check(tmp_path / "b", "llama", target_modules=["embed_tokens", "q_proj"])
-    assert any(".base_layer." in name for name in adapter.stored)
-    assert set(adapter.heads()) == {"score.weight"}
+    assert any(".base_layer." in name for name in adapter.tensors)
+    assert set(adapter.head_tensors()) == {"score.weight"}
 
 
 def test_heads_are_read_under_the_models_names(folder):
-    heads = Adapter.open(folder).heads()
+    heads = Adapter.open(folder).head_tensors()
     stored = load_file(folder / WEIGHTS)
     assert set(heads) == {"classifier.weight", "classifier.bias"}
     for name, tensor in heads.items():
@@ -103,7 +103,7 @@ def test_factors_are_unscaled_and_update_is_scaled(folder):
     edit(folder, lora_alpha=6)
     adapter, stored = Adapter.open(folder), load_file(folder / WEIGHTS)
     layer = next(iter(adapter.layers))
-    factors, update = adapter.factors(layer), adapter.update(layer)
+    factors, update = adapter.lora_factors(layer), adapter.delta(layer)
     assert torch.equal(factors.A, stored[f"base_model.model.{layer}.lora_A.weight"])
     assert torch.equal(factors.B, stored[f"base_model.model.{layer}.lora_B.weight"])
     torch.testing.assert_close(update.B, 1.5 * factors.B)
@@ -121,7 +121,7 @@ def test_half_precision_is_widened_before_scaling(folder, dtype):
     adapter, stored = Adapter.open(folder), load_file(folder / WEIGHTS)
     layer = next(iter(adapter.layers))
     assert adapter.dtype == dtype
-    update = adapter.update(layer)
+    update = adapter.delta(layer)
     assert update.B.dtype == torch.float32
     assert torch.equal(update.B, stored[f"base_model.model.{layer}.lora_B.weight"].float() * 0.75)
 
@@ -137,7 +137,7 @@ def test_widest_type_of_mixed_factors(folder):
 
 def test_several_files_with_an_index_are_one_adapter(folder):
     whole = Adapter.open(folder)
-    expected = {layer: whole.update(layer).dense() for layer in whole.layers}
+    expected = {layer: whole.delta(layer).dense() for layer in whole.layers}
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     parts, weight_map = [{}, {}], {}
@@ -150,7 +150,7 @@ def test_several_files_with_an_index_are_one_adapter(folder):
     sharded = Adapter.open(folder)
     assert list(sharded.layers) == list(expected)
     for layer, update in expected.items():
-        assert torch.equal(sharded.update(layer).dense(), update)
+        assert torch.equal(sharded.delta(layer).dense(), update)
     (folder / "adapter_model-00002-of-00002.safetensors").unlink()
     with pytest.raises(OsrmError, match=r"00002-of-00002\.safetensors is missing"):
         Adapter.open(folder)
@@ -162,7 +162,7 @@ def test_name_is_the_tasks_else_the_folders(folder, monkeypatch):
     assert Adapter.open(".").name == "sst2"
     odd = copy(folder, folder.parent / "runs@v1" / "rte")
     assert Adapter.open(odd).name == "rte"
-    provenance.write(folder, {"task": {"name": "mood"}})
+    provenance.write_record(folder, {"task": {"name": "mood"}})
     assert Adapter.open(folder).name == "mood"
 
 
@@ -184,15 +184,15 @@ def test_opening_reads_no_tensors(folder):
     adapter = Adapter.open(folder)
     for layer in adapter.layers:
         if "layer.1" not in layer:
-            adapter.update(layer)
+            adapter.delta(layer)
     with pytest.raises(OsrmError, match=r"NaN or infinity in base_model\.model\.bert\.encoder\.layer\.1\..*lora_B"):
-        adapter.update("bert.encoder.layer.1.attention.self.query")
+        adapter.delta("bert.encoder.layer.1.attention.self.query")
 
 
 def test_infinity_in_a_head_is_refused(folder):
     rewrite(folder, lambda tensors: tensors["base_model.model.classifier.bias"].fill_(math.inf))
     with pytest.raises(OsrmError, match=r"NaN or infinity in base_model\.model\.classifier\.bias"):
-        Adapter.open(folder).heads()
+        Adapter.open(folder).head_tensors()
 
 
 def test_digest_covers_settings_and_weights_only(folder):
@@ -239,7 +239,7 @@ def test_anything_but_plain_lora_is_refused(folder, settings, message):
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}])
 def test_real_variants_of_peft_are_refused(tmp_path, settings):
-    making.save(tmp_path / "a", **settings)
+    save(tmp_path / "a", **settings)
     with pytest.raises(OsrmError, match=next(iter(settings))):
         Adapter.open(tmp_path / "a")
 
@@ -327,7 +327,7 @@ def test_a_snapshot_in_the_hubs_cache_is_found_offline(folder, tmp_path, monkeyp
 def together(template, tmp_path, *settings):
     for name, values in zip("abc", settings, strict=False):
         edit(copy(template, tmp_path / name), **values)
-    check_together([Adapter.open(tmp_path / name) for name in "abc"[: len(settings)]])
+    check_same_architecture([Adapter.open(tmp_path / name) for name in "abc"[: len(settings)]])
 
 
 @pytest.mark.parametrize(
@@ -355,11 +355,11 @@ def test_recorded_digests_decide_over_names(template, tmp_path):
     adapters = []
     for name, digest in (("a", "1" * 64), ("b", "1" * 64), ("c", "2" * 64)):
         edit(copy(template, tmp_path / name), base_model_name_or_path=f"org/{name}")
-        provenance.write(tmp_path / name, {"base": {"name": name, "revision": None, "sha256": digest}})
+        provenance.write_record(tmp_path / name, {"base": {"name": name, "revision": None, "sha256": digest}})
         adapters.append(Adapter.open(tmp_path / name))
-    check_together(adapters[:2])
+    check_same_architecture(adapters[:2])
     with pytest.raises(OsrmError, match=r"c comes from base model c .*, but .*a from a"):
-        check_together(adapters)
+        check_same_architecture(adapters)
 
 
 def test_other_widths_are_refused(template, tmp_path):
@@ -372,4 +372,4 @@ def test_other_widths_are_refused(template, tmp_path):
 
     rewrite(tmp_path / "b", widen)
     with pytest.raises(OsrmError, match=r"layer.0.attention.self.query is \(16, 20\) in .*b, but \(16, 16\) in .*a"):
-        check_together([Adapter.open(tmp_path / name) for name in "ab"])
+        check_same_architecture([Adapter.open(tmp_path / name) for name in "ab"])

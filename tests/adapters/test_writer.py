@@ -11,7 +11,7 @@ from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.writer import write_adapter, write_adapter_stream
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from tests import factories as making
+from tests.factories import delta, load
 
 QUERY = [f"bert.encoder.layer.{index}.attention.self.query" for index in range(3)]
 
@@ -28,9 +28,9 @@ def random_updates(layers, ranks, d_out=16, d_in=16):
 def test_peft_loads_the_same_updates(tmp_path, ranks):
     updates = random_updates(QUERY, ranks)
     write_adapter(tmp_path, updates, AdapterConfig("bert"))
-    peft_model = making.load(tmp_path)
+    peft_model = load(tmp_path)
     for layer, update in updates.items():
-        torch.testing.assert_close(making.delta(peft_model, layer), update.dense(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(delta(peft_model, layer), update.dense(), rtol=1e-6, atol=1e-6)
 
 
 def test_a_layer_whose_name_ends_another_keeps_its_rank(tmp_path):
@@ -47,7 +47,7 @@ def test_a_layer_whose_name_ends_another_keeps_its_rank(tmp_path):
 
     peft_model = PeftModel.from_pretrained(model, str(tmp_path))
     for layer, update in updates.items():
-        torch.testing.assert_close(making.delta(peft_model, layer), update.dense())
+        torch.testing.assert_close(delta(peft_model, layer), update.dense())
 
 
 def test_alpha_is_kept_where_it_is_given(tmp_path):
@@ -55,8 +55,8 @@ def test_alpha_is_kept_where_it_is_given(tmp_path):
     write_adapter(tmp_path, updates, AdapterConfig(None, lora_alpha=16, target_modules=("query",)))
     adapter = Adapter.open(tmp_path)
     assert [adapter.layers[layer].scaling for layer in QUERY] == [8, 4, 4]
-    peft_model = making.load(tmp_path)
-    torch.testing.assert_close(making.delta(peft_model, QUERY[0]), 8 * updates[QUERY[0]].dense())
+    peft_model = load(tmp_path)
+    torch.testing.assert_close(delta(peft_model, QUERY[0]), 8 * updates[QUERY[0]].dense())
 
 
 def test_heads_come_with_their_own_type(tmp_path):
@@ -65,10 +65,10 @@ def test_heads_come_with_their_own_type(tmp_path):
     write_adapter(tmp_path, random_updates(QUERY, (1, 1, 1)), config, heads, torch.bfloat16)
     adapter = Adapter.open(tmp_path)
     assert adapter.dtype == torch.bfloat16
-    for name, tensor in adapter.heads().items():
+    for name, tensor in adapter.head_tensors().items():
         assert tensor.dtype == heads[name].dtype
         assert torch.equal(tensor, heads[name])
-    loaded = making.load(tmp_path, labels=3).base_model.model.classifier.modules_to_save["default"]
+    loaded = load(tmp_path, labels=3).base_model.model.classifier.modules_to_save["default"]
     assert torch.equal(loaded.weight, heads["classifier.weight"])
 
 
@@ -109,8 +109,8 @@ def test_embeddings(tmp_path):
     assert set(load_file(tmp_path / "adapter_model.safetensors")) == {
         f"base_model.model.transformer.wte.lora_embedding_{factor}" for factor in "AB"
     }
-    peft_model = making.load(tmp_path, "gpt2")
-    torch.testing.assert_close(making.delta(peft_model, "transformer.wte"), update["transformer.wte"].dense())
+    peft_model = load(tmp_path, "gpt2")
+    torch.testing.assert_close(delta(peft_model, "transformer.wte"), update["transformer.wte"].dense())
 
 
 def test_what_does_not_fit_the_type_is_refused(tmp_path):

@@ -12,13 +12,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import linear
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.calibration import head_map as calibrating
-from osrm_cli.calibration.ridge_map import Map
+from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
+from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
-from osrm_cli.models import backbone as scoring
-from osrm_cli.models import batching as batches
-from osrm_cli.models import classifier as base_model
 from osrm_cli.models import heads
+from osrm_cli.models.backbone import compute_logits, with_peft_adapter
+from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.task import Example
 from tests.conftest import WORDS
 
@@ -40,12 +40,12 @@ class Bed:
     """Two random adapters of one base model, their head, and some examples."""
 
     def __init__(self, family: str, base: Path, folder: Path) -> None:
-        self.base, self.tokenizer = base, base_model.load_tokenizer(base)
+        self.base, self.tokenizer = base, load_tokenizer(base)
         self.folders = [self._save(family, folder / name, seed) for seed, name in enumerate(("single", "merged"))]
         draw = random.Random(0)
         texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 12))) for _ in range(40)]
-        self.encodings = batches.tokenise(self.tokenizer, [Example((text,), None) for text in texts], 32)
-        self.model = base_model.load_classifier(base, 3, self.tokenizer, torch.float32, 0).model
+        self.encodings = tokenize_examples(self.tokenizer, [Example((text,), None) for text in texts], 32)
+        self.model = load_classifier(base, 3, self.tokenizer, torch.float32, 0).model
 
     def _save(self, family: str, folder: Path, seed: int) -> Path:
         targets, saved, _ = FAMILIES[family]
@@ -70,9 +70,9 @@ class Bed:
 
     def run(self, folder: Path, batch_size: int = 8) -> tuple[str, torch.nn.Linear, torch.Tensor]:
         """Name of the last layer, the layer, and what it is fed with, by the code under test."""
-        with scoring.adapted(self.model, folder, 3) as whole:
-            rows = heads.representations(whole, self.encodings, self.tokenizer, CPU, batch_size, lambda _: None)
-            return *heads.head_layer(whole), rows
+        with with_peft_adapter(self.model, folder, 3) as whole:
+            rows = heads.compute_representations(whole, self.encodings, self.tokenizer, CPU, batch_size, lambda _: None)
+            return *heads.find_head_layer(whole), rows
 
     def reference(self, folder: Path, change: Callable[[PeftModel], None] = lambda _: None) -> tuple[Any, Any]:
         """Inputs of the last layer and logits, one example at a time without padding, through plain PEFT."""
@@ -111,21 +111,21 @@ def test_representations_are_what_the_last_layer_is_fed_with(family: str, bed: B
 
 
 def test_the_model_is_as_before(bed: Bed) -> None:
-    with scoring.adapted(bed.model, bed.folders[0], 3) as whole:
+    with with_peft_adapter(bed.model, bed.folders[0], 3) as whole:
         rest = (bed.tokenizer, CPU, 8, lambda _: None)
-        before = scoring.logits(whole, bed.encodings, *rest)
-        heads.representations(whole, bed.encodings, *rest)
-        assert torch.equal(scoring.logits(whole, bed.encodings, *rest), before)
+        before = compute_logits(whole, bed.encodings, *rest)
+        heads.compute_representations(whole, bed.encodings, *rest)
+        assert torch.equal(compute_logits(whole, bed.encodings, *rest), before)
 
 
 def test_the_calibrated_head_is_the_map_and_then_the_old_head(bed: Bed) -> None:
     """Through plain PEFT, with the merged adapter's own representations: exact, and closer to the single adapter."""
     _, _, single = bed.run(bed.folders[0])
     name, layer, merged = bed.run(bed.folders[1])
-    found = calibrating.fit(layer, merged, single)
-    assert found.helps
+    found = fit_head_map(layer, merged, single)
+    assert found.improves
     old = {f"{name}.{key}": tensor for key, tensor in layer.state_dict().items()}
-    new = calibrating.calibrated(old, name, found)
+    new = calibrated_head(old, name, found)
     assert new.keys() == old.keys()
 
     def change(model: PeftModel) -> None:
@@ -144,18 +144,18 @@ def test_the_calibrated_head_is_the_map_and_then_the_old_head(bed: Bed) -> None:
 
 def test_a_head_without_a_bias_gets_none(family: str, bed: Bed) -> None:
     _, layer, merged = bed.run(bed.folders[1])
-    found = calibrating.fit(layer, merged, bed.run(bed.folders[0])[2])
+    found = fit_head_map(layer, merged, bed.run(bed.folders[0])[2])
     assert (found.shift is None) == (layer.bias is None) == (family in ("llama", "gpt2"))
 
 
-def identity(width: int, error: float) -> Map:
-    return Map(torch.eye(width).double() * 2, None, 1.0, 1.0, 1.0, error, 1.0)
+def identity(width: int, error: float) -> RidgeMap:
+    return RidgeMap(torch.eye(width).double() * 2, None, 1.0, 1.0, 1.0, error, 1.0)
 
 
 def test_a_map_that_does_not_help_leaves_the_head_alone() -> None:
     head = {"score.weight": torch.ones(2, 3), "other": torch.ones(1)}
-    assert calibrating.calibrated(head, "score", identity(3, 1.0)) == head
-    changed = calibrating.calibrated(head, "score", identity(3, 0.9))
+    assert calibrated_head(head, "score", identity(3, 1.0)) == head
+    changed = calibrated_head(head, "score", identity(3, 0.9))
     assert torch.equal(changed["score.weight"], torch.full((2, 3), 2.0))
     assert changed["other"] is head["other"]
     assert torch.equal(head["score.weight"], torch.ones(2, 3))
@@ -163,8 +163,8 @@ def test_a_map_that_does_not_help_leaves_the_head_alone() -> None:
 
 def test_heads_that_cannot_be_calibrated(tiny: Callable[[str], Path]) -> None:
     with pytest.raises(OsrmError, match=r"the head holds no score\.weight"):
-        calibrating.calibrated({"classifier.weight": torch.ones(1)}, "score", identity(3, 0.9))
+        calibrated_head({"classifier.weight": torch.ones(1)}, "score", identity(3, 0.9))
     model = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=3)
     adapted = get_peft_model(model, LoraConfig(target_modules=["query", "classifier"]))
     with pytest.raises(OsrmError, match="BertForSequenceClassification does not end in a plain linear layer of 3"):
-        heads.head_layer(adapted)
+        heads.find_head_layer(adapted)

@@ -15,11 +15,11 @@ from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.calibration import head_map as calibrating
-from osrm_cli.models import backbone as scoring
-from osrm_cli.models import batching as batches
-from osrm_cli.models import classifier as base_model
+from osrm_cli.calibration.head_map import fit_head_map
 from osrm_cli.models import heads
+from osrm_cli.models.backbone import compute_logits
+from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.storage import provenance
 from tests.run_cli import listing, osrm
 
@@ -38,7 +38,7 @@ def made(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    return dict(provenance.read(folder)["calibration"])
+    return dict(provenance.read_record(folder)["calibration"])
 
 
 def head(folder: Path) -> dict[str, torch.Tensor]:
@@ -71,8 +71,8 @@ def test_only_heads_records_and_card_change(made: Path, project: Path) -> None:
             "base_model.model.classifier.weight",
             "base_model.model.classifier.bias",
         }
-    facts = provenance.read(made / "calibrated")
-    assert {key for key in facts if facts[key] != provenance.read(made / "merged").get(key)} == {"calibration"}
+    facts = provenance.read_record(made / "calibrated")
+    assert {key for key in facts if facts[key] != provenance.read_record(made / "merged").get(key)} == {"calibration"}
 
 
 def test_what_the_record_the_table_and_the_card_say(made: Path) -> None:
@@ -99,22 +99,22 @@ def test_what_the_record_the_table_and_the_card_say(made: Path) -> None:
 def test_the_written_head_is_the_map_and_then_the_old_head(made: Path, tiny: Callable[[str], Path], task: str) -> None:
     """Through plain PEFT, beside a map that is fitted here from the same texts."""
     place = tiny("bert")
-    tokenizer = base_model.load_tokenizer(place)
+    tokenizer = load_tokenizer(place)
     adapter = Adapter.open(made / "adapters" / task)
-    sample = task_data.unlabelled([adapter], None, 128, 0)[0]
-    encodings = batches.tokenise(tokenizer, sample.data.examples, sample.max_length)
+    sample = task_data.draw_texts([adapter], None, 128, 0)[0]
+    encodings = tokenize_examples(tokenizer, sample.data.examples, sample.max_length)
     rest = (encodings, tokenizer, torch.device("cpu"), 32, lambda _: None)
 
     def peft(folder: str) -> PeftModel:
         model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=LABELS[task])
         return PeftModel.from_pretrained(model, str(made / folder)).eval()
 
-    single = heads.representations(peft(f"adapters/{task}"), *rest)
-    merged = heads.representations(peft(f"merged/tasks/{task}"), *rest)
-    _, layer = heads.head_layer(peft(f"merged/tasks/{task}"))
-    found = calibrating.fit(layer, merged, single)
+    single = heads.compute_representations(peft(f"adapters/{task}"), *rest)
+    merged = heads.compute_representations(peft(f"merged/tasks/{task}"), *rest)
+    _, layer = heads.find_head_layer(peft(f"merged/tasks/{task}"))
+    found = fit_head_map(layer, merged, single)
     expected = linear(merged.double() @ found.M + found.shift, layer.weight.double(), layer.bias.double())
-    logits = scoring.logits(peft(f"calibrated/tasks/{task}"), *rest)
+    logits = compute_logits(peft(f"calibrated/tasks/{task}"), *rest)
     torch.testing.assert_close(logits.double(), expected, atol=1e-5, rtol=1e-5)
     assert record(made / "calibrated")["tasks"][task]["error"] == pytest.approx(found.error, rel=1e-3)
 
@@ -247,7 +247,7 @@ def test_other_heads(family: str, tiny: Callable[[str], Path], words: Path, tmp_
     assert row["error"] < row["before"]
     fresh = AutoModelForSequenceClassification.from_pretrained(tiny(family), num_labels=2)
     loaded = PeftModel.from_pretrained(fresh, str(tmp_path / "merged/tasks/mood"))
-    name, layer = heads.head_layer(loaded)
+    name, layer = heads.find_head_layer(loaded)
     assert torch.equal(layer.weight, new[f"{name}.weight"])
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from osrm_cli.features.features_file import Features
+from osrm_cli.features.features_file import FeaturesFile
 from tests.run_cli import listing, osrm
 
 ARGS = ("collect", "--task", "mood", "--samples", 8, "--out", "new")
 
 
 def facts(path: Path) -> dict[str, object]:
-    return dict(Features.open(path).facts)
+    return dict(FeaturesFile.open(path).record)
 
 
 def test_result_on_stdout_the_rest_on_stderr(work: Path) -> None:
@@ -29,7 +29,7 @@ def test_json_is_one_line_and_quiet_is_silent(work: Path) -> None:
     assert run.stderr == ""
     assert run.stdout.count("\n") == 1
     found = json.loads(run.stdout)["features"]["mood"]
-    opened = Features.open(work / found["path"])
+    opened = FeaturesFile.open(work / found["path"])
     assert (found["examples"], found["tokens"], found["layers"]) == (8, opened.tokens, 4)
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from osrm_cli.features.features_file import Features
-from osrm_cli.features.statistics import private_mean as privacy
+from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.features.statistics.private_mean import DELTA, privacy_epsilon
 from tests.run_cli import osrm
 
 ARGS = ("collect", "--task", "mood", "--samples", 20, "--out")
@@ -31,8 +31,8 @@ def test_epsilon_is_the_analytical_gaussian_mechanism_s(sigma: float, mechanisms
     def delta(epsilon: float) -> float:
         return float(norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu))
 
-    exact = brentq(lambda epsilon: delta(epsilon) - privacy.DELTA, 0, 100)
-    assert privacy.epsilon(sigma, mechanisms) == pytest.approx(exact, rel=1e-6)
+    exact = brentq(lambda epsilon: delta(epsilon) - DELTA, 0, 100)
+    assert privacy_epsilon(sigma, mechanisms) == pytest.approx(exact, rel=1e-6)
 
 
 @needs_accountant
@@ -41,12 +41,12 @@ def test_the_file_holds_the_mean_and_its_price_alone(work: Path) -> None:
     assert run.code == 0, run
     held = load_file(work / "new/mood.safetensors")
     assert {name.rpartition(".")[2] for name in held} == {"mean"}
-    features = Features.open(work / "new/mood.safetensors")
+    features = FeaturesFile.open(work / "new/mood.safetensors")
     mechanisms = len(held)
-    price = {"sigma": 30.0, "clip": 2.5, "delta": 1e-5, "epsilon": privacy.epsilon(30, mechanisms)}
-    assert features.facts["private"] == {**price, "mechanisms": mechanisms}
-    assert json.loads(run.stdout)["features"]["mood"]["private"] == features.facts["private"]
-    assert features.facts["data"]["sha256"] is None
+    price = {"sigma": 30.0, "clip": 2.5, "delta": 1e-5, "epsilon": privacy_epsilon(30, mechanisms)}
+    assert features.record["private"] == {**price, "mechanisms": mechanisms}
+    assert json.loads(run.stdout)["features"]["mood"]["private"] == features.record["private"]
+    assert features.record["data"]["sha256"] is None
     assert (features.examples, features.tokens) == (20, 20)
     assert "epsilon " in osrm(*ARGS, "text", "--private", 30, "--clip", 2.5, cwd=work).stdout
 

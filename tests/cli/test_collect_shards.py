@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from osrm_cli.features import shards
-from osrm_cli.features.features_file import Features
+from osrm_cli.features.features_file import FeaturesFile
 from tests.run_cli import ROOT, listing, osrm
 
 ALL = ("--statistic", "mean", "--statistic", "second-moment", "--statistic", "samples", "--statistic", "sketch:4")
@@ -42,9 +42,9 @@ def test_merged_shards_are_the_whole(work: Path, count: int) -> None:
     for name, tensor in whole.items():
         if not name.endswith("sketch:4"):
             torch.testing.assert_close(merged[name], tensor, rtol=2e-7, atol=1e-9)
-    facts = dict(Features.open(work / "parts/mood.safetensors").facts)
+    facts = dict(FeaturesFile.open(work / "parts/mood.safetensors").record)
     bounds = facts.pop("bounds")
-    expected = dict(Features.open(work / "whole/mood.safetensors").facts)
+    expected = dict(FeaturesFile.open(work / "whole/mood.safetensors").record)
     assert expected.pop("bounds").keys() == bounds.keys()
     assert facts == expected
 
@@ -54,7 +54,7 @@ def test_sums_of_shards_are_exact(work: Path) -> None:
     in_shards(work, 3, "--statistic", "second-moment")
     collect(work, "--shard", "1/1", "--statistic", "second-moment", "--out", "whole")
     whole = load_file(work / "whole/mood.shard-1-of-1.safetensors")
-    parts = [load_file(path) for path in shards.find(work / "parts/mood.safetensors")]
+    parts = [load_file(path) for path in shards.find_shards(work / "parts/mood.safetensors")]
     for name, tensor in whole.items():
         total = sum(part[name] for part in parts)
         assert torch.equal(total, tensor) if tensor.dim() == 0 else (total - tensor).norm() <= 1e-14 * tensor.norm()
@@ -63,7 +63,7 @@ def test_sums_of_shards_are_exact(work: Path) -> None:
 def test_a_merged_sketch_keeps_its_bound(work: Path) -> None:
     in_shards(work, 3, "--statistic", "sketch:4", "--statistic", "second-moment")
     osrm("collect", "--task", "mood", "--merge-shards", "--out", "parts", cwd=work)
-    held, facts = load_file(work / "parts/mood.safetensors"), Features.open(work / "parts/mood.safetensors").facts
+    held, facts = load_file(work / "parts/mood.safetensors"), FeaturesFile.open(work / "parts/mood.safetensors").record
     bound = facts["bounds"][f"{QUERY}.sketch:4"]
     C, S = held[f"{QUERY}.second-moment"].double() * facts["tokens"], held[f"{QUERY}.sketch:4"].double()
     lacking = torch.linalg.eigvalsh(C - S.T @ S)
@@ -189,6 +189,6 @@ def test_processes_of_a_launcher_share_the_work(
         for name, tensor in theirs.items():
             if not name.endswith("sketch:4"):
                 torch.testing.assert_close(ours[name], tensor, rtol=2e-7, atol=1e-9)
-        ours, theirs = (dict(Features.open(work / out / f"{task}.safetensors").facts) for out in ("many", "one"))
+        ours, theirs = (dict(FeaturesFile.open(work / out / f"{task}.safetensors").record) for out in ("many", "one"))
         assert ours.pop("bounds").keys() == theirs.pop("bounds").keys()
         assert ours == theirs

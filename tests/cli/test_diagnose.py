@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from osrm_cli.storage import safetensors_io
-from osrm_cli.tasks import loading as tasks
-from tests import trained_adapters as trained
+from osrm_cli.tasks.loading import load, sample
+from tests import trained_adapters
 from tests.run_cli import listing, osrm
 
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ def diagnose(work, *words):
 def tokens(base, words, task):
     """Inputs of every target layer of the base model, for all tokens that the features were collected from."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    texts = [example.texts for example in tasks.sample(tasks.load(task, words, "train"), 20, 0).examples]
+    texts = [example.texts for example in sample(load(task, words, "train"), 20, 0).examples]
     batch = tokenizer(*map(list, zip(*texts, strict=True)), padding=True, return_tensors="pt")
     model = AutoModelForSequenceClassification.from_pretrained(base).double().eval().requires_grad_(False)
     found = {}
@@ -54,7 +54,9 @@ def test_interference_is_that_of_forward_passes(work, tiny, words):
     for u in TASKS:
         base, inputs = tokens(tiny("bert"), words, u)
         for t in TASKS:
-            bare = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=trained.LABELS[t])
+            bare = AutoModelForSequenceClassification.from_pretrained(
+                tiny("bert"), num_labels=trained_adapters.LABELS[t]
+            )
             adapted = PeftModel.from_pretrained(bare, str(work / "adapters" / t))
             ratios = []
             for name in LAYERS:
@@ -69,17 +71,17 @@ def test_interference_is_that_of_forward_passes(work, tiny, words):
 def test_interference_of_other_architectures(tmp_path, tiny, words, family):
     """Conv1D weights, square and not, are stored the other way round; T5's key and value share an input."""
     (tmp_path / "osrm.toml").write_text(f'model = "{tiny(family)}"\ndata = "{words}"\nquiet = true\n')
-    names = [word for name in trained.TARGETS[family] for word in ("--target-modules", name)]
+    names = [word for name in trained_adapters.TARGETS[family] for word in ("--target-modules", name)]
     kept = ("--statistic", "second-moment", "--samples", 20)
     assert osrm("collect", "--task", "mood", "--task", "pair", *names, *kept, cwd=tmp_path).code == 0
     for task in ("mood", "pair"):
-        trained.save(tmp_path / "adapters" / task, tiny(family), family, words)
+        trained_adapters.save(tmp_path / "adapters" / task, tiny(family), family, words)
     found = diagnose(tmp_path, "adapters/mood", "adapters/pair")
-    texts = [example.texts[0] for example in tasks.sample(tasks.load("mood", words, "train"), 20, 0).examples]
+    texts = [example.texts[0] for example in sample(load("mood", words, "train"), 20, 0).examples]
     tokenizer = AutoTokenizer.from_pretrained(tiny(family), padding_side="right")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     batch = tokenizer(texts, padding=True, return_tensors="pt")
-    model = PeftModel.from_pretrained(trained.bare(tiny(family), "pair"), str(tmp_path / "adapters/pair"))
+    model = PeftModel.from_pretrained(trained_adapters.bare(tiny(family), "pair"), str(tmp_path / "adapters/pair"))
     model.base_model.model.config.pad_token_id = tokenizer.pad_token_id
     sums = {}
 
@@ -157,7 +159,7 @@ def rewrite(work, task, moment, width=16):
     path = work / f"features/{task}.safetensors"
     held = load_file(path)
     new = {name: moment.clone() for name in held if name.endswith("second-moment")}
-    safetensors_io.save(path, {**held, **new}, safetensors_io.read_facts(path))
+    safetensors_io.save_tensors(path, {**held, **new}, safetensors_io.read_header_record(path))
 
 
 def diagonal(first, last, tail=1e-3):
@@ -279,7 +281,7 @@ def test_features_that_the_start_was_not_made_from(work):
     start = load_file(work / "starts/mood" / WEIGHTS)
     for layer in {name.rpartition(".")[0] for name in held}:
         held[f"{layer}.mean"] = start[f"base_model.model.{layer}.lora_A.weight"][0].clone()
-    safetensors_io.save(path, held, safetensors_io.read_facts(path))
+    safetensors_io.save_tensors(path, held, safetensors_io.read_header_record(path))
     found = warnings(work, *ADAPTERS)
     assert any("starts/mood: A catches" in line and "that 'osrm' avoids" in line for line in found)
     assert any("starts/mood: not made from these features of pair" in line for line in found)
@@ -328,7 +330,7 @@ def test_other_statistics_serve_with_a_statement(work, statistic):
 
 def test_adapters_of_other_programs_and_of_some_of_the_tasks(work, tiny, words):
     settings = {"target_modules": ["value"], "use_rslora": True}
-    trained.save(work / "mood", tiny("bert"), "bert", words, **settings)
+    trained_adapters.save(work / "mood", tiny("bert"), "bert", words, **settings)
     shutil.move(work / "mood", work / "run-7")
     (work / "run-7/osrm.json").unlink()
     found = diagnose(work, "run-7", "adapters/pair", "--task", "mood=run-7")

@@ -190,10 +190,10 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    from osrm_cli.models import backbone as scoring
-    from osrm_cli.models import batching as batches
-    from osrm_cli.models import classifier as base_model
-    from osrm_cli.tasks import loading as tasks
+    from osrm_cli.models.backbone import compute_logits, with_peft_adapter
+    from osrm_cli.models.batching import tokenize_examples
+    from osrm_cli.models.classifier import load_classifier, load_tokenizer
+    from osrm_cli.tasks.loading import load
 
     base = tmp_path / "headless"
     BertModel.from_pretrained(tiny("bert"), add_pooling_layer=False).save_pretrained(base)
@@ -209,20 +209,20 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
         more = ("--model", base) if command.startswith("collect") else ()
         run = osrm(*command.split(), *more, cwd=work, env={"OSRM_MODEL": str(base)})
         assert run.code == 0, run
-    own = base_model.load_tokenizer(base)
-    bare = base_model.load_classifier(base, 2, own, torch.float32, 0).model
+    own = load_tokenizer(base)
+    bare = load_classifier(base, 2, own, torch.float32, 0).model
     for task, outputs in (("mood", 2), ("pair", 3), ("mood", 2)):
         folder = work / "m/tasks" / task
         assert "base_model.model.bert.pooler.dense.weight" in load_file(folder / WEIGHTS)
-        examples = tasks.load(task, source, "dev").examples
+        examples = load(task, source, "dev").examples
         torch.manual_seed(1)  # plain PEFT draws a pooler too, and replaces it
         fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=outputs)
         plain = PeftModel.from_pretrained(fresh, str(folder)).eval()
         with torch.inference_mode():
             expected = torch.cat([plain(**own(*x.texts, return_tensors="pt")).logits for x in examples])
-        with scoring.adapted(bare, folder, outputs) as whole:
-            encodings = batches.tokenise(own, examples, 128)
-            found = scoring.logits(whole, encodings, own, torch.device("cpu"), 8, lambda _: None)
+        with with_peft_adapter(bare, folder, outputs) as whole:
+            encodings = tokenize_examples(own, examples, 128)
+            found = compute_logits(whole, encodings, own, torch.device("cpu"), 8, lambda _: None)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     env = {"OSRM_MODEL": str(base)}
     assert osrm("eval", "m", cwd=work, env=env).code == 0

@@ -17,8 +17,8 @@ import yaml
 from safetensors.torch import load_file
 
 from osrm_cli.storage import provenance
-from tests import trained_adapters as trained
 from tests.run_cli import ROOT, Run, process
+from tests.trained_adapters import dense, save
 
 COMMITS = {"user/base": "ba5e" * 10, "user/adapter-a": "aaaa" * 10, "user/adapter-b": "bbbb" * 10}
 COMMITS["user/pickle"] = "c0de" * 10
@@ -117,7 +117,7 @@ def repositories(tiny, words, tmp_path_factory) -> Path:
     (root / "user/base" / OLD / "model.safetensors").write_bytes(changed((base / "model.safetensors").read_bytes()))
     for name, task in (("user/adapter-a", "mood"), ("user/adapter-b", "pair")):
         folder = root / name / COMMITS[name]
-        trained.save(folder.parent / task, base, "bert", words)
+        save(folder.parent / task, base, "bert", words)
         shutil.copytree(folder.parent / task, folder, ignore=shutil.ignore_patterns("osrm.json"))
         path = folder / "adapter_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "user/base"}))
@@ -202,7 +202,7 @@ def test_merge_by_hub_id_then_again_without_a_network(hub, repositories, tmp_pat
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         *("adapter_config.json", "adapter_model.safetensors"),
     }
-    record = provenance.read(tmp_path / "merged")
+    record = provenance.read_record(tmp_path / "merged")
     assert record["base"]["name"] == "user/base"
     assert record["base"]["revision"] == COMMITS["user/base"]
     assert [part["commit"] for part in record["inputs"]] == ["aaaa" * 10, "bbbb" * 10]
@@ -214,10 +214,7 @@ def test_merge_by_hub_id_then_again_without_a_network(hub, repositories, tmp_pat
     base = repositories / "user/base" / COMMITS["user/base"]
     layer = "encoder.layer.1.attention.self.query"
     before = load_file(base / "model.safetensors")[f"{layer}.weight"]
-    parts = [
-        trained.dense(repositories / f"user/adapter-{x}" / task, base, task)
-        for x, task in (("a", "mood"), ("b", "pair"))
-    ]
+    parts = [dense(repositories / f"user/adapter-{x}" / task, base, task) for x, task in (("a", "mood"), ("b", "pair"))]
     updates = [part.get_submodule(f"bert.{layer}").weight.detach() - before for part in parts]
     merged = load_file(tmp_path / "merged/model.safetensors")[f"{layer}.weight"]
     torch.testing.assert_close(merged, before + sum(updates))
@@ -238,9 +235,9 @@ def test_collect_on_a_base_model_of_one_revision(hub, words, tmp_path):
     given = ("collect", "--data", words, "--task", "mood", "--samples", "4", "--quiet", "--model", "user/base")
     run = process(*given, "--revision", "v1", cwd=tmp_path, env=env)
     assert (run.code, run.stderr) == (0, "")
-    from osrm_cli.features import features_file as features
+    from osrm_cli.features.features_file import open_features_folder
 
-    found = features.open_folder(tmp_path / "features")["mood"].base
+    found = open_features_folder(tmp_path / "features")["mood"].base
     weights = hub.root / "user/base" / OLD / "model.safetensors"
     line = f"model.safetensors\0{hashlib.sha256(weights.read_bytes()).hexdigest()}\n"
     assert (found.name, found.revision) == ("user/base", OLD)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.features import features_file as features
-from osrm_cli.initialization.objectives import table as objectives
+from osrm_cli.features.features_file import FeaturesReader
+from osrm_cli.initialization.objectives.table import OBJECTIVES, Objective
 from osrm_cli.storage import safetensors_io
 from tests.run_cli import listing, osrm
 
@@ -22,11 +22,11 @@ def factors(folder: Path) -> dict[str, torch.Tensor]:
 
 def change(path: Path, tensor: str | None = None, value: float = 0.0, **facts: object) -> None:
     """Write a features file again with something else in it."""
-    old = safetensors_io.read_facts(path)
+    old = safetensors_io.read_header_record(path)
     contents = load_file(path)
     if tensor:
         contents[tensor][0] = value
-    safetensors_io.save(path, contents, {**old, **facts})
+    safetensors_io.save_tensors(path, contents, {**old, **facts})
 
 
 def test_result_and_provenance(work: Path) -> None:
@@ -52,8 +52,8 @@ def test_alpha(work: Path) -> None:
     assert json.loads((work / "new/mood/adapter_config.json").read_text())["lora_alpha"] == 5
 
 
-@pytest.mark.parametrize("row", [r for r in objectives.OBJECTIVES if not r.needs_gradient], ids=lambda row: row.name)
-def test_each_equals_exclude(work: Path, row: objectives.Objective) -> None:
+@pytest.mark.parametrize("row", [r for r in OBJECTIVES if not r.needs_gradient], ids=lambda row: row.name)
+def test_each_equals_exclude(work: Path, row: Objective) -> None:
     """The same bytes; where the total minus the own second moment rounds otherwise, the same subspace."""
     assert osrm("init", "--each", "--objective", row.name, "--out", "each", cwd=work).code == 0
     for task in ("mood", "pair", "score"):
@@ -83,13 +83,13 @@ def test_second_moments_give_the_same_subspace_each_or_one(work: Path, name: str
 @pytest.mark.parametrize("name", ["osrm", "gevd", "eva", "kaiming"])
 def test_each_reads_every_tensor_once(work: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[tuple[str, str]] = Counter()
-    read = features.Reader.read
+    read = FeaturesReader.read
 
-    def counted(self: features.Reader, layer: str, statistic: str) -> torch.Tensor:
+    def counted(self: FeaturesReader, layer: str, statistic: str) -> torch.Tensor:
         seen[self.features.task, f"{self.features.layers[layer].source}.{statistic}"] += 1
         return read(self, layer, statistic)
 
-    monkeypatch.setattr(features.Reader, "read", counted)
+    monkeypatch.setattr(FeaturesReader, "read", counted)
     assert osrm("init", "--each", "--objective", name, "--out", "new", cwd=work).code == 0
     assert len(seen) == (0 if name == "kaiming" else 3 * 2)  # tasks, distinct inputs
     assert set(seen.values()) <= {1}

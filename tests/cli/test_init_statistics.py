@@ -12,13 +12,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.features import loss_gradients as gradients
+from osrm_cli.features.loss_gradients import _split_in_halves
 from osrm_cli.initialization.objectives.table import OBJECTIVES
-from osrm_cli.models import batching as batches
-from osrm_cli.models import classifier as base_model
 from osrm_cli.models import heads
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.training import peft_model as adapting
+from osrm_cli.models.batching import collate_batch, tokenize_examples
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.tasks.loading import load, sample
+from osrm_cli.training.peft_model import to_peft_model
 from tests.run_cli import osrm
 
 STATISTICS = ("mean", "samples", "second-moment", "sketch:6")
@@ -49,7 +49,7 @@ def test_every_objective_from_every_statistic(everything: Path, tmp_path: Path, 
     assert json.loads((tmp_path / "new/mood/osrm.json").read_text())["settings"]["statistic"] == name
     adapter = Adapter.open(tmp_path / "new/mood")
     for layer in adapter.layers:
-        A = adapter.factors(layer, torch.float64).A
+        A = adapter.lora_factors(layer, torch.float64).A
         assert (A @ A.T - torch.eye(2)).abs().max() < 1e-5
         out = [load_file(everything / f"features/{task}.safetensors") for task in ("pair", "score")]
         source = layer.replace("value", "query")
@@ -72,7 +72,7 @@ def test_loss_aware_reads_the_own_gradient_alone(everything: Path, tmp_path: Pat
     osrm("init", "--each", "--objective", "loss-aware", "--rank", 2, "--out", tmp_path / "each", cwd=everything)
     ours, theirs = Adapter.open(tmp_path / "starts/mood"), Adapter.open(tmp_path / "each/mood")
     for layer in ours.layers:
-        A, B = ours.factors(layer, torch.float64).A, theirs.factors(layer, torch.float64).A
+        A, B = ours.lora_factors(layer, torch.float64).A, theirs.lora_factors(layer, torch.float64).A
         assert (A.T @ A - B.T @ B).norm() < 1e-4
 
 
@@ -100,21 +100,21 @@ def test_a_step_on_b_lowers_the_loss_most_per_interference(everything: Path, tmp
 
 def _decrease_per_interference(work: Path, start: Path, folder: Path, words: Path) -> float:
     """``(L(0) - L(step)) / h`` of a step on B along its own gradient whose interference has norm ``h``, small."""
-    tokenizer = base_model.load_tokenizer(folder)
-    data = tasks.sample(tasks.load("mood", words, "train"), 30, 0)
-    encodings = batches.tokenise(tokenizer, data.examples, 128)
-    classifier = base_model.load_classifier(folder, 2, tokenizer, torch.float32, 0)
-    model = adapting.adapt(classifier, Adapter.open(start), None).double().eval()
+    tokenizer = load_tokenizer(folder)
+    data = sample(load("mood", words, "train"), 30, 0)
+    encodings = tokenize_examples(tokenizer, data.examples, 128)
+    classifier = load_classifier(folder, 2, tokenizer, torch.float32, 0)
+    model = to_peft_model(classifier, Adapter.open(start), None).double().eval()
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_B") and hasattr(m, "base_layer")}
     Bs = [layer.lora_B["default"].weight.requires_grad_() for layer in layers.values()]
-    _, head = heads.head_layer(model)
-    halves, cpu = gradients._halves(data), torch.device("cpu")
-    Z = heads.representations(model, encodings, tokenizer, cpu, 8, lambda _: None).double()
+    _, head = heads.find_head_layer(model)
+    halves, cpu = _split_in_halves(data), torch.device("cpu")
+    Z = heads.compute_representations(model, encodings, tokenizer, cpu, 8, lambda _: None).double()
 
     def losses() -> Iterator[torch.Tensor]:
         for fitted, judged in (halves, halves[::-1]):
-            heads.fit(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
-            logits = model(**batches.collate([encodings[i] for i in judged], tokenizer, cpu)).logits
+            heads.fit_linear_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
+            logits = model(**collate_batch([encodings[i] for i in judged], tokenizer, cpu)).logits
             yield cross_entropy(logits, torch.tensor([data.labels[i] for i in judged]), reduction="sum") / len(
                 encodings
             )
@@ -151,12 +151,12 @@ def test_a_rank_budget_is_spent(everything: Path, tmp_path: Path, name: str) -> 
     assert "ranks of 11 in all" in run.stdout
     for task in ("mood", "pair", "score"):
         adapter = Adapter.open(tmp_path / "new" / task)
-        ranks = [adapter.factors(layer).rank for layer in adapter.layers]
+        ranks = [adapter.lora_factors(layer).rank for layer in adapter.layers]
         assert sum(ranks) == 11
         assert max(ranks) <= 6
         assert {adapter.config.scaling(layer) for layer in adapter.layers} == {2.0}
         for layer in adapter.layers:
-            A = adapter.factors(layer, torch.float64).A
+            A = adapter.lora_factors(layer, torch.float64).A
             assert (A @ A.T - torch.eye(len(A))).abs().max() < 1e-5
     settings = json.loads((tmp_path / "new/mood/osrm.json").read_text())["settings"]
     assert (settings["rank_budget"], settings["rank"]) == (11, 11 / 4)
@@ -170,11 +170,11 @@ def test_eva_s_budget_goes_where_the_energy_is(everything: Path, tmp_path: Path)
     for layer in adapter.layers:
         C = held[f"{layer.replace('value', 'query')}.second-moment"].double()
         spectra[layer] = torch.linalg.eigvalsh(C).flip(0) / C.trace()
-    kept = [float(spectra[layer][adapter.factors(layer).rank - 1]) for layer in adapter.layers]
+    kept = [float(spectra[layer][adapter.lora_factors(layer).rank - 1]) for layer in adapter.layers]
     left = [
-        float(spectra[layer][adapter.factors(layer).rank])
+        float(spectra[layer][adapter.lora_factors(layer).rank])
         for layer in adapter.layers
-        if adapter.factors(layer).rank < 6
+        if adapter.lora_factors(layer).rank < 6
     ]
     assert min(kept) >= max(left) - 1e-6
 
@@ -199,8 +199,8 @@ def test_ranks_by_budget_go_through_training_merging_and_peft(everything: Path, 
         model = PeftModel.from_pretrained(base, str(tmp_path / "adapters" / task))
         for layer in adapter.layers:
             assert adapter.config.scaling(layer) == start.config.scaling(layer) == pytest.approx(9 / (9 / 4))
-            factors = adapter.factors(layer, torch.float64)
-            assert factors.rank == start.factors(layer).rank
+            factors = adapter.lora_factors(layer, torch.float64)
+            assert factors.rank == start.lora_factors(layer).rank
             delta = model.base_model.model.get_submodule(layer).get_delta_weight("default").double()
             assert (delta - 4 * factors.B @ factors.A).norm() <= 1e-6 * delta.norm()
             assert factors.B.any()

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.merging.methods import METHODS
-from osrm_cli.merging.methods.layer_updates import Options
+from osrm_cli.merging.methods.layer_updates import MethodOptions
 from osrm_cli.storage import provenance
-from tests import factories as making
+from tests.factories import dense, model, save
 from tests.run_cli import osrm
 
 NAMES = ("cola", "mnli", "sst2")
@@ -22,8 +22,8 @@ GIVEN = [f"adapters/{name}" for name in NAMES]
 def template(tmp_path_factory):
     root = tmp_path_factory.mktemp("work")
     for seed, name in enumerate(NAMES):
-        making.save(root / "adapters" / name, "bert", seed, labels=2 + seed)
-    making.model("bert").bert.save_pretrained(str(root / "base"))
+        save(root / "adapters" / name, "bert", seed, labels=2 + seed)
+    model("bert").bert.save_pretrained(str(root / "base"))
     return root
 
 
@@ -55,8 +55,8 @@ def test_the_users_own_command(work):
     found = Adapter.open(work / "merged")
     adapters = [Adapter.open(work / path) for path in GIVEN]
     for layer in found.layers:
-        exact = 0.3 * sum(making.dense(adapter, layer) for adapter in adapters)
-        assert float((making.dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
+        exact = 0.3 * sum(dense(adapter, layer) for adapter in adapters)
+        assert float((dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
     assert sorted(path.name for path in (work / "merged" / "tasks").iterdir()) == list(NAMES)
 
 
@@ -100,7 +100,7 @@ def test_every_option_of_every_method_has_a_flag():
 
     flags = set(inspect.signature(merge).parameters)
     assert {option for row in METHODS for option in row.options} <= flags
-    assert Options.__dataclass_fields__.keys() <= flags
+    assert MethodOptions.__dataclass_fields__.keys() <= flags
 
 
 def test_dry_run_checks_and_writes_nothing(work):
@@ -122,10 +122,8 @@ def test_weights_act_as_scaled_adapters(work):
     assert osrm("merge", *GIVEN, "--weight", "sst2=-0.5", "--weight", "cola=0", cwd=work).code == 0
     found = Adapter.open(work / "merged")
     for layer in found.layers:
-        exact = making.dense(Adapter.open(work / GIVEN[1]), layer) - 0.5 * making.dense(
-            Adapter.open(work / GIVEN[2]), layer
-        )
-        assert float((making.dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
+        exact = dense(Adapter.open(work / GIVEN[1]), layer) - 0.5 * dense(Adapter.open(work / GIVEN[2]), layer)
+        assert float((dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
 
 
 def test_flags_go_before_the_recipe(work):
@@ -148,9 +146,9 @@ def test_flags_go_before_the_recipe(work):
 def test_seed_from_the_environment_is_for_whoever_draws(work):
     env = {"OSRM_SEED": "5"}
     assert osrm("merge", *GIVEN, "-m", "dare", env=env, cwd=work).code == 0
-    assert provenance.read(work / "merged")["settings"]["options"]["seed"] == 5
+    assert provenance.read_record(work / "merged")["settings"]["options"]["seed"] == 5
     assert osrm("merge", *GIVEN, "-m", "cat", "--overwrite", env=env, cwd=work).code == 0
-    assert "seed" not in provenance.read(work / "merged")["settings"]["options"]
+    assert "seed" not in provenance.read_record(work / "merged")["settings"]["options"]
 
 
 def test_as_model(work):
@@ -162,7 +160,7 @@ def test_as_model(work):
     assert changed == {
         f"encoder.layer.{i}.attention.self.{kind}.weight" for i in range(3) for kind in ("query", "value")
     }
-    assert provenance.read(work / "merged")["form"] == "model"
+    assert provenance.read_record(work / "merged")["form"] == "model"
 
 
 def test_task_aware_says_that_it_is_not_one_model(work):
@@ -187,11 +185,11 @@ def other_base(work):
 
 
 def twice(work):
-    provenance.write(work / GIVEN[0], {"task": {"name": "sst2"}})
+    provenance.write_record(work / GIVEN[0], {"task": {"name": "sst2"}})
 
 
 def escape(work):
-    provenance.write(work / GIVEN[0], {"task": {"name": "../../sst2"}})
+    provenance.write_record(work / GIVEN[0], {"task": {"name": "../../sst2"}})
 
 
 def nothing(work):

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.storage import provenance
-from osrm_cli.tasks import loading as tasks
-from tests import trained_adapters as trained
+from osrm_cli.tasks.loading import load, sample
 from tests.run_cli import ROOT, osrm
+from tests.trained_adapters import LABELS, bare, save
 
 torch.set_num_threads(1)
 CASES = {
@@ -30,8 +30,8 @@ QUICK = {"fisher": ["--samples", 4], "regmean++": ["--samples", 4], "adamerging"
 @pytest.fixture(scope="module")
 def template(tiny, words, tmp_path_factory):
     root = tmp_path_factory.mktemp("work")
-    for task in trained.LABELS:
-        trained.save(root / "adapters" / task, tiny("bert"), "bert", words)
+    for task in LABELS:
+        save(root / "adapters" / task, tiny("bert"), "bert", words)
     return root
 
 
@@ -58,15 +58,15 @@ def edit(folder, **settings):
 def test_written_recorded_and_loaded_by_plain_peft(work, tiny, words, method):
     run = osrm(*command(method, "--json"), cwd=work)
     assert run.code == 0, run
-    facts = provenance.read(work / "merged")
+    facts = provenance.read_record(work / "merged")
     told = json.loads(run.stdout)
     for task in CASES[method]:
         count = QUICK[method][1]
-        drawn = tasks.sample(tasks.load(task, words, "train"), count, 0)
+        drawn = sample(load(task, words, "train"), count, 0)
         expected = {"source": str(words), "split": "train", "examples": count, "sha256": drawn.sha256}
         assert facts["examples"][task] == told["examples"][task] == expected
-        assert Adapter.open(work / "merged" / "tasks" / task).heads()
-        model = PeftModel.from_pretrained(trained.bare(tiny("bert"), task), str(work / "merged/tasks" / task))
+        assert Adapter.open(work / "merged" / "tasks" / task).head_tensors()
+        model = PeftModel.from_pretrained(bare(tiny("bert"), task), str(work / "merged/tasks" / task))
         assert torch.isfinite(model(input_ids=torch.tensor([[1, 7, 8, 2]])).logits).all()
     assert facts["settings"]["method"] == method
     assert facts["base"]["sha256"]
@@ -75,7 +75,7 @@ def test_written_recorded_and_loaded_by_plain_peft(work, tiny, words, method):
     plain = osrm("merge", *command(method)[1 : 1 + len(CASES[method])], "--out", "plain", "--quiet", cwd=work)
     assert plain.code == 0
     for layer in whole.layers:
-        assert not torch.equal(whole.update(layer).dense(), Adapter.open(work / "plain").update(layer).dense())
+        assert not torch.equal(whole.delta(layer).dense(), Adapter.open(work / "plain").delta(layer).dense())
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -95,8 +95,8 @@ def test_the_written_recipe_repeats_it(work, method):
     assert osrm(*command(method), cwd=work).code == 0
     if method == "adamerging":  # without data
         for task in CASES[method]:
-            facts = provenance.read(work / "adapters" / task)
-            provenance.write(work / "adapters" / task, {"task": facts["task"]})
+            facts = provenance.read_record(work / "adapters" / task)
+            provenance.write_record(work / "adapters" / task, {"task": facts["task"]})
     run = osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", "--quiet", cwd=work)
     assert run.code == 0, run
     for name in ("adapter_model.safetensors", "tasks/pair/adapter_model.safetensors", "merge.yaml"):
@@ -108,10 +108,10 @@ def test_as_model_is_the_same_update(work, tiny, method):
     assert osrm(*command(method, "--as", "model"), cwd=work).code == 0
     assert osrm(*command(method), "--out", "small", cwd=work).code == 0
     before, after = load_file(tiny("bert") / "model.safetensors"), load_file(work / "merged" / "model.safetensors")
-    small, kept = Adapter.open(work / "small"), provenance.read(work / "small")["kept_energy"]
+    small, kept = Adapter.open(work / "small"), provenance.read_record(work / "small")["kept_energy"]
     for layer in small.layers:
         name = next(name for name in before if f"bert.{name}" == f"{layer}.weight")
-        update, expected = after[name] - before[name], small.update(layer).dense()
+        update, expected = after[name] - before[name], small.delta(layer).dense()
         lost = float((update - expected).square().sum() / update.square().sum())
         assert lost == pytest.approx(1 - kept[layer], rel=1e-3, abs=1e-9)  # only Fisher merging is recompressed
         assert (lost > 1e-6) == (method == "fisher")
@@ -121,7 +121,7 @@ def test_adamerging_says_and_keeps_what_it_learned(work):
     run = osrm(*command("adamerging", "--lambda", 0.5)[:-1], cwd=work)
     assert run.code == 0, run
     assert "mood: mean entropy" in run.stderr
-    facts = provenance.read(work / "merged")
+    facts = provenance.read_record(work / "merged")
     assert set(facts["entropy"]) == {"mood", "pair"}
     recipe = yaml.safe_load((work / "merged" / "merge.yaml").read_text())
     assert (recipe["method"], recipe["options"]) == ("task-arith", {"lambda": 1.0})
@@ -147,9 +147,9 @@ def test_data_can_be_given(work, words):
 def test_defaults_for_other_commands_are_no_error(work, words):
     (work / "osrm.toml").write_text(f'data = "{words}"\nsamples = 7\nseed = 3\n')
     assert osrm("merge", "adapters/mood", "--quiet", cwd=work).code == 0
-    assert provenance.read(work / "merged")["settings"]["options"] == {"lambda": 1.0}
+    assert provenance.read_record(work / "merged")["settings"]["options"] == {"lambda": 1.0}
     assert osrm("merge", "adapters/mood", "-m", "fisher", "--overwrite", "--quiet", cwd=work).code == 0
-    assert provenance.read(work / "merged")["settings"]["options"] == {"lambda": 1.0, "samples": 7, "seed": 3}
+    assert provenance.read_record(work / "merged")["settings"]["options"] == {"lambda": 1.0, "samples": 7, "seed": 3}
 
 
 def test_regmean_plus_plus_needs_no_head(work):
@@ -182,8 +182,8 @@ def headless(folder):
 
 
 def other_labels(folder):
-    facts = provenance.read(folder)
-    provenance.write(folder, {**facts, "task": {**facts["task"], "labels": ["a", "b"]}})
+    facts = provenance.read_record(folder)
+    provenance.write_record(folder, {**facts, "task": {**facts["task"], "labels": ["a", "b"]}})
 
 
 def other_head(folder):
@@ -193,14 +193,14 @@ def other_head(folder):
 
 
 def other_widths(folder):
-    for task in trained.LABELS:
+    for task in LABELS:
         path = folder.parent / task / "adapter_model.safetensors"
         wide = {n: torch.ones(x.shape[0], 8) if "lora_A" in n else x for n, x in load_file(path).items()}
         save_file(wide, path)
 
 
 def no_base(folder):
-    for task in trained.LABELS:
+    for task in LABELS:
         edit(folder.parent / task, base_model_name_or_path=None)
 
 

@@ -10,17 +10,17 @@ from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.linalg.low_rank import LowRank, truncate
 from osrm_cli.merging.methods import METHODS
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.recipe import read
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import read_recipe
 from tests.run_cli import osrm
 
 TASKS = ("mood", "pair", "score")
 # AdaMerging has no scores to lower the entropy of: it merges the two classification tasks.
 ADAPTERS = {"adamerging": TASKS[:2]}
-DENSE = [row for row in METHODS if row.space == "element" and not row.passes and not row.task_aware]
+DENSE = [row for row in METHODS if row.space == "element" and not row.data_statistic and not row.is_task_aware]
 
 
-@pytest.mark.parametrize("method", [row for row in METHODS if not row.task_aware], ids=lambda row: row.name)
+@pytest.mark.parametrize("method", [row for row in METHODS if not row.is_task_aware], ids=lambda row: row.name)
 def test_plain_peft_loads_what_the_method_made(work: Path, method) -> None:
     names = ADAPTERS.get(method.name, TASKS)
     more = ["--steps", 3] if method.name == "adamerging" else []
@@ -32,12 +32,12 @@ def test_plain_peft_loads_what_the_method_made(work: Path, method) -> None:
         plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels[name])
         loaded = PeftModel.from_pretrained(plain, str(work / "made/tasks" / name))
         assert loaded.peft_config["default"].modules_to_save
-    if method.passes:
+    if method.data_statistic:
         return  # what their rules are told is compared in test_merge_data.py
     deltas = {n: m.get_delta_weight("default") for n, m in loaded.named_modules() if hasattr(m, "get_delta_weight")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
-        plan = Plan.of(read(work / "made/merge.yaml"))
+        plan = MergePlan.of(read_recipe(work / "made/merge.yaml"))
         for layer in plan.merge(plan.layers):
             expected = layer.result.dense() if isinstance(layer.result, LowRank) else layer.result
             found = deltas[f"base_model.model.{layer.name}"]
@@ -52,7 +52,7 @@ def test_as_model_holds_what_an_adapter_only_approaches(work: Path, method) -> N
         assert run.code == 0, run
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
-        whole, part = (Plan.of(read(work / name / "merge.yaml")) for name in ("whole", "part"))
+        whole, part = (MergePlan.of(read_recipe(work / name / "merge.yaml")) for name in ("whole", "part"))
         for exact, near in zip(whole.merge(whole.layers), part.merge(part.layers), strict=True):
             assert isinstance(exact.result, torch.Tensor)
             best, kept = truncate(exact.result, near.result.rank)

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
-from tests import factories as making
+from tests import factories
 from tests.run_cli import osrm
 
 LAYER = "bert.encoder.layer.1.attention.self.query"
@@ -21,7 +21,7 @@ HEADLESS = {"task_type": None}
 
 def save_two(root, **settings):
     for seed, name in enumerate("ab"):
-        making.save(root / name, "bert", seed, **settings)
+        factories.save(root / name, "bert", seed, **settings)
 
 
 def with_osrm(root, *words):
@@ -29,7 +29,7 @@ def with_osrm(root, *words):
     given = [name for name in "ab" if (root / name).is_dir()]
     run = osrm("merge", *given, "--quiet", *words, cwd=root)
     assert run.code == 0, run.stderr
-    return making.load(root / "merged")
+    return factories.load(root / "merged")
 
 
 def with_peft(root, kind, weights=(1.0, 1.0), **options):
@@ -37,7 +37,7 @@ def with_peft(root, kind, weights=(1.0, 1.0), **options):
     names = [name for name in "ab" if (root / name).is_dir()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = PeftModel.from_pretrained(making.model("bert"), str(root / names[0]), adapter_name=names[0])
+        model = PeftModel.from_pretrained(factories.model("bert"), str(root / names[0]), adapter_name=names[0])
         for name in names[1:]:
             model.load_adapter(str(root / name), adapter_name=name)
         model.base_model.add_weighted_adapter(names, list(weights), "merged", combination_type=kind, **options)
@@ -50,7 +50,7 @@ def error(found, expected):
 
 
 def exact_sum(root, layer=LAYER):
-    return sum(making.delta(making.load(root / name), layer).double() for name in "ab")
+    return sum(factories.delta(factories.load(root / name), layer).double() for name in "ab")
 
 
 # --- rsLoRA: huggingface/peft 3449, 3473 ------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_rslora_is_not_scaled_twice(tmp_path):
     save_two(tmp_path, r=8, use_rslora=True, **HEADLESS)
     for words in (["-m", "cat"], ["-m", "svd", "--rank", "16"]):
         peft_model = with_osrm(tmp_path, *words, "--overwrite")
-        assert error(making.delta(peft_model, LAYER), exact_sum(tmp_path)) < 1e-5
+        assert error(factories.delta(peft_model, LAYER), exact_sum(tmp_path)) < 1e-5
 
 
 @pytest.mark.xfail(
@@ -68,15 +68,15 @@ def test_rslora_is_not_scaled_twice(tmp_path):
 )
 def test_peft_cat_with_rslora(tmp_path):
     save_two(tmp_path, r=8, use_rslora=True, **HEADLESS)
-    assert error(making.delta(with_peft(tmp_path, "cat"), LAYER, "merged"), exact_sum(tmp_path)) < 1e-5
+    assert error(factories.delta(with_peft(tmp_path, "cat"), LAYER, "merged"), exact_sum(tmp_path)) < 1e-5
 
 
 @pytest.mark.xfail(reason="one adapter of rank 8 comes out sqrt(8) = 2.83 times too large", raises=AssertionError)
 def test_peft_svd_with_rslora(tmp_path):
-    making.save(tmp_path / "a", "bert", 0, r=8, use_rslora=True, **HEADLESS)
-    expected = making.delta(making.load(tmp_path / "a"), LAYER).double()
+    factories.save(tmp_path / "a", "bert", 0, r=8, use_rslora=True, **HEADLESS)
+    expected = factories.delta(factories.load(tmp_path / "a"), LAYER).double()
     peft_model = with_peft(tmp_path, "svd", [1.0], svd_rank=8)
-    assert error(making.delta(peft_model, LAYER, "merged"), expected) < 1e-5
+    assert error(factories.delta(peft_model, LAYER, "merged"), expected) < 1e-5
 
 
 # --- linear: huggingface/peft 3004 ------------------------------------------------------------------------------------
@@ -84,14 +84,14 @@ def test_peft_svd_with_rslora(tmp_path):
 
 def test_sums_and_averages_have_no_cross_terms(tmp_path):
     save_two(tmp_path, **HEADLESS)
-    found = making.delta(with_osrm(tmp_path, "-m", "linear"), LAYER)
+    found = factories.delta(with_osrm(tmp_path, "-m", "linear"), LAYER)
     assert error(found, exact_sum(tmp_path) / 2) < 1e-6
 
 
 @pytest.mark.xfail(reason="PEFT adds the factors, not the products: error 1.0 and more", raises=AssertionError)
 def test_peft_linear(tmp_path):
     save_two(tmp_path, **HEADLESS)
-    found = making.delta(with_peft(tmp_path, "linear", [0.5, 0.5]), LAYER, "merged")
+    found = factories.delta(with_peft(tmp_path, "linear", [0.5, 0.5]), LAYER, "merged")
     assert error(found, exact_sum(tmp_path) / 2) < 0.5
 
 
@@ -109,7 +109,7 @@ def test_mixed_ranks_can_be_loaded_again(tmp_path, method):
 def test_peft_element_types_with_rank_pattern(tmp_path, kind):
     save_two(tmp_path, rank_pattern={"query": 2}, **HEADLESS)
     with_peft(tmp_path, kind, density=1.0).save_pretrained(str(tmp_path / "out"), selected_adapters=["merged"])
-    making.load(tmp_path / "out" / "merged")
+    factories.load(tmp_path / "out" / "merged")
 
 
 # --- DoRA and lora_bias: huggingface/peft 3761 ------------------------------------------------------------------------
@@ -119,7 +119,7 @@ VARIANTS = [{"use_dora": True}, {"lora_bias": True}]
 
 @pytest.mark.parametrize("settings", VARIANTS, ids=["dora", "lora_bias"])
 def test_what_is_not_a_product_of_factors_is_refused(tmp_path, settings):
-    making.save(tmp_path / "a", "bert", 0, **settings, **HEADLESS)
+    factories.save(tmp_path / "a", "bert", 0, **settings, **HEADLESS)
     run = osrm("merge", "a", cwd=tmp_path)
     assert run.code == 1
     assert next(iter(settings)) in run.error
@@ -131,16 +131,16 @@ def test_what_is_not_a_product_of_factors_is_refused(tmp_path, settings):
     reason="PEFT drops the magnitude or the bias: one adapter with weight 1 is not itself", raises=AssertionError
 )
 def test_peft_identity_of_variants(tmp_path, settings):
-    making.save(tmp_path / "a", "bert", 0, **settings, **HEADLESS)
-    single = making.logits(making.load(tmp_path / "a"))
-    assert error(making.logits(with_peft(tmp_path, "cat", [1.0])), single.double()) < 1e-5
+    factories.save(tmp_path / "a", "bert", 0, **settings, **HEADLESS)
+    single = factories.logits(factories.load(tmp_path / "a"))
+    assert error(factories.logits(with_peft(tmp_path, "cat", [1.0])), single.double()) < 1e-5
 
 
 def test_one_adapter_is_itself(tmp_path):
-    making.save(tmp_path / "a", "bert", 0)
+    factories.save(tmp_path / "a", "bert", 0)
     run = osrm("merge", "a", "--quiet", cwd=tmp_path)
     assert run.code == 0
-    single, merged = (making.logits(making.load(tmp_path / name)) for name in ("a", "merged/tasks/a"))
+    single, merged = (factories.logits(factories.load(tmp_path / name)) for name in ("a", "merged/tasks/a"))
     assert error(merged, single.double()) < 1e-6
 
 
@@ -151,7 +151,7 @@ def test_each_task_keeps_its_head(tmp_path):
     save_two(tmp_path)
     assert osrm("merge", "a", "b", "--quiet", cwd=tmp_path).code == 0
     for name in "ab":
-        before, after = (Adapter.open(tmp_path / folder).heads() for folder in (name, f"merged/tasks/{name}"))
+        before, after = (Adapter.open(tmp_path / folder).head_tensors() for folder in (name, f"merged/tasks/{name}"))
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -167,12 +167,12 @@ def test_peft_with_two_heads(tmp_path):
 
 @pytest.mark.xfail(reason="PEFT sorts the patterns when it saves them, but the first match counts", raises=RuntimeError)
 def test_peft_loads_its_own_overlapping_patterns(tmp_path):
-    making.save(tmp_path / "a", rank_pattern={"query": 2, "layer.1.attention.self.query": 3})
-    making.load(tmp_path / "a")
+    factories.save(tmp_path / "a", rank_pattern={"query": 2, "layer.1.attention.self.query": 3})
+    factories.load(tmp_path / "a")
 
 
 def test_overlapping_patterns_that_lost_their_order_are_refused(tmp_path):
-    making.save(tmp_path / "a", rank_pattern={"query": 2, "layer.1.attention.self.query": 3})
+    factories.save(tmp_path / "a", rank_pattern={"query": 2, "layer.1.attention.self.query": 3})
     run = osrm("merge", "a", cwd=tmp_path)
     assert run.code == 1
     assert "expected (3, d_in) and (d_out, 3)" in run.error
@@ -182,7 +182,7 @@ def test_overlapping_patterns_that_lost_their_order_are_refused(tmp_path):
 
 
 def test_a_pattern_without_a_layer_is_refused(tmp_path):
-    making.save(tmp_path / "a")
+    factories.save(tmp_path / "a")
     path = tmp_path / "a" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_pattern": {"layers.1.query": 64}}))
     assert "alpha_pattern 'layers.1.query' matches no layer" in osrm("merge", "a", cwd=tmp_path).error
@@ -197,11 +197,11 @@ def test_svd_of_half_precision(tmp_path, dtype):
     for name in "ab":
         file = tmp_path / name / "adapter_model.safetensors"
         save_file({key: tensor.to(dtype) for key, tensor in load_file(file).items()}, file)
-    expected = sum(making.dense(Adapter.open(tmp_path / name), LAYER) for name in "ab")
+    expected = sum(factories.dense(Adapter.open(tmp_path / name), LAYER) for name in "ab")
     assert osrm("merge", "a", "b", "-m", "svd", "--rank", "8", "--quiet", cwd=tmp_path).code == 0
     found = Adapter.open(tmp_path / "merged")
     assert found.dtype == dtype
-    assert error(making.dense(found, LAYER), expected) < 4 * torch.finfo(dtype).eps
+    assert error(factories.dense(found, LAYER), expected) < 4 * torch.finfo(dtype).eps
 
 
 # --- KnOTS and core-space code, read in source ------------------------------------------------------------------------
@@ -211,11 +211,11 @@ def test_svd_of_half_precision(tmp_path, dtype):
 def test_alpha_counts_in_shared_bases(tmp_path, method):
     """Doubling every alpha doubles the result: nobody forgets ``alpha / r``."""
     save_two(tmp_path, lora_alpha=4, **HEADLESS)
-    single = making.delta(with_osrm(tmp_path, "-m", method), LAYER).double()
+    single = factories.delta(with_osrm(tmp_path, "-m", method), LAYER).double()
     for name in "ab":
         path = tmp_path / name / "adapter_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 8}))
-    doubled = making.delta(with_osrm(tmp_path, "-m", method, "--overwrite"), LAYER)
+    doubled = factories.delta(with_osrm(tmp_path, "-m", method, "--overwrite"), LAYER)
     assert error(doubled, 2 * single) < 1e-5
 
 
@@ -225,8 +225,8 @@ def test_every_adapter_has_its_own_weight(tmp_path, method):
     save_two(tmp_path, **HEADLESS)
     words = ["-m", method, "--overwrite", *(["--density", "1"] if "ties" in method else [])]
     for kept, dropped in ("ab", "ba"):
-        found = making.delta(with_osrm(tmp_path, *words, "--weight", f"{dropped}=0"), LAYER)
-        expected = making.delta(making.load(tmp_path / kept), LAYER).double()
+        found = factories.delta(with_osrm(tmp_path, *words, "--weight", f"{dropped}=0"), LAYER)
+        expected = factories.delta(factories.load(tmp_path / kept), LAYER).double()
         assert error(found, expected) < 1e-5
 
 
@@ -238,5 +238,5 @@ def test_adapters_in_adapter_out_and_no_stale_result(tmp_path):
     with_osrm(tmp_path, "-m", "task-arith")
     assert (tmp_path / "merged" / "adapter_model.safetensors").stat().st_size < 40_000
     assert "merged exists already" in osrm("merge", "a", "b", "--lambda", "0.5", cwd=tmp_path).error
-    found = making.delta(with_osrm(tmp_path, "--lambda", "0.5", "--overwrite"), LAYER)
+    found = factories.delta(with_osrm(tmp_path, "--lambda", "0.5", "--overwrite"), LAYER)
     assert error(found, 0.5 * exact_sum(tmp_path)) < 1e-6

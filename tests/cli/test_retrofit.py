@@ -9,10 +9,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.features.features_file import Features
+from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.storage import safetensors_io
-from tests import trained_adapters as trained
 from tests.run_cli import listing, osrm
+from tests.trained_adapters import bare, save
 
 torch.set_num_threads(1)
 TASKS = ("mood", "pair", "score")
@@ -21,11 +21,11 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def moment(folder, task, layer, name="second-moment"):
-    return Features.open(folder / f"features/{task}.safetensors").reader().read(layer, name)
+    return FeaturesFile.open(folder / f"features/{task}.safetensors").reader().read(layer, name)
 
 
 def dense(folder, layer):
-    return Adapter.open(folder).update(layer, torch.float64).dense()
+    return Adapter.open(folder).delta(layer, torch.float64).dense()
 
 
 def seen(W, C):
@@ -45,7 +45,7 @@ def retrofit(work, *more):
 
 def foreign(work, tiny, words, folder, **settings):
     """An adapter as PEFT alone writes it: its folder is not named after the task, and it does not say it."""
-    trained.save(work / "mood", tiny("bert"), "bert", words, **settings)
+    save(work / "mood", tiny("bert"), "bert", words, **settings)
     shutil.move(work / "mood", work / folder)
     (work / folder / "osrm.json").unlink()
 
@@ -55,7 +55,7 @@ def test_balanced_at_mu_1_merges_to_regmean(work):
         path = work / f"features/{task}.safetensors"
         held = load_file(path)
         full = {name: C + 0.02 * torch.eye(16) for name, C in held.items() if name.endswith("second-moment")}
-        safetensors_io.save(path, {**held, **full}, safetensors_io.read_facts(path))
+        safetensors_io.save_tensors(path, {**held, **full}, safetensors_io.read_header_record(path))
     retrofit(work, "--mu", 1)
     new = [f"retrofitted/{task}" for task in TASKS]
     assert osrm("merge", *new, "--lambda", 1, "--out", "ours", cwd=work).code == 0
@@ -118,7 +118,7 @@ def test_projection_is_the_least_squares_fit_on_the_start_s_a(work, objective):
     assert osrm("init", "--each", *args, cwd=work).code == 0
     for task in TASKS:
         for layer in layers(work / "adapters" / task):
-            A = Adapter.open(work / "new" / task).factors(layer, torch.float64).A
+            A = Adapter.open(work / "new" / task).lora_factors(layer, torch.float64).A
             old, found = dense(work / "adapters" / task, layer), dense(work / "retrofitted" / task, layer)
             expected = old @ torch.linalg.pinv(A) @ A
             assert (found - expected).norm() < 1e-6 * old.norm()
@@ -151,7 +151,7 @@ def test_mixed_ranks_and_scalings_of_another_program(work, tiny, words):
         args += ["--mu", 1] if method == "balanced" else []
         run = osrm("retrofit", *args, cwd=work)
         assert run.code == 0, run
-        base = trained.bare(tiny("bert"), "mood")
+        base = bare(tiny("bert"), "mood")
         model = PeftModel.from_pretrained(base, str(work / method / "mood"))
         for layer in layers(work / "x/run-7"):
             found = model.base_model.model.get_submodule(layer).get_delta_weight("default").double()
@@ -160,7 +160,7 @@ def test_mixed_ranks_and_scalings_of_another_program(work, tiny, words):
                 own, *rest = (moment(work, name, layer) for name in TASKS)
                 expected = old @ own @ torch.linalg.pinv(own + sum(rest), rtol=1e-6, hermitian=True)
             else:
-                A = Adapter.open(work / method / "mood").factors(layer, torch.float64).A
+                A = Adapter.open(work / method / "mood").lora_factors(layer, torch.float64).A
                 expected = old @ torch.linalg.pinv(A) @ A
             everything = sum(moment(work, name, layer) for name in TASKS)
             assert seen(found - expected, everything) < 1e-5 * seen(old, everything)
@@ -169,14 +169,14 @@ def test_mixed_ranks_and_scalings_of_another_program(work, tiny, words):
 
 
 def test_the_folder_s_name_says_the_task(work, tiny, words):
-    trained.save(work / "x/mood", tiny("bert"), "bert", words)
+    save(work / "x/mood", tiny("bert"), "bert", words)
     (work / "x/mood/osrm.json").unlink()
     assert osrm("retrofit", "x/mood", cwd=work).code == 0
     assert Adapter.open(work / "retrofitted/mood").name == "mood"
 
 
 def test_half_precision_stays(work, tiny, words):
-    trained.save(work / "x/mood", tiny("bert"), "bert", words)
+    save(work / "x/mood", tiny("bert"), "bert", words)
     path = work / "x/mood" / WEIGHTS
     save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
     assert osrm("retrofit", "x/mood", cwd=work).code == 0

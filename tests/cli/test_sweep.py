@@ -172,13 +172,13 @@ def test_dry_run_and_existing_output(work: Path) -> None:
 
 
 def test_interrupted_leaves_nothing(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from osrm_cli.sweep.scorer import Bench
+    from osrm_cli.sweep.scorer import SweepScorer
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = listing(work)
-    monkeypatch.setattr(Bench, "score", interrupt)
+    monkeypatch.setattr(SweepScorer, "score", interrupt)
     run = osrm("sweep", *ADAPTERS, cwd=work)
     assert (run.code, run.error) == (130, "interrupted")
     assert listing(work) == before

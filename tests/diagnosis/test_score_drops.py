@@ -4,8 +4,7 @@ import json
 import pytest
 import scipy.stats
 
-from osrm_cli.diagnosis import score_drops as measured
-from osrm_cli.diagnosis.score_drops import Merge
+from osrm_cli.diagnosis.score_drops import Merge, correlate, disturbance, read
 from osrm_cli.errors import OsrmError
 
 NAMES = "abcdefghijkl"
@@ -20,7 +19,7 @@ def matrix(columns):
 def found(columns, drops):
     names = NAMES[: len(columns) + 1]
     merge = Merge("m", list(names), dict(zip(names[1:], drops, strict=True)))
-    return measured.correlate(matrix(columns), [merge])["merges"][0]
+    return correlate(matrix(columns), [merge])["merges"][0]
 
 
 def expected(columns, drops):
@@ -54,8 +53,8 @@ def test_nothing_can_be_said(columns, drops):
 
 def test_only_tasks_of_the_merge_disturb():
     values = {"a": {"a": 9, "b": 1, "c": 2}, "b": {"a": 3, "b": 9, "c": 4}, "c": {"a": 5, "b": 6, "c": 9}}
-    assert measured.disturbance(values, ["a", "b", "c"], "a") == 8
-    assert measured.disturbance(values, ["a", "b"], "a") == 3
+    assert disturbance(values, ["a", "b", "c"], "a") == 8
+    assert disturbance(values, ["a", "b"], "a") == 3
 
 
 def test_merges_of_two_are_taken_together():
@@ -65,7 +64,7 @@ def test_merges_of_two_are_taken_together():
         Merge("ac", ["a", "c"], {"a": 50.0, "c": 20.0}),
         Merge("bc", ["b", "c"], {"b": 60.0, "c": 40.0}),
     ]
-    row = measured.correlate(values, merges)
+    row = correlate(values, merges)
     assert row["merges"] == []
     assert (row["pairs"]["n"], row["pairs"]["rho"], row["pairs"]["p"]) == (6, pytest.approx(1), pytest.approx(2 / 720))
     over_own = expected([3 / 9, 1 / 9, 5 / 9, 2 / 1, 6 / 9, 4 / 1], [30, 10, 50, 20, 60, 40])
@@ -89,7 +88,7 @@ def test_a_sweep_gives_its_best_points_on_test(tmp_path):
     }
     path = tmp_path / "sweep.json"
     path.write_text(json.dumps(facts))
-    assert measured.read(path) == [Merge(f"{path}: ties, calibrated", ["a", "b"], {"a": 10.0, "b": 5.0})]
+    assert read(path) == [Merge(f"{path}: ties, calibrated", ["a", "b"], {"a": 10.0, "b": 5.0})]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"tasks": {"a": {}}}', '{"points": []}'])
@@ -97,11 +96,11 @@ def test_damaged_files_are_refused(tmp_path, text):
     path = tmp_path / "scores.json"
     path.write_text(text)
     with pytest.raises(OsrmError, match="cannot be read"):
-        measured.read(path)
+        read(path)
 
 
 def test_scores_without_single_adapters_are_refused(tmp_path):
     path = tmp_path / "scores.json"
     path.write_text(json.dumps({"tasks": {"a": {"headline": 3.0, "single": None}}}))
     with pytest.raises(OsrmError, match="no task has its single adapter's score"):
-        measured.read(path)
+        read(path)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features import features_file as features
-from osrm_cli.features.features_file import Features
+from osrm_cli.features.features_file import FeaturesFile, open_features_folder
 from osrm_cli.storage import safetensors_io
 
 LAYERS = {
@@ -43,14 +42,14 @@ Make = Callable[..., Path]
 def make(tmp_path: Path) -> Make:
     def write(task: str, contents: Mapping[str, torch.Tensor] | None = None, name: str = "", **changes: Any) -> Path:
         path = tmp_path / f"{name or task}.safetensors"
-        safetensors_io.save(path, held() if contents is None else contents, facts(task, **changes))
+        safetensors_io.save_tensors(path, held() if contents is None else contents, facts(task, **changes))
         return path
 
     return write
 
 
 def test_layers_that_share_an_input_read_one_entry(make: Make) -> None:
-    found = Features.open(make("sst2"))
+    found = FeaturesFile.open(make("sst2"))
     assert (found.task, found.tokens, found.examples) == ("sst2", 9, 3)
     assert list(found.layers) == list(LAYERS)
     reader = found.reader()
@@ -64,7 +63,7 @@ def test_folder_is_read_in_the_order_of_names(make: Make, tmp_path: Path) -> Non
     for task in ("b", "c", "a"):
         make(task)
     (tmp_path / ".a.partial.safetensors").write_bytes(b"")
-    assert list(features.open_folder(tmp_path)) == ["a", "b", "c"]
+    assert list(open_features_folder(tmp_path)) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("empty", [True, False], ids=["empty", "missing"])
@@ -73,7 +72,7 @@ def test_folder_without_files(tmp_path: Path, empty: bool) -> None:
     if empty:
         folder.mkdir()
     with pytest.raises(OsrmError, match="holds no features files" if empty else "features is missing") as caught:
-        features.open_folder(folder)
+        open_features_folder(folder)
     assert "osrm collect" in str(caught.value.hint)
 
 
@@ -86,28 +85,28 @@ def test_damaged_file_is_named(make: Make, tmp_path: Path, contents: bytes | Non
     bad = make("bad")
     bad.write_bytes(bad.read_bytes()[:-3] if contents is None else contents)
     with pytest.raises(OsrmError, match=rf"bad\.safetensors {what}"):
-        features.open_folder(tmp_path)
+        open_features_folder(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["base", "task", "layers", "statistics", "tokens"])
 def test_incomplete_header_is_named(make: Make, missing: str) -> None:
     path = make("sst2")
-    safetensors_io.save(path, held(), {key: value for key, value in facts("sst2").items() if key != missing})
+    safetensors_io.save_tensors(path, held(), {key: value for key, value in facts("sst2").items() if key != missing})
     with pytest.raises(OsrmError, match=r"sst2\.safetensors: its header is incomplete"):
-        Features.open(path)
+        FeaturesFile.open(path)
 
 
 def test_safetensors_of_another_program(tmp_path: Path) -> None:
-    safetensors_io.save(tmp_path / "model.safetensors", held(), {})
+    safetensors_io.save_tensors(tmp_path / "model.safetensors", held(), {})
     with pytest.raises(OsrmError, match="is no features file"):
-        Features.open(tmp_path / "model.safetensors")
+        FeaturesFile.open(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_inside_is_found_when_it_is_read(make: Make, value: float) -> None:
     contents = held()
     contents["l.1.dense.mean"][2] = value
-    reader = Features.open(make("sst2", contents)).reader()
+    reader = FeaturesFile.open(make("sst2", contents)).reader()
     reader.read("l.0.value", "mean")
     with pytest.raises(OsrmError, match=r"sst2\.safetensors: NaN or infinity in l\.1\.dense\.mean"):
         reader.read("l.1.dense", "mean")
@@ -115,7 +114,7 @@ def test_nan_inside_is_found_when_it_is_read(make: Make, value: float) -> None:
 
 def test_missing_and_misshapen_entries_are_named(make: Make) -> None:
     contents = {"l.1.dense.mean": torch.ones(4)}
-    reader = Features.open(make("sst2", contents)).reader()
+    reader = FeaturesFile.open(make("sst2", contents)).reader()
     with pytest.raises(OsrmError, match=r"sst2\.safetensors lacks l\.0\.query\.mean"):
         reader.read("l.0.value", "mean")
     with pytest.raises(OsrmError, match=r"l\.1\.dense\.mean has shape \(4,\), expected width 5"):
@@ -146,17 +145,17 @@ def test_odd_file_is_named(make: Make, tmp_path: Path, changes: dict[str, Any], 
         make(task, base={**BASE, "revision": "beef"} if "revision" in message else BASE)
     make(place, **changes)
     with pytest.raises(OsrmError, match=rf"^.*{place}\.safetensors .*{message}"):
-        features.open_folder(tmp_path)
+        open_features_folder(tmp_path)
 
 
 def test_revision_may_be_unknown_on_one_side(make: Make, tmp_path: Path) -> None:
     make("hub", base={**BASE, "revision": "beef"})
     make("local")
-    assert list(features.open_folder(tmp_path)) == ["hub", "local"]
+    assert list(open_features_folder(tmp_path)) == ["hub", "local"]
 
 
 def test_two_files_of_one_task_are_named(make: Make, tmp_path: Path) -> None:
     make("sst2")
     make("sst2", name="sst2-copy")
     with pytest.raises(OsrmError, match=r"sst2-copy\.safetensors and .*sst2\.safetensors both hold task 'sst2'"):
-        features.open_folder(tmp_path)
+        open_features_folder(tmp_path)

@@ -4,23 +4,23 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features import loss_gradients as gradients
-from osrm_cli.models import batching as batches
-from osrm_cli.models import classifier as base_model
+from osrm_cli.features.loss_gradients import _split_in_halves, compute_loss_gradients
 from osrm_cli.models import heads
-from osrm_cli.models import target_modules as targets
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.models.batching import collate_batch, tokenize_examples
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.target_modules import default_target_modules, find_target_layers, is_conv1d, layer_widths
+from osrm_cli.tasks.loading import load, sample
 from osrm_cli.tasks.task import Data, Example, Task
 
 CPU = torch.device("cpu")
 
 
 def made(folder, data, task_name, k=12, names=None):
-    tokenizer = base_model.load_tokenizer(folder)
-    drawn = tasks.sample(tasks.load(task_name, data, "train"), k, 0)
-    classifier = base_model.load_classifier(folder, drawn.task.num_labels, tokenizer, torch.float32, 0)
-    layers = targets.find_targets(classifier, names or targets.default_targets(classifier.model))
-    return classifier.model, layers, drawn, batches.tokenise(tokenizer, drawn.examples, 32), tokenizer
+    tokenizer = load_tokenizer(folder)
+    drawn = sample(load(task_name, data, "train"), k, 0)
+    classifier = load_classifier(folder, drawn.task.num_labels, tokenizer, torch.float32, 0)
+    layers = find_target_layers(classifier, names or default_target_modules(classifier.model))
+    return classifier.model, layers, drawn, tokenize_examples(tokenizer, drawn.examples, 32), tokenizer
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "t5", "llama", "gpt2"])
@@ -29,25 +29,25 @@ def test_equals_the_slow_way(tiny, words, family, task):
     """One example at a time through transformers' own loss, at the head fitted on the other half."""
     model, layers, data, encodings, tokenizer = made(tiny(family), words, task, k=16)
     counted = []
-    found = gradients.gradients(model, layers, data, encodings, tokenizer, 5, counted.append)
+    found = compute_loss_gradients(model, layers, data, encodings, tokenizer, 5, counted.append)
     assert sum(counted) == len(encodings)
-    _, head = heads.head_layer(model)
-    Z = heads.representations(model, encodings, tokenizer, CPU, 16, lambda _: None).double()
+    _, head = heads.find_head_layer(model)
+    Z = heads.compute_representations(model, encodings, tokenizer, CPU, 16, lambda _: None).double()
     model.requires_grad_(True)
     model.config.problem_type = data.task.problem_type
     expected = dict.fromkeys(layers, 0)
-    for fitted, judged in (gradients._halves(data), gradients._halves(data)[::-1]):
-        heads.fit(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
+    for fitted, judged in (_split_in_halves(data), _split_in_halves(data)[::-1]):
+        heads.fit_linear_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
         for i in judged:
             model.zero_grad()
-            batch = batches.collate([encodings[i]], tokenizer, CPU)
+            batch = collate_batch([encodings[i]], tokenizer, CPU)
             label = torch.tensor([data.labels[i]], dtype=torch.float32 if data.task.regression else torch.int64)
             model(**batch, labels=label).loss.backward()
             for name, layer in layers.items():
                 gradient = layer.weight.grad
-                expected[name] = expected[name] + (gradient.T if targets.is_conv1d(layer) else gradient)
+                expected[name] = expected[name] + (gradient.T if is_conv1d(layer) else gradient)
     for name, gradient in found.items():
-        d_in, d_out = targets.widths(layers[name])
+        d_in, d_out = layer_widths(layers[name])
         assert gradient.shape == (d_out, d_in)
         reference = expected[name] / len(encodings)
         assert (gradient - reference).norm() <= 2e-4 * reference.norm()
@@ -58,7 +58,7 @@ def test_halves_share_out_every_class():
     data = Data(
         Task("t", ("text",), ("a", "b"), ("accuracy",)), "train", tuple(Example(("x",), y) for y in labels), "here"
     )
-    first, second = gradients._halves(data)
+    first, second = _split_in_halves(data)
     assert sorted(first + second) == list(range(8))
     assert abs(len(first) - len(second)) <= 1
     for half in (first, second):
@@ -73,5 +73,5 @@ def test_a_class_that_is_too_rare_is_named(tiny, words):
         "here",
     )
     with pytest.raises(OsrmError, match="5 examples of 't' hold 1 of class 'b'") as caught:
-        gradients._halves(data)
+        _split_in_halves(data)
     assert caught.value.hint == "take more --samples"

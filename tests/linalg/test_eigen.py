@@ -49,7 +49,7 @@ def solved(monkeypatch):
 @pytest.mark.parametrize("kind", ["clustered", "flat", "tiny", "null", "identity"])
 def test_the_smallest_reach_the_sum_of_the_smallest_eigenvalues(kind, dense):
     S = matrix(spectrum(kind, 240))
-    A = eigen.smallest(S, start(240))
+    A = eigen.smallest_eigenvectors(S, start(240))
     check_orthonormal(A)
     optimum = torch.linalg.eigvalsh(S)[:RANK].sum()
     assert ((A @ S) * A).sum() == pytest.approx(float(optimum), rel=1e-6, abs=1e-12 * float(S.trace()))
@@ -58,7 +58,7 @@ def test_the_smallest_reach_the_sum_of_the_smallest_eigenvalues(kind, dense):
 @pytest.mark.parametrize("kind", ["clustered", "flat", "tiny", "null", "identity"])
 def test_the_largest_reach_the_sum_of_the_largest_eigenvalues(kind, dense):
     S = matrix(spectrum(kind, 240))
-    A = eigen.largest(lambda V: S @ V, start(240))
+    A = eigen.largest_eigenvectors(lambda V: S @ V, start(240))
     check_orthonormal(A)
     assert ((A @ S) * A).sum() == pytest.approx(float(torch.linalg.eigvalsh(S)[-RANK:].sum()), rel=1e-9)
 
@@ -67,21 +67,21 @@ def test_the_largest_reach_the_sum_of_the_largest_eigenvalues(kind, dense):
 def test_krylov_converges_and_needs_no_dense_solve(kind, monkeypatch, solved):
     monkeypatch.setattr(eigen, "DENSE", 0)
     S, asked = matrix(spectrum(kind, 400)), start(400)
-    eigen.smallest(S, asked)
-    eigen.largest(lambda V: S @ V, asked)
+    eigen.smallest_eigenvectors(S, asked)
+    eigen.largest_eigenvectors(lambda V: S @ V, asked)
     assert max(solved) < 400
 
 
 def test_nothing_at_all_needs_no_dense_solve(monkeypatch, solved):
     monkeypatch.setattr(eigen, "DENSE", 0)
-    check_orthonormal(eigen.largest(torch.zeros_like, start(400)))
+    check_orthonormal(eigen.largest_eigenvectors(torch.zeros_like, start(400)))
     assert max(solved) < 400
 
 
 def test_a_null_space_is_sampled_uniformly(dense):
     """The mean projector of random bases of a null space is the null space's projector times r over its dimension."""
     S = matrix(spectrum("null", 40))
-    bases = torch.stack([eigen.smallest(S, start(40, seed, 3)) for seed in range(300)])
+    bases = torch.stack([eigen.smallest_eigenvectors(S, start(40, seed, 3)) for seed in range(300)])
     values, vectors = torch.linalg.eigh(S)
     null = vectors[:, values < 1e-9]
     assert null.shape[1] == 20
@@ -93,7 +93,7 @@ def test_a_null_space_is_sampled_uniformly(dense):
 def test_rounding_to_float32_is_survived(dense):
     S = matrix(spectrum("null", 240)).float().double()
     assert torch.linalg.eigvalsh(S).min() < 0
-    A = eigen.smallest(S, start(240))
+    A = eigen.smallest_eigenvectors(S, start(240))
     check_orthonormal(A)
     assert (A @ S).norm() < 1e-6 * S.norm()
 
@@ -101,11 +101,11 @@ def test_rounding_to_float32_is_survived(dense):
 @pytest.mark.parametrize("d", [6, 7, 13])
 def test_blocks_that_do_not_fit_fall_back(d, dense):
     S = matrix(spectrum("flat", d))
-    for A in (eigen.smallest(S, start(d)), eigen.largest(lambda V: S @ V, start(d))):
+    for A in (eigen.smallest_eigenvectors(S, start(d)), eigen.largest_eigenvectors(lambda V: S @ V, start(d))):
         check_orthonormal(A)
 
 
 def test_signs_do_not_depend_on_the_solver():
     A = torch.tensor([[0.1, -3.0, 2.0], [4.0, 0.0, -1.0]])
-    assert torch.equal(eigen.signed(A), torch.tensor([[-0.1, 3.0, -2.0], [4.0, 0.0, -1.0]]))
-    assert torch.equal(eigen.signed(-A), eigen.signed(A))
+    assert torch.equal(eigen.fix_signs(A), torch.tensor([[-0.1, 3.0, -2.0], [4.0, 0.0, -1.0]]))
+    assert torch.equal(eigen.fix_signs(-A), eigen.fix_signs(A))

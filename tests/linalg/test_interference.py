@@ -2,17 +2,17 @@ import peft
 import pytest
 import torch
 
-from osrm_cli import seeding as random
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import interference
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.retrofit import solvers
+from osrm_cli.seeding import gaussian
 
 D_IN, D_OUT, RANK, TASKS = 24, 18, 3, 3
 
 
 def draw(*shape, seed):
-    return random.gaussian(shape[0], shape[1], seed, "test")
+    return gaussian(shape[0], shape[1], seed, "test")
 
 
 def inputs(task, n=200):
@@ -31,8 +31,8 @@ def update(task, dtype=torch.float64):
 
 def test_energy_is_the_mean_over_tokens():
     expected = (inputs(1) @ update(0).dense().T).square().sum(dim=1).mean()
-    torch.testing.assert_close(interference.energy(update(0), moment(1)), expected, rtol=1e-12, atol=0)
-    by_rows = interference.energy_of_rows(update(0), inputs(1) / len(inputs(1)) ** 0.5)
+    torch.testing.assert_close(interference.delta_energy(update(0), moment(1)), expected, rtol=1e-12, atol=0)
+    by_rows = interference.delta_energy_of_rows(update(0), inputs(1) / len(inputs(1)) ** 0.5)
     torch.testing.assert_close(by_rows, expected, rtol=1e-12, atol=0)
 
 
@@ -47,7 +47,7 @@ def test_the_matrix_reads_update_by_task():
 
 def test_relative_energy_is_the_mean_over_layers_in_units_of_the_base():
     W = draw(D_OUT, D_IN, seed=9)
-    bases = torch.stack([interference.base_energy(W, moment(u)) for u in range(TASKS)])
+    bases = torch.stack([interference.weight_energy(W, moment(u)) for u in range(TASKS)])
     torch.testing.assert_close(bases[1], (inputs(1) @ W.T).square().sum(dim=1).mean(), rtol=1e-12, atol=0)
     energies = torch.arange(9.0, dtype=torch.float64).reshape(3, 3)
     found = interference.relative([energies, 3 * energies], [bases, bases * torch.tensor([1.0, 1, 3])])
@@ -72,7 +72,7 @@ def test_energies_and_their_gradients_are_a_peft_layer_s():
 
     A, B = (torch.stack(factors) for factors in zip(*layers, strict=True))
     C = torch.stack([torch.stack([rows.T @ rows / len(rows) for rows in kind]) for kind in X])
-    found = interference.energies(A, 7 / RANK * B, (A @ C).detach())
+    found = interference.layer_energies(A, 7 / RANK * B, (A @ C).detach())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
     weights = [factor for pair in layers for factor in pair]
@@ -83,7 +83,7 @@ def test_energies_and_their_gradients_are_a_peft_layer_s():
 
 def test_projection_is_the_least_squares_fit():
     A = draw(RANK + 2, D_IN, seed=7) * 3
-    found = solvers.projection(update(0, torch.float32), A)
+    found = solvers.solve_projection(update(0, torch.float32), A)
     torch.testing.assert_close(found.B, update(0).dense() @ torch.linalg.pinv(A), rtol=1e-5, atol=1e-6)
     assert torch.equal(found.A, A)
 
@@ -91,7 +91,7 @@ def test_projection_is_the_least_squares_fit():
 def test_projection_on_its_own_rows_loses_nothing():
     old = update(0)
     mixed = draw(RANK, RANK, seed=8) @ old.A
-    torch.testing.assert_close(solvers.projection(old, mixed).dense(), old.dense(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(solvers.solve_projection(old, mixed).dense(), old.dense(), rtol=1e-10, atol=1e-12)
 
 
 def test_balanced_updates_add_up_to_regmean():
@@ -99,7 +99,7 @@ def test_balanced_updates_add_up_to_regmean():
     merged = torch.zeros(D_OUT, D_IN, dtype=torch.float64)
     for t in range(TASKS):
         others = sum(sums[u] for u in range(TASKS) if u != t)
-        merged += update(t).B @ solvers.balanced(update(t).A, sums[t], others, mu=1.0)
+        merged += update(t).B @ solvers.solve_balanced(update(t).A, sums[t], others, mu=1.0)
     grams = torch.stack(sums)
     weighted = torch.stack([update(t).dense() for t in range(TASKS)]) @ grams
     regmean = weighted.sum(0) @ torch.linalg.inv(grams.sum(0))
@@ -109,7 +109,7 @@ def test_balanced_updates_add_up_to_regmean():
 @pytest.mark.parametrize("mu", [0.1, 1.0, 30.0])
 def test_balanced_minimises_its_objective(mu):
     old, C, others = update(0), moment(0), moment(1) + moment(2)
-    X = (old.B @ solvers.balanced(old.A, C, others, mu)).requires_grad_()
+    X = (old.B @ solvers.solve_balanced(old.A, C, others, mu)).requires_grad_()
     difference = X - old.dense()
     objective = ((difference @ C) * difference).sum() + mu * ((X @ others) * X).sum()
     (gradient,) = torch.autograd.grad(objective, X)
@@ -120,7 +120,7 @@ def test_tasks_that_do_not_overlap_lose_nothing():
     """Own inputs in the first half of the coordinates, the others' in the second; both moments singular."""
     own, others = inputs(0).clone(), inputs(1).clone()
     own[:, D_IN // 2 :], others[:, : D_IN // 2] = 0, 0
-    A = solvers.balanced(update(0).A, own.T @ own, others.T @ others, mu=5.0)
+    A = solvers.solve_balanced(update(0).A, own.T @ own, others.T @ others, mu=5.0)
     torch.testing.assert_close(A @ own.T, update(0).A @ own.T, rtol=0, atol=1e-7)
     assert (A @ others.T).abs().max() < 1e-7
 
@@ -131,22 +131,22 @@ def test_what_no_task_shows_is_shared_by_all():
     for X in seen:
         X[:, D_IN // 2 :] = 0
     others = sum(X.T @ X for X in seen[1:])
-    A = solvers.balanced(update(0).A, seen[0].T @ seen[0], others, mu=1.0, count=TASKS - 1)
+    A = solvers.solve_balanced(update(0).A, seen[0].T @ seen[0], others, mu=1.0, count=TASKS - 1)
     torch.testing.assert_close(A[:, D_IN // 2 :], update(0).A[:, D_IN // 2 :] / TASKS, rtol=1e-9, atol=0)
 
 
 def test_without_cost_the_update_stays():
     torch.testing.assert_close(
-        solvers.balanced(update(0).A, moment(0), moment(1), 0.0), update(0).A, rtol=1e-8, atol=1e-8
+        solvers.solve_balanced(update(0).A, moment(0), moment(1), 0.0), update(0).A, rtol=1e-8, atol=1e-8
     )
     narrow = inputs(0)[:5]  # singular
-    A = solvers.balanced(update(0).A, narrow.T @ narrow, moment(1), 0.0)
+    A = solvers.solve_balanced(update(0).A, narrow.T @ narrow, moment(1), 0.0)
     torch.testing.assert_close(A @ narrow.T, update(0).A @ narrow.T, rtol=1e-6, atol=1e-6)
 
 
 def test_what_cannot_be_balanced_is_refused():
     with pytest.raises(OsrmError, match="mu is -1"):
-        solvers.balanced(update(0).A, moment(0), moment(1), -1.0)
+        solvers.solve_balanced(update(0).A, moment(0), moment(1), -1.0)
     zero = torch.zeros(D_IN, D_IN)
     with pytest.raises(OsrmError, match="all second moments are zero"):
-        solvers.balanced(update(0).A, zero, zero, 1.0)
+        solvers.solve_balanced(update(0).A, zero, zero, 1.0)

@@ -4,30 +4,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osrm_cli import seeding as random
 from osrm_cli.linalg import subspaces
+from osrm_cli.seeding import gaussian
 
 
 def draw(rows, columns, *key):
-    return random.gaussian(rows, columns, 0, "test", *key)
+    return gaussian(rows, columns, 0, "test", *key)
 
 
 def rotation(r, seed):
-    return torch.linalg.qr(random.gaussian(r, r, seed, "rotation"))[0]
+    return torch.linalg.qr(gaussian(r, r, seed, "rotation"))[0]
 
 
 @given(r=st.integers(1, 8), seed=st.integers(0, 50))
 @settings(deadline=None, max_examples=20)
 def test_a_rotation_is_no_drift(r, seed):
     A = draw(r, 30)
-    assert subspaces.distance(A, rotation(r, seed) @ A) < 1e-13 * A.norm()
+    assert subspaces.procrustes_distance(A, rotation(r, seed) @ A) < 1e-13 * A.norm()
 
 
 @pytest.mark.parametrize("r", [1, 4, 8])
 def test_equals_scipy_and_no_rotation_is_nearer(r):
     A_0, A = draw(r, 30, "start"), draw(r, 30, "end")
     R, _ = scipy.linalg.orthogonal_procrustes(A_0.T.numpy(), A.T.numpy())
-    found = subspaces.distance(A_0, A)
+    found = subspaces.procrustes_distance(A_0, A)
     assert found == pytest.approx(float((A_0.T @ torch.from_numpy(R) - A.T).norm()), rel=1e-12)
     assert all(found <= float((rotation(r, seed) @ A_0 - A).norm()) + 1e-12 for seed in range(20))
 
@@ -35,11 +35,11 @@ def test_equals_scipy_and_no_rotation_is_nearer(r):
 def test_drift_is_relative_and_pools_layers_by_size():
     starts = {"small": draw(4, 30, "small"), "large": 10 * draw(4, 30, "large")}
     ends = {"small": 1.5 * starts["small"], "large": starts["large"].float()}
-    found = subspaces.drift(starts, ends)
+    found = subspaces.measure_drift(starts, ends)
     assert found.layers == pytest.approx({"small": 0.5, "large": 0.0}, abs=1e-7)
     small, large = float(starts["small"].norm()), float(starts["large"].norm())
     assert found.overall == pytest.approx(0.5 * small / (small**2 + large**2) ** 0.5, rel=1e-6)
 
 
 def test_a_start_of_zeros_has_no_drift_to_speak_of():
-    assert subspaces.drift({"l": torch.zeros(2, 5)}, {"l": torch.ones(2, 5)}).overall == 0.0
+    assert subspaces.measure_drift({"l": torch.zeros(2, 5)}, {"l": torch.ones(2, 5)}).overall == 0.0

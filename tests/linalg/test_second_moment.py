@@ -1,15 +1,14 @@
 import pytest
 import torch
 
-from osrm_cli import seeding as random
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg import second_moment as gram
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.second_moment import Gram
+from osrm_cli.linalg.second_moment import SecondMoment, sum_of_others
+from osrm_cli.seeding import gaussian
 
 
 def draw(rows, columns, *key):
-    return random.gaussian(rows, columns, 0, "gram", *key)
+    return gaussian(rows, columns, 0, "gram", *key)
 
 
 def tokens(task, n=30):
@@ -19,7 +18,7 @@ def tokens(task, n=30):
 def both(task):
     """The same inputs, whole and as a factor."""
     X = tokens(task)
-    return Gram(X.T @ X / len(X), False), Gram(X / len(X) ** 0.5, True)
+    return SecondMoment(X.T @ X / len(X), False), SecondMoment(X / len(X) ** 0.5, True)
 
 
 @pytest.mark.parametrize("factored", [False, True])
@@ -41,20 +40,20 @@ def test_every_number_is_the_one_over_the_tokens(factored):
 
 @pytest.mark.parametrize("factored", [False, True])
 def test_others_is_the_average_of_normalised_moments_but_for_the_own(factored):
-    found = gram.others([both(task)[factored] for task in range(3)], own=1).dense()
+    found = sum_of_others([both(task)[factored] for task in range(3)], own=1).dense()
     moments = [both(task)[0].matrix for task in (0, 2)]
     torch.testing.assert_close(found, sum(C / C.trace() for C in moments) / 2)
 
 
 def test_fewer_rows_than_inputs():
-    found = Gram(draw(3, 12, "few"), True)
+    found = SecondMoment(draw(3, 12, "few"), True)
     assert found.spectrum().vectors.shape == (3, 12)
     assert found.share(found.spectrum().main_space(1.0)) == pytest.approx(1)
-    zero = Gram(torch.zeros(3, 12, dtype=torch.float64), True)
+    zero = SecondMoment(torch.zeros(3, 12, dtype=torch.float64), True)
     assert (zero.share(torch.eye(12, dtype=torch.float64)), zero.trace) == (0, 0)
     assert len(zero.spectrum().main_space()) == 1
 
 
 def test_one_task_has_no_others():
     with pytest.raises(OsrmError):
-        gram.others([both(0)[0]], own=0)
+        sum_of_others([both(0)[0]], own=0)

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import stack
-from osrm_cli.merging import merged_folder as merged
 from osrm_cli.merging import recipe
-from osrm_cli.merging import task_masks as task_aware
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.recipe import Entry, Recipe
+from osrm_cli.merging.merged_folder import Execution, write_merged_folder
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.task_masks import read_task_delta
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.storage import provenance, safetensors_io
-from tests import factories as making
+from tests import factories
 
 MIXED = {
     "cola": {"labels": 2, "r": 4, "rank_pattern": {"layer.1.attention.self.query": 2}, "alpha_pattern": {"value": 5}},
@@ -32,33 +32,35 @@ WEIGHTS = {"cola": 0.7, "mnli": -0.4, "sst2": 1.3}
 def adapters(tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
     for seed, (name, settings) in enumerate(MIXED.items()):
-        making.save(root / name, "bert", seed, **settings)
+        factories.save(root / name, "bert", seed, **settings)
     return root
 
 
 def run(out, method, paths, *, jobs=1, base=None, checkpoint=None, **options):
     weights = options.pop("weights", {})
     asked = {key: options.pop(key) for key in ("output", "dtype", "features") if key in options}
-    plan = Plan.of(Recipe(method, tuple(Entry(str(path)) for path in paths), options, **asked), weights)
+    plan = MergePlan.of(
+        MergeRecipe(method, tuple(AdapterEntry(str(path)) for path in paths), options, **asked), weights
+    )
     out.mkdir(parents=True)
-    work = merged.Work(jobs, "cpu", lambda _: None)
-    return plan, merged.write(out, plan, work, base, checkpoint)
+    work = Execution(jobs, "cpu", lambda _: None)
+    return plan, write_merged_folder(out, plan, work, base, checkpoint)
 
 
 def expected_sum(folder, scale=1.0, weights=None):
     """The dense float64 sum of PEFT's own updates, by layer."""
     total = {}
     for name in MIXED:
-        peft_model = making.load(folder / name, labels=MIXED[name]["labels"])
+        peft_model = factories.load(folder / name, labels=MIXED[name]["labels"])
         for layer in Adapter.open(folder / name).layers:
-            part = making.delta(peft_model.double(), layer) * scale * (weights or {}).get(name, 1.0)
+            part = factories.delta(peft_model.double(), layer) * scale * (weights or {}).get(name, 1.0)
             total[layer] = total.get(layer, 0) + part
     return total
 
 
 def with_added(family, updates, labels=2):
     """A classifier in float64 with dense updates added to its weights."""
-    model = making.model(family, labels).double()
+    model = factories.model(family, labels).double()
     for layer, update in updates.items():
         module = model.get_submodule(layer)
         turned = type(module).__name__ in ("Conv1D", "Embedding")
@@ -77,37 +79,37 @@ def tree(folder):
 def test_task_arith_is_the_dense_sum_and_loads_in_plain_peft(adapters, tmp_path):
     run(tmp_path / "m", "task-arith", [adapters / name for name in MIXED], weights=WEIGHTS, **{"lambda": 0.3})
     total = expected_sum(adapters, 0.3, WEIGHTS)
-    peft_model = making.load(tmp_path / "m")
+    peft_model = factories.load(tmp_path / "m")
     for layer, update in total.items():
-        close(making.delta(peft_model, layer), update)
+        close(factories.delta(peft_model, layer), update)
     for name, settings in MIXED.items():
-        whole = making.load(tmp_path / "m" / "tasks" / name, labels=settings["labels"])
+        whole = factories.load(tmp_path / "m" / "tasks" / name, labels=settings["labels"])
         reference = with_added("bert", total, settings["labels"])
-        head = Adapter.open(adapters / name).heads()
+        head = Adapter.open(adapters / name).head_tensors()
         reference.load_state_dict({key: tensor.double() for key, tensor in head.items()}, strict=False)
-        close(making.logits(whole), making.logits(reference))
+        close(factories.logits(whole), factories.logits(reference))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
 def test_logits_in_other_families(tmp_path, family):
-    peft_models = {name: making.save(tmp_path / name, family, seed) for seed, name in enumerate("ab")}
+    peft_models = {name: factories.save(tmp_path / name, family, seed) for seed, name in enumerate("ab")}
     run(tmp_path / "m", "task-arith", [tmp_path / name for name in "ab"], **{"lambda": 0.5})
-    whole = making.load(tmp_path / "m" / "tasks" / "b", family)
+    whole = factories.load(tmp_path / "m" / "tasks" / "b", family)
     layers = Adapter.open(tmp_path / "a").layers
     total = {
-        layer: sum(making.delta(model.double(), layer) for model in peft_models.values()) * 0.5 for layer in layers
+        layer: sum(factories.delta(model.double(), layer) for model in peft_models.values()) * 0.5 for layer in layers
     }
     reference = with_added(family, total)
-    head = {name: tensor.double() for name, tensor in Adapter.open(tmp_path / "b").heads().items()}
+    head = {name: tensor.double() for name, tensor in Adapter.open(tmp_path / "b").head_tensors().items()}
     assert not reference.load_state_dict(head, strict=False).unexpected_keys
-    close(making.logits(whole), making.logits(reference))
+    close(factories.logits(whole), factories.logits(reference))
 
 
 def test_average_counts_an_adapter_without_the_layer_as_zero(adapters, tmp_path):
     run(tmp_path / "m", "average", [adapters / name for name in MIXED])
-    peft_model = making.load(tmp_path / "m")
+    peft_model = factories.load(tmp_path / "m")
     for layer, update in expected_sum(adapters, 1 / 3).items():
-        close(making.delta(peft_model, layer), update)
+        close(factories.delta(peft_model, layer), update)
 
 
 @pytest.mark.parametrize("method", ["task-arith", "cat", "svd", "ties", "dare", "tsv", "knots-ties"])
@@ -120,29 +122,29 @@ def test_order_of_adapters_and_jobs_change_no_byte(adapters, tmp_path, method):
 
 def test_kept_energy_is_that_of_the_dense_truncation(adapters, tmp_path):
     _, done = run(tmp_path / "m", "svd", [adapters / name for name in MIXED], rank=2)
-    peft_model = making.load(tmp_path / "m")
-    facts = provenance.read(tmp_path / "m")
+    peft_model = factories.load(tmp_path / "m")
+    facts = provenance.read_record(tmp_path / "m")
     for layer, update in expected_sum(adapters).items():
         u, sigma, vh = torch.linalg.svd(update)
         share = float(sigma[:2].square().sum() / sigma.square().sum())
         assert done.kept[layer] == pytest.approx(share, rel=1e-7)
         assert facts["kept_energy"][layer] == done.kept[layer]
-        close(making.delta(peft_model, layer), u[:, :2] * sigma[:2] @ vh[:2], 1e-5)
+        close(factories.delta(peft_model, layer), u[:, :2] * sigma[:2] @ vh[:2], 1e-5)
 
 
 @pytest.mark.parametrize("options", [{"rank": 3}, {"energy": 0.8}, {}])
 def test_element_space_as_adapter_is_recompressed_and_says_so(adapters, tmp_path, options):
     paths = [adapters / name for name in MIXED]
     plan, done = run(tmp_path / "m", "magnitude", paths, density=0.3, **options)
-    peft_model = making.load(tmp_path / "m")
+    peft_model = factories.load(tmp_path / "m")
     for layer in plan.layers:
         held = [Adapter.open(path) for path in paths if layer in Adapter.open(path).layers]
-        exact = sum(pruned(making.dense(adapter, layer), 0.3) for adapter in held)
+        exact = sum(pruned(factories.dense(adapter, layer), 0.3) for adapter in held)
         sigma = torch.linalg.svdvals(exact)
         shares = (sigma.square().cumsum(0) / sigma.square().sum()).tolist()
         rank = done.ranks[layer]
         assert done.kept[layer] == pytest.approx(shares[rank - 1], rel=1e-5)
-        found = making.delta(peft_model, layer).double()
+        found = factories.delta(peft_model, layer).double()
         lost = float((found - exact).square().sum() / exact.square().sum())
         assert lost == pytest.approx(1 - shares[rank - 1], abs=1e-5)
         if "rank" in options:
@@ -165,7 +167,7 @@ def pruned(update, density):
 def test_half_precision_in_float32_inside(tmp_path, stored, asked, written):
     paths = []
     for seed, name in enumerate("ab"):
-        making.save(tmp_path / name, "bert", seed)
+        factories.save(tmp_path / name, "bert", seed)
         file = tmp_path / name / "adapter_model.safetensors"
         save_file({key: tensor.to(getattr(torch, stored)) for key, tensor in load_file(file).items()}, file)
         paths.append(tmp_path / name)
@@ -173,32 +175,32 @@ def test_half_precision_in_float32_inside(tmp_path, stored, asked, written):
     adapter = Adapter.open(tmp_path / "m")
     assert adapter.dtype == getattr(torch, written)
     for layer in adapter.layers:
-        exact = 0.3 * sum(making.dense(Adapter.open(path), layer) for path in paths)
-        close(making.dense(adapter, layer), exact, 1e-2 if written == "bfloat16" else 1e-6)
+        exact = 0.3 * sum(factories.dense(Adapter.open(path), layer) for path in paths)
+        close(factories.dense(adapter, layer), exact, 1e-2 if written == "bfloat16" else 1e-6)
 
 
 def test_weights_by_pattern_and_over_depth(adapters, tmp_path):
     entries = (
-        Entry(str(adapters / "cola"), {"query": (0.0, 1.0), ".*": 0.5}),
-        Entry(str(adapters / "mnli"), (1.0, 0.0, 2.0)),
+        AdapterEntry(str(adapters / "cola"), {"query": (0.0, 1.0), ".*": 0.5}),
+        AdapterEntry(str(adapters / "mnli"), (1.0, 0.0, 2.0)),
     )
-    plan = Plan.of(Recipe("task-arith", entries))
+    plan = MergePlan.of(MergeRecipe("task-arith", entries))
     found = {layer.name: layer.result for layer in plan.merge(plan.layers)}
     cola, mnli = Adapter.open(adapters / "cola"), Adapter.open(adapters / "mnli")
     for index in range(3):
         for kind, first in (("query", index / 2), ("value", 0.5)):
             layer = f"bert.encoder.layer.{index}.attention.self.{kind}"
             second = (1.0, 0.0, 2.0)[index]
-            close(found[layer].dense(), first * making.dense(cola, layer) + second * making.dense(mnli, layer))
+            close(found[layer].dense(), first * factories.dense(cola, layer) + second * factories.dense(mnli, layer))
 
 
 def test_adapters_without_heads_make_one_folder(tmp_path):
     for seed, name in enumerate("ab"):
-        making.save(tmp_path / name, "bert", seed, task_type=None)
+        factories.save(tmp_path / name, "bert", seed, task_type=None)
     run(tmp_path / "m", "task-arith", [tmp_path / name for name in "ab"])
     assert not (tmp_path / "m" / "tasks").exists()
     assert "num_labels" not in (tmp_path / "m" / "README.md").read_text()
-    making.load(tmp_path / "m")
+    factories.load(tmp_path / "m")
 
 
 @pytest.mark.parametrize(
@@ -213,10 +215,10 @@ def test_adapters_without_heads_make_one_folder(tmp_path):
 )
 def test_the_result_adapts_the_layers_of_the_file_however_they_were_chosen(tmp_path, settings):
     for seed, name in enumerate("ab"):
-        making.save(tmp_path / name, "bert", seed, **settings)
+        factories.save(tmp_path / name, "bert", seed, **settings)
     plan, _ = run(tmp_path / "m", "task-arith", [tmp_path / name for name in "ab"])
     for folder in ("m", "m/tasks/a"):
-        peft_model = making.load(tmp_path / folder)
+        peft_model = factories.load(tmp_path / folder)
         adapted = {name for name, module in peft_model.base_model.model.named_modules() if hasattr(module, "lora_A")}
         assert adapted == set(plan.layers)
 
@@ -225,10 +227,10 @@ def test_the_recipe_written_beside_the_result_repeats_it(adapters, tmp_path, mon
     monkeypatch.chdir(adapters.parent)
     paths = [f"{adapters.name}/{name}" for name in MIXED]
     run(tmp_path / "one", "dare-ties", paths, weights=WEIGHTS, density=0.5, seed=7, dtype="bfloat16")
-    again = recipe.read(tmp_path / "one" / "merge.yaml")
-    plan = Plan.of(again)
+    again = recipe.read_recipe(tmp_path / "one" / "merge.yaml")
+    plan = MergePlan.of(again)
     (tmp_path / "two").mkdir()
-    merged.write(tmp_path / "two", plan, merged.Work(1, "cpu", lambda _: None), None)
+    write_merged_folder(tmp_path / "two", plan, Execution(1, "cpu", lambda _: None), None)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
@@ -238,15 +240,17 @@ def test_records(adapters, tmp_path):
     dev = {"split": "dev", "sha256": "0" * 64, "scores": {"accuracy": 91.25}}
     (trained / "training.json").write_text(json.dumps({"dev": dev}))
     base = {"name": "minilm", "revision": None, "sha256": "1" * 64}
-    provenance.write(trained, {"task": {"name": "sst2", "labels": [0, 1]}, "base": base, "data": {"source": "hub"}})
+    provenance.write_record(
+        trained, {"task": {"name": "sst2", "labels": [0, 1]}, "base": base, "data": {"source": "hub"}}
+    )
     run(tmp_path / "m", "task-arith", [trained, adapters / "cola"], weights={"cola": 2}, **{"lambda": 0.3})
-    facts = provenance.read(tmp_path / "m")
+    facts = provenance.read_record(tmp_path / "m")
     assert [source["task"] for source in facts["inputs"]] == ["cola", "sst2"]
     assert [source["weight"] for source in facts["inputs"]] == [2, 1]
     assert facts["inputs"][1]["sha256"] == Adapter.open(trained).sha256()
     assert facts["inputs"][1]["dev"] == dev
     assert facts["settings"] == {"method": "task-arith", "options": {"lambda": 0.3}, "as": "adapter"}
-    own = provenance.read(tmp_path / "m" / "tasks" / "sst2")
+    own = provenance.read_record(tmp_path / "m" / "tasks" / "sst2")
     assert (own["task"], own["data"]) == ({"name": "sst2", "labels": [0, 1]}, {"source": "hub"})
     card = (tmp_path / "m" / "README.md").read_text()
     assert "| sst2 |" in card
@@ -258,7 +262,7 @@ def test_records(adapters, tmp_path):
 
 
 def base_folder(folder, family, bare=False, dtype=torch.float32, shards=False):
-    model = making.model(family).to(dtype)
+    model = factories.model(family).to(dtype)
     part = model.base_model if bare else model
     part.save_pretrained(str(folder), max_shard_size="8KB" if shards else "1GB")
     (folder / "tokenizer.json").write_text("{}")
@@ -271,12 +275,12 @@ def base_folder(folder, family, bare=False, dtype=torch.float32, shards=False):
 def test_model_is_base_plus_update(tmp_path, family, bare, shards):
     base_folder(tmp_path / "base", family, bare, shards=shards)
     for seed, name in enumerate("ab"):
-        making.save(tmp_path / name, family, seed)
+        factories.save(tmp_path / name, family, seed)
     checkpoint = Checkpoint.open(tmp_path / "base")
     paths = [tmp_path / name for name in "ab"]
     run(tmp_path / "m", "task-arith", paths, checkpoint=checkpoint, output="model", jobs=2, **{"lambda": 0.5})
     layers = Adapter.open(tmp_path / "a").layers
-    total = {layer: 0.5 * sum(making.dense(Adapter.open(path), layer) for path in paths) for layer in layers}
+    total = {layer: 0.5 * sum(factories.dense(Adapter.open(path), layer) for path in paths) for layer in layers}
     reference = with_added(family, total)
     loaded = type(reference).from_pretrained(tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors.index.json").exists() == shards
@@ -285,7 +289,7 @@ def test_model_is_base_plus_update(tmp_path, family, bare, shards):
     assert (tmp_path / "m" / "tokenizer.json").read_text() == "{}"
     head = load_file(tmp_path / "m" / "tasks" / "a" / "head.safetensors")
     assert {name: tensor.tolist() for name, tensor in head.items()} == {
-        name: tensor.tolist() for name, tensor in Adapter.open(tmp_path / "a").heads().items()
+        name: tensor.tolist() for name, tensor in Adapter.open(tmp_path / "a").head_tensors().items()
     }
 
 
@@ -297,7 +301,7 @@ def test_model_keeps_element_space_exact(adapters, tmp_path):
     assert set(done.kept.values()) == {1.0}
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
     for layer in done.kept:
-        exact = sum(pruned(making.dense(Adapter.open(path), layer), 0.3) for path in paths)
+        exact = sum(pruned(factories.dense(Adapter.open(path), layer), 0.3) for path in paths)
         close(after[f"{layer}.weight"].double() - before[f"{layer}.weight"], exact, 1e-5)
         before.pop(f"{layer}.weight")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -314,7 +318,7 @@ def test_model_in_other_types_rounds_once(adapters, tmp_path, stored, asked):
     dtype = getattr(torch, asked) if asked else stored
     layers = Adapter.open(adapters / "cola").layers
     for name, tensor in before.items():
-        update = making.dense(Adapter.open(adapters / "cola"), name[:-7]) if name[:-7] in layers else 0
+        update = factories.dense(Adapter.open(adapters / "cola"), name[:-7]) if name[:-7] in layers else 0
         expected = tensor.double() + update
         step = torch.finfo(dtype).eps * expected.abs() * 0.51 + 1e-7
         assert after[name].dtype == dtype
@@ -323,15 +327,15 @@ def test_model_in_other_types_rounds_once(adapters, tmp_path, stored, asked):
 
 def test_embedding_into_a_model(tmp_path):
     base_folder(tmp_path / "base", "gpt2")
-    making.save(tmp_path / "a", "gpt2", target_modules=["wte"])
+    factories.save(tmp_path / "a", "gpt2", target_modules=["wte"])
     run(tmp_path / "m", "task-arith", [tmp_path / "a"], checkpoint=Checkpoint.open(tmp_path / "base"), output="model")
-    update = making.dense(Adapter.open(tmp_path / "a"), "transformer.wte")
+    update = factories.dense(Adapter.open(tmp_path / "a"), "transformer.wte")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
     close(after["transformer.wte.weight"] - before["transformer.wte.weight"], update.T, 1e-5)
 
 
 def test_a_base_that_lacks_the_layer_is_refused(adapters, tmp_path):
-    making.model("llama").save_pretrained(str(tmp_path / "base"))
+    factories.model("llama").save_pretrained(str(tmp_path / "base"))
     with pytest.raises(OsrmError, match=r"none of its tensors fits layer bert\.encoder\.layer\.0"):
         run(
             tmp_path / "m",
@@ -361,16 +365,16 @@ def test_task_aware_gives_each_task_its_own_update(adapters, tmp_path):
     assert done.form == "task-aware"
     assert not (tmp_path / "m" / "adapter_config.json").exists()
     for layer in plan.layers:
-        parts = [making.dense(Adapter.open(path), layer) for path in paths]
+        parts = [factories.dense(Adapter.open(path), layer) for path in paths]
         sign = torch.sign(sum(parts))
         agreeing = torch.stack([torch.where(part * sign > 0, part.abs(), 0.0) for part in parts])
         unified = sign * agreeing.max(0).values
         for name, part in zip(("cola", "mnli"), parts, strict=True):
             mask = part * unified > 0
             factor = part.abs().sum() / (mask * unified).abs().sum()
-            close(task_aware.read(tmp_path / "m", name, layer), factor * mask * unified, 1e-5)
+            close(read_task_delta(tmp_path / "m", name, layer), factor * mask * unified, 1e-5)
     with pytest.raises(OsrmError, match="holds no mask"):
-        task_aware.read(tmp_path / "m", "sst2", plan.layers[0])
+        read_task_delta(tmp_path / "m", "sst2", plan.layers[0])
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
@@ -393,7 +397,7 @@ def write_features(folder, task, layers, digest="1" * 64, statistic="second-mome
         "settings": {"pooling": "mask"},
     }
     folder.mkdir(exist_ok=True)
-    safetensors_io.save(folder / f"{task}.safetensors", held, facts)
+    safetensors_io.save_tensors(folder / f"{task}.safetensors", held, facts)
     return held
 
 
@@ -406,9 +410,9 @@ def test_regmean_reads_the_tasks_second_moments(adapters, tmp_path):
     found = Adapter.open(tmp_path / "m")
     for layer in layers:
         cs = [held[f"{layer}.second-moment"] for held in moments]
-        weighted = sum(making.dense(Adapter.open(path), layer) @ c for path, c in zip(paths, cs, strict=True))
-        close(making.dense(found, layer), weighted @ torch.linalg.inv(sum(cs)), 1e-5)
-    facts = provenance.read(tmp_path / "m")
+        weighted = sum(factories.dense(Adapter.open(path), layer) @ c for path, c in zip(paths, cs, strict=True))
+        close(factories.dense(found, layer), weighted @ torch.linalg.inv(sum(cs)), 1e-5)
+    facts = provenance.read_record(tmp_path / "m")
     assert [item["sha256"] for item in facts["features"]] == [
         provenance.sha256(tmp_path / "features" / f"{name}.safetensors") for name in names
     ]
@@ -438,15 +442,15 @@ def test_regmean_without_what_it_needs_says_which_command_makes_it(adapters, tmp
 
 def test_layers_are_taken_one_at_a_time(adapters, monkeypatch):
     """No layer is read before the one ``jobs`` places earlier has been handed over."""
-    plan = Plan.of(Recipe("task-arith", tuple(Entry(str(adapters / name)) for name in MIXED)))
+    plan = MergePlan.of(MergeRecipe("task-arith", tuple(AdapterEntry(str(adapters / name)) for name in MIXED)))
     read = []
-    original = Plan._updates
+    original = MergePlan._updates
 
     def counted(self, layer, *rest):
         read.append(layer)
         return original(self, layer, *rest)
 
-    monkeypatch.setattr(Plan, "_updates", counted)
+    monkeypatch.setattr(MergePlan, "_updates", counted)
     for jobs in (1, 3):
         read.clear()
         for taken, _ in enumerate(plan.merge(plan.layers, jobs)):
@@ -459,4 +463,4 @@ def test_the_reference_is_pefts_formula(adapters):
     layer = next(iter(adapter.layers))
     stored = load_file(adapter.folder / "adapter_model.safetensors")
     a, b = (stored[f"base_model.model.{layer}.lora_{factor}.weight"].double() for factor in "AB")
-    close(stack([adapter.update(layer), adapter.update(layer)]).dense(), 2 * 3 / np.sqrt(2) * b @ a)
+    close(stack([adapter.delta(layer), adapter.delta(layer)]).dense(), 2 * 3 / np.sqrt(2) * b @ a)

@@ -5,20 +5,20 @@ import itertools
 import pytest
 import torch
 
-from osrm_cli.merging import merged_folder as merged
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.recipe import Entry, Recipe
+from osrm_cli.merging.merged_folder import Execution, write_merged_folder
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.models.checkpoint import Checkpoint
-from tests import factories as making
+from tests.factories import model, save
 from tests.fake_device import DEVICE, Elsewhere
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("elsewhere")
-    making.save(root / "a", "bert", 0, target_modules=["query", "value"])
-    making.save(root / "b", "bert", 1, target_modules=["query"])  # no value: an update of rank zero there
-    making.model("bert").bert.save_pretrained(str(root / "base"))
+    save(root / "a", "bert", 0, target_modules=["query", "value"])
+    save(root / "b", "bert", 1, target_modules=["query"])  # no value: an update of rank zero there
+    model("bert").bert.save_pretrained(str(root / "base"))
     return root
 
 
@@ -28,10 +28,12 @@ def root(tmp_path_factory):
 )
 def test_the_same_bytes_from_another_device(root, tmp_path, method, output):
     def written(name, device):
-        plan = Plan.of(Recipe(method, (Entry(str(root / "a")), Entry(str(root / "b"))), {}, output=output))
+        plan = MergePlan.of(
+            MergeRecipe(method, (AdapterEntry(str(root / "a")), AdapterEntry(str(root / "b"))), {}, output=output)
+        )
         checkpoint = Checkpoint.open(root / "base") if output == "model" else None
         (tmp_path / name).mkdir()
-        merged.write(tmp_path / name, plan, merged.Work(1, device, lambda _: None), None, checkpoint)
+        write_merged_folder(tmp_path / name, plan, Execution(1, device, lambda _: None), None, checkpoint)
         paths = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
         return {path.relative_to(tmp_path / name): path.read_bytes() for path in paths}
 

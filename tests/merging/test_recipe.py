@@ -7,9 +7,9 @@ import yaml
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging import recipe
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.recipe import Entry, Recipe
-from tests import factories as making
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from tests.factories import dense, save
 
 
 def write(path, text):
@@ -36,13 +36,13 @@ as: model
 dtype: bfloat16
 """,
     )
-    assert recipe.read(path) == Recipe(
+    assert recipe.read_recipe(path) == MergeRecipe(
         "ties",
         (
-            Entry("adapters/cola"),
-            Entry("adapters/mnli", -0.5),
-            Entry("adapters/rte", (0.0, 1.0, 0.5)),
-            Entry("adapters/sst2", {"query": 0.7, "value": (0.0, 1.0)}),
+            AdapterEntry("adapters/cola"),
+            AdapterEntry("adapters/mnli", -0.5),
+            AdapterEntry("adapters/rte", (0.0, 1.0, 0.5)),
+            AdapterEntry("adapters/sst2", {"query": 0.7, "value": (0.0, 1.0)}),
         ),
         {"lambda": 0.3, "density": 0.4},
         "somewhere",
@@ -52,10 +52,10 @@ dtype: bfloat16
 
 
 def test_written_recipes_read_back(tmp_path):
-    entries = (Entry("a", (0.5, 1.0)), Entry("b", {"query": (1.0, 2.0), ".*": 0.1}))
-    asked = Recipe("dare", entries, {"lambda": 0.3, "seed": 3}, "features", "model", "float16")
+    entries = (AdapterEntry("a", (0.5, 1.0)), AdapterEntry("b", {"query": (1.0, 2.0), ".*": 0.1}))
+    asked = MergeRecipe("dare", entries, {"lambda": 0.3, "seed": 3}, "features", "model", "float16")
     asked.write(tmp_path)
-    assert recipe.read(tmp_path / "merge.yaml") == asked
+    assert recipe.read_recipe(tmp_path / "merge.yaml") == asked
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_written_recipes_read_back(tmp_path):
     ],
 )
 def test_weight_of_a_layer(weight, layer, depth, expected):
-    assert Entry("a", weight).weight_of(layer, depth) == pytest.approx(expected)
+    assert AdapterEntry("a", weight).weight_of(layer, depth) == pytest.approx(expected)
 
 
 REFUSED = {
@@ -100,9 +100,9 @@ REFUSED = {
 @pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_is_not_understood_is_refused(tmp_path, text, message):
     with pytest.raises(OsrmError, match=message):
-        recipe.read(write(tmp_path / "merge.yaml", text))
+        recipe.read_recipe(write(tmp_path / "merge.yaml", text))
     with pytest.raises(OsrmError, match="is missing"):
-        recipe.read(tmp_path / "none.yaml")
+        recipe.read_recipe(tmp_path / "none.yaml")
 
 
 # --- mergekit ---------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_what_is_not_understood_is_refused(tmp_path, text, message):
 def adapters(tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate("abc"):
-        making.save(root / name, "bert", seed)
+        save(root / name, "bert", seed)
     return root
 
 
@@ -123,7 +123,7 @@ def plan_of(adapters, tmp_path, method, weights, parameters, density=None):
         for name, weight in zip("abc", weights, strict=True)
     ]
     values = {"merge_method": method, "base_model": "org/bert", "models": models, "parameters": parameters}
-    return Plan.of(recipe.read(write(tmp_path / "mergekit.yml", yaml.safe_dump(values))))
+    return MergePlan.of(recipe.read_recipe(write(tmp_path / "mergekit.yml", yaml.safe_dump(values))))
 
 
 def mergekit(updates, weights, normalize, scale=1.0, density=None):
@@ -162,7 +162,7 @@ def test_mergekit_recipes_compute_what_mergekit_computes(adapters, tmp_path, met
         updates = plan._updates(layer, "cpu")
         found = rule(updates, plan.options)
         found = found if isinstance(found, torch.Tensor) else found.dense()
-        parts = [making.dense(adapter, layer) for adapter in opened]
+        parts = [dense(adapter, layer) for adapter in opened]
         expected = mergekit(parts, weights, normalize, parameters.get("lambda", 1.0), density)
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -182,10 +182,10 @@ def test_mergekits_dtype_and_base_as_a_model(adapters, tmp_path):
         "dtype": "bfloat16",
         "models": [{"model": "org/bert"}, {"model": str(adapters / "a"), "parameters": {"density": 0.5, "weight": 2}}],
     }
-    read = recipe.read(write(tmp_path / "m.yml", yaml.safe_dump(values)))
-    assert read == Recipe(
+    read = recipe.read_recipe(write(tmp_path / "m.yml", yaml.safe_dump(values)))
+    assert read == MergeRecipe(
         "dare-ties",
-        (Entry(str(adapters / "a"), 2.0),),
+        (AdapterEntry(str(adapters / "a"), 2.0),),
         {"lambda": 1.0, "density": 0.5, "aggregate": "sum"},
         dtype="bfloat16",
     )
@@ -216,9 +216,9 @@ MERGEKIT_REFUSED = {
 def test_what_mergekit_means_otherwise_is_refused(tmp_path, change, message):
     values = {"merge_method": "task_arithmetic", "base_model": "b", "models": MODELS, **change}
     with pytest.raises(OsrmError, match=message):
-        recipe.read(write(tmp_path / "m.yml", yaml.safe_dump(values)))
+        recipe.read_recipe(write(tmp_path / "m.yml", yaml.safe_dump(values)))
 
 
 def test_a_pattern_that_matches_nothing_is_refused(adapters):
     with pytest.raises(OsrmError, match="for 'nowhere' matches no layer"):
-        Plan.of(Recipe("task-arith", (Entry(str(adapters / "a"), {"nowhere": 2.0}),)))
+        MergePlan.of(MergeRecipe("task-arith", (AdapterEntry(str(adapters / "a"), {"nowhere": 2.0}),)))

@@ -8,7 +8,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.batching import ALIKE, AT_ONCE, ENOUGH, bucket, collate, tokenise
+from osrm_cli.models.batching import (
+    MIN_BATCH_TOKENS,
+    MIN_LENGTH_RATIO,
+    TOKENIZER_CHUNK,
+    collate_batch,
+    group_by_length,
+    tokenize_examples,
+)
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.tasks.task import Example
 
@@ -39,16 +46,16 @@ def ids(text):
 
 
 def test_one_text():
-    found = tokenise(make_tokenizer(), [Example(("a b",), 0), Example(("c",), 1), Example(("",), 0)], 10)
+    found = tokenize_examples(make_tokenizer(), [Example(("a b",), 0), Example(("c",), 1), Example(("",), 0)], 10)
     first = {key: values.tolist() for key, values in found[0].items()}
     assert first == {"input_ids": [CLS, *ids("a b"), SEP], "token_type_ids": [0] * 4, "attention_mask": [1] * 4}
     assert [encoding["input_ids"].tolist() for encoding in found[1:]] == [[CLS, *ids("c"), SEP], [CLS, SEP]]
-    assert tokenise(make_tokenizer(), [], 10) == []
+    assert tokenize_examples(make_tokenizer(), [], 10) == []
 
 
 def test_more_examples_than_one_call_takes():
-    texts = list(itertools.islice(itertools.product(WORDS[4:], repeat=4), AT_ONCE + 10))
-    found = tokenise(make_tokenizer(), [Example((" ".join(words),), 0) for words in texts], 10)
+    texts = list(itertools.islice(itertools.product(WORDS[4:], repeat=4), TOKENIZER_CHUNK + 10))
+    found = tokenize_examples(make_tokenizer(), [Example((" ".join(words),), 0) for words in texts], 10)
     assert [encoding["input_ids"].tolist() for encoding in found] == [
         [CLS, *map(WORDS.index, words), SEP] for words in texts
     ]
@@ -56,7 +63,7 @@ def test_more_examples_than_one_call_takes():
 
 
 def test_a_pair_is_cut_at_its_longer_end():
-    found = tokenise(make_tokenizer(), [Example(("a b c d e", "d"), 0), Example(("a", "b"), 0)], 7)
+    found = tokenize_examples(make_tokenizer(), [Example(("a b c d e", "d"), 0), Example(("a", "b"), 0)], 7)
     assert found[0]["input_ids"].tolist() == [CLS, *ids("a b c"), SEP, *ids("d"), SEP]
     assert found[0]["token_type_ids"].tolist() == [0, 0, 0, 0, 0, 1, 1]
     assert found[1]["input_ids"].tolist() == [CLS, *ids("a"), SEP, *ids("b"), SEP]
@@ -64,14 +71,14 @@ def test_a_pair_is_cut_at_its_longer_end():
 
 def test_only_what_the_tokenizer_makes():
     tokenizer = make_tokenizer(model_input_names=["input_ids", "attention_mask"])
-    assert tokenise(tokenizer, [Example(("a",), 0)], 10)[0].keys() == {"input_ids", "attention_mask"}
+    assert tokenize_examples(tokenizer, [Example(("a",), 0)], 10)[0].keys() == {"input_ids", "attention_mask"}
 
 
 @pytest.mark.parametrize(("texts", "special"), [(("a",), 2), (("a", "b"), 3)])
 def test_no_room_for_text(texts, special):
     with pytest.raises(OsrmError, match=f"a length of {special} tokens leaves no room for text"):
-        tokenise(make_tokenizer(), [Example(texts, 0)], special)
-    assert len(tokenise(make_tokenizer(), [Example(texts, 0)], special + 1)[0]["input_ids"]) == special + 1
+        tokenize_examples(make_tokenizer(), [Example(texts, 0)], special)
+    assert len(tokenize_examples(make_tokenizer(), [Example(texts, 0)], special + 1)[0]["input_ids"]) == special + 1
 
 
 @settings(deadline=None, max_examples=200)
@@ -81,7 +88,7 @@ def test_no_room_for_text(texts, special):
     max_tokens=st.none() | st.integers(1, 200) | st.integers(1000, 4000),
 )
 def test_every_index_is_in_one_batch(lengths, batch_size, max_tokens):
-    batches = bucket(lengths, batch_size, max_tokens)
+    batches = group_by_length(lengths, batch_size, max_tokens)
     max_tokens = max_tokens or 64 * batch_size
     assert sorted(itertools.chain(*batches)) == list(range(len(lengths)))
     ordered = [lengths[index] for batch in batches for index in batch]
@@ -89,26 +96,26 @@ def test_every_index_is_in_one_batch(lengths, batch_size, max_tokens):
     for batch in batches:
         assert 1 <= len(batch) <= batch_size
         assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= max_tokens
-        busy = -(-ENOUGH // lengths[batch[0]])  # examples of the longest one's length
-        assert all(lengths[index] >= ALIKE * lengths[batch[0]] for index in batch[busy:])
+        busy = -(-MIN_BATCH_TOKENS // lengths[batch[0]])  # examples of the longest one's length
+        assert all(lengths[index] >= MIN_LENGTH_RATIO * lengths[batch[0]] for index in batch[busy:])
     for batch, following in itertools.pairwise(batches):
         longest, tokens = lengths[batch[0]], len(batch) * lengths[batch[0]]
         full = len(batch) == batch_size or tokens + longest > max_tokens
-        padding = tokens >= ENOUGH and lengths[following[0]] < ALIKE * longest
+        padding = tokens >= MIN_BATCH_TOKENS and lengths[following[0]] < MIN_LENGTH_RATIO * longest
         assert full or padding, "no batch is smaller than it has to be"
         assert lengths[batch[-1]] >= lengths[following[0]]
 
 
 def test_equal_lengths_keep_their_order():
-    assert bucket([3, 5, 3, 5, 3], 2) == [[1, 3], [0, 2], [4]]
+    assert group_by_length([3, 5, 3, 5, 3], 2) == [[1, 3], [0, 2], [4]]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_on_the_right(side):
     tokenizer = make_tokenizer(side)
     tokenizer._pad_token_type_id = 3  # as XLNet's tokenizer sets it
-    encodings = tokenise(tokenizer, [Example(("a", "b c"), 0), Example(("d", "e"), 0)], 10)
-    batch = collate(encodings, tokenizer, CPU)
+    encodings = tokenize_examples(tokenizer, [Example(("a", "b c"), 0), Example(("d", "e"), 0)], 10)
+    batch = collate_batch(encodings, tokenizer, CPU)
     assert batch["input_ids"].tolist() == [
         [CLS, *ids("a"), SEP, *ids("b c"), SEP],
         [CLS, *ids("d"), SEP, *ids("e"), SEP, PAD],
@@ -120,19 +127,19 @@ def test_padding_is_on_the_right(side):
 
 def test_pad_to():
     tokenizer = make_tokenizer()
-    encodings = tokenise(tokenizer, [Example(("a b c",), 0)], 10)
-    assert collate(encodings, tokenizer, CPU, pad_to=8)["input_ids"].tolist() == [
+    encodings = tokenize_examples(tokenizer, [Example(("a b c",), 0)], 10)
+    assert collate_batch(encodings, tokenizer, CPU, pad_to=8)["input_ids"].tolist() == [
         [CLS, *ids("a b c"), SEP, PAD, PAD, PAD]
     ]
-    assert collate(encodings, tokenizer, CPU, pad_to=2)["input_ids"].shape == (1, 5), "never cuts"
+    assert collate_batch(encodings, tokenizer, CPU, pad_to=2)["input_ids"].shape == (1, 5), "never cuts"
 
 
 def test_no_padding_token():
     tokenizer = make_tokenizer(pad_token=None)
-    encodings = tokenise(tokenizer, [Example(("a b",), 0), Example(("c d",), 0), Example(("e",), 0)], 10)
-    assert collate(encodings[:2], tokenizer, CPU)["input_ids"].shape == (2, 4), "none is needed here"
+    encodings = tokenize_examples(tokenizer, [Example(("a b",), 0), Example(("c d",), 0), Example(("e",), 0)], 10)
+    assert collate_batch(encodings[:2], tokenizer, CPU)["input_ids"].shape == (2, 4), "none is needed here"
     with pytest.raises(OsrmError, match="has no padding token"):
-        collate(encodings, tokenizer, CPU)
+        collate_batch(encodings, tokenizer, CPU)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -145,16 +152,16 @@ def test_a_model_sees_the_same_text_in_any_batch(side, batch_size):
     model = BertModel(config).eval()
     tokenizer = make_tokenizer(side)
     examples = [Example((text,), 0) for text in ("a", "b c d e a b", "c d", "e e e", "d")]
-    encodings = tokenise(tokenizer, examples, 16)
+    encodings = tokenize_examples(tokenizer, examples, 16)
     alone = [model(**{k: torch.from_numpy(v)[None] for k, v in e.items()}).last_hidden_state[0] for e in encodings]
-    for plan in bucket([len(e["input_ids"]) for e in encodings], batch_size):
-        hidden = model(**collate([encodings[i] for i in plan], tokenizer, CPU)).last_hidden_state
+    for plan in group_by_length([len(e["input_ids"]) for e in encodings], batch_size):
+        hidden = model(**collate_batch([encodings[i] for i in plan], tokenizer, CPU)).last_hidden_state
         for row, index in enumerate(plan):
             torch.testing.assert_close(hidden[row, : len(alone[index])], alone[index], atol=1e-5, rtol=0)
 
 
 def test_an_empty_text_is_read_as_the_end_token(tiny):
     tokenizer = load_tokenizer(tiny("gpt2"))  # adds nothing of its own
-    encodings = tokenise(tokenizer, [Example(("",), 0), Example(("w1 w2",), 0)], 8)
+    encodings = tokenize_examples(tokenizer, [Example(("",), 0), Example(("w1 w2",), 0)], 8)
     assert encodings[0]["input_ids"] == [tokenizer.eos_token_id]
-    assert collate(encodings, tokenizer, CPU)["attention_mask"].tolist() == [[1, 0], [1, 1]]
+    assert collate_batch(encodings, tokenizer, CPU)["attention_mask"].tolist() == [[1, 0], [1, 1]]

@@ -10,10 +10,16 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models import base_model as bases
-from osrm_cli.models import classifier as base_model
-from osrm_cli.models import target_modules as targets
-from osrm_cli.storage.provenance import Base
+from osrm_cli.models.base_model import find_base_model, hub, identify_base_model, resolve_base_model
+from osrm_cli.models.classifier import Classifier, check_max_length, load_classifier, load_tokenizer
+from osrm_cli.models.target_modules import (
+    as_target_modules,
+    default_target_modules,
+    find_target_layers,
+    is_conv1d,
+    layer_widths,
+)
+from osrm_cli.storage.provenance import BaseModelId
 from tests.conftest import FAMILIES
 
 Tiny = Callable[[str], Path]
@@ -22,8 +28,8 @@ HEADS |= {"llama": ["score"], "qwen2": ["score"], "gpt2": ["score"]}
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def load(folder: Path, num_labels: int = 2, seed: int = 0) -> base_model.Classifier:
-    return base_model.load_classifier(folder, num_labels, base_model.load_tokenizer(folder), torch.float32, seed)
+def load(folder: Path, num_labels: int = 2, seed: int = 0) -> Classifier:
+    return load_classifier(folder, num_labels, load_tokenizer(folder), torch.float32, seed)
 
 
 @pytest.fixture
@@ -36,21 +42,21 @@ def copy(tiny: Tiny, tmp_path: Path) -> Path:
 
 
 def test_folder_is_itself_and_its_digest_is_that_of_the_weights(tiny: Tiny, copy: Path) -> None:
-    assert bases.locate(str(copy)) == copy
-    found, theirs = bases.identify(str(copy)), bases.identify(str(tiny("bert")))
+    assert find_base_model(str(copy)) == copy
+    found, theirs = identify_base_model(str(copy)), identify_base_model(str(tiny("bert")))
     assert found.name == str(copy)
     assert found.revision is None
     assert found.sha256 == theirs.sha256
     (copy / "README.md").write_text("no part of the weights")
-    assert bases.identify(str(copy)).sha256 == found.sha256
+    assert identify_base_model(str(copy)).sha256 == found.sha256
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert bases.identify(str(copy)).sha256 != found.sha256
+    assert identify_base_model(str(copy)).sha256 != found.sha256
 
 
 def test_minilm_and_its_hub_id_are_one_model(minilm: str) -> None:
-    ours, theirs = bases.identify(minilm), bases.identify(HUB_ID)
-    assert bases.locate(minilm) == bases.locate(HUB_ID)
+    ours, theirs = identify_base_model(minilm), identify_base_model(HUB_ID)
+    assert find_base_model(minilm) == find_base_model(HUB_ID)
     assert ours == theirs
     assert ours.name == HUB_ID  # a name that any program can load
 
@@ -70,46 +76,46 @@ def test_snapshot_in_the_hubs_cache(copy: Path, tmp_path: Path, monkeypatch: pyt
         (snapshot / path.name).symlink_to(blob)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    assert bases.locate("someone/tiny") == snapshot
-    found = bases.identify("someone/tiny")
+    assert find_base_model("someone/tiny") == snapshot
+    found = identify_base_model("someone/tiny")
     assert (found.name, found.revision) == ("someone/tiny", commit)
-    assert found.sha256 == bases.identify(str(copy)).sha256
+    assert found.sha256 == identify_base_model(str(copy)).sha256
 
 
 def test_pickle_alone_is_refused(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(OsrmError, match=r"no safetensors weights, found only the pickle pytorch_model\.bin") as caught:
-        bases.locate(str(copy))
+        find_base_model(str(copy))
     assert "save_pretrained" in str(caught.value.hint)
 
 
 def test_folder_that_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(OsrmError, match=r"holds no base model: config\.json is missing"):
-        bases.locate(str(tmp_path))
+        find_base_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(OsrmError, match="no safetensors weights, found none"):
-        bases.locate(str(tmp_path))
+        find_base_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "nosuchmodel", "a/b/c", "./missing"])
 def test_unknown_name_offline_is_one_line(name: str) -> None:
     with pytest.raises(OsrmError, match=f"base model '{name}' is neither a folder nor in the hub's cache") as caught:
-        bases.locate(name)
+        find_base_model(name)
     assert "\n" not in str(caught.value)
     assert "--model" in str(caught.value.hint)
 
 
 def test_artifact_on_other_weights_is_refused(copy: Path, tiny: Tiny) -> None:
-    recorded = bases.identify(str(copy))
-    assert bases.of_artifact(Path("start"), recorded, None, None, None) == (copy, recorded)
-    moved, found = bases.of_artifact(Path("start"), recorded, None, str(tiny("bert")), None)
+    recorded = identify_base_model(str(copy))
+    assert resolve_base_model(Path("start"), recorded, None, None, None) == (copy, recorded)
+    moved, found = resolve_base_model(Path("start"), recorded, None, str(tiny("bert")), None)
     assert moved == tiny("bert")
     assert found.sha256 == recorded.sha256
     with pytest.raises(OsrmError, match=r"start was made for base model .*model \(weights .*, found .*roberta"):
-        bases.of_artifact(Path("start"), recorded, None, str(tiny("roberta")), None)
+        resolve_base_model(Path("start"), recorded, None, str(tiny("roberta")), None)
     with pytest.raises(OsrmError, match="start does not say which base model it is for"):
-        bases.of_artifact(Path("start"), None, None, None, None)
-    assert bases.of_artifact(Path("start"), None, str(copy), None, None)[0] == copy
+        resolve_base_model(Path("start"), None, None, None, None)
+    assert resolve_base_model(Path("start"), None, str(copy), None, None)[0] == copy
 
 
 def test_record_of_a_hub_model_brings_its_revision(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,9 +125,9 @@ def test_record_of_a_hub_model_brings_its_revision(tiny: Tiny, monkeypatch: pyte
         asked.append((name, revision))
         return tiny("bert")
 
-    monkeypatch.setattr(bases.hub, "fetch", fetch)
-    recorded = Base("someone/tiny", "c0ffee", bases.identify(str(tiny("bert"))).sha256)
-    bases.of_artifact(Path("start"), recorded, None, None, None)
+    monkeypatch.setattr(hub, "fetch", fetch)
+    recorded = BaseModelId("someone/tiny", "c0ffee", identify_base_model(str(tiny("bert"))).sha256)
+    resolve_base_model(Path("start"), recorded, None, None, None)
     assert set(asked) == {("someone/tiny", "c0ffee")}
 
 
@@ -158,7 +164,7 @@ def test_weights_that_the_backbone_lacks_travel_with_the_adapter(copy: Path) -> 
     BertModel.from_pretrained(copy, add_pooling_layer=False).save_pretrained(copy)
     found = load(copy)
     assert found.heads == ["bert.pooler.dense", "classifier"]
-    layers = targets.find_targets(found, ["dense"])
+    layers = find_target_layers(found, ["dense"])
     assert "bert.pooler.dense" not in layers
 
 
@@ -188,12 +194,12 @@ def test_model_without_a_tokenizer(copy: Path) -> None:
     for path in copy.glob("*token*"):
         path.unlink()
     with pytest.raises(OsrmError, match="model holds no tokenizer"):
-        base_model.load_tokenizer(copy)
+        load_tokenizer(copy)
 
 
 def test_tokenizer_pads_with_the_end_token_where_it_has_none(tiny: Tiny) -> None:
     assert AutoTokenizer.from_pretrained(tiny("gpt2")).pad_token_id is None
-    tokenizer = base_model.load_tokenizer(tiny("gpt2"))
+    tokenizer = load_tokenizer(tiny("gpt2"))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
     assert load(tiny("gpt2")).model.config.pad_token_id == 2
 
@@ -207,11 +213,11 @@ def test_tokenizer_pads_with_the_end_token_where_it_has_none(tiny: Tiny) -> None
 )
 def test_length_beyond_the_positions_is_refused(tiny: Tiny, family: str, most: int | None) -> None:
     if most is None:
-        base_model.check_length(tiny(family), 10_000)  # relative positions
+        check_max_length(tiny(family), 10_000)  # relative positions
         return
-    base_model.check_length(tiny(family), most)
+    check_max_length(tiny(family), most)
     with pytest.raises(OsrmError, match=f"positions for {most} tokens, fewer than the length of {most + 1}") as caught:
-        base_model.check_length(tiny(family), most + 1)
+        check_max_length(tiny(family), most + 1)
     assert caught.value.hint == f"give --max-length {most} or less"
 
 
@@ -231,22 +237,22 @@ def test_that_many_tokens_do_run_and_one_more_does_not(tiny: Tiny, family: str, 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_targets_are_those_that_peft_adapts(tiny: Tiny, family: str) -> None:
     classifier = load(tiny(family))
-    names = targets.default_targets(classifier.model)
-    found = targets.find_targets(classifier, names)
+    names = default_target_modules(classifier.model)
+    found = find_target_layers(classifier, names)
     config = LoraConfig(target_modules=names, task_type="SEQ_CLS", fan_in_fan_out=family == "gpt2")
     adapted = get_peft_model(classifier.model, config)
     lora = [n.removeprefix("base_model.model.") for n, m in adapted.named_modules() if hasattr(m, "lora_A")]
     assert list(found) == lora
     for name in lora:
         layer = adapted.get_submodule(f"base_model.model.{name}")
-        assert targets.widths(found[name]) == (layer.in_features, layer.out_features)
+        assert layer_widths(found[name]) == (layer.in_features, layer.out_features)
 
 
 def test_conv1d_is_told_from_linear(tiny: Tiny) -> None:
-    layers = targets.find_targets(load(tiny("gpt2")), ["c_attn"])
-    assert all(targets.is_conv1d(layer) for layer in layers.values())
-    assert {targets.widths(layer) for layer in layers.values()} == {(16, 48)}
-    assert not targets.is_conv1d(torch.nn.Linear(16, 48))
+    layers = find_target_layers(load(tiny("gpt2")), ["c_attn"])
+    assert all(is_conv1d(layer) for layer in layers.values())
+    assert {layer_widths(layer) for layer in layers.values()} == {(16, 48)}
+    assert not is_conv1d(torch.nn.Linear(16, 48))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "t5", "llama"])
@@ -254,20 +260,20 @@ def test_conv1d_is_told_from_linear(tiny: Tiny) -> None:
 def test_spelling_means_the_same_layers_with_and_without_heads(tiny: Tiny, family: str, names: list[str]) -> None:
     classifier = load(tiny(family))
     try:
-        found = targets.find_targets(classifier, names)
+        found = find_target_layers(classifier, names)
     except OsrmError:
         assert names == ["dense"]  # no layer of T5's or Llama's backbone is called so
         return
     assert not any(name.startswith(tuple(classifier.heads)) for name in found)
-    spelled = targets.spelled(classifier, names, found)
-    bare = base_model.Classifier(classifier.model, [])
-    assert list(targets.find_targets(bare, spelled)) == list(found)
+    spelled = as_target_modules(classifier, names, found)
+    bare = Classifier(classifier.model, [])
+    assert list(find_target_layers(bare, spelled)) == list(found)
     assert spelled == names or spelled == list(found)
 
 
 def test_unknown_targets_are_told_what_there_is(tiny: Tiny) -> None:
     with pytest.raises(OsrmError, match="no linear layer matches --target-modules nosuch") as caught:
-        targets.find_targets(load(tiny("bert")), ["nosuch"])
+        find_target_layers(load(tiny("bert")), ["nosuch"])
     assert "query" in str(caught.value.hint)
 
 
@@ -275,5 +281,5 @@ def test_architecture_without_defaults(tiny: Tiny) -> None:
     model = load(tiny("bert")).model
     model.config.model_type = "novel"
     with pytest.raises(OsrmError, match="no default target layers are known for model type 'novel'") as caught:
-        targets.default_targets(model)
+        default_target_modules(model)
     assert "--target-modules" in str(caught.value.hint)

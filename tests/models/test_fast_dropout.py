@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn.functional import dropout
 
-from osrm_cli.models.fast_dropout import CheapMasks, cheap
+from osrm_cli.models.fast_dropout import SixteenBitDropout, use_fast_dropout
 
 N = 200_000
 
 
 @pytest.fixture(autouse=True)
 def _entered() -> Iterator[None]:
-    with CheapMasks():
+    with SixteenBitDropout():
         yield
 
 
@@ -67,5 +67,5 @@ def test_modules_use_it_in_training_only() -> None:
 
 
 def test_other_devices_keep_their_own_kernels() -> None:
-    assert isinstance(cheap(torch.device("cpu")), CheapMasks)
-    assert not isinstance(cheap(torch.device("cuda")), CheapMasks)
+    assert isinstance(use_fast_dropout(torch.device("cpu")), SixteenBitDropout)
+    assert not isinstance(use_fast_dropout(torch.device("cuda")), SixteenBitDropout)

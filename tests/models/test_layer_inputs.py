@@ -9,11 +9,11 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import collect, shards
-from osrm_cli.features.statistics import table as statistics
-from osrm_cli.models import batching as batches
-from osrm_cli.models import classifier as base_model
-from osrm_cli.models import layer_inputs as activations
-from osrm_cli.models import target_modules as targets
+from osrm_cli.features.statistics.table import find_statistic
+from osrm_cli.models.batching import collate_batch, tokenize_examples
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.layer_inputs import find_shared_inputs, record_inputs
+from osrm_cli.models.target_modules import default_target_modules, find_target_layers
 from osrm_cli.tasks.task import Example
 from tests.conftest import FAMILIES, WORDS
 
@@ -39,19 +39,19 @@ class Subject:
     """A tiny classifier, its targets, and its examples as tokens."""
 
     def __init__(self, folder: Path, names: list[str] | None) -> None:
-        self.tokenizer = base_model.load_tokenizer(folder)
-        self.classifier = base_model.load_classifier(folder, 2, self.tokenizer, torch.float32, 0)
+        self.tokenizer = load_tokenizer(folder)
+        self.classifier = load_classifier(folder, 2, self.tokenizer, torch.float32, 0)
         self.model = self.classifier.model
-        self.layers = targets.find_targets(self.classifier, names or targets.default_targets(self.model))
-        self.encodings = batches.tokenise(self.tokenizer, EXAMPLES, LENGTH)
+        self.layers = find_target_layers(self.classifier, names or default_target_modules(self.model))
+        self.encodings = tokenize_examples(self.tokenizer, EXAMPLES, LENGTH)
 
     def collect(self, kind: str, batch_size: int = 4, order: list[int] | None = None, padded: bool = False) -> Any:
-        total = collect.Totals(self.model, self.layers, [statistics.find(kind).load()], padded)
+        total = collect.InputStatistics(self.model, self.layers, [find_statistic(kind).load()], padded)
         order = order or list(range(len(self.encodings)))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             chosen = [self.encodings[row] for row in rows]
-            total.add(batches.collate(chosen, self.tokenizer, CPU, pad_to=LENGTH if padded else None), rows)
+            total.add(collate_batch(chosen, self.tokenizer, CPU, pad_to=LENGTH if padded else None), rows)
         return total
 
     def naive(self, pad_to: int | None = None) -> dict[str, list[torch.Tensor]]:
@@ -97,7 +97,7 @@ def check(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def entry(total: Any, kind: str, layer: str) -> torch.Tensor:
-    return shards.finished(total.sums, [kind])[f"{total.layers[layer]['source']}.{kind}"]
+    return shards.finalized_tensors(total.sums, [kind])[f"{total.layers[layer]['source']}.{kind}"]
 
 
 def test_mean_is_that_of_a_naive_loop(family: Subject) -> None:
@@ -126,9 +126,9 @@ def test_padded_pooling_is_the_mean_of_all_positions(family: Subject) -> None:
 
 
 def test_batch_size_and_order_change_nothing(family: Subject) -> None:
-    expected = shards.finished(family.collect("second-moment", batch_size=6).sums, ["c"])
+    expected = shards.finalized_tensors(family.collect("second-moment", batch_size=6).sums, ["c"])
     for batch_size, order in ((1, [5, 4, 3, 2, 1, 0]), (2, [3, 0, 5, 1, 4, 2]), (5, [0, 1, 2, 3, 4, 5])):
-        found = shards.finished(family.collect("second-moment", batch_size, order).sums, ["c"])
+        found = shards.finalized_tensors(family.collect("second-moment", batch_size, order).sums, ["c"])
         assert found.keys() == expected.keys()
         for name, tensor in found.items():
             check(tensor, expected[name].double())
@@ -148,7 +148,7 @@ def test_saved_padding_side_changes_nothing(tiny: Tiny, tmp_path: Path, name: st
         tokenizer.padding_side = side
         tokenizer.save_pretrained(folder)
         assert f'"padding_side": "{side}"' in (folder / "tokenizer_config.json").read_text()
-        found.append(shards.finished(Subject(folder, None).collect("mean").sums, ["mean"]))
+        found.append(shards.finalized_tensors(Subject(folder, None).collect("mean").sums, ["mean"]))
     for key, tensor in found[0].items():
         assert torch.equal(tensor, found[1][key])
 
@@ -171,7 +171,9 @@ def test_layers_with_one_input_share_one_entry(tiny: Tiny, name: str, names: lis
     for number in range(2):
         group = {f["source"] for n, f in total.layers.items() if f".{number}." in n and n.rpartition(".")[2] in shared}
         assert len(group) == 1
-    assert len(shards.finished(total.sums, ["mean"])) == len({facts["source"] for facts in total.layers.values()})
+    assert len(shards.finalized_tensors(total.sums, ["mean"])) == len(
+        {facts["source"] for facts in total.layers.values()}
+    )
     assert list(total.layers) == list(subject.layers)  # the model's order
 
 
@@ -224,9 +226,9 @@ def test_layer_that_runs_twice_is_seen_twice() -> None:
     model: Any = Twice()
     batch = {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": torch.ones(1, 3)}
     found: list[torch.Tensor] = []
-    inputs = activations.find_inputs(model, {"block": model.block}, batch)
+    inputs = find_shared_inputs(model, {"block": model.block}, batch)
     assert inputs.calls == 3
-    activations.watch(model, {"block": model.block}, inputs, batch, lambda name, x, mask: found.append(x))
+    record_inputs(model, {"block": model.block}, inputs, batch, lambda name, x, mask: found.append(x))
     assert len(found) == 3
     torch.testing.assert_close(found[2], model.block(found[1].clone()).tanh())
 
@@ -249,13 +251,13 @@ def test_memory_does_not_grow_with_the_examples(subject: Callable[[str], Subject
 def test_layer_that_takes_no_part_is_named(subject: Callable[[str], Subject]) -> None:
     bert = subject("bert")
     idle = {"idle": torch.nn.Linear(16, 16)}
-    total = collect.Totals(bert.model, {**bert.layers, **idle}, [statistics.find("mean").load()])
+    total = collect.InputStatistics(bert.model, {**bert.layers, **idle}, [find_statistic("mean").load()])
     with pytest.raises(OsrmError, match="target layer idle takes no part"):
-        total.add(batches.collate(bert.encodings[:1], bert.tokenizer, CPU), [0])
+        total.add(collate_batch(bert.encodings[:1], bert.tokenizer, CPU), [0])
 
 
 def test_layer_behind_the_pooler_is_averaged_over_examples(tiny: Tiny) -> None:
     subject = Subject(tiny("bert"), ["bert.pooler.dense"])
-    found = shards.finished(subject.collect("mean").sums, ["mean"])["bert.pooler.dense.mean"]
+    found = shards.finalized_tensors(subject.collect("mean").sums, ["mean"])["bert.pooler.dense.mean"]
     inputs = subject.naive()["bert.pooler.dense"]  # (d_in,) for each example
     check(found, torch.stack(inputs).mean(0))

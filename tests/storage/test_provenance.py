@@ -6,14 +6,14 @@ import pytest
 from osrm_cli import __version__
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import provenance
-from osrm_cli.storage.provenance import Base
+from osrm_cli.storage.provenance import BaseModelId
 
-OURS, THEIRS = Base("ours", None, "a" * 64), Base("theirs", "c0ffee" * 5, "b" * 64)
+OURS, THEIRS = BaseModelId("ours", None, "a" * 64), BaseModelId("theirs", "c0ffee" * 5, "b" * 64)
 
 
 def test_record_says_where_from(tmp_path: Path) -> None:
     (tmp_path / "in").write_text("text")
-    facts = provenance.record("collect", {"seed": 3}, [tmp_path / "in"], base=OURS, tokens=7)
+    facts = provenance.make_record("collect", {"seed": 3}, [tmp_path / "in"], base=OURS, tokens=7)
     assert facts == {
         "tool": "osrm-cli",
         "version": __version__,
@@ -23,28 +23,30 @@ def test_record_says_where_from(tmp_path: Path) -> None:
         "inputs": [{"path": (tmp_path / "in").as_posix(), "sha256": hashlib.sha256(b"text").hexdigest()}],
         "tokens": 7,
     }
-    assert Base.of(facts) == OURS
-    assert Base.of(provenance.record("merge", {})) is None
+    assert BaseModelId.of(facts) == OURS
+    assert BaseModelId.of(provenance.make_record("merge", {})) is None
 
 
 def test_equal_facts_are_equal_bytes() -> None:
-    assert provenance.dumps({"b": 1, "a": {"d": 2, "c": "ä"}}) == provenance.dumps({"a": {"c": "ä", "d": 2}, "b": 1})
-    assert provenance.dumps({"a": "ä"}) == '{\n  "a": "ä"\n}\n'
+    assert provenance.to_json({"b": 1, "a": {"d": 2, "c": "ä"}}) == provenance.to_json(
+        {"a": {"c": "ä", "d": 2}, "b": 1}
+    )
+    assert provenance.to_json({"a": "ä"}) == '{\n  "a": "ä"\n}\n'
     with pytest.raises(ValueError, match="not JSON compliant"):
-        provenance.dumps({"a": float("nan")})
+        provenance.to_json({"a": float("nan")})
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
-    assert provenance.read(tmp_path) == {}
-    provenance.write(tmp_path, {"a": [1, "ü"]})
-    assert provenance.read(tmp_path) == {"a": [1, "ü"]}
+    assert provenance.read_record(tmp_path) == {}
+    provenance.write_record(tmp_path, {"a": [1, "ü"]})
+    assert provenance.read_record(tmp_path) == {"a": [1, "ü"]}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]"])
 def test_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "osrm.json").write_bytes(content)
     with pytest.raises(OsrmError, match=r"osrm\.json"):
-        provenance.read(tmp_path)
+        provenance.read_record(tmp_path)
 
 
 def test_digest_of_a_folder_sees_names_and_contents_but_nothing_hidden(tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ def test_digest_of_a_folder_sees_names_and_contents_but_nothing_hidden(tmp_path:
 
 
 def test_odd_base_is_named() -> None:
-    provenance.same_base({Path("one"): OURS, Path("two"): OURS})
-    provenance.same_base({})
+    provenance.check_same_base_model({Path("one"): OURS, Path("two"): OURS})
+    provenance.check_same_base_model({})
     with pytest.raises(OsrmError, match=r"^odd comes from base model theirs at c0ffee.*, but one from ours"):
-        provenance.same_base({Path("odd"): THEIRS, Path("one"): OURS, Path("two"): OURS})
+        provenance.check_same_base_model({Path("odd"): THEIRS, Path("one"): OURS, Path("two"): OURS})

@@ -7,23 +7,23 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods import METHODS, find
-from osrm_cli.merging.methods.layer_updates import TaskAware
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.recipe import Entry, Recipe
+from osrm_cli.merging.methods import METHODS, find_method
+from osrm_cli.merging.methods.layer_updates import MaskedDelta
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.sweep import grid
-from osrm_cli.sweep.grid import Change
-from tests import factories as making
+from osrm_cli.sweep.grid import ScaledDelta
+from tests.factories import save
 
 NAMES = ("cola", "mnli", "sst2")
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> MergeRecipe:
     root = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(NAMES):
-        making.save(root / name, "bert", seed, r=2 + seed)
-    return Recipe("", tuple(Entry(str(root / name)) for name in NAMES))
+        save(root / name, "bert", seed, r=2 + seed)
+    return MergeRecipe("", tuple(AdapterEntry(str(root / name)) for name in NAMES))
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_options_by_name() -> None:
             grid.parse_option(text)
 
 
-def test_points_are_the_product_of_what_each_method_uses(asked: Recipe) -> None:
+def test_points_are_the_product_of_what_each_method_uses(asked: MergeRecipe) -> None:
     spans = {"lambda": [0.2, 0.5], "density": [0.1, 0.4], "rank": [3]}
-    found = grid.families(asked, ["task-arith", "ties", "ta"], spans, {"seed": [7]})
+    found = grid.expand_grid(asked, ["task-arith", "ties", "ta"], spans, {"seed": [7]})
     points = [(family.plan.method.name, options) for family in found for options, _ in family.points()]
     ties = {"aggregate": "mean", "rank": 3}
     assert points == [
@@ -79,58 +79,58 @@ def test_points_are_the_product_of_what_each_method_uses(asked: Recipe) -> None:
         ("ties", {"lambda": 0.5, "density": 0.4, **ties}),
     ]
     assert len(found) == 3  # merges to carry out
-    (dare,) = grid.families(asked, ["dare"], {}, {"seed": [7]})
+    (dare,) = grid.expand_grid(asked, ["dare"], {}, {"seed": [7]})
     assert [options for options, _ in dare.points()] == [{"lambda": 1.0, "density": 0.2, "seed": 7}]
 
 
-def test_options_that_no_method_uses(asked: Recipe) -> None:
+def test_options_that_no_method_uses(asked: MergeRecipe) -> None:
     with pytest.raises(OsrmError, match="none of task-arith, average uses --density"):
-        grid.families(asked, ["task-arith", "average"], {"density": [0.1]}, {})
+        grid.expand_grid(asked, ["task-arith", "average"], {"density": [0.1]}, {})
 
 
 @pytest.mark.parametrize("method", ["regmean++", "adamerging"])
-def test_merges_that_lambda_changes_otherwise_are_done_for_each(asked: Recipe, method: str) -> None:
-    found = grid.families(asked, [method], {"lambda": [0.2, 0.5]}, {})
+def test_merges_that_lambda_changes_otherwise_are_done_for_each(asked: MergeRecipe, method: str) -> None:
+    found = grid.expand_grid(asked, [method], {"lambda": [0.2, 0.5]}, {})
     assert [family.plan.recipe.options["lambda"] for family in found] == [0.2, 0.5]
     assert [factor for family in found for _, factor in family.points()] == [1.0, 1.0]
 
 
-RULES = [row.name for row in METHODS if not row.passes and "features" not in row.needs]
+RULES = [row.name for row in METHODS if not row.data_statistic and "features" not in row.needs]
 
 
 @pytest.mark.parametrize("method", [*RULES, "pico+ties"])
-def test_lambda_is_a_factor(asked: Recipe, method: str) -> None:
+def test_lambda_is_a_factor(asked: MergeRecipe, method: str) -> None:
     """The shared merge times lambda is the merge at lambda, for every rule of the table."""
     # A flat spectrum has no leading directions that a rank could mean.
-    whole = find(method).task_aware or method in ("cat", "iso-c", "iso-cts")
+    whole = find_method(method).is_task_aware or method in ("cat", "iso-c", "iso-cts")
     spans = {"lambda": [-0.7, 0.35]} | ({} if whole else {"rank": [2]})
-    (family,) = grid.families(asked, [method], spans, {})
+    (family,) = grid.expand_grid(asked, [method], spans, {})
     shared = {layer.name: layer.result for layer in family.plan.merge(family.plan.layers)}
     for options, factor in family.points():
-        plan = Plan.of(Recipe(method, asked.adapters, options))
-        change = Change(shared, factor, plan.dtype)
+        plan = MergePlan.of(MergeRecipe(method, asked.adapters, options))
+        change = ScaledDelta(shared, factor, plan.dtype)
         for layer in plan.merge(plan.layers):
             for index in range(len(NAMES)):
-                found = change.of(layer.name, index)
-                if isinstance(layer.result, TaskAware):
-                    expected = layer.result.of(index)
+                found = change.delta(layer.name, index)
+                if isinstance(layer.result, MaskedDelta):
+                    expected = layer.result.for_task(index)
                 else:
                     expected = layer.result.dense() if isinstance(layer.result, LowRank) else layer.result
                 torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
-    assert change.by_task == find(method).task_aware
+    assert change.by_task == find_method(method).is_task_aware
 
 
-def test_update_is_in_the_type_that_a_merge_would_write(asked: Recipe) -> None:
-    (family,) = grid.families(asked, ["task-arith"], {}, {})
+def test_update_is_in_the_type_that_a_merge_would_write(asked: MergeRecipe) -> None:
+    (family,) = grid.expand_grid(asked, ["task-arith"], {}, {})
     layer = next(family.plan.merge(family.plan.layers[:1]))
     assert isinstance(layer.result, LowRank)
-    found = Change({layer.name: layer.result}, 0.3, torch.bfloat16).of(layer.name, 0)
+    found = ScaledDelta({layer.name: layer.result}, 0.3, torch.bfloat16).delta(layer.name, 0)
     narrow = layer.result.scaled(0.3).to(torch.bfloat16)
     assert found.dtype == torch.float32
     assert torch.equal(found, narrow.B.float() @ narrow.A.float())
 
 
-def test_task_aware_methods_have_one_form(asked: Recipe, tmp_path: Path) -> None:
-    whole = Recipe("", asked.adapters, output="model")
-    forms = [family.plan.recipe.output for family in grid.families(whole, ["ties", "emr"], {}, {})]
+def test_task_aware_methods_have_one_form(asked: MergeRecipe, tmp_path: Path) -> None:
+    whole = MergeRecipe("", asked.adapters, output="model")
+    forms = [family.plan.recipe.output for family in grid.expand_grid(whole, ["ties", "emr"], {}, {})]
     assert forms == ["model", "adapter"]

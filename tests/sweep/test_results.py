@@ -1,21 +1,21 @@
 """What a sweep found: the choice, and its JSON."""
 
-from osrm_cli.sweep.results import Point, Result, Results, Sweep, average
+from osrm_cli.sweep.results import Result, Results, SweepPoint, SweepResult, average
 
 
 def results(one: float, two: float) -> Results:
     return {"a": Result(one, {"accuracy": one}, (0, 1)), "b": Result(two, {"pearson": two}, (0.5,))}
 
 
-def sweep() -> Sweep:
+def sweep() -> SweepResult:
     points = [
-        Point("ties", {"lambda": 0.1}, False, results(50, 60), results(99, 99)),  # best on test alone
-        Point("ties", {"lambda": 0.2}, False, results(70, 60), results(10, 20)),
-        Point("ties", {"lambda": 0.2}, True, results(60, 60), results(30, 40)),
-        Point("ties", {"lambda": 0.3}, False, results(60, 70), results(90, 90)),  # as good, but later
-        Point("emr", {"lambda": 1.0}, False, results(0, 0), results(1, 2)),
+        SweepPoint("ties", {"lambda": 0.1}, False, results(50, 60), results(99, 99)),  # best on test alone
+        SweepPoint("ties", {"lambda": 0.2}, False, results(70, 60), results(10, 20)),
+        SweepPoint("ties", {"lambda": 0.2}, True, results(60, 60), results(30, 40)),
+        SweepPoint("ties", {"lambda": 0.3}, False, results(60, 70), results(90, 90)),  # as good, but later
+        SweepPoint("emr", {"lambda": 1.0}, False, results(0, 0), results(1, 2)),
     ]
-    return Sweep(results(80, 90), results(81, 91), points)
+    return SweepResult(results(80, 90), results(81, 91), points)
 
 
 def test_best_is_chosen_on_validation_alone_and_the_first_of_equals() -> None:

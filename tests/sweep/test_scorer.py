@@ -10,13 +10,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.merging.plan import Plan
-from osrm_cli.merging.recipe import Entry, Recipe
-from osrm_cli.models import classifier as base_model
-from osrm_cli.sweep.grid import Change
-from osrm_cli.sweep.scorer import Bench
-from osrm_cli.sweep.tasks import Wanted
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.models.classifier import load_tokenizer
+from osrm_cli.sweep.grid import ScaledDelta
+from osrm_cli.sweep.scorer import SweepScorer
+from osrm_cli.sweep.tasks import SweepDataSpec
+from osrm_cli.tasks.loading import load
 
 TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "t5": ["q", "v"]}
 HEADS = {"bert": "classifier", "gpt2": "score", "llama": "score", "t5": "classification_head"}
@@ -43,14 +43,14 @@ def trained(folder: Path, base: Path, family: str) -> PeftModel:
 def test_bench_puts_out_what_peft_does(tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str) -> None:
     base, folder = tiny(family), tmp_path / "score"
     plain = trained(folder, base, family)
-    plan = Plan.of(Recipe("task-arith", (Entry(str(folder)),)))
-    entrants = Wanted(str(words), "dev", "train", None, 64, 0, 0).enter(plan.adapters, [])
-    bench = Bench(plan, entrants, base, torch.device("cpu"), torch.float32, 8)
+    plan = MergePlan.of(MergeRecipe("task-arith", (AdapterEntry(str(folder)),)))
+    entrants = SweepDataSpec(str(words), "dev", "train", None, 64, 0, 0).load_tasks(plan.adapters, [])
+    bench = SweepScorer(plan, entrants, base, torch.device("cpu"), torch.float32, 8)
     results = {layer.name: layer.result for layer in plan.merge(plan.layers)}
-    (halved,) = bench.score(Change(results, 0.5, torch.float32), lambda _: None)
+    (halved,) = bench.score(ScaledDelta(results, 0.5, torch.float32), lambda _: None)
     singles = bench.singles(lambda _: None)  # after another update: the base weights are back
-    tokenizer = base_model.load_tokenizer(base)
-    texts = [example.texts[0] for example in tasks.load("score", words, "dev").examples]
+    tokenizer = load_tokenizer(base)
+    texts = [example.texts[0] for example in load("score", words, "dev").examples]
 
     def expected() -> list[float]:
         with torch.inference_mode():

@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.features import loss_gradients as gradients
-from osrm_cli.models import classifier as base_model
+from osrm_cli.features.loss_gradients import task_loss
 from osrm_cli.models import heads
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.models.classifier import load_tokenizer
+from osrm_cli.tasks.loading import load
 from osrm_cli.tasks.task import Task
 from tests.run_cli import osrm
 
@@ -40,10 +40,10 @@ def test_head_predicts_what_a_regression_on_the_frozen_model_does(
         run = osrm(*line.split(), *((*UNTRAINED, "--dropout", 0) if "train" in line else ()), cwd=tmp_path)
         assert run.code == 0, run
     base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    tokenizer = base_model.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     base.config.pad_token_id = tokenizer.pad_token_id
     model = PeftModel.from_pretrained(base, str(tmp_path / "adapters/mood")).eval()
-    data = tasks.load("mood", str(words), "train")
+    data = load("mood", str(words), "train")
     seen: list[torch.Tensor] = []
     *_, last = [
         module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 2
@@ -54,7 +54,7 @@ def test_head_predicts_what_a_regression_on_the_frozen_model_does(
     inputs = torch.cat(seen).double().numpy()
     intercept = last.bias is not None
     scaled = StandardScaler(with_mean=intercept).fit_transform(inputs)
-    strength = heads.fit(
+    strength = heads.fit_linear_head(
         torch.nn.Linear(inputs.shape[1], 2, intercept), data.task, torch.cat(seen).double(), data.labels
     )
     reference = LogisticRegression(C=strength, fit_intercept=intercept, max_iter=1000).fit(scaled, data.labels)
@@ -98,9 +98,9 @@ def test_fit_is_where_loss_and_penalty_pull_alike():
         ([float(i % 7) for i in range(40)], Task("t", ("text",), None, ("pearson",))),
     ):
         head = torch.nn.Linear(5, task.num_labels).double()
-        strength = heads.fit(head, task, Z, labels)
+        strength = heads.fit_linear_head(head, task, Z, labels)
         logits = head(Z).detach().requires_grad_()
-        slope = torch.autograd.grad(gradients.loss(logits, task, labels), logits)[0].double()
+        slope = torch.autograd.grad(task_loss(logits, task, labels), logits)[0].double()
         scale = Z.std(dim=0, correction=0)
         # On the standardised weights; on the bias nothing pulls but the loss.
         penalty = head.weight.detach() * scale * ((2 if task.regression else 1) / strength)
@@ -117,7 +117,9 @@ def test_strength_is_of_least_loss_on_examples_left_out(signal: float) -> None:
     labels = [i % 3 for i in range(60)]
     Z = torch.randn(60, 40, generator=generator, dtype=torch.float64)
     Z[:, :3] += signal * torch.nn.functional.one_hot(torch.tensor(labels))
-    found = heads.fit(torch.nn.Linear(40, 3).double(), Task("t", ("text",), ("a", "b", "c"), ("accuracy",)), Z, labels)
+    found = heads.fit_linear_head(
+        torch.nn.Linear(40, 3).double(), Task("t", ("text",), ("a", "b", "c"), ("accuracy",)), Z, labels
+    )
     losses = {}
     for strength in heads.STRENGTHS:
         losses[strength] = 0.0
@@ -138,4 +140,4 @@ def test_strength_is_of_least_loss_on_examples_left_out(signal: float) -> None:
 def test_class_with_one_example_is_fitted_at_the_least_strength() -> None:
     Z = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     task = Task("t", ("text",), ("a", "b"), ("accuracy",))
-    assert heads.fit(torch.nn.Linear(4, 2).double(), task, Z, [1, *[0] * 8]) == heads.STRENGTHS[0]
+    assert heads.fit_linear_head(torch.nn.Linear(4, 2).double(), task, Z, [1, *[0] * 8]) == heads.STRENGTHS[0]

@@ -11,13 +11,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.features import features_file as features
-from osrm_cli.linalg.second_moment import Gram
-from osrm_cli.models import batching as batches
-from osrm_cli.models import classifier as base_model
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.training import interference_penalty as penalty
-from osrm_cli.training.interference_penalty import Penalty
+from osrm_cli.features.features_file import open_features_folder
+from osrm_cli.linalg.second_moment import SecondMoment
+from osrm_cli.models.batching import collate_batch, tokenize_examples
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.tasks.loading import load, sample
+from osrm_cli.training.interference_penalty import InterferencePenalty, penalty_from_features
 from tests.run_cli import osrm
 
 
@@ -42,7 +41,7 @@ def tokens(model: PeftModel, folder: Path, texts: list[tuple[str, ...]], layers:
         )
         for layer in layers
     ]
-    tokenizer = base_model.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     with model.disable_adapter(), torch.no_grad():
         for text in texts:
             model(**tokenizer(*text, return_tensors="pt"))
@@ -75,12 +74,12 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
     folder = tiny(family)
     run = osrm("collect", "--model", folder, "--data", words, "--samples", 12, "--statistic", statistic, cwd=tmp_path)
     assert run.code == 0
-    files = features.open_folder(tmp_path / "features")
+    files = open_features_folder(tmp_path / "features")
     model = adapted(folder, target_modules=targets)
     layers = list(next(iter(files.values())).layers)
     seen = {}
     for task in ("mood", "pair", "score"):
-        drawn = tasks.sample(tasks.load(task, str(words), "train"), 12, 0)
+        drawn = sample(load(task, str(words), "train"), 12, 0)
         seen[task] = tokens(model, folder, [example.texts for example in drawn.examples], layers)
     expected, relative = [], []
     for layer in layers:
@@ -91,7 +90,7 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
         relative.append(out / base / (energies["mood"][0] / energies["mood"][1] + 1e-3))
     for unit, wanted in (("base", expected), ("own", relative)):
         given = {"interference_penalty": 2.0, "penalty_unit": unit}
-        found = penalty.from_features(model, files, "mood", given)
+        found = penalty_from_features(model, files, "mood", given)
         assert found.mu == 2
         assert found.interference().item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
 
@@ -99,8 +98,8 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
 def test_gradient_reaches_both_factors_and_only_them(tiny: Callable[[str], Path]) -> None:
     model = adapted(tiny("bert"))
     names = [name for name, _ in model.named_modules() if name.endswith((".query", ".value"))]
-    inputs = {name.removeprefix("base_model.model."): Gram(torch.eye(16), factored=False) for name in names}
-    Penalty(model, inputs, None, 1.0).interference().backward()
+    inputs = {name.removeprefix("base_model.model."): SecondMoment(torch.eye(16), factored=False) for name in names}
+    InterferencePenalty(model, inputs, None, 1.0).interference().backward()
     touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert touched == {name for name, _ in model.named_parameters() if "lora_" in name}
 
@@ -118,8 +117,11 @@ def test_rows_and_moment_agree(count: int, seed: int) -> None:
             self.query = nn.Linear(6, 4, bias=False)
 
     model = get_peft_model(Tiny(), LoraConfig(r=2, target_modules=["query"], init_lora_weights=False))
-    moment = {"query": Gram(rows.T @ rows, factored=False)}
-    found = [Penalty(model, held, None, 1.0).interference() for held in (moment, {"query": Gram(rows, factored=True)})]
+    moment = {"query": SecondMoment(rows.T @ rows, factored=False)}
+    found = [
+        InterferencePenalty(model, held, None, 1.0).interference()
+        for held in (moment, {"query": SecondMoment(rows, factored=True)})
+    ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
 
 
@@ -173,12 +175,12 @@ def test_another_base_model_s_features_are_refused(work: Path, tiny: Callable[[s
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "mpnet", "t5", "llama", "gpt2"])
 def test_dropout_of_zero_reaches_every_module(tiny: Callable[[str], Path], family: str) -> None:
     folder = tiny(family)
-    tokenizer = base_model.load_tokenizer(folder)
-    model = base_model.load_classifier(folder, 2, tokenizer, torch.float32, 0, dropout=0.0).model.train()
-    encoded = batches.tokenise(tokenizer, [replace(_EXAMPLE, texts=("w1 w2 w3 good",))], 16)
-    batch = batches.collate(encoded, tokenizer, torch.device("cpu"))
+    tokenizer = load_tokenizer(folder)
+    model = load_classifier(folder, 2, tokenizer, torch.float32, 0, dropout=0.0).model.train()
+    encoded = tokenize_examples(tokenizer, [replace(_EXAMPLE, texts=("w1 w2 w3 good",))], 16)
+    batch = collate_batch(encoded, tokenizer, torch.device("cpu"))
     first, second = (model(**batch).logits for _ in range(2))
     assert torch.equal(first, second)
 
 
-_EXAMPLE = tasks.load("mini-mood", "mini", "dev").examples[0]
+_EXAMPLE = load("mini-mood", "mini", "dev").examples[0]

@@ -7,24 +7,24 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 
-from osrm_cli.models import classifier as base_model
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.training import fit as training
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.tasks.loading import load, sample
+from osrm_cli.training.fit import EncodedTask, TrainingConfig, fit_adapter
 
 CPU = torch.device("cpu")
 
 
 def test_dev_batches_hold_examples_of_like_length(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tiny("bert")
-    tokenizer = base_model.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     model = get_peft_model(
-        base_model.load_classifier(folder, 2, tokenizer, torch.float32, 0).model,
+        load_classifier(folder, 2, tokenizer, torch.float32, 0).model,
         LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]),
     )
-    drawn = tasks.sample(tasks.load("mini-mood", "mini", "dev"), 19, 0)
+    drawn = sample(load("mini-mood", "mini", "dev"), 19, 0)
     words = [" ".join(["good"] * (7 * i % 19 + 1)) for i in range(19)]  # lengths 1 to 19 in no order
     data = replace(drawn, examples=tuple(replace(e, texts=(w,)) for e, w in zip(drawn.examples, words, strict=True)))
-    lesson = training.Lesson.of(tokenizer, drawn, data, 64)
+    lesson = EncodedTask.of(tokenizer, drawn, data, 64)
     seen: list[tuple[int, ...]] = []
 
     def see(module: torch.nn.Module, args: object, given: dict[str, torch.Tensor]) -> None:
@@ -32,8 +32,8 @@ def test_dev_batches_hold_examples_of_like_length(tiny: Callable[[str], Path], t
             seen.append(tuple(given["input_ids"].shape))
 
     model.register_forward_pre_hook(see, with_kwargs=True)
-    recipe = training.Recipe(epochs=1, batch_size=4)
-    found = training.fit(model, tokenizer, lesson, recipe, tmp_path / "work", CPU, None, lambda _: None)
+    recipe = TrainingConfig(epochs=1, batch_size=4)
+    found = fit_adapter(model, tokenizer, lesson, recipe, tmp_path / "work", CPU, None, lambda _: None)
     lengths = sorted((len(encoding["input_ids"]) for encoding in lesson.dev), reverse=True)
     assert seen == [(len(lengths[i : i + 4]), lengths[i]) for i in range(0, 19, 4)]
     assert len(set(lengths)) == 19

@@ -43,20 +43,20 @@ class Accumulator(ABC):
 
     def merge(self, other: Self) -> None:
         """Take over everything that another accumulator of the same kind has counted on other examples."""
-        self.take(other.state())
+        self.merge_state(other.state())
 
     def state(self) -> State:
         """Everything needed to go on elsewhere, as tensors: ``tokens``, ``examples`` and the sums."""
         return {"tokens": torch.tensor(self.tokens), "examples": torch.tensor(self.examples), **self._sums()}
 
-    def take(self, state: State) -> None:
+    def merge_state(self, state: State) -> None:
         """Take over the ``state`` of an accumulator of the same kind and width that counted other examples."""
         self._merge(state)
         self.tokens += int(state["tokens"])
         self.examples += int(state["examples"])
 
     @abstractmethod
-    def finish(self) -> torch.Tensor:
+    def finalize(self) -> torch.Tensor:
         """The statistic, float64, on the CPU."""
 
     def bound(self) -> dict[str, float]:
@@ -73,19 +73,19 @@ class Accumulator(ABC):
     def _sums(self) -> State: ...
 
 
-class Mean(Accumulator):
+class MeanAccumulator(Accumulator):
     """Mean over the counted tokens, ``(d_in,)``: what OSRM's Eq. 4 (arXiv:2505.22934) keeps of a task."""
 
     def __init__(self, d_in: int) -> None:
         super().__init__(d_in)
         self._sum = torch.zeros(d_in, dtype=torch.float64)
 
-    def finish(self) -> torch.Tensor:
+    def finalize(self) -> torch.Tensor:
         """``(1/N) sum x``, ``(d_in,)``."""
         return self._sum.cpu() / max(self.tokens, 1)
 
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
-        tokens = double(x[mask])
+        tokens = to_float64(x[mask])
         self._sum = self._sum.to(tokens.device) + tokens.sum(dim=0)
 
     def _merge(self, state: State) -> None:
@@ -95,7 +95,7 @@ class Mean(Accumulator):
         return {"sum": self._sum.cpu()}
 
 
-class SecondMoment(Accumulator):
+class SecondMomentAccumulator(Accumulator):
     """Uncentred second moment over the counted tokens, ``(d_in, d_in)``, symmetric positive semi-definite.
 
     Only blocks on and below the diagonal are summed, which at width 4096 makes float64 as fast as full float32.
@@ -107,13 +107,13 @@ class SecondMoment(Accumulator):
         super().__init__(d_in)
         self._sum = torch.zeros(d_in, d_in, dtype=torch.float64)
 
-    def finish(self) -> torch.Tensor:
+    def finalize(self) -> torch.Tensor:
         """``(1/N) sum x^T x``, ``(d_in, d_in)``, exactly symmetric."""
         lower = self._sum.cpu().tril()
         return (lower + lower.tril(-1).T) / max(self.tokens, 1)
 
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
-        tokens = double(x[mask])
+        tokens = to_float64(x[mask])
         self._sum = self._sum.to(tokens.device)
         for start in range(0, self.d_in, self._BLOCK):
             columns = slice(start, start + self._BLOCK)
@@ -126,7 +126,7 @@ class SecondMoment(Accumulator):
         return {"sum": self._sum.cpu()}
 
 
-class Samples(Accumulator):
+class SamplesAccumulator(Accumulator):
     """Token mean of every example, ``(k, d_in)``, in the order of the sample: OSRM's Eq. 3 at example level.
 
     The only statistic whose memory grows with the number of examples.
@@ -136,14 +136,14 @@ class Samples(Accumulator):
         super().__init__(d_in)
         self._means: dict[int, torch.Tensor] = {}
 
-    def finish(self) -> torch.Tensor:
+    def finalize(self) -> torch.Tensor:
         """The examples' means ``(k, d_in)``, sorted by their index in the sample."""
         return self._sums()["means"]
 
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         for row, example, counted in zip(rows, x, mask, strict=True):
             if counted.any():
-                self._means[row] = double(example[counted]).mean(dim=0).cpu()
+                self._means[row] = to_float64(example[counted]).mean(dim=0).cpu()
 
     def _merge(self, state: State) -> None:
         self._means.update(zip(state["rows"].tolist(), state["means"], strict=True))
@@ -157,6 +157,6 @@ class Samples(Accumulator):
         }
 
 
-def double(x: torch.Tensor) -> torch.Tensor:
+def to_float64(x: torch.Tensor) -> torch.Tensor:
     """``x`` in float64, on the CPU if its device has none."""
     return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)

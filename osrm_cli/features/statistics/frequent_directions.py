@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from osrm_cli.features.statistics.accumulators import Accumulator, State, double
+from osrm_cli.features.statistics.accumulators import Accumulator, State, to_float64
 
 
 class FrequentDirections(Accumulator):
@@ -31,7 +31,7 @@ class FrequentDirections(Accumulator):
         self.energy = 0.0
         self._buffer = torch.zeros(0, d_in, dtype=torch.float64)
 
-    def finish(self) -> torch.Tensor:
+    def finalize(self) -> torch.Tensor:
         """``S`` ``(m, d_in)``, with rows of zeros if the tokens' rank is below ``m``."""
         self._shrink()
         missing = self._buffer.new_zeros(self.size - self._buffer.shape[0], self.d_in)
@@ -43,7 +43,7 @@ class FrequentDirections(Accumulator):
 
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         # Blocks of a few m keep the memory flat; each costs one thin SVD.
-        tokens = double(x[mask])
+        tokens = to_float64(x[mask])
         self.energy += float(tokens.square().sum())
         while len(tokens):
             room = 4 * self.size - len(self._buffer)

@@ -7,18 +7,18 @@ import torch
 from osrm_cli.errors import OsrmError
 
 DELTA = 1e-5
-LEAST = 0.01  # noise multiplier; below, epsilon is in the thousands and beyond what the accountant can count
+MIN_SIGMA = 0.01  # noise multiplier; below, epsilon is in the thousands and beyond what the accountant can count
 
 
-def check(sigma: float, clip: float) -> None:
+def check_privacy(sigma: float, clip: float) -> None:
     """Check, before anything is read, that a private mean can be had.
 
     Raises:
         OsrmError: If sigma protects nobody, clip is not a positive number, or the accountant is not installed.
     """
-    if not (LEAST <= sigma < math.inf and 0 < clip < math.inf):
-        raise OsrmError(f"sigma is {sigma:g} and clip {clip:g}, expected {LEAST} or more and a number above 0")
-    epsilon(sigma, 1)
+    if not (MIN_SIGMA <= sigma < math.inf and 0 < clip < math.inf):
+        raise OsrmError(f"sigma is {sigma:g} and clip {clip:g}, expected {MIN_SIGMA} or more and a number above 0")
+    privacy_epsilon(sigma, 1)
 
 
 def private_mean(samples: torch.Tensor, clip: float, sigma: float, generator: torch.Generator) -> torch.Tensor:
@@ -47,7 +47,7 @@ def private_mean(samples: torch.Tensor, clip: float, sigma: float, generator: to
     return mean + noise * (sigma * clip / len(samples))
 
 
-def epsilon(sigma: float, mechanisms: int, delta: float = DELTA) -> float:
+def privacy_epsilon(sigma: float, mechanisms: int, delta: float = DELTA) -> float:
     """Epsilon of ``(epsilon, delta)``-differential privacy, examples being added or removed.
 
     The privacy loss distributions (arXiv:2106.08567) of all mechanisms are composed by Google's accountant.

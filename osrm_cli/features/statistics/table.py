@@ -47,9 +47,11 @@ class Statistic:
 
 
 STATISTICS = (
-    Statistic("mean", "mean over all attended tokens, (d_in,)", "accumulators:Mean"),
-    Statistic("samples", "token mean of every example, (k, d_in)", "accumulators:Samples"),
-    Statistic("second-moment", "uncentred second moment of the tokens, (d_in, d_in)", "accumulators:SecondMoment"),
+    Statistic("mean", "mean over all attended tokens, (d_in,)", "accumulators:MeanAccumulator"),
+    Statistic("samples", "token mean of every example, (k, d_in)", "accumulators:SamplesAccumulator"),
+    Statistic(
+        "second-moment", "uncentred second moment of the tokens, (d_in, d_in)", "accumulators:SecondMomentAccumulator"
+    ),
     Statistic(
         "sketch:m",
         "Frequent Directions of m rows, (m, d_in), for wide models",
@@ -59,7 +61,7 @@ STATISTICS = (
 )
 
 
-def find(name: str) -> Statistic:
+def find_statistic(name: str) -> Statistic:
     """Look a statistic up by name; ``sketch:64`` is a sketch of 64 rows.
 
     Raises:

@@ -4,18 +4,18 @@ import math
 
 import torch
 
-from osrm_cli import seeding as random
 from osrm_cli.errors import OsrmError
-from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.linalg import eigen
 from osrm_cli.linalg.subspaces import orthonormal_rows
+from osrm_cli.seeding import gaussian
 
 EPS_FLOORS = (1e-9, 1e-7, 1e-5, 1e-3)  # cond(M) <= 1 + d_in / eps, which Cholesky in float64 still resolves at 1e-9
 FREE_ENERGY = 0.99  # of the others' energy that the directions kept out must hold where there is no null space
 NULL = 1e-12  # relative to the largest eigenvalue of a second moment: below it, float64 sums say nothing
 
 
-def gevd(request: Request) -> torch.Tensor:
+def gevd(request: LayerProblem) -> torch.Tensor:
     """Top ``r`` of ``C_in u = lambda M u``, ``M = C_out + eps (tr C_out / d) I``, orthonormalised; ``(r, d_in)``.
 
     LoDA's construction (arXiv:2603.00191), here for merging. As eps falls to 0 it becomes ``osrm_in``, as it grows to
@@ -27,7 +27,7 @@ def gevd(request: Request) -> torch.Tensor:
     return _generalised(request, "gevd", request.own_rows, request.own_moment)
 
 
-def loss_aware(request: Request) -> torch.Tensor:
+def loss_aware(request: LayerProblem) -> torch.Tensor:
     """Rows that span ``Q_r^T M^{-1/2}``, ``Q_r`` the right singular vectors of ``G M^{-1/2}``; ``(r, d_in)``.
 
     The steepest decrease of the loss per unit of interference: ``gevd`` with ``G^T G`` for ``C_in``, ``G`` being
@@ -39,16 +39,16 @@ def loss_aware(request: Request) -> torch.Tensor:
     return _generalised(request, "loss-aware", request.gradient, None)
 
 
-def eva(request: Request) -> torch.Tensor:
+def eva(request: LayerProblem) -> torch.Tensor:
     """Top ``r`` of ``C_in``, ``(r, d_in)``: EVA's directions (arXiv:2410.07170), uncentred.
 
     Raises:
         OsrmError: If the own features are missing.
     """
-    return _completed(_main(request, "eva", _nothing(request)), request, "eva")
+    return _padded_with_random_rows(_principal_rows(request, "eva", _no_rows(request)), request, "eva")
 
 
-def osrm_in(request: Request) -> torch.Tensor:
+def osrm_in(request: LayerProblem) -> torch.Tensor:
     """The directions of largest own energy that the other tasks leave free, ``(r, d_in)``.
 
     InfLoRA's construction (arXiv:2404.00228), here for merging. Free is the null space of the others' features; where
@@ -57,32 +57,32 @@ def osrm_in(request: Request) -> torch.Tensor:
     Raises:
         OsrmError: If the own or the others' features are missing.
     """
-    kept_out = _kept_out(request)
-    return _completed(_main(request, "osrm-in", kept_out), request, "osrm-in", kept_out)
+    kept_out = _excluded_rows(request)
+    return _padded_with_random_rows(_principal_rows(request, "osrm-in", kept_out), request, "osrm-in", kept_out)
 
 
-def _main(request: Request, name: str, kept_out: torch.Tensor) -> torch.Tensor:
+def _principal_rows(request: LayerProblem, name: str, kept_out: torch.Tensor) -> torch.Tensor:
     """At most ``r`` main own directions orthogonal to the rows of ``kept_out``, those without energy left out."""
     if request.own_rows is not None:
-        rows = _free(_free(request.own_rows.to(torch.float64), kept_out), kept_out)
+        rows = _orthogonal_complement(_orthogonal_complement(request.own_rows.to(torch.float64), kept_out), kept_out)
         scale = request.own_rows.to(torch.float64).norm()
         _, values, Vh = torch.linalg.svd(rows, full_matrices=False)
         Vh = Vh[values > scale * max(rows.shape) * torch.finfo(rows.dtype).eps]
-        return eigen.signed(Vh[: request.rank])
+        return eigen.fix_signs(Vh[: request.rank])
     if request.own_moment is None:
         raise OsrmError(f"objective '{name}' was given no features of its own task for {request.layer}")
     C = request.own_moment.to(torch.float64)
 
     def free(V: torch.Tensor) -> torch.Tensor:
-        return _free((C @ _free(V.T, kept_out).T).T, kept_out).T
+        return _orthogonal_complement((C @ _orthogonal_complement(V.T, kept_out).T).T, kept_out).T
 
-    rows = _free(eigen.largest(free, _drawn(request, name, request.rank)), kept_out)
+    rows = _orthogonal_complement(eigen.largest_eigenvectors(free, _random_rows(request, name, request.rank)), kept_out)
     energy = ((rows @ C) * rows).sum(dim=1)
     # What has none is any vector, perhaps one of those that are kept out.
-    return eigen.signed(orthonormal_rows(rows[energy > NULL * C.trace()]))
+    return eigen.fix_signs(orthonormal_rows(rows[energy > NULL * C.trace()]))
 
 
-def _kept_out(request: Request) -> torch.Tensor:
+def _excluded_rows(request: LayerProblem) -> torch.Tensor:
     """Orthonormal rows ``(q, d_in)``, ``q <= d_in - r``, that ``osrm_in`` stays away from."""
     if request.out_rows is not None:
         _, values, directions = torch.linalg.svd(request.out_rows.to(torch.float64), full_matrices=False)
@@ -100,7 +100,9 @@ def _kept_out(request: Request) -> torch.Tensor:
     return kept_out
 
 
-def _generalised(request: Request, name: str, rows: torch.Tensor | None, moment: torch.Tensor | None) -> torch.Tensor:
+def _generalised(
+    request: LayerProblem, name: str, rows: torch.Tensor | None, moment: torch.Tensor | None
+) -> torch.Tensor:
     if rows is None and moment is None:
         raise OsrmError(f"objective '{name}' was given nothing of its own task for {request.layer}")
     if request.out_rows is None and request.out_moment is None:
@@ -119,11 +121,11 @@ def _generalised(request: Request, name: str, rows: torch.Tensor | None, moment:
         whole: torch.Tensor = torch.linalg.solve_triangular(L, image, upper=False)
         return whole
 
-    top = eigen.largest(whitened, _drawn(request, name, min(request.rank, len(L)))[:, : len(L)])
+    top = eigen.largest_eigenvectors(whitened, _random_rows(request, name, min(request.rank, len(L)))[:, : len(L)])
     values = (top * whitened(top.T).T).sum(dim=1)
     top = top[values > len(L) * torch.finfo(values.dtype).eps * values[0]]  # the rest is no signal at all
     A = torch.linalg.solve_triangular(L.T, top.T, upper=True).T
-    return _completed(eigen.signed(orthonormal_rows(A if basis is None else A @ basis)), request, name)
+    return _padded_with_random_rows(eigen.fix_signs(orthonormal_rows(A if basis is None else A @ basis)), request, name)
 
 
 def _factor(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
@@ -153,26 +155,28 @@ def _moment(rows: torch.Tensor | None, moment: torch.Tensor | None) -> torch.Ten
     return moment.to(torch.float64)
 
 
-def _completed(A: torch.Tensor, request: Request, name: str, kept_out: torch.Tensor | None = None) -> torch.Tensor:
+def _padded_with_random_rows(
+    A: torch.Tensor, request: LayerProblem, name: str, kept_out: torch.Tensor | None = None
+) -> torch.Tensor:
     """A with seeded random orthonormal rows added where the features have fewer than ``r`` directions."""
     missing = request.rank - A.shape[0]
     if missing == 0:
         return A
     held = A if kept_out is None else torch.cat([kept_out, A])
-    added = orthonormal_rows(torch.cat([held, _drawn(request, name, missing)]))[held.shape[0] :]
+    added = orthonormal_rows(torch.cat([held, _random_rows(request, name, missing)]))[held.shape[0] :]
     return torch.cat([A, added])
 
 
-def _drawn(request: Request, name: str, rows: int) -> torch.Tensor:
-    return random.gaussian(rows, request.d_in, request.seed, name, request.task, request.layer)
+def _random_rows(request: LayerProblem, name: str, rows: int) -> torch.Tensor:
+    return gaussian(rows, request.d_in, request.seed, name, request.task, request.layer)
 
 
-def _free(rows: torch.Tensor, kept_out: torch.Tensor) -> torch.Tensor:
+def _orthogonal_complement(rows: torch.Tensor, kept_out: torch.Tensor) -> torch.Tensor:
     """Rows without their part in the span of ``kept_out``."""
     return rows - (rows @ kept_out.T) @ kept_out
 
 
-def _nothing(request: Request) -> torch.Tensor:
+def _no_rows(request: LayerProblem) -> torch.Tensor:
     return torch.zeros(0, request.d_in, dtype=torch.float64)
 
 

@@ -8,7 +8,7 @@ from osrm_cli.errors import OsrmError
 
 
 @dataclass(frozen=True)
-class Request:
+class LayerProblem:
     """One layer's start that is asked for.
 
     Features come as rows or as a second moment; an objective takes either.
@@ -24,7 +24,7 @@ class Request:
         out_moment: ``C_out``, the average of the other tasks' second moments, ``(d_in, d_in)``.
         own_rows: The task's own samples or sketch, ``(n, d_in)``.
         own_moment: ``C_in``, the task's own second moment, ``(d_in, d_in)``.
-        out_missed: Largest share of the other tasks' energy that one direction may hold unseen; 0 unless sketched.
+        others_sketch_error: Largest share of the other tasks' energy that one direction may hold unseen; 0 unless sketched.
         gradient: ``dL/dW`` of the task's own loss, ``(d_out, d_in)``.
         eps: Weight of the identity in ``M = C_out + eps (tr C_out / d_in) I``.
     """
@@ -39,7 +39,7 @@ class Request:
     out_moment: torch.Tensor | None = None
     own_rows: torch.Tensor | None = None
     own_moment: torch.Tensor | None = None
-    out_missed: float = 0.0
+    others_sketch_error: float = 0.0
     gradient: torch.Tensor | None = None
     eps: float = 1e-3
 
@@ -50,31 +50,31 @@ class Request:
                 "choose a smaller --rank",
             )
 
-    def own_share(self, A: torch.Tensor) -> torch.Tensor:
+    def own_energy_share(self, A: torch.Tensor) -> torch.Tensor:
         """Share of the task's own energy that each row of A ``(r, d_in)`` catches, ``a C_in a^T / tr C_in``, ``(r,)``.
 
         Raises:
             OsrmError: If the request holds no features of the task itself.
         """
-        return self._share(A, self.own_rows, self.own_moment, "its own task")
+        return self._energy_share(A, self.own_rows, self.own_moment, "its own task")
 
-    def out_share(self, A: torch.Tensor) -> torch.Tensor:
+    def others_energy_share(self, A: torch.Tensor) -> torch.Tensor:
         """Share of the other tasks' energy that each row of A ``(r, d_in)`` catches, ``(r,)``.
 
         Raises:
             OsrmError: If the request holds no features of other tasks.
         """
-        return self._share(A, self.out_rows, self.out_moment, "other tasks")
+        return self._energy_share(A, self.out_rows, self.out_moment, "other tasks")
 
-    def gradient_share(self, A: torch.Tensor) -> torch.Tensor:
+    def gradient_energy_share(self, A: torch.Tensor) -> torch.Tensor:
         """Share of the gradient's energy that each row of A ``(r, d_in)`` catches, ``(r,)``.
 
         Raises:
             OsrmError: If the request holds no gradient.
         """
-        return self._share(A, self.gradient, None, "the loss's gradient")
+        return self._energy_share(A, self.gradient, None, "the loss's gradient")
 
-    def _share(
+    def _energy_share(
         self, A: torch.Tensor, rows: torch.Tensor | None, moment: torch.Tensor | None, whose: str
     ) -> torch.Tensor:
         if rows is not None:

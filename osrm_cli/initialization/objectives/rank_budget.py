@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 
-SPECTRAL = ("osrm", "osrm-in", "gevd", "eva", "loss-aware")
-DIGITS = 9  # of worth: differences below are rounding, and would spread ranks by chance
+SPECTRAL_OBJECTIVES = ("osrm", "osrm-in", "gevd", "eva", "loss-aware")
+SCORE_DECIMALS = 9  # of worth: differences below are rounding, and would spread ranks by chance
 
 
 def check_spectrum(objective: str) -> None:
@@ -17,14 +17,14 @@ def check_spectrum(objective: str) -> None:
     Raises:
         OsrmError: If it does not.
     """
-    if objective not in SPECTRAL:
+    if objective not in SPECTRAL_OBJECTIVES:
         raise OsrmError(
             f"objective '{objective}' has no spectrum to spread a rank budget by",
-            f"choose {', '.join(SPECTRAL)}, or give every layer the same --rank",
+            f"choose {', '.join(SPECTRAL_OBJECTIVES)}, or give every layer the same --rank",
         )
 
 
-def worth(objective: str, A: torch.Tensor, request: Request) -> torch.Tensor:
+def direction_scores(objective: str, A: torch.Tensor, request: LayerProblem) -> torch.Tensor:
     """What each row of A is worth to its objective, ``(r,)``, comparable between layers; more is better.
 
     Shares of energy, so that a layer's size does not count: the own share for ``eva`` and ``osrm-in``, own share per
@@ -36,16 +36,16 @@ def worth(objective: str, A: torch.Tensor, request: Request) -> torch.Tensor:
     """
     check_spectrum(objective)
     if objective == "osrm":
-        values = -request.out_share(A)
+        values = -request.others_energy_share(A)
     elif objective in ("eva", "osrm-in"):
-        values = request.own_share(A)
+        values = request.own_energy_share(A)
     else:
-        gained = request.own_share(A) if objective == "gevd" else request.gradient_share(A)
-        values = gained / (request.out_share(A) + max(request.eps, 1e-9) / request.d_in)
-    return values.round(decimals=DIGITS)
+        gained = request.own_energy_share(A) if objective == "gevd" else request.gradient_energy_share(A)
+        values = gained / (request.others_energy_share(A) + max(request.eps, 1e-9) / request.d_in)
+    return values.round(decimals=SCORE_DECIMALS)
 
 
-def spread_rank(spectra: Mapping[str, torch.Tensor], budget: int) -> dict[str, int]:
+def allocate_rank_budget(spectra: Mapping[str, torch.Tensor], budget: int) -> dict[str, int]:
     """Rank of every layer: the ``budget`` most valuable directions of all, at least one a layer.
 
     Equal worth goes to the layer that has fewer directions so far, so equal spectra give equal ranks.

@@ -5,12 +5,12 @@ import math
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 
 SCALES = ("orthonormal", "kaiming", "gaussian", "match-output")
 
 
-def scaled(A: torch.Tensor, how: str, request: Request) -> torch.Tensor:
+def rescale_rows(A: torch.Tensor, how: str, request: LayerProblem) -> torch.Tensor:
     """A ``(r, d_in)`` at another size.
 
     Args:
@@ -28,12 +28,12 @@ def scaled(A: torch.Tensor, how: str, request: Request) -> torch.Tensor:
         polar: torch.Tensor = U @ Vh
         return polar
     if how == "match-output":
-        share = float(request.own_share(A).sum())
+        share = float(request.own_energy_share(A).sum())
         return A * math.sqrt(request.rank / (3 * request.d_in * share)) if share > 0 else A
     return A * (row_norm(how, request) * math.sqrt(request.rank) / float(A.norm()))
 
 
-def row_norm(how: str, request: Request) -> float:
+def row_norm(how: str, request: LayerProblem) -> float:
     """The row norm that ``kaiming``, ``gaussian`` or a number stands for."""
     if how == "kaiming":
         return 1 / math.sqrt(3)

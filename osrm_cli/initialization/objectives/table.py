@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from osrm_cli.initialization.objectives.osrm import Request
+    from osrm_cli.initialization.objectives.osrm import LayerProblem
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Objective:
     needs_gradient: bool = False
     orthonormal: bool = True
 
-    def load(self) -> Callable[[Request], torch.Tensor]:
+    def load(self) -> Callable[[LayerProblem], torch.Tensor]:
         """Return the function from a request to A; this imports torch."""
         module, _, name = self.function.partition(":")
-        loaded: Callable[[Request], torch.Tensor] = getattr(
+        loaded: Callable[[LayerProblem], torch.Tensor] = getattr(
             importlib.import_module(f"osrm_cli.initialization.objectives.{module}"), name
         )
         return loaded
 
-    def serve(self, held: tuple[str, ...], wanted: str | None = None) -> str | None:
+    def choose_statistic(self, held: tuple[str, ...], wanted: str | None = None) -> str | None:
         """The held statistic that serves this objective best; ``None`` if it reads no features.
 
         Args:
@@ -170,10 +170,10 @@ OBJECTIVES = (
 
 # What ``init`` takes unless told otherwise: the best start of studies/glue-minilm, or the paper's where the features do
 # not serve that one.
-DEFAULTS = ("gevd", "osrm")
+DEFAULT_OBJECTIVES = ("gevd", "osrm")
 
 
-def find(name: str) -> Objective:
+def find_objective(name: str) -> Objective:
     """Look an objective up by name.
 
     Raises:

@@ -2,11 +2,11 @@
 
 import torch
 
-from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 
 
-def concerns(
-    objective: str, request: Request, out_tokens: int | None = None, own_tokens: int | None = None
+def start_warnings(
+    objective: str, request: LayerProblem, out_tokens: int | None = None, own_tokens: int | None = None
 ) -> list[str]:
     """Reasons for doubt, one line each; they name no layer, so that equal ones can be told once.
 
@@ -35,7 +35,7 @@ def concerns(
             f"the other tasks leave {max(free, 0)} of {request.d_in} directions free, rank {request.rank} needs more: "
             "A keeps off the directions that hold 99 % of their energy instead"
         )
-    if request.out_missed * request.d_in > 1:
+    if request.others_sketch_error * request.d_in > 1:
         found.append(
             "the sketches may hide more of the other tasks' energy in one direction than an average direction holds: "
             "their bound does not promise that A avoids more than a random one, take more rows"
@@ -47,6 +47,6 @@ def concerns(
     return found
 
 
-def _rank(request: Request, rows: torch.Tensor | None, tokens: int | None) -> int:
+def _rank(request: LayerProblem, rows: torch.Tensor | None, tokens: int | None) -> int:
     bound = rows.shape[0] if rows is not None else tokens
     return request.d_in if bound is None else min(bound, request.d_in)

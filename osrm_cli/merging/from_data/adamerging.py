@@ -6,29 +6,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from osrm_cli import seeding as random
-from osrm_cli.merging.from_data.task_models import BATCH, TaskModel
-from osrm_cli.merging.layer_data import Evidence
-from osrm_cli.merging.plan import Plan
-from osrm_cli.models.backbone import Change, changed
+from osrm_cli import seeding
+from osrm_cli.merging.from_data.task_models import BATCH_SIZE, TaskModel
+from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.models.backbone import OutputHook, with_output_hooks
 
-RATE = 1e-3  # the paper's
+LEARNING_RATE = 1e-3  # the paper's
 
 Weights = dict[str, dict[str, float]]
 
 
-class Learned(Evidence):
+class LearnedWeights(LayerData):
     """What ``osrm.json`` says of learned weights; the rule is told nothing more than the weights."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         self._facts = facts
 
-    def facts(self) -> Mapping[str, Any]:
+    def record(self) -> Mapping[str, Any]:
         """The examples that were read, the entropy before and after."""
         return self._facts
 
 
-class Mixture:
+class WeightedDeltas:
     """The sum ``sum_t c_tl w_tl dW_tl`` in every layer ``l``, as hooks: no dense weight is ever built.
 
     Args:
@@ -39,21 +39,23 @@ class Mixture:
         coefficients: ``c``, ``(T, L)``: tasks in the order of ``models``, layers in the order of ``plan.layers``.
     """
 
-    def __init__(self, models: Sequence[TaskModel], plan: Plan) -> None:
+    def __init__(self, models: Sequence[TaskModel], plan: MergePlan) -> None:
         device = models[0].device
         shape = (len(models), len(plan.layers))
         self.coefficients = torch.full(shape, plan.options.scale, device=device, requires_grad=True)
         self.changes = {layer: self._change(models, plan, layer, index) for index, layer in enumerate(plan.layers)}
 
-    def _change(self, models: Sequence[TaskModel], plan: Plan, layer: str, column: int) -> Change:
-        held = [(row, update) for row, model in enumerate(models) if (update := model.update(layer))]
+    def _change(self, models: Sequence[TaskModel], plan: MergePlan, layer: str, column: int) -> OutputHook:
+        held = [(row, update) for row, model in enumerate(models) if (update := model.delta(layer))]
         A = torch.cat([update.A for _, update in held])  # noqa: N806 - the papers' letters
         B = torch.cat([update.B * plan.weight(row, layer) for row, update in held], dim=1)  # noqa: N806
         owners = torch.tensor([row for row, update in held for _ in range(update.rank)], device=A.device)
         return lambda x, y: y + (x @ A.T * self.coefficients[owners, column]) @ B.T
 
 
-def learn(models: Sequence[TaskModel], plan: Plan, advance: Callable[[int], None]) -> tuple[Weights, dict[str, Any]]:
+def learn_weights(
+    models: Sequence[TaskModel], plan: MergePlan, advance: Callable[[int], None]
+) -> tuple[Weights, dict[str, Any]]:
     """Minimise the mean over tasks of the mean entropy of their predictions, each task with its own head, by Adam.
 
     Every step takes a batch of each task. No label is read, and the coefficients are not bounded.
@@ -67,15 +69,15 @@ def learn(models: Sequence[TaskModel], plan: Plan, advance: Callable[[int], None
         The weight ``c_tl w_tl`` by adapter and layer, and the facts for ``osrm.json``: examples, entropy before and
         after by task, in nats.
     """
-    mixture = Mixture(models, plan)
+    mixture = WeightedDeltas(models, plan)
     options = plan.recipe.options
-    before = {model.name: mean_entropy(model, mixture) for model in models}
-    adam = torch.optim.Adam([mixture.coefficients], lr=RATE)
+    before = {model.name: mean_prediction_entropy(model, mixture) for model in models}
+    adam = torch.optim.Adam([mixture.coefficients], lr=LEARNING_RATE)
     drawn = [_batches(model, options["seed"]) for model in models]
     for _ in range(options["steps"]):
         adam.zero_grad()
         for model, indices in zip(models, drawn, strict=True):  # one graph at a time
-            loss = entropy(model, mixture, next(indices)).mean() / len(models)
+            loss = prediction_entropy(model, mixture, next(indices)).mean() / len(models)
             loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         advance(1)
@@ -84,32 +86,34 @@ def learn(models: Sequence[TaskModel], plan: Plan, advance: Callable[[int], None
         model.name: {layer: plan.weight(row, layer) * learned[row][column] for column, layer in enumerate(plan.layers)}
         for row, model in enumerate(models)
     }
-    facts = {model.name: {"before": before[model.name], "after": mean_entropy(model, mixture)} for model in models}
-    return weights, {"examples": {model.name: model.sample.facts() for model in models}, "entropy": facts}
+    facts = {
+        model.name: {"before": before[model.name], "after": mean_prediction_entropy(model, mixture)} for model in models
+    }
+    return weights, {"examples": {model.name: model.sample.record() for model in models}, "entropy": facts}
 
 
-def entropy(model: TaskModel, mixture: Mixture, indices: Sequence[int]) -> Tensor:
+def prediction_entropy(model: TaskModel, mixture: WeightedDeltas, indices: Sequence[int]) -> Tensor:
     """Entropy of the predictions for some examples, ``(len(indices),)``, in nats, with its graph."""
-    shell = model.ready()
-    with changed(shell, mixture.changes):
+    shell = model.with_head_loaded()
+    with with_output_hooks(shell, mixture.changes):
         log_p = shell(**model.batch(indices)).logits.float().log_softmax(dim=-1)
     found: Tensor = -(log_p.exp() * log_p).sum(dim=-1)
     return found
 
 
-def mean_entropy(model: TaskModel, mixture: Mixture) -> float:
+def mean_prediction_entropy(model: TaskModel, mixture: WeightedDeltas) -> float:
     """Mean entropy over all of a task's examples, in nats."""
     with torch.no_grad():
-        found = [entropy(model, mixture, indices).to(torch.float64).cpu() for indices in model.buckets()]
+        found = [prediction_entropy(model, mixture, indices).to(torch.float64).cpu() for indices in model.batches()]
     return float(torch.cat(found).mean())
 
 
 def _batches(model: TaskModel, seed: int) -> Iterator[list[int]]:
     """Batches without end: one random order of the examples after the other."""
-    generator = random.generator(seed, "adamerging", model.name)
+    generator = seeding.generator(seed, "adamerging", model.name)
     waiting: list[int] = []
     count = len(model.encodings)
     while True:
-        while len(waiting) < min(BATCH, count):
+        while len(waiting) < min(BATCH_SIZE, count):
             waiting += torch.randperm(count, generator=generator).tolist()
-        yield [waiting.pop(0) for _ in range(min(BATCH, count))]
+        yield [waiting.pop(0) for _ in range(min(BATCH_SIZE, count))]

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from osrm_cli.merging.from_data.task_models import TaskModel
-from osrm_cli.merging.layer_data import Evidence, Fields
-from osrm_cli.models.backbone import Change, adding, changed
+from osrm_cli.merging.layer_data import Fields, LayerData
+from osrm_cli.models.backbone import OutputHook, low_rank_hook, with_output_hooks
 from osrm_cli.storage import safetensors_io
 from osrm_cli.tasks.task import Label, Task
 
 
-class Fisher(Evidence):
+class FisherInformation(LayerData):
     """Fisher information in files, of which a merge reads one layer at a time.
 
     Args:
@@ -38,25 +38,25 @@ class Fisher(Evidence):
         folder: Path,
         advance: Callable[[int], None],
     ) -> None:
-        self._samples = {model.name: model.sample.facts() for model in models}
+        self._samples = {model.name: model.sample.record() for model in models}
         self._paths = [folder / f"{model.name}.safetensors" for model in models]
         self._norms: dict[str, float] = {}
         for model, path in zip(models, self._paths, strict=True):
-            found = diagonal(model, shapes, advance)
+            found = fisher_diagonal(model, shapes, advance)
             norm = math.sqrt(sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in found.values()))
-            safetensors_io.save(path, {name: F / (norm or 1.0) for name, F in found.items()}, {})
+            safetensors_io.save_tensors(path, {name: F / (norm or 1.0) for name, F in found.items()}, {})
             self._norms[model.name] = norm
 
-    def of(self, layer: str) -> Fields:
+    def for_layer(self, layer: str) -> Fields:
         """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
         return {"fisher": tuple(safetensors_io.TensorFile(path).get_tensor(layer) for path in self._paths)}
 
-    def facts(self) -> Mapping[str, object]:
+    def record(self) -> Mapping[str, object]:
         """The examples that were read, and each task's norm."""
         return {"examples": self._samples, "fisher_norms": self._norms}
 
 
-def diagonal(
+def fisher_diagonal(
     model: TaskModel, shapes: Mapping[str, tuple[int, int]], advance: Callable[[int], None]
 ) -> dict[str, Tensor]:
     """``(1/n) sum_i (d log p(y_i | x_i) / dW)^2`` at ``W + dW_t`` by layer, ``(d_out, d_in)``, float32.
@@ -64,12 +64,12 @@ def diagonal(
     One example at a time. Its gradient is ``sum_p g_p x_p^T`` over positions, and over calls where a model uses a layer
     again, from the layer's inputs ``x`` and the gradient ``g`` of its outputs: the whole weight's, not its factors'.
     """
-    shell = model.ready()
+    shell = model.with_head_loaded()
     labels = model.sample.data.labels
     sums = {name: torch.zeros(shape, device=model.device) for name, shape in shapes.items()}
     calls: dict[str, list[tuple[Tensor, list[Tensor]]]] = {name: [] for name in shapes}
-    watching = {name: _watching(adding(model.update(name)), seen) for name, seen in calls.items()}
-    with changed(shell, watching), torch.enable_grad():
+    watching = {name: _recording_hook(low_rank_hook(model.delta(name)), seen) for name, seen in calls.items()}
+    with with_output_hooks(shell, watching), torch.enable_grad():
         for index, label in enumerate(labels):
             logits = shell(**model.batch([index])).logits[0]
             _loss(model.sample.data.task, logits, label).backward()  # type: ignore[no-untyped-call]
@@ -83,7 +83,7 @@ def diagonal(
     return {name: total / len(labels) for name, total in sums.items()}
 
 
-def _watching(change: Change, seen: list[tuple[Tensor, list[Tensor]]]) -> Change:
+def _recording_hook(change: OutputHook, seen: list[tuple[Tensor, list[Tensor]]]) -> OutputHook:
     """The change, and a note of the inputs and of the gradient that the outputs will get."""
 
     def watch(x: Tensor, y: Tensor) -> Tensor:

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from osrm_cli.features import collect
-from osrm_cli.features.statistics.accumulators import SecondMoment
+from osrm_cli.features.statistics.accumulators import SecondMomentAccumulator
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.from_data.task_models import TaskModel
-from osrm_cli.merging.layer_data import Evidence, Fields, MergedLayer
-from osrm_cli.models import layer_inputs as activations
-from osrm_cli.models.backbone import Change, adding, changed
+from osrm_cli.merging.layer_data import Fields, LayerData, MergedLayer
+from osrm_cli.models.backbone import OutputHook, low_rank_hook, with_output_hooks
+from osrm_cli.models.layer_inputs import find_shared_inputs
 
 
-class MergedSoFar(Evidence):
+class SequentialMoments(LayerData):
     """Moments that are collected when a layer is asked for, with the results of the layers before it in the model.
 
     Layers are merged in the order in which they run. Layers that are fed with the same tensor share one pass over each
@@ -29,40 +29,40 @@ class MergedSoFar(Evidence):
 
     def __init__(self, models: Sequence[TaskModel], layers: Sequence[str]) -> None:
         self._models = models
-        shell = models[0].ready()
+        shell = models[0].with_head_loaded()
         targets = {name: shell.get_submodule(name) for name in layers}
-        self._sources = activations.find_inputs(shell, targets, models[0].batch([0])).sources
+        self._sources = find_shared_inputs(shell, targets, models[0].batch([0])).sources
         self.sequence = tuple(self._sources)
-        self._changes: dict[str, Change] = {}
+        self._changes: dict[str, OutputHook] = {}
         self._moments: dict[str, tuple[torch.Tensor, ...]] = {}
 
-    def of(self, layer: str) -> Fields:
+    def for_layer(self, layer: str) -> Fields:
         """``C_t`` of the merged model's inputs, ``(d_in, d_in)``, float64."""
         source = self._sources[layer]
         if source not in self._moments:
             self._moments[source] = tuple(self._collected(model, source) for model in self._models)
         return {"second_moments": self._moments[source]}
 
-    def merged(self, layer: MergedLayer) -> None:
+    def on_layer_merged(self, layer: MergedLayer) -> None:
         """Put a layer's result into the model that the layers above are fed by."""
         if not isinstance(layer.result, LowRank):
             raise TypeError(f"{layer.name}: {type(layer.result).__name__}, expected factors")
         device = self._models[0].device
         factors = layer.result.to(torch.float32)
-        self._changes[layer.name] = adding(LowRank(factors.B.to(device), factors.A.to(device)))
+        self._changes[layer.name] = low_rank_hook(LowRank(factors.B.to(device), factors.A.to(device)))
         source = self._sources[layer.name]
         if not any(other == source and name not in self._changes for name, other in self._sources.items()):
             del self._moments[source]
 
-    def facts(self) -> Mapping[str, object]:
+    def record(self) -> Mapping[str, object]:
         """The examples that were read."""
-        return {"examples": {model.name: model.sample.facts() for model in self._models}}
+        return {"examples": {model.name: model.sample.record() for model in self._models}}
 
     def _collected(self, model: TaskModel, layer: str) -> torch.Tensor:
-        shell = model.ready()
-        totals = collect.Totals(shell, {layer: shell.get_submodule(layer)}, [SecondMoment])
-        with changed(shell, self._changes):
-            for rows in model.buckets():
+        shell = model.with_head_loaded()
+        totals = collect.InputStatistics(shell, {layer: shell.get_submodule(layer)}, [SecondMomentAccumulator])
+        with with_output_hooks(shell, self._changes):
+            for rows in model.batches():
                 totals.add(model.batch(rows), rows)
-        moment: torch.Tensor = totals.sums[layer][0].finish()
+        moment: torch.Tensor = totals.sums[layer][0].finalize()
         return moment

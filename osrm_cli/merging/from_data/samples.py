@@ -1,49 +1,49 @@
 """What merging and calibrating read of each task: a draw of its training examples, checked against its adapter."""
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.task_data import Sample, _source
+from osrm_cli.adapters.task_data import TaskSample, data_source
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.plan import Plan
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.tasks.loading import load, sample
 from osrm_cli.tasks.task import Data
 
 
-def draw(plan: Plan) -> list[Sample]:
+def draw_for_plan(plan: MergePlan) -> list[TaskSample]:
     """Draw from every task's training split what the plan's method needs, in the order of the adapters.
 
     Raises:
         OsrmError: If data, labels or a head are missing, or the method cannot treat a task.
     """
-    return [_draw(plan, adapter) for adapter in plan.adapters]
+    return [_draw_sample(plan, adapter) for adapter in plan.adapters]
 
 
-def _draw(plan: Plan, adapter: Adapter) -> Sample:
+def _draw_sample(plan: MergePlan, adapter: Adapter) -> TaskSample:
     method = plan.method.name
     if embedding := next((name for name, layer in adapter.layers.items() if layer.embedding), None):
         raise OsrmError(
             f"{adapter.source} adapts the embedding {embedding}, {method} takes linear layers only",
             "use another method, see osrm merge --list",
         )
-    source = _source(adapter, plan.recipe.data, f"method {method}")
+    source = data_source(adapter, plan.recipe.data, f"method {method}")
     options = plan.recipe.options
-    data = tasks.sample(tasks.load(adapter.name, source, "train"), options["samples"], options["seed"])
-    if plan.method.passes != "second-moments":
+    data = sample(load(adapter.name, source, "train"), options["samples"], options["seed"])
+    if plan.method.data_statistic != "second-moments":
         _check_head(method, adapter, data)
-    if plan.method.passes == "weights" and data.task.regression:
+    if plan.method.data_statistic == "weights" and data.task.regression:
         raise OsrmError(
             f"{method} minimises the entropy of predictions, task '{adapter.name}' predicts a number, which has none",
             f"leave {adapter.source} out, or use another method, see osrm merge --list",
         )
-    return Sample(adapter, data, source)
+    return TaskSample(adapter, data, source)
 
 
 def _check_head(method: str, adapter: Adapter, data: Data) -> None:
-    if not adapter.heads():
+    if not adapter.head_tensors():
         raise OsrmError(
             f"method {method} needs each task's predictions, {adapter.source} has no classification head",
             "merge adapters that carry their head, as 'osrm train' writes them",
         )
-    recorded = (adapter.facts.get("task") or {}).get("labels")
+    recorded = (adapter.record.get("task") or {}).get("labels")
     labels = data.task.labels
     if recorded is not None and recorded != (None if labels is None else list(labels)):
         raise OsrmError(

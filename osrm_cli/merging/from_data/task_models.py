@@ -8,16 +8,16 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from osrm_cli.adapters.task_data import Sample
+from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.plan import Plan
-from osrm_cli.models import backbone as scoring
-from osrm_cli.models import batching as batches
-from osrm_cli.models import classifier as base_model
-from osrm_cli.models.target_modules import widths
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.models.backbone import with_head
+from osrm_cli.models.batching import Encoding, collate_batch, group_by_length, tokenize_examples
+from osrm_cli.models.classifier import check_max_length, load_classifier, load_tokenizer
+from osrm_cli.models.target_modules import layer_widths
 
-BATCH = 16
+BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class TaskModel:
         device: Where the model lies.
     """
 
-    sample: Sample
+    sample: TaskSample
     shell: PreTrainedModel
     head: Mapping[str, torch.Tensor]
-    encodings: Sequence[batches.Encoding]
+    encodings: Sequence[Encoding]
     tokenizer: Any
     device: torch.device
 
@@ -45,54 +45,56 @@ class TaskModel:
         """The task's name."""
         return self.sample.adapter.name
 
-    def ready(self) -> PreTrainedModel:
+    def with_head_loaded(self) -> PreTrainedModel:
         """The classifier with this task's head in it; the next call for another task may take it out again."""
         self.shell.load_state_dict(dict(self.head), strict=False)
         return self.shell
 
-    def update(self, layer: str) -> LowRank | None:
+    def delta(self, layer: str) -> LowRank | None:
         """The adapter's update of a layer, float32, read when asked for; nothing if it does not change the layer."""
         adapter = self.sample.adapter
-        return adapter.update(layer, torch.float32, self.device) if layer in adapter.layers else None
+        return adapter.delta(layer, torch.float32, self.device) if layer in adapter.layers else None
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Examples, padded."""
-        return batches.collate([self.encodings[index] for index in indices], self.tokenizer, self.device)
+        return collate_batch([self.encodings[index] for index in indices], self.tokenizer, self.device)
 
-    def buckets(self) -> list[list[int]]:
+    def batches(self) -> list[list[int]]:
         """All examples in batches of like length."""
-        return batches.bucket([len(encoding["input_ids"]) for encoding in self.encodings], BATCH)
+        return group_by_length([len(encoding["input_ids"]) for encoding in self.encodings], BATCH_SIZE)
 
 
-def load(plan: Plan, samples: Sequence[Sample], folder: Path, device: torch.device) -> list[TaskModel]:
+def load_task_models(
+    plan: MergePlan, samples: Sequence[TaskSample], folder: Path, device: torch.device
+) -> list[TaskModel]:
     """Load the base model once, in float32, and put every task's head beside it.
 
     Raises:
         OsrmError: If an adapter or its head does not fit the base model, or its examples are too long for it.
     """
-    base_model.check_length(folder, max(sample.max_length for sample in samples))
-    tokenizer = base_model.load_tokenizer(folder)
-    model = base_model.load_classifier(folder, 2, tokenizer, torch.float32, 0).model
+    check_max_length(folder, max(sample.max_length for sample in samples))
+    tokenizer = load_tokenizer(folder)
+    model = load_classifier(folder, 2, tokenizer, torch.float32, 0).model
     model.requires_grad_(False)
     whole: torch.nn.Module = model  # transformers' own method "to" is not typed
     whole.to(device)
     whole.train(False)
-    check_layers(model, plan)
+    check_target_layers(model, plan)
     return [_task_model(model, sample, tokenizer, device) for sample in samples]
 
 
-def _task_model(model: PreTrainedModel, sample: Sample, tokenizer: Any, device: torch.device) -> TaskModel:
+def _task_model(model: PreTrainedModel, sample: TaskSample, tokenizer: Any, device: torch.device) -> TaskModel:
     adapter = sample.adapter
-    head, shell = adapter.heads(), model
+    head, shell = adapter.head_tensors(), model
     if head:
-        with scoring.headed(model, head, sample.data.task.num_labels, adapter.folder) as own:
+        with with_head(model, head, sample.data.task.num_labels, adapter.folder) as own:
             own.requires_grad_(False)
         shell = cast("PreTrainedModel", own)
-    encodings = batches.tokenise(tokenizer, sample.data.examples, sample.max_length)
+    encodings = tokenize_examples(tokenizer, sample.data.examples, sample.max_length)
     return TaskModel(sample, shell, head, encodings, tokenizer, device)
 
 
-def check_layers(model: PreTrainedModel, plan: Plan) -> None:
+def check_target_layers(model: PreTrainedModel, plan: MergePlan) -> None:
     """Check that a model has every layer that the adapters change, in their widths.
 
     Raises:
@@ -100,7 +102,7 @@ def check_layers(model: PreTrainedModel, plan: Plan) -> None:
     """
     modules = dict(model.named_modules())
     for name, layer in plan.shapes.items():
-        found = widths(modules[name]) if name in modules else None
+        found = layer_widths(modules[name]) if name in modules else None
         if found != (layer.d_in, layer.d_out):
             raise OsrmError(
                 f"the adapters change {name}, (d_in, d_out) = {(layer.d_in, layer.d_out)}; "

@@ -10,10 +10,10 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods.method import Method
 from osrm_cli.merging.methods.table import METHODS
 
-__all__ = ["METHODS", "Method", "find"]
+__all__ = ["METHODS", "Method", "find_method"]
 
 
-def find(name: str) -> Method:
+def find_method(name: str) -> Method:
     """Return a method by its name or an alias; ``_`` is accepted for ``-``, ``pico+RULE`` for any rule but task-aware.
 
     Raises:
@@ -21,7 +21,7 @@ def find(name: str) -> Method:
     """
     wanted = name.strip().lower().replace("_", "-")
     if wanted.startswith("pico+"):
-        return _before("pico", find(wanted.removeprefix("pico+")))
+        return _split_wrappers("pico", find_method(wanted.removeprefix("pico+")))
     rows = {label: method for method in METHODS for label in (method.name, *method.aliases)}
     if wanted in rows:
         return rows[wanted]
@@ -30,13 +30,13 @@ def find(name: str) -> Method:
     raise OsrmError(f"unknown method '{name}'", hint)
 
 
-def _before(wrapper: str, rule: Method) -> Method:
-    if rule.task_aware or wrapper in rule.within:
+def _split_wrappers(wrapper: str, rule: Method) -> Method:
+    if rule.is_task_aware or wrapper in rule.wrappers:
         raise OsrmError(f"{wrapper} cannot go before '{rule.name}'", f"for example {wrapper}+ties")
     return replace(
         rule,
         name=f"{wrapper}+{rule.name}",
         summary=f"{rule.name}, after scaling down what the Bs share",
         aliases=(),
-        within=(wrapper, *rule.within),
+        wrappers=(wrapper, *rule.wrappers),
     )

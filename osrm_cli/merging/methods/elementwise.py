@@ -7,12 +7,12 @@ coordinate.
 import torch
 from torch import Tensor
 
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
-from osrm_cli.merging.methods.row_blocks import by_rows, elected_sign, row_blocks, summed
-from osrm_cli.merging.methods.sparsify import at_random, by_magnitude, largest, without_tails
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
+from osrm_cli.merging.methods.row_blocks import combine_row_blocks, elected_sign, row_blocks, sum_rows
+from osrm_cli.merging.methods.sparsify import drop_by_magnitude, drop_randomly, drop_tails, keep_largest
 
 
-def ties(layer: LayerUpdates, options: Options) -> Tensor:
+def ties(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """TIES (arXiv:2306.01708): trim each ``w_t dW_t`` to its ``density`` largest entries, elect signs, merge.
 
     ``x_t = trim(w_t dW_t)``, ``gamma = sign(sum_t x_t)``, result ``lambda * mean {x_t : sign(x_t) = gamma}``, or their
@@ -20,56 +20,56 @@ def ties(layer: LayerUpdates, options: Options) -> Tensor:
     as in PEFT and the authors' code; in mergekit by their weights. One adapter is itself at density 1; below, it is
     its trimmed self. Not linear in the weights.
     """
-    keep = [largest(update, options.density) for update in layer.weighted]
-    return options.scale * by_rows(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
+    keep = [keep_largest(update, options.density) for update in layer.weighted]
+    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
 
 
-def magnitude(layer: LayerUpdates, options: Options) -> Tensor:
+def magnitude(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """``lambda * sum_t trim(w_t dW_t)``: each update reduced to its ``density`` largest entries, then added.
 
     What PEFT calls ``magnitude_prune``. One adapter is itself at density 1.
     """
-    keep = [largest(update, options.density) for update in layer.weighted]
-    return options.scale * by_rows(layer.weighted, summed, keep)
+    keep = [keep_largest(update, options.density) for update in layer.weighted]
+    return options.scale * combine_row_blocks(layer.weighted, sum_rows, keep)
 
 
-def breadcrumbs(layer: LayerUpdates, options: Options) -> Tensor:
+def breadcrumbs(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """Model Breadcrumbs (arXiv:2312.06795): ``lambda * sum_t m_t * w_t dW_t``, ``m_t`` without both tails.
 
     ``outliers`` of the largest entries and all but the ``density`` next ones are dropped. One adapter is itself at
     density 1, where no outlier is dropped.
     """
-    keep = [without_tails(update, options.density, options.outliers) for update in layer.weighted]
-    return options.scale * by_rows(layer.weighted, summed, keep)
+    keep = [drop_tails(update, options.density, options.outliers) for update in layer.weighted]
+    return options.scale * combine_row_blocks(layer.weighted, sum_rows, keep)
 
 
-def dare(layer: LayerUpdates, options: Options) -> Tensor:
+def dare(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """DARE (arXiv:2311.03099): ``lambda * sum_t m_t * w_t dW_t / density``, ``m_t`` Bernoulli(``density``).
 
     Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1.
     """
-    keep = [at_random(options, layer.name, adapter) for adapter in layer.adapters]
-    return options.scale * by_rows(layer.weighted, summed, keep)
+    keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
+    return options.scale * combine_row_blocks(layer.weighted, sum_rows, keep)
 
 
-def dare_ties(layer: LayerUpdates, options: Options) -> Tensor:
+def dare_ties(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """DARE's random drop in the place of TIES's trimming; then TIES's election and mean (arXiv:2311.03099).
 
     Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1. Not
     linear in the weights.
     """
-    keep = [at_random(options, layer.name, adapter) for adapter in layer.adapters]
-    return options.scale * by_rows(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
+    keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
+    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
 
 
-def della(layer: LayerUpdates, options: Options) -> Tensor:
+def della(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """DELLA (arXiv:2406.11617): drop small entries more often than large ones, rescale, elect signs, merge as in TIES.
 
     Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1. Not
     linear in the weights.
     """
-    keep = [by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
-    return options.scale * by_rows(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
+    keep = [drop_by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
+    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
 
 
 def _elected(blocks: Tensor, aggregate: str) -> Tensor:
@@ -80,7 +80,7 @@ def _elected(blocks: Tensor, aggregate: str) -> Tensor:
     return total if aggregate == "sum" else total / agreeing.sign_().sum(0).clamp_min_(1)
 
 
-def consensus(layer: LayerUpdates, options: Options) -> Tensor:
+def consensus(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """Consensus merging with TALL masks (arXiv:2405.07813): the sum, where enough tasks use the entry.
 
     ``W = sum_t w_t dW_t``; task ``t`` uses an entry if ``|w_t dW_t| >= mask_scale * |W - w_t dW_t|``; result
@@ -94,24 +94,24 @@ def consensus(layer: LayerUpdates, options: Options) -> Tensor:
         users = (blocks.abs() >= options.mask_scale * (total - blocks).abs()).to(blocks.dtype).sum(0)
         return total * (users >= needed)
 
-    return options.scale * by_rows(layer.weighted, combine)
+    return options.scale * combine_row_blocks(layer.weighted, combine)
 
 
-def emr(layer: LayerUpdates, options: Options) -> TaskAware:
+def emr(layer: LayerUpdates, options: MethodOptions) -> MaskedDelta:
     """EMR-Merging (arXiv:2405.17461): one unified update, a mask and a rescaler per task.
 
     Elect ``gamma = sign(sum_t w_t dW_t)``; unified ``U = gamma * max {|w_t dW_t| : sign = gamma}``; mask
     ``M_t = [w_t dW_t * U > 0]``; rescaler ``sum |w_t dW_t| / sum |M_t * U|``, per layer (the authors': over the whole
     model). Not one model: the task must be named at inference. One adapter is itself.
     """
-    unified = by_rows(layer.weighted, _unified)
+    unified = combine_row_blocks(layer.weighted, _unified)
     masks, rescalers = [], []
     for update in layer.weighted:
         dW = torch.cat(list(row_blocks(update)))
         masks.append(dW * unified > 0)
         shared = float((unified * masks[-1]).abs().sum(dtype=torch.float64))
         rescalers.append(float(dW.abs().sum(dtype=torch.float64)) / shared if shared else 0.0)
-    return TaskAware(options.scale * unified, tuple(masks), tuple(rescalers))
+    return MaskedDelta(options.scale * unified, tuple(masks), tuple(rescalers))
 
 
 def _unified(blocks: Tensor) -> Tensor:

@@ -31,14 +31,14 @@ class LayerUpdates:
 
     name: str
     adapters: tuple[str, ...]
-    updates: tuple[LowRank, ...]
+    deltas: tuple[LowRank, ...]
     weights: tuple[float, ...]
     second_moments: tuple[Tensor, ...] | None = None
     fisher: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         order = sorted(range(len(self.adapters)), key=lambda index: self.adapters[index])
-        for field in ("updates", "weights", "second_moments", "fisher", "adapters"):
+        for field in ("deltas", "weights", "second_moments", "fisher", "adapters"):
             values = getattr(self, field)
             if values is not None:
                 if len(values) != len(order):
@@ -46,7 +46,7 @@ class LayerUpdates:
                 object.__setattr__(self, field, tuple(values[index] for index in order))
         if not order or len(set(self.adapters)) < len(order):
             raise ValueError(f"{self.name}: expected adapters with different names, found {self.adapters}")
-        for adapter, update, weight in zip(self.adapters, self.updates, self.weights, strict=True):
+        for adapter, update, weight in zip(self.adapters, self.deltas, self.weights, strict=True):
             if update.shape != self.shape:
                 raise OsrmError(
                     f"{self.name} is {update.shape} in adapter '{adapter}', but {self.shape} in '{self.adapters[0]}'",
@@ -58,23 +58,23 @@ class LayerUpdates:
     @property
     def shape(self) -> tuple[int, int]:
         """``(d_out, d_in)``."""
-        return self.updates[0].shape
+        return self.deltas[0].shape
 
     @property
     def weighted(self) -> tuple[LowRank, ...]:
         """``w_t dW_t``, all in one precision, float32 or better."""
-        dtypes = [factor.dtype for update in self.updates for factor in (update.B, update.A)]
+        dtypes = [factor.dtype for update in self.deltas for factor in (update.B, update.A)]
         dtype = reduce(torch.promote_types, dtypes, torch.float32)
-        pairs = zip(self.updates, self.weights, strict=True)
+        pairs = zip(self.deltas, self.weights, strict=True)
         return tuple(update.to(dtype).scaled(weight) for update, weight in pairs)
 
-    def with_updates(self, updates: tuple[LowRank, ...]) -> "LayerUpdates":
+    def with_deltas(self, updates: tuple[LowRank, ...]) -> "LayerUpdates":
         """The same layer with other updates, to which the weights have been applied."""
-        return replace(self, updates=updates, weights=(1.0,) * len(updates))
+        return replace(self, deltas=updates, weights=(1.0,) * len(updates))
 
 
 @dataclass(frozen=True)
-class Options:
+class MethodOptions:
     """What a user may set; each row of the table names the options that its rule reads.
 
     Attributes:
@@ -122,7 +122,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class TaskAware:
+class MaskedDelta:
     """One update for all tasks, and what turns it into each task's own: **the task's name is needed at inference**.
 
     Attributes:
@@ -135,6 +135,6 @@ class TaskAware:
     masks: tuple[Tensor, ...]
     rescalers: tuple[float, ...]
 
-    def of(self, index: int) -> Tensor:
+    def for_task(self, index: int) -> Tensor:
         """The update of the adapter at ``index``: ``rescaler * mask * unified``, ``(d_out, d_in)``."""
         return self.unified * self.masks[index] * self.rescalers[index]

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank, stack, truncate
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
 
 
-def task_arith(layer: LayerUpdates, options: Options) -> LowRank:
+def task_arith(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """``lambda * sum_t w_t dW_t`` (arXiv:2212.04089), as stacked factors of rank ``sum r_t``.
 
     Nothing is decomposed, so nothing is lost; equal to PEFT's ``cat`` where adapters have no rsLoRA.
@@ -15,7 +15,7 @@ def task_arith(layer: LayerUpdates, options: Options) -> LowRank:
     return stack(layer.weighted).scaled(options.scale)
 
 
-def average(layer: LayerUpdates, options: Options) -> LowRank:
+def average(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """``lambda * sum_t w_t dW_t / sum_t w_t`` (arXiv:2203.05482), as stacked factors of rank ``sum r_t``.
 
     The average of the products, not the product of averages: that one has cross terms between the adapters.
@@ -29,13 +29,13 @@ def average(layer: LayerUpdates, options: Options) -> LowRank:
     return stack(layer.weighted).scaled(options.scale / total)
 
 
-def svd(layer: LayerUpdates, options: Options) -> LowRank:
+def svd(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """The best approximation of ``task-arith`` at ``rank``, or at the rank that keeps ``energy`` (Eckart-Young).
 
     Without either, the largest rank among the inputs. Equal to PEFT's ``svd`` where adapters have no rsLoRA.
     """
     rank = options.rank
     if rank is None and options.energy is None:
-        rank = max(update.rank for update in layer.updates)
+        rank = max(update.rank for update in layer.deltas)
     found, kept = truncate(task_arith(layer, options), rank, options.energy)
-    return replace(found, kept=kept)
+    return replace(found, kept_energy=kept)

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from osrm_cli.linalg.low_rank import LowRank
-    from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
+    from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
 
-    Rule = Callable[[LayerUpdates, Options], LowRank | Tensor | TaskAware]
+    Rule = Callable[[LayerUpdates, MethodOptions], LowRank | Tensor | MaskedDelta]
 
-Need = Literal["features", "data", "labels", "seed"]
+Requirement = Literal["features", "data", "labels", "seed"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Method:
     summary: str
     function: str
     space: Literal["low-rank", "element"] = "low-rank"
-    needs: tuple[Need, ...] = ()
+    needs: tuple[Requirement, ...] = ()
     default_lambda: float = 1.0
     options: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     source: str = ""
-    within: tuple[str, ...] = ()
-    passes: Literal["second-moments", "fisher", "weights"] | None = None
-    task_aware: bool = False
+    wrappers: tuple[str, ...] = ()
+    data_statistic: Literal["second-moments", "fisher", "weights"] | None = None
+    is_task_aware: bool = False
 
     @property
     def exact(self) -> bool:
@@ -60,7 +60,7 @@ class Method:
     @property
     def result(self) -> Literal["exact", "recompressed", "task-aware"]:
         """What the result is as an adapter, for ``--list``."""
-        if self.task_aware:
+        if self.is_task_aware:
             return "task-aware"
         return "exact" if self.exact and "rank" not in self.options else "recompressed"
 
@@ -68,6 +68,6 @@ class Method:
         """Import the method's function, wrapped in the spaces that its name says."""
         family, name = self.function.split(":")
         rule = getattr(importlib.import_module(f"{__package__}.{family}"), name)
-        for space in reversed(self.within):
+        for space in reversed(self.wrappers):
             rule = getattr(importlib.import_module(f"{__package__}.spaces"), space)(rule)
         return rule  # type: ignore[no-any-return]

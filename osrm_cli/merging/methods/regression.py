@@ -6,10 +6,10 @@ from torch import Tensor
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import second_moment
 from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, stack
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
 
 
-def regmean(layer: LayerUpdates, options: Options) -> LowRank:
+def regmean(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """RegMean on the updates (arXiv:2212.09849): ``lambda * (sum_t w_t dW_t C_t) (sum_t C_t)^{-1}``.
 
     Minimises ``sum_t E_{x ~ t} ||(X - w_t dW_t) x||^2``. Off-diagonal entries of each ``C_t`` are scaled by ``alpha``.
@@ -26,7 +26,7 @@ def regmean(layer: LayerUpdates, options: Options) -> LowRank:
             "osrm collect --statistic second-moment",
         )
     moments = [_damped(C.to(torch.float64), options.alpha) for C in layer.second_moments]
-    factor, added = second_moment.cholesky(sum(moments[1:], start=moments[0]))
+    factor, added = second_moment.ridge_cholesky(sum(moments[1:], start=moments[0]))
     updates = []
     for update, C in zip(layer.weighted, moments, strict=True):
         exact = update.to(torch.float64)
@@ -35,7 +35,7 @@ def regmean(layer: LayerUpdates, options: Options) -> LowRank:
     return stack(updates).scaled(options.scale)
 
 
-def wudi(layer: LayerUpdates, options: Options) -> LowRank:
+def wudi(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """WUDI (arXiv:2503.08099) in closed form: ``min_X sum_t ||(X - w_t dW_t) dW_t^T||_F^2 / ||dW_t||_F^2``.
 
     RegMean with ``C_t = dW_t^T dW_t / ||dW_t||^2``, which the authors approach by gradient steps. With
@@ -55,7 +55,7 @@ def wudi(layer: LayerUpdates, options: Options) -> LowRank:
     return core.join(options.scale * (K @ U[:, :rank] / S[:rank]) @ Vh[:rank])
 
 
-def fisher(layer: LayerUpdates, options: Options) -> Tensor:
+def fisher(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """Fisher merging of the updates (arXiv:2111.09832): ``lambda * sum_t F_t * w_t dW_t / sum_t F_t``, per entry.
 
     ``F_t`` is the diagonal Fisher information of the merged weight's entries on task ``t``. Entries without any

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
 
-ROWS = 32  # the rows of a few adapters, 4096 wide, then stay in a core's cache
+BLOCK_ENTRIES = 32  # the rows of a few adapters, 4096 wide, then stay in a core's cache
 
 # Turns one adapter's rows into what is kept of them; called on successive blocks of rows, from the first to the last.
-Keep = Callable[[Tensor], Tensor]
+RowFilter = Callable[[Tensor], Tensor]
 
 # Turns the adapters' rows, ``(T, rows, d_in)``, into the merged ones, ``(rows, d_in)``.
-Combine = Callable[[Tensor], Tensor]
+RowCombination = Callable[[Tensor], Tensor]
 
 
 def row_blocks(update: LowRank) -> Iterator[Tensor]:
@@ -22,11 +22,13 @@ def row_blocks(update: LowRank) -> Iterator[Tensor]:
     Blocks, not one product, wherever entries are compared with each other: how a product is rounded may depend on the
     number of its rows.
     """
-    wide = update.widened()
-    return (wide.B[start : start + ROWS] @ wide.A for start in range(0, update.shape[0], ROWS))
+    wide = update.promoted()
+    return (wide.B[start : start + BLOCK_ENTRIES] @ wide.A for start in range(0, update.shape[0], BLOCK_ENTRIES))
 
 
-def by_rows(updates: Sequence[LowRank], combine: Combine, keep: Sequence[Keep] | None = None) -> Tensor:
+def combine_row_blocks(
+    updates: Sequence[LowRank], combine: RowCombination, keep: Sequence[RowFilter] | None = None
+) -> Tensor:
     """``combine`` applied to all rows of the updates, after each adapter's ``keep``: ``(d_out, d_in)``."""
     chosen = keep or [lambda rows: rows] * len(updates)
     merged = []
@@ -35,7 +37,7 @@ def by_rows(updates: Sequence[LowRank], combine: Combine, keep: Sequence[Keep] |
     return torch.cat(merged)
 
 
-def summed(blocks: Tensor) -> Tensor:
+def sum_rows(blocks: Tensor) -> Tensor:
     """``sum_t x_t``, ``(rows, d_in)``."""
     return blocks.sum(0)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank, core_space, squared_norm
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
 
-Rule = Callable[[LayerUpdates, Options], LowRank | Tensor]
+Rule = Callable[[LayerUpdates, MethodOptions], LowRank | Tensor]
 
 
 def core(rule: Rule) -> Rule:
@@ -23,11 +23,11 @@ def core(rule: Rule) -> Rule:
     Densities count coordinates of the core, so they do not carry over from the element space.
     """
 
-    def merged(layer: LayerUpdates, options: Options) -> LowRank:
+    def merged(layer: LayerUpdates, options: MethodOptions) -> LowRank:
         space = core_space(layer.weighted).principal()
         exact = [update.to(torch.float64) for update in layer.weighted]
         cores = tuple(LowRank(space.Q_B.T @ update.B, update.A @ space.Q_A) for update in exact)
-        return space.join(_dense(rule(layer.with_updates(cores), options)))
+        return space.join(_dense(rule(layer.with_deltas(cores), options)))
 
     return merged
 
@@ -40,11 +40,11 @@ def knots(rule: Rule) -> Rule:
     value 0 are left out.
     """
 
-    def merged(layer: LayerUpdates, options: Options) -> LowRank:
+    def merged(layer: LayerUpdates, options: MethodOptions) -> LowRank:
         space = core_space(layer.weighted).principal()
         exact = [update.to(torch.float64) for update in layer.weighted]
         aligned = tuple(LowRank(space.Q_B.T @ update.B, update.A) for update in exact)
-        return LowRank(space.Q_B, _dense(rule(layer.with_updates(aligned), options)))
+        return LowRank(space.Q_B, _dense(rule(layer.with_deltas(aligned), options)))
 
     return merged
 
@@ -58,13 +58,13 @@ def pico(rule: Rule) -> Rule:
     is under the rule. Not linear in the weights.
     """
 
-    def merged(layer: LayerUpdates, options: Options) -> LowRank | Tensor:
+    def merged(layer: LayerUpdates, options: MethodOptions) -> LowRank | Tensor:
         updates = [update.to(torch.float64) for update in layer.weighted]
         U, sigma, _ = torch.linalg.svd(torch.cat([update.B for update in updates], dim=1), full_matrices=False)
         shares = sigma.square() / sigma.square().sum().clamp_min(torch.finfo(sigma.dtype).tiny)
         scales = 1 / (1 + (len(updates) - 1) * shares)
         calibrated = tuple(LowRank((U * scales) @ (U.T @ update.B), update.A) for update in updates)
-        result = rule(layer.with_updates(calibrated), replace(options, scale=1.0))
+        result = rule(layer.with_deltas(calibrated), replace(options, scale=1.0))
         mean = sum(squared_norm(update) ** 0.5 for update in updates) / len(updates)
         norm = squared_norm(result) ** 0.5 if isinstance(result, LowRank) else float(torch.linalg.norm(result))
         # A result that is nothing but rounding must not be raised to full size.

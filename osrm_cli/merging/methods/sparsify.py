@@ -8,39 +8,39 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods.layer_updates import Options
-from osrm_cli.merging.methods.row_blocks import Keep, row_blocks
+from osrm_cli.merging.methods.layer_updates import MethodOptions
+from osrm_cli.merging.methods.row_blocks import RowFilter, row_blocks
 from osrm_cli.seeding import generator
 
 SAMPLE = 1 << 14
 
 
-def largest(update: LowRank, density: float) -> Keep:
+def keep_largest(update: LowRank, density: float) -> RowFilter:
     """Keep the ``int(density * n)`` largest entries by magnitude, at least one and all that equal the last."""
-    low = _largest_but(update, _count(update, density))
+    low = _magnitude_threshold(update, _count(update, density))
     below = float(torch.nextafter(low, torch.zeros_like(low)))  # hardshrink drops what is not above its bound
     return lambda rows: torch.nn.functional.hardshrink(rows, below)
 
 
-def without_tails(update: LowRank, density: float, outliers: float) -> Keep:
+def drop_tails(update: LowRank, density: float, outliers: float) -> RowFilter:
     """Drop the ``outliers`` share of largest entries, then all but the ``density`` next ones (arXiv:2312.06795).
 
     Where both do not fit into 1, fewer outliers are dropped.
     """
     entries, count = _entries(update), _count(update, density)
     drop = min(int(outliers * entries), entries - count)
-    low = _largest_but(update, count + drop)
-    high = _largest_but(update, drop) if drop else torch.tensor(torch.inf)
+    low = _magnitude_threshold(update, count + drop)
+    high = _magnitude_threshold(update, drop) if drop else torch.tensor(torch.inf)
     return lambda rows: rows * ((rows.abs() >= low) & (rows.abs() < high))
 
 
-def at_random(options: Options, *names: str) -> Keep:
+def drop_randomly(options: MethodOptions, *names: str) -> RowFilter:
     """Keep entries with probability ``density`` and divide by it: the same in expectation (arXiv:2311.03099)."""
     draws = generator(options.seed, *names)
     return lambda rows: _drawn(rows, torch.full_like(rows, options.density), draws)
 
 
-def by_magnitude(options: Options, *names: str) -> Keep:
+def drop_by_magnitude(options: MethodOptions, *names: str) -> RowFilter:
     """Keep entries at random, larger ones more often, and divide by their own probability (MAGPRUNE, arXiv:2406.11617).
 
     In each row the probability rises linearly with the rank of the magnitude, by ``window`` in all, around ``density``.
@@ -72,7 +72,7 @@ def _count(update: LowRank, density: float) -> int:
     return max(int(density * _entries(update)), 1)
 
 
-def _largest_but(update: LowRank, count: int) -> Tensor:
+def _magnitude_threshold(update: LowRank, count: int) -> Tensor:
     """The ``count``-th largest magnitude of the entries, exactly.
 
     Selection over all entries takes a second for 4096 x 4096. A sorted sample of them brackets the answer instead: one
@@ -99,7 +99,7 @@ def _largest_but(update: LowRank, count: int) -> Tensor:
 
 def _sampled(update: LowRank) -> Tensor:
     """Magnitudes of about ``SAMPLE`` entries, evenly spread, in rising order."""
-    wide = update.widened()
+    wide = update.promoted()
     at = torch.arange(0, _entries(update), _entries(update) // SAMPLE | 1, device=wide.B.device)
     rows, columns = at // update.shape[1], at % update.shape[1]
     return (wide.B[rows] * wide.A.T[columns]).sum(1).abs().sort().values

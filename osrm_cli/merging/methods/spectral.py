@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import Core, LowRank, core_space, numerical_rank
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
 
 
-def tsv(layer: LayerUpdates, options: Options) -> LowRank:
+def tsv(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """TSV-M (arXiv:2412.00081): whiten the stacked singular vectors of the tasks against each other.
 
     ``w_t dW_t = U_t S_t V_t^T``, cut to ``min(d_out, d_in) / T`` triplets; ``U = [U_1 ... U_T]``, ``V`` alike; result
@@ -21,7 +21,7 @@ def tsv(layer: LayerUpdates, options: Options) -> LowRank:
     return core.join(options.scale * (_polar(U) * S) @ _polar(V).T)
 
 
-def iso_c(layer: LayerUpdates, options: Options) -> LowRank:
+def iso_c(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """Iso-C (arXiv:2502.04959): the sum with all its singular values replaced by their mean.
 
     ``sum_t w_t dW_t = U S V^T``; result ``lambda * mean(S) * U V^T`` over the directions that the sum has. The authors'
@@ -34,7 +34,7 @@ def iso_c(layer: LayerUpdates, options: Options) -> LowRank:
     return core.join(options.scale * _mean(S) * U @ V.T)
 
 
-def iso_cts(layer: LayerUpdates, options: Options) -> LowRank:
+def iso_cts(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """Iso-CTS (arXiv:2502.04959): Iso-C on the common directions joined by directions of each task's own.
 
     Of the ``k`` directions that the updates span, about ``common * k`` come from the sum, so many that the rest divides
@@ -53,7 +53,7 @@ def iso_cts(layer: LayerUpdates, options: Options) -> LowRank:
     return core.join(options.scale * _mean(S) * _polar(U) @ _polar(V).T)
 
 
-def svc(layer: LayerUpdates, options: Options) -> LowRank:
+def svc(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """Singular value calibration (arXiv:2602.05536): divide each singular value of the sum by how often it counts.
 
     ``W = sum_t w_t dW_t = U S V^T``; along ``u_r`` the sum answers task ``t`` with

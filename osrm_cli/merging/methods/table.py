@@ -72,7 +72,7 @@ _ELEMENT = (
     Method(
         "consensus",
         "sum, on the entries that at least two tasks use",
-        "masks:consensus",
+        "elementwise:consensus",
         "element",
         options=("mask_scale", "agreement"),
         aliases=("tall",),
@@ -87,7 +87,7 @@ _KNOTS = tuple(
         space="low-rank",
         aliases=("knots",) if row.name == "ties" else (),
         source="2410.19735",
-        within=("knots",),
+        wrappers=("knots",),
     )
     for row in _ELEMENT
     if row.name in ("ties", "dare-ties")
@@ -113,7 +113,7 @@ _SPECTRAL = (
         "scale down what the Bs share, add; before another rule: pico+RULE",
         "linear:task_arith",
         source="2604.16826",
-        within=("pico",),
+        wrappers=("pico",),
     ),
     Method(
         "svc",
@@ -141,7 +141,7 @@ _REGRESSION = (
         options=("alpha",),
         aliases=("regmean-plus-plus",),
         source="2508.03121",
-        passes="second-moments",
+        data_statistic="second-moments",
     ),
     Method(
         "fisher",
@@ -150,7 +150,7 @@ _REGRESSION = (
         "element",
         ("labels",),
         source="2111.09832",
-        passes="fisher",
+        data_statistic="fisher",
     ),
     Method(
         "adamerging",
@@ -159,7 +159,7 @@ _REGRESSION = (
         needs=("data",),
         default_lambda=0.3,
         source="2310.02575",
-        passes="weights",
+        data_statistic="weights",
     ),
 )
 _CORE = tuple(
@@ -170,7 +170,7 @@ _CORE = tuple(
         space="low-rank",
         aliases=(),
         source="2509.17786",
-        within=("core",),
+        wrappers=("core",),
     )
     for row in (_LINEAR[0], *_ELEMENT)
 )
@@ -178,11 +178,11 @@ _TASK_AWARE = (
     Method(
         "emr",
         "one update, a mask and a factor per task; needs the task's name at inference",
-        "masks:emr",
+        "elementwise:emr",
         "element",
         aliases=("emr-merging",),
         source="2405.17461",
-        task_aware=True,
+        is_task_aware=True,
     ),
 )
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osrm_cli.features.statistics import table as statistics
+from osrm_cli.features.statistics.table import find_statistic
 
 D = 12
 NAMES = ["mean", "samples", "second-moment"]
@@ -28,7 +28,7 @@ def batch(chosen, left, garbage=1e3):
 
 
 def fed(name, data, order, size, left=False):
-    accumulator = statistics.find(name).load()(D)
+    accumulator = find_statistic(name).load()(D)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         accumulator.add(*batch([data[row] for row in rows], left), rows)
@@ -49,7 +49,7 @@ def reference(name, data):
 def test_equals_the_dense_definition(name, dtype):
     data = examples(dtype=dtype)
     accumulator = fed(name, data, list(range(9)), 4)
-    torch.testing.assert_close(accumulator.finish(), reference(name, data), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(accumulator.finalize(), reference(name, data), rtol=1e-12, atol=1e-12)
     assert (accumulator.tokens, accumulator.examples) == (sum(map(len, data)), 9)
 
 
@@ -58,7 +58,7 @@ def test_equals_the_dense_definition(name, dtype):
 @settings(deadline=None, max_examples=15)
 def test_order_batches_and_padding_side_do_not_matter(name, order, size, left):
     data = examples()
-    found = fed(name, data, order, size, left).finish()
+    found = fed(name, data, order, size, left).finalize()
     torch.testing.assert_close(found, reference(name, data), rtol=1e-12, atol=1e-12)
 
 
@@ -69,7 +69,7 @@ def test_shards_add_up_to_the_whole(name):
     shards = [fed(name, data, list(range(shard, 9, 3)), 2) for shard in (2, 0, 1)]
     for shard in shards[1:]:
         shards[0].merge(shard)
-    torch.testing.assert_close(shards[0].finish(), whole.finish(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shards[0].finalize(), whole.finalize(), rtol=1e-12, atol=1e-12)
     assert (shards[0].tokens, shards[0].examples) == (whole.tokens, whole.examples)
 
 
@@ -77,19 +77,19 @@ def test_shards_add_up_to_the_whole(name):
 def test_a_restored_state_goes_on_where_it_was(name):
     data = examples()
     half = fed(name, data, list(range(5)), 2)
-    restored = statistics.find(name).load()(D)
-    restored.take(half.state())
+    restored = find_statistic(name).load()(D)
+    restored.merge_state(half.state())
     restored.merge(fed(name, data, list(range(5, 9)), 2))
-    torch.testing.assert_close(restored.finish(), reference(name, data), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(restored.finalize(), reference(name, data), rtol=1e-12, atol=1e-12)
     assert restored.tokens == sum(map(len, data))
 
 
 def test_the_second_moment_is_symmetric_across_blocks(monkeypatch):
-    from osrm_cli.features.statistics.accumulators import SecondMoment
+    from osrm_cli.features.statistics.accumulators import SecondMomentAccumulator
 
-    monkeypatch.setattr(SecondMoment, "_BLOCK", 5)
+    monkeypatch.setattr(SecondMomentAccumulator, "_BLOCK", 5)
     data = examples()
-    found = fed("second-moment", data, list(range(9)), 4).finish()
+    found = fed("second-moment", data, list(range(9)), 4).finalize()
     assert torch.equal(found, found.T)
     torch.testing.assert_close(found, reference("second-moment", data), rtol=1e-12, atol=1e-12)
 
@@ -97,10 +97,10 @@ def test_the_second_moment_is_symmetric_across_blocks(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_an_example_without_tokens_counts_for_nothing(name):
     x, mask = torch.ones(2, 3, D), torch.tensor([[True, True, False], [False, False, False]])
-    accumulator = statistics.find(name).load()(D)
+    accumulator = find_statistic(name).load()(D)
     accumulator.add(x, mask, [0, 1])
     assert (accumulator.tokens, accumulator.examples) == (2, 1)
-    assert torch.equal(accumulator.finish(), reference(name, [torch.ones(2, D)]))
+    assert torch.equal(accumulator.finalize(), reference(name, [torch.ones(2, D)]))
 
 
 @pytest.mark.parametrize("name", ["mean", "second-moment"])

@@ -22,7 +22,7 @@ def sketched(X, size, batch=7):
 
 
 def check_bound(X, sketch):
-    S = sketch.finish()
+    S = sketch.finalize()
     lacking = torch.linalg.eigvalsh(X.T @ X - S.T @ S)
     rounding = 1e-10 * X.norm() ** 2
     assert S.shape == (sketch.size, D)
@@ -47,7 +47,7 @@ def test_merged_shards_keep_the_bound(shards):
     parts = [sketched(X[shard::shards], 6) for shard in range(shards)]
     whole = FrequentDirections(D, 6)
     for part in parts:
-        whole.take(part.state())
+        whole.merge_state(part.state())
     assert whole.tokens == 200
     check_bound(X, whole)
 
@@ -55,13 +55,13 @@ def test_merged_shards_keep_the_bound(shards):
 def test_batches_do_not_matter():
     X = tokens(100)
     one, other = sketched(X, 5, batch=1), sketched(X, 5, batch=64)
-    torch.testing.assert_close(one.finish(), other.finish(), rtol=0, atol=0)
+    torch.testing.assert_close(one.finalize(), other.finalize(), rtol=0, atol=0)
     assert one.error == other.error
 
 
 def test_a_low_rank_is_kept_exactly():
     X = tokens(50)[:, :1] * tokens(1)
-    S = sketched(X, 4).finish()
+    S = sketched(X, 4).finalize()
     torch.testing.assert_close(S.T @ S, X.T @ X, rtol=1e-12, atol=1e-10)
 
 

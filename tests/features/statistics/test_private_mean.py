@@ -1,15 +1,15 @@
 import pytest
 import torch
 
-from osrm_cli import seeding as random
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.statistics.private_mean import check, private_mean
+from osrm_cli.features.statistics.private_mean import check_privacy, private_mean
+from osrm_cli.seeding import gaussian, generator
 
-SAMPLES = random.gaussian(50, 6, 0, "samples") + 1
+SAMPLES = gaussian(50, 6, 0, "samples") + 1
 
 
 def private(clip, sigma, seed=0, samples=SAMPLES):
-    return private_mean(samples, clip, sigma, random.generator(seed, "private"))
+    return private_mean(samples, clip, sigma, generator(seed, "private"))
 
 
 def test_without_noise_or_clipping_it_is_the_mean():
@@ -47,6 +47,6 @@ def test_bad_values_are_refused():
         (1, float("inf")),
     ):
         with pytest.raises(OsrmError, match=r"expected 0\.01 or more and a number above 0"):
-            check(sigma, clip)
+            check_privacy(sigma, clip)
     with pytest.raises(OsrmError, match="no examples"):
         private(1, 1, samples=SAMPLES[:0])

@@ -4,43 +4,43 @@ import sys
 import pytest
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.statistics import accumulators as moments
-from osrm_cli.features.statistics import frequent_directions as sketch
-from osrm_cli.features.statistics import table as statistics
+from osrm_cli.features.statistics.accumulators import MeanAccumulator, SamplesAccumulator, SecondMomentAccumulator
+from osrm_cli.features.statistics.frequent_directions import FrequentDirections
+from osrm_cli.features.statistics.table import STATISTICS, find_statistic
 
 
 def test_every_row_loads_its_accumulator():
     loaded = {
-        "mean": moments.Mean,
-        "samples": moments.Samples,
-        "second-moment": moments.SecondMoment,
-        "sketch:5": sketch.FrequentDirections,
+        "mean": MeanAccumulator,
+        "samples": SamplesAccumulator,
+        "second-moment": SecondMomentAccumulator,
+        "sketch:5": FrequentDirections,
     }
-    assert len(loaded) == len([row for row in statistics.STATISTICS if row.accumulator])
+    assert len(loaded) == len([row for row in STATISTICS if row.accumulator])
     for name, kind in loaded.items():
-        accumulator = statistics.find(name).load()(7)
+        accumulator = find_statistic(name).load()(7)
         assert type(accumulator) is kind
         assert accumulator.d_in == 7
-    assert statistics.find("sketch:5").load()(7).size == 5
+    assert find_statistic("sketch:5").load()(7).size == 5
 
 
 def test_names_are_read_leniently():
-    assert statistics.find("second_moment").name == "second-moment"
-    assert statistics.find("sketch:064").name == "sketch:64"
-    assert statistics.find("sketch:64").kind == "sketch"
+    assert find_statistic("second_moment").name == "second-moment"
+    assert find_statistic("sketch:064").name == "sketch:64"
+    assert find_statistic("sketch:64").kind == "sketch"
 
 
 @pytest.mark.parametrize("name", ["sketch", "sketch:", "sketch:0", "sketch:-3", "sketch:x", "mean:3", "", "sktch:4"])
 def test_a_bad_name_is_one_line(name):
     with pytest.raises(OsrmError) as raised:
-        statistics.find(name)
+        find_statistic(name)
     assert repr(name) in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
 def test_the_nearest_name_is_offered():
     with pytest.raises(OsrmError) as raised:
-        statistics.find("sekond-moment")
+        find_statistic("sekond-moment")
     assert raised.value.hint == "did you mean 'second-moment'?"
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.initialization.objectives import data_aware as whitened
-from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.initialization.objectives.data_aware import eva, gevd, loss_aware, osrm_in
+from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.linalg import eigen
 
 RANK, D = 4, 40
@@ -20,13 +20,13 @@ def rows(n, seed, d=D):
 
 
 def by_rows(out=12, own=9, d=D, **changes):
-    made = Request(RANK, d, "l", "t", 0, out_rows=rows(out, 0, d), own_rows=rows(own, 1, d))
+    made = LayerProblem(RANK, d, "l", "t", 0, out_rows=rows(out, 0, d), own_rows=rows(own, 1, d))
     return replace(made, **changes)
 
 
 def by_moments(out=90, own=70, d=D, **changes):
     H, X = rows(out, 0, d), rows(own, 1, d).flip(1)
-    return replace(Request(RANK, d, "l", "t", 0, out_moment=H.T @ H / out, own_moment=X.T @ X / own), **changes)
+    return replace(LayerProblem(RANK, d, "l", "t", 0, out_moment=H.T @ H / out, own_moment=X.T @ X / own), **changes)
 
 
 def same_span(A, other, tolerance):
@@ -47,7 +47,7 @@ def metric(request):
 @settings(deadline=None, max_examples=20)
 def test_gevd_is_the_generalised_eigenproblem(eps, seed):
     request = replace(by_moments(eps=eps), own_moment=rows(70, seed + 5).T @ rows(70, seed + 5))
-    A = whitened.gevd(request)
+    A = gevd(request)
     root = symmetric_power(metric(request), -0.5)
     _, vectors = torch.linalg.eigh(root @ request.own_moment @ root)
     same_span(A, torch.linalg.qr(root @ vectors[:, -RANK:])[0].T, 1e-6)
@@ -55,7 +55,7 @@ def test_gevd_is_the_generalised_eigenproblem(eps, seed):
 
 def test_gevd_maximises_signal_per_interference_first():
     request = by_moments()
-    u, M = whitened.gevd(request)[0], metric(request)
+    u, M = gevd(request)[0], metric(request)
     ratio = (u @ request.own_moment @ u) / (u @ M @ u)
     best = torch.linalg.eigvals(torch.linalg.solve(M, request.own_moment)).real.max()
     assert ratio == pytest.approx(float(best), rel=1e-9)
@@ -63,8 +63,8 @@ def test_gevd_maximises_signal_per_interference_first():
 
 @pytest.mark.parametrize("make", [by_rows, lambda **changes: by_moments(out=12, own=70, **changes)])
 def test_gevd_tends_to_osrm_in_as_eps_falls(make):
-    spans = [whitened.gevd(make(eps=eps)) for eps in (1e-5, 1e-7, 0.0)]
-    limit = whitened.osrm_in(make())
+    spans = [gevd(make(eps=eps)) for eps in (1e-5, 1e-7, 0.0)]
+    limit = osrm_in(make())
     gaps = [(A.T @ A - limit.T @ limit).norm() for A in spans]
     assert gaps[0] < 1e-2
     assert gaps[1] < 1e-4
@@ -73,47 +73,47 @@ def test_gevd_tends_to_osrm_in_as_eps_falls(make):
 
 @pytest.mark.parametrize("make", [by_rows, by_moments])
 def test_gevd_tends_to_eva_as_eps_grows(make):
-    limit = whitened.eva(make())
-    same_span(whitened.gevd(make(eps=1e9)), limit, 1e-6)
-    same_span(whitened.gevd(make(eps=math.inf)), limit, 1e-10)
+    limit = eva(make())
+    same_span(gevd(make(eps=1e9)), limit, 1e-6)
+    same_span(gevd(make(eps=math.inf)), limit, 1e-10)
 
 
 @pytest.mark.parametrize("d", [30, 700])
 def test_gevd_ignores_the_size_of_the_features(d):
     request = by_moments(out=900, own=800, d=d)
     scaled = replace(request, out_moment=request.out_moment * 1e6, own_moment=request.own_moment * 1e-6)
-    torch.testing.assert_close(whitened.gevd(scaled), whitened.gevd(request), rtol=0, atol=1e-5)
+    torch.testing.assert_close(gevd(scaled), gevd(request), rtol=0, atol=1e-5)
 
 
 def test_gevd_survives_rounding_to_float32():
     request = by_moments(out=12)
     stored = replace(request, out_moment=request.out_moment.float(), own_moment=request.own_moment.float(), eps=0.0)
     assert torch.linalg.eigvalsh(stored.out_moment.double()).min() < 0
-    A = whitened.gevd(stored)
-    assert request.out_share(A).max() < 1e-4
+    A = gevd(stored)
+    assert request.others_energy_share(A).max() < 1e-4
 
 
 def test_gevd_with_features_of_zeros_is_eva():
     request = by_moments(out_moment=torch.zeros(D, D, dtype=torch.float64))
-    same_span(whitened.gevd(request), whitened.eva(request), 1e-10)
+    same_span(gevd(request), eva(request), 1e-10)
 
 
 def test_an_indefinite_moment_is_the_users_error():
     with pytest.raises(OsrmError, match="not positive semi-definite"):
-        whitened.gevd(by_moments(out_moment=torch.diag(torch.tensor([-1.0] + [1.0] * (D - 1)))))
+        gevd(by_moments(out_moment=torch.diag(torch.tensor([-1.0] + [1.0] * (D - 1)))))
 
 
 def test_eva_takes_the_main_directions():
     request = by_moments()
     _, vectors = torch.linalg.eigh(request.own_moment)
-    torch.testing.assert_close(whitened.eva(request), eigen.signed(vectors.flip(1)[:, :RANK].T), rtol=0, atol=1e-9)
+    torch.testing.assert_close(eva(request), eigen.fix_signs(vectors.flip(1)[:, :RANK].T), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("make", [by_rows, lambda: by_moments(out=12)])
 def test_osrm_in_is_the_best_of_the_null_space(make):
     request = make()
-    A = whitened.osrm_in(request)
-    assert request.out_share(A).max() < 1e-24 if request.out_rows is not None else 1e-14
+    A = osrm_in(request)
+    assert request.others_energy_share(A).max() < 1e-24 if request.out_rows is not None else 1e-14
     H = rows(12, 0)
     null = torch.linalg.svd(H)[2][12:]
     own = request.own_moment if request.own_rows is None else request.own_rows.T @ request.own_rows
@@ -128,7 +128,7 @@ def test_osrm_in_keeps_off_the_main_energy_where_nothing_is_free():
     share = values.flip(0).cumsum(0) / values.sum()
     main = vectors.flip(1)[:, : 1 + int((share < 0.99).sum())]
     assert 1 < main.shape[1] < D - RANK
-    A = whitened.osrm_in(request)
+    A = osrm_in(request)
     assert (A @ main).abs().max() < 1e-10
     rest = torch.linalg.svd(main.T)[2][main.shape[1] :]
     best = torch.linalg.eigvalsh(rest @ request.own_moment @ rest.T)[-RANK:].sum()
@@ -136,7 +136,7 @@ def test_osrm_in_keeps_off_the_main_energy_where_nothing_is_free():
 
 
 def test_osrm_in_leaves_room_for_the_rank():
-    A = whitened.osrm_in(by_moments(out_moment=torch.eye(D, dtype=torch.float64)))
+    A = osrm_in(by_moments(out_moment=torch.eye(D, dtype=torch.float64)))
     torch.testing.assert_close(A @ A.T, torch.eye(RANK, dtype=A.dtype), rtol=0, atol=1e-12)
 
 
@@ -145,21 +145,21 @@ def test_loss_aware_spans_the_whitened_gradients_right_singular_vectors():
     request = by_moments(gradient=G)
     root = symmetric_power(metric(request), -0.5)
     Q = torch.linalg.svd(G @ root)[2][:RANK]
-    same_span(whitened.loss_aware(request), torch.linalg.qr((Q @ root).T)[0].T, 1e-9)
+    same_span(loss_aware(request), torch.linalg.qr((Q @ root).T)[0].T, 1e-9)
 
 
-@pytest.mark.parametrize("choose", [whitened.gevd, whitened.eva, whitened.osrm_in])
+@pytest.mark.parametrize("choose", [gevd, eva, osrm_in])
 def test_what_the_own_features_do_not_fill_is_drawn(choose):
     """Two own rows for rank four: both are used, and the rest depends on the seed."""
     one, other = (choose(by_rows(own=2, seed=seed)) for seed in (0, 1))
     torch.testing.assert_close(one @ one.T, torch.eye(RANK, dtype=one.dtype), rtol=0, atol=1e-12)
     torch.testing.assert_close(one[:2], other[:2], rtol=0, atol=1e-9)
     assert (one[2:] @ other[2:].T).square().sum() / 2 < 0.5
-    if choose is whitened.osrm_in:
-        assert by_rows().out_share(one).max() < 1e-24
+    if choose is osrm_in:
+        assert by_rows().others_energy_share(one).max() < 1e-24
 
 
-@pytest.mark.parametrize("choose", [whitened.gevd, whitened.osrm_in])
+@pytest.mark.parametrize("choose", [gevd, osrm_in])
 def test_wide_layers_take_the_iterative_solver(choose, monkeypatch):
     request = by_moments(out=300, own=300)
     expected = choose(request)

@@ -4,18 +4,18 @@ import peft
 import pytest
 import torch
 
-from osrm_cli.initialization.objectives import random_baselines as baselines
-from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.initialization.objectives.layer_problem import LayerProblem
+from osrm_cli.initialization.objectives.random_baselines import gaussian, kaiming, last_coordinates, random_orthonormal
 from osrm_cli.linalg import subspaces
 
 RANK, D = 8, 512
 
 
 def request(**changes):
-    return Request(**{"rank": RANK, "d_in": D, "layer": "l", "task": "t", "seed": 0} | changes)
+    return LayerProblem(**{"rank": RANK, "d_in": D, "layer": "l", "task": "t", "seed": 0} | changes)
 
 
-@pytest.mark.parametrize(("start", "setting"), [(baselines.kaiming, True), (baselines.gaussian, "gaussian")])
+@pytest.mark.parametrize(("start", "setting"), [(kaiming, True), (gaussian, "gaussian")])
 def test_has_the_distribution_of_pefts_start(start, setting):
     torch.manual_seed(0)
     config = peft.LoraConfig(r=RANK, target_modules=["0"], init_lora_weights=setting)
@@ -30,7 +30,7 @@ def test_has_the_distribution_of_pefts_start(start, setting):
 
 
 def test_draws_differ_by_seed_task_and_layer():
-    for start in (baselines.kaiming, baselines.gaussian, baselines.random_orthonormal):
+    for start in (kaiming, gaussian, random_orthonormal):
         variants = [start(request(**change)) for change in ({}, {"seed": 1}, {"task": "u"}, {"layer": "m"})]
         for one in range(4):
             for other in range(one):
@@ -38,10 +38,10 @@ def test_draws_differ_by_seed_task_and_layer():
 
 
 def test_last_coordinates_are_the_same_for_all():
-    A = baselines.last_coordinates(request())
+    A = last_coordinates(request())
     assert torch.equal(A[:, -RANK:], torch.eye(RANK, dtype=A.dtype))
     assert float(A.abs().sum()) == RANK
-    assert torch.equal(A, baselines.last_coordinates(request(seed=1, task="u", layer="m")))
+    assert torch.equal(A, last_coordinates(request(seed=1, task="u", layer="m")))
 
 
 def test_orthonormal_rows_keep_the_span_and_survive_dependent_rows():

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.initialization.objectives import table as objectives
-from osrm_cli.initialization.objectives.layer_problem import Request
-from osrm_cli.initialization.objectives.rank_budget import spread_rank, worth
+from osrm_cli.initialization.objectives.layer_problem import LayerProblem
+from osrm_cli.initialization.objectives.rank_budget import allocate_rank_budget, direction_scores
+from osrm_cli.initialization.objectives.table import find_objective
 
 
 def spectrum(values):
@@ -24,7 +24,7 @@ def test_the_budget_buys_the_most_worth(layers, share):
     spectra = {str(name): spectrum(values) for name, values in enumerate(layers)}
     most = sum(map(len, layers))
     budget = len(layers) + round(share * (most - len(layers)))
-    ranks = spread_rank(spectra, budget)
+    ranks = allocate_rank_budget(spectra, budget)
     assert sum(ranks.values()) == budget
     assert all(1 <= ranks[name] <= len(values) for name, values in spectra.items())
     free = sorted((float(v) for values in spectra.values() for v in values[1:]), reverse=True)
@@ -34,35 +34,35 @@ def test_the_budget_buys_the_most_worth(layers, share):
 
 def test_equal_spectra_get_equal_ranks():
     spectra = {name: spectrum([1, 1, 1, 1]) for name in "abc"}
-    assert spread_rank(spectra, 6) == {"a": 2, "b": 2, "c": 2}
-    assert spread_rank(spectra, 7) == {"a": 3, "b": 2, "c": 2}
+    assert allocate_rank_budget(spectra, 6) == {"a": 2, "b": 2, "c": 2}
+    assert allocate_rank_budget(spectra, 7) == {"a": 3, "b": 2, "c": 2}
 
 
 def test_a_direction_cannot_be_had_without_the_ones_before_it():
     spectra = {"a": torch.tensor([1.0, 0.1, 9.0]), "b": torch.tensor([1.0, 0.5, 0.4])}
-    assert spread_rank(spectra, 4) == {"a": 1, "b": 3}
+    assert allocate_rank_budget(spectra, 4) == {"a": 1, "b": 3}
 
 
 @pytest.mark.parametrize("budget", [1, 7])
 def test_a_budget_that_does_not_fit_is_refused(budget):
     with pytest.raises(OsrmError, match="expected 2 to 6"):
-        spread_rank({"a": torch.ones(3), "b": torch.ones(3)}, budget)
+        allocate_rank_budget({"a": torch.ones(3), "b": torch.ones(3)}, budget)
 
 
 @pytest.mark.parametrize("name", ["osrm", "osrm-in", "gevd", "eva"])
 def test_worth_falls_along_the_rows_and_ignores_the_layers_size(name):
     generator = torch.Generator().manual_seed(0)
     out, own = (torch.randn(60, 20, generator=generator, dtype=torch.float64) for _ in range(2))
-    request = Request(8, 20, "l", "t", 0, out_moment=out.T @ out, own_moment=own.T @ own)
-    A = objectives.find(name).load()(request)
-    values = worth(name, A, request)
+    request = LayerProblem(8, 20, "l", "t", 0, out_moment=out.T @ out, own_moment=own.T @ own)
+    A = find_objective(name).load()(request)
+    values = direction_scores(name, A, request)
     assert values[0] == pytest.approx(float(values.max()))
     if name in ("osrm", "eva"):
         assert (values.diff() <= 1e-12).all()
     larger = replace(request, out_moment=request.out_moment * 7, own_moment=request.own_moment * 9)
-    torch.testing.assert_close(worth(name, A, larger), values)
+    torch.testing.assert_close(direction_scores(name, A, larger), values)
 
 
 def test_a_random_start_has_no_spectrum():
     with pytest.raises(OsrmError, match="'kaiming' has no spectrum"):
-        worth("kaiming", torch.eye(2), Request(2, 2, "l", "t", 0))
+        direction_scores("kaiming", torch.eye(2), LayerProblem(2, 2, "l", "t", 0))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.statistics import table as statistics
-from osrm_cli.initialization.objectives import table as objectives
-from osrm_cli.initialization.objectives.layer_problem import Request
+from osrm_cli.features.statistics.table import STATISTICS
+from osrm_cli.initialization.objectives.layer_problem import LayerProblem
+from osrm_cli.initialization.objectives.table import OBJECTIVES, find_objective
 
 RANK, D = 4, 30
 
@@ -15,7 +15,7 @@ def request(seed=0, **changes):
     """Rows and gradient for every objective; well below the width, so that null spaces exist."""
     generator = torch.Generator().manual_seed(1)
     out, own, gradient = (torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (9, 12, 6))
-    made = Request(RANK, D, "layer.0", "sst2", seed, d_out=6, out_rows=out, own_rows=own, gradient=gradient)
+    made = LayerProblem(RANK, D, "layer.0", "sst2", seed, d_out=6, out_rows=out, own_rows=own, gradient=gradient)
     return replace(made, **changes)
 
 
@@ -29,7 +29,7 @@ def as_moments(made):
     )
 
 
-@pytest.mark.parametrize("row", objectives.OBJECTIVES, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", OBJECTIVES, ids=lambda row: row.name)
 def test_every_objective_keeps_what_its_row_promises(row):
     A = row.load()(request())
     assert A.shape == (RANK, D)
@@ -40,7 +40,7 @@ def test_every_objective_keeps_what_its_row_promises(row):
     assert torch.equal(row.load()(request()), A)
 
 
-@pytest.mark.parametrize("row", objectives.OBJECTIVES, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", OBJECTIVES, ids=lambda row: row.name)
 def test_a_missing_feature_is_the_users_error(row):
     bare = request(out_rows=None, own_rows=None, gradient=None)
     if not row.statistics:
@@ -50,7 +50,7 @@ def test_a_missing_feature_is_the_users_error(row):
         row.load()(bare)
 
 
-@pytest.mark.parametrize("row", objectives.OBJECTIVES, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", OBJECTIVES, ids=lambda row: row.name)
 def test_reads_only_what_its_row_says(row):
     """What a row says it does not need may be missing and cannot change the answer."""
     changes = {}
@@ -65,7 +65,7 @@ def test_reads_only_what_its_row_says(row):
 
 @pytest.mark.parametrize("name", ["osrm-in", "gevd", "eva", "loss-aware"])
 def test_rows_and_their_second_moment_are_the_same_problem(name):
-    choose = objectives.find(name).load()
+    choose = find_objective(name).load()
     by_rows, by_moments = choose(request()), choose(as_moments(request()))
     torch.testing.assert_close(by_rows @ by_rows.T, by_moments @ by_moments.T, rtol=0, atol=1e-9)
     assert (by_rows @ by_moments.T).square().sum() == pytest.approx(RANK, abs=1e-7)
@@ -73,24 +73,24 @@ def test_rows_and_their_second_moment_are_the_same_problem(name):
 
 def test_the_best_statistic_at_hand_serves():
     held = ("mean", "sketch:64", "second-moment")
-    assert objectives.find("osrm").serve(held) == "mean"
-    assert objectives.find("gevd").serve(held) == "second-moment"
-    assert objectives.find("gevd").serve(("mean", "sketch:64")) == "sketch:64"
-    assert objectives.find("kaiming").serve(held) is None
+    assert find_objective("osrm").choose_statistic(held) == "mean"
+    assert find_objective("gevd").choose_statistic(held) == "second-moment"
+    assert find_objective("gevd").choose_statistic(("mean", "sketch:64")) == "sketch:64"
+    assert find_objective("kaiming").choose_statistic(held) is None
     with pytest.raises(OsrmError, match="the features hold: mean"):
-        objectives.find("gevd").serve(("mean",))
+        find_objective("gevd").choose_statistic(("mean",))
 
 
 def test_every_statistic_named_exists():
-    kinds = {row.kind for row in statistics.STATISTICS}
-    assert all(set(row.statistics) <= kinds for row in objectives.OBJECTIVES)
-    assert all(bool(row.statistics) == (row.needs_own or row.needs_others) for row in objectives.OBJECTIVES)
+    kinds = {row.kind for row in STATISTICS}
+    assert all(set(row.statistics) <= kinds for row in OBJECTIVES)
+    assert all(bool(row.statistics) == (row.needs_own or row.needs_others) for row in OBJECTIVES)
 
 
 def test_an_unknown_name_offers_the_nearest():
-    assert objectives.find("osrm_in").name == "osrm-in"
+    assert find_objective("osrm_in").name == "osrm-in"
     with pytest.raises(OsrmError) as raised:
-        objectives.find("kaming")
+        find_objective("kaming")
     assert raised.value.hint == "did you mean 'kaiming'?"
 
 

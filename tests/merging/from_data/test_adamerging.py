@@ -9,8 +9,8 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.merging.from_data import adamerging
-from osrm_cli.merging.from_data.adamerging import Mixture
-from tests import trained_adapters as trained
+from osrm_cli.merging.from_data.adamerging import WeightedDeltas
+from tests import trained_adapters
 
 torch.set_num_threads(1)
 TASKS = ("mood", "pair")
@@ -20,7 +20,7 @@ TASKS = ("mood", "pair")
 def made(request, tiny, words, tmp_path_factory):
     root, base = tmp_path_factory.mktemp(request.param), tiny(request.param)
     for task in TASKS:
-        trained.save(root / task, base, request.param, words)
+        trained_adapters.save(root / task, base, request.param, words)
     return root, base
 
 
@@ -30,9 +30,9 @@ def options(**given):
 
 def dense_entropy(root, base, task_model, coefficients, plan, indices):
     """Entropy of the model whose dense weights are the mixture, with gradients through the weights."""
-    model = trained.dense(root / task_model.name, base, task_model.name)  # for its head
-    plain = trained.bare(base, task_model.name)
-    parts = [trained.dense(root / task, base, task) for task in TASKS]
+    model = trained_adapters.dense(root / task_model.name, base, task_model.name)  # for its head
+    plain = trained_adapters.bare(base, task_model.name)
+    parts = [trained_adapters.dense(root / task, base, task) for task in TASKS]
     weights = {}
     for (column, layer), (row, part) in itertools.product(enumerate(plan.layers), enumerate(parts)):
         weight = plain.get_submodule(layer).weight.detach()
@@ -48,12 +48,12 @@ def dense_entropy(root, base, task_model, coefficients, plan, indices):
 
 def test_entropy_and_its_gradient_are_those_of_dense_weights(made):
     root, base = made
-    plan, models = trained.models("adamerging", [root / task for task in TASKS], base, **options())
-    mixture = Mixture(models, plan)
+    plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options())
+    mixture = WeightedDeltas(models, plan)
     with torch.no_grad():
         mixture.coefficients += 0.3 * torch.randn(2, len(plan.layers), generator=torch.Generator().manual_seed(1))
     for model in models:
-        ours = adamerging.entropy(model, mixture, [0, 3, 5])
+        ours = adamerging.prediction_entropy(model, mixture, [0, 3, 5])
         copy = mixture.coefficients.detach().clone().requires_grad_()
         theirs = dense_entropy(root, base, model, copy, plan, [0, 3, 5])
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -65,9 +65,9 @@ def test_entropy_and_its_gradient_are_those_of_dense_weights(made):
 
 def test_the_start_is_task_arithmetic_at_lambda(made):
     root, base = made
-    plan, models = trained.models("adamerging", [root / task for task in TASKS], base, **options())
-    assert Mixture(models, plan).coefficients.unique().tolist() == pytest.approx([0.4])
-    _, facts = adamerging.learn(models, plan, lambda _: None)
+    plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options())
+    assert WeightedDeltas(models, plan).coefficients.unique().tolist() == pytest.approx([0.4])
+    _, facts = adamerging.learn_weights(models, plan, lambda _: None)
     flat = torch.full((2, len(plan.layers)), 0.4)
     for model in models:
         everything = list(range(len(model.encodings)))
@@ -78,9 +78,9 @@ def test_the_start_is_task_arithmetic_at_lambda(made):
 
 def test_entropy_falls_step_by_step(made):
     root, base = made
-    plan, models = trained.models("adamerging", [root / task for task in TASKS], base, **options(steps=40))
+    plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options(steps=40))
     seen = []
-    weights, facts = adamerging.learn(models, plan, seen.append)
+    weights, facts = adamerging.learn_weights(models, plan, seen.append)
     assert seen == [1] * 40
     before, after = (sum(row[when] for row in facts["entropy"].values()) for when in ("before", "after"))
     assert after < before
@@ -91,10 +91,10 @@ def test_entropy_falls_step_by_step(made):
 
 def test_weights_scale_the_updates_before(made):
     root, base = made
-    plan, models = trained.models("adamerging", [root / task for task in TASKS], base, **options(steps=1))
+    plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options(steps=1))
     heavy = dataclasses.replace(plan.recipe.adapters[0], weight=2.0)
     recipe = dataclasses.replace(plan.recipe, adapters=(heavy, plan.recipe.adapters[1]))
-    weights, _ = adamerging.learn(models, dataclasses.replace(plan, recipe=recipe), lambda _: None)
+    weights, _ = adamerging.learn_weights(models, dataclasses.replace(plan, recipe=recipe), lambda _: None)
     assert all(abs(value - 0.8) < 3e-3 for value in weights["mood"].values())
     assert all(abs(value - 0.4) < 2e-3 for value in weights["pair"].values())
 
@@ -102,12 +102,12 @@ def test_weights_scale_the_updates_before(made):
 def test_no_label_is_read(made):
     """Other labels, the same weights."""
     root, base = made
-    plan, models = trained.models("adamerging", [root / task for task in TASKS], base, **options(steps=3))
+    plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options(steps=3))
     blind = []
     for model in models:
         data = model.sample.data
         unlabelled = tuple(dataclasses.replace(example, label=None) for example in data.examples)
         sample = dataclasses.replace(model.sample, data=dataclasses.replace(data, examples=unlabelled))
         blind.append(dataclasses.replace(model, sample=sample))
-    first, _ = adamerging.learn(models, plan, lambda _: None)
-    assert adamerging.learn(blind, plan, lambda _: None)[0] == first
+    first, _ = adamerging.learn_weights(models, plan, lambda _: None)
+    assert adamerging.learn_weights(blind, plan, lambda _: None)[0] == first

@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.merging.from_data import fisher
-from tests import trained_adapters as trained
+from tests import trained_adapters
 
 torch.set_num_threads(1)
 
@@ -37,21 +37,21 @@ def naive(model, task_model, layers):
 @pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
 def made(request, tiny, words, tmp_path_factory):
     root, base = tmp_path_factory.mktemp(request.param), tiny(request.param)
-    for task in trained.LABELS:
-        trained.save(root / task, base, request.param, words)
+    for task in trained_adapters.LABELS:
+        trained_adapters.save(root / task, base, request.param, words)
     return root, base
 
 
-@pytest.mark.parametrize("task", trained.LABELS)
+@pytest.mark.parametrize("task", trained_adapters.LABELS)
 def test_equal_to_autograd_on_the_dense_weights(made, task):
     root, base = made
-    plan, models = trained.models("fisher", [root / name for name in trained.LABELS], base, samples=6)
+    plan, models = trained_adapters.models("fisher", [root / name for name in trained_adapters.LABELS], base, samples=6)
     model = next(model for model in models if model.name == task)
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     seen = []
-    found = fisher.diagonal(model, shapes, seen.append)
+    found = fisher.fisher_diagonal(model, shapes, seen.append)
     assert seen == [1] * 6
-    expected = naive(trained.dense(root / task, base, task), model, plan.layers)
+    expected = naive(trained_adapters.dense(root / task, base, task), model, plan.layers)
     for name in plan.layers:
         assert found[name].shape == shapes[name]
         assert expected[name].max() > 0
@@ -61,12 +61,12 @@ def test_equal_to_autograd_on_the_dense_weights(made, task):
 
 def test_layers_that_an_adapter_does_not_change_are_measured_too(tiny, words, tmp_path):
     base = tiny("bert")
-    trained.save(tmp_path / "mood", base, "bert", words, target_modules=["query"])
-    trained.save(tmp_path / "pair", base, "bert", words)
-    plan, models = trained.models("fisher", [tmp_path / "mood", tmp_path / "pair"], base, samples=3)
+    trained_adapters.save(tmp_path / "mood", base, "bert", words, target_modules=["query"])
+    trained_adapters.save(tmp_path / "pair", base, "bert", words)
+    plan, models = trained_adapters.models("fisher", [tmp_path / "mood", tmp_path / "pair"], base, samples=3)
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
-    found = fisher.diagonal(models[0], shapes, lambda _: None)
-    expected = naive(trained.dense(tmp_path / "mood", base, "mood"), models[0], plan.layers)
+    found = fisher.fisher_diagonal(models[0], shapes, lambda _: None)
+    expected = naive(trained_adapters.dense(tmp_path / "mood", base, "mood"), models[0], plan.layers)
     value = next(name for name in plan.layers if name.endswith("value"))
     torch.testing.assert_close(found[value].double(), expected[value], rtol=1e-4, atol=1e-10)
 
@@ -74,19 +74,21 @@ def test_layers_that_an_adapter_does_not_change_are_measured_too(tiny, words, tm
 def test_merged_by_the_formula_in_float64(tiny, words, tmp_path):
     base = tiny("bert")
     for task in ("mood", "pair"):
-        trained.save(tmp_path / task, base, "bert", words)
-    plan, models = trained.models("fisher", [tmp_path / "mood", tmp_path / "pair"], base, samples=4, **{"lambda": 0.7})
+        trained_adapters.save(tmp_path / task, base, "bert", words)
+    plan, models = trained_adapters.models(
+        "fisher", [tmp_path / "mood", tmp_path / "pair"], base, samples=4, **{"lambda": 0.7}
+    )
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     (tmp_path / "files").mkdir()
-    evidence = fisher.Fisher(models, shapes, tmp_path / "files", lambda _: None)
-    dense = {model.name: trained.dense(tmp_path / model.name, base, model.name) for model in models}
-    plain = trained.bare(base, "mood")
+    evidence = fisher.FisherInformation(models, shapes, tmp_path / "files", lambda _: None)
+    dense = {model.name: trained_adapters.dense(tmp_path / model.name, base, model.name) for model in models}
+    plain = trained_adapters.bare(base, "mood")
     info = {model.name: naive(dense[model.name], model, plan.layers) for model in models}
     for task, measured in info.items():
         norm = torch.cat([x.flatten() for x in measured.values()]).norm()
-        assert evidence.facts()["fisher_norms"][task] == pytest.approx(float(norm), rel=1e-4)
+        assert evidence.record()["fisher_norms"][task] == pytest.approx(float(norm), rel=1e-4)
         info[task] = {name: x / norm for name, x in measured.items()}
-    whole = dataclasses.replace(plan, evidence=evidence, recipe=dataclasses.replace(plan.recipe, output="model"))
+    whole = dataclasses.replace(plan, layer_data=evidence, recipe=dataclasses.replace(plan.recipe, output="model"))
     for layer in whole.merge(plan.layers):
         weight = plain.get_submodule(layer.name).weight.detach().double()
         updates = {
@@ -101,11 +103,11 @@ def test_every_task_has_the_same_say(tiny, words, tmp_path):
     """Each task has the same norm over all layers, whatever its loss and its numbers are."""
     base = tiny("bert")
     for task in ("pair", "score"):
-        trained.save(tmp_path / task, base, "bert", words)
-    plan, models = trained.models("fisher", [tmp_path / "pair", tmp_path / "score"], base, samples=4)
+        trained_adapters.save(tmp_path / task, base, "bert", words)
+    plan, models = trained_adapters.models("fisher", [tmp_path / "pair", tmp_path / "score"], base, samples=4)
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     (tmp_path / "files").mkdir()
-    evidence = fisher.Fisher(models, shapes, tmp_path / "files", lambda _: None)
-    told = [evidence.of(name)["fisher"] for name in plan.layers]
+    evidence = fisher.FisherInformation(models, shapes, tmp_path / "files", lambda _: None)
+    told = [evidence.for_layer(name)["fisher"] for name in plan.layers]
     for index in range(2):
         assert sum(float(each[index].double().square().sum()) for each in told) == pytest.approx(1.0, rel=1e-5)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from osrm_cli.merging.from_data.regmean_plus_plus import MergedSoFar
+from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
 from osrm_cli.merging.methods import regression
-from tests import trained_adapters as trained
+from tests import trained_adapters
 
 torch.set_num_threads(1)
 TASKS = ("mood", "pair", "score")
@@ -35,17 +35,17 @@ def done(request, tiny, words, tmp_path_factory):
     """Everything that a merge was told, and its results."""
     root, base = tmp_path_factory.mktemp(request.param), tiny(request.param)
     for task in TASKS:
-        trained.save(root / task, base, request.param, words)
-    plan, models = trained.models("regmean++", [root / task for task in TASKS], base, samples=7)
+        trained_adapters.save(root / task, base, request.param, words)
+    plan, models = trained_adapters.models("regmean++", [root / task for task in TASKS], base, samples=7)
     told = {}
 
-    class Seen(MergedSoFar):
-        def of(self, layer):
-            told[layer] = super().of(layer)["second_moments"]
-            return super().of(layer)
+    class Seen(SequentialMoments):
+        def for_layer(self, layer):
+            told[layer] = super().for_layer(layer)["second_moments"]
+            return super().for_layer(layer)
 
     evidence = Seen(models, plan.layers)
-    results = list(dataclasses.replace(plan, evidence=evidence).merge(plan.layers))
+    results = list(dataclasses.replace(plan, layer_data=evidence).merge(plan.layers))
     assert not evidence._moments  # freed as soon as nothing needs them any more
     return base, plan, models, told, results, evidence
 
@@ -64,7 +64,7 @@ def test_first_layers_see_what_regmean_sees(done):
     base, plan, models, told, results, evidence = done
     first = evidence.sequence[0]
     for index, model in enumerate(models):
-        expected = moments(trained.bare(base, model.name), model, [first])[first]
+        expected = moments(trained_adapters.bare(base, model.name), model, [first])[first]
         torch.testing.assert_close(told[first][index], expected, rtol=1e-4, atol=1e-7)
     updates = dataclasses.replace(plan._updates(first, "cpu"), second_moments=told[first])
     expected = regression.regmean(updates, plan.options).dense()
@@ -75,12 +75,12 @@ def test_first_layers_see_what_regmean_sees(done):
 def test_every_layer_sees_the_merged_model(done):
     base, plan, models, told, results, _ = done
     for index, model in enumerate(models):
-        whole = trained.bare(base, model.name)
+        whole = trained_adapters.bare(base, model.name)
         for layer in results:
             module, delta = whole.get_submodule(layer.name), layer.result.dense()
             module.weight.data += (delta.T if isinstance(module, Conv1D) else delta).float()
         expected = moments(whole, model, plan.layers)
-        untouched = moments(trained.bare(base, model.name), model, plan.layers)
+        untouched = moments(trained_adapters.bare(base, model.name), model, plan.layers)
         changed = 0
         for name in plan.layers:
             scale = expected[name].norm()
@@ -90,7 +90,7 @@ def test_every_layer_sees_the_merged_model(done):
 
 
 def test_facts_name_the_examples(done):
-    facts = done[-1].facts()["examples"]
+    facts = done[-1].record()["examples"]
     assert set(facts) == set(TASKS)
     assert facts["mood"]["examples"] == 7
     assert len(facts["mood"]["sha256"]) == 64

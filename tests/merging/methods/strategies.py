@@ -5,17 +5,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods import METHODS, Method, find
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
+from osrm_cli.merging.methods import METHODS, Method, find_method
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
 
 # Every row, and Pico before one of each kind.
 EVERY = [
     *METHODS,
-    *(find(f"pico+{rule}") for rule in ("average", "svd", "ties", "dare", "core-ties", "knots-ties", "tsv")),
+    *(find_method(f"pico+{rule}") for rule in ("average", "svd", "ties", "dare", "core-ties", "knots-ties", "tsv")),
 ]
 
 # Every row, and Pico before every row that it can go before.
-COMPOSED = [*METHODS, *(find(f"pico+{row.name}") for row in METHODS if not row.task_aware and row.name != "pico")]
+COMPOSED = [
+    *METHODS,
+    *(find_method(f"pico+{row.name}") for row in METHODS if not row.is_task_aware and row.name != "pico"),
+]
 
 NAMES = ("cola", "mrpc", "qnli", "sst2")
 
@@ -41,7 +44,7 @@ def layer(
     fields = {
         "name": "encoder.0.query",
         "adapters": NAMES[: len(ranks)],
-        "updates": tuple(updates),
+        "deltas": tuple(updates),
         "weights": (1.0,) * len(ranks),
         "second_moments": tuple(x.T @ x / len(x) for x in inputs),
         "fisher": tuple(torch.rand(shape, generator=generator) for _ in ranks),
@@ -61,11 +64,11 @@ def layers(draw: st.DrawFn, tasks: int | None = None, kinds: tuple[str, ...] = (
 
 def merge(method: Method, updates: LayerUpdates, **options: object) -> Tensor:
     """The merged update, dense and float64; of a task-aware result, the unified update."""
-    return dense(method.load()(updates, Options(**options)))
+    return dense(method.load()(updates, MethodOptions(**options)))
 
 
-def dense(result: LowRank | Tensor | TaskAware) -> Tensor:
-    if isinstance(result, TaskAware):
+def dense(result: LowRank | Tensor | MaskedDelta) -> Tensor:
+    if isinstance(result, MaskedDelta):
         return result.unified.double()
     return result.to(torch.float64).dense() if isinstance(result, LowRank) else result.double()
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank, truncate
 from osrm_cli.merging.methods import Method
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
 from tests.fake_device import DEVICE, Elsewhere
 from tests.merging.methods.strategies import EVERY, layer
 
@@ -16,14 +16,14 @@ from tests.merging.methods.strategies import EVERY, layer
 def moved(updates: LayerUpdates) -> LayerUpdates:
     return replace(
         updates,
-        updates=tuple(LowRank(update.B.to(DEVICE), update.A.to(DEVICE)) for update in updates.updates),
+        deltas=tuple(LowRank(update.B.to(DEVICE), update.A.to(DEVICE)) for update in updates.deltas),
         second_moments=tuple(moment.to(DEVICE) for moment in updates.second_moments or ()),
         fisher=tuple(information.to(DEVICE) for information in updates.fisher or ()),
     )
 
 
-def parts(result: LowRank | Tensor | TaskAware) -> list[Tensor]:
-    if isinstance(result, TaskAware):
+def parts(result: LowRank | Tensor | MaskedDelta) -> list[Tensor]:
+    if isinstance(result, MaskedDelta):
         return [result.unified, *result.masks]
     return [result.B, result.A] if isinstance(result, LowRank) else [result]
 
@@ -42,7 +42,7 @@ def test_the_pretended_device_refuses_what_an_accelerator_refuses() -> None:
 
 @pytest.mark.parametrize("method", EVERY, ids=lambda row: row.name)
 def test_rules_stay_where_their_inputs_are(method: Method) -> None:
-    updates, options = layer((9, 7), [2, 0, 3]), Options(scale=0.5, density=0.4, rank=2)
+    updates, options = layer((9, 7), [2, 0, 3]), MethodOptions(scale=0.5, density=0.4, rank=2)
     expected = parts(method.load()(updates, options))
     with Elsewhere():
         found = parts(method.load()(moved(updates), options))
@@ -53,7 +53,7 @@ def test_rules_stay_where_their_inputs_are(method: Method) -> None:
 @pytest.mark.parametrize("limits", [{}, {"rank": 2}, {"energy": 0.9}], ids=["full", "rank", "energy"])
 @pytest.mark.parametrize("dense", [False, True])
 def test_truncation_stays_where_its_input_is(limits: dict[str, float], dense: bool) -> None:
-    update = layer((70, 90), [5]).updates[0]
+    update = layer((70, 90), [5]).deltas[0]
     expected = truncate(update.dense() if dense else update, **limits)
     with Elsewhere():
         there = LowRank(update.B.to(DEVICE), update.A.to(DEVICE))

@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.methods import Method, find
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
-from tests.merging.methods import numpy_reference as reference
+from osrm_cli.merging.methods import Method, find_method
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
+from tests.merging.methods.numpy_reference import RULES, emr, regmean, top
 from tests.merging.methods.strategies import COMPOSED, close, layer, merge
 
 # More room than rank, less room than rank, ranks above the width, ranks that fill it exactly, many blocks of rows.
 CASES = [((12, 9), [2, 3, 1]), ((7, 15), [3, 3]), ((6, 5), [4, 4, 4]), ((10, 10), [1, 4, 3, 2]), ((150, 8), [2, 3])]
 
 # float64 factors, so that the comparison can be strict and no entry falls on the other side of a threshold.
-OPTIONS = Options(density=0.4, rank=2, outliers=0.06, window=0.3, common=0.7, alpha=0.8)
+OPTIONS = MethodOptions(density=0.4, rank=2, outliers=0.06, window=0.3, common=0.7, alpha=0.8)
 
 
 def exact_layer(shape: tuple[int, int], ranks: list[int]) -> LayerUpdates:
     several = layer(shape, ranks, seed=sum(ranks))
     return replace(
         several,
-        updates=tuple(dW.to(torch.float64) for dW in several.updates),
+        deltas=tuple(dW.to(torch.float64) for dW in several.deltas),
         weights=(1.0, 0.7, -0.4, 1.3)[: len(ranks)],
         fisher=tuple(F.double() for F in several.fisher),
     )
@@ -41,7 +41,7 @@ def arguments(several: LayerUpdates) -> dict[str, object]:
     }
 
 
-ONE_UPDATE = [row for row in COMPOSED if not row.task_aware]
+ONE_UPDATE = [row for row in COMPOSED if not row.is_task_aware]
 
 
 @pytest.mark.parametrize("method", ONE_UPDATE, ids=lambda row: row.name)
@@ -51,33 +51,33 @@ def test_equals_the_dense_reference(method: Method, shape: tuple[int, int], rank
     given = arguments(several)
     if not method.name.startswith("pico"):
         given.pop("Bs")
-    expected = torch.from_numpy(np.asarray(reference.RULES[method.name](**given)))
+    expected = torch.from_numpy(np.asarray(RULES[method.name](**given)))
     close(merge(method, several, **asdict(OPTIONS)), expected, within=1e-9)
 
 
 @pytest.mark.parametrize(("shape", "ranks"), CASES)
 def test_emr_equals_the_dense_reference(shape: tuple[int, int], ranks: list[int]) -> None:
     several = exact_layer(shape, ranks)
-    unified, masks, rescalers = reference.emr(**arguments(several))
-    result = find("emr").load()(several, OPTIONS)
-    assert isinstance(result, TaskAware)
+    unified, masks, rescalers = emr(**arguments(several))
+    result = find_method("emr").load()(several, OPTIONS)
+    assert isinstance(result, MaskedDelta)
     close(result.unified, torch.from_numpy(unified), within=1e-12)
     for index, (mask, rescaler) in enumerate(zip(masks, rescalers, strict=True)):
         assert torch.equal(result.masks[index], torch.from_numpy(mask))
-        close(result.of(index), torch.from_numpy(rescaler * mask * unified), within=1e-12)
+        close(result.for_task(index), torch.from_numpy(rescaler * mask * unified), within=1e-12)
 
 
 def test_sum_of_agreeing_entries() -> None:
     several = exact_layer((6, 5), [2, 2, 2])
-    trimmed = np.stack([reference.top(dW.dense().numpy(), 0.5) for dW in several.weighted])
+    trimmed = np.stack([top(dW.dense().numpy(), 0.5) for dW in several.weighted])
     agreeing = np.where(trimmed * np.sign(trimmed.sum(0)) > 0, trimmed, 0).sum(0)
-    close(merge(find("ties"), several, density=0.5, aggregate="sum"), torch.from_numpy(agreeing), within=1e-12)
+    close(merge(find_method("ties"), several, density=0.5, aggregate="sum"), torch.from_numpy(agreeing), within=1e-12)
 
 
 @pytest.mark.parametrize("name", ["regmean", "wudi"])
 def test_no_small_step_improves_a_least_squares_solution(name: str) -> None:
     several = replace(exact_layer((6, 9), [2, 3]), weights=(1.0, 1.0))
-    updates = [dW.dense() for dW in several.updates]
+    updates = [dW.dense() for dW in several.deltas]
     moments = several.second_moments
     if name == "wudi":
         moments = [dW.T @ dW / dW.square().sum() for dW in updates]
@@ -85,7 +85,7 @@ def test_no_small_step_improves_a_least_squares_solution(name: str) -> None:
     def objective(X: torch.Tensor) -> float:
         return sum(float((((X - dW) @ C) * (X - dW)).sum()) for dW, C in zip(updates, moments, strict=True))
 
-    best = merge(find(name), several, alpha=1.0)
+    best = merge(find_method(name), several, alpha=1.0)
     for seed in range(20):
         step = torch.randn(best.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         assert objective(best) <= objective(best + 1e-3 * step)
@@ -95,25 +95,25 @@ def test_regmean_without_data_in_some_directions_takes_the_average_there() -> No
     several = replace(exact_layer((5, 6), [2, 2]), weights=(1.0, 1.0))
     seen = torch.diag(torch.tensor([1.0, 1, 1, 0, 0, 0], dtype=torch.float64))
     moments = tuple(seen @ C @ seen for C in several.second_moments)
-    merged = merge(find("regmean"), replace(several, second_moments=moments))
-    mean = sum(dW.dense() for dW in several.updates) / 2
+    merged = merge(find_method("regmean"), replace(several, second_moments=moments))
+    mean = sum(dW.dense() for dW in several.deltas) / 2
     close(merged[:, 3:], mean[:, 3:], within=1e-6)
     within = [C[:3, :3].numpy() for C in several.second_moments]
-    expected = reference.regmean([dW.dense()[:, :3].numpy() for dW in several.updates], within, alpha=0.9)
+    expected = regmean([dW.dense()[:, :3].numpy() for dW in several.deltas], within, alpha=0.9)
     close(merged[:, :3], torch.from_numpy(expected), within=1e-6)
 
 
 def test_fisher_without_information_takes_the_mean() -> None:
     several = replace(exact_layer((4, 3), [2, 2]), fisher=(torch.zeros(4, 3),) * 2)
-    close(merge(find("fisher"), several), sum(dW.dense() for dW in several.weighted) / 2)
+    close(merge(find_method("fisher"), several), sum(dW.dense() for dW in several.weighted) / 2)
 
 
 @pytest.mark.parametrize(("name", "field"), [("regmean", "second_moments"), ("fisher", "fisher")])
 def test_a_method_says_what_it_lacks(name: str, field: str) -> None:
     with pytest.raises(OsrmError, match="needs"):
-        merge(find(name), replace(layer((4, 3), [2, 2]), **{field: None}))
+        merge(find_method(name), replace(layer((4, 3), [2, 2]), **{field: None}))
 
 
 def test_average_of_opposite_weights_is_refused() -> None:
     with pytest.raises(OsrmError, match="add up to 0"):
-        merge(find("average"), replace(layer((4, 3), [2, 2]), weights=(1.0, -1.0)))
+        merge(find_method("average"), replace(layer((4, 3), [2, 2]), weights=(1.0, -1.0)))

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods import METHODS, Method, find
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options, TaskAware
+from osrm_cli.merging.methods import METHODS, Method, find_method
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
 from tests.merging.methods.strategies import EVERY, NAMES, close, dense, layer, layers, merge, update
 
 few = settings(deadline=None, max_examples=5, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -17,7 +17,7 @@ few = settings(deadline=None, max_examples=5, derandomize=True, suppress_health_
 RANDOM = {row.name for row in EVERY if "seed" in row.needs}  # opposite adapters cancel in expectation only
 FLAT = {"iso-c", "iso-cts"}  # a flat spectrum is the method
 BY_SUM_OF_WEIGHTS = {"average", "pico+average"}  # dividing by the sum of the weights is the method
-BY_FACTORS = {row.name for row in EVERY if "pico" in row.within}  # Pico reads B, not the update
+BY_FACTORS = {row.name for row in EVERY if "pico" in row.wrappers}  # Pico reads B, not the update
 LINEAR = {  # in the weights
     *("task-arith", "cat", "core-task-arith", "adamerging", "dare", "magnitude", "breadcrumbs"),
     *("regmean", "regmean++", "fisher", "wudi"),
@@ -36,7 +36,7 @@ def uncut(method: Method, **options: object) -> dict[str, object]:
 @given(layers(tasks=1, kinds=("full", "deficient", "zero")))
 def test_one_adapter_is_itself(method: Method, one: LayerUpdates) -> None:
     if method.name not in FLAT:
-        close(merge(method, one, density=1.0), one.updates[0].dense().double())
+        close(merge(method, one, density=1.0), one.deltas[0].dense().double())
 
 
 @every
@@ -45,7 +45,7 @@ def test_one_adapter_is_itself(method: Method, one: LayerUpdates) -> None:
 def test_order_of_adapters_changes_no_byte(method: Method, several: LayerUpdates, random: object) -> None:
     order = list(range(len(several.adapters)))
     random.shuffle(order)
-    fields = ("adapters", "updates", "weights", "second_moments", "fisher")
+    fields = ("adapters", "deltas", "weights", "second_moments", "fisher")
     shuffled = replace(several, **{field: tuple(getattr(several, field)[i] for i in order) for field in fields})
     assert torch.equal(merge(method, several), merge(method, shuffled))
 
@@ -64,11 +64,11 @@ def test_names_of_adapters_do_not_matter(method: Method, several: LayerUpdates) 
 @given(layers(tasks=1, kinds=("full", "deficient")))
 def test_opposite_adapters_cancel(method: Method, one: LayerUpdates) -> None:
     if method.name not in RANDOM:
-        (dW,) = one.updates
+        (dW,) = one.deltas
         both = replace(
             one,
             adapters=NAMES[:2],
-            updates=(dW, LowRank(-dW.B, dW.A)),
+            deltas=(dW, LowRank(-dW.B, dW.A)),
             weights=(1.0, 1.0),
             second_moments=one.second_moments * 2,
             fisher=one.fisher * 2,
@@ -80,7 +80,7 @@ def test_opposite_adapters_cancel(method: Method, one: LayerUpdates) -> None:
 @few
 @given(layers(tasks=3), st.lists(st.floats(0.25, 2), min_size=6, max_size=6))
 def test_linear_methods_are_linear_in_the_weights(name: str, several: LayerUpdates, weights: list[float]) -> None:
-    method, first, second = find(name), weights[:3], weights[3:]
+    method, first, second = find_method(name), weights[:3], weights[3:]
     together = tuple(a + b for a, b in zip(first, second, strict=True))
     parts = [merge(method, replace(several, weights=tuple(some))) for some in (first, second)]
     close(merge(method, replace(several, weights=together)), sum(parts))
@@ -91,9 +91,9 @@ def test_linear_methods_are_linear_in_the_weights(name: str, several: LayerUpdat
 @given(layers(tasks=3), st.lists(st.sampled_from([-1.5, 0.5, 2.0]), min_size=3, max_size=3))
 def test_weight_is_the_size_of_the_update(method: Method, several: LayerUpdates, weights: list[float]) -> None:
     if method.name not in BY_SUM_OF_WEIGHTS:
-        scaled = tuple(dW.scaled(w) for dW, w in zip(several.updates, weights, strict=True))
+        scaled = tuple(dW.scaled(w) for dW, w in zip(several.deltas, weights, strict=True))
         weighted = merge(method, replace(several, weights=tuple(weights)))
-        assert torch.equal(weighted, merge(method, replace(several, updates=scaled)))
+        assert torch.equal(weighted, merge(method, replace(several, deltas=scaled)))
 
 
 @every
@@ -107,12 +107,12 @@ def test_lambda_scales_the_result(method: Method, several: LayerUpdates, scale: 
 @few
 @given(layers(kinds=("full", "zero", "deficient")))
 def test_zero_and_rank_deficient_updates_are_allowed(method: Method, several: LayerUpdates) -> None:
-    result = method.load()(several, Options())
+    result = method.load()(several, MethodOptions())
     assert dense(result).isfinite().all()
     assert dense(result).shape == several.shape
     if method.exact:
         assert isinstance(result, LowRank)
-        assert result.rank <= sum(dW.rank for dW in several.updates)
+        assert result.rank <= sum(dW.rank for dW in several.deltas)
 
 
 @every
@@ -130,13 +130,13 @@ def test_only_the_updates_matter_not_how_they_are_factored(method: Method, sever
         return
     generator = torch.Generator().manual_seed(seed)
     rewritten = []
-    for dW in several.updates:
+    for dW in several.deltas:
         exact = dW.to(torch.float64)
         turn = torch.linalg.qr(torch.randn(dW.rank, dW.rank, generator=generator, dtype=torch.float64)).Q * 3
         B, A = exact.B @ turn, torch.linalg.solve(turn, exact.A)
         rewritten.append(LowRank(torch.cat([B / 4, 0 * B, 3 * B / 4], 1), torch.cat([A, A, A])))
-    same = replace(several, updates=tuple(dW.to(torch.float64) for dW in several.updates))
-    other = replace(several, updates=tuple(rewritten))
+    same = replace(several, deltas=tuple(dW.to(torch.float64) for dW in several.deltas))
+    other = replace(several, deltas=tuple(rewritten))
     close(merge(method, other, **uncut(method)), merge(method, same, **uncut(method)))
 
 
@@ -144,10 +144,10 @@ def test_only_the_updates_matter_not_how_they_are_factored(method: Method, sever
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_precision_in_float32_or_better_inside(method: Method, dtype: torch.dtype) -> None:
     several = layer((9, 7), [3, 1, 2])
-    halves = replace(several, updates=tuple(dW.to(dtype) for dW in several.updates))
-    widened = replace(several, updates=tuple(dW.widened() for dW in halves.updates))
-    result = method.load()(halves, Options())
-    tensor = result.B if isinstance(result, LowRank) else result.unified if isinstance(result, TaskAware) else result
+    halves = replace(several, deltas=tuple(dW.to(dtype) for dW in several.deltas))
+    widened = replace(several, deltas=tuple(dW.promoted() for dW in halves.deltas))
+    result = method.load()(halves, MethodOptions())
+    tensor = result.B if isinstance(result, LowRank) else result.unified if isinstance(result, MaskedDelta) else result
     assert tensor.dtype in (torch.float32, torch.float64)
     assert torch.equal(merge(method, halves), merge(method, widened))
 
@@ -155,8 +155,8 @@ def test_any_precision_in_float32_or_better_inside(method: Method, dtype: torch.
 @pytest.mark.parametrize("name", sorted(RANDOM))
 def test_same_seed_same_bytes(name: str) -> None:
     several = layer((9, 8), [3, 1, 2])
-    drawn = [merge(find(name), several, density=0.5, seed=seed) for seed in (0, 0, 1)]
-    elsewhere = merge(find(name), replace(several, name="encoder.1.query"), density=0.5)
+    drawn = [merge(find_method(name), several, density=0.5, seed=seed) for seed in (0, 0, 1)]
+    elsewhere = merge(find_method(name), replace(several, name="encoder.1.query"), density=0.5)
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], elsewhere)
@@ -165,36 +165,36 @@ def test_same_seed_same_bytes(name: str) -> None:
 def test_a_mask_depends_on_its_own_adapter_alone() -> None:
     several = layer((9, 8), [3, 1, 2])
     alone = [
-        replace(several, adapters=(name,), updates=(dW,), weights=(1.0,), second_moments=None, fisher=None)
-        for name, dW in zip(several.adapters, several.updates, strict=True)
+        replace(several, adapters=(name,), deltas=(dW,), weights=(1.0,), second_moments=None, fisher=None)
+        for name, dW in zip(several.adapters, several.deltas, strict=True)
     ]
-    close(merge(find("dare"), several), sum(merge(find("dare"), one) for one in alone))
+    close(merge(find_method("dare"), several), sum(merge(find_method("dare"), one) for one in alone))
 
 
 def test_dare_is_right_in_expectation() -> None:
     several = layer((6, 5), [2, 2])
     for name in ("dare", "core-dare", "della"):
         alone = replace(
-            several, adapters=("a",), updates=several.updates[:1], weights=(1.0,), second_moments=None, fisher=None
+            several, adapters=("a",), deltas=several.deltas[:1], weights=(1.0,), second_moments=None, fisher=None
         )
-        mean = sum(merge(find(name), alone, density=0.5, seed=seed) for seed in range(800)) / 800
-        close(mean, alone.updates[0].dense().double(), within=0.1)
+        mean = sum(merge(find_method(name), alone, density=0.5, seed=seed) for seed in range(800)) / 800
+        close(mean, alone.deltas[0].dense().double(), within=0.1)
 
 
 @few
 @given(layers(kinds=("full", "deficient", "zero")))
 def test_the_sum_is_the_sum_in_every_space(several: LayerUpdates) -> None:
-    expected = sum(dW.dense().double() for dW in several.updates)
+    expected = sum(dW.dense().double() for dW in several.deltas)
     for name in ("task-arith", "cat", "core-task-arith", "adamerging"):
-        close(merge(find(name), several), expected, sum(float(dW.dense().norm()) for dW in several.updates))
+        close(merge(find_method(name), several), expected, sum(float(dW.dense().norm()) for dW in several.deltas))
 
 
 @few
 @given(layers(kinds=("full",)))
 def test_element_rules_that_drop_nothing_are_sums_in_every_space(several: LayerUpdates) -> None:
-    expected = sum(dW.dense().double() for dW in several.updates)
+    expected = sum(dW.dense().double() for dW in several.deltas)
     for name in ("dare", "magnitude", "breadcrumbs", "core-dare", "core-magnitude", "core-breadcrumbs"):
-        close(merge(find(name), several, density=1.0), expected)
+        close(merge(find_method(name), several, density=1.0), expected)
 
 
 @every
@@ -204,7 +204,7 @@ def test_an_adapter_without_the_layer_leaves_no_arbitrary_direction(method: Meth
     generator = torch.Generator().manual_seed(7)
     zeros = (LowRank(torch.zeros(9, 0), torch.zeros(0, 8)), update(9, 8, 2, "zero", generator))
     results = [
-        merge(method, replace(several, updates=(several.updates[0], nothing, several.updates[2])), **uncut(method))
+        merge(method, replace(several, deltas=(several.deltas[0], nothing, several.deltas[2])), **uncut(method))
         for nothing in zeros
     ]
     close(results[0], results[1])
@@ -212,32 +212,32 @@ def test_an_adapter_without_the_layer_leaves_no_arbitrary_direction(method: Meth
 
 def test_large_adapters_that_cancel_leave_no_direction_behind() -> None:
     several = layer((9, 8), [2, 3, 3])
-    one, other = several.updates[0].scaled(1e-5), several.updates[1]
-    merged = merge(find("iso-c"), replace(several, updates=(one, other, other.scaled(-1))))
-    close(merged, merge(find("iso-c"), replace(several, updates=(one, other.scaled(0), other.scaled(0)))))
+    one, other = several.deltas[0].scaled(1e-5), several.deltas[1]
+    merged = merge(find_method("iso-c"), replace(several, deltas=(one, other, other.scaled(-1))))
+    close(merged, merge(find_method("iso-c"), replace(several, deltas=(one, other.scaled(0), other.scaled(0)))))
 
 
 @pytest.mark.parametrize("name", ["ties", "emr", "core-ties", "knots-ties"])
 def test_a_sum_that_is_rounding_elects_no_sign(name: str) -> None:
     several = layer((40, 30), [2, 3, 5])
-    one, other, _ = (dW.to(torch.float64) for dW in several.updates)
+    one, other, _ = (dW.to(torch.float64) for dW in several.deltas)
     third = LowRank(torch.cat([-one.B, -other.B], dim=1), torch.cat([one.A, other.A]))
-    zero_sum = replace(several, updates=(one, other, third))
-    assert merge(find(name), zero_sum, density=1.0).norm() < 0.1 * one.dense().norm()
+    zero_sum = replace(several, deltas=(one, other, third))
+    assert merge(find_method(name), zero_sum, density=1.0).norm() < 0.1 * one.dense().norm()
 
 
 def test_precisions_may_differ_between_adapters() -> None:
     several = layer((70, 8), [3, 2, 2])
     types = (torch.bfloat16, torch.float64, torch.float32)
-    mixed = replace(several, updates=tuple(dW.to(dtype) for dW, dtype in zip(several.updates, types, strict=True)))
+    mixed = replace(several, deltas=tuple(dW.to(dtype) for dW, dtype in zip(several.deltas, types, strict=True)))
     for method in METHODS:
         close(merge(method, mixed), merge(method, several), within=0.2)
 
 
 def test_tsv_counts_an_adapter_and_its_copy_once() -> None:
     one = layer((9, 8), [2])
-    twice = replace(layer((9, 8), [2, 2]), updates=one.updates * 2)
-    close(merge(find("tsv"), twice), one.updates[0].dense().double())
+    twice = replace(layer((9, 8), [2, 2]), deltas=one.deltas * 2)
+    close(merge(find_method("tsv"), twice), one.deltas[0].dense().double())
 
 
 WITHOUT_DATA = [row for row in METHODS if row.exact and not {"features", "data"} & set(row.needs)]
@@ -248,6 +248,6 @@ def test_low_rank_methods_build_no_large_matrix(method: Method) -> None:
     generator = torch.Generator().manual_seed(0)
     width = 200_000  # a dense float32 update would take 149 GiB
     updates = tuple(update(width, width, 1, "full", generator) for _ in range(2))
-    result = method.load()(LayerUpdates("wide", ("a", "b"), updates, (1.0, 0.5)), Options(density=0.5))
+    result = method.load()(LayerUpdates("wide", ("a", "b"), updates, (1.0, 0.5)), MethodOptions(density=0.5))
     assert isinstance(result, LowRank)
     assert result.shape == (width, width)

@@ -3,9 +3,9 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods.layer_updates import Options
-from osrm_cli.merging.methods.row_blocks import by_rows, row_blocks, summed
-from osrm_cli.merging.methods.sparsify import at_random, by_magnitude, largest, without_tails
+from osrm_cli.merging.methods.layer_updates import MethodOptions
+from osrm_cli.merging.methods.row_blocks import combine_row_blocks, row_blocks, sum_rows
+from osrm_cli.merging.methods.sparsify import drop_by_magnitude, drop_randomly, drop_tails, keep_largest
 
 
 def wide(d_out: int = 300, d_in: int = 301) -> LowRank:
@@ -21,7 +21,7 @@ def as_update(values: Tensor) -> LowRank:
 @pytest.mark.parametrize("density", [0.0001, 0.1, 0.2, 0.5, 0.9, 0.99999, 1.0])
 def test_exactly_the_largest_are_kept(density: float) -> None:
     entries = torch.cat(list(row_blocks(wide())))
-    kept = by_rows([wide()], summed, [largest(wide(), density)])
+    kept = combine_row_blocks([wide()], sum_rows, [keep_largest(wide(), density)])
     count = max(int(density * entries.numel()), 1)
     assert int((kept != 0).sum()) == count
     assert kept.abs()[kept != 0].min() >= entries.abs().flatten().sort().values[-count]
@@ -31,32 +31,32 @@ def test_exactly_the_largest_are_kept(density: float) -> None:
     "values", [torch.ones(300, 300), torch.randint(0, 3, (300, 300)).float(), torch.zeros(300, 300)]
 )
 def test_equal_entries_stay_together(values: Tensor) -> None:
-    kept = by_rows([as_update(values)], summed, [largest(as_update(values), 0.3)])
+    kept = combine_row_blocks([as_update(values)], sum_rows, [keep_largest(as_update(values), 0.3)])
     threshold = values.flatten().sort().values[-27000]
     assert torch.equal(kept, values * (values >= threshold))
 
 
 def test_sorted_entries_do_not_mislead_the_sample() -> None:
     values = torch.arange(1.0, 90001).reshape(300, 300)
-    kept = by_rows([as_update(values)], summed, [largest(as_update(values), 0.2)])
+    kept = combine_row_blocks([as_update(values)], sum_rows, [keep_largest(as_update(values), 0.2)])
     assert torch.equal(kept.flatten().nonzero().flatten(), torch.arange(72000, 90000))
 
 
 def test_both_tails_are_dropped() -> None:
     values = torch.arange(1.0, 101).reshape(10, 10)
-    kept = by_rows([as_update(values)], summed, [without_tails(as_update(values), 0.5, 0.1)])
+    kept = combine_row_blocks([as_update(values)], sum_rows, [drop_tails(as_update(values), 0.5, 0.1)])
     assert torch.equal(kept.flatten().nonzero().flatten(), torch.arange(40, 90))
 
 
 def test_outliers_give_way_to_density() -> None:
     values = torch.arange(1.0, 101).reshape(10, 10)
-    kept = by_rows([as_update(values)], summed, [without_tails(as_update(values), 0.95, 0.1)])
+    kept = combine_row_blocks([as_update(values)], sum_rows, [drop_tails(as_update(values), 0.95, 0.1)])
     assert torch.equal(kept.flatten().nonzero().flatten(), torch.arange(95))
 
 
 def test_random_drop_keeps_its_share_and_rescales() -> None:
     entries = torch.cat(list(row_blocks(wide())))
-    kept = by_rows([wide()], summed, [at_random(Options(density=0.3), "layer", "a")])
+    kept = combine_row_blocks([wide()], sum_rows, [drop_randomly(MethodOptions(density=0.3), "layer", "a")])
     assert (kept != 0).float().mean() == pytest.approx(0.3, abs=0.01)
     torch.testing.assert_close(kept[kept != 0], entries[kept != 0] / 0.3)
 
@@ -64,7 +64,9 @@ def test_random_drop_keeps_its_share_and_rescales() -> None:
 @pytest.mark.parametrize(("density", "low", "high"), [(0.5, 0.35, 0.65), (0.2, 0.1, 0.3), (0.9, 0.8, 1.0), (1.0, 1, 1)])
 def test_larger_entries_are_kept_more_often(density: float, low: float, high: float) -> None:
     values = torch.arange(1.0, 101).repeat(4000, 1)
-    kept = by_rows([as_update(values)], summed, [by_magnitude(Options(density=density, window=0.3), "layer", "a")])
+    kept = combine_row_blocks(
+        [as_update(values)], sum_rows, [drop_by_magnitude(MethodOptions(density=density, window=0.3), "layer", "a")]
+    )
     share = (kept != 0).float().mean(0)
     assert share[:10].mean() == pytest.approx(low, abs=0.02)
     assert share[-10:].mean() == pytest.approx(high, abs=0.02)

@@ -7,8 +7,8 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods import METHODS, Method, find
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, Options
+from osrm_cli.merging.methods import METHODS, Method, find_method
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
 from tests.merging.methods.strategies import layer, merge
 
 ELEMENT_RULES = {"ties", "dare", "dare-ties", "della", "breadcrumbs", "magnitude", "consensus"}
@@ -30,11 +30,11 @@ def test_every_element_rule_has_its_core_row() -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda row: row.name)
 def test_rows_are_complete(method: Method) -> None:
-    fields = {field.name for field in dataclasses.fields(Options)}
+    fields = {field.name for field in dataclasses.fields(MethodOptions)}
     assert set(method.options) <= fields - {"scale"}
     assert ("seed" in method.needs) == ("seed" in method.options)
     assert method.summary
-    assert method.load().__doc__ is not None or method.within
+    assert method.load().__doc__ is not None or method.wrappers
     assert method.exact == (method.space == "low-rank")
 
 
@@ -48,14 +48,14 @@ def test_every_option_of_a_row_changes_its_result(method: Method) -> None:
 
 
 def test_find_by_name_alias_and_underscore() -> None:
-    assert find("task_arithmetic") is find("ta") is find("Task-Arith")
-    assert find("knots_ties").within == ("knots",)
+    assert find_method("task_arithmetic") is find_method("ta") is find_method("Task-Arith")
+    assert find_method("knots_ties").wrappers == ("knots",)
 
 
 def test_pico_goes_before_any_rule() -> None:
-    assert find("pico+core_ties").within == ("pico", "core")
-    assert find("pico+ties").space == "element"
-    assert find("pico+dare").needs == ("seed",)
+    assert find_method("pico+core_ties").wrappers == ("pico", "core")
+    assert find_method("pico+ties").space == "element"
+    assert find_method("pico+dare").needs == ("seed",)
 
 
 @pytest.mark.parametrize(
@@ -70,17 +70,17 @@ def test_pico_goes_before_any_rule() -> None:
 )
 def test_unknown_names_are_met_with_near_ones(name: str, hint: str) -> None:
     with pytest.raises(OsrmError) as caught:
-        find(name)
+        find_method(name)
     assert hint in str(caught.value.hint)
 
 
 def test_the_table_is_read_without_torch() -> None:
-    code = "import sys, osrm_cli.merging.methods as m; m.find('ties'); sys.exit('torch' in sys.modules)"
+    code = "import sys, osrm_cli.merging.methods as m; m.find_method('ties'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_layers_refuse_what_does_not_fit() -> None:
-    one, other = layer((4, 3), [1]).updates[0], layer((4, 5), [1]).updates[0]
+    one, other = layer((4, 3), [1]).deltas[0], layer((4, 5), [1]).deltas[0]
     with pytest.raises(OsrmError, match=r"\(4, 5\) in adapter 'b', but \(4, 3\) in 'a'"):
         LayerUpdates("query", ("a", "b"), (one, other), (1.0, 1.0))
     with pytest.raises(OsrmError, match="weight of adapter 'a' is nan"):
@@ -97,12 +97,12 @@ def test_layers_refuse_what_does_not_fit() -> None:
 )
 def test_options_refuse_what_makes_no_sense(options: dict[str, float]) -> None:
     with pytest.raises(OsrmError, match="expected"):
-        Options(**options)
+        MethodOptions(**options)
 
 
 def test_layers_keep_the_order_of_names() -> None:
     a, b = (LowRank(torch.full((2, 1), value), torch.ones(1, 2)) for value in (1.0, 2.0))
     mixed = LayerUpdates("query", ("b", "a"), (b, a), (2.0, 1.0))
     assert mixed.adapters == ("a", "b")
-    assert mixed.updates == (a, b)
+    assert mixed.deltas == (a, b)
     assert mixed.weights == (1.0, 2.0)
