@@ -91,13 +91,13 @@ def test_plain_peft_gives_the_logits_that_eval_scored(done: Path, words: Path, t
     from osrm_cli.models.backbone import compute_logits, with_peft_adapter
     from osrm_cli.models.batching import tokenize_examples
     from osrm_cli.models.classifier import load_classifier, load_tokenizer
-    from osrm_cli.tasks.loading import load
+    from osrm_cli.tasks.loading import load_split
 
     base = json.loads((done / "merged/adapter_config.json").read_text())["base_model_name_or_path"]
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=LABELS[task])
     model = PeftModel.from_pretrained(model, str(done / "merged/tasks" / task)).eval()
-    examples = load(task, str(words), "dev").examples
+    examples = load_split(task, str(words), "dev").examples
     with torch.inference_mode():
         plain = torch.cat([model(**tokenizer(*x.texts, return_tensors="pt")).logits for x in examples])
 

@@ -40,8 +40,8 @@ def main() -> None:
             args=arguments,
             eval_dataset=rows,
             data_collator=default_data_collator,
-            compute_metrics=lambda found, task=task: metrics.score(
-                task, metrics.decide(task, found.predictions), found.label_ids
+            compute_metrics=lambda found, task=task: metrics.compute_scores(
+                task, metrics.predictions_from_logits(task, found.predictions), found.label_ids
             ),
         )
         measured = trainer.evaluate()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from osrm_cli.features.collect import CollectedTask, FeatureCollector, StatisticsConfig
-    from osrm_cli.tasks.task import Data
+    from osrm_cli.tasks.task import TaskSplit
 
 
 def collect(
@@ -94,11 +94,11 @@ def collect(
     leader = process_rank() == 0  # under a launcher, one process writes and speaks
     console = Console(json, quiet or not leader)
     keep = _keep(statistic, shard, noise, batch_size)
-    names = list(dict.fromkeys(task or loading.names(data)))
+    names = list(dict.fromkeys(task or loading.list_tasks(data)))
     paths = {name: keep.path(out / f"{name}.safetensors") for name in names}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
-    chosen = {name: loading.sample(loading.load(name, data, "train"), samples, seed) for name in names}
+    chosen = {name: loading.draw_examples(loading.load_split(name, data, "train"), samples, seed) for name in names}
     lengths = {name: max_length or chosen[name].task.max_length or options.MAX_LENGTH for name in names}
 
     folder, base = find_base_model(model, revision), identify_base_model(model, revision)
@@ -155,7 +155,7 @@ def _keep(
 
 
 def _read(
-    source: "FeatureCollector", data: "Data", settings: dict[str, Any], keep: "StatisticsConfig", console: Console
+    source: "FeatureCollector", data: "TaskSplit", settings: dict[str, Any], keep: "StatisticsConfig", console: Console
 ) -> "CollectedTask":
     """What one task's text says, through the model."""
     from osrm_cli.features.collect import CollectedTask
@@ -214,7 +214,9 @@ def _report(console: Console, written: Mapping[str, dict[str, Any]]) -> None:
     console.result({"features": written}, "\n".join(lines))
 
 
-def _say_plan(console: Console, paths: dict[str, Path], chosen: "dict[str, Data]", source: "FeatureCollector") -> None:
+def _say_plan(
+    console: Console, paths: dict[str, Path], chosen: "dict[str, TaskSplit]", source: "FeatureCollector"
+) -> None:
     lines = [
         f"would write {path}: {len(chosen[name].examples)} examples, {len(source.layers)} layers"
         for name, path in paths.items()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from osrm_cli.adapters.adapter import Adapter
     from osrm_cli.features.features_file import FeaturesFile
     from osrm_cli.storage.provenance import BaseModelId
-    from osrm_cli.tasks.task import Data
+    from osrm_cli.tasks.task import TaskSplit
     from osrm_cli.training.fit import TrainingConfig, TrainingResult
 
 
@@ -122,8 +122,8 @@ class _Job:
     given: Path
     start: "Adapter"
     source: str
-    train: "Data"
-    dev: "Data"
+    train: "TaskSplit"
+    dev: "TaskSplit"
     folder: Path
     base: "BaseModelId"
     recipe: "TrainingConfig"
@@ -167,17 +167,17 @@ def _job(
     from osrm_cli.models.base_model import resolve_base_model
     from osrm_cli.models.classifier import check_max_length
     from osrm_cli.storage import atomic, provenance
-    from osrm_cli.tasks.loading import load, sample
+    from osrm_cli.tasks.loading import draw_examples, load_split
     from osrm_cli.training.interference_penalty import open_penalty_features
 
     start = Adapter.open(given)
     path = out / Path(start.name).name
     atomic.refuse_existing(path, overwrite)
     source = data or (start.record.get("data") or {}).get("source") or "hub"
-    train = load(start.name, source, "train")
+    train = load_split(start.name, source, "train")
     if settings["limit"]:
-        train = sample(train, settings["limit"], recipe.seed)
-    dev = load(start.name, source, "dev", settings["dev_limit"])
+        train = draw_examples(train, settings["limit"], recipe.seed)
+    dev = load_split(start.name, source, "dev", settings["dev_limit"])
     folder, base = resolve_base_model(given, start.base, start.config.base_model, model, revision)
     length = settings["max_length"] or train.task.max_length or options.MAX_LENGTH
     check_max_length(folder, length)

@@ -21,7 +21,7 @@ from osrm_cli.models.distributed import process_count, process_rank, reduce_to_f
 from osrm_cli.models.layer_inputs import SharedInputs, find_shared_inputs, record_inputs
 from osrm_cli.models.target_modules import layer_widths
 from osrm_cli.seeding import generator
-from osrm_cli.tasks.task import Data
+from osrm_cli.tasks.task import TaskSplit
 
 
 class InputStatistics:
@@ -91,7 +91,7 @@ class CollectedTask:
         gradients: Of the task's loss, by layer.
     """
 
-    data: Data
+    data: TaskSplit
     total: InputStatistics
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -141,7 +141,7 @@ class StatisticsConfig:
         share = self.share or Shard(1, 1)
         return plan[share.index - 1 :: share.count][process_rank() :: process_count()] if self.watched else []
 
-    def digest(self, data: Data) -> str | None:
+    def digest(self, data: TaskSplit) -> str | None:
         """Digest of the examples; a private mean has none: it would tell who guesses them that the guess is right."""
         return None if self.noise else data.sha256
 
@@ -203,7 +203,7 @@ class FeatureCollector:
         whole: torch.nn.Module = self.model  # transformers' own method "to" is not typed
         whole.to(device)
 
-    def tokenise(self, data: Data, max_length: int) -> list[Encoding]:
+    def tokenise(self, data: TaskSplit, max_length: int) -> list[Encoding]:
         """The examples as tokens."""
         return tokenize_examples(self.tokenizer, data.examples, max_length)
 
@@ -238,7 +238,7 @@ class FeatureCollector:
         return total
 
     def gradients(
-        self, data: Data, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]
+        self, data: TaskSplit, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]
     ) -> dict[str, torch.Tensor]:
         """Gradient of the task's loss at a fitted head, by target layer, on a classifier of its own."""
         from osrm_cli.features.loss_gradients import compute_loss_gradients

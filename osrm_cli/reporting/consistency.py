@@ -65,9 +65,11 @@ def predictions_fit(file: File) -> None:
 
 def headline(score: Scored, labels: Array) -> float:
     """The score that the predictions give, in percent."""
-    classes = None if score.metrics[0] in metrics.REGRESSION else tuple(range(num_labels(score.predictions, labels)))
+    classes = (
+        None if score.metrics[0] in metrics.REGRESSION_METRICS else tuple(range(num_labels(score.predictions, labels)))
+    )
     task = Task("", ("text",), classes, score.metrics)
-    return metrics.headline(task, metrics.score(task, np.asarray(score.predictions), labels))
+    return metrics.primary_score(task, metrics.compute_scores(task, np.asarray(score.predictions), labels))
 
 
 def num_labels(*series: Array | None) -> int:

@@ -22,7 +22,7 @@ from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.sweep.results import Result
 from osrm_cli.sweep.tasks import SweepTask
 from osrm_cli.tasks import metrics
-from osrm_cli.tasks.validation_split import TEST, VALIDATION, Parts
+from osrm_cli.tasks.validation_split import TEST, VALIDATION, ValidationSplit
 
 Advance = Callable[[int], None]
 ScoresBySplit = dict[str, dict[str, Result]]  # by part, then by task
@@ -189,13 +189,13 @@ def _logits(pooled: torch.Tensor, head: Mapping[str, torch.Tensor], last: str) -
     return linear(pooled, head[f"{last}.weight"].float(), None if bias is None else bias.float())
 
 
-def _judged(parts: Parts, logits: torch.Tensor) -> dict[str, Result]:
+def _judged(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, Result]:
     """One task's result on each part."""
-    answers = metrics.decide(parts.task, logits.numpy())
+    answers = metrics.predictions_from_logits(parts.task, logits.numpy())
     found = {}
-    for part, rows in parts.rows.items():
-        scores = metrics.score(parts.task, answers[list(rows)], parts.labels_of(part))
-        found[part] = Result(metrics.headline(parts.task, scores), scores, rounded(answers[list(rows)].tolist()))
+    for part, rows in parts.indices.items():
+        scores = metrics.compute_scores(parts.task, answers[list(rows)], parts.labels_of(part))
+        found[part] = Result(metrics.primary_score(parts.task, scores), scores, rounded(answers[list(rows)].tolist()))
     return found
 
 

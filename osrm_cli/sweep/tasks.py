@@ -7,7 +7,7 @@ from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.task import Example
-from osrm_cli.tasks.validation_split import Parts, load
+from osrm_cli.tasks.validation_split import ValidationSplit, load_validation_split
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SweepTask:
     index: int
     adapter: Adapter
     source: str
-    parts: Parts
+    parts: ValidationSplit
     max_length: int
     unlabelled: tuple[Example, ...] = ()
 
@@ -74,7 +74,7 @@ class SweepDataSpec:
     def _load_task(self, index: int, adapter: Adapter) -> SweepTask:
         name = adapter.name
         source = self.data or (adapter.record.get("data") or {}).get("source") or "hub"
-        read = load(name, source, self.split, self.validation_split, self.limit, self.seed)
+        read = load_validation_split(name, source, self.split, self.validation_split, self.limit, self.seed)
         trained = (adapter.record.get("settings") or {}).get("max_length")
         length = self.max_length or trained or read.task.max_length or task_data.MAX_LENGTH
         return SweepTask(index, adapter, source, read, length)

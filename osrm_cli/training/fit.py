@@ -18,7 +18,7 @@ from transformers import (
 from osrm_cli.models.batching import tokenize_examples
 from osrm_cli.models.fast_dropout import use_fast_dropout
 from osrm_cli.tasks import metrics
-from osrm_cli.tasks.task import Data, Task
+from osrm_cli.tasks.task import Task, TaskSplit
 from osrm_cli.training.interference_penalty import InterferencePenalty
 from osrm_cli.training.trainer import PenaltyTrainer, TrainingMonitor
 
@@ -80,7 +80,7 @@ class EncodedTask:
     dev: Sequence[Encoding]
 
     @classmethod
-    def of(cls, tokenizer: Any, train: Data, dev: Data, max_length: int) -> "EncodedTask":
+    def of(cls, tokenizer: Any, train: TaskSplit, dev: TaskSplit, max_length: int) -> "EncodedTask":
         """Tokenise two splits of a task.
 
         Raises:
@@ -93,7 +93,7 @@ class EncodedTask:
         return math.ceil(math.ceil(len(self.train) / (recipe.batch_size * processes)) * recipe.epochs)
 
 
-def _encoded(tokenizer: Any, data: Data, max_length: int) -> list[Encoding]:
+def _encoded(tokenizer: Any, data: TaskSplit, max_length: int) -> list[Encoding]:
     """Encodings with each example's label, under the name that transformers' collators expect."""
     kind = float if data.task.regression else int
     encodings = tokenize_examples(tokenizer, data.examples, max_length)
@@ -177,8 +177,8 @@ def _arguments(lesson: EncodedTask, recipe: TrainingConfig, work: Path, device: 
 def _scorer(task: Task) -> Callable[[Any], dict[str, float]]:
     def score(found: Any) -> dict[str, float]:
         logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
-        scores = metrics.score(task, metrics.decide(task, logits), found.label_ids)
-        return {**scores, "headline": metrics.headline(task, scores)}
+        scores = metrics.compute_scores(task, metrics.predictions_from_logits(task, logits), found.label_ids)
+        return {**scores, "headline": metrics.primary_score(task, scores)}
 
     return score
 

@@ -17,7 +17,7 @@ from osrm_cli.initialization.objectives.table import OBJECTIVES
 from osrm_cli.models import heads
 from osrm_cli.models.batching import collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.tasks.loading import load, sample
+from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.training.peft_model import to_peft_model
 from tests.run_cli import osrm
 
@@ -101,7 +101,7 @@ def test_a_step_on_b_lowers_the_loss_most_per_interference(everything: Path, tmp
 def _decrease_per_interference(work: Path, start: Path, folder: Path, words: Path) -> float:
     """``(L(0) - L(step)) / h`` of a step on B along its own gradient whose interference has norm ``h``, small."""
     tokenizer = load_tokenizer(folder)
-    data = sample(load("mood", words, "train"), 30, 0)
+    data = draw_examples(load_split("mood", words, "train"), 30, 0)
     encodings = tokenize_examples(tokenizer, data.examples, 128)
     classifier = load_classifier(folder, 2, tokenizer, torch.float32, 0)
     model = to_peft_model(classifier, Adapter.open(start), None).double().eval()

@@ -9,15 +9,15 @@ from osrm_cli.models import heads
 from osrm_cli.models.batching import collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.target_modules import default_target_modules, find_target_layers, is_conv1d, layer_widths
-from osrm_cli.tasks.loading import load, sample
-from osrm_cli.tasks.task import Data, Example, Task
+from osrm_cli.tasks.loading import draw_examples, load_split
+from osrm_cli.tasks.task import Example, Task, TaskSplit
 
 CPU = torch.device("cpu")
 
 
 def made(folder, data, task_name, k=12, names=None):
     tokenizer = load_tokenizer(folder)
-    drawn = sample(load(task_name, data, "train"), k, 0)
+    drawn = draw_examples(load_split(task_name, data, "train"), k, 0)
     classifier = load_classifier(folder, drawn.task.num_labels, tokenizer, torch.float32, 0)
     layers = find_target_layers(classifier, names or default_target_modules(classifier.model))
     return classifier.model, layers, drawn, tokenize_examples(tokenizer, drawn.examples, 32), tokenizer
@@ -55,7 +55,7 @@ def test_equals_the_slow_way(tiny, words, family, task):
 
 def test_halves_share_out_every_class():
     labels = [0, 1, 1, 0, 0, 1, 0, 0]
-    data = Data(
+    data = TaskSplit(
         Task("t", ("text",), ("a", "b"), ("accuracy",)), "train", tuple(Example(("x",), y) for y in labels), "here"
     )
     first, second = _split_in_halves(data)
@@ -66,7 +66,7 @@ def test_halves_share_out_every_class():
 
 
 def test_a_class_that_is_too_rare_is_named(tiny, words):
-    data = Data(
+    data = TaskSplit(
         Task("t", ("text",), ("a", "b"), ("accuracy",)),
         "train",
         tuple(Example(("w1",), int(i == 0)) for i in range(5)),

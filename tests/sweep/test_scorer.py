@@ -16,7 +16,7 @@ from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.sweep.grid import ScaledDelta
 from osrm_cli.sweep.scorer import SweepScorer
 from osrm_cli.sweep.tasks import SweepDataSpec
-from osrm_cli.tasks.loading import load
+from osrm_cli.tasks.loading import load_split
 
 TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "t5": ["q", "v"]}
 HEADS = {"bert": "classifier", "gpt2": "score", "llama": "score", "t5": "classification_head"}
@@ -50,7 +50,7 @@ def test_bench_puts_out_what_peft_does(tiny: Callable[[str], Path], words: Path,
     (halved,) = bench.score(ScaledDelta(results, 0.5, torch.float32), lambda _: None)
     singles = bench.singles(lambda _: None)  # after another update: the base weights are back
     tokenizer = load_tokenizer(base)
-    texts = [example.texts[0] for example in load("score", words, "dev").examples]
+    texts = [example.texts[0] for example in load_split("score", words, "dev").examples]
 
     def expected() -> list[float]:
         with torch.inference_mode():

@@ -15,7 +15,7 @@ from osrm_cli.features.features_file import open_features_folder
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.batching import collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.tasks.loading import load, sample
+from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.training.interference_penalty import InterferencePenalty, penalty_from_features
 from tests.run_cli import osrm
 
@@ -79,7 +79,7 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
     layers = list(next(iter(files.values())).layers)
     seen = {}
     for task in ("mood", "pair", "score"):
-        drawn = sample(load(task, str(words), "train"), 12, 0)
+        drawn = draw_examples(load_split(task, str(words), "train"), 12, 0)
         seen[task] = tokens(model, folder, [example.texts for example in drawn.examples], layers)
     expected, relative = [], []
     for layer in layers:
@@ -183,4 +183,4 @@ def test_dropout_of_zero_reaches_every_module(tiny: Callable[[str], Path], famil
     assert torch.equal(first, second)
 
 
-_EXAMPLE = load("mini-mood", "mini", "dev").examples[0]
+_EXAMPLE = load_split("mini-mood", "mini", "dev").examples[0]

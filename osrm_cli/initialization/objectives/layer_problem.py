@@ -24,7 +24,8 @@ class LayerProblem:
         out_moment: ``C_out``, the average of the other tasks' second moments, ``(d_in, d_in)``.
         own_rows: The task's own samples or sketch, ``(n, d_in)``.
         own_moment: ``C_in``, the task's own second moment, ``(d_in, d_in)``.
-        others_sketch_error: Largest share of the other tasks' energy that one direction may hold unseen; 0 unless sketched.
+        others_sketch_error: Largest share of the other tasks' energy that one direction may hold unseen; 0 unless
+            sketched.
         gradient: ``dL/dW`` of the task's own loss, ``(d_out, d_in)``.
         eps: Weight of the identity in ``M = C_out + eps (tr C_out / d_in) I``.
     """

@@ -4,8 +4,8 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.task_data import TaskSample, data_source
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.tasks.loading import load, sample
-from osrm_cli.tasks.task import Data
+from osrm_cli.tasks.loading import draw_examples, load_split
+from osrm_cli.tasks.task import TaskSplit
 
 
 def draw_for_plan(plan: MergePlan) -> list[TaskSample]:
@@ -26,7 +26,7 @@ def _draw_sample(plan: MergePlan, adapter: Adapter) -> TaskSample:
         )
     source = data_source(adapter, plan.recipe.data, f"method {method}")
     options = plan.recipe.options
-    data = sample(load(adapter.name, source, "train"), options["samples"], options["seed"])
+    data = draw_examples(load_split(adapter.name, source, "train"), options["samples"], options["seed"])
     if plan.method.data_statistic != "second-moments":
         _check_head(method, adapter, data)
     if plan.method.data_statistic == "weights" and data.task.regression:
@@ -37,7 +37,7 @@ def _draw_sample(plan: MergePlan, adapter: Adapter) -> TaskSample:
     return TaskSample(adapter, data, source)
 
 
-def _check_head(method: str, adapter: Adapter, data: Data) -> None:
+def _check_head(method: str, adapter: Adapter, data: TaskSplit) -> None:
     if not adapter.head_tensors():
         raise OsrmError(
             f"method {method} needs each task's predictions, {adapter.source} has no classification head",
