@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from benchmarks import timing
 from osrm_cli.models import base_model as bases
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.tasks.task import Data
+from osrm_cli.tasks.loading import draw_examples, list_tasks, load_split
+from osrm_cli.tasks.task import TaskSplit
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -20,7 +20,7 @@ def save_tasks(folder: Path, data: str, train: int, dev: int, only: int | None =
 
     Nobody then spends time on reading a large file of which little is wanted.
     """
-    names = tasks.names(data)[:only]
+    names = list_tasks(data)[:only]
     for name in names:
         save_task(folder, data, name, train, dev)
     return names
@@ -29,10 +29,10 @@ def save_tasks(folder: Path, data: str, train: int, dev: int, only: int | None =
 def save_task(folder: Path, data: str, name: str, train: int, dev: int) -> None:
     """Write one task's first examples."""
     for split, count in (("train", train), ("dev", dev)):
-        _save(folder / name, tasks.sample(tasks.load(name, data, split), count, 0))
+        _save(folder / name, draw_examples(load_split(name, data, split), count, 0))
 
 
-def _save(folder: Path, data: Data) -> None:
+def _save(folder: Path, data: TaskSplit) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     task = data.task
     rows = [{**dict(zip(task.columns, each.texts, strict=True)), "label": each.label} for each in data.examples]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import list_tasks
 
 RANK = 16
 FLAT = 1.1  # four times the work within a tenth of the memory counts as flat
@@ -20,7 +20,7 @@ def measure(setting: Setting) -> Iterator[Row]:
 def collect(setting: Setting) -> Iterator[Row]:
     """MiniLM on long texts: the model, one batch, one set of statistics."""
     folder, few = setting.folder, 4 if setting.quick else 256
-    many, names = 4 * few, tasks.names(setting.data)
+    many, names = 4 * few, list_tasks(setting.data)
     inputs.save_task(folder / "data", setting.data, "qnli" if "qnli" in names else names[0], many, 1)
     start = timing.imports("osrm_cli.models.classifier", "transformers.models.bert.modeling_bert").mebibytes
 

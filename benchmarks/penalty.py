@@ -12,7 +12,7 @@ from benchmarks.report import Row, Setting, script
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.models import classifier as base_model
 from osrm_cli.models import devices
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import load_split
 from osrm_cli.training import fit as training
 from osrm_cli.training import interference_penalty as penalty
 from osrm_cli.training import peft_model as adapting
@@ -53,7 +53,7 @@ def measure(setting: Setting) -> Iterator[Row]:
 def _steps(folder: Path, task: str, unit: str, count: int) -> tuple[list[float], list[float]]:
     """Seconds; every batch repeats the task's middle example by length."""
     place, device = inputs.model(), torch.device("cpu")
-    train, dev = (tasks.load(task, str(folder / "data"), split) for split in ("train", "dev"))
+    train, dev = (load_split(task, str(folder / "data"), split) for split in ("train", "dev"))
     bf16 = devices.pick_training_dtype("auto", device) == torch.bfloat16
     recipe = training.Recipe(epochs=1, bf16=bf16)
     tokenizer = base_model.load_tokenizer(place)

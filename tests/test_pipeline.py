@@ -91,13 +91,13 @@ def test_plain_peft_gives_the_logits_that_eval_scored(done: Path, words: Path, t
     from osrm_cli.models import backbone as scoring
     from osrm_cli.models import batching as batches
     from osrm_cli.models import classifier as base_model
-    from osrm_cli.tasks import loading as tasks
+    from osrm_cli.tasks.loading import load_split
 
     base = json.loads((done / "merged/adapter_config.json").read_text())["base_model_name_or_path"]
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=LABELS[task])
     model = PeftModel.from_pretrained(model, str(done / "merged/tasks" / task)).eval()
-    examples = tasks.load(task, str(words), "dev").examples
+    examples = load_split(task, str(words), "dev").examples
     with torch.inference_mode():
         plain = torch.cat([model(**tokenizer(*x.texts, return_tensors="pt")).logits for x in examples])
 

@@ -13,7 +13,7 @@ from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.plan import Plan
 from osrm_cli.merging.recipe import Entry, Recipe
 from osrm_cli.storage import provenance
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import load_split
 
 TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn", "attn.c_proj"], "t5": ["q", "v"]}
 HEADS = {"t5": ["classification_head"]}
@@ -32,7 +32,7 @@ def save(folder: Path, base: Path, family: str, data: Path, **settings: object) 
         if "lora_" in name or "modules_to_save" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     adapter.save_pretrained(str(folder))
-    task = tasks.load(folder.name, data, "train").task
+    task = load_split(folder.name, data, "train").task
     provenance.write(folder, {"task": task.to_dict(), "data": {"source": str(data)}})
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.peers import texts
-from osrm_cli.tasks.task import Data
+from osrm_cli.tasks.task import TaskSplit
 
 
 class Watched:
@@ -38,7 +38,7 @@ class Watched:
         return found
 
 
-def features(model: torch.nn.Module, tokenizer: Any, watched: Watched, data: Data) -> dict[str, torch.Tensor]:
+def features(model: torch.nn.Module, tokenizer: Any, watched: Watched, data: TaskSplit) -> dict[str, torch.Tensor]:
     """Mean features of one task."""
     with torch.no_grad():
         for example in data.examples:

@@ -21,12 +21,12 @@ from transformers import (
     set_seed,
 )
 
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.tasks import metrics
-from osrm_cli.tasks.task import Data
+from osrm_cli.tasks.loading import load_split
+from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits
+from osrm_cli.tasks.task import TaskSplit
 
 
-def encoded(data: Data, tokenizer: Any, padding: str | bool) -> Dataset:
+def encoded(data: TaskSplit, tokenizer: Any, padding: str | bool) -> Dataset:
     """The split as run_glue makes it: columns of text, tokenised by ``map``."""
     columns = data.task.columns
     rows = [{**dict(zip(columns, each.texts, strict=True)), "label": each.label} for each in data.examples]
@@ -41,7 +41,7 @@ def main() -> None:
     place, data, task, out, padding = sys.argv[1:]
     set_seed(0)
     fixed = padding == "max_length"
-    train, dev = (tasks.load(task, data, split) for split in ("train", "dev"))
+    train, dev = (load_split(task, data, split) for split in ("train", "dev"))
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=train.task.num_labels)
     config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
@@ -63,8 +63,8 @@ def main() -> None:
         eval_dataset=encoded(dev, tokenizer, "max_length" if fixed else False),
         data_collator=default_data_collator if fixed else DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=lambda found: metrics.score(
-            train.task, metrics.decide(train.task, found.predictions), found.label_ids
+        compute_metrics=lambda found: compute_scores(
+            train.task, predictions_from_logits(train.task, found.predictions), found.label_ids
         ),
     )
     trainer.train()

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from benchmarks.peers import texts
-from osrm_cli.tasks import metrics
+from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits
 
 
 def main() -> None:
@@ -40,8 +40,8 @@ def main() -> None:
             args=arguments,
             eval_dataset=rows,
             data_collator=default_data_collator,
-            compute_metrics=lambda found, task=task: metrics.score(
-                task, metrics.decide(task, found.predictions), found.label_ids
+            compute_metrics=lambda found, task=task: compute_scores(
+                task, predictions_from_logits(task, found.predictions), found.label_ids
             ),
         )
         measured = trainer.evaluate()

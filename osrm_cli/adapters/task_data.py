@@ -6,8 +6,8 @@ from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.tasks.task import Data, Task
+from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
+from osrm_cli.tasks.task import Task, TaskSplit
 
 MAX_LENGTH = 128  # where neither the adapter nor the task says otherwise
 
@@ -23,7 +23,7 @@ class Sample:
     """
 
     adapter: Adapter
-    data: Data
+    data: TaskSplit
     source: str
 
     @property
@@ -55,9 +55,9 @@ def unlabelled(adapters: Sequence[Adapter], data: str | None, k: int, seed: int)
     found = []
     for adapter in adapters:
         source, recorded = _source(adapter, data, "calibration"), adapter.facts.get("task")
-        task = Task.from_dict(recorded) if recorded else tasks.load(adapter.name, source, "train", 1).task
-        texts = tasks.unlabelled(task, source, "train")
-        found.append(Sample(adapter, tasks.sample(texts, k, seed), source))
+        task = Task.from_dict(recorded) if recorded else load_split(adapter.name, source, "train", 1).task
+        texts = load_texts(task, source, "train")
+        found.append(Sample(adapter, draw_examples(texts, k, seed), source))
     return found
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from osrm_cli.features.collect import Found, Keep, Source
-    from osrm_cli.tasks.task import Data
+    from osrm_cli.tasks.task import TaskSplit
 
 
 def collect(
@@ -89,16 +89,16 @@ def collect(
     from osrm_cli.models import devices
     from osrm_cli.models import distributed as processes
     from osrm_cli.storage import atomic, provenance
-    from osrm_cli.tasks import loading as tasks
+    from osrm_cli.tasks.loading import draw_examples, list_tasks, load_split
 
     leader = processes.rank() == 0  # under a launcher, one process writes and speaks
     console = Console(json, quiet or not leader)
     keep = _keep(statistic, shard, noise, batch_size)
-    names = list(dict.fromkeys(task or tasks.names(data)))
+    names = list(dict.fromkeys(task or list_tasks(data)))
     paths = {name: keep.path(out / f"{name}.safetensors") for name in names}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
-    chosen = {name: tasks.sample(tasks.load(name, data, "train"), samples, seed) for name in names}
+    chosen = {name: draw_examples(load_split(name, data, "train"), samples, seed) for name in names}
     lengths = {name: max_length or chosen[name].task.max_length or options.MAX_LENGTH for name in names}
 
     folder, base = bases.locate(model, revision), bases.identify(model, revision)
@@ -152,7 +152,7 @@ def _keep(names: list[str] | None, shard: str | None, noise: tuple[float, float]
     return Keep(rows, share, noise, batch_size)
 
 
-def _read(source: "Source", data: "Data", settings: dict[str, Any], keep: "Keep", console: Console) -> "Found":
+def _read(source: "Source", data: "TaskSplit", settings: dict[str, Any], keep: "Keep", console: Console) -> "Found":
     """What one task's text says, through the model."""
     from osrm_cli.features.collect import Found
     from osrm_cli.models import distributed as processes
@@ -210,7 +210,7 @@ def _report(console: Console, written: Mapping[str, dict[str, Any]]) -> None:
     console.result({"features": written}, "\n".join(lines))
 
 
-def _say_plan(console: Console, paths: dict[str, Path], chosen: "dict[str, Data]", source: "Source") -> None:
+def _say_plan(console: Console, paths: dict[str, Path], chosen: "dict[str, TaskSplit]", source: "Source") -> None:
     lines = [
         f"would write {path}: {len(chosen[name].examples)} examples, {len(source.layers)} layers"
         for name, path in paths.items()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from osrm_cli.evaluation.classifiers import Held
     from osrm_cli.evaluation.scores import Score
-    from osrm_cli.tasks.task import Data
+    from osrm_cli.tasks.task import TaskSplit
 
 
 def evaluate(
@@ -104,17 +104,17 @@ def _chosen(found: "dict[str, Held]", names: list[str] | None, folder: Path) -> 
     return {name: held for name, held in found.items() if not names or name in names}
 
 
-def _sets(held: "Held", data: str | None, split: str, limit: int | None) -> "list[Data]":
+def _sets(held: "Held", data: str | None, split: str, limit: int | None) -> "list[TaskSplit]":
     """The split's examples; two sets where the task has a matched and a mismatched one."""
-    from osrm_cli.tasks import loading as tasks
+    from osrm_cli.tasks.loading import list_splits, load_split
 
     source = data or held.data or "hub"
-    splits = tasks.splits(held.task, source)
+    splits = list_splits(held.task, source)
     pair = [name for name in (f"{split}_matched", f"{split}_mismatched") if name in splits]
-    return [tasks.load(held.task, source, name, limit) for name in pair or [split]]
+    return [load_split(held.task, source, name, limit) for name in pair or [split]]
 
 
-def _length(held: "Held", data: "Data") -> int:
+def _length(held: "Held", data: "TaskSplit") -> int:
     """Tokens an example is cut to: as the single adapter was scored, else as the task says."""
     return held.max_length or data.task.max_length or options.MAX_LENGTH
 
@@ -137,20 +137,20 @@ class _Bench:
         whole: torch.nn.Module = self.model  # transformers' own method "to" is not typed
         whole.to(self.device)
 
-    def score(self, held: "Held", sets: "list[Data]", length: int) -> "Score":
+    def score(self, held: "Held", sets: "list[TaskSplit]", length: int) -> "Score":
         """Score one task on one set of examples, or two."""
         from osrm_cli.evaluation import classifiers
         from osrm_cli.evaluation.scores import Score, rounded
-        from osrm_cli.tasks import metrics
+        from osrm_cli.tasks.metrics import compute_scores, primary_score
 
         task = sets[0].task
         with classifiers.classifier(self.model, held, task.num_labels) as model:
             answers = [self._answers(model, data, length) for data in sets]
-        found = [metrics.score(task, given, data.labels) for given, data in zip(answers, sets, strict=True)]
+        found = [compute_scores(task, given, data.labels) for given, data in zip(answers, sets, strict=True)]
         named = {name: value for data, rows in zip(sets, found, strict=True) for name, value in _named(data, rows)}
         return Score(
             named,
-            metrics.headline(task, found[0]),
+            primary_score(task, found[0]),
             None,
             sum(len(data.examples) for data in sets),
             sets[0].sha256,
@@ -158,30 +158,30 @@ class _Bench:
             tuple(sets[0].labels),
         )
 
-    def _answers(self, model: Any, data: "Data", length: int) -> Any:
+    def _answers(self, model: Any, data: "TaskSplit", length: int) -> Any:
         """Classes or scores, one per example."""
         from osrm_cli.models import backbone as scoring
         from osrm_cli.models import batching as batches
-        from osrm_cli.tasks import metrics
+        from osrm_cli.tasks.metrics import predictions_from_logits
 
         encodings = batches.tokenise(self.tokenizer, data.examples, length)
         with self.console.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
             logits = scoring.logits(model, encodings, self.tokenizer, self.device, self.batch_size, advance)
-        return metrics.decide(data.task, logits.numpy())
+        return predictions_from_logits(data.task, logits.numpy())
 
 
-def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | None:
+def _alone(bench: _Bench, merged: "Held", data: "TaskSplit", length: int) -> float | None:
     """The single adapter's headline: as recorded if that was on the same examples, else measured if it is there."""
     from osrm_cli.adapters.adapter import Adapter
     from osrm_cli.evaluation import classifiers
     from osrm_cli.models import base_model as bases
-    from osrm_cli.tasks import metrics
+    from osrm_cli.tasks.metrics import primary_score
 
     source = merged.source
     recorded = source.get("dev") or {}
     same = {"sha256": data.sha256, "max_length": length, "dtype": str(bench.dtype).removeprefix("torch.")}
     if all(recorded.get(name, value) == value for name, value in same.items()) and "sha256" in recorded:
-        return metrics.headline(data.task, recorded["scores"])
+        return primary_score(data.task, recorded["scores"])
     path = Path(source.get("path") or "")
     if not source or not (path / "adapter_config.json").is_file():
         bench.console.note(f"{merged.task}: the single adapter is not at hand, so it has no score beside it")
@@ -195,7 +195,7 @@ def _alone(bench: _Bench, merged: "Held", data: "Data", length: int) -> float | 
     return bench.score(held, [data], length).headline
 
 
-def _named(data: "Data", found: dict[str, float]) -> "Iterator[tuple[str, float]]":
+def _named(data: "TaskSplit", found: dict[str, float]) -> "Iterator[tuple[str, float]]":
     suffix = "_mismatched" if data.split.endswith("_mismatched") else ""
     return ((name + suffix, value) for name, value in found.items())
 

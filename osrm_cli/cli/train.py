@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from osrm_cli.adapters.adapter import Adapter
     from osrm_cli.features.features_file import Features
     from osrm_cli.storage.provenance import Base
-    from osrm_cli.tasks.task import Data
+    from osrm_cli.tasks.task import TaskSplit
     from osrm_cli.training.fit import Outcome, Recipe
 
 
@@ -121,8 +121,8 @@ class _Job:
     given: Path
     start: "Adapter"
     source: str
-    train: "Data"
-    dev: "Data"
+    train: "TaskSplit"
+    dev: "TaskSplit"
     folder: Path
     base: "Base"
     recipe: "Recipe"
@@ -166,17 +166,17 @@ def _job(
     from osrm_cli.models import base_model as bases
     from osrm_cli.models import classifier as base_model
     from osrm_cli.storage import atomic, provenance
-    from osrm_cli.tasks import loading as tasks
+    from osrm_cli.tasks.loading import draw_examples, load_split
     from osrm_cli.training import interference_penalty as penalty
 
     start = Adapter.open(given)
     path = out / Path(start.name).name
     atomic.refuse_existing(path, overwrite)
     source = data or (start.facts.get("data") or {}).get("source") or "hub"
-    train = tasks.load(start.name, source, "train")
+    train = load_split(start.name, source, "train")
     if settings["limit"]:
-        train = tasks.sample(train, settings["limit"], recipe.seed)
-    dev = tasks.load(start.name, source, "dev", settings["dev_limit"])
+        train = draw_examples(train, settings["limit"], recipe.seed)
+    dev = load_split(start.name, source, "dev", settings["dev_limit"])
     folder, base = bases.of_artifact(given, start.base, start.config.base_model, model, revision)
     length = settings["max_length"] or train.task.max_length or options.MAX_LENGTH
     base_model.check_length(folder, length)

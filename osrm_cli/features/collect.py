@@ -22,7 +22,7 @@ from osrm_cli.models import distributed as processes
 from osrm_cli.models import target_modules as targets
 from osrm_cli.models.layer_inputs import Inputs, find_inputs, watch
 from osrm_cli.models.target_modules import widths
-from osrm_cli.tasks.task import Data
+from osrm_cli.tasks.task import TaskSplit
 
 
 class Totals:
@@ -92,7 +92,7 @@ class Found:
         gradients: Of the task's loss, by layer.
     """
 
-    data: Data
+    data: TaskSplit
     total: Totals
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -142,7 +142,7 @@ class Keep:
         share = self.share or Share(1, 1)
         return plan[share.index - 1 :: share.count][processes.rank() :: processes.count()] if self.watched else []
 
-    def digest(self, data: Data) -> str | None:
+    def digest(self, data: TaskSplit) -> str | None:
         """Digest of the examples; a private mean has none: it would tell who guesses them that the guess is right."""
         return None if self.noise else data.sha256
 
@@ -204,7 +204,7 @@ class Source:
         whole: torch.nn.Module = self.model  # transformers' own method "to" is not typed
         whole.to(device)
 
-    def tokenise(self, data: Data, max_length: int) -> list[batches.Encoding]:
+    def tokenise(self, data: TaskSplit, max_length: int) -> list[batches.Encoding]:
         """The examples as tokens."""
         return batches.tokenise(self.tokenizer, data.examples, max_length)
 
@@ -233,7 +233,7 @@ class Source:
         return total
 
     def gradients(
-        self, data: Data, encodings: Sequence[batches.Encoding], batch_size: int, advance: Callable[[int], None]
+        self, data: TaskSplit, encodings: Sequence[batches.Encoding], batch_size: int, advance: Callable[[int], None]
     ) -> dict[str, torch.Tensor]:
         """Gradient of the task's loss at a fitted head, by target layer, on a classifier of its own."""
         from osrm_cli.features import (

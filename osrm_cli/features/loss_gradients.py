@@ -15,13 +15,13 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.models import batching as batches
 from osrm_cli.models import heads
 from osrm_cli.models.target_modules import is_conv1d
-from osrm_cli.tasks.task import Data, Label, Task
+from osrm_cli.tasks.task import Label, Task, TaskSplit
 
 
 def gradients(
     model: torch.nn.Module,
     layers: Mapping[str, torch.nn.Module],
-    data: Data,
+    data: TaskSplit,
     encodings: Sequence[batches.Encoding],
     tokenizer: Any,
     batch_size: int,
@@ -69,7 +69,7 @@ def loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Ten
     return functional.cross_entropy(logits.float(), wanted, reduction="sum")
 
 
-def _halves(data: Data) -> tuple[list[int], list[int]]:
+def _halves(data: TaskSplit) -> tuple[list[int], list[int]]:
     """Every second example of each class, or along the scores, and the others."""
     labels, task = data.labels, data.task
     for index, name in enumerate(task.labels or ()):

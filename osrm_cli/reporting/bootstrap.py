@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from osrm_cli.tasks.metrics import REGRESSION
+from osrm_cli.tasks.metrics import REGRESSION_METRICS
 
 Array = NDArray[Any]
 
@@ -53,7 +53,7 @@ class Resamples:
         Returns:
             Shape ``(resamples,)``.
         """
-        if set(names) <= set(REGRESSION):
+        if set(names) <= set(REGRESSION_METRICS):
             correlations = {"pearson": self._pearson, "spearman": self._spearman}
             found = [correlations[name](predictions) for name in names]
         else:

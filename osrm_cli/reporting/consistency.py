@@ -7,7 +7,7 @@ import numpy as np
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.reporting.score_files import Array, File, Scored
-from osrm_cli.tasks import metrics
+from osrm_cli.tasks.metrics import REGRESSION_METRICS, compute_scores, primary_score
 from osrm_cli.tasks.task import Task
 
 _TOLERANCE = 0.05  # percent; files of other programs may round
@@ -65,9 +65,9 @@ def predictions_fit(file: File) -> None:
 
 def headline(score: Scored, labels: Array) -> float:
     """The score that the predictions give, in percent."""
-    classes = None if score.metrics[0] in metrics.REGRESSION else tuple(range(num_labels(score.predictions, labels)))
+    classes = None if score.metrics[0] in REGRESSION_METRICS else tuple(range(num_labels(score.predictions, labels)))
     task = Task("", ("text",), classes, score.metrics)
-    return metrics.headline(task, metrics.score(task, np.asarray(score.predictions), labels))
+    return primary_score(task, compute_scores(task, np.asarray(score.predictions), labels))
 
 
 def num_labels(*series: Array | None) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import provenance
-from osrm_cli.tasks import metrics
+from osrm_cli.tasks.metrics import METRICS
 
 Array = NDArray[Any]
 
@@ -224,7 +224,7 @@ def _tasks(scores: Mapping[str, Any], examples: Mapping[str, str]) -> Scores:
     return {
         task: Scored(
             float(row["headline"]),
-            tuple(name for name in row["metrics"] if name in metrics.METRICS),
+            tuple(name for name in row["metrics"] if name in METRICS),
             int(row["examples"]),
             examples[task],
             np.asarray(predictions[task]) if task in predictions else None,

@@ -21,11 +21,11 @@ from osrm_cli.models import heads
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.sweep.results import Result
 from osrm_cli.sweep.tasks import Entrant
-from osrm_cli.tasks import metrics
-from osrm_cli.tasks.validation_split import TEST, VALIDATION, Parts
+from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
+from osrm_cli.tasks.validation_split import TEST, VALIDATION, ValidationSplit
 
 Advance = Callable[[int], None]
-Parted = dict[str, dict[str, Result]]  # by part, then by task
+ScoresBySplit = dict[str, dict[str, Result]]  # by part, then by task
 
 
 class Change(Protocol):
@@ -138,7 +138,7 @@ class Bench:
         self._seats = [_Seat(entrant, model, self._tokenizer) for entrant in entrants]
         self.examples = sum(len(seat.encodings) + len(seat.unlabelled) for seat in self._seats)
 
-    def singles(self, advance: Advance) -> Parted:
+    def singles(self, advance: Advance) -> ScoresBySplit:
         """Score every task's own adapter, and keep the representations that calibration leads back to."""
         found = {}
         for seat, logits, pooled in self._runs(Singles(self._adapters), advance):
@@ -146,7 +146,7 @@ class Bench:
             found[seat.name] = _judged(seat.entrant.parts, logits)
         return _by_part(found)
 
-    def score(self, change: Change, advance: Advance) -> list[Parted]:
+    def score(self, change: Change, advance: Advance) -> list[ScoresBySplit]:
         """Score one merge on every task: as it is, and with calibrated heads where there are unlabelled examples.
 
         Call ``singles`` before.
@@ -189,15 +189,15 @@ def _logits(pooled: torch.Tensor, head: Mapping[str, torch.Tensor], last: str) -
     return linear(pooled, head[f"{last}.weight"].float(), None if bias is None else bias.float())
 
 
-def _judged(parts: Parts, logits: torch.Tensor) -> dict[str, Result]:
+def _judged(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, Result]:
     """One task's result on each part."""
-    answers = metrics.decide(parts.task, logits.numpy())
+    answers = predictions_from_logits(parts.task, logits.numpy())
     found = {}
-    for part, rows in parts.rows.items():
-        scores = metrics.score(parts.task, answers[list(rows)], parts.labels_of(part))
-        found[part] = Result(metrics.headline(parts.task, scores), scores, rounded(answers[list(rows)].tolist()))
+    for part, rows in parts.indices.items():
+        scores = compute_scores(parts.task, answers[list(rows)], parts.labels_of(part))
+        found[part] = Result(primary_score(parts.task, scores), scores, rounded(answers[list(rows)].tolist()))
     return found
 
 
-def _by_part(found: Mapping[str, Mapping[str, Result]]) -> Parted:
+def _by_part(found: Mapping[str, Mapping[str, Result]]) -> ScoresBySplit:
     return {part: {task: results[part] for task, results in found.items()} for part in (VALIDATION, TEST)}

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import validation_split as parts
 from osrm_cli.tasks.task import Example
-from osrm_cli.tasks.validation_split import Parts
+from osrm_cli.tasks.validation_split import ValidationSplit, load_validation_split
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Entrant:
     index: int
     adapter: Adapter
     source: str
-    parts: Parts
+    parts: ValidationSplit
     max_length: int
     unlabelled: tuple[Example, ...] = ()
 
@@ -75,7 +74,7 @@ class Wanted:
     def _entrant(self, index: int, adapter: Adapter) -> Entrant:
         name = adapter.name
         source = self.data or (adapter.facts.get("data") or {}).get("source") or "hub"
-        read = parts.load(name, source, self.split, self.validation_split, self.limit, self.seed)
+        read = load_validation_split(name, source, self.split, self.validation_split, self.limit, self.seed)
         trained = (adapter.facts.get("settings") or {}).get("max_length")
         length = self.max_length or trained or read.task.max_length or task_data.MAX_LENGTH
         return Entrant(index, adapter, source, read, length)

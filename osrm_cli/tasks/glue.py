@@ -4,7 +4,7 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 
-HUB = "nyu-mll/glue"
+GLUE_HUB_ID = "nyu-mll/glue"
 
 GLUE: dict[str, dict[str, Any]] = {
     "cola": {"columns": ("sentence",), "labels": ("unacceptable", "acceptable"), "metrics": ("matthews",)},
@@ -34,13 +34,13 @@ GLUE: dict[str, dict[str, Any]] = {
 }
 
 
-def splits(task: str) -> tuple[str, ...]:
+def list_glue_splits(task: str) -> tuple[str, ...]:
     """The splits of a task; the hub says ``validation`` where files say ``dev``."""
     ends = ("_matched", "_mismatched") if task == "mnli" else ("",)
     return ("train", *(f"dev{end}" for end in ends), *(f"test{end}" for end in ends))
 
 
-def rows(task: str, split: str, limit: int | None = None) -> list[dict[str, Any]]:
+def load_glue_rows(task: str, split: str, limit: int | None = None) -> list[dict[str, Any]]:
     """The rows of one split, through ``datasets``: from its cache, else from the hub unless that is forbidden.
 
     Raises:
@@ -51,7 +51,7 @@ def rows(task: str, split: str, limit: int | None = None) -> list[dict[str, Any]
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # our one error is enough
     try:
-        found = load_dataset(HUB, task, split=split.replace("dev", "validation"))
+        found = load_dataset(GLUE_HUB_ID, task, split=split.replace("dev", "validation"))
     except (OSError, ValueError) as error:
         raise OsrmError(
             f"GLUE's '{task}' is not in the cache of datasets and cannot be had: {str(error).splitlines()[0]}",

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import glue
-from osrm_cli.tasks import parsing as values
-from osrm_cli.tasks import readers as reading
-from osrm_cli.tasks import task_file as own_task
-from osrm_cli.tasks.glue import GLUE
-from osrm_cli.tasks.readers import Row
-from osrm_cli.tasks.task import Data, Example, Label, Task
+from osrm_cli.tasks.glue import GLUE, GLUE_HUB_ID, list_glue_splits, load_glue_rows
+from osrm_cli.tasks.parsing import is_unlabelled, parse_classes, parse_scores, parse_texts
+from osrm_cli.tasks.readers import SPLIT_STEMS, SourceRow, find_split_file, read_rows
+from osrm_cli.tasks.task import Example, Label, Task, TaskSplit
+from osrm_cli.tasks.task_file import TaskFields, add_defaults, check_metrics, infer_schema, read_task_file
 
 
 @dataclass(frozen=True)
@@ -25,10 +23,10 @@ class _Table:
     label_column: str
     codes: bool  # the rows may hold a class's index instead of its name
     source: str
-    rows: Sequence[Row]
+    rows: Sequence[SourceRow]
 
 
-def names(data: str | Path) -> list[str]:
+def list_tasks(data: str | Path) -> list[str]:
     """The tasks of a source.
 
     Raises:
@@ -37,40 +35,40 @@ def names(data: str | Path) -> list[str]:
     if str(data) == "hub":
         return list(GLUE)
     if str(data) == "mini":
-        from osrm_cli.tasks import mini
+        from osrm_cli.tasks.mini import MINI_TASKS
 
-        return [task.name for task in mini.MINI_TASKS]
+        return [task.name for task in MINI_TASKS]
     folder = Path(data)
     if not folder.is_dir():
         raise OsrmError(
             f"no data folder {folder}", "--data takes 'hub', 'mini', or a folder that holds TASK/train.jsonl"
         )
-    found = sorted(each.name for each in folder.iterdir() if each.is_dir() and _files(each))
+    found = sorted(each.name for each in folder.iterdir() if each.is_dir() and _find_split_files(each))
     if not found:
         raise OsrmError(f"{folder} holds no tasks", "put each task's files into a folder of its own: TASK/train.jsonl")
     return found
 
 
-def splits(name: str, data: str | Path) -> tuple[str, ...]:
+def list_splits(name: str, data: str | Path) -> tuple[str, ...]:
     """The splits that a task has, named as files are: ``train``, ``dev``, for mnli ``dev_matched`` and so on.
 
     Raises:
         OsrmError: If the source has no such task.
     """
-    known = names(data)
+    known = list_tasks(data)
     if name not in known:
         nearest = sorted(known, key=lambda each: -difflib.SequenceMatcher(None, name.lower(), each.lower()).ratio())
         raise OsrmError(f"unknown task '{name}' in {data}", f"there are: {', '.join(nearest)}")
     if str(data) == "hub":
-        return glue.splits(name)
+        return list_glue_splits(name)
     if str(data) == "mini":
-        from osrm_cli.tasks import mini
+        from osrm_cli.tasks.mini import MINI_SPLITS
 
-        return mini.SPLITS
-    return tuple(_files(Path(data, name)))
+        return MINI_SPLITS
+    return tuple(_find_split_files(Path(data, name)))
 
 
-def load(name: str, data: str | Path, split: str, limit: int | None = None) -> Data:
+def load_split(name: str, data: str | Path, split: str, limit: int | None = None) -> TaskSplit:
     """Read one split.
 
     Args:
@@ -82,13 +80,13 @@ def load(name: str, data: str | Path, split: str, limit: int | None = None) -> D
     Raises:
         OsrmError: If there is no such task or split, or if a row cannot be used.
     """
-    actual = _actual(name, data, split)
-    source = {"hub": _hub, "mini": _mini}.get(str(data))
-    table = source(name, actual, limit) if source else _folder(Path(data, name), actual, limit)
-    return Data(table.task, split, _examples(table, split), table.source)
+    actual = _resolve_split(name, data, split)
+    source = {"hub": _read_hub, "mini": _read_mini}.get(str(data))
+    table = source(name, actual, limit) if source else _read_folder(Path(data, name), actual, limit)
+    return TaskSplit(table.task, split, _make_examples(table, split), table.source)
 
 
-def unlabelled(task: Task, data: str | Path, split: str) -> Data:
+def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
     """Read the texts of one split; labels are not looked at and need not be there.
 
     Args:
@@ -99,83 +97,83 @@ def unlabelled(task: Task, data: str | Path, split: str) -> Data:
     Raises:
         OsrmError: If there is no such task or split, or if a row's texts cannot be used.
     """
-    actual = _actual(task.name, data, split)
-    if source := {"hub": _hub, "mini": _mini}.get(str(data)):
+    actual = _resolve_split(task.name, data, split)
+    if source := {"hub": _read_hub, "mini": _read_mini}.get(str(data)):
         table = source(task.name, actual, None)
         rows, path = table.rows, table.source
     else:
-        path = str(_files(Path(data, task.name))[actual])
-        rows = reading.read(Path(path))
-    return Data(task, split, tuple(Example(texts, None) for texts in values.texts(rows, task.columns, path)), path)
+        path = str(_find_split_files(Path(data, task.name))[actual])
+        rows = read_rows(Path(path))
+    return TaskSplit(task, split, tuple(Example(texts, None) for texts in parse_texts(rows, task.columns, path)), path)
 
 
-def _actual(name: str, data: str | Path, split: str) -> str:
+def _resolve_split(name: str, data: str | Path, split: str) -> str:
     """The split that is meant: of a task that has two, the matched one."""
-    held = splits(name, data)
+    held = list_splits(name, data)
     actual = next((each for each in (split, f"{split}_matched") if each in held), None)
     if actual is None:
         raise OsrmError(f"task '{name}' in {data} has no split '{split}'", f"there are: {', '.join(held)}")
     return actual
 
 
-def sample(data: Data, k: int, seed: int) -> Data:
+def draw_examples(data: TaskSplit, k: int, seed: int) -> TaskSplit:
     """Draw ``k`` examples, or all when there are fewer; a smaller draw is the beginning of a larger one.
 
     Each example's place comes from a hash of seed, task and index, which no version of Python or numpy can change.
     """
     prefix = f"{seed}\0{data.task.name}\0{data.split}\0"
     order = sorted(range(len(data.examples)), key=lambda i: hashlib.sha256(f"{prefix}{i}".encode()).digest())
-    return Data(data.task, data.split, tuple(data.examples[i] for i in order[:k]), data.source)
+    return TaskSplit(data.task, data.split, tuple(data.examples[i] for i in order[:k]), data.source)
 
 
-def _hub(name: str, split: str, limit: int | None) -> _Table:
-    source = f"{glue.HUB}/{name}/{split}"
-    return _Table(Task(name, **GLUE[name]), "label", True, source, _numbered(glue.rows(name, split, limit)))
+def _read_hub(name: str, split: str, limit: int | None) -> _Table:
+    source = f"{GLUE_HUB_ID}/{name}/{split}"
+    return _Table(Task(name, **GLUE[name]), "label", True, source, _number_rows(load_glue_rows(name, split, limit)))
 
 
-def _mini(name: str, split: str, limit: int | None) -> _Table:
-    from osrm_cli.tasks import mini
+def _read_mini(name: str, split: str, limit: int | None) -> _Table:
+    from osrm_cli.tasks.mini import MINI_TASKS, load_mini_rows
 
-    task = next(task for task in mini.MINI_TASKS if task.name == name)
-    rows = _numbered(mini.rows(name, split)[:limit])
+    task = next(task for task in MINI_TASKS if task.name == name)
+    rows = _number_rows(load_mini_rows(name, split)[:limit])
     return _Table(Task(name, task.columns, task.labels, task.metrics), "label", True, f"mini/{name}/{split}", rows)
 
 
-def _numbered(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    return [Row(number, dict(row)) for number, row in enumerate(rows, 1)]
+def _number_rows(rows: Sequence[Mapping[str, Any]]) -> list[SourceRow]:
+    return [SourceRow(number, dict(row)) for number, row in enumerate(rows, 1)]
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    return {split: path for split in reading.SPLITS if (path := reading.find(folder, split))}
+def _find_split_files(folder: Path) -> dict[str, Path]:
+    return {split: path for split in SPLIT_STEMS if (path := find_split_file(folder, split))}
 
 
-def _folder(folder: Path, split: str, limit: int | None) -> _Table:
+def _read_folder(folder: Path, split: str, limit: int | None) -> _Table:
     """A task of a folder; only one that has to be inferred reads its training rows for that."""
-    files = _files(folder)
+    files = _find_split_files(folder)
     toml = folder / "task.toml"
-    told: own_task.Facts = {**GLUE.get(folder.name, {}), **own_task.read_toml(toml)}
+    told: TaskFields = {**GLUE.get(folder.name, {}), **read_task_file(toml)}
     if told.keys() >= {"columns", "labels"}:
-        rows = reading.read(files[split], limit)
-        facts = own_task.complete(told, rows)
+        rows = read_rows(files[split], limit)
+        facts = add_defaults(told, rows)
     else:
         if "train" not in files:
             raise OsrmError(f"{folder} has no train.* to infer the task from", f"say columns and labels in {toml}")
-        train = reading.read(files["train"])
-        facts = own_task.infer(told, train, str(files["train"]))
-        rows = train[:limit] if split == "train" else reading.read(files[split], limit)
+        train = read_rows(files["train"])
+        facts = infer_schema(told, train, str(files["train"]))
+        rows = train[:limit] if split == "train" else read_rows(files[split], limit)
     if toml.is_file():
-        own_task.check_metrics(facts, toml)
+        check_metrics(facts, toml)
     column = facts.pop("label_column")
     return _Table(Task(folder.name, **facts), column, bool(told.get("labels")), str(files[split]), rows)
 
 
-def _examples(table: _Table, split: str) -> tuple[Example, ...]:
+def _make_examples(table: _Table, split: str) -> tuple[Example, ...]:
     task, rows, source = table.task, table.rows, table.source
     labels: Iterable[Label | None]
-    if split.startswith("test") and values.unlabelled(rows, table.label_column):
+    if split.startswith("test") and is_unlabelled(rows, table.label_column):
         labels = [None] * len(rows)
     elif task.labels is None:
-        labels = values.scores(rows, table.label_column, source)
+        labels = parse_scores(rows, table.label_column, source)
     else:
-        labels = values.classes(rows, table.label_column, task.labels, table.codes, source)
-    return tuple(map(Example, values.texts(rows, task.columns, source), labels))
+        labels = parse_classes(rows, table.label_column, task.labels, table.codes, source)
+    return tuple(map(Example, parse_texts(rows, task.columns, source), labels))

@@ -32,36 +32,36 @@ def _f1(predictions: Array, labels: Array, num_labels: int) -> float:
 def _matthews(predictions: Array, labels: Array, num_labels: int) -> float:
     from sklearn.metrics import matthews_corrcoef
 
-    return 0.0 if _constant(predictions, labels) else float(matthews_corrcoef(labels, predictions))
+    return 0.0 if _is_constant(predictions, labels) else float(matthews_corrcoef(labels, predictions))
 
 
 def _pearson(predictions: Array, labels: Array, num_labels: int) -> float:
     from scipy.stats import pearsonr
 
-    return 0.0 if _constant(predictions, labels) else float(pearsonr(predictions, labels).statistic)
+    return 0.0 if _is_constant(predictions, labels) else float(pearsonr(predictions, labels).statistic)
 
 
 def _spearman(predictions: Array, labels: Array, num_labels: int) -> float:
     from scipy.stats import spearmanr
 
-    return 0.0 if _constant(predictions, labels) else float(spearmanr(predictions, labels).statistic)
+    return 0.0 if _is_constant(predictions, labels) else float(spearmanr(predictions, labels).statistic)
 
 
-def _constant(*series: Array) -> bool:
+def _is_constant(*series: Array) -> bool:
     """Whether one of the series says nothing: the libraries would warn, and some return NaN."""
     return any(np.ptp(values) <= 1e-12 * np.abs(values).max() for values in series)
 
 
-CLASSIFICATION: dict[str, Callable[[Array, Array, int], float]] = {
+CLASSIFICATION_METRICS: dict[str, Callable[[Array, Array, int], float]] = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews": _matthews,
 }
-REGRESSION: dict[str, Callable[[Array, Array, int], float]] = {"pearson": _pearson, "spearman": _spearman}
-METRICS = CLASSIFICATION | REGRESSION
+REGRESSION_METRICS: dict[str, Callable[[Array, Array, int], float]] = {"pearson": _pearson, "spearman": _spearman}
+METRICS = CLASSIFICATION_METRICS | REGRESSION_METRICS
 
 
-def decide(task: Task, logits: ArrayLike) -> Array:
+def predictions_from_logits(task: Task, logits: ArrayLike) -> Array:
     """A model's answers: the class with the largest logit, or the one output as it is.
 
     Args:
@@ -79,7 +79,7 @@ def decide(task: Task, logits: ArrayLike) -> Array:
     return outputs.reshape(-1) if task.regression else outputs.argmax(axis=1)
 
 
-def score(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+def compute_scores(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """The task's metrics, each times 100.
 
     Args:
@@ -92,6 +92,6 @@ def score(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, fl
     return {name: 100.0 * METRICS[name](found, truth, task.num_labels) for name in task.metrics}
 
 
-def headline(task: Task, scores: Mapping[str, float]) -> float:
+def primary_score(task: Task, scores: Mapping[str, float]) -> float:
     """The one number a task is judged by: the mean of its metrics."""
     return sum(scores[name] for name in task.metrics) / len(task.metrics)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from osrm_cli.errors import OsrmError
 
-SPLITS = {
+SPLIT_STEMS = {
     "train": ("train",),
     "dev": ("dev", "validation"),
     "dev_matched": ("dev_matched", "validation_matched"),
@@ -28,7 +28,7 @@ SPLITS = {
 }
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One row of a file.
 
     Attributes:
@@ -40,20 +40,22 @@ class Row(NamedTuple):
     values: dict[str, Any]
 
 
-def find(folder: Path, split: str) -> Path | None:
+def find_split_file(folder: Path, split: str) -> Path | None:
     """The file that holds a split, or ``None``.
 
     Raises:
         OsrmError: If two files could be meant.
     """
-    names = [f"{stem}.{kind}{gz}" for stem in SPLITS.get(split, (split,)) for kind in FORMATS for gz in ("", ".gz")]
+    names = [
+        f"{stem}.{kind}{gz}" for stem in SPLIT_STEMS.get(split, (split,)) for kind in FORMATS for gz in ("", ".gz")
+    ]
     found = [path for name in names if (path := folder / name).is_file()]
     if len(found) > 1:
         raise OsrmError(f"{found[0]} and {found[1]} hold the same split, expected one file", "remove one of them")
     return found[0] if found else None
 
 
-def read(path: Path, limit: int | None = None) -> list[Row]:
+def read_rows(path: Path, limit: int | None = None) -> list[SourceRow]:
     """The rows of a file, or its first ``limit`` rows without reading on.
 
     Raises:
@@ -69,11 +71,11 @@ def read(path: Path, limit: int | None = None) -> list[Row]:
     return rows
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _jsonl(path: Path) -> Iterator[SourceRow]:
     yield from _json_rows(path, _lines(path))
 
 
-def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[SourceRow]:
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
@@ -81,10 +83,10 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[Row]:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise OsrmError(f"{path}:{number}: bad JSON: {error}", "write one JSON object a line") from None
-        yield Row(number, _object(values, path, number))
+        yield SourceRow(number, _object(values, path, number))
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _json(path: Path) -> Iterator[SourceRow]:
     """One array of objects; a file that does not start with ``[`` is taken for JSON lines."""
     lines = list(_lines(path))
     text = "".join(lines)
@@ -95,7 +97,7 @@ def _json(path: Path) -> Iterator[Row]:
     try:
         for start, values in _elements(text):
             line, counted = line + text.count("\n", counted, start), start
-            yield Row(line, _object(values, path, line))
+            yield SourceRow(line, _object(values, path, line))
     except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", line)
         raise OsrmError(f"{path}:{line}: bad JSON: {error}", "write one array of JSON objects") from None
@@ -129,16 +131,16 @@ def _object(values: Any, path: Path, line: int) -> dict[str, Any]:
     return values
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path) -> Iterator[SourceRow]:
     yield from _table(path, csv.reader(_lines(path), strict=True))
 
 
-def _tsv(path: Path) -> Iterator[Row]:
+def _tsv(path: Path) -> Iterator[SourceRow]:
     """Nothing is quoted, as in GLUE's own files: their sentences hold single quotation marks."""
     yield from _table(path, csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def _table(path: Path, records: Any) -> Iterator[Row]:
+def _table(path: Path, records: Any) -> Iterator[SourceRow]:
     header: list[str] = []
     line = 1
     while True:
@@ -158,11 +160,11 @@ def _table(path: Path, records: Any) -> Iterator[Row]:
                     f"{path}:{line}: {len(record)} columns, expected {len(header)}: {', '.join(header)}",
                     'in a csv file, put texts that hold a comma in "quotation marks"' if ".csv" in path.name else None,
                 )
-            yield Row(line, dict(zip(header, record, strict=True)))
+            yield SourceRow(line, dict(zip(header, record, strict=True)))
         line = records.line_num + 1
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[SourceRow]:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -174,7 +176,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             for batch in ParquetFile(source).iter_batches(batch_size=4096):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(number, values)
+                    yield SourceRow(number, values)
         except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
             raise OsrmError(f"{path} is damaged or no parquet file: {_first_line(error)}") from None
 
@@ -202,7 +204,7 @@ def _opened(path: Path) -> BufferedIOBase:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-FORMATS: dict[str, Callable[[Path], Iterator[Row]]] = {
+FORMATS: dict[str, Callable[[Path], Iterator[SourceRow]]] = {
     "jsonl": _jsonl,
     "json": _json,
     "csv": _csv,

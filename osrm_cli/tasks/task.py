@@ -20,7 +20,7 @@ class Task:
         name: Such as ``sst2``.
         columns: One text column, or two for a pair.
         labels: Classes in the order of the model's outputs; ``None`` for regression.
-        metrics: Names of ``metrics.METRICS``; their mean is the headline.
+        metrics: Names of ``metrics.METRICS``; their mean is the primary score.
         max_length: Tokens to keep, or ``None`` for the caller's default.
     """
 
@@ -70,7 +70,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Data:
+class TaskSplit:
     """One split of one task.
 
     Attributes:

@@ -1,59 +1,61 @@
-"""A task's examples in two parts: one chooses among merges, the other reports what the choice is worth."""
+"""Splits a task's examples into a validation part, which selects hyperparameters, and a test part, which reports."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.tasks.task import Data, Example, Label, Task
+from osrm_cli.tasks.loading import load_split
+from osrm_cli.tasks.task import Example, Label, Task, TaskSplit
 
 VALIDATION, TEST = "validation", "test"
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Two parts of a task's examples.
+class ValidationSplit:
+    """A task's examples in a validation and a test part.
 
     Attributes:
         task: The task.
         examples: All of them, each once.
         labels: Their labels.
-        rows: Indices of the examples by part.
+        indices: Indices of the examples by part.
         sha256: Digest of the examples by split.
     """
 
     task: Task
     examples: tuple[Example, ...]
     labels: Sequence[Label]
-    rows: Mapping[str, tuple[int, ...]]
+    indices: Mapping[str, tuple[int, ...]]
     sha256: Mapping[str, str]
 
     def labels_of(self, part: str) -> list[Label]:
         """One part's labels."""
-        return [self.labels[row] for row in self.rows[part]]
+        return [self.labels[row] for row in self.indices[part]]
 
 
-def load(name: str, source: str, split: str, validation_split: str | None, limit: int | None, seed: int) -> Parts:
-    """Read a task's examples; without a split for validation, a random half of ``split`` serves as one.
+def load_validation_split(
+    name: str, source: str, split: str, validation_split: str | None, limit: int | None, seed: int
+) -> ValidationSplit:
+    """Read a task's examples; without a split for validation, a random half of ``split`` is the validation part.
 
     Args:
         name: The task.
         source: Data as ``--data`` names them.
-        split: What reports.
-        validation_split: What chooses.
+        split: The split that reports.
+        validation_split: The split that selects; ``None`` for a random half of ``split``.
         limit: Read no more than the first so many examples of a split.
         seed: Decides which half an example belongs to.
 
     Raises:
         OsrmError: If there is no such split, it has no labels, or too few examples.
     """
-    test = tasks.load(name, source, split, limit)
+    test = load_split(name, source, split, limit)
     if validation_split is None:
-        return _halves(test, seed)
-    validation = tasks.load(name, source, validation_split, limit)
+        return _split_in_halves(test, seed)
+    validation = load_split(name, source, validation_split, limit)
     first = len(validation.examples)
-    return Parts(
+    return ValidationSplit(
         test.task,
         validation.examples + test.examples,
         validation.labels + test.labels,
@@ -62,7 +64,7 @@ def load(name: str, source: str, split: str, validation_split: str | None, limit
     )
 
 
-def _halves(data: Data, seed: int) -> Parts:
+def _split_in_halves(data: TaskSplit, seed: int) -> ValidationSplit:
     """An example's half comes from a hash of seed, task and index: every sweep of a task has the same halves."""
     count = len(data.examples)
     if count < 2:
@@ -72,4 +74,4 @@ def _halves(data: Data, seed: int) -> Parts:
     prefix = f"halves\0{seed}\0{data.task.name}\0{data.split}\0"
     order = sorted(range(count), key=lambda index: hashlib.sha256(f"{prefix}{index}".encode()).digest())
     rows = {VALIDATION: tuple(sorted(order[: count // 2])), TEST: tuple(sorted(order[count // 2 :]))}
-    return Parts(data.task, data.examples, data.labels, rows, {data.split: data.sha256})
+    return ValidationSplit(data.task, data.examples, data.labels, rows, {data.split: data.sha256})

@@ -17,8 +17,8 @@ from transformers import (
 
 from osrm_cli.models import batching as batches
 from osrm_cli.models import fast_dropout as dropout
-from osrm_cli.tasks import metrics
-from osrm_cli.tasks.task import Data, Task
+from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
+from osrm_cli.tasks.task import Task, TaskSplit
 from osrm_cli.training.interference_penalty import Penalty
 from osrm_cli.training.trainer import PenalisedTrainer, Watch
 
@@ -80,7 +80,7 @@ class Lesson:
     dev: Sequence[Encoding]
 
     @classmethod
-    def of(cls, tokenizer: Any, train: Data, dev: Data, max_length: int) -> "Lesson":
+    def of(cls, tokenizer: Any, train: TaskSplit, dev: TaskSplit, max_length: int) -> "Lesson":
         """Tokenise two splits of a task.
 
         Raises:
@@ -93,7 +93,7 @@ class Lesson:
         return math.ceil(math.ceil(len(self.train) / (recipe.batch_size * processes)) * recipe.epochs)
 
 
-def _encoded(tokenizer: Any, data: Data, max_length: int) -> list[Encoding]:
+def _encoded(tokenizer: Any, data: TaskSplit, max_length: int) -> list[Encoding]:
     """Encodings with each example's label, under the name that transformers' collators expect."""
     kind = float if data.task.regression else int
     encodings = batches.tokenise(tokenizer, data.examples, max_length)
@@ -177,8 +177,8 @@ def _arguments(lesson: Lesson, recipe: Recipe, work: Path, device: torch.device)
 def _scorer(task: Task) -> Callable[[Any], dict[str, float]]:
     def score(found: Any) -> dict[str, float]:
         logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
-        scores = metrics.score(task, metrics.decide(task, logits), found.label_ids)
-        return {**scores, "headline": metrics.headline(task, scores)}
+        scores = compute_scores(task, predictions_from_logits(task, logits), found.label_ids)
+        return {**scores, "headline": primary_score(task, scores)}
 
     return score
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from osrm_cli.storage import safetensors_io
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import draw_examples, load_split
 from tests import trained_adapters as trained
 from tests.run_cli import listing, osrm
 
@@ -31,7 +31,7 @@ def diagnose(work, *words):
 def tokens(base, words, task):
     """Inputs of every target layer of the base model, for all tokens that the features were collected from."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    texts = [example.texts for example in tasks.sample(tasks.load(task, words, "train"), 20, 0).examples]
+    texts = [example.texts for example in draw_examples(load_split(task, words, "train"), 20, 0).examples]
     batch = tokenizer(*map(list, zip(*texts, strict=True)), padding=True, return_tensors="pt")
     model = AutoModelForSequenceClassification.from_pretrained(base).double().eval().requires_grad_(False)
     found = {}
@@ -75,7 +75,7 @@ def test_interference_of_other_architectures(tmp_path, tiny, words, family):
     for task in ("mood", "pair"):
         trained.save(tmp_path / "adapters" / task, tiny(family), family, words)
     found = diagnose(tmp_path, "adapters/mood", "adapters/pair")
-    texts = [example.texts[0] for example in tasks.sample(tasks.load("mood", words, "train"), 20, 0).examples]
+    texts = [example.texts[0] for example in draw_examples(load_split("mood", words, "train"), 20, 0).examples]
     tokenizer = AutoTokenizer.from_pretrained(tiny(family), padding_side="right")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     batch = tokenizer(texts, padding=True, return_tensors="pt")

@@ -193,7 +193,7 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
     from osrm_cli.models import backbone as scoring
     from osrm_cli.models import batching as batches
     from osrm_cli.models import classifier as base_model
-    from osrm_cli.tasks import loading as tasks
+    from osrm_cli.tasks.loading import load_split
 
     base = tmp_path / "headless"
     BertModel.from_pretrained(tiny("bert"), add_pooling_layer=False).save_pretrained(base)
@@ -214,7 +214,7 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
     for task, outputs in (("mood", 2), ("pair", 3), ("mood", 2)):
         folder = work / "m/tasks" / task
         assert "base_model.model.bert.pooler.dense.weight" in load_file(folder / WEIGHTS)
-        examples = tasks.load(task, source, "dev").examples
+        examples = load_split(task, source, "dev").examples
         torch.manual_seed(1)  # plain PEFT draws a pooler too, and replaces it
         fresh = AutoModelForSequenceClassification.from_pretrained(base, num_labels=outputs)
         plain = PeftModel.from_pretrained(fresh, str(folder)).eval()

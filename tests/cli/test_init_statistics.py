@@ -17,7 +17,7 @@ from osrm_cli.initialization.objectives.table import OBJECTIVES
 from osrm_cli.models import batching as batches
 from osrm_cli.models import classifier as base_model
 from osrm_cli.models import heads
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.training import peft_model as adapting
 from tests.run_cli import osrm
 
@@ -101,7 +101,7 @@ def test_a_step_on_b_lowers_the_loss_most_per_interference(everything: Path, tmp
 def _decrease_per_interference(work: Path, start: Path, folder: Path, words: Path) -> float:
     """``(L(0) - L(step)) / h`` of a step on B along its own gradient whose interference has norm ``h``, small."""
     tokenizer = base_model.load_tokenizer(folder)
-    data = tasks.sample(tasks.load("mood", words, "train"), 30, 0)
+    data = draw_examples(load_split("mood", words, "train"), 30, 0)
     encodings = batches.tokenise(tokenizer, data.examples, 128)
     classifier = base_model.load_classifier(folder, 2, tokenizer, torch.float32, 0)
     model = adapting.adapt(classifier, Adapter.open(start), None).double().eval()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.storage import provenance
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import draw_examples, load_split
 from tests import trained_adapters as trained
 from tests.run_cli import ROOT, osrm
 
@@ -62,7 +62,7 @@ def test_written_recorded_and_loaded_by_plain_peft(work, tiny, words, method):
     told = json.loads(run.stdout)
     for task in CASES[method]:
         count = QUICK[method][1]
-        drawn = tasks.sample(tasks.load(task, words, "train"), count, 0)
+        drawn = draw_examples(load_split(task, words, "train"), count, 0)
         expected = {"source": str(words), "split": "train", "examples": count, "sha256": drawn.sha256}
         assert facts["examples"][task] == told["examples"][task] == expected
         assert Adapter.open(work / "merged" / "tasks" / task).heads()

@@ -9,15 +9,15 @@ from osrm_cli.models import batching as batches
 from osrm_cli.models import classifier as base_model
 from osrm_cli.models import heads
 from osrm_cli.models import target_modules as targets
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.tasks.task import Data, Example, Task
+from osrm_cli.tasks.loading import draw_examples, load_split
+from osrm_cli.tasks.task import Example, Task, TaskSplit
 
 CPU = torch.device("cpu")
 
 
 def made(folder, data, task_name, k=12, names=None):
     tokenizer = base_model.load_tokenizer(folder)
-    drawn = tasks.sample(tasks.load(task_name, data, "train"), k, 0)
+    drawn = draw_examples(load_split(task_name, data, "train"), k, 0)
     classifier = base_model.load_classifier(folder, drawn.task.num_labels, tokenizer, torch.float32, 0)
     layers = targets.find_targets(classifier, names or targets.default_targets(classifier.model))
     return classifier.model, layers, drawn, batches.tokenise(tokenizer, drawn.examples, 32), tokenizer
@@ -55,7 +55,7 @@ def test_equals_the_slow_way(tiny, words, family, task):
 
 def test_halves_share_out_every_class():
     labels = [0, 1, 1, 0, 0, 1, 0, 0]
-    data = Data(
+    data = TaskSplit(
         Task("t", ("text",), ("a", "b"), ("accuracy",)), "train", tuple(Example(("x",), y) for y in labels), "here"
     )
     first, second = gradients._halves(data)
@@ -66,7 +66,7 @@ def test_halves_share_out_every_class():
 
 
 def test_a_class_that_is_too_rare_is_named(tiny, words):
-    data = Data(
+    data = TaskSplit(
         Task("t", ("text",), ("a", "b"), ("accuracy",)),
         "train",
         tuple(Example(("w1",), int(i == 0)) for i in range(5)),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from osrm_cli.tasks import metrics
+from osrm_cli.tasks.metrics import compute_scores, primary_score
 from osrm_cli.tasks.task import Task
 
 TASKS = {
@@ -42,8 +42,8 @@ def scored(skill: float, seed: int, tasks: tuple[str, ...], predictions: bool) -
     found = {task: answers(task, skill, seed) for task in tasks}
     rows = {}
     for task, given in found.items():
-        named = metrics.score(TASKS[task], given, labels(task))
-        headline = metrics.headline(TASKS[task], named)
+        named = compute_scores(TASKS[task], given, labels(task))
+        headline = primary_score(TASKS[task], named)
         rows[task] = {"headline": headline, "metrics": named, "examples": EXAMPLES}
     facts = {"tasks": rows, "average": sum(row["headline"] for row in rows.values()) / len(rows)}
     return facts | ({"predictions": found} if predictions else {})

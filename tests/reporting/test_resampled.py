@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osrm_cli.reporting import bootstrap as resampled
-from osrm_cli.tasks import metrics
+from osrm_cli.tasks.metrics import REGRESSION_METRICS, compute_scores, primary_score
 from osrm_cli.tasks.task import Task
 
 CLASSES = [("accuracy",), ("f1",), ("matthews",), ("accuracy", "f1")]
@@ -16,8 +16,8 @@ SCORES = [("pearson",), ("spearman",), ("pearson", "spearman")]
 def by_hand(names: tuple[str, ...], counts: np.ndarray, predictions: np.ndarray, labels: np.ndarray, k: int) -> float:
     """The metrics of ``osrm eval`` on the drawn examples, one after the other."""
     drawn = np.repeat(np.arange(len(labels)), counts.astype(int))
-    task = Task("t", ("text",), None if names[0] in metrics.REGRESSION else tuple(range(k)), names)
-    return metrics.headline(task, metrics.score(task, predictions[drawn], labels[drawn]))
+    task = Task("t", ("text",), None if names[0] in REGRESSION_METRICS else tuple(range(k)), names)
+    return primary_score(task, compute_scores(task, predictions[drawn], labels[drawn]))
 
 
 @pytest.mark.parametrize("names", CLASSES, ids="+".join)

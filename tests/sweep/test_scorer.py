@@ -16,7 +16,7 @@ from osrm_cli.models import classifier as base_model
 from osrm_cli.sweep.grid import Change
 from osrm_cli.sweep.scorer import Bench
 from osrm_cli.sweep.tasks import Wanted
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import load_split
 
 TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "t5": ["q", "v"]}
 HEADS = {"bert": "classifier", "gpt2": "score", "llama": "score", "t5": "classification_head"}
@@ -50,7 +50,7 @@ def test_bench_puts_out_what_peft_does(tiny: Callable[[str], Path], words: Path,
     (halved,) = bench.score(Change(results, 0.5, torch.float32), lambda _: None)
     singles = bench.singles(lambda _: None)  # after another update: the base weights are back
     tokenizer = base_model.load_tokenizer(base)
-    texts = [example.texts[0] for example in tasks.load("score", words, "dev").examples]
+    texts = [example.texts[0] for example in load_split("score", words, "dev").examples]
 
     def expected() -> list[float]:
         with torch.inference_mode():

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import loading as tasks
 from osrm_cli.tasks.glue import GLUE
-from osrm_cli.tasks.task import Data, Example, Task
+from osrm_cli.tasks.loading import draw_examples, list_splits, list_tasks, load_split, load_texts
+from osrm_cli.tasks.task import Example, Task, TaskSplit
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "glue"
 SIZES = {
@@ -31,7 +31,7 @@ def write(folder, task, split, rows, suffix="jsonl"):
 
 def refused(*arguments):
     with pytest.raises(OsrmError) as error:
-        tasks.load(*arguments)
+        load_split(*arguments)
     return str(error.value), error.value.hint
 
 
@@ -39,7 +39,7 @@ def refused(*arguments):
 @pytest.mark.parametrize("name", GLUE)
 def test_real_glue(name):
     for split, size in zip(("train", "dev"), SIZES[name], strict=True):
-        data = tasks.load(name, REAL, split)
+        data = load_split(name, REAL, split)
         assert len(data.examples) == size
         assert {len(example.texts) for example in data.examples} == {len(GLUE[name]["columns"])}
         if name == "stsb":
@@ -47,14 +47,14 @@ def test_real_glue(name):
             assert max(data.labels) == 5.0
         else:
             assert set(data.labels) == set(range(data.task.num_labels))
-    assert tasks.names(REAL) == sorted(GLUE)
+    assert list_tasks(REAL) == sorted(GLUE)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/glue")
 def test_real_glue_is_inferred_as_glue_has_it(tmp_path):
     for name in ("cola", "mrpc", "rte", "stsb"):
         (tmp_path / f"my-{name}").symlink_to(REAL / name)
-        own, theirs = tasks.load(f"my-{name}", tmp_path, "dev"), tasks.load(name, REAL, "dev")
+        own, theirs = load_split(f"my-{name}", tmp_path, "dev"), load_split(name, REAL, "dev")
         assert own.task.columns == theirs.task.columns
         assert own.task.num_labels == theirs.task.num_labels
         assert own.examples == theirs.examples
@@ -63,8 +63,8 @@ def test_real_glue_is_inferred_as_glue_has_it(tmp_path):
 def test_glue_rows_may_hold_codes_or_names(tmp_path):
     write(tmp_path, "rte", "train", [{"sentence1": "a", "sentence2": "b", "label": i} for i in (0, 1)])
     write(tmp_path, "rte", "dev", [{"sentence1": "a", "sentence2": "b", "label": "not_entailment"}])
-    assert tasks.load("rte", tmp_path, "train").labels == [0, 1]
-    assert tasks.load("rte", tmp_path, "dev").labels == [1]
+    assert load_split("rte", tmp_path, "train").labels == [0, 1]
+    assert load_split("rte", tmp_path, "dev").labels == [1]
     write(tmp_path, "rte", "dev", [{"sentence1": "a", "sentence2": "b", "label": 2}])
     message, hint = refused("rte", tmp_path, "dev")
     path = tmp_path / "rte" / "dev.jsonl"
@@ -75,26 +75,26 @@ def test_glue_rows_may_hold_codes_or_names(tmp_path):
 def test_mnli_has_two_dev_splits(tmp_path):
     for split, label in (("train", 0), ("dev_matched", 1), ("validation_mismatched", 2), ("test_matched", -1)):
         write(tmp_path, "mnli", split, [{"premise": "p", "hypothesis": "h", "label": label}])
-    assert tasks.splits("mnli", tmp_path) == ("train", "dev_matched", "dev_mismatched", "test_matched")
-    assert tasks.load("mnli", tmp_path, "dev").labels == [1]
-    assert tasks.load("mnli", tmp_path, "dev_mismatched").labels == [2]
-    assert tasks.load("mnli", tmp_path, "test").examples[0].label is None
+    assert list_splits("mnli", tmp_path) == ("train", "dev_matched", "dev_mismatched", "test_matched")
+    assert load_split("mnli", tmp_path, "dev").labels == [1]
+    assert load_split("mnli", tmp_path, "dev_mismatched").labels == [2]
+    assert load_split("mnli", tmp_path, "test").examples[0].label is None
     write(tmp_path, "mnli", "dev", [{"premise": "p", "hypothesis": "h", "label": 0}])
-    assert tasks.load("mnli", tmp_path, "dev").labels == [0]
+    assert load_split("mnli", tmp_path, "dev").labels == [0]
 
 
 def test_names(tmp_path):
-    assert tasks.names("hub") == list(GLUE)
-    assert len(tasks.names("mini")) == 8
+    assert list_tasks("hub") == list(GLUE)
+    assert len(list_tasks("mini")) == 8
     (tmp_path / "notes").mkdir()
     (tmp_path / "train.jsonl").write_text("{}")
     with pytest.raises(OsrmError, match="holds no tasks"):
-        tasks.names(tmp_path)
+        list_tasks(tmp_path)
     write(tmp_path, "b", "test", [{}])
     write(tmp_path, "a", "train", [{}])
-    assert tasks.names(tmp_path) == ["a", "b"]
+    assert list_tasks(tmp_path) == ["a", "b"]
     with pytest.raises(OsrmError, match="no data folder"):
-        tasks.names(tmp_path / "absent")
+        list_tasks(tmp_path / "absent")
 
 
 def test_an_unknown_task_names_the_nearest_first():
@@ -119,10 +119,10 @@ def test_an_unknown_split_names_the_known(tmp_path):
 
 @pytest.mark.parametrize("name", ["mini-mood", "mini-similarity", "mini-inference"])
 def test_mini(name):
-    train, dev = (tasks.load(name, "mini", split) for split in ("train", "dev"))
+    train, dev = (load_split(name, "mini", split) for split in ("train", "dev"))
     assert train.task == dev.task
-    assert len(tasks.load(name, "mini", "train", limit=7).examples) == 7
-    assert train.examples[:7] == tasks.load(name, "mini", "train", limit=7).examples
+    assert len(load_split(name, "mini", "train", limit=7).examples) == 7
+    assert train.examples[:7] == load_split(name, "mini", "train", limit=7).examples
     if not train.task.regression:
         assert set(train.labels) == set(range(train.task.num_labels))
 
@@ -151,14 +151,14 @@ DatasetInfo(features=features, splits=splits, **names).write_to_directory(str(fo
 READ_CACHE = """
 import json
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import load_split
 
 found = {}
 for split in ("train", "dev", "dev_mismatched", "test"):
-    data = tasks.load("mnli", "hub", split, limit=3)
+    data = load_split("mnli", "hub", split, limit=3)
     found[split] = [[*example.texts, example.label] for example in data.examples]
 try:
-    tasks.load("cola", "hub", "train")
+    load_split("cola", "hub", "train")
 except OsrmError as error:
     found["error"] = [str(error), error.hint]
 print(json.dumps(found))
@@ -197,7 +197,7 @@ def test_a_task_survives_json(labels):
 
 def numbered(count, name="mine", split="train"):
     task = Task(name, ("text",), None, ("pearson",))
-    return Data(task, split, tuple(Example((str(i),), float(i)) for i in range(count)), "file")
+    return TaskSplit(task, split, tuple(Example((str(i),), float(i)) for i in range(count)), "file")
 
 
 def test_texts_without_labels(tmp_path):
@@ -205,38 +205,38 @@ def test_texts_without_labels(tmp_path):
     task = Task("own", ("b", "a"), ("no", "yes"), ("accuracy",))
     rows = [{"a": f"a{i}", "b": f"b{i}"} for i in range(4)]
     write(tmp_path, "own", "train", [row if i else {**row, "label": "maybe"} for i, row in enumerate(rows)])
-    found = tasks.unlabelled(task, tmp_path, "train")
+    found = load_texts(task, tmp_path, "train")
     assert found.examples == tuple(Example((f"b{i}", f"a{i}"), None) for i in range(4))
     assert (found.task, found.split, found.source) == (task, "train", str(tmp_path / "own" / "train.jsonl"))
-    labelled = tasks.load(tasks.names("mini")[0], "mini", "dev")
-    found = tasks.unlabelled(labelled.task, "mini", "dev")
+    labelled = load_split(list_tasks("mini")[0], "mini", "dev")
+    found = load_texts(labelled.task, "mini", "dev")
     assert [example.texts for example in found.examples] == [example.texts for example in labelled.examples]
     assert {example.label for example in found.examples} == {None}
     with pytest.raises(OsrmError, match="has no split 'test'"):
-        tasks.unlabelled(task, tmp_path, "test")
+        load_texts(task, tmp_path, "test")
     write(tmp_path, "own", "train", [{"a": "a", "label": 1}])
     with pytest.raises(OsrmError, match="no column 'b'"):
-        tasks.unlabelled(task, tmp_path, "train")
+        load_texts(task, tmp_path, "train")
 
 
 def test_sample():
     data = numbered(1000)
-    drawn = tasks.sample(data, 50, seed=0)
-    assert drawn == tasks.sample(data, 50, seed=0)
+    drawn = draw_examples(data, 50, seed=0)
+    assert drawn == draw_examples(data, 50, seed=0)
     assert len(set(drawn.examples)) == 50
     assert set(drawn.examples) <= set(data.examples)
-    assert drawn.examples == tasks.sample(data, 500, seed=0).examples[:50], "a smaller draw starts a larger one"
-    assert set(tasks.sample(data, 5000, seed=0).examples) == set(data.examples)
-    assert drawn.examples != tasks.sample(data, 50, seed=1).examples
-    assert drawn.examples != tasks.sample(numbered(1000, "other"), 50, seed=0).examples
+    assert drawn.examples == draw_examples(data, 500, seed=0).examples[:50], "a smaller draw starts a larger one"
+    assert set(draw_examples(data, 5000, seed=0).examples) == set(data.examples)
+    assert drawn.examples != draw_examples(data, 50, seed=1).examples
+    assert drawn.examples != draw_examples(numbered(1000, "other"), 50, seed=0).examples
     assert (drawn.task, drawn.split, drawn.source) == (data.task, data.split, data.source)
-    assert 300 < sum(tasks.sample(data, 500, seed=0).labels) / 500 < 700
+    assert 300 < sum(draw_examples(data, 500, seed=0).labels) / 500 < 700
     assert drawn.sha256 != data.sha256
 
 
 def test_a_sample_is_the_same_everywhere():
     """These numbers are the promise: they must not change with the platform or the version of anything."""
-    assert tasks.sample(numbered(1000), 5, seed=42).labels == [62.0, 670.0, 81.0, 414.0, 336.0]
+    assert draw_examples(numbered(1000), 5, seed=42).labels == [62.0, 670.0, 81.0, 414.0, 336.0]
 
 
 def test_the_digest_sees_texts_labels_and_order():
@@ -250,13 +250,14 @@ def test_the_digest_sees_texts_labels_and_order():
         (Example(("a", "b"), 0), two),
         (one, Example(("a",), 0)),
     ]
-    assert len({Data(task, "train", examples, "x").sha256 for examples in variants}) == len(variants)
-    assert Data(task, "train", (one,), "x").sha256 == Data(task, "dev", (one,), "y").sha256
+    assert len({TaskSplit(task, "train", examples, "x").sha256 for examples in variants}) == len(variants)
+    assert TaskSplit(task, "train", (one,), "x").sha256 == TaskSplit(task, "dev", (one,), "y").sha256
 
 
 def test_reading_tasks_needs_no_torch():
     code = (
-        "import sys; from osrm_cli.tasks import loading; loading.load('mini-mood', 'mini', 'dev'); print(*sys.modules)"
+        "import sys; from osrm_cli.tasks.loading import load_split; "
+        "load_split('mini-mood', 'mini', 'dev'); print(*sys.modules)"
     )
     modules = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "sklearn", "pyarrow"} & set(modules)

@@ -12,12 +12,12 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.mini import MINI_TASKS, SIZES, SPLITS, rows
+from osrm_cli.tasks.mini import MINI_SIZES, MINI_SPLITS, MINI_TASKS, load_mini_rows
 from osrm_cli.tasks.mini.draw import HELD_OUT, Draw
 
 GOLDEN = "79368e7585013c8cc2e8e5c18ab16bd77c72f22af33b6c6b1438dff3949390fc"
 TASKS = pytest.mark.parametrize("task", MINI_TASKS, ids=lambda task: task.name)
-DATA = {(task.name, split): rows(task.name, split) for task in MINI_TASKS for split in SPLITS}
+DATA = {(task.name, split): load_mini_rows(task.name, split) for task in MINI_TASKS for split in MINI_SPLITS}
 # Articles, prepositions and the like, which no text does without.
 COMMON = set(
     re.findall(
@@ -38,7 +38,7 @@ def labels(task, split):
 
 
 def words(task):
-    joined = " ".join(text for split in SPLITS for pair in texts(task, split) for text in pair)
+    joined = " ".join(text for split in MINI_SPLITS for pair in texts(task, split) for text in pair)
     return set(re.findall(r"[a-z]+", joined)) - COMMON
 
 
@@ -54,9 +54,9 @@ def test_has_the_shapes_of_the_eight_glue_tasks():
 
 
 @TASKS
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", MINI_SPLITS)
 def test_rows_hold_the_columns_and_a_label(task, split):
-    assert len(DATA[task.name, split]) == SIZES[split]
+    assert len(DATA[task.name, split]) == MINI_SIZES[split]
     for row in DATA[task.name, split]:
         assert list(row) == [*task.columns, "label"]
         assert type(row["label"]) is (int if task.labels else float)
@@ -66,7 +66,7 @@ def test_rows_hold_the_columns_and_a_label(task, split):
 
 
 @TASKS
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", MINI_SPLITS)
 def test_labels_are_balanced_and_in_no_order(task, split):
     found = labels(task, split)
     counts = Counter(found)
@@ -84,7 +84,7 @@ def test_no_example_occurs_twice(task):
 
 @TASKS
 def test_texts_of_a_pair_differ(task):
-    assert all(len(set(pair)) == len(task.columns) for split in SPLITS for pair in texts(task, split))
+    assert all(len(set(pair)) == len(task.columns) for split in MINI_SPLITS for pair in texts(task, split))
 
 
 @TASKS
@@ -134,8 +134,8 @@ def test_no_single_word_gives_the_label_away(task):
 
 DIGEST = """
 import hashlib, json
-from osrm_cli.tasks.mini import MINI_TASKS, SPLITS, rows
-every = [[task.name, split, rows(task.name, split)] for task in MINI_TASKS for split in SPLITS]
+from osrm_cli.tasks.mini import MINI_TASKS, MINI_SPLITS, load_mini_rows
+every = [[task.name, split, load_mini_rows(task.name, split)] for task in MINI_TASKS for split in MINI_SPLITS]
 print(hashlib.sha256(json.dumps(every).encode()).hexdigest())
 """
 
@@ -148,17 +148,17 @@ def test_rows_never_change(hash_seed):
 
 
 def test_callers_get_rows_of_their_own():
-    first = rows("mini-mood", "dev")
+    first = load_mini_rows("mini-mood", "dev")
     first[0]["label"] = 7
-    assert rows("mini-mood", "dev") == DATA["mini-mood", "dev"]
+    assert load_mini_rows("mini-mood", "dev") == DATA["mini-mood", "dev"]
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(OsrmError, match="no generated task is called 'sst2'") as error:
-        rows("sst2", "train")
+        load_mini_rows("sst2", "train")
     assert "mini-mood" in error.value.hint
     with pytest.raises(OsrmError, match="mini-mood has no split 'test'") as error:
-        rows("mini-mood", "test")
+        load_mini_rows("mini-mood", "test")
     assert error.value.hint == "there are: train, dev"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.readers import FORMATS, Row, find, read
+from osrm_cli.tasks.readers import FORMATS, SourceRow, find_split_file, read_rows
 
 ROWS = [
     {"sentence": 'a "quoted" word, and a comma', "label": 1},
@@ -49,7 +49,7 @@ def write(folder, name, content):
 
 def refused(path, limit=None):
     with pytest.raises(OsrmError) as error:
-        read(path, limit)
+        read_rows(path, limit)
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -59,9 +59,9 @@ def refused(path, limit=None):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_holds_the_same_rows(tmp_path, kind, gz):
     path = write(tmp_path, f"train.{kind}{gz}", encoded(kind, ROWS))
-    found = read(path)
+    found = read_rows(path)
     assert [row.values for row in found] == (TEXT_ROWS if kind in ("csv", "tsv") else ROWS)
-    assert found[:2] == read(path, limit=2)
+    assert found[:2] == read_rows(path, limit=2)
     assert list(tmp_path.iterdir()) == [path], "reading leaves nothing behind"
 
 
@@ -69,46 +69,46 @@ def test_every_format_holds_the_same_rows(tmp_path, kind, gz):
     ("kind", "lines"), [("jsonl", [1, 2, 3]), ("csv", [2, 3, 4]), ("tsv", [2, 3, 4]), ("json", [2, 6, 10])]
 )
 def test_a_row_knows_its_line(tmp_path, kind, lines):
-    assert [row.line for row in read(write(tmp_path, f"train.{kind}", encoded(kind, ROWS)))] == lines
+    assert [row.line for row in read_rows(write(tmp_path, f"train.{kind}", encoded(kind, ROWS)))] == lines
 
 
 def test_a_parquet_row_knows_its_number_across_batches(tmp_path):
     rows = [{"sentence": str(i), "label": i} for i in range(5000)]
-    found = read(write(tmp_path, "train.parquet", encoded("parquet", rows)))
+    found = read_rows(write(tmp_path, "train.parquet", encoded("parquet", rows)))
     assert [row.line for row in found] == list(range(1, 5001))
     assert [row.values for row in found] == rows
 
 
 def test_lines_count_past_blank_lines_and_line_breaks_in_a_field(tmp_path):
     path = write(tmp_path, "a.csv", 'sentence,label\r\n"one\r\ntwo",1\r\n\r\nthree,0\r\n')
-    assert read(path) == [
-        Row(2, {"sentence": "one\r\ntwo", "label": "1"}),
-        Row(5, {"sentence": "three", "label": "0"}),
+    assert read_rows(path) == [
+        SourceRow(2, {"sentence": "one\r\ntwo", "label": "1"}),
+        SourceRow(5, {"sentence": "three", "label": "0"}),
     ]
-    assert [row.line for row in read(write(tmp_path, "a.jsonl", '{"a": 1}\n\n \n{"a": 2}'))] == [1, 4]
+    assert [row.line for row in read_rows(write(tmp_path, "a.jsonl", '{"a": 1}\n\n \n{"a": 2}'))] == [1, 4]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
-    assert read(write(tmp_path, "a.csv", b"\xef\xbb\xbfsentence,label\nx,1\n"))[0].values == {
+    assert read_rows(write(tmp_path, "a.csv", b"\xef\xbb\xbfsentence,label\nx,1\n"))[0].values == {
         "sentence": "x",
         "label": "1",
     }
-    assert read(write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"label": 1}\n'))[0].values == {"label": 1}
+    assert read_rows(write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"label": 1}\n'))[0].values == {"label": 1}
 
 
 def test_quotation_marks_in_tsv_are_text(tmp_path):
     path = write(tmp_path, "a.tsv", 'sentence\tlabel\n"He said\t1\n" and left\t0\n')
-    assert [row.values["sentence"] for row in read(path)] == ['"He said', '" and left']
+    assert [row.values["sentence"] for row in read_rows(path)] == ['"He said', '" and left']
 
 
 def test_json_may_hold_lines_or_an_empty_array(tmp_path):
-    assert [row.line for row in read(write(tmp_path, "a.json", '{"a": 1}\n{"a": 2}\n'))] == [1, 2]
+    assert [row.line for row in read_rows(write(tmp_path, "a.json", '{"a": 1}\n{"a": 2}\n'))] == [1, 2]
     assert refused(write(tmp_path, "b.json", " [ ] ")).endswith("b.json holds no rows")
 
 
 def test_limit_reads_no_further(tmp_path):
     path = write(tmp_path, "a.jsonl", '{"a": 1}\nnonsense\n')
-    assert read(path, limit=1) == [Row(1, {"a": 1})]
+    assert read_rows(path, limit=1) == [SourceRow(1, {"a": 1})]
     assert ":2: bad JSON" in refused(path, limit=2)
 
 
@@ -155,7 +155,7 @@ def test_a_damaged_gzip_file(tmp_path):
     whole = gzip.compress(b"".join(b'{"a": %d}\n' % i for i in range(20_000)))
     (path := tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     assert "damaged gzip file" in refused(path)
-    assert len(read(path, limit=10)) == 10
+    assert len(read_rows(path, limit=10)) == 10
     path.write_bytes(b'{"a": 1}\n')
     assert refused(path).startswith(f"{path}:1: damaged gzip file")
     path.write_bytes(whole[:100] + bytes(100) + whole[200:])
@@ -171,14 +171,14 @@ def test_a_truncated_parquet_file(tmp_path):
 
 
 def test_find(tmp_path):
-    assert find(tmp_path, "dev") is None
+    assert find_split_file(tmp_path, "dev") is None
     (tmp_path / "dev.csv").mkdir()
-    assert find(tmp_path, "dev") is None
+    assert find_split_file(tmp_path, "dev") is None
     first = write(tmp_path, "validation.tsv.gz", "")
-    assert find(tmp_path, "dev") == first
+    assert find_split_file(tmp_path, "dev") == first
     second = write(tmp_path, "dev.jsonl", "")
     with pytest.raises(OsrmError, match="hold the same split") as error:
-        find(tmp_path, "dev")
+        find_split_file(tmp_path, "dev")
     assert str(first) in str(error.value)
     assert str(second) in str(error.value)
 
@@ -191,4 +191,4 @@ FREE = st.lists(st.fixed_dictionaries({"first": TEXT, "second": TEXT}), min_size
 @given(rows=FREE, kind=st.sampled_from(["jsonl", "json", "parquet", "csv"]), gz=st.sampled_from(["", ".gz"]))
 def test_any_text_survives(tmp_path_factory, rows, kind, gz):
     path = write(tmp_path_factory.mktemp("free"), f"train.{kind}{gz}", encoded(kind, rows))
-    assert [row.values for row in read(path)] == rows
+    assert [row.values for row in read_rows(path)] == rows

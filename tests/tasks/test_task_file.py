@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.tasks.parsing import number
+from osrm_cli.tasks.loading import load_split
+from osrm_cli.tasks.parsing import parse_number
 from osrm_cli.tasks.task import Task
 
 
@@ -30,7 +30,7 @@ def rows(*labels, column="label"):
 
 def refused(folder, split="train", task="mine", limit=None):
     with pytest.raises(OsrmError) as error:
-        tasks.load(task, folder, split, limit)
+        load_split(task, folder, split, limit)
     message = str(error.value)
     assert "\n" not in message
     return message.replace(str(folder / task) + "/", ""), error.value.hint or ""
@@ -49,7 +49,7 @@ def refused(folder, split="train", task="mine", limit=None):
     ],
 )
 def test_the_kind_of_label_is_inferred(tmp_path, labels, classes, expected):
-    data = tasks.load("mine", write(tmp_path, train=rows(*labels)), "train")
+    data = load_split("mine", write(tmp_path, train=rows(*labels)), "train")
     assert data.task.labels == classes
     assert data.labels == expected
     assert data.task.regression == (classes is None)
@@ -60,7 +60,7 @@ def test_the_kind_of_label_is_inferred(tmp_path, labels, classes, expected):
 
 @pytest.mark.parametrize("column", ["label", "labels", "score", "target", "class"])
 def test_the_label_column_is_found(tmp_path, column):
-    data = tasks.load("mine", write(tmp_path, train=rows("b", "a", column=column)), "train")
+    data = load_split("mine", write(tmp_path, train=rows("b", "a", column=column)), "train")
     assert data.task.columns == ("text",)
     assert data.labels == [1, 0]
 
@@ -70,7 +70,7 @@ def test_csv_and_jsonl_tell_the_same_task(tmp_path):
     lines = [",".join(map(str, record.values())) for record in records]
     write(tmp_path, "plain", train=records)
     write(tmp_path, "table", train="\n".join([",".join(records[0]), *lines]))
-    plain, table = (tasks.load(name, tmp_path, "train") for name in ("plain", "table"))
+    plain, table = (load_split(name, tmp_path, "train") for name in ("plain", "table"))
     assert plain.task.columns == table.task.columns == ("first", "second")
     assert plain.examples == table.examples
     assert plain.sha256 == table.sha256
@@ -78,8 +78,8 @@ def test_csv_and_jsonl_tell_the_same_task(tmp_path):
 
 def test_dev_takes_its_classes_from_train(tmp_path):
     write(tmp_path, train=rows("c", "a", "b"), dev=rows("b", "b"))
-    assert tasks.load("mine", tmp_path, "dev").labels == [1, 1]
-    assert tasks.load("mine", tmp_path, "dev", limit=1).task == tasks.load("mine", tmp_path, "train").task
+    assert load_split("mine", tmp_path, "dev").labels == [1, 1]
+    assert load_split("mine", tmp_path, "dev", limit=1).task == load_split("mine", tmp_path, "train").task
     write(tmp_path, dev=rows("b", "d"))
     message, hint = refused(tmp_path, "dev")
     assert message == "dev.jsonl:2: label 'd' is out of range, expected one of: a, b, c"
@@ -89,7 +89,7 @@ def test_dev_takes_its_classes_from_train(tmp_path):
 
 
 def test_a_limit_does_not_narrow_the_classes(tmp_path):
-    data = tasks.load("mine", write(tmp_path, train=rows("b", "b", "a")), "train", limit=2)
+    data = load_split("mine", write(tmp_path, train=rows("b", "b", "a")), "train", limit=2)
     assert data.task.labels == ("a", "b")
     assert data.labels == [1, 1]
 
@@ -158,7 +158,7 @@ def test_a_bad_score_is_named_with_its_line(tmp_path, bad, said):
 def test_only_test_may_lack_labels_and_only_all_of_them(tmp_path, none):
     bare = [{"text": "x"}, {"text": "y"}] if none == "absent" else rows(none, none)
     write(tmp_path, train=rows("a", "b"), dev=bare, test=bare)
-    data = tasks.load("mine", tmp_path, "test")
+    data = load_split("mine", tmp_path, "test")
     assert [example.label for example in data.examples] == [None, None]
     with pytest.raises(OsrmError, match="has no labels to score against"):
         _ = data.labels
@@ -169,7 +169,7 @@ def test_only_test_may_lack_labels_and_only_all_of_them(tmp_path, none):
 
 def test_a_negative_score_in_a_labelled_test_split_stays(tmp_path):
     write(tmp_path, train=rows(-1.0, 1.5), test=rows(-1.0, 0.5))
-    assert tasks.load("mine", tmp_path, "test").labels == [-1.0, 0.5]
+    assert load_split("mine", tmp_path, "test").labels == [-1.0, 0.5]
 
 
 def test_task_toml_overrides_what_would_be_inferred(tmp_path):
@@ -181,7 +181,7 @@ def test_task_toml_overrides_what_would_be_inferred(tmp_path):
         max_length = 64
     """
     dev = [{"question": "q", "answer": "a", "note": "n", "verdict": verdict} for verdict in ("right", 0, "1")]
-    data = tasks.load("mine", write(tmp_path, toml=toml, dev=dev), "dev")
+    data = load_split("mine", write(tmp_path, toml=toml, dev=dev), "dev")
     assert data.task == Task("mine", ("question", "answer"), ("wrong", "right"), ("f1", "accuracy"), 64)
     assert data.examples[0].texts == ("q", "a")
     assert data.labels == [1, 0, 1], "no training rows needed; names and their positions both count"
@@ -189,13 +189,13 @@ def test_task_toml_overrides_what_would_be_inferred(tmp_path):
 
 def test_task_toml_may_say_only_a_part(tmp_path):
     write(tmp_path, "one", train=rows(0, 1, 5), toml='labels = "float"\nmetric = "pearson"\n')
-    data = tasks.load("one", tmp_path, "train")
+    data = load_split("one", tmp_path, "train")
     assert data.task == Task("one", ("text",), None, ("pearson",))
     assert data.labels == [0.0, 1.0, 5.0]
     write(tmp_path, "two", train=[{"a": "x", "b": "y", "c": "z", "label": i} for i in (0, 1)], toml='columns = "b"')
-    assert tasks.load("two", tmp_path, "train").task == Task("two", ("b",), (0, 1), ("accuracy",))
+    assert load_split("two", tmp_path, "train").task == Task("two", ("b",), (0, 1), ("accuracy",))
     write(tmp_path, "three", dev=rows(30, 10, column="score"), toml='columns = "text"\nlabels = [30, 20, 10]')
-    assert tasks.load("three", tmp_path, "dev").labels == [0, 2], "the order is the user's"
+    assert load_split("three", tmp_path, "dev").labels == [0, 2], "the order is the user's"
 
 
 def test_whole_number_classes_are_values_never_positions(tmp_path):
@@ -205,7 +205,7 @@ def test_whole_number_classes_are_values_never_positions(tmp_path):
 
 def test_a_glue_task_obeys_task_toml(tmp_path):
     write(tmp_path, "sst2", train=[{"sentence": "x", "label": 1}], toml="max_length = 32")
-    task = tasks.load("sst2", tmp_path, "train").task
+    task = load_split("sst2", tmp_path, "train").task
     assert (task.labels, task.metrics, task.max_length) == (("negative", "positive"), ("accuracy",), 32)
 
 
@@ -240,12 +240,12 @@ def test_a_bad_task_toml_is_named(tmp_path, toml, said):
 @settings(deadline=None, max_examples=100)
 @given(st.integers() | st.floats(allow_nan=False))
 def test_a_number_survives_as_a_string(value):
-    assert number(str(value)) == number(value) == value
-    assert type(number(str(value))) is type(value)
+    assert parse_number(str(value)) == parse_number(value) == value
+    assert type(parse_number(str(value))) is type(value)
 
 
 @pytest.mark.parametrize(
     "word", ["", " ", "one", "1_000", "0x10", "1,5", "٣", "infinite", "nano", "--1", "1e", None, [1]]
 )
 def test_no_number(word):
-    assert number(word) is None
+    assert parse_number(word) is None

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from osrm_cli.features import loss_gradients as gradients
 from osrm_cli.models import classifier as base_model
 from osrm_cli.models import heads
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import Task
 from tests.run_cli import osrm
 
@@ -43,7 +43,7 @@ def test_head_predicts_what_a_regression_on_the_frozen_model_does(
     tokenizer = base_model.load_tokenizer(folder)
     base.config.pad_token_id = tokenizer.pad_token_id
     model = PeftModel.from_pretrained(base, str(tmp_path / "adapters/mood")).eval()
-    data = tasks.load("mood", str(words), "train")
+    data = load_split("mood", str(words), "train")
     seen: list[torch.Tensor] = []
     *_, last = [
         module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 2

@@ -15,7 +15,7 @@ from osrm_cli.features import features_file as features
 from osrm_cli.linalg.second_moment import Gram
 from osrm_cli.models import batching as batches
 from osrm_cli.models import classifier as base_model
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.training import interference_penalty as penalty
 from osrm_cli.training.interference_penalty import Penalty
 from tests.run_cli import osrm
@@ -80,7 +80,7 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
     layers = list(next(iter(files.values())).layers)
     seen = {}
     for task in ("mood", "pair", "score"):
-        drawn = tasks.sample(tasks.load(task, str(words), "train"), 12, 0)
+        drawn = draw_examples(load_split(task, str(words), "train"), 12, 0)
         seen[task] = tokens(model, folder, [example.texts for example in drawn.examples], layers)
     expected, relative = [], []
     for layer in layers:
@@ -181,4 +181,4 @@ def test_dropout_of_zero_reaches_every_module(tiny: Callable[[str], Path], famil
     assert torch.equal(first, second)
 
 
-_EXAMPLE = tasks.load("mini-mood", "mini", "dev").examples[0]
+_EXAMPLE = load_split("mini-mood", "mini", "dev").examples[0]

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from osrm_cli.models import classifier as base_model
-from osrm_cli.tasks import loading as tasks
+from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.training import fit as training
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def test_dev_batches_hold_examples_of_like_length(tiny: Callable[[str], Path], t
         base_model.load_classifier(folder, 2, tokenizer, torch.float32, 0).model,
         LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"]),
     )
-    drawn = tasks.sample(tasks.load("mini-mood", "mini", "dev"), 19, 0)
+    drawn = draw_examples(load_split("mini-mood", "mini", "dev"), 19, 0)
     words = [" ".join(["good"] * (7 * i % 19 + 1)) for i in range(19)]  # lengths 1 to 19 in no order
     data = replace(drawn, examples=tuple(replace(e, texts=(w,)) for e, w in zip(drawn.examples, words, strict=True)))
     lesson = training.Lesson.of(tokenizer, drawn, data, 64)

@@ -4,8 +4,8 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.task_data import Sample, _source
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import Plan
-from osrm_cli.tasks import loading as tasks
-from osrm_cli.tasks.task import Data
+from osrm_cli.tasks.loading import draw_examples, load_split
+from osrm_cli.tasks.task import TaskSplit
 
 
 def draw(plan: Plan) -> list[Sample]:
@@ -26,7 +26,7 @@ def _draw(plan: Plan, adapter: Adapter) -> Sample:
         )
     source = _source(adapter, plan.recipe.data, f"method {method}")
     options = plan.recipe.options
-    data = tasks.sample(tasks.load(adapter.name, source, "train"), options["samples"], options["seed"])
+    data = draw_examples(load_split(adapter.name, source, "train"), options["samples"], options["seed"])
     if plan.method.passes != "second-moments":
         _check_head(method, adapter, data)
     if plan.method.passes == "weights" and data.task.regression:
@@ -37,7 +37,7 @@ def _draw(plan: Plan, adapter: Adapter) -> Sample:
     return Sample(adapter, data, source)
 
 
-def _check_head(method: str, adapter: Adapter, data: Data) -> None:
+def _check_head(method: str, adapter: Adapter, data: TaskSplit) -> None:
     if not adapter.heads():
         raise OsrmError(
             f"method {method} needs each task's predictions, {adapter.source} has no classification head",

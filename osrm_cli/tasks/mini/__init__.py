@@ -17,10 +17,10 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.mini import pairs, reasoning, sentences
 from osrm_cli.tasks.mini.draw import Draw
 
-SIZES = {"train": 256, "dev": 200}
-SPLITS = tuple(SIZES)
+MINI_SIZES = {"train": 256, "dev": 200}
+MINI_SPLITS = tuple(MINI_SIZES)
 
-Row = dict[str, str | int | float]
+MiniRow = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ MINI_TASKS = (
 )
 
 
-def rows(name: str, split: str) -> list[Row]:
+def load_mini_rows(name: str, split: str) -> list[MiniRow]:
     """The examples of one split, always the same: the text columns and ``label``.
 
     Labels are class indices, balanced, or scores. No example occurs twice, in one split or across both.
@@ -127,17 +127,17 @@ def rows(name: str, split: str) -> list[Row]:
     if task is None:
         known = ", ".join(task.name for task in MINI_TASKS)
         raise OsrmError(f"no generated task is called '{name}'", f"there are: {known}")
-    if split not in SPLITS:
-        raise OsrmError(f"{name} has no split '{split}'", f"there are: {', '.join(SPLITS)}")
+    if split not in MINI_SPLITS:
+        raise OsrmError(f"{name} has no split '{split}'", f"there are: {', '.join(MINI_SPLITS)}")
     seen: set[tuple[str, ...]] = set()
-    return [_split(task, each, seen) for each in SPLITS][SPLITS.index(split)]
+    return [_split(task, each, seen) for each in MINI_SPLITS][MINI_SPLITS.index(split)]
 
 
-def _split(task: MiniTask, split: str, seen: set[tuple[str, ...]]) -> list[Row]:
+def _split(task: MiniTask, split: str, seen: set[tuple[str, ...]]) -> list[MiniRow]:
     draw = Draw(f"{task.name} {split}", every_word=split != "train")
     kinds = 6 if task.labels is None else len(task.labels)
-    found: list[Row] = []
-    while len(found) < SIZES[split]:
+    found: list[MiniRow] = []
+    while len(found) < MINI_SIZES[split]:
         label = len(found) % kinds
         texts = task.generate(draw, label)
         if texts not in seen:
