@@ -1,4 +1,4 @@
-"""Tasks and their examples, from the hub, the built-in generator, or a folder of files."""
+"""Tasks and their examples, from the hub, the generated tasks of the package, or a folder of files."""
 
 import difflib
 import hashlib
@@ -9,6 +9,7 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.glue import GLUE, GLUE_HUB_ID, list_glue_splits, load_glue_rows
+from osrm_cli.tasks.mini import MINI, MINI_FOLDER
 from osrm_cli.tasks.parsing import is_unlabelled, parse_classes, parse_scores, parse_texts
 from osrm_cli.tasks.readers import SPLIT_STEMS, SourceRow, find_split_file, read_rows
 from osrm_cli.tasks.task import Example, Label, Task, TaskSplit
@@ -35,9 +36,7 @@ def list_tasks(data: str | Path) -> list[str]:
     if str(data) == "hub":
         return list(GLUE)
     if str(data) == "mini":
-        from osrm_cli.tasks.mini import MINI_TASKS
-
-        return [task.name for task in MINI_TASKS]
+        return list(MINI)
     folder = Path(data)
     if not folder.is_dir():
         raise OsrmError(
@@ -61,11 +60,7 @@ def list_splits(name: str, data: str | Path) -> tuple[str, ...]:
         raise OsrmError(f"unknown task '{name}' in {data}", f"there are: {', '.join(nearest)}")
     if str(data) == "hub":
         return list_glue_splits(name)
-    if str(data) == "mini":
-        from osrm_cli.tasks.mini import MINI_SPLITS
-
-        return MINI_SPLITS
-    return tuple(_find_split_files(Path(data, name)))
+    return tuple(_find_split_files((MINI_FOLDER if str(data) == "mini" else Path(data)) / name))
 
 
 def load_split(name: str, data: str | Path, split: str, limit: int | None = None) -> TaskSplit:
@@ -132,11 +127,8 @@ def _read_hub(name: str, split: str, limit: int | None) -> _Table:
 
 
 def _read_mini(name: str, split: str, limit: int | None) -> _Table:
-    from osrm_cli.tasks.mini import MINI_TASKS, load_mini_rows
-
-    task = next(task for task in MINI_TASKS if task.name == name)
-    rows = _number_rows(load_mini_rows(name, split)[:limit])
-    return _Table(Task(name, task.columns, task.labels, task.metrics), "label", True, f"mini/{name}/{split}", rows)
+    rows = read_rows(_find_split_files(MINI_FOLDER / name)[split], limit)
+    return _Table(Task(name, **MINI[name]), "label", True, f"mini/{name}/{split}", rows)
 
 
 def _number_rows(rows: Sequence[Mapping[str, Any]]) -> list[SourceRow]:

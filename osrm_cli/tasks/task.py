@@ -77,7 +77,7 @@ class TaskSplit:
         task: The task.
         split: The split that was asked for.
         examples: Its examples, in the order of the source.
-        source: The file, or what the hub or the generator calls it.
+        source: The file, or its name on the hub or among the generated tasks.
     """
 
     task: Task

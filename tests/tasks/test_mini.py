@@ -1,3 +1,6 @@
+import hashlib
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -11,13 +14,24 @@ from scipy.stats import pearsonr
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.mini import MINI_SIZES, MINI_SPLITS, MINI_TASKS, load_mini_rows
-from osrm_cli.tasks.mini.draw import HELD_OUT, Draw
+from osrm_cli.tasks.mini import MINI, MINI_FOLDER
+from osrm_cli.tasks.readers import read_rows
+from osrm_cli.tasks.task import Task
+from tests.run_cli import ROOT
 
+SCRIPT = ROOT / "scripts" / "generate_mini_tasks.py"
+SPECIFICATION = importlib.util.spec_from_file_location("generate_mini_tasks", SCRIPT)
+GENERATOR = importlib.util.module_from_spec(SPECIFICATION)
+SPECIFICATION.loader.exec_module(GENERATOR)
+SIZES, HELD_OUT, Draw = GENERATOR.SIZES, GENERATOR.HELD_OUT, GENERATOR.Draw
+MINI_TASKS = [Task(name, **fields) for name, fields in MINI.items()]
 GOLDEN = "79368e7585013c8cc2e8e5c18ab16bd77c72f22af33b6c6b1438dff3949390fc"
 TASKS = pytest.mark.parametrize("task", MINI_TASKS, ids=lambda task: task.name)
-DATA = {(task.name, split): load_mini_rows(task.name, split) for task in MINI_TASKS for split in MINI_SPLITS}
+DATA = {
+    (name, split): [row.values for row in read_rows(MINI_FOLDER / name / f"{split}.jsonl")]
+    for name in MINI
+    for split in SIZES
+}
 # Articles, prepositions and the like, which no text does without.
 COMMON = set(
     re.findall(
@@ -38,7 +52,7 @@ def labels(task, split):
 
 
 def words(task):
-    joined = " ".join(text for split in MINI_SPLITS for pair in texts(task, split) for text in pair)
+    joined = " ".join(text for split in SIZES for pair in texts(task, split) for text in pair)
     return set(re.findall(r"[a-z]+", joined)) - COMMON
 
 
@@ -47,16 +61,16 @@ def test_has_the_shapes_of_the_eight_glue_tasks():
         (1, 2), (1, 2), (2, 0), (2, 2), (2, 2), (2, 2), (2, 2), (2, 3),
     ]  # fmt: skip
     assert len({task.name for task in MINI_TASKS}) == 8
-    assert all(task.name.startswith("mini-") and task.summary.startswith("generated: ") for task in MINI_TASKS)
+    assert all(task.name.startswith("mini-") for task in MINI_TASKS)
     assert {metric for task in MINI_TASKS for metric in task.metrics} == {
         "accuracy", "f1", "matthews", "pearson", "spearman",
     }  # fmt: skip
 
 
 @TASKS
-@pytest.mark.parametrize("split", MINI_SPLITS)
+@pytest.mark.parametrize("split", SIZES)
 def test_rows_hold_the_columns_and_a_label(task, split):
-    assert len(DATA[task.name, split]) == MINI_SIZES[split]
+    assert len(DATA[task.name, split]) == SIZES[split]
     for row in DATA[task.name, split]:
         assert list(row) == [*task.columns, "label"]
         assert type(row["label"]) is (int if task.labels else float)
@@ -66,7 +80,7 @@ def test_rows_hold_the_columns_and_a_label(task, split):
 
 
 @TASKS
-@pytest.mark.parametrize("split", MINI_SPLITS)
+@pytest.mark.parametrize("split", SIZES)
 def test_labels_are_balanced_and_in_no_order(task, split):
     found = labels(task, split)
     counts = Counter(found)
@@ -84,7 +98,7 @@ def test_no_example_occurs_twice(task):
 
 @TASKS
 def test_texts_of_a_pair_differ(task):
-    assert all(len(set(pair)) == len(task.columns) for split in MINI_SPLITS for pair in texts(task, split))
+    assert all(len(set(pair)) == len(task.columns) for split in SIZES for pair in texts(task, split))
 
 
 @TASKS
@@ -132,34 +146,18 @@ def test_no_single_word_gives_the_label_away(task):
             assert right / len(found) < share + 0.1, (word, top)
 
 
-DIGEST = """
-import hashlib, json
-from osrm_cli.tasks.mini import MINI_TASKS, MINI_SPLITS, load_mini_rows
-every = [[task.name, split, load_mini_rows(task.name, split)] for task in MINI_TASKS for split in MINI_SPLITS]
-print(hashlib.sha256(json.dumps(every).encode()).hexdigest())
-"""
+def test_the_files_are_what_the_script_writes(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
+    subprocess.run([sys.executable, SCRIPT, tmp_path], env=environment, check=True)
+    written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl"))
+    assert written == sorted(path.relative_to(MINI_FOLDER) for path in MINI_FOLDER.rglob("*.jsonl"))
+    for path in written:
+        assert (tmp_path / path).read_bytes() == (MINI_FOLDER / path).read_bytes()
 
 
-@pytest.mark.parametrize("hash_seed", ["0", "1"])
-def test_rows_never_change(hash_seed):
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == GOLDEN
-
-
-def test_callers_get_rows_of_their_own():
-    first = load_mini_rows("mini-mood", "dev")
-    first[0]["label"] = 7
-    assert load_mini_rows("mini-mood", "dev") == DATA["mini-mood", "dev"]
-
-
-def test_unknown_names_are_refused():
-    with pytest.raises(OsrmError, match="no generated task is called 'sst2'") as error:
-        load_mini_rows("sst2", "train")
-    assert "mini-mood" in error.value.hint
-    with pytest.raises(OsrmError, match="mini-mood has no split 'test'") as error:
-        load_mini_rows("mini-mood", "test")
-    assert error.value.hint == "there are: train, dev"
+def test_rows_never_change():
+    every = [[name, split, DATA[name, split]] for name in MINI for split in SIZES]
+    assert hashlib.sha256(json.dumps(every).encode()).hexdigest() == GOLDEN
 
 
 def test_train_draws_no_held_out_word():
