@@ -81,6 +81,16 @@ class Adapter:
         """The base model with its digest, where this program recorded it."""
         return BaseModelId.of(self.record)
 
+    @property
+    def data_source(self) -> str | None:
+        """The data that it was trained on, as ``--data`` names it, where this program recorded it."""
+        return (self.record.get("data") or {}).get("source")
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that an example was cut to in training, where this program recorded it."""
+        return (self.record.get("settings") or {}).get("max_length")
+
     def lora_factors(
         self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> LowRank:

@@ -10,6 +10,12 @@ from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
 from osrm_cli.tasks.task import Task, TaskSplit
 
 MAX_LENGTH = 128  # where neither the adapter nor the task says otherwise
+DEFAULT_DATA = "hub"
+
+
+def resolve_max_length(recorded: int | None, task: Task) -> int:
+    """Tokens that an example is cut to: as recorded, else as the task says."""
+    return recorded or task.max_length or MAX_LENGTH
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,7 @@ class TaskSample:
     @property
     def max_length(self) -> int:
         """Tokens an example is cut to: as in training, else as the task says."""
-        settings = self.adapter.record.get("settings") or {}
-        return settings.get("max_length") or self.data.task.max_length or MAX_LENGTH
+        return resolve_max_length(self.adapter.max_length, self.data.task)
 
     def record(self) -> Mapping[str, Any]:
         """What ``osrm.json`` says of it."""
@@ -72,7 +77,7 @@ def data_source(adapter: Adapter, given: str | None, needy: str) -> str:
     Raises:
         OsrmError: If neither says it.
     """
-    source: str | None = given or (adapter.record.get("data") or {}).get("source")
+    source = given or adapter.data_source
     if source is None:
         raise OsrmError(
             f"{needy} needs data of '{adapter.name}', {adapter.source} does not say what it was trained on",

@@ -1,26 +1,26 @@
 """Calibrate the heads of a merged folder: two passes over the model for each task's unlabelled examples."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.task_data import TaskSample
-from osrm_cli.calibration.calibrated_folder import write_calibrated_heads
+from osrm_cli.calibration.calibrated_folder import check_not_calibrated, copy_merged_folder, write_calibrated_heads
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation import classifiers
-from osrm_cli.models.backbone import with_peft_adapter
-from osrm_cli.models.batching import tokenize_examples
-from osrm_cli.models.classifier import check_max_length, load_classifier, load_tokenizer
-from osrm_cli.models.heads import compute_representations, find_head_layer
-from osrm_cli.progress import Progress
+from osrm_cli.evaluation.merged_folder import MergedFolder
+from osrm_cli.models.backbone import Backbone, with_peft_adapter
+from osrm_cli.models.classifier import check_max_length
+from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
+from osrm_cli.models.heads import find_head_layer
+from osrm_cli.progress import Advance, Progress, no_progress
+from osrm_cli.storage import atomic
 
 DEFAULT_SAMPLES = 128
 DEFAULT_BATCH_SIZE = 32
@@ -74,80 +74,135 @@ class Calibration:
             raise OsrmError("no adapter has a head that could be calibrated", "train adapters with 'osrm train'")
         return cls(task_data.draw_texts(adapters, data, settings.samples, settings.seed), settings)
 
-    def apply(self, stage: Path, base: Path, device: torch.device, progress: Progress) -> Rows:
+    def apply(self, stage: Path, base_dir: Path, device: torch.device, progress: Progress) -> Rows:
         """Fit each task's map and fold it into the head that the folder holds.
 
         Args:
             stage: A merged folder that is being staged.
-            base: The base model's folder.
+            base_dir: The base model's folder.
             device: Where to compute.
             progress: Draws a bar.
 
         Returns:
-            What was found, by task, as ``osrm.json`` has it.
+            By task, the fit as ``osrm.json`` has it.
 
         Raises:
             OsrmError: If an adapter does not fit, or its texts are too long or too few.
         """
-        check_max_length(base, max(sample.max_length for sample in self.samples))
-        run = _CalibrationRun(load_tokenizer(base), device, self.settings)
+        check_max_length(base_dir, max(sample.max_length for sample in self.samples))
         with progress("calibrate", 2 * sum(len(each.data.examples) for each in self.samples), "examples") as advance:
-            heads, rows = self._fitted(stage, base, run, advance)
+            heads, rows = self._fit(stage, base_dir, device, advance)
         write_calibrated_heads(stage, heads, asdict(self.settings), rows)
         return rows
 
-    def _fitted(
-        self, stage: Path, base: Path, run: "_CalibrationRun", advance: Callable[[int], None]
-    ) -> tuple[Heads, Rows]:
-        tasks = classifiers.open_classifiers(stage)
-        heads, rows, alone = {}, {}, []
-        model = run.load(base)
-        for sample in self.samples:
-            with with_peft_adapter(model, sample.adapter.folder, sample.data.task.num_labels) as single:
-                alone.append(run.representations(single, sample, advance))
-        if any(task.form == "model" for task in tasks.values()):
-            model = run.load(stage)
-        for sample, wanted in zip(self.samples, alone, strict=True):
-            task = tasks[sample.adapter.name]
-            with classifiers.attach_classifier(model, task, sample.data.task.num_labels) as merged:
-                name, layer = find_head_layer(merged)
-                found = fit_head_map(layer, run.representations(merged, sample, advance), wanted)
-            rows[task.task] = _row(sample, found)
-            if found.improves:
-                heads[task.task] = calibrated_head(classifiers.read_head(task), name, found)
+    def _fit(self, stage: Path, base_dir: Path, device: torch.device, advance: Advance) -> tuple[Heads, Rows]:
+        dtype, size = getattr(torch, self.settings.dtype), self.settings.batch_size
+        merged = MergedFolder.open(stage)
+        backbone = Backbone.load(base_dir, device, dtype)
+        encodings = [backbone.tokenize(sample.data.examples, sample.max_length) for sample in self.samples]
+        targets = []
+        for sample, texts in zip(self.samples, encodings, strict=True):
+            with with_peft_adapter(backbone.model, sample.adapter.folder, sample.data.task.num_labels) as model:
+                targets.append(backbone.representations(model, texts, size, advance))
+        if merged.form == "model":
+            backbone = Backbone.load(stage, device, dtype)
+        heads, rows = {}, {}
+        for sample, texts, target in zip(self.samples, encodings, targets, strict=True):
+            classifier = merged.tasks[sample.adapter.name]
+            with classifier.attach(backbone.model, sample.data.task.num_labels) as model:
+                name, layer = find_head_layer(model)
+                ridge_map = fit_head_map(layer, backbone.representations(model, texts, size, advance), target)
+            rows[classifier.task] = _describe(sample, ridge_map)
+            if ridge_map.improves:
+                heads[classifier.task] = calibrated_head(classifier.read_head(), name, ridge_map)
         return heads, rows
 
 
-@dataclass(frozen=True)
-class _CalibrationRun:
-    """Where and how the models run."""
-
-    tokenizer: Any
-    device: torch.device
-    settings: CalibrationSettings
-
-    def load(self, folder: Path) -> PreTrainedModel:
-        """A model whose own head is of no use."""
-        dtype = getattr(torch, self.settings.dtype)
-        model = load_classifier(folder, 2, self.tokenizer, dtype, 0).model
-        whole: torch.nn.Module = model  # transformers' own method "to" is not typed
-        whole.to(self.device)
-        return model
-
-    def representations(
-        self, model: torch.nn.Module, sample: TaskSample, advance: Callable[[int], None]
-    ) -> torch.Tensor:
-        """Of a task's examples."""
-        encodings = tokenize_examples(self.tokenizer, sample.data.examples, sample.max_length)
-        size = self.settings.batch_size
-        return compute_representations(model, encodings, self.tokenizer, self.device, size, advance)
-
-
-def _row(sample: TaskSample, found: RidgeMap) -> dict[str, Any]:
+def _describe(sample: TaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
     drawn = sample.record()
     return {
         **{name: drawn[name] for name in ("source", "split", "sha256")},
         "samples": drawn["examples"],
-        **{name: getattr(found, name) for name in ("strength", "prior", "spread", "error", "before")},
-        "used": found.improves,
+        **{name: getattr(ridge_map, name) for name in ("strength", "prior", "spread", "error", "before")},
+        "used": ridge_map.improves,
     }
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What ``calibrate_folder`` did.
+
+    Attributes:
+        path: The folder that was written, or would be.
+        tasks: Names of the tasks.
+        rows: By task, the fit as ``osrm.json`` has it; empty under ``dry_run``.
+        notes: Tasks whose head was kept.
+    """
+
+    path: Path
+    tasks: Sequence[str]
+    rows: Rows = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def calibrate_folder(
+    folder: Path | str = "merged",
+    *,
+    samples: int = DEFAULT_SAMPLES,
+    adapters: Path | str | None = None,
+    data: str | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "float32",
+    out: Path | str = "calibrated",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> CalibrationResult:
+    """Map each task's merged representation back to its single adapter's, inside the head; no label is read.
+
+    Args:
+        folder: A merged folder whose tasks have heads.
+        samples: Training examples read per task.
+        adapters: Folder that holds the single adapters, if they have moved.
+        data: ``hub``, ``mini`` or a folder; by default what each adapter was trained on.
+        model: The base model, where it lies elsewhere now.
+        revision: Its revision.
+        batch_size: Examples in a batch, at most.
+        seed: Of the draw of examples.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        out: Folder to write.
+        overwrite: Replace the folder if it exists.
+        dry_run: Check everything and write nothing.
+        progress: Draws a bar.
+
+    Raises:
+        OsrmError: If the folder is not a merged one or calibrated already, or adapters, data or base model are missing.
+
+    Example:
+        >>> from osrm_cli import calibrate_folder
+        >>> calibrate_folder("merged", samples=128).rows["sst2"]["used"]
+        True
+    """
+    folder, path = Path(folder), Path(out)
+    check_not_calibrated(folder)
+    atomic.refuse_existing(path, overwrite)
+    merged = MergedFolder.open(folder)
+    base_dir, _ = merged.resolve_base_model(model, revision)
+    place = pick_device(device)
+    settings = CalibrationSettings(samples, seed, dtype_name(pick_dtype(dtype, place)), batch_size)
+    singles = merged.open_single_adapters(Path(adapters) if adapters else None)
+    calibration = Calibration.draw(singles, data, settings)
+    result = CalibrationResult(path, list(merged.tasks))
+    if dry_run:
+        return result
+    with atomic.write_folder(path, overwrite) as stage:
+        copy_merged_folder(folder, stage)
+        result.rows.update(calibration.apply(stage, base_dir, place, progress))
+    kept = [task for task, row in result.rows.items() if not row["used"]]
+    result.notes.extend(f"{task}: no map comes closer on left-out examples: uncalibrated is kept" for task in kept)
+    return result

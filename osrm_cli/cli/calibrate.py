@@ -41,45 +41,40 @@ def calibrate(
 
     Example: osrm calibrate merged
     """
-    from osrm_cli.calibration.calibrate import Calibration, CalibrationSettings
-    from osrm_cli.calibration.calibrated_folder import check_not_calibrated, copy_merged_folder
-    from osrm_cli.evaluation import classifiers
-    from osrm_cli.evaluation.single_adapters import find_single_adapters
-    from osrm_cli.models import devices
-    from osrm_cli.models.base_model import resolve_base_model
-    from osrm_cli.storage import atomic
+    from osrm_cli.calibration.calibrate import calibrate_folder
 
     console = Console(json, quiet)
-    check_not_calibrated(folder)
-    atomic.refuse_existing(out, overwrite)
-    tasks = classifiers.open_classifiers(folder).values()
-    first = next(iter(tasks))
-    place, _ = resolve_base_model(folder, first.base, first.base_name, model, revision)
-    where = devices.pick_device(device)
-    kind = str(devices.pick_dtype(dtype, where)).removeprefix("torch.")
-    calibration = Calibration.draw(
-        find_single_adapters(tasks, adapters), data, CalibrationSettings(samples, seed, kind, batch_size)
+    result = calibrate_folder(
+        folder,
+        samples=samples,
+        adapters=adapters,
+        data=data,
+        model=model,
+        revision=revision,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        out=out,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        progress=console.progress,
     )
     if dry_run:
-        names = ", ".join(task.task for task in tasks)
-        console.result({"would_write": str(out)}, f"would write {out}: {names}")
+        console.result({"would_write": str(out)}, f"would write {out}: {', '.join(result.tasks)}")
         return
-    with atomic.write_folder(out, overwrite) as stage:
-        copy_merged_folder(folder, stage)
-        rows = calibration.apply(stage, place, where, console.progress)
-    console.result({"path": str(out), "tasks": rows}, _table(rows))
-    for task, row in rows.items():
-        if not row["used"]:
-            console.note(f"{task}: no map comes closer on left-out examples: uncalibrated is kept")
+    console.result({"path": str(out), "tasks": result.rows}, _make_table(result.rows))
+    for note in result.notes:
+        console.note(note)
 
 
-def _table(rows: dict[str, dict[str, Any]]) -> "Table":
+def _make_table(rows: dict[str, dict[str, Any]]) -> "Table":
     """Mean squared differences between merged and single representations."""
-    made = table("task", "examples", "before", "after", "left", "prior", "spread", "head", title="Calibration")
+    shown = table("task", "examples", "before", "after", "left", "prior", "spread", "head", title="Calibration")
     for task, row in rows.items():
         left = f"{row['error'] / row['before']:.1%}" if row["before"] else "-"
         prior = "identity" if row["prior"] else "mean"
         head = "calibrated" if row["used"] else "kept"
         figures = (f"{row['before']:.4g}", f"{row['error']:.4g}", left, prior, f"{row['spread']:.2f}", head)
-        made.add_row(task, str(row["samples"]), *figures)
-    return made
+        shown.add_row(task, str(row["samples"]), *figures)
+    return shown

@@ -1,7 +1,6 @@
 """``osrm sweep``: adapters/<task>/ -> sweep/sweep.json and sweep/curve.png."""
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,15 +13,11 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import METHODS
 
 if TYPE_CHECKING:
-    from osrm_cli.sweep.grid import MergeFamily, Value
-    from osrm_cli.sweep.merges import GridMerges
+    from osrm_cli.sweep.grid import Value
     from osrm_cli.sweep.results import SweepResult
-    from osrm_cli.sweep.scorer import SweepScorer
-    from osrm_cli.sweep.tasks import SweepTask
 
 
 def sweep(
-    context: typer.Context,
     adapters: Annotated[list[str], typer.Argument(help="Adapter folders or hub ids with heads, in any order.")],
     method: Annotated[
         list[str] | None,
@@ -111,57 +106,42 @@ def sweep(
 
     Example: osrm sweep adapters/* --method task-arith --lambda 0.1:1.0:0.1
     """
-    from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
-    from osrm_cli.merging import recipe
-    from osrm_cli.models import devices
-    from osrm_cli.models.base_model import resolve_base_model
-    from osrm_cli.models.classifier import check_max_length
-    from osrm_cli.storage import atomic
-    from osrm_cli.sweep import grid
-    from osrm_cli.sweep.merges import GridMerges
-    from osrm_cli.sweep.scorer import SweepScorer
-    from osrm_cli.sweep.tasks import SweepDataSpec
+    from osrm_cli.sweep.sweep import run_sweep
 
     console = Console(json, quiet)
-    atomic.refuse_existing(out, overwrite)
-    axes, spelled = _axes(scale, density, option), list(dict.fromkeys(method or ["task-arith"]))
-    where = devices.pick_device(device)
-    precision = devices.pick_dtype(dtype, where)
-    common = {"seed": [seed]} | ({"samples": [samples]} if samples else {})
-    entries = tuple(map(recipe.AdapterEntry, adapters))
-    asked = recipe.MergeRecipe("", entries, {}, str(features) if features else None, form.value, data=data)
-    families = grid.expand_grid(asked, spelled, axes, common)
-    _refuse_unused(context, families, calibrate)
-    known = next((adapter for adapter in families[0].plan.adapters if adapter.base), families[0].plan.adapters[0])
-    place, base = resolve_base_model(
-        known.folder, known.base, known.config.base_model, model, revision or known.config.revision
+    report = run_sweep(
+        adapters,
+        method or ["task-arith"],
+        _axes(scale, density, option),
+        task or [],
+        calibrate=calibrate,
+        samples=samples,
+        features=features,
+        data=data,
+        split=split,
+        validation_split=validation_split,
+        limit=limit,
+        predictions=predictions,
+        form=form,
+        seed=seed,
+        model=model,
+        revision=revision,
+        max_length=max_length,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        out=out,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        progress=console.progress,
     )
-    unlabelled = (samples or DEFAULT_SAMPLES) if calibrate else 0
-    wanted = SweepDataSpec(data, split, validation_split, limit, max_length, unlabelled, seed)
-    entrants = wanted.load_tasks(families[0].plan.adapters, task or [])
-    check_max_length(place, max(entrant.max_length for entrant in entrants))
-    merges = GridMerges(families, place, where)
-    points = sum(len(family.lambdas) for family in families)
-    if dry_run:
-        tasks = ", ".join(entrant.adapter.name for entrant in entrants)
-        console.result({"would_write": str(out), "points": points}, f"would write {out}: {points} merges on {tasks}")
+    for note in report.notes:
+        console.note(note)
+    if report.result is None:
+        line = f"would write {out}: {report.points} merges on {', '.join(report.tasks)}"
+        console.result({"would_write": str(out), "points": report.points}, line)
         return
-    with atomic.write_folder(out, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
-        bench = SweepScorer(families[0].plan, entrants, place, where, precision, batch_size)
-        found = _scored(bench, merges, families, Path(scratch), console)
-        settings = {
-            "methods": list(dict.fromkeys(family.plan.method.name for family in families)),
-            "grid": {**common, **axes},
-            "as": form.value,
-            "split": split,
-            "validation_split": validation_split,
-            "limit": limit,
-            "seed": seed,
-            "calibrate": unlabelled,
-            "dtype": str(precision).removeprefix("torch."),
-        }
-        _write(stage, found, _record(settings, base, families, entrants), predictions)
-    console.result({"path": str(out), **found.facts()}, _table(found))
+    console.result({"path": str(out), **report.result.facts()}, _make_table(report.result))
 
 
 def _axes(
@@ -182,79 +162,18 @@ def _axes(
     return axes
 
 
-def _refuse_unused(context: typer.Context, families: "Sequence[MergeFamily]", calibrate: bool) -> None:
-    """Check that inputs on the command line are used; ``grid`` has checked the options that span it."""
-    methods = [family.plan.method for family in families]
-    used = {
-        "features": any("features" in method.needs for method in methods),
-        "samples": calibrate or any(method.data_statistic for method in methods),
-    }
-    for name, is_used in used.items():
-        if not is_used and options.given_on_command_line(context, name):
-            raise OsrmError(f"none of the methods uses --{name}", "osrm merge --list shows what they need")
-
-
-def _scored(
-    bench: "SweepScorer", merges: "GridMerges", families: "Sequence[MergeFamily]", scratch: Path, console: Console
-) -> "SweepResult":
-    from osrm_cli.sweep.results import SweepPoint, SweepResult
-
-    points = []
-    with console.progress("sweep singles", bench.examples, "examples") as advance:
-        single = bench.singles(advance)
-    for family in families:
-        name = family.plan.method.name
-        changes = merges.of(family, scratch, console.progress)
-        with console.progress(f"sweep {name}", len(changes) * bench.examples, "examples") as advance:
-            for chosen, change in changes:
-                for calibrated, parts in enumerate(bench.score(change, advance)):
-                    points.append(SweepPoint(name, chosen, bool(calibrated), **parts))
-    return SweepResult(**single, points=points)
-
-
-def _record(
-    settings: Mapping[str, Any], base: Any, families: "Sequence[MergeFamily]", entrants: "Sequence[SweepTask]"
-) -> dict[str, Any]:
-    """Where the sweep came from."""
-    from osrm_cli.adapters import training_record
-    from osrm_cli.storage import provenance
-    from osrm_cli.tasks.validation_split import TEST
-
-    adapters = {adapter.name: training_record.describe_adapter(adapter) for adapter in families[0].plan.adapters}
-    data = {each.adapter.name: {"source": each.source, "sha256": dict(each.parts.sha256)} for each in entrants}
-    lengths = {each.adapter.name: each.max_length for each in entrants}
-    record = provenance.make_record(
-        "sweep", {**settings, "max_length": lengths}, base=base, data=data, adapters=adapters
-    )
-    files = [file for family in families for file in family.plan.layer_data.record().get("features", [])]
-    read = [{"path": row["path"], "sha256": row["sha256"]} for row in adapters.values()]
-    record["inputs"] = read + [file for index, file in enumerate(files) if file not in files[:index]]
-    return record | {"labels": {TEST: {each.adapter.name: each.parts.labels_of(TEST) for each in entrants}}}
-
-
-def _write(stage: Path, found: "SweepResult", record: dict[str, Any], predictions: bool) -> None:
-    from osrm_cli.storage import provenance
-    from osrm_cli.sweep.lambda_plot import draw_lambda_plot
-    from osrm_cli.sweep.results import CURVE, NAME
-
-    labels = record.pop("labels")
-    facts = {**record, **found.facts(predictions), **({"labels": labels} if predictions else {})}
-    (stage / NAME).write_text(provenance.to_json(facts), encoding="utf-8")
-    draw_lambda_plot(found, stage / CURVE)
-
-
-def _table(found: "SweepResult") -> Any:
+def _make_table(result: "SweepResult") -> Any:
     from osrm_cli.sweep.results import average
 
-    made = table("best", "options", "validation", "test", "of single", title="Average score, best by validation")
-    single = average(found.test)
-    for index in found.best():
-        point = found.points[index]
+    rows = table("best", "options", "validation", "test", "of single", title="Average score, best by validation")
+    single = average(result.test)
+    for index in result.best():
+        point = result.points[index]
         shown = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(point.options.items()))
         test = average(point.test)
         share = f"{100 * test / single:.1f} %" if single > 0 else "-"
         name = f"{point.method}, calibrated" if point.calibrated else point.method
-        made.add_row(name, shown, f"{average(point.validation):.2f}", f"{test:.2f}", share)
-    made.add_section()
-    made.add_row("single adapters", "", f"{average(found.validation):.2f}", f"{single:.2f}", "")
-    return made
+        rows.add_row(name, shown, f"{average(point.validation):.2f}", f"{test:.2f}", share)
+    rows.add_section()
+    rows.add_row("single adapters", "", f"{average(result.validation):.2f}", f"{single:.2f}", "")
+    return rows

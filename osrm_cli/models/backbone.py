@@ -1,22 +1,122 @@
-"""Score adapters and merged models: one backbone in memory, one head and one update at a time."""
+"""One base model in memory, on which tasks' heads and updates are put one after the other.
+
+The model is loaded once (``Backbone.load``). A PEFT folder (``with_peft_adapter``) or a head alone (``with_head``,
+``Backbone.add_head``) makes a task's classifier of it; an update is added to its weights (``with_deltas``) or to its
+layers' outputs (``with_output_hooks``). All but heads is taken back at the end.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from osrm_cli.adapters.layers import PREFIX, list_tensors
+from osrm_cli.adapters.layers import PREFIX, AdapterLayer, list_tensors
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.models.batching import collate_batch, group_by_length
-from osrm_cli.models.target_modules import is_conv1d
+from osrm_cli.models.batching import Encoding, compute_logits, tokenize_examples
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.heads import compute_representations
+from osrm_cli.models.target_modules import is_conv1d, layer_widths
+from osrm_cli.tasks.task import Example
 
-Encoding = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class TaskHead:
+    """A task's head around the backbone that all tasks share.
+
+    Attributes:
+        classifier: The backbone with a head of the task's width, frozen.
+        tensors: The head's weights by their name in the base model, among them those of the backbone that the base
+            model's checkpoint does not determine.
+    """
+
+    classifier: PreTrainedModel
+    tensors: Mapping[str, torch.Tensor]
+
+    def load(self) -> PreTrainedModel:
+        """The classifier with this head in it; what of a head lies in the backbone stays until the next call."""
+        self.classifier.load_state_dict(dict(self.tensors), strict=False)
+        return self.classifier
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A base model in memory, frozen and without dropout; its own head is of no use.
+
+    Attributes:
+        folder: The base model's.
+        model: The model, with a head of two outputs.
+        tokenizer: Pads on the right.
+        device: Where the model lies.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: Any
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Self:
+        """Load a base model, or a merged one.
+
+        Raises:
+            OsrmError: If it cannot be loaded as a sequence classifier, or holds no tokenizer.
+        """
+        tokenizer = load_tokenizer(folder)
+        model = load_classifier(folder, 2, tokenizer, dtype, seed=0, device=device).model
+        model.requires_grad_(False).train(False)
+        return cls(folder, model, tokenizer, device)
+
+    def tokenize(self, examples: Sequence[Example], max_length: int) -> list[Encoding]:
+        """Token ids of each example, see ``tokenize_examples``."""
+        return tokenize_examples(self.tokenizer, examples, max_length)
+
+    def add_head(self, tensors: Mapping[str, torch.Tensor], num_labels: int, origin: Path) -> TaskHead:
+        """Put a head around the backbone, beside those of other tasks.
+
+        Args:
+            tensors: The head by the names in the base model.
+            num_labels: Outputs of the head.
+            origin: Where the head comes from, for errors.
+
+        Raises:
+            OsrmError: If there is no head, or one that does not fit.
+        """
+        return TaskHead(_make_classifier(self.model, tensors, num_labels, origin).requires_grad_(False), tensors)
+
+    def logits(
+        self, model: torch.nn.Module, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]
+    ) -> torch.Tensor:
+        """``(n, num_labels)`` of a classifier on this backbone, see ``compute_logits``."""
+        return compute_logits(model, encodings, self.tokenizer, self.device, batch_size, advance)
+
+    def representations(
+        self, model: torch.nn.Module, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]
+    ) -> torch.Tensor:
+        """``(n, d)``, the inputs of the head's last layer, see ``compute_representations``."""
+        return compute_representations(model, encodings, self.tokenizer, self.device, batch_size, advance)
+
+    def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Check that the model has the layers that adapters change, in their widths.
+
+        Raises:
+            OsrmError: If one is missing or of another width.
+        """
+        modules = dict(self.model.named_modules())
+        for name, layer in layers.items():
+            widths = layer_widths(modules[name]) if name in modules else None
+            if widths != (layer.d_in, layer.d_out):
+                raise OsrmError(
+                    f"the adapters change {name}, (d_in, d_out) = {(layer.d_in, layer.d_out)}; "
+                    f"{self.model.name_or_path} has {widths or 'no such layer'}",
+                    "give the right base model with --model",
+                )
 
 
 def with_empty_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
@@ -83,6 +183,12 @@ def with_head(
     Raises:
         OsrmError: If the head does not fit.
     """
+    yield _make_classifier(model, head, num_labels, folder)
+
+
+def _make_classifier(
+    model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path
+) -> PreTrainedModel:
     shell = with_empty_head(model, num_labels)
     _check_heads(shell, head.keys(), folder)
     try:
@@ -91,7 +197,7 @@ def with_head(
         raise _shape_error(error, folder, num_labels) from error
     if unexpected:
         raise OsrmError(f"{folder} holds {unexpected[0]}, which the model does not have")
-    yield shell
+    return shell
 
 
 def _check_heads(shell: PreTrainedModel, names: Collection[str], folder: Path) -> None:
@@ -123,24 +229,6 @@ def with_deltas(
                 turned = delta.T if is_conv1d(layer) or isinstance(layer, torch.nn.Embedding) else delta
                 weight.copy_(weight.float() + turned.to(weight.device))
         yield
-
-
-def compute_logits(
-    model: torch.nn.Module,
-    encodings: Sequence[Encoding],
-    tokenizer: Any,
-    device: torch.device,
-    batch_size: int,
-    advance: Callable[[int], None],
-) -> torch.Tensor:
-    """``(n, num_labels)``, float32, in the order of ``encodings``."""
-    found: dict[int, torch.Tensor] = {}
-    with torch.inference_mode():
-        for plan in group_by_length([len(encoding["input_ids"]) for encoding in encodings], batch_size):
-            batch = collate_batch([encodings[i] for i in plan], tokenizer, device)
-            found.update(zip(plan, model(**batch).logits.float().cpu(), strict=True))
-            advance(len(plan))
-    return torch.stack([found[i] for i in range(len(encodings))])
 
 
 # From a layer's inputs (..., d_in) and outputs (..., d_out) to its new outputs.

@@ -3,8 +3,10 @@
 import hashlib
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import hub, provenance
 from osrm_cli.storage.provenance import BaseModelId
@@ -95,6 +97,25 @@ def resolve_base_model(
     if recorded:
         check_base_model(recorded, found, artifact)
     return find_base_model(name, revision), found
+
+
+def resolve_adapters_base(
+    adapters: Sequence[Adapter], name: str | None = None, revision: str | None = None
+) -> tuple[Path, BaseModelId]:
+    """The base model of adapters that belong together: its folder and its identity.
+
+    Args:
+        adapters: At least one; the first whose base model this program recorded says which it is.
+        name: Where the user says that it lies now.
+        revision: Its revision.
+
+    Raises:
+        OsrmError: If none is known, or its weights are not those that the adapters were made for.
+    """
+    known = next((adapter for adapter in adapters if adapter.base), adapters[0])
+    return resolve_base_model(
+        known.folder, known.base, known.config.base_model, name, revision or known.config.revision
+    )
 
 
 def check_base_model(recorded: BaseModelId, found: BaseModelId, artifact: Path) -> None:

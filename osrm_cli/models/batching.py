@@ -1,6 +1,6 @@
-"""Examples to padded batches: tokenised in one call, grouped by length."""
+"""Examples to padded batches, tokenized and grouped by length; a classifier's logits, batch by batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,12 @@ from osrm_cli.tasks.task import Example
 Encoding = dict[str, NDArray[np.int32]]  # a list of ids takes several times the room
 
 TOKENIZER_CHUNK = 256  # examples in a call of the tokenizer, which holds far more of each than its ids
-MAX_TOKENS_PER_EXAMPLE = (
-    64  # of an average example in a batch, at most: memory then does not grow with the longest text
-)
-MIN_BATCH_TOKENS = (
-    1024  # tokens that keep a machine busy: a batch of so many takes no example much shorter than its longest,
-)
-MIN_LENGTH_RATIO = 0.9  # shorter than this share of it: the rest would be padding
+# Of an average example in a batch, at most: memory then does not grow with the longest text.
+MAX_TOKENS_PER_EXAMPLE = 64
+# A batch of so many tokens keeps a machine busy: it takes no example shorter than this share of its longest, since the
+# rest would be padding.
+MIN_BATCH_TOKENS = 1024
+MIN_LENGTH_RATIO = 0.9
 
 
 def tokenize_examples(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
@@ -61,13 +60,13 @@ def _encoding(tokenizer: Any, found: dict[str, list[int]]) -> Encoding:
 def group_by_length(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
     """Indices grouped into batches of like length, the longest first, so that too large a batch fails at once.
 
-    A batch of ``ENOUGH`` tokens takes no example shorter than ``ALIKE`` of its longest one.
+    A batch of ``MIN_BATCH_TOKENS`` takes no example shorter than ``MIN_LENGTH_RATIO`` of its longest one.
 
     Args:
         lengths: Number of tokens of each example.
         batch_size: Examples in a batch, at most.
         max_tokens: Tokens in a padded batch, at most; an example longer than that has a batch of its own. ``None`` for
-            ``TOKENS * batch_size``.
+            ``MAX_TOKENS_PER_EXAMPLE * batch_size``.
     """
     max_tokens = max_tokens or MAX_TOKENS_PER_EXAMPLE * batch_size
     batches: list[list[int]] = []
@@ -94,7 +93,7 @@ def collate_batch(
     derive them from the mask would see the same text elsewhere, and results must not depend on the padding.
 
     Args:
-        encodings: From ``tokenise``.
+        encodings: From ``tokenize_examples``.
         tokenizer: Knows the ids to pad with.
         device: Where the tensors are to lie.
         pad_to: Length to pad to at least; by default the longest encoding's.
@@ -115,3 +114,33 @@ def collate_batch(
         for key, ids in encoding.items():
             batch[key][row, : len(ids)] = ids
     return {key: torch.from_numpy(rows).to(device) for key, rows in batch.items()}
+
+
+def compute_logits(
+    model: torch.nn.Module,
+    encodings: Sequence[Encoding],
+    tokenizer: Any,
+    device: torch.device,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> torch.Tensor:
+    """Run a classifier over examples, in batches of like length.
+
+    Args:
+        model: A classifier of transformers, or PEFT's wrapper of one.
+        encodings: From ``tokenize_examples``.
+        tokenizer: Knows the ids to pad with.
+        device: Where the model lies.
+        batch_size: Examples in a batch, at most.
+        advance: Called with the number of examples that are done.
+
+    Returns:
+        ``(n, num_labels)``, float32, in the order of ``encodings``.
+    """
+    logits: dict[int, torch.Tensor] = {}
+    with torch.inference_mode():
+        for indices in group_by_length([len(encoding["input_ids"]) for encoding in encodings], batch_size):
+            batch = collate_batch([encodings[index] for index in indices], tokenizer, device)
+            logits.update(zip(indices, model(**batch).logits.float().cpu(), strict=True))
+            advance(len(indices))
+    return torch.stack([logits[index] for index in range(len(encodings))])

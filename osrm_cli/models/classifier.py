@@ -56,7 +56,13 @@ class Classifier:
 
 
 def load_classifier(
-    folder: Path, num_labels: int, tokenizer: Any, dtype: torch.dtype, seed: int, dropout: float | None = None
+    folder: Path,
+    num_labels: int,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    seed: int,
+    dropout: float | None = None,
+    device: torch.device | None = None,
 ) -> Classifier:
     """Load a base model as a sequence classifier whose new weights are drawn from ``seed``.
 
@@ -67,6 +73,7 @@ def load_classifier(
         dtype: Of the weights.
         seed: Of the new weights.
         dropout: Replaces every dropout rate of the model's own settings; ``None`` keeps them.
+        device: Where the weights are to lie; ``None`` for main memory.
 
     Raises:
         OsrmError: If transformers cannot make a sequence classifier of it, or the weights are not the model's.
@@ -98,6 +105,9 @@ def load_classifier(
             f"tensors are missing or of another shape, such as {min(unfit or missing)}",
             "save the model again with save_pretrained",
         )
+    if device is not None:
+        whole: torch.nn.Module = model  # the method "to" of transformers is not typed
+        whole.to(device)
     return Classifier(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
 
 

@@ -32,6 +32,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that records and options use, such as ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def pick_training_dtype(name: str, device: torch.device) -> torch.dtype:
     """Like ``pick_dtype``, but ``auto`` also takes bfloat16 on a CPU with matrix units (AMX), eight times faster there.
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.backbone import Encoding, compute_logits
+from osrm_cli.models.batching import Encoding, compute_logits
 from osrm_cli.tasks.task import Label, Task
 
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # weight of one example against a small head
@@ -69,8 +69,8 @@ def find_head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:
     """The linear layer of a sequence classifier that puts out its logits, and its name in the base model.
 
     Args:
-        model: A classifier of transformers, such as ``scoring.headed`` yields, or PEFT's wrapper of one, such as
-            ``scoring.adapted`` yields. Of a module that PEFT keeps twice, the adapter's own counts.
+        model: A classifier of transformers, such as ``backbone.with_head`` yields, or PEFT's wrapper of one, such as
+            ``backbone.with_peft_adapter`` yields. Of a module that PEFT keeps twice, the adapter's own counts.
 
     Raises:
         OsrmError: If the head does not end in a plain linear layer.
@@ -102,11 +102,11 @@ def compute_representations(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> torch.Tensor:
-    """What the head's last linear layer is fed with, at the position that the model pools.
+    """Inputs of the head's last linear layer, at the position that the model pools.
 
     Args:
-        model: A classifier, see ``head_layer``, in evaluation mode.
-        encodings: From ``batches.tokenise``.
+        model: A classifier, see ``find_head_layer``, in evaluation mode.
+        encodings: From ``batching.tokenize_examples``.
         tokenizer: Knows how to pad.
         device: Where the model lies.
         batch_size: Examples in a batch.

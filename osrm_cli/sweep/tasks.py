@@ -1,4 +1,4 @@
-"""The tasks that take part in a sweep: adapter, examples, and what calibrates the head."""
+"""The tasks that a sweep scores: adapter, examples, and the texts that calibrate the head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from osrm_cli.tasks.validation_split import ValidationSplit, load_validation_spl
 
 @dataclass(frozen=True)
 class SweepTask:
-    """One task that takes part.
+    """One task that is scored.
 
     Attributes:
         index: Place of its adapter among all that are merged.
@@ -33,12 +33,12 @@ class SweepTask:
 
 @dataclass(frozen=True)
 class SweepDataSpec:
-    """What is read of every task.
+    """Which data a sweep reads of every task.
 
     Attributes:
         data: Data as ``--data`` names them; ``None`` for what each adapter was trained on.
-        split: What reports.
-        validation_split: What chooses; ``None`` for a half of ``split``.
+        split: Split that reports.
+        validation_split: Split that selects; ``None`` for a half of ``split``.
         limit: Read no more than the first so many examples of a split.
         max_length: Tokens to keep; ``None`` for what each adapter was trained with.
         unlabelled: Number of training examples that calibrate a head; 0 for no calibration.
@@ -54,7 +54,7 @@ class SweepDataSpec:
     seed: int
 
     def load_tasks(self, adapters: Sequence[Adapter], names: Sequence[str]) -> list[SweepTask]:
-        """Read what is wanted of the tasks ``names``, or of all adapters' where there are none.
+        """Read the tasks ``names``, or every adapter's where there are none.
 
         Raises:
             OsrmError: If no adapter has such a name, or its data cannot be read.
@@ -64,17 +64,16 @@ class SweepDataSpec:
             if name not in known:
                 raise OsrmError(f"no adapter is of task '{name}'", f"there are: {', '.join(known)}")
         chosen = [index for index, name in enumerate(known) if not names or name in names]
-        entrants = [self._load_task(index, adapters[index]) for index in chosen]
+        tasks = [self._load_task(index, adapters[index]) for index in chosen]
         if not self.unlabelled:
-            return entrants
-        drawn = task_data.draw_texts([adapters[index] for index in chosen], self.data, self.unlabelled, self.seed)
-        pairs = zip(entrants, drawn, strict=True)
-        return [replace(entrant, unlabelled=sample.data.examples) for entrant, sample in pairs]
+            return tasks
+        samples = task_data.draw_texts([adapters[index] for index in chosen], self.data, self.unlabelled, self.seed)
+        pairs = zip(tasks, samples, strict=True)
+        return [replace(task, unlabelled=sample.data.examples) for task, sample in pairs]
 
     def _load_task(self, index: int, adapter: Adapter) -> SweepTask:
         name = adapter.name
-        source = self.data or (adapter.record.get("data") or {}).get("source") or "hub"
-        read = load_validation_split(name, source, self.split, self.validation_split, self.limit, self.seed)
-        trained = (adapter.record.get("settings") or {}).get("max_length")
-        length = self.max_length or trained or read.task.max_length or task_data.MAX_LENGTH
-        return SweepTask(index, adapter, source, read, length)
+        source = self.data or adapter.data_source or task_data.DEFAULT_DATA
+        parts = load_validation_split(name, source, self.split, self.validation_split, self.limit, self.seed)
+        length = self.max_length or task_data.resolve_max_length(adapter.max_length, parts.task)
+        return SweepTask(index, adapter, source, parts, length)

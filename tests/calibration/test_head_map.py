@@ -16,8 +16,8 @@ from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import heads
-from osrm_cli.models.backbone import compute_logits, with_peft_adapter
-from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.backbone import with_peft_adapter
+from osrm_cli.models.batching import compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.task import Example
 from tests.conftest import WORDS

@@ -17,8 +17,7 @@ from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.calibration.head_map import fit_head_map
 from osrm_cli.models import heads
-from osrm_cli.models.backbone import compute_logits
-from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.batching import compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.storage import provenance
 from tests.run_cli import listing, osrm

@@ -190,8 +190,8 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    from osrm_cli.models.backbone import compute_logits, with_peft_adapter
-    from osrm_cli.models.batching import tokenize_examples
+    from osrm_cli.models.backbone import with_peft_adapter
+    from osrm_cli.models.batching import compute_logits, tokenize_examples
     from osrm_cli.models.classifier import load_classifier, load_tokenizer
     from osrm_cli.tasks.loading import load_split
 

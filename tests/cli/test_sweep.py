@@ -189,8 +189,6 @@ def test_interrupted_leaves_nothing(work: Path, monkeypatch: pytest.MonkeyPatch)
     [
         (("--method", "tie"), "unknown method 'tie'"),
         (("--density", "0.1"), "none of task-arith uses --density"),
-        (("--features", "features"), "none of the methods uses --features"),
-        (("--samples", "5"), "none of the methods uses --samples"),
         (("--lambda", "1:0.1:0.1"), "--lambda: '1:0.1:0.1' holds no values"),
         (("--lambda", ""), "--lambda: '' is no number"),
         (("--option", "nosuch=1"), "'nosuch' is no option of a method"),
@@ -218,3 +216,11 @@ def test_start_without_a_head(work: Path) -> None:
     run = osrm("sweep", "starts/mood", cwd=work)
     assert run.code == 1
     assert "starts/mood has no classification head" in run.error
+
+
+@pytest.mark.parametrize("unused", [("--features", "nowhere"), ("--samples", "5")], ids=lambda words: words[0])
+def test_an_unused_input_is_worth_a_note(work, unused):
+    (work / "osrm.toml").write_text((work / "osrm.toml").read_text().replace("quiet = true\n", ""))
+    run = osrm("sweep", *ADAPTERS, *unused, "--dry-run", cwd=work)
+    assert run.code == 0
+    assert f"none of the methods uses {unused[0]}" in run.stderr

@@ -40,15 +40,15 @@ def trained(folder: Path, base: Path, family: str) -> PeftModel:
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_bench_puts_out_what_peft_does(tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str) -> None:
+def test_scorer_puts_out_what_peft_does(tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str) -> None:
     base, folder = tiny(family), tmp_path / "score"
     plain = trained(folder, base, family)
     plan = MergePlan.of(MergeRecipe("task-arith", (AdapterEntry(str(folder)),)))
     entrants = SweepDataSpec(str(words), "dev", "train", None, 64, 0, 0).load_tasks(plan.adapters, [])
-    bench = SweepScorer(plan, entrants, base, torch.device("cpu"), torch.float32, 8)
+    scorer = SweepScorer(plan, entrants, base, torch.device("cpu"), torch.float32, 8)
     results = {layer.name: layer.result for layer in plan.merge(plan.layers)}
-    (halved,) = bench.score(ScaledDelta(results, 0.5, torch.float32), lambda _: None)
-    singles = bench.singles(lambda _: None)  # after another update: the base weights are back
+    (halved,) = scorer.score(ScaledDelta(results, 0.5, torch.float32), lambda _: None)
+    singles = scorer.score_single_adapters(lambda _: None)  # after another update: the base weights are back
     tokenizer = load_tokenizer(base)
     texts = [example.texts[0] for example in load_split("score", words, "dev").examples]
 

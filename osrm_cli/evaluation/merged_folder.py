@@ -1,0 +1,230 @@
+"""A merged folder, opened once: its form, its base model, the adapters behind it, and each task's classifier.
+
+An adapter folder is opened the same way: as the classifier of one task.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedModel
+
+from osrm_cli.adapters import config as adapter_config
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.training_record import describe_adapter
+from osrm_cli.errors import OsrmError
+from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
+from osrm_cli.merging.task_masks import read_task_delta
+from osrm_cli.models.backbone import with_deltas, with_head, with_peft_adapter
+from osrm_cli.models.base_model import find_base_model, resolve_base_model
+from osrm_cli.storage import provenance, safetensors_io
+from osrm_cli.storage.provenance import BaseModelId, Record
+
+_MOVED = "say where they are now: --adapters FOLDER"
+
+
+@dataclass(frozen=True)
+class TaskClassifier:
+    """One task's classifier on disk.
+
+    Attributes:
+        task: The task's name.
+        form: ``adapter``, ``model`` or ``task-aware``, see ``merging.merged_folder``.
+        folder: The task's own folder.
+        root: The folder that was opened.
+        record: The folder's ``osrm.json``; empty for an adapter of another program.
+    """
+
+    task: str
+    form: str
+    folder: Path
+    root: Path
+    record: Record
+
+    @property
+    def data_source(self) -> str | None:
+        """The data that the task was read from, as ``--data`` names it."""
+        return (self.record.get("data") or {}).get("source")
+
+    @property
+    def max_length(self) -> int | None:
+        """The length that the single adapter was trained and scored with, where it is recorded."""
+        settings = self.record.get("settings") if self.is_single_adapter else self.single_adapter.get("dev")
+        return (settings or {}).get("max_length")
+
+    @property
+    def is_single_adapter(self) -> bool:
+        """Whether this is an adapter by itself, not one of a merged folder's tasks."""
+        return self.folder == self.root
+
+    @property
+    def single_adapter(self) -> Mapping[str, Any]:
+        """What the merge recorded of the adapter that this classifier comes from: path, digest, dev scores."""
+        if self.is_single_adapter:
+            return {}
+        return next((dict(row) for row in self.record.get("inputs", []) if row.get("task") == self.task), {})
+
+    def read_head(self) -> dict[str, torch.Tensor]:
+        """The tensors of the head, by their name in the base model.
+
+        Raises:
+            OsrmError: If the file that should hold them is missing or damaged.
+        """
+        if self.form == "adapter":
+            return Adapter.open(self.folder).head_tensors()
+        with safetensors_io.open_tensors(self.folder / HEAD_NAME) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+    @contextmanager
+    def attach(self, model: PreTrainedModel, num_labels: int) -> Iterator[torch.nn.Module]:
+        """Put the classifier on a model; its update is taken off at the end.
+
+        Args:
+            model: The base model; for the form ``model``, the merged model.
+            num_labels: Number of outputs.
+
+        Raises:
+            OsrmError: If it has no head, or one that does not fit.
+        """
+        if self.form == "adapter":
+            with with_peft_adapter(model, self.folder, num_labels) as classifier:
+                yield classifier
+            return
+        layers = list(self.record["rescalers"]) if self.form == "task-aware" else []
+        with (
+            with_deltas(model, lambda layer: read_task_delta(self.root, self.task, layer), layers),
+            with_head(model, self.read_head(), num_labels, self.folder / HEAD_NAME) as classifier,
+        ):
+            yield classifier
+
+
+@dataclass(frozen=True)
+class MergedFolder:
+    """A merged folder, or an adapter folder.
+
+    Attributes:
+        path: The folder.
+        form: ``adapter``, ``model`` or ``task-aware``.
+        record: Its ``osrm.json``; empty for an adapter of another program.
+        tasks: Each task's classifier.
+    """
+
+    path: Path
+    form: str
+    record: Record
+    tasks: Mapping[str, TaskClassifier]
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read the records of a folder and of its tasks.
+
+        Raises:
+            OsrmError: If it is neither an adapter nor a merged folder, or was merged from adapters without heads.
+        """
+        if not path.is_dir():
+            raise OsrmError(f"{path} is missing", "make it with 'osrm merge adapters/*'")
+        record = provenance.read_record(path)
+        if "form" not in record:
+            adapter_config.read_config(path)
+            name = (record.get("task") or {}).get("name") or path.resolve().name
+            return cls(path, "adapter", record, {name: TaskClassifier(name, "adapter", path, path, record)})
+        form = record["form"]
+        folders = sorted(folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir())
+        if not folders:
+            raise OsrmError(f"{path} holds no task's head, only the merged update", "merge adapters that have heads")
+        tasks = {
+            folder.name: TaskClassifier(folder.name, form, folder, path, provenance.read_record(folder) or record)
+            for folder in folders
+        }
+        return cls(path, form, record, tasks)
+
+    def choose_tasks(self, names: list[str]) -> dict[str, TaskClassifier]:
+        """The classifiers of some tasks; of all where there are no names.
+
+        Raises:
+            OsrmError: If there is no such task.
+        """
+        for name in names:
+            if name not in self.tasks:
+                raise OsrmError(f"{self.path} holds no task '{name}'", f"it holds: {', '.join(self.tasks)}")
+        return {name: classifier for name, classifier in self.tasks.items() if not names or name in names}
+
+    def resolve_base_model(self, name: str | None, revision: str | None) -> tuple[Path, BaseModelId]:
+        """The base model on disk: its folder and its identity.
+
+        Args:
+            name: Where the user says that it lies now.
+            revision: Its revision.
+
+        Raises:
+            OsrmError: If it is not known, or its weights are not those that the folder was made for.
+        """
+        first = next(iter(self.tasks.values()))
+        by_name = adapter_config.read_config(first.folder).base_model if self.form == "adapter" else None
+        return resolve_base_model(self.path, BaseModelId.of(first.record), by_name, name, revision)
+
+    def resolve_model(self, name: str | None, revision: str | None) -> tuple[Path, BaseModelId | None]:
+        """What the classifiers are put on: the base model, or the folder itself where it is a whole model."""
+        if self.form == "model":
+            return find_base_model(str(self.path)), BaseModelId.of(next(iter(self.tasks.values())).record)
+        return self.resolve_base_model(name, revision)
+
+    def describe(self) -> dict[str, Any]:
+        """How it was made, as ``scores.json`` has it: adapters, method, options, and whether heads were calibrated."""
+        if "form" not in self.record:
+            adapter = Adapter.open(self.path)
+            adapters = {adapter.name: describe_adapter(adapter)}
+            return {"adapters": adapters, "method": None, "options": {}, "calibrated": False}
+        return {
+            "adapters": {row["task"]: _describe_input(row) for row in self.record["inputs"]},
+            "method": self.record["settings"]["method"],
+            "options": self.record["settings"]["options"],
+            "calibrated": "calibration" in self.record,
+        }
+
+    def open_single_adapters(self, folder: Path | None = None) -> list[Adapter]:
+        """The adapter of each task, with the weights that were merged, named after the task.
+
+        Args:
+            folder: Holds the adapters now, in folders of any name; by default they lie where they were merged from.
+
+        Raises:
+            OsrmError: If one is gone or has changed.
+        """
+        if folder is None:
+            return [replace(_open_recorded(each), name=each.task) for each in self.tasks.values()]
+        moved = [Adapter.open(path.parent) for path in sorted(folder.glob(f"*/{adapter_config.CONFIG_NAME}"))]
+        by_digest = {adapter.sha256(): adapter for adapter in moved}
+        adapters = []
+        for each in self.tasks.values():
+            if each.single_adapter["sha256"] not in by_digest:
+                raise OsrmError(
+                    f"none of the {len(moved)} adapters in {folder} is the one that '{each.task}' was merged from",
+                    f"it was {each.single_adapter['path']}; merge again if it has changed",
+                )
+            adapters.append(replace(by_digest[each.single_adapter["sha256"]], name=each.task))
+        return adapters
+
+
+def _open_recorded(classifier: TaskClassifier) -> Adapter:
+    recorded, task = classifier.single_adapter, classifier.task
+    try:
+        adapter = Adapter.open(recorded["path"])
+    except OsrmError as error:
+        raise OsrmError(f"the adapter that '{task}' was merged from is not at hand: {error}", _MOVED) from None
+    if adapter.sha256() != recorded["sha256"]:
+        raise OsrmError(f"{adapter.source} has changed since '{task}' was merged from it", _MOVED)
+    return adapter
+
+
+def _describe_input(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter as a merged folder recorded it, with what it says of itself if it is still there."""
+    try:
+        described = describe_adapter(Adapter.open(row["path"]))
+    except OsrmError:
+        described = {}
+    known = described if described.get("sha256") == row["sha256"] else {}
+    return {"start": None, "train": None, "drift": None, **known, "path": row["path"], "sha256": row["sha256"]}

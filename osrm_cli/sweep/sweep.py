@@ -1,0 +1,196 @@
+"""Score merges over a grid: adapters -> ``sweep/sweep.json``, ``sweep/curve.png``."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osrm_cli.adapters.training_record import describe_adapter
+from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.models.base_model import resolve_adapters_base
+from osrm_cli.models.classifier import check_max_length
+from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
+from osrm_cli.progress import Progress, no_progress
+from osrm_cli.storage import atomic, provenance
+from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.sweep.grid import MergeFamily, Value, expand_grid
+from osrm_cli.sweep.lambda_plot import draw_lambda_plot
+from osrm_cli.sweep.merges import GridMerges
+from osrm_cli.sweep.results import CURVE, NAME, SweepPoint, SweepResult
+from osrm_cli.sweep.scorer import SweepScorer
+from osrm_cli.sweep.tasks import SweepDataSpec, SweepTask
+from osrm_cli.tasks.validation_split import TEST
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What ``run_sweep`` did.
+
+    Attributes:
+        path: The folder that was written, or would be.
+        tasks: Names of the tasks.
+        points: Number of merges.
+        notes: Inputs that no method uses.
+        result: Every point's scores; ``None`` under ``dry_run``.
+    """
+
+    path: Path
+    tasks: Sequence[str]
+    points: int
+    notes: Sequence[str]
+    result: SweepResult | None = None
+
+
+def run_sweep(
+    adapters: Sequence[Path | str],
+    methods: Sequence[str] = ("task-arith",),
+    grid: Mapping[str, Sequence[Value]] | None = None,
+    tasks: Sequence[str] = (),
+    *,
+    calibrate: bool = False,
+    samples: int | None = None,
+    features: Path | str | None = None,
+    data: str | None = None,
+    split: str = "dev",
+    validation_split: str | None = None,
+    limit: int | None = None,
+    predictions: bool = False,
+    form: str = "adapter",
+    seed: int = 0,
+    model: str | None = None,
+    revision: str | None = None,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    dtype: str = "float32",
+    out: Path | str = "sweep",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> SweepReport:
+    """Score merges over a grid; one half of the examples selects, the other reports.
+
+    Args:
+        adapters: Adapter folders or hub ids with heads.
+        methods: Names of merging methods.
+        grid: Values by option of ``osrm merge``, such as ``{"lambda": [0.3, 0.5]}``; a method takes those that it uses.
+        tasks: Tasks to score; every adapter's by default.
+        calibrate: Score every merge with calibrated heads too.
+        samples: Training examples read per task; by default 128 to calibrate, 100 for a method.
+        features: Folder of features files; ``features`` by default.
+        data: ``hub``, ``mini`` or a folder; by default what each adapter was trained on.
+        split: Split to score on.
+        validation_split: Split that selects; by default a random half of ``split``.
+        limit: Examples per task and split, the first ones; all by default.
+        predictions: Keep predictions of the single adapters and the best points.
+        form: What is scored: the merge as an ``adapter``, or as a ``model``.
+        seed: Of the halves, the draws, and of methods that draw.
+        model: The base model, where it lies elsewhere now.
+        revision: Its revision.
+        max_length: Tokens per example; by default as in training.
+        batch_size: Examples in a batch, at most.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        out: Folder to write.
+        overwrite: Replace the folder if it exists.
+        dry_run: Check everything and write nothing.
+        progress: Draws bars.
+
+    Raises:
+        OsrmError: If adapters, data, methods or options are missing or do not fit together.
+
+    Example:
+        >>> from osrm_cli import run_sweep
+        >>> report = run_sweep(["adapters/cola", "adapters/sst2"], ["ties"], {"lambda": [0.3, 0.5, 1.0]})
+        >>> report.result.best()
+        [1]
+    """
+    path, grid = Path(out), grid or {}
+    atomic.refuse_existing(path, overwrite)
+    place = pick_device(device)
+    precision = pick_dtype(dtype, place)
+    common: dict[str, Sequence[Value]] = {"seed": [seed]}
+    if samples:
+        common["samples"] = [samples]
+    entries = tuple(AdapterEntry(str(adapter)) for adapter in adapters)
+    recipe = MergeRecipe("", entries, {}, str(features) if features else None, form, data=data)
+    families = expand_grid(recipe, list(dict.fromkeys(methods)), grid, common)
+    notes = _note_unused({"features": features, "samples": samples}, families, calibrate)
+    opened = families[0].plan.adapters
+    base_dir, base = resolve_adapters_base(opened, model, revision)
+    unlabelled = (samples or DEFAULT_SAMPLES) if calibrate else 0
+    spec = SweepDataSpec(data, split, validation_split, limit, max_length, unlabelled, seed)
+    sweep_tasks = spec.load_tasks(opened, tasks)
+    check_max_length(base_dir, max(task.max_length for task in sweep_tasks))
+    merges = GridMerges(families, base_dir, place)
+    names, points = [task.adapter.name for task in sweep_tasks], sum(len(family.lambdas) for family in families)
+    if dry_run:
+        return SweepReport(path, names, points, notes)
+    with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
+        scorer = SweepScorer(families[0].plan, sweep_tasks, base_dir, place, precision, batch_size)
+        result = _score_families(scorer, merges, families, Path(scratch), progress)
+        settings = {
+            "methods": list(dict.fromkeys(family.plan.method.name for family in families)),
+            "grid": {**common, **grid},
+            "as": form,
+            "split": split,
+            "validation_split": validation_split,
+            "limit": limit,
+            "seed": seed,
+            "calibrate": unlabelled,
+            "dtype": dtype_name(precision),
+        }
+        record = _make_record(settings, base, families, sweep_tasks)
+        labels = {task.adapter.name: task.parts.labels_of(TEST) for task in sweep_tasks}
+        facts = {**record, **result.facts(predictions), **({"labels": {TEST: labels}} if predictions else {})}
+        (stage / NAME).write_text(provenance.to_json(facts), encoding="utf-8")
+        draw_lambda_plot(result, stage / CURVE)
+    return SweepReport(path, names, points, notes, result)
+
+
+def _note_unused(given: Mapping[str, Any], families: Sequence[MergeFamily], calibrate: bool) -> list[str]:
+    """Inputs that are given and that no method uses; ``expand_grid`` checks the options that span the grid."""
+    methods = [family.plan.method for family in families]
+    used = {
+        "features": any("features" in method.needs for method in methods),
+        "samples": calibrate or any(method.data_statistic for method in methods),
+    }
+    unused = [name for name, value in given.items() if value is not None and not used[name]]
+    return [f"none of the methods uses --{name}; osrm merge --list shows what they need" for name in unused]
+
+
+def _score_families(
+    scorer: SweepScorer, merges: GridMerges, families: Sequence[MergeFamily], scratch: Path, progress: Progress
+) -> SweepResult:
+    points = []
+    with progress("sweep singles", scorer.examples, "examples") as advance:
+        single = scorer.score_single_adapters(advance)
+    for family in families:
+        name = family.plan.method.name
+        scaled = merges.of(family, scratch, progress)
+        with progress(f"sweep {name}", len(scaled) * scorer.examples, "examples") as advance:
+            for options, deltas in scaled:
+                for calibrated, parts in enumerate(scorer.score(deltas, advance)):
+                    points.append(SweepPoint(name, options, bool(calibrated), **parts))
+    return SweepResult(**single, points=points)
+
+
+def _make_record(
+    settings: Mapping[str, Any],
+    base: BaseModelId,
+    families: Sequence[MergeFamily],
+    tasks: Sequence[SweepTask],
+) -> dict[str, Any]:
+    """Where the sweep comes from."""
+    adapters = {adapter.name: describe_adapter(adapter) for adapter in families[0].plan.adapters}
+    data = {task.adapter.name: {"source": task.source, "sha256": dict(task.parts.sha256)} for task in tasks}
+    lengths = {task.adapter.name: task.max_length for task in tasks}
+    record = provenance.make_record(
+        "sweep", {**settings, "max_length": lengths}, base=base, data=data, adapters=adapters
+    )
+    files = [file for family in families for file in family.plan.layer_data.record().get("features", [])]
+    weights = [{"path": row["path"], "sha256": row["sha256"]} for row in adapters.values()]
+    record["inputs"] = weights + [file for index, file in enumerate(files) if file not in files[:index]]
+    return record
