@@ -46,7 +46,7 @@ def cli() -> str:
 def methods() -> str:
     """``reference/methods.md``: every merging method, from the table and the docstrings of its rules."""
     from osrm_cli.merging.methods import METHODS
-    from osrm_cli.merging.requirements import effective_options
+    from osrm_cli.merging.requirements import effective_options, used_options
 
     rows = []
     details = []
@@ -55,17 +55,18 @@ def methods() -> str:
         rows.append((f"`{row.name}`", ", ".join(row.needs), row.result, f"{_escaped(row.summary)}{source}"))
         family, name = row.function.split(":")
         rule = getattr(importlib.import_module(f"osrm_cli.merging.methods.{family}"), name)
+        defaults = effective_options(row, {})
         options = ", ".join(
-            f"`{option.replace('_', '-')}`" + ("" if value is None else f" {value}")
-            for option, value in effective_options(row, {}).items()
+            f"`{option.replace('_', '-')}`" + (f" {defaults[option]}" if option in defaults else "")
+            for option in sorted(used_options(row))
         )
-        facts = [f"Options and defaults: {options}."]
+        facts = [f"Options, with their defaults: {options}."]
         if row.aliases:
             facts.append(f"Also called {', '.join(f'`{alias}`' for alias in row.aliases)}.")
-        if row.within:
-            inner = "task-arith" if row.name == row.within[0] else row.name.removeprefix(f"{row.within[0]}-")
+        if row.wrappers:
+            inner = "task-arith" if row.name == row.wrappers[0] else row.name.removeprefix(f"{row.wrappers[0]}-")
             spaces = importlib.import_module("osrm_cli.merging.methods.spaces")
-            wrapper = _prose(getattr(spaces, row.within[0]))
+            wrapper = _prose(getattr(spaces, row.wrappers[0]))
             details.append((row.name, f"`{inner}` in another space. {wrapper}", facts))
         else:
             details.append((row.name, _prose(rule), facts))

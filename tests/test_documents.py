@@ -156,6 +156,24 @@ def test_files_outside_the_documents_are_on_the_site(site: Path) -> None:
     assert 'href="../studies/glue-minilm/"' in (site / "results/index.html").read_text("utf-8")
 
 
+def test_the_example_of_a_method_works() -> None:
+    import torch
+
+    from osrm_cli.linalg.low_rank import LowRank
+    from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
+    from osrm_cli.merging.methods.method import Method
+
+    names = {"LowRank": LowRank, "LayerUpdates": LayerUpdates, "MethodOptions": MethodOptions, "Method": Method}
+    function, row = (block for _, block in _blocks(DOCS / "development/add-a-method.md", "python"))
+    exec(function, names)  # noqa: S102 - the document's own code
+    small, large = (LowRank(torch.full((3, 1), size), torch.ones(1, 4)) for size in (1.0, 2.0))
+    layer = LayerUpdates("layer", ("a", "b"), (small, large), (1.0, 1.0))
+    torch.testing.assert_close(names["largest"](layer, MethodOptions(scale=0.5)).dense(), torch.ones(3, 4))
+    method = eval(f"({row.strip().removesuffix(',')})", names)  # noqa: S307 - likewise
+    assert method.name == "largest"
+    assert method.exact
+
+
 # GLUE's names, columns and labels, so that the commands of the guides run as they stand.
 GLUE_ROWS: dict[str, Callable[[int], dict[str, object]]] = {
     "sst2": lambda i: {"sentence": f"w{i % 50} {('bad', 'good')[i % 2]}", "label": i % 2},
