@@ -1,1 +1,1 @@
-"""Side-by-side timings against peers; one script per question, results as JSON and Markdown in ``results/``."""
+"""Side-by-side timings against peers; one script per question, results as JSON in ``results/``."""

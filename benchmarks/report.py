@@ -1,4 +1,4 @@
-"""Rows of figures beside their goals, as JSON and Markdown in ``results/``."""
+"""Rows of figures beside their goals, stored as JSON in ``results/``."""
 
 import argparse
 import json
@@ -118,7 +118,6 @@ def run(name: str, measure: Measure, heading: str, setting: argparse.Namespace) 
         facts = {"machine": timing.machine(), "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     return rows
 
 

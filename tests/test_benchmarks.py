@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import report, timing
-from benchmarks.__main__ import MARKS
+from benchmarks import pages, report, timing
 from benchmarks.report import Row
 from tests.run_cli import ROOT
 
@@ -32,7 +31,7 @@ def test_a_row_without_its_peer_meets_no_goal() -> None:
     assert row.cells()[-2:] == ["", "at least 5, not measured"]
 
 
-def test_rows_survive_their_file(tmp_path, monkeypatch) -> None:
+def test_rows_survive_their_file(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     rows = [
         Row("a | b", [1.0, 2.0], "peer", [3.0, 4.0], 1.5, difference="none"),
@@ -41,7 +40,7 @@ def test_rows_survive_their_file(tmp_path, monkeypatch) -> None:
     setting = report.parser(None).parse_args(["--repeats", "2"])
     report.run("name", lambda _: rows, "Heading.\n", setting)
     assert report.load("name") == rows
-    table = (tmp_path / "name.md").read_text()
+    table = capsys.readouterr().out
     assert table.startswith("Heading.\n\n| what |")
     assert "| a \\| b | 1.50 s | peer: 3.50 s | 2.50 | at least 1.5, met | none |" in table
 
@@ -60,14 +59,21 @@ def test_a_process_is_measured_without_its_parent() -> None:
         timing.process([sys.executable, "-c", "1 / 0"])
 
 
-def test_the_readme_shows_the_stored_table() -> None:
-    stored = report.RESULTS / "README.md"
-    _, start, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(MARKS[0])
-    shown, end, _ = rest.partition(MARKS[1])
-    assert start
-    assert end
-    linked = stored.read_text(encoding="utf-8").replace("(.)", "(benchmarks/results)")
-    assert shown == linked.replace("(../README", "(benchmarks/README")
+@pytest.mark.parametrize(("name", "text"), [("README.md", pages.readme), ("docs/benchmarks.md", pages.page)])
+def test_documents_show_the_stored_rows(name, text) -> None:
+    document = (ROOT / name).read_text(encoding="utf-8")
+    assert document == pages.between(document, text())
+
+
+def test_the_readme_has_five_rows_and_a_missed_goal() -> None:
+    lines = pages.readme().splitlines()
+    assert len(lines) == 2 + 5
+    assert any("**missed**" in line for line in lines)
+
+
+def test_a_document_without_marks_is_refused() -> None:
+    with pytest.raises(ValueError, match="no marks"):
+        pages.between("text", "rows")
 
 
 @pytest.mark.slow

@@ -2,15 +2,12 @@
 
 import ast
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from osrm_cli.cli.app import app
 from tests.run_cli import ROOT
 
 PACKAGE = ROOT / "osrm_cli"
@@ -131,76 +128,3 @@ def test_completions_are_the_program_s(shell: str, name: str, request: pytest.Fi
     if request.config.getoption("--regen"):
         path.write_text(script, encoding="utf-8")
     assert path.read_text(encoding="utf-8") == script
-
-
-def _commands() -> dict[str, set[str]]:
-    from typer.main import get_command
-
-    group = get_command(app)
-    return {name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)} for name, c in group.commands.items()}
-
-
-def _documented() -> list[list[str]]:
-    """Every command line of the documents: in code blocks and between backticks."""
-    found = []
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-        lines = re.findall(r"^\s*(?:\$ )?(osrm .*)$", text, re.M) + re.findall(r"`(osrm [^`]*)`", text)
-        found += [shlex.split(line.partition(" #")[0]) for line in lines]
-    return found
-
-
-def test_every_documented_command_line_exists() -> None:
-    commands = _commands()
-    assert len(_documented()) > 10
-    for words in _documented():
-        options = [word.partition("=")[0] for word in words[1:] if word.startswith("-")]
-        if words[1].startswith("-"):
-            continue
-        assert words[1] in commands, words
-        assert set(options) - {"--help"} <= commands[words[1]], words
-
-
-def test_every_command_is_documented() -> None:
-    assert {words[1] for words in _documented()} >= set(_commands())
-
-
-def test_every_method_and_objective_is_documented() -> None:
-    from osrm_cli.initialization.objectives.table import OBJECTIVES
-    from osrm_cli.merging.methods import METHODS
-
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for row in (*METHODS, *OBJECTIVES):
-        assert f"`{row.name}`" in readme, row.name
-
-
-def test_method_table_is_the_program_s(request: pytest.FixtureRequest) -> None:
-    from osrm_cli.merging.methods import METHODS
-
-    rows = ["| method | needs | result | what it does |", "| --- | --- | --- | --- |"]
-    for row in METHODS:
-        source = f" ([{row.source}](https://arxiv.org/abs/{row.source}))" if row.source else ""
-        rows.append(f"| `{row.name}` | {', '.join(row.needs)} | {row.result} | {row.summary}{source} |")
-    path = ROOT / "README.md"
-    before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- methods: rewritten by pytest --regen -->\n")
-    _, end, after = rest.partition("<!-- end -->")
-    whole = before + mark + "\n".join(rows) + "\n" + end + after
-    if request.config.getoption("--regen"):
-        path.write_text(whole, encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == whole
-
-
-def test_every_option_is_explained() -> None:
-    from typer.main import get_command
-
-    for name, command in get_command(app).commands.items():
-        for parameter in command.params:
-            assert getattr(parameter, "help", None), f"osrm {name}: {parameter.name} has no help"
-
-
-def test_set_up_commands_are_one_line_each() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = [line for line in readme.splitlines() if line.startswith("python3 -m venv")]
-    assert len(lines) == 2
-    assert lines[0].endswith("osrm demo")
-    assert lines[1].endswith("pytest -n auto")

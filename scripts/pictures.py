@@ -1,0 +1,115 @@
+"""Draw the pictures of ``docs/pictures/``, as SVG with a background of its own: legible on light and on dark pages.
+
+    python -m scripts.pictures
+"""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs/pictures"
+INK, PALE, ONE, TWO = "#1f2430", "#f7f8fb", "#3b5fc0", "#d9641e"
+
+
+def main() -> None:
+    """Draw all."""
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "osrm", "svg.fonttype": "path", "font.size": 11, "text.color": INK, "font.family": "DejaVu Sans"}
+    )
+    FOLDER.mkdir(exist_ok=True)
+    for name, draw in {"pipeline": pipeline, "interference": interference}.items():
+        figure = draw()
+        figure.savefig(FOLDER / f"{name}.svg", facecolor=PALE, metadata={"Date": None, "Creator": None})
+
+
+def pipeline() -> Figure:
+    """The five commands and the files between them."""
+    figure = Figure(figsize=(8.6, 2.5))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 86), ylim=(0, 25))
+    axes.axis("off")
+    files = [
+        ("data", "texts and\nlabels"),
+        ("features/", "activation\nstatistics"),
+        ("starts/", "A orthogonal\nto other tasks"),
+        ("adapters/", "one per task,\ntrained"),
+        ("merged/", "one model for\nall tasks"),
+        ("scores", "beside the\nsingle adapters"),
+    ]
+    commands = ["collect", "init", "train", "merge", "eval"]
+    width, step = 11.6, 14.3
+    for index, (name, text) in enumerate(files):
+        left = 1.4 + index * step
+        # Before the merge there is one file per task: a pile of three.
+        for shift in (1.0, 0.5, 0.0) if index < 4 else (0.0,):
+            box = FancyBboxPatch(
+                (left + shift, 7 + shift), width - 1, 8, boxstyle="round,pad=0,rounding_size=0.8", lw=1.2,
+                edgecolor=ONE if index < 4 else TWO, facecolor="white",
+            )  # fmt: skip
+            axes.add_patch(box)
+        axes.text(left + (width - 1) / 2, 12.7, name, ha="center", va="center", weight="bold", size=10.5)
+        axes.text(left + (width - 1) / 2, 9.6, text, ha="center", va="center", size=7.6)
+    for index, name in enumerate(commands):
+        middle = 1.4 + width - 1 + index * step + (step - width + 1) / 2 + 0.3
+        arrow = FancyArrowPatch((middle - 1.5, 18), (middle + 1.5, 18), arrowstyle="-|>", mutation_scale=11, lw=1.4, color=INK)
+        axes.add_patch(arrow)
+        axes.text(middle, 20.6, f"osrm {name}", ha="center", va="center", size=9.5, family="DejaVu Sans Mono")
+    axes.text(1.4, 3.3, "per task", size=9, color=ONE, weight="bold")
+    axes.text(1.4 + 4 * step, 3.3, "for all tasks together", size=9, color=TWO, weight="bold")
+    return figure
+
+
+def interference() -> Figure:
+    """Two tasks' activations, and the energy that both have on a row of A: random, and chosen."""
+    draw = np.random.default_rng(3)
+    one = draw.normal(size=(110, 2)) * (2.1, 0.22)
+    two = draw.normal(size=(110, 2)) * (0.75, 1.5)
+    turn = _rotation(np.deg2rad(28))
+    one, two = one @ turn.T, two @ turn.T
+    least = np.linalg.eigh(one.T @ one)[1][:, 0]
+    chosen = least * np.sign(least[1])
+    random = _rotation(np.deg2rad(75)) @ np.array([1.0, 0.0])
+    figure = Figure(figsize=(8.6, 4.6))
+    rows = figure.subplots(2, 2, height_ratios=(4, 1), squeeze=True)
+    figure.subplots_adjust(left=0.13, right=0.985, top=0.92, bottom=0.1, wspace=0.12, hspace=0.12)
+    titles = ("a random row of A", "a row of A chosen from the activations")
+    for column, (row, title) in enumerate(zip((random, chosen), titles, strict=True)):
+        _cloud(rows[0, column], one, two, row, title)
+        _energies(rows[1, column], [float(((cloud @ row) ** 2).mean()) for cloud in (one, two)], column == 0)
+    return figure
+
+
+def _cloud(axes: Axes, one: np.ndarray, two: np.ndarray, row: np.ndarray, title: str) -> None:
+    for cloud, color, name in ((one, ONE, "task 1"), (two, TWO, "task 2")):
+        axes.scatter(*cloud.T, s=11, color=color, alpha=0.65, lw=0, label=f"activations of {name}")
+    axes.annotate("", row * 3.4, -row * 3.4, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.8})
+    label = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+    axes.text(*(row * 3.4 + np.array([0.35, 0.0])), "row of $A_2$", size=10.5, va="center", bbox=label)
+    axes.set(xlim=(-6.2, 6.2), ylim=(-3.9, 3.9), aspect="equal", xticks=[], yticks=[], facecolor="white")
+    axes.set_title(title, size=11.5, weight="bold")
+    if title.startswith("a random"):
+        axes.legend(loc="lower right", fontsize=8.5, framealpha=0.9, handletextpad=0.2)
+
+
+def _energies(axes: Axes, energies: list[float], named: bool) -> None:
+    axes.barh([1, 0], energies, color=[ONE, TWO], height=0.62)
+    for position, energy in zip((1, 0), energies, strict=True):
+        axes.text(energy + 0.06, position, f"{energy:.2f}", va="center", size=9.5)
+    axes.set(xlim=(0, 5.2), ylim=(-0.6, 1.6), xticks=[], facecolor=PALE)
+    axes.set_yticks([1, 0], ["on task 1", "on task 2"] if named else ["", ""])
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.set_xlabel("energy of activations along the row", size=9.5, color=INK)
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+
+
+def _rotation(angle: float) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+if __name__ == "__main__":
+    main()
