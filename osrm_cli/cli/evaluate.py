@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from osrm_cli.evaluation.classifiers import TaskClassifier
-    from osrm_cli.evaluation.scores import Score
+    from osrm_cli.evaluation.scores import TaskScore
     from osrm_cli.tasks.task import TaskSplit
 
 
@@ -137,10 +137,10 @@ class _Bench:
         whole: torch.nn.Module = self.model  # transformers' own method "to" is not typed
         whole.to(self.device)
 
-    def score(self, held: "TaskClassifier", sets: "list[TaskSplit]", length: int) -> "Score":
+    def score(self, held: "TaskClassifier", sets: "list[TaskSplit]", length: int) -> "TaskScore":
         """Score one task on one set of examples, or two."""
         from osrm_cli.evaluation import classifiers
-        from osrm_cli.evaluation.scores import Score, rounded
+        from osrm_cli.evaluation.scores import TaskScore, rounded
         from osrm_cli.tasks import metrics
 
         task = sets[0].task
@@ -148,7 +148,7 @@ class _Bench:
             answers = [self._answers(model, data, length) for data in sets]
         found = [metrics.compute_scores(task, given, data.labels) for given, data in zip(answers, sets, strict=True)]
         named = {name: value for data, rows in zip(sets, found, strict=True) for name, value in _named(data, rows)}
-        return Score(
+        return TaskScore(
             named,
             metrics.primary_score(task, found[0]),
             None,
@@ -200,7 +200,7 @@ def _named(data: "TaskSplit", found: dict[str, float]) -> "Iterator[tuple[str, f
     return ((name + suffix, value) for name, value in found.items())
 
 
-def _table(results: "dict[str, Score]", split: str) -> Any:
+def _table(results: "dict[str, TaskScore]", split: str) -> Any:
     from osrm_cli.evaluation import scores
 
     made = table("task", "single", "merged", "ratio", "examples", "metrics", title=f"Scores ({split})")

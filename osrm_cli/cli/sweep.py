@@ -197,7 +197,9 @@ def _refuse_unused(context: typer.Context, families: "Sequence[MergeFamily]", ca
 def _scored(
     bench: "SweepScorer", merges: "GridMerges", families: "Sequence[MergeFamily]", scratch: Path, console: Console
 ) -> "SweepResult":
-    from osrm_cli.sweep.results import SweepPoint, SweepResult
+    from osrm_cli.evaluation.scores import ScoredMerge
+    from osrm_cli.sweep.results import SweepResult
+    from osrm_cli.tasks.validation_split import TEST, VALIDATION
 
     points = []
     with console.progress("sweep singles", bench.examples, "examples") as advance:
@@ -208,7 +210,7 @@ def _scored(
         with console.progress(f"sweep {name}", len(changes) * bench.examples, "examples") as advance:
             for chosen, change in changes:
                 for calibrated, parts in enumerate(bench.score(change, advance)):
-                    points.append(SweepPoint(name, chosen, bool(calibrated), **parts))
+                    points.append(ScoredMerge(name, chosen, bool(calibrated), parts[TEST], parts[VALIDATION]))
     return SweepResult(**single, points=points)
 
 
@@ -244,7 +246,7 @@ def _write(stage: Path, found: "SweepResult", record: dict[str, Any], prediction
 
 
 def _table(found: "SweepResult") -> Any:
-    from osrm_cli.sweep.results import average
+    from osrm_cli.evaluation.scores import average
 
     made = table("best", "options", "validation", "test", "of single", title="Average score, best by validation")
     single = average(found.test)

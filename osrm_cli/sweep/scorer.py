@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
-from osrm_cli.evaluation.scores import rounded
+from osrm_cli.evaluation.scores import TaskScore, rounded
 from osrm_cli.merging.from_data import task_models
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models import heads
@@ -19,13 +19,12 @@ from osrm_cli.models.backbone import compute_logits, with_head
 from osrm_cli.models.batching import tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.target_modules import is_conv1d
-from osrm_cli.sweep.results import Result
 from osrm_cli.sweep.tasks import SweepTask
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.validation_split import TEST, VALIDATION, ValidationSplit
 
 Advance = Callable[[int], None]
-ScoresBySplit = dict[str, dict[str, Result]]  # by part, then by task
+ScoresBySplit = dict[str, dict[str, TaskScore]]  # by part, then by task
 
 
 class DeltaSource(Protocol):
@@ -189,15 +188,17 @@ def _logits(pooled: torch.Tensor, head: Mapping[str, torch.Tensor], last: str) -
     return linear(pooled, head[f"{last}.weight"].float(), None if bias is None else bias.float())
 
 
-def _judged(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, Result]:
+def _judged(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, TaskScore]:
     """One task's result on each part."""
     answers = metrics.predictions_from_logits(parts.task, logits.numpy())
     found = {}
     for part, rows in parts.indices.items():
         scores = metrics.compute_scores(parts.task, answers[list(rows)], parts.labels_of(part))
-        found[part] = Result(metrics.primary_score(parts.task, scores), scores, rounded(answers[list(rows)].tolist()))
+        predictions = rounded(answers[list(rows)].tolist())
+        headline = metrics.primary_score(parts.task, scores)
+        found[part] = TaskScore(scores, headline, examples=len(predictions), predictions=predictions)
     return found
 
 
-def _by_part(found: Mapping[str, Mapping[str, Result]]) -> ScoresBySplit:
+def _by_part(found: Mapping[str, Mapping[str, TaskScore]]) -> ScoresBySplit:
     return {part: {task: results[part] for task, results in found.items()} for part in (VALIDATION, TEST)}
