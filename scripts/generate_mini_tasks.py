@@ -42,7 +42,7 @@ class Draw:
 
     def __init__(self, key: str, every_word: bool) -> None:
         digest = hashlib.sha256(key.encode()).digest()
-        self._random = random.Random(int.from_bytes(digest[:8], "big"))  # noqa: S311
+        self._random = random.Random(int.from_bytes(digest[:8], "big"))
         self._every_word = every_word
 
     def chance(self, probability: float) -> bool:

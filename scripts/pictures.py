@@ -1,6 +1,6 @@
 """Draw the pictures of ``docs/pictures/``, as SVG with a background of its own: legible on light and on dark pages.
 
-    python -m scripts.pictures
+python -m scripts.pictures
 """
 
 from pathlib import Path
@@ -18,7 +18,13 @@ INK, PALE, ONE, TWO = "#1f2430", "#f7f8fb", "#3b5fc0", "#d9641e"
 def main() -> None:
     """Draw all."""
     matplotlib.rcParams.update(
-        {"svg.hashsalt": "osrm", "svg.fonttype": "path", "font.size": 11, "text.color": INK, "font.family": "DejaVu Sans"}
+        {
+            "svg.hashsalt": "osrm",
+            "svg.fonttype": "path",
+            "font.size": 11,
+            "text.color": INK,
+            "font.family": "DejaVu Sans",
+        }
     )
     FOLDER.mkdir(exist_ok=True)
     for name, draw in {"pipeline": pipeline, "interference": interference}.items():
@@ -55,7 +61,9 @@ def pipeline() -> Figure:
         axes.text(left + (width - 1) / 2, 9.6, text, ha="center", va="center", size=7.6)
     for index, name in enumerate(commands):
         middle = 1.4 + width - 1 + index * step + (step - width + 1) / 2 + 0.3
-        arrow = FancyArrowPatch((middle - 1.5, 18), (middle + 1.5, 18), arrowstyle="-|>", mutation_scale=11, lw=1.4, color=INK)
+        arrow = FancyArrowPatch(
+            (middle - 1.5, 18), (middle + 1.5, 18), arrowstyle="-|>", mutation_scale=11, lw=1.4, color=INK
+        )
         axes.add_patch(arrow)
         axes.text(middle, 20.6, f"osrm {name}", ha="center", va="center", size=9.5, family="DejaVu Sans Mono")
     axes.text(1.4, 3.3, "per task", size=9, color=ONE, weight="bold")

@@ -184,7 +184,9 @@ def _parameter(parameter: Any) -> tuple[str, str, str, str]:
     if parameter.param_type_name == "argument":
         names = f"`{parameter.name}`"
     default = parameter.default
-    shown = "" if default is None or default is False or callable(default) else f"`{getattr(default, 'value', default)}`"
+    shown = (
+        "" if default is None or default is False or callable(default) else f"`{getattr(default, 'value', default)}`"
+    )
     if parameter.required:
         shown = "required"
     elif default is True:

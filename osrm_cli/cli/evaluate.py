@@ -10,7 +10,7 @@ from osrm_cli.cli.console import Console, table
 from osrm_cli.cli.options import Device, DType
 
 if TYPE_CHECKING:
-    from osrm_cli.evaluation.scores import Score
+    from osrm_cli.evaluation.scores import TaskScore
 
 
 def evaluate(
@@ -27,7 +27,7 @@ def evaluate(
         typer.Option("--limit", min=1, help="Examples per task; the first ones. Default: all.", show_default=False),
     ] = None,
     predictions: Annotated[bool, typer.Option("--predictions", help="Keep every prediction, and the labels.")] = False,
-    single: Annotated[bool, typer.Option("--single/--no-single", help="Score the single adapters beside.")] = True,
+    single: Annotated[bool, typer.Option("--single/--no-single", help="TaskScore the single adapters beside.")] = True,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
@@ -42,7 +42,7 @@ def evaluate(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score each task, beside its single adapter.
+    """TaskScore each task, beside its single adapter.
 
     Example: osrm eval merged
     """
@@ -78,7 +78,7 @@ def evaluate(
     console.result({"path": str(result.path), **scores.summary(result.scores)}, _make_table(result.scores, split))
 
 
-def _make_table(results: "dict[str, Score]", split: str) -> Any:
+def _make_table(results: "dict[str, TaskScore]", split: str) -> Any:
     from osrm_cli.evaluation import scores
 
     rows = table("task", "single", "merged", "ratio", "examples", "metrics", title=f"Scores ({split})")

@@ -1,4 +1,4 @@
-"""Score each task of a folder, beside its single adapter: ``merged/`` -> ``scores.json``."""
+"""TaskScore each task of a folder, beside its single adapter: ``merged/`` -> ``scores.json``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,7 @@ from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.merged_folder import MergedFolder, TaskClassifier
-from osrm_cli.evaluation.scores import Score
+from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.classifier import check_max_length
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
@@ -33,7 +33,7 @@ class EvaluationResult:
 
     path: Path
     tasks: Sequence[str]
-    scores: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, TaskScore] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -57,7 +57,7 @@ def evaluate_folder(
     dry_run: bool = False,
     progress: Progress = no_progress,
 ) -> EvaluationResult:
-    """Score each task of a merged folder, beside its single adapter.
+    """TaskScore each task of a merged folder, beside its single adapter.
 
     Args:
         folder: A merged folder, or an adapter folder with a head.
@@ -66,7 +66,7 @@ def evaluate_folder(
         split: Split to score on.
         limit: Examples per task, the first ones; all by default.
         predictions: Keep every prediction, and the labels.
-        single: Score the single adapters beside.
+        single: TaskScore the single adapters beside.
         model: The base model, where it lies elsewhere now.
         revision: Its revision.
         max_length: Tokens per example; by default as in training.
@@ -146,8 +146,8 @@ class _Scorer:
     batch_size: int
     progress: Progress
 
-    def score(self, classifier: TaskClassifier, sets: Sequence[TaskSplit], max_length: int) -> Score:
-        """Score one task on one set of examples, or two."""
+    def score(self, classifier: TaskClassifier, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
+        """TaskScore one task on one set of examples, or two."""
         first, predictions = sets[0], []
         with classifier.attach(self.backbone.model, first.task.num_labels) as model:
             for data in sets:
@@ -156,7 +156,7 @@ class _Scorer:
                     logits = self.backbone.logits(model, encodings, self.batch_size, advance)
                 predictions.append(predictions_from_logits(data.task, logits.numpy()))
         rows = [compute_scores(first.task, given, data.labels) for given, data in zip(predictions, sets, strict=True)]
-        return Score(
+        return TaskScore(
             {name: value for data, row in zip(sets, rows, strict=True) for name, value in _named(data, row)},
             primary_score(first.task, rows[0]),
             None,
@@ -167,7 +167,7 @@ class _Scorer:
         )
 
     def score_single_adapter(
-        self, merged: TaskClassifier, score: Score, data: TaskSplit, max_length: int, notes: list[str]
+        self, merged: TaskClassifier, score: TaskScore, data: TaskSplit, max_length: int, notes: list[str]
     ) -> float | None:
         """The single adapter's primary score: as recorded if on the same examples, else measured if it is at hand."""
         if merged.is_single_adapter:
