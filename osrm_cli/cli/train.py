@@ -1,26 +1,13 @@
 """``osrm train``: starts/<task>/ -> adapters/<task>/."""
 
-import itertools
-import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console
 from osrm_cli.cli.options import Device, DType, Freeze, HeadInit, PenaltyUnit
-from osrm_cli.errors import OsrmError
-
-if TYPE_CHECKING:
-    import torch
-
-    from osrm_cli.adapters.adapter import Adapter
-    from osrm_cli.features.features_file import FeaturesFile
-    from osrm_cli.storage.provenance import BaseModelId
-    from osrm_cli.tasks.task import TaskSplit
-    from osrm_cli.training.fit import TrainingConfig, TrainingResult
 
 
 def train(
@@ -83,183 +70,49 @@ def train(
 
     Example: osrm train starts/mini-mood
     """
-    from osrm_cli.models import devices
     from osrm_cli.models.distributed import process_rank
-    from osrm_cli.training.fit import TrainingConfig
+    from osrm_cli.training.train import train_adapters
 
-    leader = process_rank() == 0  # under a launcher, one process writes and speaks
-    console = Console(json, quiet or not leader)
-    where = devices.pick_device(device)
-    precision = devices.pick_training_dtype(dtype, where)
-    if precision.itemsize == 2 and dtype is DType.FLOAT16:
-        raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
-    recipe = TrainingConfig(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2, dropout=dropout)
-    limits = {"limit": limit, "dev_limit": dev_limit, "max_length": max_length}
-    settings = {**asdict(recipe), **limits, "freeze": freeze and str(freeze), "head": str(head)}
-    if interference_penalty:
-        settings |= {"interference_penalty": interference_penalty, "penalty_unit": str(penalty_unit)}
-    jobs = [_job(path, out, overwrite, data, model, revision, features, recipe, settings) for path in starts]
-    for first, second in itertools.combinations(jobs, 2):
-        if first.path == second.path:
-            raise OsrmError(f"{first.given} and {second.given} would both be written to {first.path}")
+    is_first = process_rank() == 0  # under a launcher, one process speaks
+    console = Console(json, quiet or not is_first)
+    trained = train_adapters(
+        starts,
+        data=data,
+        model=model,
+        revision=revision,
+        lr=lr,
+        epochs=epochs,
+        batch_size=batch_size,
+        max_length=max_length,
+        limit=limit,
+        dev_limit=dev_limit,
+        freeze=freeze,
+        dropout=dropout,
+        head=head,
+        interference_penalty=interference_penalty,
+        penalty_unit=penalty_unit,
+        features=features,
+        keep_best=keep_best,
+        resume=resume,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        out=out,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        progress=console.progress,
+    )
     if dry_run:
-        plan = [f"would write {job.path}: {len(job.train.examples)} examples of {job.train.task.name}" for job in jobs]
-        console.result({"would_write": [str(job.path) for job in jobs]}, "\n".join(plan))
+        lines = [
+            f"would write {path}: {trained.examples[task]} examples of {task}" for task, path in trained.paths.items()
+        ]
+        console.result({"would_write": [str(path) for path in trained.paths.values()]}, "\n".join(lines))
         return
-    reports = {job.start.name: _run(job, where, leader, resume, overwrite, console) for job in jobs}
-    if leader:
-        console.result({"adapters": reports}, "\n".join(map(_line, reports.values())))
+    for warning in trained.warnings:
+        console.warn(warning)
+    if is_first:
+        console.result({"adapters": trained.reports}, "\n".join(map(_line, trained.reports.values())))
 
 
 def _line(report: dict[str, Any]) -> str:
     return f"{report['path']}  dev {report['dev']['headline']:.2f}, drift of A {report['drift']['overall']:.1%}"
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One adapter to train, everything about it checked."""
-
-    given: Path
-    start: "Adapter"
-    source: str
-    train: "TaskSplit"
-    dev: "TaskSplit"
-    folder: Path
-    base: "BaseModelId"
-    recipe: "TrainingConfig"
-    settings: dict[str, Any]
-    path: Path
-    features: "dict[str, FeaturesFile]"
-
-    @property
-    def work(self) -> Path:
-        """Where checkpoints lie until the run is done."""
-        return self.path.parent / f".{self.path.name}.training"
-
-    def facts(self) -> dict[str, Any]:
-        """What ``osrm.json`` says of the run."""
-        from osrm_cli.storage import provenance
-
-        data = {"source": self.source, "sha256": self.train.sha256}
-        return provenance.make_record(
-            "train",
-            self.settings,
-            [self.start.folder, *(path for read in self.features.values() for path in read.files)],
-            base=self.base,
-            task=self.train.task.to_dict(),
-            data=data,
-            start=self.start.record.get("settings"),
-        )
-
-
-def _job(
-    given: Path,
-    out: Path,
-    overwrite: bool,
-    data: str | None,
-    model: str | None,
-    revision: str | None,
-    features: Path,
-    recipe: "TrainingConfig",
-    settings: dict[str, Any],
-) -> _Job:
-    from osrm_cli.adapters.adapter import Adapter
-    from osrm_cli.models.base_model import resolve_base_model
-    from osrm_cli.models.classifier import check_max_length
-    from osrm_cli.storage import atomic, provenance
-    from osrm_cli.tasks.loading import draw_examples, load_split
-    from osrm_cli.training.interference_penalty import open_penalty_features
-
-    start = Adapter.open(given)
-    path = out / Path(start.name).name
-    atomic.refuse_existing(path, overwrite)
-    source = data or (start.record.get("data") or {}).get("source") or "hub"
-    train = load_split(start.name, source, "train")
-    if settings["limit"]:
-        train = draw_examples(train, settings["limit"], recipe.seed)
-    dev = load_split(start.name, source, "dev", settings["dev_limit"])
-    folder, base = resolve_base_model(given, start.base, start.config.base_model, model, revision)
-    length = settings["max_length"] or train.task.max_length or options.MAX_LENGTH
-    check_max_length(folder, length)
-    files = open_penalty_features(features, start.name, settings["penalty_unit"]) if "penalty_unit" in settings else {}
-    provenance.check_same_base_model({path: base, **{held.path: held.base for held in files.values()}})
-    return _Job(given, start, source, train, dev, folder, base, recipe, {**settings, "max_length": length}, path, files)
-
-
-def _run(
-    job: _Job, where: "torch.device", leader: bool, resume: bool, overwrite: bool, console: Console
-) -> dict[str, Any]:
-    import torch
-
-    from osrm_cli.models.classifier import load_classifier, load_tokenizer
-    from osrm_cli.models.distributed import process_count
-    from osrm_cli.training import head_init, trainer
-    from osrm_cli.training.checkpoints import newest_checkpoint, prepare_checkpoint_folder
-    from osrm_cli.training.fit import EncodedTask, fit_adapter
-    from osrm_cli.training.interference_penalty import penalty_from_features
-    from osrm_cli.training.peft_model import measure_adapter_drift, to_peft_model
-
-    facts, freeze = job.facts(), job.settings["freeze"]
-    if leader:
-        prepare_checkpoint_folder(job.work, facts, resume, overwrite)
-    tokenizer = load_tokenizer(job.folder)
-    classifier = load_classifier(
-        job.folder, job.train.task.num_labels, tokenizer, torch.float32, job.recipe.seed, job.recipe.dropout
-    )
-    model = to_peft_model(classifier, job.start, freeze)
-    if freeze == "B" and not any(job.start.lora_factors(layer).B.any() for layer in job.start.layers):
-        console.warn(f"{job.given}: B is zero and stays frozen, so that only the head is trained")
-    cost = penalty_from_features(model, job.features, job.start.name, job.settings) if job.features else None
-    if job.recipe.bf16:  # the penalty has read the exact weights
-        trainer.frozen_weights_to_bfloat16(model, where)
-    lesson = EncodedTask.of(tokenizer, job.train, job.dev, job.settings["max_length"])
-    checkpoint = newest_checkpoint(job.work) if resume else None
-    if job.settings["head"] == HeadInit.FITTED and not job.start.head_tensors() and not checkpoint:
-        head_init.fit_new_head(model, tokenizer, lesson.task, lesson.train, where, job.recipe.bf16)
-    steps = lesson.steps(job.recipe, process_count())
-    try:
-        with console.progress(f"train {job.start.name}", steps, "steps") as advance:
-            outcome = fit_adapter(model, tokenizer, lesson, job.recipe, job.work, where, checkpoint, advance, cost)
-    except OsrmError:  # it diverged: there is nothing to go on from
-        if leader:
-            shutil.rmtree(job.work)
-        raise
-    report = {
-        "path": str(job.path),
-        "dev": outcome.scores,
-        "drift": asdict(measure_adapter_drift(model, job.start)),
-    }
-    if leader:
-        _write(job, model, classifier.heads, outcome, report, facts, overwrite)
-        shutil.rmtree(job.work)
-    return report
-
-
-def _write(
-    job: _Job,
-    model: Any,
-    heads: list[str],
-    outcome: "TrainingResult",
-    report: dict[str, Any],
-    facts: dict[str, Any],
-    overwrite: bool,
-) -> None:
-    from osrm_cli.storage import atomic, provenance
-    from osrm_cli.training.fit import draw_loss_curve
-    from osrm_cli.training.peft_model import save_adapter
-
-    found = asdict(outcome)
-    dev = {
-        "split": job.dev.split,
-        "sha256": job.dev.sha256,
-        "examples": len(job.dev.examples),
-        "max_length": job.settings["max_length"],
-        "dtype": "bfloat16" if job.recipe.bf16 else "float32",
-        "scores": found.pop("scores"),
-    }
-    log = {"dev": dev, "drift": report["drift"], **found}
-    with atomic.write_folder(job.path, overwrite) as stage:
-        save_adapter(model, job.start, job.base, heads, stage)
-        draw_loss_curve(outcome, job.start.name, stage / "loss.png")
-        (stage / "training.json").write_text(provenance.to_json(log), encoding="utf-8")
-        provenance.write_record(stage, facts)

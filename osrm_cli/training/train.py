@@ -1,0 +1,284 @@
+"""Fine-tune adapters, each on its own task: ``starts/<task>/`` -> ``adapters/<task>/``."""
+
+import itertools
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
+from osrm_cli.errors import OsrmError
+from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.models.base_model import resolve_base_model
+from osrm_cli.models.classifier import check_max_length, load_classifier, load_tokenizer
+from osrm_cli.models.devices import pick_device, pick_training_dtype
+from osrm_cli.models.distributed import process_count, process_rank
+from osrm_cli.progress import Progress, no_progress
+from osrm_cli.storage import atomic, provenance
+from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.tasks.loading import draw_examples, load_split
+from osrm_cli.tasks.task import TaskSplit
+from osrm_cli.training.checkpoints import newest_checkpoint, prepare_checkpoint_folder
+from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, draw_loss_curve, fit_adapter
+from osrm_cli.training.head_init import fit_new_head
+from osrm_cli.training.interference_penalty import open_penalty_features, penalty_from_features
+from osrm_cli.training.peft_model import measure_adapter_drift, save_adapter, to_peft_model
+from osrm_cli.training.trainer import frozen_weights_to_bfloat16
+
+
+@dataclass(frozen=True)
+class TrainedAdapters:
+    """What ``train_adapters`` did.
+
+    Attributes:
+        paths: Folder of each adapter that was written, or would be, by task.
+        examples: Number of training examples by task.
+        reports: By task, ``path``, ``dev`` scores and ``drift`` of A; empty under ``dry_run``.
+        warnings: What the user should know before trusting the result.
+    """
+
+    paths: Mapping[str, Path]
+    examples: Mapping[str, int]
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def train_adapter(start: Path | str, **options: Any) -> dict[str, Any]:
+    """Fine-tune one initialized adapter on its task.
+
+    Args:
+        start: The adapter folder, as ``initialize_adapters`` writes it.
+        **options: See ``train_adapters``.
+
+    Returns:
+        ``path``, ``dev`` scores and ``drift`` of A.
+
+    Raises:
+        OsrmError: If data, base model or features are missing or do not fit, or the training diverges.
+
+    Example:
+        >>> from osrm_cli import train_adapter
+        >>> train_adapter("starts/sst2", epochs=1)["dev"]["headline"]
+        90.5
+    """
+    (report,) = train_adapters([start], **options).reports.values()
+    return report
+
+
+def train_adapters(
+    starts: Sequence[Path | str],
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    lr: float = 4e-4,
+    epochs: float = 3,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    limit: int | None = None,
+    dev_limit: int | None = None,
+    freeze: str | None = None,
+    dropout: float | None = None,
+    head: str = "fitted",
+    interference_penalty: float | None = None,
+    penalty_unit: str = "base",
+    features: Path | str = "features",
+    keep_best: bool = False,
+    resume: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    out: Path | str = "adapters",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> TrainedAdapters:
+    """Fine-tune initialized adapters, each on its own task.
+
+    Args:
+        starts: Adapter folders to begin from.
+        data: ``hub``, ``mini`` or a folder; by default what each start was made for.
+        model: The base model, where it lies elsewhere now.
+        revision: Its revision.
+        lr: Peak learning rate.
+        epochs: Passes over the training examples.
+        batch_size: Examples per device and step.
+        max_length: Tokens per example; by default the task's, else 128.
+        limit: Training examples, a seeded choice; all by default.
+        dev_limit: Dev examples, the first ones; all by default.
+        freeze: ``A`` or ``B`` to train only the other factor.
+        dropout: Of the base model; its own by default.
+        head: ``fitted`` or ``fresh``: how a new head begins.
+        interference_penalty: Cost of the update's energy on the other tasks' inputs.
+        penalty_unit: ``base`` or ``own``: what that energy is measured by.
+        features: Folder of features files, which the penalty reads.
+        keep_best: Keep the epoch with the best dev score.
+        resume: Go on from the last checkpoint of an unfinished run.
+        seed: Of the order of the examples, dropout and the head.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: ``auto``, ``float32`` or ``bfloat16``.
+        out: Folder to write ``<task>/`` to.
+        overwrite: Replace adapters that exist.
+        dry_run: Check everything and write nothing.
+        progress: Draws bars.
+
+    Raises:
+        OsrmError: If data, base model or features are missing or do not fit, or a training diverges.
+    """
+    place = pick_device(device)
+    precision = pick_training_dtype(dtype, place)
+    if precision == torch.float16:
+        raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
+    config = TrainingConfig(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2, dropout=dropout)
+    limits = {"limit": limit, "dev_limit": dev_limit, "max_length": max_length}
+    settings = {**asdict(config), **limits, "freeze": freeze and str(freeze), "head": str(head)}
+    if interference_penalty:
+        settings |= {"interference_penalty": interference_penalty, "penalty_unit": str(penalty_unit)}
+    runs = [
+        _prepare_run(Path(start), Path(out), overwrite, data, model, revision, Path(features), config, settings)
+        for start in starts
+    ]
+    for first, second in itertools.combinations(runs, 2):
+        if first.path == second.path:
+            raise OsrmError(f"{first.origin} and {second.origin} would both be written to {first.path}")
+    paths = {run.start.name: run.path for run in runs}
+    trained = TrainedAdapters(paths, {run.start.name: len(run.train.examples) for run in runs})
+    if not dry_run:
+        for run in runs:
+            trained.reports[run.start.name] = _train(run, place, resume, overwrite, progress, trained.warnings)
+    return trained
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One adapter to train, everything about it checked.
+
+    Attributes:
+        origin: The start's folder as the user gave it.
+        start: The adapter to begin from.
+        source: The data as ``--data`` names them.
+        train: Training examples.
+        dev: Dev examples.
+        base_dir: The base model's folder.
+        base: The base model.
+        config: How to train.
+        settings: All settings as ``osrm.json`` has them.
+        path: The folder to write.
+        features: The features that the penalty reads, by task.
+    """
+
+    origin: Path
+    start: Adapter
+    source: str
+    train: TaskSplit
+    dev: TaskSplit
+    base_dir: Path
+    base: BaseModelId
+    config: TrainingConfig
+    settings: dict[str, Any]
+    path: Path
+    features: Mapping[str, FeaturesFile]
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where checkpoints lie until the run is done."""
+        return self.path.parent / f".{self.path.name}.training"
+
+    def make_record(self) -> dict[str, Any]:
+        """What ``osrm.json`` says of the run."""
+        return provenance.make_record(
+            "train",
+            self.settings,
+            [self.start.folder, *(path for file in self.features.values() for path in file.files)],
+            base=self.base,
+            task=self.train.task.to_dict(),
+            data={"source": self.source, "sha256": self.train.sha256},
+            start=self.start.record.get("settings"),
+        )
+
+
+def _prepare_run(
+    origin: Path,
+    out: Path,
+    overwrite: bool,
+    data: str | None,
+    model: str | None,
+    revision: str | None,
+    features: Path,
+    config: TrainingConfig,
+    settings: Mapping[str, Any],
+) -> _Run:
+    start = Adapter.open(origin)
+    path = out / Path(start.name).name
+    atomic.refuse_existing(path, overwrite)
+    source = data or start.data_source or DEFAULT_DATA
+    train = load_split(start.name, source, "train")
+    if settings["limit"]:
+        train = draw_examples(train, settings["limit"], config.seed)
+    dev = load_split(start.name, source, "dev", settings["dev_limit"])
+    base_dir, base = resolve_base_model(origin, start.base, start.config.base_model, model, revision)
+    length = resolve_max_length(settings["max_length"], train.task)
+    check_max_length(base_dir, length)
+    files = open_penalty_features(features, start.name, settings["penalty_unit"]) if "penalty_unit" in settings else {}
+    provenance.check_same_base_model({path: base, **{file.path: file.base for file in files.values()}})
+    whole = {**settings, "max_length": length}
+    return _Run(origin, start, source, train, dev, base_dir, base, config, whole, path, files)
+
+
+def _train(
+    run: _Run, device: torch.device, resume: bool, overwrite: bool, progress: Progress, warnings: list[str]
+) -> dict[str, Any]:
+    record, config, freeze = run.make_record(), run.config, run.settings["freeze"]
+    is_first = process_rank() == 0  # under a launcher, one process writes
+    if is_first:
+        prepare_checkpoint_folder(run.checkpoint_folder, record, resume, overwrite)
+    tokenizer = load_tokenizer(run.base_dir)
+    classifier = load_classifier(
+        run.base_dir, run.train.task.num_labels, tokenizer, torch.float32, config.seed, config.dropout
+    )
+    model = to_peft_model(classifier, run.start, freeze)
+    if freeze == "B" and not any(run.start.lora_factors(layer).B.any() for layer in run.start.layers):
+        warnings.append(f"{run.origin}: B is zero and stays frozen, so that only the head is trained")
+    penalty = penalty_from_features(model, run.features, run.start.name, run.settings) if run.features else None
+    if config.bf16:  # the penalty has read the exact weights
+        frozen_weights_to_bfloat16(model, device)
+    encoded = EncodedTask.of(tokenizer, run.train, run.dev, run.settings["max_length"])
+    checkpoint = newest_checkpoint(run.checkpoint_folder) if resume else None
+    if run.settings["head"] == "fitted" and not run.start.head_tensors() and not checkpoint:
+        fit_new_head(model, tokenizer, encoded.task, encoded.train, device, config.bf16)
+    try:
+        with progress(f"train {run.start.name}", encoded.steps(config, process_count()), "steps") as advance:
+            result = fit_adapter(
+                model, tokenizer, encoded, config, run.checkpoint_folder, device, checkpoint, advance, penalty
+            )
+    except OsrmError:  # it diverged: there is nothing to go on from
+        if is_first:
+            shutil.rmtree(run.checkpoint_folder)
+        raise
+    drift = asdict(measure_adapter_drift(model, run.start))
+    if is_first:
+        with atomic.write_folder(run.path, overwrite) as stage:
+            save_adapter(model, run.start, run.base, classifier.heads, stage)
+            draw_loss_curve(result, run.start.name, stage / "loss.png")
+            (stage / "training.json").write_text(provenance.to_json(_make_log(run, result, drift)), encoding="utf-8")
+            provenance.write_record(stage, record)
+        shutil.rmtree(run.checkpoint_folder)
+    return {"path": str(run.path), "dev": result.scores, "drift": drift}
+
+
+def _make_log(run: _Run, result: TrainingResult, drift: Mapping[str, Any]) -> dict[str, Any]:
+    """``training.json``: dev scores, drift of A, one row per epoch, and the losses."""
+    fields = asdict(result)
+    dev = {
+        "split": run.dev.split,
+        "sha256": run.dev.sha256,
+        "examples": len(run.dev.examples),
+        "max_length": run.settings["max_length"],
+        "dtype": "bfloat16" if run.config.bf16 else "float32",
+        "scores": fields.pop("scores"),
+    }
+    return {"dev": dev, "drift": drift, **fields}
