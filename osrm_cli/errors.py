@@ -13,3 +13,8 @@ class OsrmError(Exception):
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, or its type where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from osrm_cli.adapters.layers import (
     tensor_kind,
     widest_factor_dtype,
 )
+from osrm_cli.adapters.training_record import recorded_drift
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import hub, provenance, safetensors_io
@@ -129,6 +131,20 @@ class Adapter:
         ):
             digest.update(f"{path.name}\0{provenance.sha256(path)}\n".encode())
         return digest.hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """The adapter as scores name it: where it lies, its origin, and the drift of A."""
+        place = {"path": self.source, "sha256": self.sha256()}
+        return {**place, **self.origin(), "drift": recorded_drift(self.folder)}
+
+    def origin(self) -> dict[str, Any]:
+        """Settings of the initialization, of the training, and of the retrofit if there was one.
+
+        What this program has not recorded is ``None``.
+        """
+        own = {self.record.get("command"): self.record.get("settings")}
+        origin = {"start": self.record.get("start"), "train": own.get("train", self.record.get("train"))}
+        return {**origin, "retrofit": own["retrofit"]} if "retrofit" in own else origin
 
     def _read(self, name: str) -> torch.Tensor:
         path = self.tensors[name].path

@@ -16,7 +16,7 @@ from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.merged_folder import MergedFolder
 from osrm_cli.models.backbone import Backbone, with_peft_adapter
-from osrm_cli.models.classifier import check_max_length
+from osrm_cli.models.base_model import check_max_length
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.models.heads import find_head_layer
 from osrm_cli.progress import Advance, Progress, no_progress
@@ -109,7 +109,7 @@ class Calibration:
         heads, rows = {}, {}
         for sample, texts, target in zip(self.samples, encodings, targets, strict=True):
             classifier = merged.tasks[sample.adapter.name]
-            with classifier.attach(backbone.model, sample.data.task.num_labels) as model:
+            with backbone.attach(classifier, sample.data.task.num_labels) as model:
                 name, layer = find_head_layer(model)
                 ridge_map = fit_head_map(layer, backbone.representations(model, texts, size, advance), target)
             rows[classifier.task] = _describe(sample, ridge_map)

@@ -85,8 +85,7 @@ def collect(
 
     from osrm_cli.features.collect import FeatureCollector
     from osrm_cli.models import devices
-    from osrm_cli.models.base_model import find_base_model, identify_base_model
-    from osrm_cli.models.classifier import check_max_length
+    from osrm_cli.models.base_model import check_max_length, find_base_model, identify_base_model
     from osrm_cli.models.distributed import local_device, process_group, process_rank
     from osrm_cli.storage import atomic, provenance
     from osrm_cli.tasks import loading

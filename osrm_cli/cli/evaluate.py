@@ -1,16 +1,14 @@
 """``osrm eval``: merged/ -> merged/scores.json."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, table
 from osrm_cli.cli.options import Device, DType
-
-if TYPE_CHECKING:
-    from osrm_cli.evaluation.scores import TaskScore
 
 
 def evaluate(
@@ -46,7 +44,6 @@ def evaluate(
 
     Example: osrm eval merged
     """
-    from osrm_cli.evaluation import scores
     from osrm_cli.evaluation.evaluate import evaluate_folder
 
     console = Console(json, quiet)
@@ -75,20 +72,17 @@ def evaluate(
         return
     for note in result.notes:
         console.note(note)
-    console.result({"path": str(result.path), **scores.summary(result.scores)}, _make_table(result.scores, split))
+    console.result({"path": str(result.path), **result.summary}, _make_table(result.summary, split))
 
 
-def _make_table(results: "dict[str, TaskScore]", split: str) -> Any:
-    from osrm_cli.evaluation import scores
-
+def _make_table(summary: Mapping[str, Any], split: str) -> Any:
     rows = table("task", "single", "merged", "ratio", "examples", "metrics", title=f"Scores ({split})")
-    facts = scores.summary(results)
-    for name, row in facts["tasks"].items():
+    for name, row in summary["tasks"].items():
         metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in row["metrics"].items())
         rows.add_row(
             name, _cell(row["single"]), _cell(row["headline"]), _percent(row["ratio"]), str(row["examples"]), metrics
         )
-    average = facts["average"]
+    average = summary["average"]
     rows.add_section()
     rows.add_row("average", _cell(average["single"]), _cell(average["headline"]), _percent(average["ratio"]), "", "")
     return rows

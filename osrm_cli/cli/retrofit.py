@@ -153,7 +153,6 @@ def _write(
     overwrite: bool,
 ) -> None:
     """The adapter with its task, data and length, so that ``osrm eval`` scores it as it scores the old one."""
-    from osrm_cli.adapters import training_record
     from osrm_cli.retrofit.retrofit import (
         write_retrofitted,
     )
@@ -168,11 +167,7 @@ def _write(
         base=adapter.base or own.base,
         task=adapter.record.get("task") or own.record["task"],
         data=adapter.record.get("data") or {"source": (own.record.get("data") or {}).get("source")},
-        **{
-            part: found
-            for part, found in training_record.recorded_origin(adapter).items()
-            if part in ("start", "train")
-        },
+        **{part: found for part, found in adapter.origin().items() if part in ("start", "train")},
         **facts,
     )
     old = {"path": adapter.source, "commit": hub.commit_of(adapter.folder), "sha256": adapter.sha256()}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
@@ -11,7 +12,7 @@ from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.merged_folder import MergedFolder, TaskClassifier
 from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.models.backbone import Backbone
-from osrm_cli.models.classifier import check_max_length
+from osrm_cli.models.base_model import check_max_length
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
@@ -28,12 +29,14 @@ class EvaluationResult:
         path: The file that was written, or would be.
         tasks: Names of the tasks.
         scores: Each task's score; empty under ``dry_run``.
+        summary: Scores and averages as ``scores.json`` has them; empty under ``dry_run``.
         notes: What the reader of the scores should know.
     """
 
     path: Path
     tasks: Sequence[str]
     scores: dict[str, TaskScore] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -91,6 +94,7 @@ def evaluate_folder(
     path = Path(out) if out else folder / scores.NAME
     atomic.refuse_existing(path, overwrite)
     opened = MergedFolder.open(folder)
+    description = opened.describe()
     chosen = opened.choose_tasks(list(tasks))
     sets = {name: _load_sets(classifier, data, split, limit) for name, classifier in chosen.items()}
     lengths = {
@@ -113,8 +117,9 @@ def evaluate_folder(
         result.scores[name] = score
     settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": scorer.dtype}
     weights = sorted(folder.rglob("*.safetensors"))
-    record = provenance.make_record("eval", settings, weights, base=base, **opened.describe())
-    facts = scores.summary(result.scores) | (scores.answers(result.scores) if predictions else {})
+    record = provenance.make_record("eval", settings, weights, base=base, **description)
+    result.summary.update(scores.summary(result.scores))
+    facts = result.summary | (scores.answers(result.scores) if predictions else {})
     with atomic.write_file(path, overwrite) as stage:
         stage.write_text(provenance.to_json({**record, **facts}), encoding="utf-8")
     if opened.form == "task-aware":
@@ -149,7 +154,7 @@ class _Scorer:
     def score(self, classifier: TaskClassifier, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """TaskScore one task on one set of examples, or two."""
         first, predictions = sets[0], []
-        with classifier.attach(self.backbone.model, first.task.num_labels) as model:
+        with self.backbone.attach(classifier, first.task.num_labels) as model:
             for data in sets:
                 encodings = self.backbone.tokenize(data.examples, max_length)
                 with self.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:

@@ -3,22 +3,18 @@
 An adapter folder is opened the same way: as the classifier of one task.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from transformers import PreTrainedModel
 
 from osrm_cli.adapters import config as adapter_config
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.training_record import describe_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import read_task_delta
-from osrm_cli.models.backbone import with_deltas, with_head, with_peft_adapter
 from osrm_cli.models.base_model import find_base_model, resolve_base_model
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
@@ -28,7 +24,7 @@ _MOVED = "say where they are now: --adapters FOLDER"
 
 @dataclass(frozen=True)
 class TaskClassifier:
-    """One task's classifier on disk.
+    """One task's classifier on disk; ``Backbone.attach`` puts it on a model.
 
     Attributes:
         task: The task's name.
@@ -75,30 +71,22 @@ class TaskClassifier:
         """
         if self.form == "adapter":
             return Adapter.open(self.folder).head_tensors()
-        with safetensors_io.open_tensors(self.folder / HEAD_NAME) as file:
+        with safetensors_io.open_tensors(self.head_path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
 
-    @contextmanager
-    def attach(self, model: PreTrainedModel, num_labels: int) -> Iterator[torch.nn.Module]:
-        """Put the classifier on a model; its update is taken off at the end.
+    @property
+    def head_path(self) -> Path:
+        """The file of the head alone, where the folder is no PEFT folder."""
+        return self.folder / HEAD_NAME
 
-        Args:
-            model: The base model; for the form ``model``, the merged model.
-            num_labels: Number of outputs.
+    @property
+    def delta_layers(self) -> list[str]:
+        """Layers to which the task's own update is added; none where the model holds it already."""
+        return list(self.record["rescalers"]) if self.form == "task-aware" else []
 
-        Raises:
-            OsrmError: If it has no head, or one that does not fit.
-        """
-        if self.form == "adapter":
-            with with_peft_adapter(model, self.folder, num_labels) as classifier:
-                yield classifier
-            return
-        layers = list(self.record["rescalers"]) if self.form == "task-aware" else []
-        with (
-            with_deltas(model, lambda layer: read_task_delta(self.root, self.task, layer), layers),
-            with_head(model, self.read_head(), num_labels, self.folder / HEAD_NAME) as classifier,
-        ):
-            yield classifier
+    def read_delta(self, layer: str) -> torch.Tensor:
+        """The task's own update of one of ``delta_layers``, ``(d_out, d_in)``."""
+        return read_task_delta(self.root, self.task, layer)
 
 
 @dataclass(frozen=True)
@@ -163,8 +151,10 @@ class MergedFolder:
             OsrmError: If it is not known, or its weights are not those that the folder was made for.
         """
         first = next(iter(self.tasks.values()))
-        by_name = adapter_config.read_config(first.folder).base_model if self.form == "adapter" else None
-        return resolve_base_model(self.path, BaseModelId.of(first.record), by_name, name, revision)
+        recorded, by_name = BaseModelId.of(first.record), None
+        if self.form == "adapter" and not recorded:  # of another program
+            by_name = adapter_config.read_config(first.folder).base_model
+        return resolve_base_model(self.path, recorded, by_name, name, revision)
 
     def resolve_model(self, name: str | None, revision: str | None) -> tuple[Path, BaseModelId | None]:
         """What the classifiers are put on: the base model, or the folder itself where it is a whole model."""
@@ -176,7 +166,7 @@ class MergedFolder:
         """How it was made, as ``scores.json`` has it: adapters, method, options, and whether heads were calibrated."""
         if "form" not in self.record:
             adapter = Adapter.open(self.path)
-            adapters = {adapter.name: describe_adapter(adapter)}
+            adapters = {adapter.name: adapter.describe()}
             return {"adapters": adapters, "method": None, "options": {}, "calibrated": False}
         return {
             "adapters": {row["task"]: _describe_input(row) for row in self.record["inputs"]},
@@ -223,7 +213,7 @@ def _open_recorded(classifier: TaskClassifier) -> Adapter:
 def _describe_input(row: Mapping[str, Any]) -> dict[str, Any]:
     """An adapter as a merged folder recorded it, with what it says of itself if it is still there."""
     try:
-        described = describe_adapter(Adapter.open(row["path"]))
+        described = Adapter.open(row["path"]).describe()
     except OsrmError:
         described = {}
     known = described if described.get("sha256") == row["sha256"] else {}

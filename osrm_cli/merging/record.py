@@ -145,5 +145,5 @@ def _input(adapter: Adapter, entry: AdapterEntry, digest: str) -> dict[str, Any]
         "commit": hub.commit_of(adapter.folder),
         "sha256": digest,
         "weight": entry.plain_weight,
-        "dev": recorded_dev_scores(adapter),
+        "dev": recorded_dev_scores(adapter.folder),
     }

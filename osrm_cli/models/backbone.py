@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from peft import PeftModel
@@ -43,6 +43,33 @@ class TaskHead:
         """The classifier with this head in it; what of a head lies in the backbone stays until the next call."""
         self.classifier.load_state_dict(dict(self.tensors), strict=False)
         return self.classifier
+
+
+class ClassifierSource(Protocol):
+    """A task's classifier on disk.
+
+    Attributes:
+        form: ``adapter`` where ``folder`` is a complete PEFT folder; else there are a head and, perhaps, dense updates.
+        folder: The classifier's own folder.
+    """
+
+    @property
+    def form(self) -> str: ...  # noqa: D102
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+    @property
+    def head_path(self) -> Path:
+        """The head's file."""
+
+    @property
+    def delta_layers(self) -> Sequence[str]:
+        """Layers that have a dense update."""
+
+    def read_delta(self, layer: str) -> torch.Tensor:
+        """A layer's dense update, ``(d_out, d_in)``."""
+
+    def read_head(self) -> Mapping[str, torch.Tensor]:
+        """The head's tensors by their name in the base model."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,27 @@ class Backbone:
             OsrmError: If there is no head, or one that does not fit.
         """
         return TaskHead(_make_classifier(self.model, tensors, num_labels, origin).requires_grad_(False), tensors)
+
+    @contextmanager
+    def attach(self, source: ClassifierSource, num_labels: int) -> Iterator[torch.nn.Module]:
+        """The classifier that a folder makes of this model; its update is taken off at the end.
+
+        Args:
+            source: The classifier on disk. A head alone belongs on the merged model.
+            num_labels: Number of outputs.
+
+        Raises:
+            OsrmError: If it has no head, or one that does not fit.
+        """
+        if source.form == "adapter":
+            with with_peft_adapter(self.model, source.folder, num_labels) as classifier:
+                yield classifier
+            return
+        with (
+            with_deltas(self.model, source.read_delta, source.delta_layers),
+            with_head(self.model, source.read_head(), num_labels, source.head_path) as classifier,
+        ):
+            yield classifier
 
     def logits(
         self, model: torch.nn.Module, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.errors import OsrmError
+from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.storage import hub, provenance
 from osrm_cli.storage.provenance import BaseModelId
 
@@ -129,4 +129,32 @@ def check_base_model(recorded: BaseModelId, found: BaseModelId, artifact: Path) 
             f"{artifact} was made for base model {recorded.name} (weights {recorded.sha256[:12]}), "
             f"found {found.name} (weights {found.sha256[:12]})",
             "give the right base model with --model",
+        )
+
+
+def check_max_length(folder: Path, length: int) -> None:
+    """Check that a base model has a position for each of ``length`` tokens; it costs no memory.
+
+    Raises:
+        OsrmError: If it has fewer.
+    """
+    # Merging adapters checks base models as well, and need not wait for transformers.
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, KeyError) as error:
+        raise OsrmError(f"{folder}: no model can be made from it: {first_line(error)}") from None
+    positions = getattr(config, "max_position_embeddings", None)
+    for name, table in model.named_modules():
+        # RoBERTa, MPNet and others count positions from the one behind that of padding.
+        if positions and name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
+            positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    if positions and length > positions:
+        raise OsrmError(
+            f"{folder} has positions for {positions} tokens, fewer than the length of {length}",
+            f"give --max-length {positions} or less",
         )

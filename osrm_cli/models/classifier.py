@@ -9,7 +9,6 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -17,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from osrm_cli.errors import OsrmError
+from osrm_cli.errors import OsrmError, first_line
 
 hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -33,7 +32,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
     except (OSError, ValueError, ImportError) as error:
-        raise OsrmError(f"{folder}: its tokenizer cannot be loaded: {_first_line(error)}") from None
+        raise OsrmError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from None
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # what transformers makes where the files are missing
         raise OsrmError(f"{folder} holds no tokenizer", "save it there: tokenizer.save_pretrained(folder)")
     if tokenizer.pad_token_id is None:
@@ -94,7 +93,7 @@ def load_classifier(
             ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise OsrmError(f"{folder}: no sequence classifier can be loaded from it: {_first_line(error)}") from None
+        raise OsrmError(f"{folder}: no sequence classifier can be loaded from it: {first_line(error)}") from None
     outside = {name for name, part in model.named_children() if name != model.base_model_prefix and _has_weights(part)}
     missing = {key for key in loading["missing_keys"] if key.partition(".")[0] not in outside}
     unfit = {key for key, *_ in loading["mismatched_keys"] if key.partition(".")[0] not in outside}
@@ -111,30 +110,6 @@ def load_classifier(
     return Classifier(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
 
 
-def check_max_length(folder: Path, length: int) -> None:
-    """Check that a base model has a position for each of ``length`` tokens; it costs no memory.
-
-    Raises:
-        OsrmError: If it has fewer.
-    """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError) as error:
-        raise OsrmError(f"{folder}: no model can be made from it: {_first_line(error)}") from None
-    positions = getattr(config, "max_position_embeddings", None)
-    for name, table in model.named_modules():
-        # RoBERTa, MPNet and others count positions from the one behind that of padding.
-        if positions and name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
-            positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    if positions and length > positions:
-        raise OsrmError(
-            f"{folder} has positions for {positions} tokens, fewer than the length of {length}",
-            f"give --max-length {positions} or less",
-        )
-
-
 def _dropouts(config: PretrainedConfig, rate: float) -> dict[str, float]:
     """Every dropout rate among a model's settings (``attention_dropout``, ``resid_pdrop``, ...), set to ``rate``."""
     rates = ((name, value) for name, value in config.to_dict().items() if "drop" in name)
@@ -143,7 +118,3 @@ def _dropouts(config: PretrainedConfig, rate: float) -> dict[str, float]:
 
 def _has_weights(module: torch.nn.Module) -> bool:
     return any(True for _ in module.parameters())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.training_record import describe_adapter
 from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
 from osrm_cli.evaluation.scores import ScoredMerge
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.models.base_model import resolve_adapters_base
-from osrm_cli.models.classifier import check_max_length
+from osrm_cli.models.base_model import check_max_length, resolve_adapters_base
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
@@ -185,7 +183,7 @@ def _make_record(
     tasks: Sequence[SweepTask],
 ) -> dict[str, Any]:
     """Where the sweep comes from."""
-    adapters = {adapter.name: describe_adapter(adapter) for adapter in families[0].plan.adapters}
+    adapters = {adapter.name: adapter.describe() for adapter in families[0].plan.adapters}
     data = {task.adapter.name: {"source": task.source, "sha256": dict(task.parts.sha256)} for task in tasks}
     lengths = {task.adapter.name: task.max_length for task in tasks}
     record = provenance.make_record(

@@ -30,15 +30,15 @@ class Task:
     metrics: tuple[str, ...]
     max_length: int | None = None
 
-    @property
+    @cached_property
     def regression(self) -> bool:
         """Whether the label is a number rather than a class."""
         return self.labels is None
 
-    @property
+    @cached_property
     def num_labels(self) -> int:
         """Number of the model's outputs."""
-        return 1 if self.labels is None else len(self.labels)
+        return 1 if self.regression or self.labels is None else len(self.labels)
 
     @property
     def problem_type(self) -> str:

@@ -13,8 +13,8 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import FeaturesFile
-from osrm_cli.models.base_model import resolve_base_model
-from osrm_cli.models.classifier import check_max_length, load_classifier, load_tokenizer
+from osrm_cli.models.base_model import check_max_length, resolve_base_model
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.devices import pick_device, pick_training_dtype
 from osrm_cli.models.distributed import process_count, process_rank
 from osrm_cli.progress import Progress, no_progress

@@ -11,8 +11,8 @@ from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.backbone import Backbone, TaskHead
+from osrm_cli.models.base_model import check_max_length
 from osrm_cli.models.batching import Encoding, collate_batch, group_by_length
-from osrm_cli.models.classifier import check_max_length
 
 BATCH_SIZE = 16
 
