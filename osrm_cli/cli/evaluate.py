@@ -25,7 +25,7 @@ def evaluate(
         typer.Option("--limit", min=1, help="Examples per task; the first ones. Default: all.", show_default=False),
     ] = None,
     predictions: Annotated[bool, typer.Option("--predictions", help="Keep every prediction, and the labels.")] = False,
-    single: Annotated[bool, typer.Option("--single/--no-single", help="TaskScore the single adapters beside.")] = True,
+    single: Annotated[bool, typer.Option("--single/--no-single", help="Score the single adapters beside.")] = True,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
@@ -40,7 +40,7 @@ def evaluate(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """TaskScore each task, beside its single adapter.
+    """Score each task, beside its single adapter.
 
     Example: osrm eval merged
     """

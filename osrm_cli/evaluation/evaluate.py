@@ -1,4 +1,4 @@
-"""TaskScore each task of a folder, beside its single adapter: ``merged/`` -> ``scores.json``."""
+"""Score each task of a folder, beside its single adapter: ``merged/`` -> ``scores.json``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,6 @@ from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.merged_folder import MergedFolder, TaskClassifier
 from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.models.backbone import Backbone
-from osrm_cli.models.base_model import check_max_length
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
@@ -60,7 +59,7 @@ def evaluate_folder(
     dry_run: bool = False,
     progress: Progress = no_progress,
 ) -> EvaluationResult:
-    """TaskScore each task of a merged folder, beside its single adapter.
+    """Score each task of a merged folder, beside its single adapter.
 
     Args:
         folder: A merged folder, or an adapter folder with a head.
@@ -69,7 +68,7 @@ def evaluate_folder(
         split: Split to score on.
         limit: Examples per task, the first ones; all by default.
         predictions: Keep every prediction, and the labels.
-        single: TaskScore the single adapters beside.
+        single: Score the single adapters beside.
         model: The base model, where it lies elsewhere now.
         revision: Its revision.
         max_length: Tokens per example; by default as in training.
@@ -101,8 +100,7 @@ def evaluate_folder(
         name: max_length or resolve_max_length(classifier.max_length, sets[name][0].task)
         for name, classifier in chosen.items()
     }
-    base_dir, base = opened.resolve_model(model, revision)
-    check_max_length(base_dir, max(lengths.values()))
+    base_dir, base = opened.resolve_model(model, revision, max(lengths.values()))
     result = EvaluationResult(path, list(chosen))
     if dry_run:
         return result
@@ -152,7 +150,7 @@ class _Scorer:
     progress: Progress
 
     def score(self, classifier: TaskClassifier, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
-        """TaskScore one task on one set of examples, or two."""
+        """Score one task on one set of examples, or two."""
         first, predictions = sets[0], []
         with self.backbone.attach(classifier, first.task.num_labels) as model:
             for data in sets:

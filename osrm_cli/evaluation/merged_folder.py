@@ -15,7 +15,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import read_task_delta
-from osrm_cli.models.base_model import find_base_model, resolve_base_model
+from osrm_cli.models.base_model import check_max_length, find_base_model, resolve_base_model
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
 
@@ -156,11 +156,24 @@ class MergedFolder:
             by_name = adapter_config.read_config(first.folder).base_model
         return resolve_base_model(self.path, recorded, by_name, name, revision)
 
-    def resolve_model(self, name: str | None, revision: str | None) -> tuple[Path, BaseModelId | None]:
-        """What the classifiers are put on: the base model, or the folder itself where it is a whole model."""
+    def resolve_model(self, name: str | None, revision: str | None, max_length: int) -> tuple[Path, BaseModelId | None]:
+        """The model that the classifiers are put on: the base model, or the folder itself where it is a whole model.
+
+        Args:
+            name: Where the user says that the base model lies now.
+            revision: Its revision.
+            max_length: Tokens for which it must have positions.
+
+        Raises:
+            OsrmError: If it is not known, has too few positions, or its weights are not those of the folder.
+        """
         if self.form == "model":
-            return find_base_model(str(self.path)), BaseModelId.of(next(iter(self.tasks.values())).record)
-        return self.resolve_base_model(name, revision)
+            base_dir = find_base_model(str(self.path))
+            base = BaseModelId.of(next(iter(self.tasks.values())).record)
+        else:
+            base_dir, base = self.resolve_base_model(name, revision)
+        check_max_length(base_dir, max_length)
+        return base_dir, base
 
     def describe(self) -> dict[str, Any]:
         """How it was made, as ``scores.json`` has it: adapters, method, options, and whether heads were calibrated."""
