@@ -1,6 +1,6 @@
 """Draw the pictures of ``docs/pictures/``, as SVG with a background of its own: legible on light and on dark pages.
 
-    python -m scripts.pictures
+python -m scripts.pictures
 """
 
 from pathlib import Path
@@ -18,7 +18,13 @@ INK, PALE, ONE, TWO = "#1f2430", "#f7f8fb", "#3b5fc0", "#d9641e"
 def main() -> None:
     """Draw all."""
     matplotlib.rcParams.update(
-        {"svg.hashsalt": "osrm", "svg.fonttype": "path", "font.size": 11, "text.color": INK, "font.family": "DejaVu Sans"}
+        {
+            "svg.hashsalt": "osrm",
+            "svg.fonttype": "path",
+            "font.size": 11,
+            "text.color": INK,
+            "font.family": "DejaVu Sans",
+        }
     )
     FOLDER.mkdir(exist_ok=True)
     for name, draw in {"pipeline": pipeline, "interference": interference}.items():
@@ -46,7 +52,9 @@ def pipeline() -> Figure:
         # Before the merge there is one file per task: a pile of three.
         for shift in (1.2, 0.6, 0.0) if index < 4 else (0.0,):
             shape = "round,pad=0,rounding_size=0.9"
-            box = FancyBboxPatch((left + shift, low + shift), 14.5, 10, shape, lw=1.3, edgecolor=color, facecolor="white")
+            box = FancyBboxPatch(
+                (left + shift, low + shift), 14.5, 10, shape, lw=1.3, edgecolor=color, facecolor="white"
+            )
             axes.add_patch(box)
         axes.text(left + 7.25, low + 7.4, name, ha="center", va="center", weight="bold", size=11.5, color=color)
         axes.text(left + 7.25, low + 3.3, text, ha="center", va="center", size=8.8)
@@ -61,7 +69,9 @@ def pipeline() -> Figure:
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, lw=1.4, color=INK, shrinkA=0, shrinkB=0))
+    axes.add_patch(
+        FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, lw=1.4, color=INK, shrinkA=0, shrinkB=0)
+    )
 
 
 def interference() -> Figure:

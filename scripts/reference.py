@@ -25,8 +25,8 @@ def cli() -> str:
     parts = [
         "# Commands",
         _NOTE,
-        "`osrm COMMAND --help` prints the same. Options that stand in [`osrm.toml`](../guides/cluster.md#settings) or in "
-        "the environment variable named here count where the command line is silent.",
+        "`osrm COMMAND --help` prints the same. Where the command line is silent, the environment variable named here "
+        "counts, then [`osrm.toml`](../guides/cluster.md#settings).",
         _table(
             ("command", "what it does"),
             [(f"[`osrm {name}`](#osrm-{name})", _help(command)[0]) for name, command in group.commands.items()],
@@ -73,14 +73,14 @@ def methods() -> str:
     parts = [
         "# Merging methods",
         _NOTE,
-        "`osrm merge --list` prints this table; how to choose and combine methods says the [guide](../guides/merge.md).",
+        "`osrm merge --list` prints this table; the [guide](../guides/merge.md) says how to choose among methods.",
         _table(("method", "needs", "result", "what it does"), rows),
-        "*needs*: what must be there beyond the adapters. `seed`: random masks. `features`: the files of `osrm collect`. "
-        "`data`: unlabelled training examples. `labels`: labelled ones.",
-        "*result*: `exact`: the result is an adapter as it is. `recompressed`: the result is dense; `--as model` writes it "
-        "exactly, an adapter is its truncated SVD. `task-aware`: not one model, each task has its own mask.",
-        "In the formulas, `dW_t = s B_t A_t` is the update of adapter `t`, `w_t` its weight, `lambda` the factor on the "
-        "merged update.",
+        "*needs*: what must be there beyond the adapters. `seed`: random masks. `features`: the files of "
+        "`osrm collect`. `data`: unlabelled training examples. `labels`: labelled ones.",
+        "*result*: `exact`: the result is an adapter as it is. `recompressed`: the result is dense; `--as model` "
+        "writes it exactly, an adapter is its truncated SVD. `task-aware`: not one model, each task has its own mask.",
+        "In the formulas, `dW_t = s B_t A_t` is the update of adapter `t`, `w_t` its weight, `lambda` the factor on "
+        "the merged update.",
     ]
     for name, text, facts in details:
         parts += [f"### {name}", text, " ".join(facts)]
@@ -112,8 +112,8 @@ def objectives() -> str:
     parts = [
         "# Objectives",
         _NOTE,
-        "`osrm init --objective NAME` chooses the rows of A by one of these; the [guide](../guides/init.md) says when to "
-        "take which, [concepts](../concepts.md) have the derivation.",
+        "`osrm init --objective NAME` chooses the rows of A by one of these; the [guide](../guides/init.md) says when "
+        "to take which, [concepts](../concepts.md) have the derivation.",
         _table(("objective", "rows of A", "reads"), rows),
     ]
     for name, text, facts in details:
@@ -136,7 +136,9 @@ def statistics() -> str:
         if row.accumulator:
             module, _, name = row.accumulator.partition(":")
             kept = getattr(importlib.import_module(f"osrm_cli.features.statistics.{module}"), name)
-            parts += [f"### {row.name}", _prose(kept)]
+        else:
+            kept = importlib.import_module("osrm_cli.features.loss_gradients")
+        parts += [f"### {row.name}", _prose(kept)]
     return _page(parts)
 
 
