@@ -43,8 +43,8 @@ def page() -> str:
     rows = [replace(row, what=f"{name}: {row.what}") for name in names for row in stored[name] if row.goal is not None]
     parts = [
         "## Goals",
-        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}. Medians; "
-        "a ratio is the median over rounds in which all ran in turn.",
+        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}. "
+        "Medians; a ratio is the median over rounds in which all ran in turn.",
         report.table(rows, differences=False),
         "## All figures",
         *(part for name in names for part in _section(name, stored[name])),

@@ -10,6 +10,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import osrm_cli
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 _NOTE = "<!-- Generated from the program: pytest tests/test_documents.py --regen -->\n"
@@ -25,8 +27,8 @@ def cli() -> str:
     parts = [
         "# Commands",
         _NOTE,
-        "`osrm COMMAND --help` prints the same. Options that stand in [`osrm.toml`](../guides/cluster.md#settings) or in "
-        "the environment variable named here count where the command line is silent.",
+        "`osrm COMMAND --help` prints the same. Where the command line is silent, the environment variable named here "
+        "counts, then [`osrm.toml`](../guides/cluster.md#settings).",
         _table(
             ("command", "what it does"),
             [(f"[`osrm {name}`](#osrm-{name})", _help(command)[0]) for name, command in group.commands.items()],
@@ -73,14 +75,14 @@ def methods() -> str:
     parts = [
         "# Merging methods",
         _NOTE,
-        "`osrm merge --list` prints this table; how to choose and combine methods says the [guide](../guides/merge.md).",
+        "`osrm merge --list` prints this table; the [guide](../guides/merge.md) says how to choose among methods.",
         _table(("method", "needs", "result", "what it does"), rows),
-        "*needs*: what must be there beyond the adapters. `seed`: random masks. `features`: the files of `osrm collect`. "
-        "`data`: unlabelled training examples. `labels`: labelled ones.",
-        "*result*: `exact`: the result is an adapter as it is. `recompressed`: the result is dense; `--as model` writes it "
-        "exactly, an adapter is its truncated SVD. `task-aware`: not one model, each task has its own mask.",
-        "In the formulas, `dW_t = s B_t A_t` is the update of adapter `t`, `w_t` its weight, `lambda` the factor on the "
-        "merged update.",
+        "*needs*: what must be there beyond the adapters. `seed`: random masks. `features`: the files of "
+        "`osrm collect`. `data`: unlabelled training examples. `labels`: labelled ones.",
+        "*result*: `exact`: the result is an adapter as it is. `recompressed`: the result is dense; `--as model` "
+        "writes it exactly, an adapter is its truncated SVD. `task-aware`: not one model, each task has its own mask.",
+        "In the formulas, `dW_t = s B_t A_t` is the update of adapter `t`, `w_t` its weight, `lambda` the factor on "
+        "the merged update.",
     ]
     for name, text, facts in details:
         parts += [f"### {name}", text, " ".join(facts)]
@@ -112,8 +114,8 @@ def objectives() -> str:
     parts = [
         "# Objectives",
         _NOTE,
-        "`osrm init --objective NAME` chooses the rows of A by one of these; the [guide](../guides/init.md) says when to "
-        "take which, [concepts](../concepts.md) have the derivation.",
+        "`osrm init --objective NAME` chooses the rows of A by one of these; the [guide](../guides/init.md) says when "
+        "to take which, [concepts](../concepts.md) have the derivation.",
         _table(("objective", "rows of A", "reads"), rows),
     ]
     for name, text, facts in details:
@@ -136,7 +138,32 @@ def statistics() -> str:
         if row.accumulator:
             module, _, name = row.accumulator.partition(":")
             kept = getattr(importlib.import_module(f"osrm_cli.features.statistics.{module}"), name)
-            parts += [f"### {row.name}", _prose(kept)]
+        else:
+            kept = importlib.import_module("osrm_cli.features.loss_gradients")
+        parts += [f"### {row.name}", _prose(kept)]
+    return _page(parts)
+
+
+def python_api() -> str:
+    """``reference/python-api.md``: the public functions, from their signatures and docstrings."""
+    parts = [
+        "# Python API",
+        _NOTE,
+        "Each command is one function, and calls nothing else. The functions are imported from `osrm_cli`; all else in "
+        "the package may change without notice. Bad input raises `OsrmError` with a `hint`.",
+    ]
+    for name in osrm_cli.__all__:
+        function = getattr(osrm_cli, name)
+        node = ast.parse(inspect.getsource(function)).body[0]
+        if not isinstance(node, ast.FunctionDef):
+            raise TypeError(f"{name} is not a function")
+        titles = r"^(Args|Returns|Raises|Examples?):\n"
+        lead, *sections = re.split(titles, inspect.getdoc(function) or "", flags=re.M)
+        parts += [f"## {name}", f"```python\n{_signature(node)}\n```", _linked(lead.replace("``", "`").strip())]
+        for title, text in zip(sections[::2], sections[1::2], strict=True):
+            if title.startswith("Example"):
+                parts += _result(function, node)
+            parts.append(_section(title, inspect.cleandoc(text)))
     return _page(parts)
 
 
@@ -162,6 +189,50 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/objectives.md": objectives,
     "reference/statistics.md": statistics,
 }
+
+
+if hasattr(osrm_cli, "__all__"):
+    PAGES["reference/python-api.md"] = python_api
+
+
+def _signature(node: ast.FunctionDef) -> str:
+    """A definition's first lines as its source has them, an argument a line."""
+    given = node.args
+    plain = [ast.unparse(argument) for argument in given.args]
+    defaults = [ast.unparse(value) for value in given.defaults]
+    first = len(plain) - len(defaults)
+    lines = plain[:first] + [f"{name} = {value}" for name, value in zip(plain[first:], defaults, strict=True)]
+    if given.kwonlyargs:
+        lines.append("*")
+    for argument, value in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+        lines.append(ast.unparse(argument) + (f" = {ast.unparse(value)}" if value else ""))
+    if given.kwarg:
+        lines.append(f"**{ast.unparse(given.kwarg)}")
+    arguments = "".join(f"    {line},\n" for line in lines)
+    return f"{node.name}(\n{arguments}) -> {ast.unparse(node.returns) if node.returns else None}"
+
+
+def _result(function: Any, node: ast.FunctionDef) -> list[str]:
+    """What a result of this package holds: the attributes of its class."""
+    kind = function.__globals__.get(ast.unparse(node.returns)) if node.returns else None
+    if not inspect.isclass(kind):
+        return []
+    found = re.search(r"^Attributes:\n((?:\s.*\n?|\n)*)", inspect.getdoc(kind) or "", re.M)
+    if not found:
+        return []
+    return [_section(f"Attributes of the {kind.__name__} returned", inspect.cleandoc(found[1]))]
+
+
+def _section(title: str, text: str) -> str:
+    """A section of a docstring: names with what they are as a list, code as a block, the rest as it is."""
+    if title.startswith("Example"):
+        return f"```python\n{text}\n```"
+    text = text.replace("``", "`")
+    if title == "Returns":
+        return f"**Returns** {_linked(' '.join(text.split()))}"
+    entries = re.findall(r"^(\S+): ((?:.|\n(?=\s))*)", text, re.M)
+    rows = [f"- `{name}`: {_linked(' '.join(what.split()))}" for name, what in entries]
+    return "\n".join([f"**{title}**", "", *rows])
 
 
 def _page(parts: Iterable[str]) -> str:

@@ -101,6 +101,20 @@ def test_reference_is_the_program_s(name: str, request: pytest.FixtureRequest) -
     assert (DOCS / name).read_text(encoding="utf-8") == text
 
 
+def test_a_public_function_is_documented_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    import osrm_cli
+    from osrm_cli.evaluation.evaluate import evaluate_folder
+
+    monkeypatch.setattr(osrm_cli, "__all__", ["evaluate_folder"], raising=False)
+    monkeypatch.setattr(osrm_cli, "evaluate_folder", evaluate_folder, raising=False)
+    page = reference.python_api()
+    assert "## evaluate_folder\n\n```python\nevaluate_folder(\n    folder: Path | str = 'merged',\n" in page
+    assert ") -> EvaluationResult\n```" in page
+    assert "- `split`: Split to score on." in page
+    assert "**Attributes of the EvaluationResult returned**\n\n- `path`: " in page
+    assert "```python\n>>> from osrm_cli import evaluate_folder\n" in page
+
+
 def test_the_list_of_files_is_the_package_s(request: pytest.FixtureRequest) -> None:
     path = DOCS / "development/architecture.md"
     before, mark, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
@@ -169,7 +183,7 @@ def test_the_example_of_a_method_works() -> None:
     small, large = (LowRank(torch.full((3, 1), size), torch.ones(1, 4)) for size in (1.0, 2.0))
     layer = LayerUpdates("layer", ("a", "b"), (small, large), (1.0, 1.0))
     torch.testing.assert_close(names["largest"](layer, MethodOptions(scale=0.5)).dense(), torch.ones(3, 4))
-    method = eval(f"({row.strip().removesuffix(',')})", names)
+    method = eval(row, names)
     assert method.name == "largest"
     assert method.exact
 

@@ -87,9 +87,9 @@ def test_merged_update_is_the_exact_sum(done: Path) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_plain_peft_gives_the_logits_that_eval_scored(done: Path, words: Path, task: str) -> None:
-    """The five lines of the README, one example at a time, beside what ``eval`` computes in padded batches."""
-    from osrm_cli.models.backbone import with_peft_adapter
-    from osrm_cli.models.batching import compute_logits, tokenize_examples
+    """The five lines of the merge guide, one example at a time, beside what ``eval`` computes in padded batches."""
+    from osrm_cli.models.backbone import compute_logits, with_peft_adapter
+    from osrm_cli.models.batching import tokenize_examples
     from osrm_cli.models.classifier import load_classifier, load_tokenizer
     from osrm_cli.tasks.loading import load_split
 
