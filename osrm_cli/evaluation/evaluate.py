@@ -29,12 +29,14 @@ class EvaluationResult:
         tasks: Names of the tasks.
         scores: Each task's score; empty under ``dry_run``.
         notes: What the reader of the scores should know.
+        warnings: What the reader should know about how the data was read.
     """
 
     path: Path
     tasks: Sequence[str]
     scores: dict[str, TaskScore] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def evaluate_folder(
@@ -100,6 +102,7 @@ def evaluate_folder(
     base_dir, base = opened.resolve_model(model, revision)
     check_max_length(base_dir, max(lengths.values()))
     result = EvaluationResult(path, list(chosen))
+    result.warnings += dict.fromkeys(warning for pair in sets.values() for one in pair for warning in one.warnings)
     if dry_run:
         return result
     place = pick_device(device)

@@ -11,15 +11,16 @@ from typing import Any, Self
 from osrm_cli.errors import OsrmError
 
 Label = int | float
+TASK_NAME = re.compile(r"\w[\w.-]*")  # so that files and folders can be named after a task
 
 
 def check_task_name(name: str) -> None:
-    """Check that files and folders can be named after a task; every command holds to this rule.
+    """Check a task's name.
 
     Raises:
         OsrmError: If not.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not TASK_NAME.fullmatch(name):
         raise OsrmError(
             f"{name!r} cannot be the name of a task", "rename its folder: letters, digits, '_', '-' and '.' only"
         )
