@@ -264,4 +264,4 @@ def test_reading_tasks_needs_no_torch():
         "load_split('mini-mood', 'mini', 'dev'); print(*sys.modules)"
     )
     modules = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-    assert not {"torch", "transformers", "datasets", "sklearn", "pyarrow"} & set(modules)
+    assert not {"torch", "transformers", "datasets", "sklearn", "pyarrow", "pydantic", "pandas"} & set(modules)
