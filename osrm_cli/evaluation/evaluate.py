@@ -102,7 +102,7 @@ def evaluate_folder(
     base_dir, base = opened.resolve_model(model, revision)
     check_max_length(base_dir, max(lengths.values()))
     result = EvaluationResult(path, list(chosen))
-    result.warnings += dict.fromkeys(warning for pair in sets.values() for one in pair for warning in one.warnings)
+    result.warnings.extend(dict.fromkeys(text for pair in sets.values() for one in pair for text in one.warnings))
     if dry_run:
         return result
     place = pick_device(device)

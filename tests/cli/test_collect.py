@@ -149,7 +149,7 @@ def test_unknown_task_names_the_nearest_first(work: Path) -> None:
     [
         ('{"text": "w1", "label": ', "train.jsonl:3: "),
         ('{"text": "w1", "label": 7}', "train.jsonl:3: label 7"),
-        ('{"text": null, "label": 1}', "train.jsonl:3: "),
+        ('{"text": ["w1"], "label": 1}', "train.jsonl:3: column 'text' holds ['w1']"),
     ],
     ids=["unreadable", "out of range", "no text"],
 )
