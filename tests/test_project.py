@@ -115,8 +115,8 @@ def test_completing_a_method_imports_nothing_heavy() -> None:
 @pytest.mark.slow
 def test_collecting_imports_no_scikit_learn() -> None:
     code = (
-        "import sys; from osrm_cli.features import collect; from osrm_cli.tasks import loading as tasks; "
-        "tasks.load('mini-mood', 'mini', 'train', 1); print(*sys.modules)"
+        "import sys; from osrm_cli.features import collect; from osrm_cli.tasks.loading import load_split; "
+        "load_split('mini-mood', 'mini', 'train', 1); print(*sys.modules)"
     )
     assert not {"sklearn", "pandas", "datasets"} & set(_fresh(code).split())
 

@@ -5,7 +5,6 @@ Opening one reads its settings and the headers of its weights; a layer's factors
 
 import hashlib
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import hub, provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
 from osrm_cli.storage.safetensors_io import TensorLocation
+from osrm_cli.tasks.task import TASK_NAME
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def check_task_names(adapters: Sequence[Adapter]) -> None:
     """
     owners: dict[str, Adapter] = {}
     for adapter in adapters:
-        if not re.fullmatch(r"\w[\w.-]*", adapter.name):
+        if not TASK_NAME.fullmatch(adapter.name):
             raise OsrmError(
                 f"{adapter.source}: '{adapter.name}' cannot be a folder's name", "rename the task or folder"
             )

@@ -89,6 +89,7 @@ def collect(
     from osrm_cli.models.distributed import local_device, process_group, process_rank
     from osrm_cli.storage import atomic, provenance
     from osrm_cli.tasks import loading
+    from osrm_cli.tasks.description import describe_split
 
     leader = process_rank() == 0  # under a launcher, one process writes and speaks
     console = Console(json, quiet or not leader)
@@ -97,7 +98,14 @@ def collect(
     paths = {name: keep.path(out / f"{name}.safetensors") for name in names}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
-    chosen = {name: loading.draw_examples(loading.load_split(name, data, "train"), samples, seed) for name in names}
+    chosen, described = {}, {}
+    for name in names:
+        train = loading.load_split(name, data, "train")
+        for warning in train.warnings if leader else ():
+            console.warn(warning)
+        chosen[name] = loading.draw_examples(train, samples, seed)
+        if dry_run:
+            described[name] = describe_split(train)
     lengths = {name: max_length or chosen[name].task.max_length or options.MAX_LENGTH for name in names}
 
     folder, base = find_base_model(model, revision), identify_base_model(model, revision)
@@ -105,7 +113,7 @@ def collect(
     where = local_device(devices.pick_device(device))
     source = FeatureCollector(folder, where, devices.pick_dtype(dtype, where), target_modules, seed)
     if dry_run:
-        _say_plan(console, paths, chosen, source)
+        _say_plan(console, paths, chosen, described, source)
         return
 
     written = {}
@@ -214,10 +222,18 @@ def _report(console: Console, written: Mapping[str, dict[str, Any]]) -> None:
 
 
 def _say_plan(
-    console: Console, paths: dict[str, Path], chosen: "dict[str, TaskSplit]", source: "FeatureCollector"
+    console: Console,
+    paths: dict[str, Path],
+    chosen: "dict[str, TaskSplit]",
+    described: dict[str, dict[str, Any]],
+    source: "FeatureCollector",
 ) -> None:
-    lines = [
-        f"would write {path}: {len(chosen[name].examples)} examples, {len(source.layers)} layers"
-        for name, path in paths.items()
-    ]
-    console.result({"would_write": [str(path) for path in paths.values()]}, "\n".join(lines))
+    """Say what would be written, and what was understood of each task's data."""
+    from osrm_cli.tasks.description import format_description
+
+    lines = []
+    for name, path in paths.items():
+        count = len(chosen[name].examples)
+        lines.append(f"would write {path}: {count} examples, {len(source.layers)} layers")
+        lines.append(format_description(described[name]))
+    console.result({"would_write": [str(path) for path in paths.values()], "tasks": described}, "\n".join(lines))

@@ -66,6 +66,8 @@ def evaluate(
         dry_run=dry_run,
         progress=console.progress,
     )
+    for warning in result.warnings:
+        console.warn(warning)
     if dry_run:
         names = ", ".join(result.tasks)
         console.result({"would_write": [str(result.path)]}, f"would write {result.path}: {names}")

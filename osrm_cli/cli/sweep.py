@@ -135,6 +135,8 @@ def sweep(
         dry_run=dry_run,
         progress=console.progress,
     )
+    for warning in report.warnings:
+        console.warn(warning)
     for note in report.notes:
         console.note(note)
     if report.result is None:

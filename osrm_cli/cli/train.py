@@ -102,14 +102,14 @@ def train(
         dry_run=dry_run,
         progress=console.progress,
     )
+    for warning in trained.warnings if is_first else ():
+        console.warn(warning)
     if dry_run:
         lines = [
             f"would write {path}: {trained.examples[task]} examples of {task}" for task, path in trained.paths.items()
         ]
         console.result({"would_write": [str(path) for path in trained.paths.values()]}, "\n".join(lines))
         return
-    for warning in trained.warnings:
-        console.warn(warning)
     if is_first:
         console.result({"adapters": trained.reports}, "\n".join(map(_line, trained.reports.values())))
 

@@ -30,6 +30,7 @@ class EvaluationResult:
         scores: Each task's score; empty under ``dry_run``.
         summary: Scores and averages as ``scores.json`` has them; empty under ``dry_run``.
         notes: What the reader of the scores should know.
+        warnings: What the reader should know about how the data was read.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class EvaluationResult:
     scores: dict[str, TaskScore] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def evaluate_folder(
@@ -102,6 +104,7 @@ def evaluate_folder(
     }
     base_dir, base = opened.resolve_model(model, revision, max(lengths.values()))
     result = EvaluationResult(path, list(chosen))
+    result.warnings.extend(dict.fromkeys(text for pair in sets.values() for one in pair for text in one.warnings))
     if dry_run:
         return result
     place = pick_device(device)

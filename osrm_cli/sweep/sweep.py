@@ -33,6 +33,7 @@ class SweepReport:
         points: Number of merges.
         notes: Inputs that no method uses.
         result: Every point's scores; ``None`` under ``dry_run``.
+        warnings: What the reader should know about how the data was read.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class SweepReport:
     points: int
     notes: Sequence[str]
     result: SweepResult | None = None
+    warnings: Sequence[str] = ()
 
 
 def run_sweep(
@@ -125,8 +127,9 @@ def run_sweep(
     check_max_length(base_dir, max(task.max_length for task in sweep_tasks))
     merges = GridMerges(families, base_dir, place)
     names, points = [task.adapter.name for task in sweep_tasks], sum(len(family.lambdas) for family in families)
+    warnings = [warning for task in sweep_tasks for warning in task.parts.warnings]
     if dry_run:
-        return SweepReport(path, names, points, notes)
+        return SweepReport(path, names, points, notes, warnings=warnings)
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         scorer = SweepScorer(families[0].plan, sweep_tasks, base_dir, place, precision, batch_size)
         result = _score_families(scorer, merges, families, Path(scratch), progress)
@@ -146,7 +149,7 @@ def run_sweep(
         facts = {**record, **result.facts(predictions), **({"labels": {TEST: labels}} if predictions else {})}
         (stage / NAME).write_text(provenance.to_json(facts), encoding="utf-8")
         draw_lambda_plot(result, stage / CURVE)
-    return SweepReport(path, names, points, notes, result)
+    return SweepReport(path, names, points, notes, result, warnings)
 
 
 def _note_unused(given: Mapping[str, Any], families: Sequence[MergeFamily], calibrate: bool) -> list[str]:

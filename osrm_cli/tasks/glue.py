@@ -40,8 +40,8 @@ def list_glue_splits(task: str) -> tuple[str, ...]:
     return ("train", *(f"dev{end}" for end in ends), *(f"test{end}" for end in ends))
 
 
-def load_glue_rows(task: str, split: str, limit: int | None = None) -> list[dict[str, Any]]:
-    """The rows of one split, through ``datasets``: from its cache, else from the hub unless that is forbidden.
+def load_glue_columns(task: str, split: str, limit: int | None = None) -> dict[str, list[Any]]:
+    """The columns of one split, through ``datasets``: from its cache, else from the hub unless that is forbidden.
 
     Raises:
         OsrmError: If there is neither.
@@ -51,11 +51,11 @@ def load_glue_rows(task: str, split: str, limit: int | None = None) -> list[dict
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # our one error is enough
     try:
-        found = load_dataset(GLUE_HUB_ID, task, split=split.replace("dev", "validation"))
+        dataset = load_dataset(GLUE_HUB_ID, task, split=split.replace("dev", "validation"))
     except (OSError, ValueError) as error:
         raise OsrmError(
             f"GLUE's '{task}' is not in the cache of datasets and cannot be had: {str(error).splitlines()[0]}",
             "use --data mini (generated) or --data FOLDER, or go online once, or set HF_HOME to a filled cache",
         ) from None
-    kept: list[dict[str, Any]] = found.select(range(len(found))[:limit]).to_list()
-    return kept
+    columns: dict[str, list[Any]] = dataset.select(range(len(dataset))[:limit]).to_dict()
+    return columns

@@ -1,30 +1,20 @@
 """Tasks and their examples, from the hub, the generated tasks of the package, or a folder of files."""
 
 import difflib
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.glue import GLUE, GLUE_HUB_ID, list_glue_splits, load_glue_rows
+from osrm_cli.tasks.draws import are_sorted, order_by_hash
+from osrm_cli.tasks.glue import GLUE, GLUE_HUB_ID, list_glue_splits, load_glue_columns
 from osrm_cli.tasks.mini import MINI, MINI_FOLDER
 from osrm_cli.tasks.parsing import is_unlabelled, parse_classes, parse_scores, parse_texts
-from osrm_cli.tasks.readers import SPLIT_STEMS, SourceRow, find_split_file, read_rows
-from osrm_cli.tasks.task import Example, Label, Task, TaskSplit
-from osrm_cli.tasks.task_file import TaskFields, add_defaults, check_metrics, infer_schema, read_task_file
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Rows, and what is needed to make examples of them."""
-
-    task: Task
-    label_column: str
-    codes: bool  # the rows may hold a class's index instead of its name
-    source: str
-    rows: Sequence[SourceRow]
+from osrm_cli.tasks.readers import FORMATS, find_split_files, read_table
+from osrm_cli.tasks.schema import add_defaults, infer_schema
+from osrm_cli.tasks.table import Table
+from osrm_cli.tasks.task import Example, Label, Task, TaskSplit, check_task_name
 
 
 def list_tasks(data: str | Path) -> list[str]:
@@ -42,9 +32,12 @@ def list_tasks(data: str | Path) -> list[str]:
         raise OsrmError(
             f"no data folder {folder}", "--data takes 'hub', 'mini', or a folder that holds TASK/train.jsonl"
         )
-    found = sorted(each.name for each in folder.iterdir() if each.is_dir() and _find_split_files(each))
+    found = sorted(each.name for each in folder.iterdir() if each.is_dir() and find_split_files(each))
     if not found:
-        raise OsrmError(f"{folder} holds no tasks", "put each task's files into a folder of its own: TASK/train.jsonl")
+        raise OsrmError(
+            f"{folder} holds no tasks",
+            f"put each task's files into a folder of its own: TASK/train.jsonl (or {', '.join(list(FORMATS)[1:])})",
+        )
     return found
 
 
@@ -60,7 +53,12 @@ def list_splits(name: str, data: str | Path) -> tuple[str, ...]:
         raise OsrmError(f"unknown task '{name}' in {data}", f"there are: {', '.join(nearest)}")
     if str(data) == "hub":
         return list_glue_splits(name)
-    return tuple(_find_split_files((MINI_FOLDER if str(data) == "mini" else Path(data)) / name))
+    check_task_name(name)
+    folder = (MINI_FOLDER if str(data) == "mini" else Path(data)) / name
+    files = find_split_files(folder)
+    if "split_dev" in _read_declared(folder, files):
+        return tuple(dict.fromkeys(("train", "dev", *files)))
+    return tuple(files)
 
 
 def load_split(name: str, data: str | Path, split: str, limit: int | None = None) -> TaskSplit:
@@ -76,9 +74,31 @@ def load_split(name: str, data: str | Path, split: str, limit: int | None = None
         OsrmError: If there is no such task or split, or if a row cannot be used.
     """
     actual = _resolve_split(name, data, split)
-    source = {"hub": _read_hub, "mini": _read_mini}.get(str(data))
-    table = source(name, actual, limit) if source else _read_folder(Path(data, name), actual, limit)
-    return TaskSplit(table.task, split, _make_examples(table, split), table.source)
+    if str(data) in ("hub", "mini"):
+        table = _read_known(name, str(data), actual, limit)
+        return _make_split(table, Task(name, **(GLUE | MINI)[name]), "label", True, split, limit)
+    folder = Path(data, name)
+    files = find_split_files(folder)
+    fields = {**GLUE.get(name, {}), **_read_declared(folder, files)}
+    codes, share = bool(fields.get("labels")), fields.pop("split_dev", None)
+    if fields.keys() >= {"columns", "labels"}:
+        table = _read_rows(files, actual, share, name, limit)
+        fields = add_defaults(fields, table)
+    elif "train" in files:
+        train = read_table(files["train"])
+        fields = infer_schema(fields, train)
+        table = _read_rows({**files, "train": train}, actual, share, name, limit)
+        table.warnings += [warning for warning in train.warnings if warning not in table.warnings]
+    else:
+        raise OsrmError(
+            f"{folder} has no train.* to infer the task from", f"say columns and labels in {folder / 'task.toml'}"
+        )
+    if (toml := folder / "task.toml").is_file():
+        from osrm_cli.tasks.task_file import check_metrics
+
+        check_metrics(fields, toml)
+    column = fields.pop("label_column")
+    return _make_split(table, Task(name, **fields), column, codes, split, limit)
 
 
 def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
@@ -86,29 +106,22 @@ def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
 
     Args:
         task: The task, with the columns to read.
-        data: As for ``load``.
-        split: As for ``load``.
+        data: As for ``load_split``.
+        split: As for ``load_split``.
 
     Raises:
         OsrmError: If there is no such task or split, or if a row's texts cannot be used.
     """
     actual = _resolve_split(task.name, data, split)
-    if source := {"hub": _read_hub, "mini": _read_mini}.get(str(data)):
-        table = source(task.name, actual, None)
-        rows, path = table.rows, table.source
+    if str(data) in ("hub", "mini"):
+        table = _read_known(task.name, str(data), actual, None)
     else:
-        path = str(_find_split_files(Path(data, task.name))[actual])
-        rows = read_rows(Path(path))
-    return TaskSplit(task, split, tuple(Example(texts, None) for texts in parse_texts(rows, task.columns, path)), path)
-
-
-def _resolve_split(name: str, data: str | Path, split: str) -> str:
-    """The split that is meant: of a task that has two, the matched one."""
-    held = list_splits(name, data)
-    actual = next((each for each in (split, f"{split}_matched") if each in held), None)
-    if actual is None:
-        raise OsrmError(f"task '{name}' in {data} has no split '{split}'", f"there are: {', '.join(held)}")
-    return actual
+        folder = Path(data, task.name)
+        files = find_split_files(folder)
+        share = _read_declared(folder, files).get("split_dev")
+        table = _read_rows(files, actual, share, task.name, None)
+    examples = tuple(Example(texts, None) for texts in parse_texts(table, task.columns))
+    return TaskSplit(task, split, examples, table.source, warnings=tuple(table.warnings))
 
 
 def draw_examples(data: TaskSplit, k: int, seed: int) -> TaskSplit:
@@ -116,56 +129,92 @@ def draw_examples(data: TaskSplit, k: int, seed: int) -> TaskSplit:
 
     Each example's place comes from a hash of seed, task and index, which no version of Python or numpy can change.
     """
-    prefix = f"{seed}\0{data.task.name}\0{data.split}\0"
-    order = sorted(range(len(data.examples)), key=lambda i: hashlib.sha256(f"{prefix}{i}".encode()).digest())
-    return TaskSplit(data.task, data.split, tuple(data.examples[i] for i in order[:k]), data.source)
+    order = order_by_hash(range(len(data.examples)), seed, data.task.name, data.split)
+    return replace(data, examples=tuple(data.examples[i] for i in order[:k]))
 
 
-def _read_hub(name: str, split: str, limit: int | None) -> _Table:
-    source = f"{GLUE_HUB_ID}/{name}/{split}"
-    return _Table(Task(name, **GLUE[name]), "label", True, source, _number_rows(load_glue_rows(name, split, limit)))
+def _resolve_split(name: str, data: str | Path, split: str) -> str:
+    """The split that is meant: of a task that has two, the matched one."""
+    known = list_splits(name, data)
+    actual = next((each for each in (split, f"{split}_matched") if each in known), None)
+    if actual is None:
+        hint = f"there are: {', '.join(known)}"
+        if split == "dev" and str(data) not in ("hub", "mini"):
+            hint += f"; to take a tenth of train, say split_dev = 0.1 in {Path(data, name, 'task.toml')}"
+        raise OsrmError(f"task '{name}' in {data} has no split '{split}'", hint)
+    return actual
 
 
-def _read_mini(name: str, split: str, limit: int | None) -> _Table:
-    rows = read_rows(_find_split_files(MINI_FOLDER / name)[split], limit)
-    return _Table(Task(name, **MINI[name]), "label", True, f"mini/{name}/{split}", rows)
+def _read_known(name: str, data: str, split: str, limit: int | None) -> Table:
+    """The rows of a task of the hub or of the package."""
+    if data == "hub":
+        return Table(f"{GLUE_HUB_ID}/{name}/{split}", load_glue_columns(name, split, limit))
+    return replace(read_table(find_split_files(MINI_FOLDER / name)[split], limit), source=f"mini/{name}/{split}")
 
 
-def _number_rows(rows: Sequence[Mapping[str, Any]]) -> list[SourceRow]:
-    return [SourceRow(number, dict(row)) for number, row in enumerate(rows, 1)]
+def _read_declared(folder: Path, files: dict[str, Path]) -> dict[str, Any]:
+    """What ``task.toml`` says; a share of train is dev only where no file is."""
+    if not (path := folder / "task.toml").is_file():
+        return {}
+    from osrm_cli.tasks.task_file import read_task_file
+
+    fields = read_task_file(path)
+    if any(split.startswith("dev") for split in files):
+        fields.pop("split_dev", None)
+    return fields
 
 
-def _find_split_files(folder: Path) -> dict[str, Path]:
-    return {split: path for split in SPLIT_STEMS if (path := find_split_file(folder, split))}
+def _read_rows(
+    files: Mapping[str, Path | Table], split: str, share: float | None, name: str, limit: int | None
+) -> Table:
+    """The rows of a task of a folder; dev may be a share of train, drawn by a hash of the task's name.
+
+    Args:
+        files: Each split's file, or its rows where they have been read already.
+        split: The split that is wanted.
+        share: The share of train that is dev, if it is.
+        name: The task.
+        limit: Read no more than the first so many rows.
+    """
+    share = share if split in ("train", "dev") else None
+    file = files["train" if share else split]
+    table = file if isinstance(file, Table) else read_table(file, None if share else limit)
+    rows: Sequence[int] = range(len(table))
+    if share:
+        order = order_by_hash(rows, "split-dev", name)
+        first = max(1, round(share * len(table)))
+        rows = sorted(order[:first] if split == "dev" else order[first:])
+    return table if len(rows[:limit]) == len(table) else table.take(rows[:limit])
 
 
-def _read_folder(folder: Path, split: str, limit: int | None) -> _Table:
-    """A task of a folder; only one that has to be inferred reads its training rows for that."""
-    files = _find_split_files(folder)
-    toml = folder / "task.toml"
-    told: TaskFields = {**GLUE.get(folder.name, {}), **read_task_file(toml)}
-    if told.keys() >= {"columns", "labels"}:
-        rows = read_rows(files[split], limit)
-        facts = add_defaults(told, rows)
-    else:
-        if "train" not in files:
-            raise OsrmError(f"{folder} has no train.* to infer the task from", f"say columns and labels in {toml}")
-        train = read_rows(files["train"])
-        facts = infer_schema(told, train, str(files["train"]))
-        rows = train[:limit] if split == "train" else read_rows(files[split], limit)
-    if toml.is_file():
-        check_metrics(facts, toml)
-    column = facts.pop("label_column")
-    return _Table(Task(folder.name, **facts), column, bool(told.get("labels")), str(files[split]), rows)
-
-
-def _make_examples(table: _Table, split: str) -> tuple[Example, ...]:
-    task, rows, source = table.task, table.rows, table.source
-    labels: Iterable[Label | None]
-    if split.startswith("test") and is_unlabelled(rows, table.label_column):
-        labels = [None] * len(rows)
+def _make_split(table: Table, task: Task, column: str, codes: bool, split: str, limit: int | None) -> TaskSplit:
+    """Examples of rows; those without text or label are left out, which a warning says."""
+    count = len(table)
+    texts = parse_texts(table, task.columns)
+    labels: list[Label | None]
+    if unlabelled := split.startswith("test") and is_unlabelled(table, column):
+        labels = [None] * count
     elif task.labels is None:
-        labels = parse_scores(rows, table.label_column, source)
+        labels = parse_scores(table, column)
     else:
-        labels = parse_classes(rows, table.label_column, task.labels, table.codes, source)
-    return tuple(map(Example, parse_texts(rows, task.columns, source), labels))
+        labels = parse_classes(table, column, task.labels, codes)
+    warnings = list(table.warnings)
+    bare = [row for row, label in enumerate(labels) if label is None and not unlabelled]
+    blank = [row for row, row_texts in enumerate(texts) if not any(map(str.strip, row_texts))]
+    for rows, what in ((bare, "label"), (blank, "text")):
+        if rows:
+            first = table.locate(rows[0])
+            warnings.append(
+                f"{table.source}: left out {len(rows)} of {count} rows without {what}, the first at {first}"
+            )
+    left_out = {*bare, *blank}
+    examples = tuple(
+        Example(text, label) for row, (text, label) in enumerate(zip(texts, labels, strict=True)) if row not in left_out
+    )
+    if not examples:
+        raise OsrmError(f"{table.source}: no row has text and label", "see osrm collect --dry-run")
+    if limit is not None and count >= limit and are_sorted([each.label for each in examples if each.label is not None]):
+        warnings.append(
+            f"{table.source} is sorted by label: its first {limit} rows do not stand for all; shuffle the file"
+        )
+    return TaskSplit(task, split, examples, table.source, column, tuple(warnings))

@@ -1,4 +1,4 @@
-"""The values of rows as texts and labels, each checked, so that an error names its line."""
+"""Columns as texts and labels, each value checked, so that an error names its line."""
 
 import math
 import re
@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.readers import SourceRow
+from osrm_cli.tasks.table import Table
+from osrm_cli.tasks.task import Label
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII)
-_UNLABELLED = (None, "", -1, "-1")  # GLUE's test splits say -1
+NO_LABEL = (None, "", "-", -1)  # nothing; SNLI's sign for no agreement; the hub's for unlabelled
 
 
 def parse_number(value: Any) -> int | float | None:
@@ -23,79 +24,126 @@ def parse_number(value: Any) -> int | float | None:
     return int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
 
 
-def parse_texts(rows: Sequence[SourceRow], columns: tuple[str, ...], source: str) -> Iterator[tuple[str, ...]]:
-    """The texts of each row.
+def normalize_label(value: Any) -> Any:
+    """A label as it is compared: words without blanks around them, whole numbers as integers."""
+    if isinstance(value, str):
+        value = value.strip()
+    number = parse_number(value)
+    if number is None:
+        return value
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def parse_texts(table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
+    """The texts of each row; a number is its digits, nothing is an empty text.
 
     Raises:
-        OsrmError: If a row lacks a column, or holds anything but text in it.
+        OsrmError: If there is no such column, or it holds anything but text.
     """
-    for row in rows:
-        found = tuple(_get_value(row, column, source) for column in columns)
-        for column, text in zip(columns, found, strict=True):
-            if not isinstance(text, str):
-                raise OsrmError(f"{source}:{row.line}: column '{column}' holds {_describe_value(text)}, expected text")
-            if not text.isascii() and not _is_encodable(text):
-                raise OsrmError(f"{source}:{row.line}: column '{column}' holds half a surrogate pair, expected text")
-        yield found
+    parsed = [list(_parse_column(table, get_column(table, column))) for column in columns]
+    return list(zip(*parsed, strict=True))
 
 
-def parse_classes(
-    rows: Sequence[SourceRow], column: str, labels: tuple[str | int, ...], codes: bool, source: str
-) -> Iterator[int]:
-    """The index of each row's class; with ``codes``, a row may hold the index itself in place of a name.
+def _parse_column(table: Table, column: str) -> Iterator[str]:
+    for row, value in enumerate(table.columns[column]):
+        if isinstance(value, str):
+            if not value.isascii() and not _is_encodable(value):
+                raise OsrmError(f"{table.locate(row)}: column '{column}' holds half a surrogate pair, expected text")
+            yield value
+        elif value is None:
+            yield ""
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield str(value)
+        else:
+            raise OsrmError(f"{table.locate(row)}: column '{column}' holds {describe_value(value)}, expected text")
+
+
+def parse_classes(table: Table, column: str, labels: Sequence[str | int], codes: bool) -> list[Label | None]:
+    """The index of each row's class, ``None`` where a row says that it has none.
+
+    Args:
+        table: The rows.
+        column: Their label.
+        labels: The classes.
+        codes: Whether a row may hold the index itself in place of a name.
 
     Raises:
         OsrmError: If a row's label is none of the classes.
     """
-    index: dict[Any, int] = {label: position for position, label in enumerate(labels)}
-    if codes and all(isinstance(label, str) for label in labels):
-        index = {**{position: position for position in range(len(labels))}, **index}
-    for row in rows:
-        value = _get_value(row, column, source)
-        known = value if isinstance(value, str) and value in index else parse_number(value)
-        if known not in index:
-            _check_finite(row, parse_number(value), source)
-            raise OsrmError(
-                f"{source}:{row.line}: label {_describe_value(value)} is out of range, "
-                f"expected one of: {_join_labels(index)}",
-                "correct the row, or list the classes as labels = [...] in the task's task.toml",
-            )
-        yield index[known]
+    index: dict[Any, int] = {}
+    if codes and not any(isinstance(normalize_label(label), (int, float)) for label in labels):
+        index = {position: position for position in range(len(labels))}
+    index |= {label: position for position, label in enumerate(labels)}
+    for position, label in enumerate(labels):
+        index.setdefault(normalize_label(label), position)
+    known: dict[Any, int | None] = {}
+    parsed: list[Label | None] = []
+    for row, value in enumerate(table.columns[get_column(table, column)]):
+        key = (type(value), value) if value.__hash__ else None
+        if key not in known:
+            known[key] = _find_class(table, row, value, index)
+        parsed.append(known[key])
+    return parsed
 
 
-def parse_scores(rows: Sequence[SourceRow], column: str, source: str) -> Iterator[float]:
-    """Each row's label as a number.
+def _find_class(table: Table, row: int, value: Any, index: dict[Any, int]) -> int | None:
+    for form in (value, normalize_label(value)) if value.__hash__ else ():
+        if form in index:
+            return index[form]
+    if is_no_label(value):
+        return None
+    _check_finite(table, row, parse_number(value))
+    raise OsrmError(
+        f"{table.locate(row)}: label {describe_value(value)} is out of range, expected one of: {_join_labels(index)}",
+        "correct the row, or list the classes as labels = [...] in the task's task.toml",
+    )
+
+
+def is_no_label(value: Any) -> bool:
+    """Whether a value stands for a row that has no label."""
+    return bool(value.__hash__) and normalize_label(value) in NO_LABEL
+
+
+def parse_scores(table: Table, column: str) -> list[Label | None]:
+    """Each row's label as a number, ``None`` where it has none.
 
     Raises:
-        OsrmError: If it is none, or not finite.
+        OsrmError: If it is something else, or not finite.
     """
-    for row in rows:
-        value = _get_value(row, column, source)
+    parsed: list[Label | None] = []
+    for row, value in enumerate(table.columns[get_column(table, column)]):
         score = parse_number(value)
-        if score is None:
-            raise OsrmError(f"{source}:{row.line}: label {_describe_value(value)} is no number, expected a score")
-        _check_finite(row, score, source)
-        yield float(score)
+        if score is None and value not in (None, "", "-"):
+            raise OsrmError(f"{table.locate(row)}: label {describe_value(value)} is not a number, expected a score")
+        _check_finite(table, row, score)
+        parsed.append(None if score is None else float(score))
+    return parsed
 
 
-def is_unlabelled(rows: Sequence[SourceRow], column: str) -> bool:
+def is_unlabelled(table: Table, column: str) -> bool:
     """Whether no row has a label, as in the public test splits of GLUE."""
-    return all(row.values.get(column) in _UNLABELLED for row in rows)
+    found = table.find_column(column)
+    return found is None or all(map(is_no_label, table.columns[found]))
 
 
-def _get_value(row: SourceRow, column: str, source: str) -> Any:
-    try:
-        return row.values[column]
-    except KeyError:
+def get_column(table: Table, name: str) -> str:
+    """The column of that name as the table spells it.
+
+    Raises:
+        OsrmError: If there is none.
+    """
+    found = table.find_column(name)
+    if found is None:
         raise OsrmError(
-            f"{source}:{row.line}: no column '{column}', found: {', '.join(row.values)}",
+            f"{table.source} has no column '{name}', found: {', '.join(table.columns)}",
             "columns and label_column can be set in the task's task.toml",
-        ) from None
+        )
+    return found
 
 
-def _check_finite(row: SourceRow, value: float | None, source: str) -> None:
+def _check_finite(table: Table, row: int, value: float | None) -> None:
     if value is not None and not math.isfinite(value):
-        raise OsrmError(f"{source}:{row.line}: label {value} is no finite number")
+        raise OsrmError(f"{table.locate(row)}: label {value} is not a finite number")
 
 
 def _is_encodable(text: str) -> bool:
@@ -106,12 +154,12 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _describe_value(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value for a message of one line."""
-    shown = "nothing" if value is None or value == "" else repr(value)
-    return shown if len(shown) <= 40 else shown[:37] + "..."
+    text = "nothing" if value is None or value == "" else repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _join_labels(index: dict[Any, int]) -> str:
-    listed = [str(label) for label in index]
-    return ", ".join(listed if len(listed) <= 12 else [*listed[:12], "..."])
+    labels = [str(label) for label in index]
+    return ", ".join(labels if len(labels) <= 12 else [*labels[:12], "..."])

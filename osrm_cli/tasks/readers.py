@@ -1,61 +1,60 @@
-"""Files to rows: jsonl, json, csv, tsv and parquet, each plain or ``.gz``.
+"""Files to tables: jsonl, json, csv, tsv and parquet, each plain or ``.gz``.
 
 Text formats are read with the standard library and parquet with pyarrow, which ``datasets`` brings along anyway.
 ``datasets`` itself would copy the file into its cache before the first row, and its errors name no line.
 """
 
-import csv
-import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from io import BufferedIOBase
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TextIO
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.tasks.delimited import read_csv, read_tsv
+from osrm_cli.tasks.table import Table, make_columns
+from osrm_cli.tasks.text_encoding import open_binary, read_text
 
 SPLIT_STEMS = {
     "train": ("train",),
-    "dev": ("dev", "validation"),
+    "dev": ("dev", "validation", "valid", "val"),
     "dev_matched": ("dev_matched", "validation_matched"),
     "dev_mismatched": ("dev_mismatched", "validation_mismatched"),
     "test": ("test",),
     "test_matched": ("test_matched",),
     "test_mismatched": ("test_mismatched",),
 }
+_SPLITS = {stem: split for split, stems in SPLIT_STEMS.items() for stem in stems}
 
 
-class SourceRow(NamedTuple):
-    """One row of a file.
-
-    Attributes:
-        line: Line on which the row starts, counted from 1; in a parquet file, the row's number.
-        values: Values by column.
-    """
-
-    line: int
-    values: dict[str, Any]
-
-
-def find_split_file(folder: Path, split: str) -> Path | None:
-    """The file that holds a split, or ``None``.
+def find_split_files(folder: Path) -> dict[str, Path]:
+    """The files of a task's folder by split; a single file of another name is its ``train``.
 
     Raises:
-        OsrmError: If two files could be meant.
+        OsrmError: If two files hold the same split.
     """
-    names = [
-        f"{stem}.{kind}{gz}" for stem in SPLIT_STEMS.get(split, (split,)) for kind in FORMATS for gz in ("", ".gz")
-    ]
-    found = [path for name in names if (path := folder / name).is_file()]
-    if len(found) > 1:
-        raise OsrmError(f"{found[0]} and {found[1]} hold the same split, expected one file", "remove one of them")
-    return found[0] if found else None
+    found: dict[str, Path] = {}
+    others = []
+    for path in sorted(folder.iterdir()):
+        named = _FILE_NAME.fullmatch(path.name)
+        if named is None or not path.is_file():
+            continue
+        split = _SPLITS.get(named["stem"])
+        if split is None:
+            others.append(path)
+        elif split in found:
+            raise OsrmError(f"{found[split]} and {path} hold the same split, expected one file", "remove one of them")
+        else:
+            found[split] = path
+    # A lone .json may be anything, such as the record of an adapter.
+    if not found and len(others) == 1 and ".json" not in others[0].suffixes:
+        found["train"] = others[0]
+    return {split: found[split] for split in SPLIT_STEMS if split in found}
 
 
-def read_rows(path: Path, limit: int | None = None) -> list[SourceRow]:
+def read_table(path: Path, limit: int | None = None) -> Table:
     """The rows of a file, or its first ``limit`` rows without reading on.
 
     Raises:
@@ -63,151 +62,126 @@ def read_rows(path: Path, limit: int | None = None) -> list[SourceRow]:
     """
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     try:
-        rows = list(islice(FORMATS[kind](path), limit))
+        table = FORMATS[kind](path, limit)
     except OSError as error:
         raise OsrmError(f"{path} cannot be read: {error.strerror or error}") from None
-    if not rows:
+    if not len(table):
         raise OsrmError(f"{path} holds no rows", "write one example a row")
-    return rows
+    return table
 
 
-def _jsonl(path: Path) -> Iterator[SourceRow]:
-    yield from _json_rows(path, _lines(path))
+def _read_jsonl(path: Path, limit: int | None) -> Table:
+    def parse(file: TextIO) -> Table:
+        return Table(str(path), *make_columns(islice(_parse_lines(path, file), limit)))
+
+    table, warnings = read_text(path, parse)
+    table.warnings += warnings
+    return table
 
 
-def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[SourceRow]:
-    for number, line in enumerate(lines, 1):
+def _parse_lines(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(file, 1):
         if line.isspace():
             continue
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise OsrmError(f"{path}:{number}: bad JSON: {error}", "write one JSON object a line") from None
-        yield SourceRow(number, _object(values, path, number))
+        if not isinstance(values, dict):
+            raise OsrmError(f"{path}:{number}: found {type(values).__name__}, expected a JSON object")
+        yield number, values
 
 
-def _json(path: Path) -> Iterator[SourceRow]:
-    """One array of objects; a file that does not start with ``[`` is taken for JSON lines."""
-    lines = list(_lines(path))
-    text = "".join(lines)
-    if not text.lstrip().startswith("["):
-        yield from _json_rows(path, lines)
-        return
-    line, counted = 1, 0
+def _read_json(path: Path, limit: int | None) -> Table:
+    """One JSON value that holds the rows in any of the usual ways, or else JSON lines."""
+    text, warnings = read_text(path, lambda file: file.read())
+    if not text.strip():
+        return Table(str(path), {})
     try:
-        for start, values in _elements(text):
-            line, counted = line + text.count("\n", counted, start), start
-            yield SourceRow(line, _object(values, path, line))
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", line)
+        if text.lstrip().startswith("{"):
+            return _read_jsonl(path, limit)
+        line = getattr(error, "lineno", 1)
         raise OsrmError(f"{path}:{line}: bad JSON: {error}", "write one array of JSON objects") from None
+    return Table(str(path), _find_rows(path, content, limit), warnings=warnings)
 
 
-def _elements(text: str) -> Iterator[tuple[int, Any]]:
-    """The elements of a JSON array, each with the offset at which it starts."""
-    decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
+def _find_rows(path: Path, content: Any, limit: int | None) -> dict[str, list[Any]]:
+    """The columns of a JSON value: objects, pairs, or one list or object a column; perhaps under one key.
 
-    def after_blank(offset: int) -> int:
-        return blank.match(text, offset).end()  # type: ignore[union-attr]  # the pattern matches everywhere
-
-    offset = after_blank(text.index("[") + 1)
-    more = not text.startswith("]", offset)
-    while more:
-        value, end = decoder.raw_decode(text, offset)
-        yield offset, value
-        offset = after_blank(end)
-        more = text.startswith(",", offset)
-        if more:
-            offset = after_blank(offset + 1)
-    if not text.startswith("]", offset):
-        raise json.JSONDecodeError("Expecting ',' or ']'", text, offset)
-    if (end := after_blank(offset + 1)) != len(text):
-        raise json.JSONDecodeError("Extra data", text, end)
-
-
-def _object(values: Any, path: Path, line: int) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise OsrmError(f"{path}:{line}: found {type(values).__name__}, expected a JSON object")
-    return values
-
-
-def _csv(path: Path) -> Iterator[SourceRow]:
-    yield from _table(path, csv.reader(_lines(path), strict=True))
-
-
-def _tsv(path: Path) -> Iterator[SourceRow]:
-    """Nothing is quoted, as in GLUE's own files: their sentences hold single quotation marks."""
-    yield from _table(path, csv.reader(_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
+    Raises:
+        OsrmError: If it is something else.
+    """
+    if isinstance(content, list):
+        rows = content[:limit]
+        if rows and all(isinstance(row, list) and len(row) == 2 for row in rows):
+            return _name_pair(path, [list(column) for column in zip(*rows, strict=True)])
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                raise OsrmError(f"{path}, row {number}: found {type(row).__name__}, expected a JSON object")
+        return make_columns(enumerate(rows))[0]
+    if isinstance(content, dict) and content:
+        values = list(content.values())
+        if all(isinstance(value, list) for value in values) and len(values) > 1:
+            lengths = {len(value) for value in values}
+            if len(lengths) == 1 and not any(isinstance(value, dict) for value in values for value in value[:1]):
+                return {name: value[:limit] for name, value in content.items()}
+        elif all(isinstance(value, dict) for value in values) and len({tuple(value) for value in values}) == 1:
+            return {name: list(value.values())[:limit] for name, value in content.items()}
+        lists = [name for name, value in content.items() if isinstance(value, list)]
+        if len(lists) == 1:
+            return _find_rows(path, content[lists[0]], limit)
+        if not lists and not any(isinstance(value, dict) for value in values):
+            return {name: [value] for name, value in content.items()}
+        raise OsrmError(
+            f"{path} holds an object of {', '.join(map(str, content))}, expected an array of JSON objects",
+            "write the rows of each split to a file of its own",
+        )
+    raise OsrmError(f"{path} holds {type(content).__name__}, expected an array of JSON objects")
 
 
-def _table(path: Path, records: Any) -> Iterator[SourceRow]:
-    header: list[str] = []
-    line = 1
-    while True:
-        try:
-            record = next(records, None)
-        except csv.Error as error:
-            raise OsrmError(f"{path}:{line}: bad row: {error}") from None
-        if record is None:
-            return
-        if not header and record:
-            header = record
-            if len(set(header)) < len(header):
-                raise OsrmError(f"{path}:{line}: two columns have one name: {', '.join(header)}")
-        elif record:
-            if len(record) != len(header):
-                raise OsrmError(
-                    f"{path}:{line}: {len(record)} columns, expected {len(header)}: {', '.join(header)}",
-                    'in a csv file, put texts that hold a comma in "quotation marks"' if ".csv" in path.name else None,
-                )
-            yield SourceRow(line, dict(zip(header, record, strict=True)))
-        line = records.line_num + 1
+def _name_pair(path: Path, columns: list[list[Any]]) -> dict[str, list[Any]]:
+    """Names for pairs of a text and its label: the label is what recurs more."""
+    distinct = [len({json.dumps(value) for value in column}) for column in columns]
+    if distinct[0] == distinct[1]:
+        raise OsrmError(
+            f"{path} holds pairs, of which it cannot be told where the label stands",
+            'write objects: {"text": ..., "label": ...}',
+        )
+    names = ("text", "label") if distinct[0] > distinct[1] else ("label", "text")
+    return dict(zip(names, columns, strict=True))
 
 
-def _parquet(path: Path) -> Iterator[SourceRow]:
+def _read_parquet(path: Path, limit: int | None) -> Table:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    with _opened(path) as file:
+    columns: dict[str, list[Any]] = {}
+    with open_binary(path) as file:
         try:
             # Parquet is read from its end: a compressed file has to be unpacked first.
-            source = pyarrow.BufferReader(file.read()) if path.suffix == ".gz" else file
-            number = 0
-            for batch in ParquetFile(source).iter_batches(batch_size=4096):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield SourceRow(number, values)
+            parquet = ParquetFile(pyarrow.BufferReader(file.read()) if path.suffix == ".gz" else file)
+            columns = {name: [] for name in parquet.schema_arrow.names}
+            rest = parquet.metadata.num_rows if limit is None else limit
+            for batch in parquet.iter_batches(batch_size=4096):
+                for name, values in zip(columns, batch.columns, strict=True):
+                    columns[name] += values[:rest].to_pylist()
+                rest -= len(batch)
+                if rest <= 0:
+                    break
         except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
-            raise OsrmError(f"{path} is damaged or no parquet file: {_first_line(error)}") from None
+            reason = str(error).partition("\n")[0]  # before pyarrow's stack
+            raise OsrmError(f"{path} is damaged or not a parquet file: {reason}") from None
+    return Table(str(path), columns)
 
 
-def _first_line(error: Exception) -> str:
-    """What pyarrow says before its stack."""
-    return str(error).partition("\n")[0]
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Decode line by line, so that an error knows its line."""
-    number = 0
-    with _opened(path) as file:
-        try:
-            for number, line in enumerate(file, 1):
-                text = line.decode()
-                yield text.removeprefix("\ufeff") if number == 1 else text
-        except UnicodeDecodeError as error:
-            raise OsrmError(f"{path}:{number}: not UTF-8: {error.reason}", "save the file as UTF-8") from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise OsrmError(f"{path}:{number + 1}: damaged gzip file: {error}") from None
-
-
-def _opened(path: Path) -> BufferedIOBase:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-
-
-FORMATS: dict[str, Callable[[Path], Iterator[SourceRow]]] = {
-    "jsonl": _jsonl,
-    "json": _json,
-    "csv": _csv,
-    "tsv": _tsv,
-    "parquet": _parquet,
+FORMATS: dict[str, Callable[[Path, int | None], Table]] = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "parquet": _read_parquet,
 }
+# With the part that the hub's parquet files have in their names.
+_FILE_NAME = re.compile(rf"(?P<stem>.+?)(-00000-of-00001)?\.({'|'.join(FORMATS)})(\.gz)?")

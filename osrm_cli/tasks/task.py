@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -10,6 +11,19 @@ from typing import Any, Self
 from osrm_cli.errors import OsrmError
 
 Label = int | float
+TASK_NAME = re.compile(r"\w[\w.-]*")  # so that files and folders can be named after a task
+
+
+def check_task_name(name: str) -> None:
+    """Check a task's name.
+
+    Raises:
+        OsrmError: If not.
+    """
+    if not TASK_NAME.fullmatch(name):
+        raise OsrmError(
+            f"{name!r} cannot be the name of a task", "rename its folder: letters, digits, '_', '-' and '.' only"
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Task:
         return cls(**fields)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One text or pair of texts.
 
@@ -78,12 +92,16 @@ class TaskSplit:
         split: The split that was asked for.
         examples: Its examples, in the order of the source.
         source: The file, or its name on the hub or among the generated tasks.
+        label_column: The column that the labels were read from.
+        warnings: What the user should know about how it was read.
     """
 
     task: Task
     split: str
     examples: tuple[Example, ...]
     source: str
+    label_column: str = "label"
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def sha256(self) -> str:

@@ -1,10 +1,10 @@
 """Splits a task's examples into a validation part, which selects hyperparameters, and a test part, which reports."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.tasks.draws import order_by_hash
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import Example, Label, Task, TaskSplit
 
@@ -21,6 +21,7 @@ class ValidationSplit:
         labels: Their labels.
         indices: Indices of the examples by part.
         sha256: Digest of the examples by split.
+        warnings: What the user should know about how they were read.
     """
 
     task: Task
@@ -28,6 +29,7 @@ class ValidationSplit:
     labels: Sequence[Label]
     indices: Mapping[str, tuple[int, ...]]
     sha256: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
     def labels_of(self, part: str) -> list[Label]:
         """One part's labels."""
@@ -61,6 +63,7 @@ def load_validation_split(
         validation.labels + test.labels,
         {VALIDATION: tuple(range(first)), TEST: tuple(range(first, first + len(test.examples)))},
         {validation_split: validation.sha256, split: test.sha256},
+        tuple(dict.fromkeys(validation.warnings + test.warnings)),
     )
 
 
@@ -71,7 +74,6 @@ def _split_in_halves(data: TaskSplit, seed: int) -> ValidationSplit:
         raise OsrmError(
             f"{data.source} has {count} example, two halves need two or more", "use --validation-split, or more data"
         )
-    prefix = f"halves\0{seed}\0{data.task.name}\0{data.split}\0"
-    order = sorted(range(count), key=lambda index: hashlib.sha256(f"{prefix}{index}".encode()).digest())
+    order = order_by_hash(range(count), "halves", seed, data.task.name, data.split)
     rows = {VALIDATION: tuple(sorted(order[: count // 2])), TEST: tuple(sorted(order[count // 2 :]))}
-    return ValidationSplit(data.task, data.examples, data.labels, rows, {data.split: data.sha256})
+    return ValidationSplit(data.task, data.examples, data.labels, rows, {data.split: data.sha256}, data.warnings)

@@ -147,6 +147,8 @@ def train_adapters(
             raise OsrmError(f"{first.origin} and {second.origin} would both be written to {first.path}")
     paths = {run.start.name: run.path for run in runs}
     trained = TrainedAdapters(paths, {run.start.name: len(run.train.examples) for run in runs})
+    for run in runs:
+        trained.warnings.extend(dict.fromkeys(run.train.warnings + run.dev.warnings))
     if not dry_run:
         for run in runs:
             trained.reports[run.start.name] = _train(run, place, resume, overwrite, progress, trained.warnings)

@@ -81,10 +81,34 @@ def test_statistics_are_those_that_were_asked_for(work: Path) -> None:
 def test_dry_run_writes_nothing(work: Path) -> None:
     before = listing(work)
     run = osrm(*ARGS, "--dry-run", "--json", cwd=work)
-    assert (run.code, json.loads(run.stdout)) == (0, {"would_write": ["new/mood.safetensors"]})
+    found = json.loads(run.stdout)
+    assert (run.code, found["would_write"]) == (0, ["new/mood.safetensors"])
+    described = found["tasks"]["mood"]
+    assert (described["examples"], described["columns"], described["kind"]) == (48, ["text"], "classification")
+    assert sum(described["labels"].values()) == 48
     assert listing(work) == before
     assert not (work / "new").exists()
-    assert "8 examples, 4 layers" in osrm(*ARGS, "--dry-run", cwd=work).stdout
+    text = osrm(*ARGS, "--dry-run", cwd=work).stdout
+    assert "8 examples, 4 layers" in text
+    assert 'columns = ["text"]' in text
+
+
+def test_what_was_made_of_odd_rows_is_a_warning(work: Path) -> None:
+    rows = [{"Text": f"w{i}", "gold_label": "-" if i == 3 else "ab"[i % 2]} for i in range(8)]
+    (work / "odd" / "mine").mkdir(parents=True)
+    (work / "odd/mine/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = osrm("collect", "--data", "odd", "--quiet", "--out", "new", cwd=work)
+    assert run.code == 0
+    assert run.stdout.startswith("new/mine.safetensors  7 examples, ")
+    place = "odd/mine/train.jsonl"
+    assert run.stderr == f"warning: {place}: left out 1 of 8 rows without label, the first at {place}:4\n"
+
+
+def test_a_name_that_later_commands_refuse_is_refused(work: Path) -> None:
+    (work / "odd" / "a&b").mkdir(parents=True)
+    (work / "odd/a&b/train.csv").write_text("text,label\nw1,0\nw2,1\n")
+    run = osrm("collect", "--data", "odd", "--out", "new", cwd=work)
+    assert (run.code, run.error) == (1, "'a&b' cannot be the name of a task")
 
 
 def test_output_that_exists_is_refused_before_anything_is_read(work: Path) -> None:
@@ -125,7 +149,7 @@ def test_unknown_task_names_the_nearest_first(work: Path) -> None:
     [
         ('{"text": "w1", "label": ', "train.jsonl:3: "),
         ('{"text": "w1", "label": 7}', "train.jsonl:3: label 7"),
-        ('{"text": null, "label": 1}', "train.jsonl:3: "),
+        ('{"text": ["w1"], "label": 1}', "train.jsonl:3: column 'text' holds ['w1']"),
     ],
     ids=["unreadable", "out of range", "no text"],
 )

@@ -112,7 +112,11 @@ def test_an_unknown_task_is_no_path_out_of_the_folder(tmp_path):
 
 def test_an_unknown_split_names_the_known(tmp_path):
     write(tmp_path, "sst2", "train", [{}])
-    assert refused("sst2", tmp_path, "dev") == (f"task 'sst2' in {tmp_path} has no split 'dev'", "there are: train")
+    message, hint = refused("sst2", tmp_path, "dev")
+    assert message == f"task 'sst2' in {tmp_path} has no split 'dev'"
+    task_file = tmp_path / "sst2" / "task.toml"
+    assert hint == f"there are: train; to take a tenth of train, say split_dev = 0.1 in {task_file}"
+    assert refused("sst2", tmp_path, "test")[1] == "there are: train"
     assert refused("cola", "hub", "dev_matched")[1] == "there are: train, dev, test"
     assert refused("mini-mood", "mini", "test")[1] == "there are: train, dev"
 
@@ -260,4 +264,4 @@ def test_reading_tasks_needs_no_torch():
         "load_split('mini-mood', 'mini', 'dev'); print(*sys.modules)"
     )
     modules = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()
-    assert not {"torch", "transformers", "datasets", "sklearn", "pyarrow"} & set(modules)
+    assert not {"torch", "transformers", "datasets", "sklearn", "pyarrow", "pydantic", "pandas"} & set(modules)

@@ -15,7 +15,6 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from osrm_cli.tasks.mini import MINI, MINI_FOLDER
-from osrm_cli.tasks.readers import read_rows
 from osrm_cli.tasks.task import Task
 from tests.run_cli import ROOT
 
@@ -28,7 +27,7 @@ MINI_TASKS = [Task(name, **fields) for name, fields in MINI.items()]
 GOLDEN = "79368e7585013c8cc2e8e5c18ab16bd77c72f22af33b6c6b1438dff3949390fc"
 TASKS = pytest.mark.parametrize("task", MINI_TASKS, ids=lambda task: task.name)
 DATA = {
-    (name, split): [row.values for row in read_rows(MINI_FOLDER / name / f"{split}.jsonl")]
+    (name, split): [json.loads(line) for line in (MINI_FOLDER / name / f"{split}.jsonl").read_text().splitlines()]
     for name in MINI
     for split in SIZES
 }

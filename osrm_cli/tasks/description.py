@@ -1,0 +1,58 @@
+"""What was understood of a task's data, for ``osrm collect --dry-run``."""
+
+import json
+from collections import Counter
+from typing import Any
+
+from osrm_cli.tasks.parsing import describe_value
+from osrm_cli.tasks.task import TaskSplit
+
+
+def describe_split(data: TaskSplit) -> dict[str, Any]:
+    """Columns, kind of label, labels with counts, first row and a ``task.toml`` that says the same."""
+    task, first = data.task, data.examples[0]
+    counts = Counter(example.label for example in data.examples if example.label is not None)
+    labels: dict[str, Any]
+    if task.labels is None:
+        labels = {"lowest": min(counts, default=None), "highest": max(counts, default=None)}
+    else:
+        labels = {str(label): counts[index] for index, label in enumerate(task.labels)}
+    named = first.label if task.labels is None or first.label is None else task.labels[int(first.label)]
+    return {
+        "source": data.source,
+        "examples": len(data.examples),
+        "columns": list(task.columns),
+        "label_column": data.label_column,
+        "kind": "regression" if task.regression else "classification",
+        "labels": labels,
+        "first": {**dict(zip(task.columns, first.texts, strict=True)), data.label_column: named},
+        "task_toml": _write_toml(data),
+    }
+
+
+def format_description(described: dict[str, Any]) -> str:
+    """The lines that a person reads."""
+    labels = ", ".join(f"{name} {count}" for name, count in described["labels"].items())
+    first = ", ".join(f"{name} = {describe_value(value)}" for name, value in described["first"].items())
+    lines = [
+        f"{described['examples']} examples of {described['source']}, {described['kind']}",
+        f"labels in {described['label_column']}: {labels}",
+        f"first row: {first}",
+        "the same as a task.toml:",
+        *(f"  {line}" for line in described["task_toml"].splitlines()),
+    ]
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def _write_toml(data: TaskSplit) -> str:
+    task = data.task
+    fields = {
+        "columns": list(task.columns),
+        "label_column": data.label_column,
+        "labels": "float" if task.labels is None else list(task.labels),
+        "metrics": list(task.metrics),
+        "max_length": task.max_length,
+    }
+    # A JSON string or array of them is TOML as well, but for a character that only JSON leaves bare.
+    written = {key: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") for key, value in fields.items()}
+    return "".join(f"{key} = {text}\n" for key, text in written.items() if fields[key] is not None)
