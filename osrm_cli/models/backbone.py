@@ -175,7 +175,7 @@ def with_empty_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
     config = type(model.config).from_dict({**model.config.to_dict(), "num_labels": num_labels})
     with torch.device("meta"):
         shell: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=model.dtype
+            config, dtype=model.dtype, trust_remote_code=False
         )
     setattr(shell, model.base_model_prefix, getattr(model, model.base_model_prefix))
     for name, child in shell.named_children():

@@ -143,9 +143,9 @@ def check_max_length(folder: Path, length: int) -> None:
     from transformers import AutoConfig, AutoModel
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+            model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError) as error:
         raise OsrmError(f"{folder}: no model can be made from it: {first_line(error)}") from None
     positions = getattr(config, "max_position_embeddings", None)

@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path) -> Any:
         OsrmError: If there is none, or it would need code from the checkpoint.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise OsrmError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from None
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # what transformers makes where the files are missing
@@ -79,7 +79,7 @@ def load_classifier(
     """
     torch.manual_seed(seed)
     try:
-        config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
         config.pad_token_id = tokenizer.pad_token_id
         config.problem_type = None  # the task decides, not the one that the checkpoint was trained for
         if dropout is not None:
@@ -88,6 +88,7 @@ def load_classifier(
             folder,
             config=config,
             dtype=dtype,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -283,3 +285,31 @@ def test_architecture_without_defaults(tiny: Tiny) -> None:
     with pytest.raises(OsrmError, match="no default target layers are known for model type 'novel'") as caught:
         default_target_modules(model)
     assert "--target-modules" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_checkpoint_s_code_is_never_run(tiny, tmp_path, monkeypatch, file):
+    """Not even where the answer to transformers' question comes through a pipe."""
+    folder, planted = tmp_path / "base", tmp_path / "planted"
+    shutil.copytree(tiny("bert"), folder)
+    (folder / "evil.py").write_text(
+        f"from pathlib import Path\nPath({str(planted)!r}).touch()\n"
+        "from transformers import BertConfig as Evil, BertTokenizerFast as EvilTokenizer\n"
+    )
+    values = json.loads((folder / file).read_text())
+    if file == "config.json":
+        values |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
+    else:
+        values |= {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": [None, "evil.EvilTokenizer"]}}
+    (folder / file).write_text(json.dumps(values))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
+    tokenizer = load_tokenizer(tiny("bert"))
+    for attempt in (
+        lambda: load_tokenizer(folder),
+        lambda: load_classifier(folder, 2, tokenizer, torch.float32, 0),
+        lambda: check_max_length(folder, 64),
+    ):
+        with contextlib.suppress(OsrmError):
+            attempt()
+        assert not planted.exists()
