@@ -1,10 +1,12 @@
 """A new head's first weights: a regression on what the untrained model puts out."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from osrm_cli import seeding
 from osrm_cli.models.fast_dropout import use_fast_dropout
 from osrm_cli.models.heads import compute_representations, find_head_layer, fit_linear_head
 from osrm_cli.tasks.task import Task
@@ -19,27 +21,62 @@ def fit_new_head(
     examples: Sequence[Mapping[str, Any]],
     device: torch.device,
     bf16: bool,
-) -> None:
+    seed: int,
+) -> str | None:
     """Fit the head's last layer to what the untrained model puts out, so that the update has only the rest to learn.
 
     A random head makes the update learn offsets and scales that a head can have for nothing, at the other tasks' cost;
-    compare linear probing before fine-tuning, arXiv:2202.10054. Left as it is where a class has no example.
+    compare linear probing before fine-tuning, arXiv:2202.10054.
 
     Args:
         model: A PEFT classifier, changed in place.
         tokenizer: Knows how to pad.
         task: What is learned.
-        examples: Encodings with their labels under ``label``; the first thousand are used.
+        examples: Encodings with their labels under ``label``; of more than a thousand, a draw with every class in it.
         device: Where to compute.
         bf16: Whether to compute in bfloat16, as training then does.
+        seed: Of the draw.
+
+    Returns:
+        Why the head was left as it is, random; ``None`` if it was fitted.
     """
-    examples = examples[:_MAX_EXAMPLES]
+    examples = draw_examples_by_class(examples, task, _MAX_EXAMPLES, seed)
     labels = [example["label"] for example in examples]
-    if not task.regression and len(set(labels)) < task.num_labels:
-        return
+    if not task.regression and (missing := sorted(set(range(task.num_labels)) - set(labels))):
+        name = task.labels[missing[0]] if task.labels else missing[0]
+        return f"class '{name}' has no training example, so that the head begins at random and not fitted"
     inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
     model.train().to(device)  # with dropout as in training: else its noise passes through a head that ignores it
     _, layer = find_head_layer(model)
     with use_fast_dropout(device), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         found = compute_representations(model, inputs, tokenizer, device, 64, lambda _: None)
     fit_linear_head(layer, task, found.double(), labels)
+    return None
+
+
+def draw_examples_by_class(
+    examples: Sequence[Mapping[str, Any]], task: Task, count: int, seed: int
+) -> list[Mapping[str, Any]]:
+    """A seeded draw in which every class has its share, and at least one example; all examples if there are no more.
+
+    The first rows of a file would not do: many are sorted by label.
+
+    Args:
+        examples: With their labels under ``label``.
+        task: Says whether labels are classes.
+        count: Examples to draw.
+        seed: Decides which.
+    """
+    if len(examples) <= count:
+        return list(examples)
+    order = torch.randperm(len(examples), generator=seeding.generator(seed, "head", task.name)).tolist()
+    if task.regression:
+        return [examples[index] for index in order[:count]]
+    sizes = Counter(example["label"] for example in examples)
+    drawn: Counter[Any] = Counter()
+    shares = []  # how much of its class stands before an example: the smallest first, so the first of each class
+    for index in order:
+        label = examples[index]["label"]
+        shares.append((drawn[label] / sizes[label], index))
+        drawn[label] += 1
+    return [examples[index] for _, index in sorted(shares)[:count]]

@@ -250,8 +250,11 @@ def _train(
         frozen_weights_to_bfloat16(model, device)
     encoded = EncodedTask.of(tokenizer, run.train, run.dev, run.settings["max_length"])
     checkpoint = newest_checkpoint(run.checkpoint_folder) if resume else None
+    unfitted = None
     if run.settings["head"] == "fitted" and not run.start.head_tensors() and not checkpoint:
-        fit_new_head(model, tokenizer, encoded.task, encoded.train, device, config.bf16)
+        unfitted = fit_new_head(model, tokenizer, encoded.task, encoded.train, device, config.bf16, config.seed)
+        if unfitted:
+            warnings.append(f"{run.start.name}: {unfitted}; a merge will cost this task more")
     try:
         with progress(f"train {run.start.name}", encoded.steps(config, process_count()), "steps") as advance:
             result = fit_adapter(
@@ -263,10 +266,11 @@ def _train(
         raise
     drift = asdict(measure_adapter_drift(model, run.start))
     if is_first:
+        log = _make_log(run, result, drift) | ({"head": unfitted} if unfitted else {})
         with atomic.write_folder(run.path, overwrite) as stage:
             save_adapter(model, run.start, run.base, classifier.heads, stage)
             draw_loss_curve(result, run.start.name, stage / "loss.png")
-            (stage / "training.json").write_text(provenance.to_json(_make_log(run, result, drift)), encoding="utf-8")
+            (stage / "training.json").write_text(provenance.to_json(log), encoding="utf-8")
             provenance.write_record(stage, record)
         shutil.rmtree(run.checkpoint_folder)
     return {"path": str(run.path), "dev": result.scores, "drift": drift}

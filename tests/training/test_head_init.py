@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from osrm_cli.models import heads
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import Task
+from osrm_cli.training.head_init import draw_examples_by_class
 from tests.run_cli import osrm
 
 WEIGHTS = "adapter_model.safetensors"
@@ -81,12 +83,33 @@ def test_head_of_a_start_is_kept(work: Path) -> None:
 
 def test_class_without_an_example_leaves_the_head_fresh(work: Path, tmp_path: Path) -> None:
     """One training example: nothing can be fitted, and training goes on."""
-    found = {}
+    weights = {}
     for head in ("fitted", "fresh"):
         args = ("train", "starts/mood", *UNTRAINED, "--limit", 1, "--head", head, "--out", head)
-        assert osrm(*args, cwd=work).code == 0
-        found[head] = (work / head / "mood" / WEIGHTS).read_bytes()
-    assert found["fitted"] == found["fresh"]
+        run = osrm(*args, cwd=work)
+        assert run.code == 0
+        weights[head] = (work / head / "mood" / WEIGHTS).read_bytes()
+        log = json.loads((work / head / "mood" / "training.json").read_text())
+        said = "has no training example, so that the head begins at random"
+        assert (said in run.stderr) == (said in log.get("head", "")) == (head == "fitted")
+    assert weights["fitted"] == weights["fresh"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_examples_are_drawn_by_class_not_from_the_top(seed):
+    """A file sorted by label, with a rare class at its end."""
+    task = Task("t", ("text",), ("a", "b", "c"), ("accuracy",))
+    labels = [0] * 6000 + [1] * 3000 + [2] * 3
+    examples = [{"label": label, "row": row} for row, label in enumerate(labels)]
+    drawn = draw_examples_by_class(examples, task, 900, seed)
+    counts = Counter(example["label"] for example in drawn)
+    assert len({example["row"] for example in drawn}) == 900
+    assert counts[0] == pytest.approx(600, abs=2)
+    assert counts[1] == pytest.approx(300, abs=2)
+    assert counts[2] >= 1
+    assert drawn == draw_examples_by_class(examples, task, 900, seed)
+    assert drawn != draw_examples_by_class(examples, task, 900, seed + 1)
+    assert draw_examples_by_class(examples[:50], task, 900, seed) == examples[:50]  # all, in their order
 
 
 def test_fit_is_where_loss_and_penalty_pull_alike():
