@@ -76,19 +76,22 @@ def read_record(folder: Path) -> Record:
     """Return a folder's record; an empty one for a folder that another tool wrote.
 
     Raises:
-        OsrmError: If the record is there and cannot be read.
+        OsrmError: If the record is there and cannot be read, or holds a value that cannot be used.
     """
+    from osrm_cli.storage.record_schema import find_record_error  # pydantic: a TAB need not wait for it
+
     path = folder / RECORD_NAME
     if not path.exists():
         return {}
+    remedy = "make the folder anew with the command that wrote it"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OsrmError(
-            f"{path} cannot be read: {error}", "make the folder anew with the command that wrote it"
-        ) from None
+        raise OsrmError(f"{path} cannot be read: {error}", remedy) from None
     if not isinstance(value, dict):
-        raise OsrmError(f"{path} holds {type(value).__name__}, expected a JSON object")
+        raise OsrmError(f"{path} holds {type(value).__name__}, expected a JSON object", remedy)
+    if wrong := find_record_error(value):
+        raise OsrmError(f"{path} cannot be read: {wrong}", remedy)
     return value
 
 

@@ -162,7 +162,7 @@ def test_name_is_the_tasks_else_the_folders(folder, monkeypatch):
     assert Adapter.open(".").name == "sst2"
     odd = copy(folder, folder.parent / "runs@v1" / "rte")
     assert Adapter.open(odd).name == "rte"
-    provenance.write_record(folder, {"task": {"name": "mood"}})
+    provenance.write_record(folder, {"task": {"name": "mood", "columns": ["text"], "labels": ["a"], "metrics": []}})
     assert Adapter.open(folder).name == "mood"
 
 

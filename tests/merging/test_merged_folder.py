@@ -241,7 +241,12 @@ def test_records(adapters, tmp_path):
     (trained / "training.json").write_text(json.dumps({"dev": dev}))
     base = {"name": "minilm", "revision": None, "sha256": "1" * 64}
     provenance.write_record(
-        trained, {"task": {"name": "sst2", "labels": [0, 1]}, "base": base, "data": {"source": "hub"}}
+        trained,
+        {
+            "task": {"name": "sst2", "columns": ["sentence"], "labels": [0, 1], "metrics": ["accuracy"]},
+            "base": base,
+            "data": {"source": "hub"},
+        },
     )
     run(tmp_path / "m", "task-arith", [trained, adapters / "cola"], weights={"cola": 2}, **{"lambda": 0.3})
     facts = provenance.read_record(tmp_path / "m")
@@ -251,7 +256,7 @@ def test_records(adapters, tmp_path):
     assert facts["inputs"][1]["dev"] == dev
     assert facts["settings"] == {"method": "task-arith", "options": {"lambda": 0.3}, "as": "adapter"}
     own = provenance.read_record(tmp_path / "m" / "tasks" / "sst2")
-    assert (own["task"], own["data"]) == ({"name": "sst2", "labels": [0, 1]}, {"source": "hub"})
+    assert (own["task"], own["data"]) == ({"name": "sst2", "columns": ["sentence"], "labels": [0, 1], "metrics": ["accuracy"]}, {"source": "hub"})
     card = (tmp_path / "m" / "README.md").read_text()
     assert "| sst2 |" in card
     assert "accuracy 91.25" in card

@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,41 @@ def test_odd_base_is_named() -> None:
     provenance.check_same_base_model({})
     with pytest.raises(OsrmError, match=r"^odd comes from base model theirs at c0ffee.*, but one from ours"):
         provenance.check_same_base_model({Path("odd"): THEIRS, Path("one"): OURS, Path("two"): OURS})
+
+
+TASK = {"name": "sst2", "columns": ["sentence"], "labels": ["bad", "good"], "metrics": ["accuracy"], "max_length": None}
+WRONG = [
+    ("task", 5),
+    ("task", ["sst2"]),
+    ("task", TASK | {"name": 5}),
+    ("task", TASK | {"name": "a\0b"}),
+    ("task", TASK | {"name": "../up"}),
+    ("task", TASK | {"labels": "bad"}),
+    ("task", TASK | {"labels": ["\ud800"]}),
+    ("task", TASK | {"max_length": "128"}),
+    ("settings", []),
+    ("settings", {"max_length": "128"}),
+    ("base", {"name": "minilm"}),
+    ("base", "minilm"),
+    ("data", {"source": 7}),
+    ("inputs", {"path": "a"}),
+    ("inputs", [{"sha256": "0"}]),
+    ("inputs", [{"path": "a", "dev": 3}]),
+    ("form", "lora"),
+    ("rescalers", {"layer": "much"}),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG, ids=[f"{key} {value!r:.30}" for key, value in WRONG])
+def test_a_wrong_value_is_named_with_its_file(tmp_path: Path, key: str, value: object) -> None:
+    (tmp_path / "osrm.json").write_text(json.dumps({"task": TASK, "settings": None, key: value}))
+    with pytest.raises(OsrmError) as refusal:
+        provenance.read_record(tmp_path)
+    assert str(refusal.value).startswith(f"{tmp_path}/osrm.json cannot be read: {key}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_nobody_reads_is_for_people(tmp_path: Path) -> None:
+    record = {"task": TASK, "note": [1, {"any": "thing"}], "settings": {"lr": "fast", "max_length": None}}
+    provenance.write_record(tmp_path, record)
+    assert provenance.read_record(tmp_path) == record

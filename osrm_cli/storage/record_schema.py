@@ -1,0 +1,84 @@
+"""The schema of ``osrm.json`` and of the same record in a features file's header: the one place that checks its values.
+
+Only keys that commands read are checked; what else a record holds is for people.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
+
+# Names become files and folders.
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=255)]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Base(_Closed):
+    name: Text
+    revision: Text | None
+    sha256: Text
+
+
+class _Task(_Closed):
+    name: Name
+    columns: list[Text]
+    labels: list[Text | int] | None
+    metrics: list[Text]
+    max_length: PositiveInt | None = None
+
+
+class _Data(_Open):
+    source: Text | None = None
+    sha256: Text | None = None
+
+
+class _Input(_Open):
+    path: Text
+    sha256: Text | None = None
+    task: Name | None = None
+    dev: dict[str, Any] | None = None
+
+
+class _Settings(_Open):
+    max_length: PositiveInt | dict[str, PositiveInt] | None = None
+
+
+class _Record(_Open):
+    command: Text | None = None
+    base: _Base | None = None
+    settings: _Settings | None = None
+    task: _Task | None = None
+    data: _Data | dict[str, _Data] | None = None
+    inputs: list[_Input] = Field(default_factory=list)
+    form: Literal["adapter", "model", "task-aware"] | None = None
+    tasks: dict[Name, _Task | None] | None = None
+    rescalers: dict[str, float] | None = None
+    start: dict[str, Any] | None = None
+    train: dict[str, Any] | None = None
+
+
+_RECORD = TypeAdapter(_Record)
+
+
+def find_record_error(record: Mapping[str, Any]) -> str | None:
+    """The first value of a record that cannot be used, in words; ``None`` if all can."""
+    try:
+        _RECORD.validate_python(dict(record))
+    except ValidationError as error:
+        return describe_error(error)
+    return None
+
+
+def describe_error(error: ValidationError) -> str:
+    """The first wrong value: its key, and what is wrong with it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("_", "dict[")))
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}" if key else str(first["msg"])
