@@ -1,8 +1,8 @@
-"""The one exception that is the user's to mend."""
+"""User errors: reported in one line, without a traceback."""
 
 
 class OsrmError(Exception):
-    """Bad input, told in one line: what was found and what was expected.
+    """Bad input, in one line: what was found and what was expected.
 
     Anything else that is raised is a bug and keeps its traceback.
 

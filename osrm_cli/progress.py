@@ -1,9 +1,9 @@
-"""Progress of long work, whatever shows it."""
+"""Interface through which long-running work reports its progress."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-# What, how many, of which unit -> the function that advances the bar.
+# Description, total and unit -> context manager whose value is the function that advances the bar.
 Advance = Callable[[int], None]
 Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
 

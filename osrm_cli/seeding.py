@@ -1,4 +1,4 @@
-"""Random draws keyed by what they are for, so that order, sharding and number of processes cannot change them."""
+"""Random draws keyed by their purpose, so that order, sharding and number of processes cannot change them."""
 
 import hashlib
 
@@ -10,7 +10,7 @@ def generator(seed: int, *names: str) -> torch.Generator:
 
     Args:
         seed: The user's seed.
-        names: What the draw is for, such as the objective, the task and the layer.
+        names: Purpose of the draw, such as the objective, the task and the layer.
     """
     key = "\0".join((str(seed), *names)).encode()
     number = int.from_bytes(hashlib.sha256(key).digest()[:8], "big", signed=True)
@@ -20,6 +20,6 @@ def generator(seed: int, *names: str) -> torch.Generator:
 def gaussian(rows: int, columns: int, seed: int, *names: str) -> torch.Tensor:
     """Standard normal draws ``(rows, columns)``, float64, keyed by ``seed`` and ``names``.
 
-    Drawn in float32, as precise as what is made of them is stored and five times as fast.
+    Drawn in float32: five times as fast, and the tensors derived from them are stored in float32.
     """
     return torch.randn(rows, columns, generator=generator(seed, *names), dtype=torch.float32).to(torch.float64)

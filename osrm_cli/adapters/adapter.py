@@ -1,6 +1,6 @@
 """LoRA adapters on disk: PEFT's folder plus our ``osrm.json``, from this program or any other.
 
-Opening one reads its settings and the headers of its weights; a layer's factors are read when they are asked for.
+Opening one reads its settings and the headers of its weights; a layer's factors are read on request.
 """
 
 import hashlib
@@ -34,17 +34,17 @@ from osrm_cli.tasks.task import TASK_NAME
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder: its settings now, its tensors when asked for.
+    """An adapter folder: its settings are in memory, its tensors are read on request.
 
     Attributes:
         name: The task's name if ``osrm.json`` has one, else the folder's.
         source: The folder or hub id, as the user gave it.
-        folder: Where the files lie.
+        folder: The local folder.
         config: PEFT's settings.
-        facts: Contents of ``osrm.json``; empty for adapters of other programs.
+        record: Contents of ``osrm.json``; empty for adapters of other programs.
         layers: Adapted layers by their full name in the base model, ``layer.2`` before ``layer.10``.
-        stored: Where each tensor lies.
-        dtype: The type that the factors are stored in; the widest one if they differ.
+        tensors: Location of each tensor.
+        dtype: Type of the stored factors; the widest one if they differ.
     """
 
     name: str
@@ -69,14 +69,14 @@ class Adapter:
         """
         folder = hub.locate_adapter(str(source))
         config = read_config(folder)
-        facts = provenance.read_record(folder)
-        stored = list_tensors(folder)
-        layers = list_layers(folder, config, stored)
+        record = provenance.read_record(folder)
+        tensors = list_tensors(folder)
+        layers = list_layers(folder, config, tensors)
         config.check_patterns(folder / CONFIG_NAME, layers)
-        check_no_other_tensors(folder, config, stored)
-        task = facts.get("task") or {}
+        check_no_other_tensors(folder, config, tensors)
+        task = record.get("task") or {}
         name = task.get("name") or hub.short_name(str(source))
-        return cls(name, str(source), folder, config, facts, layers, stored, widest_factor_dtype(folder, stored))
+        return cls(name, str(source), folder, config, record, layers, tensors, widest_factor_dtype(folder, tensors))
 
     @property
     def base(self) -> BaseModelId | None:
@@ -127,15 +127,15 @@ class Adapter:
         digest = hashlib.sha256()
         for path in (
             self.folder / CONFIG_NAME,
-            *sorted({stored.path for stored in self.tensors.values()}),
+            *sorted({location.path for location in self.tensors.values()}),
         ):
             digest.update(f"{path.name}\0{provenance.sha256(path)}\n".encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """The adapter as scores name it: where it lies, its origin, and the drift of A."""
-        place = {"path": self.source, "sha256": self.sha256()}
-        return {**place, **self.origin(), "drift": recorded_drift(self.folder)}
+        """The adapter's entry in files of scores: path, digest, origin, and drift of A."""
+        location = {"path": self.source, "sha256": self.sha256()}
+        return {**location, **self.origin(), "drift": recorded_drift(self.folder)}
 
     def origin(self) -> dict[str, Any]:
         """Settings of the initialization, of the training, and of the retrofit if there was one.
@@ -163,8 +163,8 @@ def check_same_architecture(adapters: Sequence[Adapter]) -> None:
     Raises:
         OsrmError: Naming two adapters that do not fit, and how.
     """
-    known = {adapter.folder: adapter.base for adapter in adapters}
-    provenance.check_same_base_model({folder: base for folder, base in known.items() if base is not None})
+    base_models = {adapter.folder: adapter.base for adapter in adapters}
+    provenance.check_same_base_model({folder: base for folder, base in base_models.items() if base is not None})
     for first, second in itertools.combinations(adapters, 2):
         if not (first.base and second.base):
             _check_base_names(first, second)

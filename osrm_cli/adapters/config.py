@@ -1,4 +1,4 @@
-"""PEFT's ``adapter_config.json``: what of it decides the update ``s B A``, and what this program cannot represent."""
+"""PEFT's ``adapter_config.json``: settings that determine the update ``s B A``, and settings that are not supported."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from osrm_cli.errors import OsrmError
 
 CONFIG_NAME = "adapter_config.json"
 
-# Settings that change what the layer computes, so that its update is no longer ``s B A``, or none of one matrix.
-_VARIANTS = {
+# Settings that change what the layer computes, so that its update is no longer ``s B A``, or not that of one matrix.
+_UNSUPPORTED_SETTINGS = {
     "use_dora": "DoRA rescales the whole weight, its update is not B @ A alone",
     "lora_bias": "lora_bias adds a bias beside B @ A",
     "kasa_config": "KaSA removes part of the base weights",
@@ -28,10 +28,10 @@ _VARIANTS = {
     "ensure_weight_tying": "tied adapters of embedding and output layer are not supported",
 }
 
-# Starts that change the base weights; loading such an adapter onto the plain base is wrong.
-_ALTERING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Initializations that change the base weights; loading such an adapter onto the plain base model is wrong.
+_ALTERING_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-_HARMLESS = {
+_ACCEPTED_SETTINGS = {
     *("auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules"),
     *("fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config"),
     *("lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save"),
@@ -86,7 +86,7 @@ class AdapterConfig:
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def check_patterns(self, path: Path, layers: Collection[str]) -> None:
-        """Check that every pattern means a layer.
+        """Check that every pattern matches a layer.
 
         Raises:
             OsrmError: If a key of ``rank_pattern`` or ``alpha_pattern`` matches no layer. PEFT ignores it.
@@ -99,7 +99,7 @@ class AdapterConfig:
                     )
 
     def write(self, folder: Path) -> None:
-        """Write the file, keys sorted: equal settings are equal bytes."""
+        """Write the file with sorted keys: equal settings give equal bytes."""
         values = {
             "alpha_pattern": dict(self.alpha_pattern),
             "base_model_name_or_path": self.base_model,
@@ -132,9 +132,9 @@ def read_config(folder: Path) -> AdapterConfig:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        inside = next(folder.glob(f"*/{CONFIG_NAME}"), None)
-        way = f"it holds adapters: give {folder}/*" if inside else "give a folder written by PEFT or by 'osrm train'"
-        raise OsrmError(f"{folder} is no adapter: {CONFIG_NAME} is missing", way)
+        nested = next(folder.glob(f"*/{CONFIG_NAME}"), None)
+        hint = f"it holds adapters: give {folder}/*" if nested else "give a folder written by PEFT or by 'osrm train'"
+        raise OsrmError(f"{folder} is not an adapter: {CONFIG_NAME} is missing", hint)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -149,20 +149,20 @@ def read_config(folder: Path) -> AdapterConfig:
             task_type=values.get("task_type"),
             modules_to_save=tuple(sorted(values.get("modules_to_save") or ())),
             fan_in_fan_out=bool(values.get("fan_in_fan_out", False)),
-            target_modules=_targets(values),
+            target_modules=_target_modules(values),
             r=_positive_int(values.get("r", 8)),
-            lora_alpha=_number(values.get("lora_alpha", 8)),
-            lora_dropout=_number(values.get("lora_dropout", 0.0)),
+            lora_alpha=_finite_number(values.get("lora_alpha", 8)),
+            lora_dropout=_finite_number(values.get("lora_dropout", 0.0)),
             use_rslora=bool(values.get("use_rslora", False)),
             rank_pattern=_patterns(values, "rank_pattern", _positive_int),
-            alpha_pattern=_patterns(values, "alpha_pattern", _number),
+            alpha_pattern=_patterns(values, "alpha_pattern", _finite_number),
         )
     except (TypeError, ValueError, re.error) as error:
         raise OsrmError(f"{path}: {error}", "save the adapter again, or correct the file") from None
 
 
 def pattern_matches(key: str, layer: str) -> bool:
-    """Whether a regular expression means a layer: it has to match the end of the name, from a dot on."""
+    """Whether a regular expression matches a layer: it must match the end of the name, from a dot on."""
     return re.match(rf"(.*\.)?({key})$", layer) is not None
 
 
@@ -170,21 +170,25 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
     kind = values.get("peft_type")
     if kind != "LORA":
         raise OsrmError(f"{path}: PEFT type {kind}, expected LORA", "only LoRA adapters can be read")
-    for key, reason in _VARIANTS.items():
+    for key, reason in _UNSUPPORTED_SETTINGS.items():
         if values.get(key):
             raise OsrmError(f"{path}: {key} is set: {reason}", "only plain LoRA adapters can be read")
     if values.get("bias", "none") != "none":
         raise OsrmError(
-            f"{path}: bias is '{values['bias']}', expected 'none': trained biases are no low-rank update",
+            f"{path}: bias is '{values['bias']}', expected 'none': trained biases are not a low-rank update",
             "only plain LoRA adapters can be read",
         )
-    start = str(values.get("init_lora_weights", True)).lower()
-    if start.startswith(_ALTERING_STARTS):
+    initialization = str(values.get("init_lora_weights", True)).lower()
+    if initialization.startswith(_ALTERING_INITIALIZATIONS):
         raise OsrmError(
-            f"{path}: init_lora_weights is '{start}': this start changes the base weights that the adapter belongs to",
+            f"{path}: init_lora_weights is '{initialization}': this initialization changes the base weights",
             "convert it with PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)",
         )
-    unknown = sorted(key for key, value in values.items() if value and key not in _HARMLESS and key not in _VARIANTS)
+    unknown = sorted(
+        key
+        for key, value in values.items()
+        if value and key not in _ACCEPTED_SETTINGS and key not in _UNSUPPORTED_SETTINGS
+    )
     if unknown:
         raise OsrmError(
             f"{path}: unknown setting '{unknown[0]}': the adapter may not be plain LoRA",
@@ -192,7 +196,7 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
         )
 
 
-def _targets(values: Mapping[str, Any]) -> tuple[str, ...] | str:
+def _target_modules(values: Mapping[str, Any]) -> tuple[str, ...] | str:
     targets = values.get("target_modules") or ()
     if targets == "all-linear" or values.get("layers_to_transform") is not None or values.get("exclude_modules"):
         return ()
@@ -200,10 +204,10 @@ def _targets(values: Mapping[str, Any]) -> tuple[str, ...] | str:
 
 
 def _patterns(values: Mapping[str, Any], name: str, convert: Any) -> dict[str, Any]:
-    found = values.get(name) or {}
-    for key in found:
+    patterns = values.get(name) or {}
+    for key in patterns:
         re.compile(key)
-    return {key: convert(value) for key, value in found.items()}
+    return {key: convert(value) for key, value in patterns.items()}
 
 
 def _positive_int(value: Any) -> int:
@@ -212,7 +216,7 @@ def _positive_int(value: Any) -> int:
     return value
 
 
-def _number(value: Any) -> float:
+def _finite_number(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{value!r}, expected a finite number")
     return value

@@ -1,4 +1,4 @@
-"""The files of a LoRA adapter: which tensors there are, and which of them make up which layer."""
+"""Tensors in the files of a LoRA adapter, and the layers that they form."""
 
 import functools
 import itertools
@@ -80,19 +80,21 @@ def list_tensors(folder: Path) -> dict[str, TensorLocation]:
     return list_headers(paths)
 
 
-def list_layers(folder: Path, config: AdapterConfig, stored: Mapping[str, TensorLocation]) -> dict[str, AdapterLayer]:
+def list_layers(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> dict[str, AdapterLayer]:
     """Pair the factors into layers, ``layer.2`` before ``layer.10``.
 
     Raises:
-        OsrmError: If a factor has no partner, or not the shape that the settings say.
+        OsrmError: If a factor has no partner, or its shape disagrees with the settings.
     """
     layers = {}
-    for name in sorted(stored, key=natural_sort_key):
-        for embedding, (for_a, for_b) in FACTORS.items():
-            if name.startswith(PREFIX) and name.endswith(for_a):
-                layer = name.removeprefix(PREFIX).removesuffix(for_a)
-                layers[layer] = _layer(folder, config, stored, layer, (name, PREFIX + layer + for_b), embedding)
-    factors = sum(tensor_kind(name) == "factor" for name in stored)
+    for name in sorted(tensors, key=natural_sort_key):
+        for embedding, (suffix_a, suffix_b) in FACTORS.items():
+            if name.startswith(PREFIX) and name.endswith(suffix_a):
+                layer = name.removeprefix(PREFIX).removesuffix(suffix_a)
+                layers[layer] = _pair_factors(
+                    folder, config, tensors, layer, (name, PREFIX + layer + suffix_b), embedding
+                )
+    factors = sum(tensor_kind(name) == "factor" for name in tensors)
     if not layers or factors != 2 * len(layers):
         raise OsrmError(
             f"{folder}: {factors} LoRA factors for {len(layers)} layers, expected a lora_A and a lora_B for each",
@@ -101,17 +103,17 @@ def list_layers(folder: Path, config: AdapterConfig, stored: Mapping[str, Tensor
     return layers
 
 
-def _layer(
+def _pair_factors(
     folder: Path,
     config: AdapterConfig,
-    stored: Mapping[str, TensorLocation],
+    tensors: Mapping[str, TensorLocation],
     layer: str,
     pair: tuple[str, str],
     embedding: bool,
 ) -> AdapterLayer:
-    if pair[1] not in stored:
+    if pair[1] not in tensors:
         raise OsrmError(f"{folder}: {pair[1]} is missing", "save the adapter again with PEFT")
-    shape_a, shape_b = (stored[name].shape for name in pair)
+    shape_a, shape_b = (tensors[name].shape for name in pair)
     rank = config.rank(layer)
     if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[0] != rank or shape_b[1] != rank:
         raise OsrmError(
@@ -121,29 +123,29 @@ def _layer(
     return AdapterLayer(shape_b[0], shape_a[1], rank, config.scaling(layer), embedding)
 
 
-def check_no_other_tensors(folder: Path, config: AdapterConfig, stored: Mapping[str, TensorLocation]) -> None:
-    """Check that whatever is no factor belongs to ``modules_to_save``.
+def check_no_other_tensors(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> None:
+    """Check that every tensor that is not a factor belongs to ``modules_to_save``.
 
     Raises:
         OsrmError: Naming the first tensor that does not.
     """
-    for name in stored:
+    for name in tensors:
         parents = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
-        saved = any(parent.endswith(module) for parent in parents for module in config.modules_to_save)
-        if tensor_kind(name) == "other" and not saved:
+        in_saved_module = any(parent.endswith(module) for parent in parents for module in config.modules_to_save)
+        if tensor_kind(name) == "other" and not in_saved_module:
             raise OsrmError(
                 f"{folder}: {name} is neither a LoRA factor nor named in modules_to_save",
                 "only plain LoRA adapters can be read; a resized embedding cannot be merged",
             )
 
 
-def widest_factor_dtype(folder: Path, stored: Mapping[str, TensorLocation]) -> torch.dtype:
+def widest_factor_dtype(folder: Path, tensors: Mapping[str, TensorLocation]) -> torch.dtype:
     """The widest type among the factors.
 
     Raises:
-        OsrmError: If one is no floating-point type that torch computes in.
+        OsrmError: If one is not a floating-point type that torch computes in.
     """
-    types = sorted({tensor.dtype for name, tensor in stored.items() if tensor_kind(name) == "factor"})
+    types = sorted({tensor.dtype for name, tensor in tensors.items() if tensor_kind(name) == "factor"})
     for name in types:
         if name not in _TYPES:
             raise OsrmError(f"{folder}: factors of type {name}, expected {', '.join(_TYPES)}")

@@ -24,8 +24,8 @@ class TaskSample:
 
     Attributes:
         adapter: The task's adapter.
-        data: The draw.
-        source: Where it was drawn from, as ``--data`` names it.
+        data: The examples.
+        source: The data that they were drawn from, as ``--data`` names it.
     """
 
     adapter: Adapter
@@ -38,7 +38,7 @@ class TaskSample:
         return resolve_max_length(self.adapter.max_length, self.data.task)
 
     def record(self) -> Mapping[str, Any]:
-        """What ``osrm.json`` says of it."""
+        """The entry in ``osrm.json``."""
         examples = len(self.data.examples)
         return {"source": self.source, "split": self.data.split, "examples": examples, "sha256": self.data.sha256}
 
@@ -46,41 +46,41 @@ class TaskSample:
 def draw_texts(adapters: Sequence[Adapter], data: str | None, k: int, seed: int) -> list[TaskSample]:
     """Draw ``k`` texts from every task's training split; their labels are not read.
 
-    An adapter of another program does not say which task it is for: then the data has to tell, as it does in training.
+    The task of an adapter of another program is not recorded; it is then inferred from the data, as in training.
 
     Args:
         adapters: The tasks' adapters.
-        data: What the user says; by default what each adapter was trained on.
+        data: The value of ``--data``; by default the data that each adapter was trained on.
         k: Examples of each task; all of them where there are fewer.
-        seed: Decides which.
+        seed: Seed of the draw.
 
     Raises:
         OsrmError: If the data is not known or missing.
     """
-    found = []
+    samples = []
     for adapter in adapters:
         source, recorded = data_source(adapter, data, "calibration"), adapter.record.get("task")
         task = Task.from_dict(recorded) if recorded else load_split(adapter.name, source, "train", 1).task
         texts = load_texts(task, source, "train")
-        found.append(TaskSample(adapter, draw_examples(texts, k, seed), source))
-    return found
+        samples.append(TaskSample(adapter, draw_examples(texts, k, seed), source))
+    return samples
 
 
-def data_source(adapter: Adapter, given: str | None, needy: str) -> str:
-    """Where an adapter's examples come from, as ``--data`` names it.
+def data_source(adapter: Adapter, user_source: str | None, purpose: str) -> str:
+    """The source of an adapter's examples, as ``--data`` names it.
 
     Args:
         adapter: The task's adapter.
-        given: What the user says; by default what the adapter was trained on.
-        needy: What needs the data, for the message.
+        user_source: The value of ``--data``; by default the data that the adapter was trained on.
+        purpose: Feature that needs the data, for the message.
 
     Raises:
-        OsrmError: If neither says it.
+        OsrmError: If neither names it.
     """
-    source = given or adapter.data_source
+    source = user_source or adapter.data_source
     if source is None:
         raise OsrmError(
-            f"{needy} needs data of '{adapter.name}', {adapter.source} does not say what it was trained on",
+            f"{purpose} needs data of '{adapter.name}', but {adapter.source} does not record its training data",
             f"give --data: 'hub', 'mini', or a folder that holds {adapter.name}/train.jsonl",
         )
     return source

@@ -1,4 +1,4 @@
-"""What ``training.json`` says of an adapter: its dev scores, and how far A moved."""
+"""Read an adapter's ``training.json``: its dev scores and the drift of A."""
 
 import json
 from pathlib import Path

@@ -25,16 +25,16 @@ class AdapterWriter:
         self._embeddings = embeddings
         self.ranks: dict[str, int] = {}
 
-    def add(self, layer: str, update: LowRank) -> None:
+    def add(self, layer: str, delta: LowRank) -> None:
         """Append one layer's factors.
 
         Raises:
-            OsrmError: If they do not fit the type that is written.
+            OsrmError: If they cannot be represented in the type that is written.
         """
         names = (PREFIX + layer + suffix for suffix in FACTORS[layer in self._embeddings])
-        for name, factor in zip(names, (update.A, update.B), strict=True):
+        for name, factor in zip(names, (delta.A, delta.B), strict=True):
             self._stream.add(name, _in_dtype(factor, self._dtype, layer))
-        self.ranks[layer] = update.rank
+        self.ranks[layer] = delta.rank
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def write_adapter_stream(
 
     Args:
         folder: An existing, empty folder that is being staged.
-        layers: Full names of the layers that will come.
+        layers: Full names of the layers that will be added.
         config: Everything but the ranks, which are taken from the factors; target layers if it names none.
         heads: Tensors of ``modules_to_save`` by their name in the base model.
         dtype: Type of the factors in the file; heads keep theirs.
@@ -72,27 +72,27 @@ def write_adapter_stream(
 
 def write_adapter(
     folder: Path,
-    updates: Mapping[str, LowRank] | Iterable[tuple[str, LowRank]],
+    deltas: Mapping[str, LowRank] | Iterable[tuple[str, LowRank]],
     config: AdapterConfig,
     heads: Mapping[str, torch.Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a whole adapter of linear layers; see ``write_adapter_stream``."""
-    layers = dict(updates)
+    layers = dict(deltas)
     with write_adapter_stream(folder, layers, config, heads, dtype) as writer:
         for layer in sorted(layers):
             writer.add(layer, layers[layer])
 
 
 def _with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig:
-    """The settings that make PEFT build these ranks; the scaling is 1 where ``config`` has no ``lora_alpha``."""
-    usual = max(ranks.values())
-    others = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != usual}
+    """The settings with which PEFT builds these ranks; the scaling is 1 where ``config`` has no ``lora_alpha``."""
+    usual_rank = max(ranks.values())
+    exceptions = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != usual_rank}
     return replace(
         config,
-        r=usual,
-        rank_pattern=others,
-        alpha_pattern=others if config.lora_alpha is None else config.alpha_pattern,
+        r=usual_rank,
+        rank_pattern=exceptions,
+        alpha_pattern=exceptions if config.lora_alpha is None else config.alpha_pattern,
         target_modules=config.target_modules or tuple(ranks),
     )
 
@@ -100,10 +100,10 @@ def _with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfi
 def _in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
     narrow = factor.to(dtype)
     if not safetensors_io.all_finite(narrow):
-        found = (
+        problem = (
             "NaN or infinity" if not safetensors_io.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
         )
         raise OsrmError(
-            f"{layer}: {found} cannot be written as {str(dtype).removeprefix('torch.')}", "use --dtype float32"
+            f"{layer}: {problem} cannot be written as {str(dtype).removeprefix('torch.')}", "use --dtype float32"
         )
     return narrow

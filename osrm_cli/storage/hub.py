@@ -1,4 +1,4 @@
-"""Models and adapters on the Hugging Face hub: only the files that are asked for are fetched."""
+"""Models and adapters on the Hugging Face hub: only the required files are downloaded."""
 
 import re
 from collections.abc import Sequence
@@ -6,19 +6,19 @@ from pathlib import Path
 
 from osrm_cli.errors import OsrmError
 
-_ADAPTER = ["adapter_config.json", "adapter_model*.safetensors*", "osrm.json", "training.json"]
-_PATIENCE = 4.0  # seconds until the hub has to answer
+_ADAPTER_FILES = ["adapter_config.json", "adapter_model*.safetensors*", "osrm.json", "training.json"]
+_TIMEOUT = 4.0  # seconds that the hub has to answer
 
 
 def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequence[str]) -> Path:
-    """Return the snapshot of a hub repository in the local cache, downloading what it lacks of ``files``.
+    """Return the snapshot of a hub repository in the local cache, downloading those of ``files`` that it lacks.
 
     Args:
-        kind: What is looked for; named in the error.
+        kind: ``base model`` or ``adapter``, for errors.
         name: ``owner/name``.
         revision: Branch, tag or commit; without it, the main branch.
-        config: The file that no such repository lacks.
-        files: Patterns of the files that are wanted.
+        config: The file that every such repository has.
+        files: Patterns of the files to download.
 
     Raises:
         OsrmError: If the hub does not have it, or cannot be reached and it is not in the cache.
@@ -28,20 +28,20 @@ def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequen
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     failures = (errors.HFValidationError, errors.HTTPError, OSError)  # type: ignore[attr-defined]  # of httpx or httpx2
-    refused: Exception | None = None
+    hub_error: Exception | None = None
     try:
-        # Asked once: for what it downloads, the hub's client asks six times in 23 s where there is no network.
-        get_hf_file_metadata(hf_hub_url(name, config, revision=revision), timeout=_PATIENCE)
+        # One request only: without a network, a download by the hub's client makes six attempts in 23 s.
+        get_hf_file_metadata(hf_hub_url(name, config, revision=revision), timeout=_TIMEOUT)
     except failures as error:
-        refused = error
+        hub_error = error
     try:
-        if isinstance(refused, errors.HFValidationError | errors.RemoteEntryNotFoundError):
-            raise refused
+        if isinstance(hub_error, errors.HFValidationError | errors.RemoteEntryNotFoundError):
+            raise hub_error
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=list(files), local_files_only=refused is not None
+            name, revision=revision, allow_patterns=list(files), local_files_only=hub_error is not None
         )
     except failures as error:
-        raise _explain(refused or error, f"{kind} '{name}'", config, revision) from None
+        raise _explain(hub_error or error, f"{kind} '{name}'", config, revision) from None
     return Path(folder)
 
 
@@ -52,7 +52,7 @@ def locate_adapter(source: str) -> Path:
         source: A folder, or ``owner/name``, or ``owner/name@revision``.
 
     Raises:
-        OsrmError: If it is neither, or the hub cannot give it.
+        OsrmError: If it is neither, or cannot be downloaded.
     """
     folder = Path(source).expanduser()
     if folder.exists():
@@ -60,19 +60,19 @@ def locate_adapter(source: str) -> Path:
     name, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise OsrmError(f"{source} is missing", "give adapter folders, or hub ids such as owner/name")
-    return fetch("adapter", name, revision or None, "adapter_config.json", _ADAPTER)
+    return fetch("adapter", name, revision or None, "adapter_config.json", _ADAPTER_FILES)
 
 
 def short_name(source: str) -> str:
-    """What to call an adapter that does not say its task: its folder's name, or the hub id without the owner."""
+    """Name of an adapter that does not record its task: its folder's name, or the hub id without the owner."""
     folder = Path(source).expanduser()
     return folder.resolve().name if folder.exists() else source.partition("@")[0].rpartition("/")[2]
 
 
 def pin_revision(source: str, folder: Path) -> str:
     """``source`` with the commit that ``folder`` is the snapshot of, if it is a hub id."""
-    found = None if Path(source).expanduser().exists() else commit_of(folder)
-    return f"{source.partition('@')[0]}@{found}" if found else source
+    commit = None if Path(source).expanduser().exists() else commit_of(folder)
+    return f"{source.partition('@')[0]}@{commit}" if commit else source
 
 
 def commit_of(folder: Path) -> str | None:
@@ -80,27 +80,29 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" else None
 
 
-def _explain(error: Exception, what: str, config: str, revision: str | None) -> OsrmError:
-    """The user's error for one of the hub's client."""
+def _explain(error: Exception, subject: str, config: str, revision: str | None) -> OsrmError:
+    """The user's error for an error of the hub's client."""
     from huggingface_hub import errors
 
     login = "hf auth login, with an account that may read it"
     if isinstance(error, errors.GatedRepoError):
-        return OsrmError(f"{what} is gated on the hub", login)
+        return OsrmError(f"{subject} is gated on the hub", login)
     if isinstance(error, errors.RepositoryNotFoundError):
         return OsrmError(
-            f"{what} is neither a folder nor public on the hub", f"check the name; if it is private, {login}"
+            f"{subject} is neither a folder nor public on the hub", f"check the name; if it is private, {login}"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return OsrmError(f"{what} has no revision '{revision}' on the hub", "give a branch, a tag or a whole commit id")
+        return OsrmError(
+            f"{subject} has no revision '{revision}' on the hub", "give a branch, a tag or a whole commit id"
+        )
     if isinstance(error, errors.RemoteEntryNotFoundError):
-        return OsrmError(f"{what} has no {config} on the hub", "check the name: it holds something else")
+        return OsrmError(f"{subject} has no {config} on the hub", "check the name: the repository holds something else")
     reason = f"the hub cannot be reached ({type(error).__name__})"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        reason = "HF_HUB_OFFLINE forbids asking the hub"
+        reason = "HF_HUB_OFFLINE forbids requests to the hub"
     elif isinstance(error, errors.HfHubHTTPError):
         reason = f"the hub answers {error.response.status_code}"
     return OsrmError(
-        f"{what} is neither a folder nor in the hub's cache, and {reason}",
+        f"{subject} is neither a folder nor in the hub's cache, and {reason}",
         "check the path; for a hub id, go online once to fill the cache (HF_HOME)",
     )

@@ -1,6 +1,6 @@
-"""Where an artifact came from: enough to repeat it, nothing that changes between two equal runs.
+"""Provenance of an artifact: enough to reproduce it, and nothing that differs between two equal runs.
 
-No timestamps and no absolute machine facts: the same inputs give the same bytes.
+No timestamps and no details of the machine: the same inputs give the same bytes.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class BaseModelId:
     Attributes:
         name: Path, hub id or built-in name, as the user gave it.
         revision: Commit of the hub, or ``None`` for a local folder.
-        sha256: Digest of the weights: what decides whether two artifacts fit together.
+        sha256: Digest of the weights; decides whether two artifacts belong together.
     """
 
     name: str
@@ -44,9 +44,9 @@ def make_record(
     settings: Mapping[str, Any],
     inputs: Iterable[Path] = (),
     base: BaseModelId | None = None,
-    **facts: Any,
+    **extra: Any,
 ) -> Record:
-    """What one command writes about one artifact: tool, version, settings, base, inputs with their digests."""
+    """The record of an artifact: tool, version, command, settings, base model, inputs with their digests."""
     return {
         "tool": "osrm-cli",
         "version": __version__,
@@ -54,12 +54,12 @@ def make_record(
         "settings": dict(settings),
         "base": asdict(base) if base else None,
         "inputs": [{"path": path.as_posix(), "sha256": sha256(path)} for path in inputs],
-        **facts,
+        **extra,
     }
 
 
 def to_json(value: Mapping[str, Any]) -> str:
-    """JSON with sorted keys, so that equal facts are equal bytes.
+    """JSON with sorted keys, so that equal values give equal bytes.
 
     Raises:
         ValueError: If a value is NaN or infinite.
@@ -67,9 +67,9 @@ def to_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_record(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``facts`` as ``osrm.json`` into a folder that is being staged."""
-    (folder / RECORD_NAME).write_text(to_json(facts), encoding="utf-8")
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``record`` as ``osrm.json`` into a folder that is being staged."""
+    (folder / RECORD_NAME).write_text(to_json(record), encoding="utf-8")
 
 
 def read_record(folder: Path) -> Record:
@@ -83,7 +83,7 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD_NAME
     if not path.exists():
         return {}
-    remedy = "make the folder anew with the command that wrote it"
+    remedy = "recreate the folder with the command that wrote it"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -108,7 +108,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_same_base_model(found: Mapping[Path, BaseModelId]) -> None:
+def check_same_base_model(base_models: Mapping[Path, BaseModelId]) -> None:
     """Check that all artifacts belong to one base model, and name the one that does not.
 
     The odd one out is the one whose weights differ from those that most artifacts share.
@@ -116,14 +116,14 @@ def check_same_base_model(found: Mapping[Path, BaseModelId]) -> None:
     Raises:
         OsrmError: If two artifacts come from different weights.
     """
-    digests = [base.sha256 for base in found.values()]
+    digests = [base.sha256 for base in base_models.values()]
     if len(set(digests)) < 2:
         return
-    usual = max(digests, key=digests.count)
-    odd, theirs = next((path, base) for path, base in found.items() if base.sha256 != usual)
-    first, ours = next((path, base) for path, base in found.items() if base.sha256 == usual)
+    usual_digest = max(digests, key=digests.count)
+    odd_path, odd_base = next((path, base) for path, base in base_models.items() if base.sha256 != usual_digest)
+    usual_path, usual_base = next((path, base) for path, base in base_models.items() if base.sha256 == usual_digest)
     raise OsrmError(
-        f"{odd} comes from base model {_describe(theirs)}, but {first} from {_describe(ours)}",
+        f"{odd_path} comes from base model {_describe(odd_base)}, but {usual_path} from {_describe(usual_base)}",
         "use artifacts of one base model only",
     )
 

@@ -1,7 +1,7 @@
-"""Write safetensors files tensor by tensor: neither all tensors nor their sizes need to be known at the start.
+"""Read and write safetensors files tensor by tensor; neither all tensors nor their sizes need to be known at first.
 
 The format is a header's length in 8 bytes, the header as JSON, then the tensors' bytes. The header may end in spaces:
-room for it is left at the beginning, and it is written last.
+space for it is reserved at the beginning, and it is written last.
 """
 
 import json
@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage import safetensors_io
 
 DTYPES = {
     torch.float64: "F64",
@@ -31,8 +30,8 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_ENTRY = 192  # bytes that one tensor's dtype, shape and offsets take in the header, at most
-_START = 8
+_MAX_ENTRY_BYTES = 192  # bytes that one tensor's dtype, shape and offsets take in the header, at most
+_LENGTH_BYTES = 8
 
 
 class TensorStream:
@@ -43,13 +42,17 @@ class TensorStream:
     """
 
     def __init__(self, file: IO[bytes], names: Sequence[str], metadata: dict[str, str]) -> None:
-        room = sum(len(json.dumps(name)) + _ENTRY for name in names) + len(json.dumps(metadata)) + _ENTRY
+        size = (
+            sum(len(json.dumps(name)) + _MAX_ENTRY_BYTES for name in names)
+            + len(json.dumps(metadata))
+            + _MAX_ENTRY_BYTES
+        )
         self._file = file
-        self._room = room + -room % 8  # tensors start at a multiple of 8
+        self._header_size = size + -size % 8  # tensors start at a multiple of 8
         self._expected = set(names)
         self._header: dict[str, Any] = {"__metadata__": metadata}
         self.size = 0
-        file.seek(_START + self._room)
+        file.seek(_LENGTH_BYTES + self._header_size)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Append one tensor."""
@@ -57,13 +60,13 @@ class TensorStream:
         self.add_bytes(name, DTYPES[tensor.dtype], tuple(tensor.shape), [flat.view(torch.uint8).numpy().data])
 
     def add_bytes(self, name: str, dtype: str, shape: Sequence[int], chunks: Iterable[bytes | memoryview]) -> None:
-        """Append one tensor that is given as raw little-endian bytes.
+        """Append one tensor from raw little-endian bytes.
 
         Raises:
-            ValueError: If the name was not announced, or came before.
+            ValueError: If the name was not announced, or was added before.
         """
         if name not in self._expected:
-            raise ValueError(f"tensor {name} was not announced, or came twice")
+            raise ValueError(f"tensor {name} was not announced, or was added twice")
         self._expected.remove(name)
         start = self.size
         for chunk in chunks:
@@ -72,16 +75,18 @@ class TensorStream:
         self._header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, self.size]}
 
     def finish(self) -> None:
-        """Write the header into the room left for it.
+        """Write the header into the space reserved for it.
 
         Raises:
-            ValueError: If an announced tensor did not come.
+            ValueError: If an announced tensor was not added.
         """
         header = json.dumps(self._header, separators=(",", ":")).encode()
-        if self._expected or len(header) > self._room:
-            raise ValueError(f"tensors missing: {sorted(self._expected)}, header {len(header)} of {self._room} bytes")
+        if self._expected or len(header) > self._header_size:
+            raise ValueError(
+                f"tensors missing: {sorted(self._expected)}, header {len(header)} of {self._header_size} bytes"
+            )
         self._file.seek(0)
-        self._file.write(self._room.to_bytes(_START, "little") + header.ljust(self._room))
+        self._file.write(self._header_size.to_bytes(_LENGTH_BYTES, "little") + header.ljust(self._header_size))
 
 
 @contextmanager
@@ -93,17 +98,17 @@ def write_stream(path: Path, names: Sequence[str]) -> Iterator[TensorStream]:
         stream.finish()
 
 
-REOPEN_AFTER_BYTES = 2 << 20  # bytes of a file that may stay in memory after they were read
+REOPEN_AFTER_BYTES = 2 << 20  # bytes read from a file before it is reopened
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
     """Write tensors in the order of their names; call it on a staging path of ``atomic``."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    save_file(ordered, path, metadata={"osrm": json.dumps(facts, sort_keys=True, allow_nan=False)})
+    save_file(ordered, path, metadata={"osrm": json.dumps(record, sort_keys=True, allow_nan=False)})
 
 
 def open_tensors(path: Path) -> Any:
-    """Open a safetensors file for lazy reading: header and index now, each tensor when it is asked for.
+    """Open a safetensors file for lazy reading: header and index now, each tensor on request.
 
     Raises:
         OsrmError: If the file is missing, empty, damaged, or not safetensors.
@@ -111,20 +116,20 @@ def open_tensors(path: Path) -> Any:
     if not path.is_file():
         raise OsrmError(f"{path} is missing" if not path.exists() else f"{path} is a folder, expected a file")
     if path.stat().st_size == 0:
-        raise OsrmError(f"{path} is empty", "make it anew with the command that wrote it")
+        raise OsrmError(f"{path} is empty", "recreate it with the command that wrote it")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise OsrmError(
-            f"{path} is damaged or no safetensors file: {error}", "make it anew with the command that wrote it"
+            f"{path} is damaged or not a safetensors file: {error}", "recreate it with the command that wrote it"
         ) from None
 
 
 class TensorFile:
-    """A safetensors file whose tensors are asked for one by one.
+    """A safetensors file whose tensors are read one by one.
 
-    The library maps the file, and what was read of it stays in memory as long as the file is open: of many large files,
-    all of them in the end. It is therefore opened anew after every ``MAPPED`` bytes.
+    The library maps the file, and every page that was read stays in memory while the file is open: with many large
+    files, all of them in the end. It is therefore reopened after every ``REOPEN_AFTER_BYTES`` bytes.
 
     Args:
         path: The file; it is opened at the first tensor.
@@ -156,7 +161,7 @@ def read_header_record(path: Path) -> dict[str, Any]:
         return dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise OsrmError(
-            f"{path}: its metadata cannot be read: {error}", "make it anew with the command that wrote it"
+            f"{path}: its metadata cannot be read: {error}", "recreate it with the command that wrote it"
         ) from None
 
 
@@ -167,7 +172,7 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where one tensor lies.
+    """Location, shape and type of one tensor.
 
     Attributes:
         path: The safetensors file.
@@ -186,10 +191,10 @@ def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
     Raises:
         OsrmError: If a file is missing or damaged.
     """
-    stored = {}
+    locations = {}
     for path in paths:
-        with safetensors_io.open_tensors(path) as file:
+        with open_tensors(path) as file:
             for name in sorted(file.keys()):
-                piece = file.get_slice(name)
-                stored[name] = TensorLocation(path, tuple(piece.get_shape()), piece.get_dtype())
-    return stored
+                tensor_slice = file.get_slice(name)
+                locations[name] = TensorLocation(path, tuple(tensor_slice.get_shape()), tensor_slice.get_dtype())
+    return locations

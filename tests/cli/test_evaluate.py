@@ -267,7 +267,7 @@ def head_of_three(work: Path) -> None:
 BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (without_head, "adapters/mood has no classification head: classifier.weight is missing"),
     (truncated, "adapter_model.safetensors is damaged"),
-    (no_config, "adapters/mood is no adapter: adapter_config.json is missing"),
+    (no_config, "adapters/mood is not an adapter: adapter_config.json is missing"),
     (head_of_three, "adapters/mood does not fit the model with 2 outputs: size mismatch for"),
 ]
 

@@ -136,7 +136,7 @@ def test_adamerging_says_and_keeps_what_it_learned(work):
 def test_data_can_be_given(work, words):
     for task in CASES["fisher"]:
         (work / "adapters" / task / "osrm.json").unlink()  # as another program writes adapters
-    assert "does not say what it was trained on" in refused(work, *command("fisher")).error
+    assert "does not record its training data" in refused(work, *command("fisher")).error
     run = osrm(*command("fisher", "--data", words), cwd=work)
     assert run.code == 0, run
     assert yaml.safe_load((work / "merged/merge.yaml").read_text())["data"] == str(words)

@@ -171,7 +171,7 @@ def head_of_another_task(work: Path) -> None:
 
 
 BROKEN: list[tuple[Callable[[Path], None], str]] = [
-    (no_config, "starts/mood is no adapter: adapter_config.json is missing"),
+    (no_config, "starts/mood is not an adapter: adapter_config.json is missing"),
     (wrong_width, "lora_A of bert.encoder.layer.0.attention.self.query is (2, 9), its base model needs (2, 16)"),
     (missing_layer, "the start has no factors for bert.encoder.layer.1.attention.self.value"),
     (unknown_task, "unknown task 'modo' in "),

@@ -256,7 +256,10 @@ def test_records(adapters, tmp_path):
     assert facts["inputs"][1]["dev"] == dev
     assert facts["settings"] == {"method": "task-arith", "options": {"lambda": 0.3}, "as": "adapter"}
     own = provenance.read_record(tmp_path / "m" / "tasks" / "sst2")
-    assert (own["task"], own["data"]) == ({"name": "sst2", "columns": ["sentence"], "labels": [0, 1], "metrics": ["accuracy"]}, {"source": "hub"})
+    assert (own["task"], own["data"]) == (
+        {"name": "sst2", "columns": ["sentence"], "labels": [0, 1], "metrics": ["accuracy"]},
+        {"source": "hub"},
+    )
     card = (tmp_path / "m" / "README.md").read_text()
     assert "| sst2 |" in card
     assert "accuracy 91.25" in card

@@ -70,5 +70,5 @@ def test_what_was_announced_must_come_once(tmp_path):
         stream.add("c", torch.ones(1))
     with write_stream(tmp_path / "x", ["a"]) as stream:
         stream.add("a", torch.ones(1))
-        with pytest.raises(ValueError, match="a was not announced, or came twice"):
+        with pytest.raises(ValueError, match="a was not announced, or was added twice"):
             stream.add("a", torch.ones(1))
