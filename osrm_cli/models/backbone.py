@@ -1,8 +1,8 @@
-"""One base model in memory, on which tasks' heads and updates are put one after the other.
+"""One base model in memory, to which tasks' heads and updates are attached one after the other.
 
 The model is loaded once (``Backbone.load``). A PEFT folder (``with_peft_adapter``) or a head alone (``with_head``,
-``Backbone.add_head``) makes a task's classifier of it; an update is added to its weights (``with_deltas``) or to its
-layers' outputs (``with_output_hooks``). All but heads is taken back at the end.
+``Backbone.add_head``) turns it into a task's classifier; an update is added to its weights (``with_deltas``) or to its
+layers' outputs (``with_output_hooks``). At the end, all changes except heads are reverted.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from osrm_cli.tasks.task import Example
 
 @dataclass(frozen=True)
 class TaskHead:
-    """A task's head around the backbone that all tasks share.
+    """A task's head on the backbone that all tasks share.
 
     Attributes:
         classifier: The backbone with a head of the task's width, frozen.
@@ -40,7 +40,7 @@ class TaskHead:
     tensors: Mapping[str, torch.Tensor]
 
     def load(self) -> PreTrainedModel:
-        """The classifier with this head in it; what of a head lies in the backbone stays until the next call."""
+        """Load this head into the classifier; its tensors in the backbone remain until the next call."""
         self.classifier.load_state_dict(dict(self.tensors), strict=False)
         return self.classifier
 
@@ -49,7 +49,7 @@ class ClassifierSource(Protocol):
     """A task's classifier on disk.
 
     Attributes:
-        form: ``adapter`` where ``folder`` is a complete PEFT folder; else there are a head and, perhaps, dense updates.
+        form: ``adapter`` where ``folder`` is a complete PEFT folder; otherwise a head and possibly dense updates.
         folder: The classifier's own folder.
     """
 
@@ -74,13 +74,13 @@ class ClassifierSource(Protocol):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A base model in memory, frozen and without dropout; its own head is of no use.
+    """A base model in memory, frozen and without dropout; its own head is not used.
 
     Attributes:
-        folder: The base model's.
+        folder: The base model's folder.
         model: The model, with a head of two outputs.
         tokenizer: Pads on the right.
-        device: Where the model lies.
+        device: Device of the model.
     """
 
     folder: Path
@@ -93,7 +93,7 @@ class Backbone:
         """Load a base model, or a merged one.
 
         Raises:
-            OsrmError: If it cannot be loaded as a sequence classifier, or holds no tokenizer.
+            OsrmError: If it cannot be loaded as a sequence classifier, or has no tokenizer.
         """
         tokenizer = load_tokenizer(folder)
         model = load_classifier(folder, 2, tokenizer, dtype, seed=0, device=device).model
@@ -105,12 +105,12 @@ class Backbone:
         return tokenize_examples(self.tokenizer, examples, max_length)
 
     def add_head(self, tensors: Mapping[str, torch.Tensor], num_labels: int, origin: Path) -> TaskHead:
-        """Put a head around the backbone, beside those of other tasks.
+        """Attach a head to the backbone, beside those of other tasks.
 
         Args:
             tensors: The head by the names in the base model.
             num_labels: Outputs of the head.
-            origin: Where the head comes from, for errors.
+            origin: The head's file or folder, for errors.
 
         Raises:
             OsrmError: If there is no head, or one that does not fit.
@@ -119,10 +119,10 @@ class Backbone:
 
     @contextmanager
     def attach(self, source: ClassifierSource, num_labels: int) -> Iterator[torch.nn.Module]:
-        """The classifier that a folder makes of this model; its update is taken off at the end.
+        """Attach a folder's classifier to this model; its update is removed at the end.
 
         Args:
-            source: The classifier on disk. A head alone belongs on the merged model.
+            source: The classifier on disk. A head alone belongs to the merged model.
             num_labels: Number of outputs.
 
         Raises:
@@ -151,10 +151,10 @@ class Backbone:
         return compute_representations(model, encodings, self.tokenizer, self.device, batch_size, advance)
 
     def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
-        """Check that the model has the layers that adapters change, in their widths.
+        """Check that the model has the layers that adapters change, with equal widths.
 
         Raises:
-            OsrmError: If one is missing or of another width.
+            OsrmError: If one is missing or has another width.
         """
         modules = dict(self.model.named_modules())
         for name, layer in layers.items():
@@ -168,65 +168,65 @@ class Backbone:
 
 
 def with_empty_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
-    """A classifier of ``num_labels`` classes around the backbone of ``model``, which the two then share.
+    """A classifier of ``num_labels`` classes that shares the backbone of ``model``.
 
-    Its head holds no numbers yet: it is for an adapter that carries one.
+    Its head is uninitialized: an adapter's is to be loaded into it.
     """
     config = type(model.config).from_dict({**model.config.to_dict(), "num_labels": num_labels})
     with torch.device("meta"):
-        shell: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+        classifier: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
             config, dtype=model.dtype, trust_remote_code=False
         )
-    setattr(shell, model.base_model_prefix, getattr(model, model.base_model_prefix))
-    for name, child in shell.named_children():
+    setattr(classifier, model.base_model_prefix, getattr(model, model.base_model_prefix))
+    for name, child in classifier.named_children():
         if name != model.base_model_prefix:
             child.to_empty(device=model.device)
-    shell.train(False)
-    return shell
+    classifier.train(False)
+    return classifier
 
 
 @contextmanager
 def with_peft_adapter(model: PreTrainedModel, folder: Path, num_labels: int) -> Iterator[torch.nn.Module]:
-    """The classifier that a PEFT folder makes of a base model; in float32 with the update added to the weights.
+    """Attach a PEFT folder to a base model; in float32, its update is added to the weights.
 
     Raises:
         OsrmError: If the folder has no head, or one for another number of classes.
     """
-    shell = with_empty_head(model, num_labels)
+    classifier = with_empty_head(model, num_labels)
     names = {name.removeprefix(PREFIX) for name in list_tensors(folder)}
-    _check_heads(shell, names, folder)
+    _check_heads(classifier, names, folder)
     try:
-        whole = PeftModel.from_pretrained(shell, str(folder), torch_device=str(model.device))
+        peft_model = PeftModel.from_pretrained(classifier, str(folder), torch_device=str(model.device))
     except RuntimeError as error:
         raise _shape_error(error, folder, num_labels) from error
-    layers = [module for module in whole.modules() if isinstance(module, LoraLayer)]
+    layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
     weights = [layer.get_base_layer().get_parameter("weight") for layer in layers]
     try:
-        with _restored_afterwards(weights if model.dtype == torch.float32 else []) as kept:
-            if kept:  # below float32 the sum would lose what is small
-                whole.merge_adapter()
-            yield whole.eval()
+        with _restored_afterwards(weights if model.dtype == torch.float32 else []) as copies:
+            if copies:  # in narrower types the sum would lose small updates
+                peft_model.merge_adapter()
+            yield peft_model.eval()
     finally:
-        whole.unload()
+        peft_model.unload()
 
 
 @contextmanager
 def _restored_afterwards(weights: Iterable[torch.nn.Parameter]) -> Iterator[dict[torch.nn.Parameter, torch.Tensor]]:
-    """Take back at the end what happens to weights; yields the copies."""
-    kept = {weight: weight.detach().clone() for weight in weights}
+    """Restore weights at the end; yields the copies."""
+    copies = {weight: weight.detach().clone() for weight in weights}
     try:
-        yield kept
+        yield copies
     finally:
         with torch.no_grad():
-            for weight, before in kept.items():
-                weight.copy_(before)
+            for weight, copy in copies.items():
+                weight.copy_(copy)
 
 
 @contextmanager
 def with_head(
     model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path
 ) -> Iterator[torch.nn.Module]:
-    """The classifier that a head alone makes of a model.
+    """Attach a head alone to a model.
 
     Raises:
         OsrmError: If the head does not fit.
@@ -237,45 +237,47 @@ def with_head(
 def _make_classifier(
     model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path
 ) -> PreTrainedModel:
-    shell = with_empty_head(model, num_labels)
-    _check_heads(shell, head.keys(), folder)
+    classifier = with_empty_head(model, num_labels)
+    _check_heads(classifier, head.keys(), folder)
     try:
-        unexpected = shell.load_state_dict(dict(head), strict=False).unexpected_keys
+        unexpected = classifier.load_state_dict(dict(head), strict=False).unexpected_keys
     except RuntimeError as error:
         raise _shape_error(error, folder, num_labels) from error
     if unexpected:
-        raise OsrmError(f"{folder} holds {unexpected[0]}, which the model does not have")
-    return shell
+        raise OsrmError(f"{folder} contains {unexpected[0]}, which the model does not have")
+    return classifier
 
 
-def _check_heads(shell: PreTrainedModel, names: Collection[str], folder: Path) -> None:
-    """Check that every tensor outside the backbone is given: those of the shell hold no numbers."""
-    needed = (name for name, _ in shell.named_parameters() if name.partition(".")[0] != shell.base_model_prefix)
+def _check_heads(classifier: PreTrainedModel, names: Collection[str], folder: Path) -> None:
+    """Check that every tensor outside the backbone is supplied: those of an empty head are uninitialized."""
+    needed = (
+        name for name, _ in classifier.named_parameters() if name.partition(".")[0] != classifier.base_model_prefix
+    )
     if missing := [name for name in needed if name not in names]:
         raise OsrmError(
             f"{folder} has no classification head: {missing[0]} is missing",
-            "score what 'osrm train' wrote, or what was merged from it",
+            "give an adapter written by 'osrm train', or a folder merged from such adapters",
         )
 
 
 def _shape_error(error: RuntimeError, folder: Path, num_labels: int) -> Exception:
-    """The user's error where a shape is the trouble; else the error as it came."""
+    """The user's error if a shape does not fit; otherwise the original error."""
     line = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
     return OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {line}") if line else error
 
 
 @contextmanager
 def with_deltas(
-    model: PreTrainedModel, updates: Callable[[str], torch.Tensor], layers: Sequence[str]
+    model: PreTrainedModel, read_delta: Callable[[str], torch.Tensor], layers: Sequence[str]
 ) -> Iterator[None]:
-    """Add dense updates ``(d_out, d_in)`` to a model's weights, and take the old weights back at the end."""
-    changed = {name: model.get_submodule(name) for name in layers}
-    with _restored_afterwards([layer.get_parameter("weight") for layer in changed.values()]):
+    """Add dense updates ``(d_out, d_in)`` to a model's weights, and restore the weights at the end."""
+    modules = {name: model.get_submodule(name) for name in layers}
+    with _restored_afterwards([layer.get_parameter("weight") for layer in modules.values()]):
         with torch.no_grad():
-            for name, layer in changed.items():
-                weight, delta = layer.get_parameter("weight"), updates(name)
-                turned = delta.T if is_conv1d(layer) or isinstance(layer, torch.nn.Embedding) else delta
-                weight.copy_(weight.float() + turned.to(weight.device))
+            for name, layer in modules.items():
+                weight, delta = layer.get_parameter("weight"), read_delta(name)
+                oriented = delta.T if is_conv1d(layer) or isinstance(layer, torch.nn.Embedding) else delta
+                weight.copy_(weight.float() + oriented.to(weight.device))
         yield
 
 
@@ -284,13 +286,15 @@ OutputHook = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @contextmanager
-def with_output_hooks(model: torch.nn.Module, changes: Mapping[str, OutputHook]) -> Iterator[None]:
-    """Change what layers put out, by forward hooks."""
+def with_output_hooks(model: torch.nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[None]:
+    """Change the outputs of layers by forward hooks."""
 
-    def hook(change: OutputHook) -> Callable[..., torch.Tensor]:
-        return lambda _module, args, output: change(args[0], output)
+    def make_hook(output_hook: OutputHook) -> Callable[..., torch.Tensor]:
+        return lambda _module, args, output: output_hook(args[0], output)
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(change)) for name, change in changes.items()]
+    handles = [
+        model.get_submodule(name).register_forward_hook(make_hook(output_hook)) for name, output_hook in hooks.items()
+    ]
     try:
         yield
     finally:
@@ -298,6 +302,6 @@ def with_output_hooks(model: torch.nn.Module, changes: Mapping[str, OutputHook])
             handle.remove()
 
 
-def low_rank_hook(update: LowRank | None) -> OutputHook:
+def low_rank_hook(delta: LowRank | None) -> OutputHook:
     """Add an update, if there is one: ``y + B A x``."""
-    return lambda x, y: y + (x @ update.A.T) @ update.B.T if update else y
+    return lambda x, y: y + (x @ delta.A.T) @ delta.B.T if delta else y

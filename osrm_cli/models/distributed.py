@@ -1,4 +1,4 @@
-"""Several processes under a launcher such as torchrun or accelerate: each reads its share, the first one writes."""
+"""Processes under a launcher such as torchrun or accelerate: each reads its share, and the first one writes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,40 +14,40 @@ class Reducible(Protocol):
     """A sum that can be sent to another process and added there."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What has been counted so far."""
+        """The state of the sum so far."""
 
     def merge_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Add what another process has counted."""
+        """Add the state of another process."""
 
 
 def _launcher_environment() -> tuple[int, int, int]:
-    """What torchrun or MPI says, in the names of any of them: this process's number, how many, its number here."""
-    found = get_cpu_distributed_information()
-    return found.rank, found.world_size, found.local_rank
+    """Rank, number of processes, and rank on this machine, as set by torchrun, MPI or similar."""
+    information = get_cpu_distributed_information()
+    return information.rank, information.world_size, information.local_rank
 
 
 def process_rank() -> int:
-    """This process's number, from 0."""
+    """This process's rank, from 0."""
     return _launcher_environment()[0]
 
 
 def process_count() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return _launcher_environment()[1]
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Of several GPUs, the one that is this process's."""
+    """The GPU that this process uses, if there are several."""
     return torch.device("cuda", _launcher_environment()[2]) if device.type == "cuda" else device
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes, where there are any."""
+    """Join the other processes, if there are any."""
     if process_count() == 1:
         yield
         return
-    # What is sent lies in main memory, whatever the device.
+    # Messages are sent from main memory, whatever the device.
     distributed.init_process_group("gloo", rank=process_rank(), world_size=process_count())
     try:
         yield
@@ -56,7 +56,7 @@ def process_group() -> Iterator[None]:
 
 
 def reduce_to_first(sums: Mapping[str, Sequence[Reducible]]) -> None:
-    """Bring what every process has counted to the first one, accumulator by accumulator; all must call it alike."""
+    """Add up every process's sums in the first process, one by one; all processes must call it alike."""
     for total in (total for totals in sums.values() for total in totals):
         if process_rank():
             _send(total.state())

@@ -1,4 +1,4 @@
-"""A classifier's last linear layer: found in the model, its inputs, and its fit by regression."""
+"""A classifier's last linear layer: find it, compute its inputs, and fit it by regression."""
 
 import re
 from collections import Counter
@@ -13,25 +13,25 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.models.batching import Encoding, compute_logits
 from osrm_cli.tasks.task import Label, Task
 
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # weight of one example against a small head
+REGULARIZATION_STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # weight of one example against a small head
 _FOLDS = 5
 
 
 def fit_linear_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, labels: Sequence[Label]) -> float:
-    """Fit a linear layer in place: logistic regression, for a score ridge regression, of standardised inputs.
+    """Fit a linear layer in place, on standardized inputs: logistic regression, or ridge regression for a score.
 
-    The strength is chosen by cross-validated loss: a head that knows its examples by heart teaches the update nothing.
+    The strength is chosen by cross-validated loss: an overfitted head would leave the update nothing to learn.
 
     Args:
         head: The layer.
-        task: What it is to predict.
+        task: The task to predict.
         inputs: ``(n, d)``.
         labels: One for each row; for classes, every class among them.
 
     Returns:
-        The strength, one of ``STRENGTHS``; the least of them where a class has a single example.
+        The strength, one of ``REGULARIZATION_STRENGTHS``; the least of them where a class has a single example.
     """
-    # scikit-learn takes a second to import: those who only read a head need not wait for it.
+    # scikit-learn takes a second to import, and callers that only read a head do not need it.
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
@@ -39,12 +39,12 @@ def fit_linear_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, lab
 
     intercept = head.bias is not None
     if task.regression:
-        model = Ridge(alpha=1 / STRENGTHS[0], fit_intercept=intercept)
-        grid, goal = {"ridge__alpha": [1 / strength for strength in STRENGTHS]}, "neg_mean_squared_error"
+        model = Ridge(alpha=1 / REGULARIZATION_STRENGTHS[0], fit_intercept=intercept)
+        grid, goal = {"ridge__alpha": [1 / strength for strength in REGULARIZATION_STRENGTHS]}, "neg_mean_squared_error"
         folds = min(_FOLDS, len(labels))
     else:
-        model = LogisticRegression(C=STRENGTHS[0], fit_intercept=intercept, max_iter=1000)
-        grid, goal = {"logisticregression__C": list(STRENGTHS)}, "neg_log_loss"
+        model = LogisticRegression(C=REGULARIZATION_STRENGTHS[0], fit_intercept=intercept, max_iter=1000)
+        grid, goal = {"logisticregression__C": list(REGULARIZATION_STRENGTHS)}, "neg_log_loss"
         folds = min(_FOLDS, *Counter(labels).values())
     steps = make_pipeline(StandardScaler(with_mean=intercept), model)
     if folds > 1:
@@ -66,31 +66,31 @@ def fit_linear_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, lab
 
 
 def find_head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:
-    """The linear layer of a sequence classifier that puts out its logits, and its name in the base model.
+    """The linear layer of a sequence classifier that computes its logits, and its name in the base model.
 
     Args:
         model: A classifier of transformers, such as ``backbone.with_head`` yields, or PEFT's wrapper of one, such as
-            ``backbone.with_peft_adapter`` yields. Of a module that PEFT keeps twice, the adapter's own counts.
+            ``backbone.with_peft_adapter`` yields. Of a module that PEFT keeps twice, the adapter's copy counts.
 
     Raises:
         OsrmError: If the head does not end in a plain linear layer.
     """
-    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    adapted = [f"{name}." for name, module in inner.named_modules() if isinstance(module, LoraLayer)]
-    found = [
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapted_modules = [f"{name}." for name, module in base.named_modules() if isinstance(module, LoraLayer)]
+    candidates = [
         (name, module)
-        for name, module in inner.named_modules()
+        for name, module in base.named_modules()
         if isinstance(module, torch.nn.Linear)
-        and not name.startswith((f"{inner.base_model_prefix}.", *adapted))
+        and not name.startswith((f"{base.base_model_prefix}.", *adapted_modules))
         and "original_module" not in name.split(".")
     ]
-    if not found or found[-1][1].out_features != inner.config.num_labels:
+    if not candidates or candidates[-1][1].out_features != base.config.num_labels:
         raise OsrmError(
-            f"the head of {type(inner).__name__} does not end in a plain linear layer of {inner.config.num_labels} "
+            f"the head of {type(base).__name__} does not end in a plain linear layer of {base.config.num_labels} "
             "outputs",
             "such a head cannot be calibrated; merge without --calibrate",
         )
-    name, layer = found[-1]
+    name, layer = candidates[-1]
     return re.sub(r"\.modules_to_save\.[^.]+", "", name), layer
 
 
@@ -107,16 +107,16 @@ def compute_representations(
     Args:
         model: A classifier, see ``find_head_layer``, in evaluation mode.
         encodings: From ``batching.tokenize_examples``.
-        tokenizer: Knows how to pad.
-        device: Where the model lies.
-        batch_size: Examples in a batch.
-        advance: Called with the number of examples that are done.
+        tokenizer: Supplies the padding ids.
+        device: Device of the model.
+        batch_size: Maximum examples per batch.
+        advance: Called with the number of examples processed.
 
     Returns:
         ``(n, d)``, float32, in the order of ``encodings``.
     """
     _, layer = find_head_layer(model)
-    # With its last layer put out of the way, the model itself pools what would have been the logits.
+    # With its last layer bypassed, the model itself pools the layer's inputs in place of the logits.
     handle = layer.register_forward_hook(lambda _module, args, _output: args[0])
     try:
         return compute_logits(model, encodings, tokenizer, device, batch_size, advance)

@@ -1,4 +1,4 @@
-"""What each target layer is fed with: forward pre-hooks, one per distinct input tensor."""
+"""Inputs of target layers, recorded by forward pre-hooks, one per distinct input tensor."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,18 +14,18 @@ InputCallback = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 class _StopForward(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a forward pass: nothing past the last target layer is of interest."""
+    """Ends a forward pass after the last target layer."""
 
 
 @dataclass(frozen=True)
 class SharedInputs:
-    """Which distinct tensors the target layers are fed with.
+    """The distinct tensors that the target layers receive.
 
     Attributes:
-        sources: For each target layer, in the order in which they run, the first one that is fed by the same tensor
+        sources: For each target layer, in the order in which they run, the first one that receives the same tensor
             (for query, key and value: query).
-        calls: How often the layers in ``sources.values()`` run in one forward pass; more than there are of them where a
-            model uses a layer again.
+        calls: Number of calls of the layers in ``sources.values()`` in one forward pass; more than their number if a
+            model reuses a layer.
     """
 
     sources: Mapping[str, str]
@@ -40,25 +40,25 @@ class SharedInputs:
 def find_shared_inputs(
     model: PreTrainedModel, targets: Mapping[str, torch.nn.Module], batch: Mapping[str, torch.Tensor]
 ) -> SharedInputs:
-    """Run ``batch`` once and see which target layers are fed by the same tensor.
+    """Run ``batch`` once and find out which target layers receive the same tensor.
 
     Raises:
         OsrmError: If a target layer does not run at all.
     """
-    first: dict[int, str] = {}
-    kept: list[torch.Tensor] = []  # keeps every input alive, so that no identity is used twice
+    first_layer: dict[int, str] = {}
+    alive: list[torch.Tensor] = []  # references every input, so that no ``id`` is reused
     sources: dict[str, str] = {}
     calls: list[str] = []
 
-    def hook(name: str) -> Callable[..., None]:
-        def see(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            kept.append(args[0])
+    def make_hook(name: str) -> Callable[..., None]:
+        def observe(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            alive.append(args[0])
             calls.append(name)
-            sources.setdefault(name, first.setdefault(id(args[0]), name))
+            sources.setdefault(name, first_layer.setdefault(id(args[0]), name))
 
-        return see
+        return observe
 
-    with _hooks((module, hook(name)) for name, module in targets.items()), torch.inference_mode():
+    with _hooks((module, make_hook(name)) for name, module in targets.items()), torch.inference_mode():
         model(**batch)
     for name in targets:
         if name not in sources:
@@ -72,35 +72,35 @@ def record_inputs(
     inputs: SharedInputs,
     batch: Mapping[str, torch.Tensor],
     record: InputCallback,
-    padded: bool = False,
+    count_padding: bool = False,
 ) -> None:
     """Run one batch up to the last target layer and hand each distinct input to ``record``.
 
     Args:
         model: The classifier, in evaluation mode.
         targets: Target layers by name.
-        inputs: As returned by ``find_inputs``.
-        batch: Tokenised text, padded on the right, with its ``attention_mask``.
+        inputs: As returned by ``find_shared_inputs``.
+        batch: Tokenized text, padded on the right, with its ``attention_mask``.
         record: Receives each input once.
-        padded: Count padding as text, as the code published with OSRM does.
+        count_padding: Count padding as text, as the code published with OSRM does.
     """
     mask = batch["attention_mask"].bool()
-    if padded:
+    if count_padding:
         mask = torch.ones_like(mask)
     calls = 0
 
-    def hook(name: str) -> Callable[..., None]:
-        def see(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    def make_hook(name: str) -> Callable[..., None]:
+        def observe(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             nonlocal calls
             record(name, *_per_token(name, args[0].detach(), mask))
             calls += 1
             if calls == inputs.calls:
                 raise _StopForward
 
-        return see
+        return observe
 
     with (
-        _hooks((targets[name], hook(name)) for name in inputs.distinct),
+        _hooks((targets[name], make_hook(name)) for name in inputs.distinct),
         torch.inference_mode(),
         suppress(_StopForward),
     ):
@@ -108,19 +108,20 @@ def record_inputs(
 
 
 def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if inputs.dim() == 2 and len(inputs) == len(mask):  # behind a pooler: one vector for each example
+    if inputs.dim() == 2 and len(inputs) == len(mask):  # after a pooler: one vector per example
         return inputs.unsqueeze(1), torch.ones_like(mask[:, :1])
     if inputs.shape[:-1] != mask.shape:
         raise OsrmError(
-            f"layer {name} is fed with {tuple(inputs.shape)}, expected a vector for each of {tuple(mask.shape)} tokens",
+            f"layer {name} has inputs of shape {tuple(inputs.shape)}, expected a vector for each of "
+            f"{tuple(mask.shape)} tokens",
             "leave it out of --target-modules",
         )
     return inputs, mask
 
 
 @contextmanager
-def _hooks(wanted: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(hook) for module, hook in wanted]
+def _hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    handles = [module.register_forward_pre_hook(hook) for module, hook in hooks]
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Target layers: which ones PEFT adapts by default, and which ones a name stands for."""
+"""Target layers: PEFT's defaults, and the layers that a name selects."""
 
 from collections.abc import Collection, Sequence
 
@@ -12,10 +12,10 @@ from transformers.pytorch_utils import Conv1D
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.classifier import Classifier
 
-EVERYTHING = "all-linear"
+ALL_LINEAR = "all-linear"
 
-# PEFT names no targets for these; query and value as for its other encoders.
-_MORE_TARGETS = {"mpnet": ["q", "v"], "distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}
+# PEFT has no defaults for these; query and value as for its other encoders.
+_FURTHER_DEFAULTS = {"mpnet": ["q", "v"], "distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}
 
 
 def default_target_modules(model: PreTrainedModel) -> list[str]:
@@ -25,7 +25,7 @@ def default_target_modules(model: PreTrainedModel) -> list[str]:
         OsrmError: If neither PEFT nor this table knows the architecture.
     """
     kind = model.config.model_type
-    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind) or _MORE_TARGETS.get(kind)
+    names = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind) or _FURTHER_DEFAULTS.get(kind)
     if not names:
         raise OsrmError(
             f"no default target layers are known for model type '{kind}'", "name them with --target-modules"
@@ -44,36 +44,34 @@ def find_target_layers(classifier: Classifier, names: Sequence[str]) -> dict[str
         OsrmError: If no layer matches.
     """
     config = LoraConfig(target_modules=_pattern(names), modules_to_save=classifier.heads)
-    linear = _linear(classifier.model)
-    found = {name: module for name, module in linear.items() if check_target_module_exists(config, name)}
-    if not found:
-        kinds = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
-        raise OsrmError(
-            f"no linear layer matches --target-modules {' '.join(names)}", f"the layers are called: {kinds}"
-        )
-    return found
+    linear = _linear_layers(classifier.model)
+    matching = {name: module for name, module in linear.items() if check_target_module_exists(config, name)}
+    if not matching:
+        suffixes = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise OsrmError(f"no linear layer matches --target-modules {' '.join(names)}", f"names of layers: {suffixes}")
+    return matching
 
 
 def as_target_modules(classifier: Classifier, names: Sequence[str], targets: Collection[str]) -> list[str]:
-    """``target_modules`` that mean ``targets`` to PEFT whether or not the adapter has heads.
+    """``target_modules`` that PEFT resolves to ``targets`` whether or not the adapter has heads.
 
-    The names as they were given, or the layers' full names where those would match a layer of a head too.
+    Returns ``names``, or the layers' full names where ``names`` would match a layer of a head too.
     """
     config = LoraConfig(target_modules=_pattern(names))
-    meant = {name for name in _linear(classifier.model) if check_target_module_exists(config, name)}
-    return list(names) if list(names) != [EVERYTHING] and meant == set(targets) else list(targets)
+    matched = {name for name in _linear_layers(classifier.model) if check_target_module_exists(config, name)}
+    return list(names) if list(names) != [ALL_LINEAR] and matched == set(targets) else list(targets)
 
 
 def _pattern(names: Sequence[str]) -> str | list[str]:
-    return ".*" if list(names) == [EVERYTHING] else list(names)
+    return ".*" if list(names) == [ALL_LINEAR] else list(names)
 
 
-def _linear(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
+def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
 
 
 def layer_widths(layer: torch.nn.Module) -> tuple[int, int]:
-    """``(d_in, d_out)`` of a linear layer; Conv1D stores its weight the other way round."""
+    """``(d_in, d_out)`` of a linear layer; Conv1D stores its weight transposed."""
     weight = layer.weight
     if not isinstance(weight, torch.Tensor):
         raise TypeError(f"{type(layer).__name__} has no weight")

@@ -128,7 +128,7 @@ def test_output_that_exists_is_refused_before_anything_is_read(work: Path) -> No
         (("--target-modules", "qeury"), "no linear layer matches --target-modules qeury"),
         (("--model", "nowhere/at-all"), "base model 'nowhere/at-all' is neither a folder nor in the hub's cache"),
         (("--max-length", 257), "has positions for 256 tokens, fewer than the length of 257"),
-        (("--max-length", 2), "a length of 2 tokens leaves no room for text beside 2 special tokens"),
+        (("--max-length", 2), "a length of 2 tokens is too short: 2 special tokens leave no room for text"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(work: Path, more: tuple[object, ...], error: str) -> None:

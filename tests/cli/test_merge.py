@@ -230,7 +230,7 @@ REFUSALS = {
     ),
     "recipe twice": (nothing, [*GIVEN, "--recipe", "r.yaml"], "adapters are given twice"),
     "recipe missing": (nothing, ["--recipe", "r.yaml"], "r.yaml is missing"),
-    "model unknown": (nothing, [*GIVEN, "--as", "model"], "does not say which base model it is for"),
+    "model unknown": (nothing, [*GIVEN, "--as", "model"], "does not record its base model"),
 }
 
 

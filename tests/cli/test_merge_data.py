@@ -216,7 +216,7 @@ REFUSALS = {
     "other labels": (other_labels, "fisher", [], "was trained on the classes ['a', 'b']"),
     "other head": (other_head, "fisher", [], "does not fit the model with 2 outputs"),
     "regression": (nothing, "adamerging", ["adapters/score"], "task 'score' predicts a number"),
-    "no base": (no_base, "fisher", [], "does not say which base model it is for"),
+    "no base": (no_base, "fisher", [], "does not record its base model"),
     "other base": (other_widths, "regmean++", [], "(d_in, d_out) = (8, 16)"),
     "no samples": (nothing, "fisher", ["--recipe"], "option 'samples' is 0, expected 1 or more"),
     "steps of fisher": (nothing, "fisher", ["--steps", 3], "method fisher does not use --steps"),

@@ -344,7 +344,7 @@ def test_embedding_into_a_model(tmp_path):
 
 def test_a_base_that_lacks_the_layer_is_refused(adapters, tmp_path):
     factories.model("llama").save_pretrained(str(tmp_path / "base"))
-    with pytest.raises(OsrmError, match=r"none of its tensors fits layer bert\.encoder\.layer\.0"):
+    with pytest.raises(OsrmError, match=r"none of its tensors match layer bert\.encoder\.layer\.0"):
         run(
             tmp_path / "m",
             "cat",
@@ -354,13 +354,13 @@ def test_a_base_that_lacks_the_layer_is_refused(adapters, tmp_path):
         )
 
 
-def test_a_quantised_base_is_refused(adapters, tmp_path):
+def test_a_quantized_base_is_refused(adapters, tmp_path):
     base_folder(tmp_path / "base", "bert")
     file = tmp_path / "base" / "model.safetensors"
     stored = load_file(file)
     name = "bert.encoder.layer.1.attention.self.query.weight"
     save_file({**stored, name: stored[name].to(torch.int8)}, file)
-    with pytest.raises(OsrmError, match=r"query\.weight is quantised \(I8\)"):
+    with pytest.raises(OsrmError, match=r"query\.weight is quantized \(I8\)"):
         run(tmp_path / "m", "cat", [adapters / "cola"], checkpoint=Checkpoint.open(tmp_path / "base"), output="model")
 
 

@@ -76,7 +76,7 @@ def test_only_what_the_tokenizer_makes():
 
 @pytest.mark.parametrize(("texts", "special"), [(("a",), 2), (("a", "b"), 3)])
 def test_no_room_for_text(texts, special):
-    with pytest.raises(OsrmError, match=f"a length of {special} tokens leaves no room for text"):
+    with pytest.raises(OsrmError, match=f"a length of {special} tokens is too short"):
         tokenize_examples(make_tokenizer(), [Example(texts, 0)], special)
     assert len(tokenize_examples(make_tokenizer(), [Example(texts, 0)], special + 1)[0]["input_ids"]) == special + 1
 

@@ -92,7 +92,7 @@ def test_pickle_alone_is_refused(copy: Path) -> None:
 
 
 def test_folder_that_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(OsrmError, match=r"holds no base model: config\.json is missing"):
+    with pytest.raises(OsrmError, match=r"is not a base model: config\.json is missing"):
         find_base_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(OsrmError, match="no safetensors weights, found none"):
@@ -115,7 +115,7 @@ def test_artifact_on_other_weights_is_refused(copy: Path, tiny: Tiny) -> None:
     assert found.sha256 == recorded.sha256
     with pytest.raises(OsrmError, match=r"start was made for base model .*model \(weights .*, found .*roberta"):
         resolve_base_model(Path("start"), recorded, None, str(tiny("roberta")), None)
-    with pytest.raises(OsrmError, match="start does not say which base model it is for"):
+    with pytest.raises(OsrmError, match="start does not record its base model"):
         resolve_base_model(Path("start"), None, None, None, None)
     assert resolve_base_model(Path("start"), None, str(copy), None, None)[0] == copy
 
@@ -187,7 +187,7 @@ def test_weights_of_another_width_are_refused(copy: Path) -> None:
 def test_damaged_weights_are_one_line(copy: Path, cut: int) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:cut])
-    with pytest.raises(OsrmError, match="no sequence classifier can be loaded from it") as caught:
+    with pytest.raises(OsrmError, match="the model cannot be loaded as a sequence classifier") as caught:
         load(copy)
     assert "\n" not in str(caught.value)
 
@@ -195,7 +195,7 @@ def test_damaged_weights_are_one_line(copy: Path, cut: int) -> None:
 def test_model_without_a_tokenizer(copy: Path) -> None:
     for path in copy.glob("*token*"):
         path.unlink()
-    with pytest.raises(OsrmError, match="model holds no tokenizer"):
+    with pytest.raises(OsrmError, match="model has no tokenizer"):
         load_tokenizer(copy)
 
 

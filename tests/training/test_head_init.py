@@ -144,7 +144,7 @@ def test_strength_is_of_least_loss_on_examples_left_out(signal: float) -> None:
         torch.nn.Linear(40, 3).double(), Task("t", ("text",), ("a", "b", "c"), ("accuracy",)), Z, labels
     )
     losses = {}
-    for strength in heads.STRENGTHS:
+    for strength in heads.REGULARIZATION_STRENGTHS:
         losses[strength] = 0.0
         for fold in range(5):
             # Classes alternate, so that scikit-learn's folds of like classes are twelve examples in a row.
@@ -157,10 +157,13 @@ def test_strength_is_of_least_loss_on_examples_left_out(signal: float) -> None:
             wanted = [y for y, here in zip(labels, left, strict=True) if here]
             losses[strength] -= sum(math.log(row[y]) for row, y in zip(chances, wanted, strict=True))
     assert found == min(losses, key=lambda strength: losses[strength])
-    assert signal or found == heads.STRENGTHS[0]
+    assert signal or found == heads.REGULARIZATION_STRENGTHS[0]
 
 
 def test_class_with_one_example_is_fitted_at_the_least_strength() -> None:
     Z = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     task = Task("t", ("text",), ("a", "b"), ("accuracy",))
-    assert heads.fit_linear_head(torch.nn.Linear(4, 2).double(), task, Z, [1, *[0] * 8]) == heads.STRENGTHS[0]
+    assert (
+        heads.fit_linear_head(torch.nn.Linear(4, 2).double(), task, Z, [1, *[0] * 8])
+        == heads.REGULARIZATION_STRENGTHS[0]
+    )
