@@ -61,7 +61,7 @@ def diagnose(
         raise OsrmError(f"{features} holds features of one task alone", "osrm collect --task OTHER")
     opened = open_adapters(adapters or [], task or [])
     check_features(opened, files)
-    merges = [merge for path in scores or [] for merge in score_drops.read(path)]
+    merges = [merge for path in scores or [] for merge in score_drops.read_drops(path)]
     place = _base(opened, source, model, revision) if opened else None
     atomic.refuse_existing(out, overwrite)
     if dry_run:

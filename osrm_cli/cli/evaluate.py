@@ -10,7 +10,7 @@ from osrm_cli.cli.console import Console, table
 from osrm_cli.cli.options import Device, DType
 
 if TYPE_CHECKING:
-    from osrm_cli.evaluation.scores import Score
+    from osrm_cli.evaluation.scores import TaskScore
 
 
 def evaluate(
@@ -78,7 +78,7 @@ def evaluate(
     console.result({"path": str(result.path), **scores.summary(result.scores)}, _make_table(result.scores, split))
 
 
-def _make_table(results: "dict[str, Score]", split: str) -> Any:
+def _make_table(results: "dict[str, TaskScore]", split: str) -> Any:
     from osrm_cli.evaluation import scores
 
     rows = table("task", "single", "merged", "ratio", "examples", "metrics", title=f"Scores ({split})")

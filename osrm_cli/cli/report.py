@@ -33,12 +33,12 @@ def report(
     """
     from osrm_cli.reporting import contents, write
     from osrm_cli.reporting.comparison import compare
-    from osrm_cli.reporting.score_files import read
+    from osrm_cli.reporting.inputs import read_inputs
     from osrm_cli.storage import atomic
 
     console = Console(json, quiet)
     atomic.refuse_existing(out, overwrite)
-    given = read(files)
+    given = read_inputs(files)
     comparison = compare(given, baseline, resamples, seed)
     if dry_run:
         arms = ", ".join(arm.label for arm in comparison.arms)

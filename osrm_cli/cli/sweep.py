@@ -163,7 +163,7 @@ def _axes(
 
 
 def _make_table(result: "SweepResult") -> Any:
-    from osrm_cli.sweep.results import average
+    from osrm_cli.evaluation.scores import average
 
     rows = table("best", "options", "validation", "test", "of single", title="Average score, best by validation")
     single = average(result.test)

@@ -1,6 +1,5 @@
-"""Scores of merged adapters, and how well the predicted disturbance of each task ranks what it lost."""
+"""What merged adapters lost, and how well the predicted disturbance of each task ranks it."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +8,19 @@ from typing import Any
 
 from osrm_cli.diagnosis.interference import Matrix
 from osrm_cli.errors import OsrmError
+from osrm_cli.evaluation.score_files import read_score_file
 
 _EXACT = 8  # points up to which every order is tried for p: 8! = 40,320
 
 
 @dataclass(frozen=True)
-class Merge:
-    """One merge that was scored.
+class ScoreDrops:
+    """What each task lost in one merge.
 
     Attributes:
         name: The file, and in it the method.
         tasks: Tasks that were merged.
-        drops: By task: the single adapter's headline minus the merge's, in points.
+        drops: By task: the single adapter's primary score minus the merge's, in points.
     """
 
     name: str
@@ -43,38 +43,24 @@ class Correlation:
     p: float | None = None
 
 
-def read(path: Path) -> list[Merge]:
-    """Every merge of a ``scores.json``, or the best ones of a ``sweep.json``, on the test split.
+def read_drops(path: Path) -> list[ScoreDrops]:
+    """The drops of the merge of a ``scores.json``, or of the best ones of a ``sweep.json``, on the test split.
 
     Raises:
-        OsrmError: If the file is missing or damaged, or no task has a single adapter's score beside it.
+        OsrmError: If the file is missing or damaged, is of no merge, or no task has a single adapter's score beside it.
     """
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        found = _swept(path, facts) if "points" in facts else [_evaluated(path, facts)]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise OsrmError(
-            f"{path} cannot be read: {error!r}", "give a scores.json of 'osrm eval', or a sweep.json of 'osrm sweep'"
-        ) from None
+    file = read_score_file(path)
+    merges = [merge for merge in file.merges if merge.chosen or not merge.validation]
+    if not merges:
+        raise OsrmError(f"{path} has no scores of a merge", "osrm eval MERGED")
+    found = []
+    for merge in merges:
+        name = f"{file.name}: {merge.method}{', calibrated' * merge.calibrated}" if merge.validation else file.name
+        tasks = file.single.keys() & merge.test.keys()
+        drops = {task: file.single[task].headline - merge.test[task].headline for task in sorted(tasks)}
+        found.append(ScoreDrops(name, sorted(file.adapters), drops))
     if not all(merge.drops for merge in found):
         raise OsrmError(f"{path}: no task has its single adapter's score beside it", "osrm eval MERGED, with --single")
-    return found
-
-
-def _evaluated(path: Path, facts: Mapping[str, Any]) -> Merge:
-    tasks = facts["tasks"]
-    drops = {task: row["single"] - row["headline"] for task, row in tasks.items() if row["single"] is not None}
-    return Merge(path.as_posix(), sorted(facts.get("adapters") or tasks), drops)
-
-
-def _swept(path: Path, facts: Mapping[str, Any]) -> list[Merge]:
-    single = facts["single"]["test"]["tasks"]
-    found = []
-    for best in facts["best"]:
-        point = facts["points"][best["point"]]
-        drops = {task: single[task]["headline"] - row["headline"] for task, row in point["test"]["tasks"].items()}
-        calibrated = ", calibrated" if point["calibrated"] else ""
-        found.append(Merge(f"{path.as_posix()}: {point['method']}{calibrated}", sorted(facts["adapters"]), drops))
     return found
 
 
@@ -83,7 +69,7 @@ def disturbance(matrix: Matrix, tasks: Sequence[str], task: str) -> float:
     return sum(matrix[other][task] for other in tasks if other != task)
 
 
-def correlate(matrix: Matrix, merges: Sequence[Merge]) -> dict[str, Any]:
+def correlate(matrix: Matrix, merges: Sequence[ScoreDrops]) -> dict[str, Any]:
     """Each merge of three tasks or more by itself; all merges of two together, a point for each task.
 
     The prediction is ``disturbance``; under ``to_own`` it is that over the energy of the task's own update.
@@ -114,7 +100,7 @@ def correlate(matrix: Matrix, merges: Sequence[Merge]) -> dict[str, Any]:
 _Point = tuple[float, float, float]  # disturbance, the same over the task's own energy, drop
 
 
-def _point(matrix: Matrix, merge: Merge, task: str) -> _Point:
+def _point(matrix: Matrix, merge: ScoreDrops, task: str) -> _Point:
     disturbed, own = disturbance(matrix, merge.tasks, task), matrix[task][task]
     return disturbed, disturbed / own if own > 0 else math.inf, merge.drops[task]
 

@@ -8,10 +8,10 @@ from typing import Any
 from osrm_cli.diagnosis.adapter_origin import InitializationTrace
 from osrm_cli.diagnosis.feature_overlap import LayerGroup, mean_shares, task_outlooks
 from osrm_cli.diagnosis.interference import InterferenceMatrix, Matrix
-from osrm_cli.diagnosis.score_drops import Merge, correlate, disturbance
+from osrm_cli.diagnosis.score_drops import ScoreDrops, correlate, disturbance
 from osrm_cli.features.feature_set import READINGS, FeatureSet
 from osrm_cli.plotting.figure import Panel, Picture, png
-from osrm_cli.reporting.matrix import heat
+from osrm_cli.plotting.heatmap import heat
 from osrm_cli.storage import provenance
 
 DIAGNOSIS_NAME = "diagnosis.json"
@@ -29,7 +29,7 @@ class AdapterDiagnosis:
 
     interference: InterferenceMatrix
     origins: Mapping[str, InitializationTrace]
-    merges: Sequence[Merge] = ()
+    merges: Sequence[ScoreDrops] = ()
 
 
 def diagnosis_dict(

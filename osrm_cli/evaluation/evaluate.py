@@ -9,7 +9,7 @@ from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.merged_folder import MergedFolder, TaskClassifier
-from osrm_cli.evaluation.scores import Score
+from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.classifier import check_max_length
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
@@ -33,7 +33,7 @@ class EvaluationResult:
 
     path: Path
     tasks: Sequence[str]
-    scores: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, TaskScore] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -146,7 +146,7 @@ class _Scorer:
     batch_size: int
     progress: Progress
 
-    def score(self, classifier: TaskClassifier, sets: Sequence[TaskSplit], max_length: int) -> Score:
+    def score(self, classifier: TaskClassifier, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score one task on one set of examples, or two."""
         first, predictions = sets[0], []
         with classifier.attach(self.backbone.model, first.task.num_labels) as model:
@@ -156,7 +156,7 @@ class _Scorer:
                     logits = self.backbone.logits(model, encodings, self.batch_size, advance)
                 predictions.append(predictions_from_logits(data.task, logits.numpy()))
         rows = [compute_scores(first.task, given, data.labels) for given, data in zip(predictions, sets, strict=True)]
-        return Score(
+        return TaskScore(
             {name: value for data, row in zip(sets, rows, strict=True) for name, value in _named(data, row)},
             primary_score(first.task, rows[0]),
             None,
@@ -167,7 +167,7 @@ class _Scorer:
         )
 
     def score_single_adapter(
-        self, merged: TaskClassifier, score: Score, data: TaskSplit, max_length: int, notes: list[str]
+        self, merged: TaskClassifier, score: TaskScore, data: TaskSplit, max_length: int, notes: list[str]
     ) -> float | None:
         """The single adapter's primary score: as recorded if on the same examples, else measured if it is at hand."""
         if merged.is_single_adapter:

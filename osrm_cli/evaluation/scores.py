@@ -1,8 +1,7 @@
-"""``scores.json``: what ``eval`` found, each task beside its single adapter."""
+"""Scores of tasks and merges, as ``eval`` and ``sweep`` find them; ``score_files`` reads what they write."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,24 @@ NAME = "scores.json"
 
 
 @dataclass(frozen=True)
-class Score:
-    """One task's result; every number in percent, as GLUE gives them.
+class TaskScore:
+    """One task's score on one set of examples; every number in percent, as GLUE gives them.
 
     Attributes:
         metrics: The task's metrics; those of a second dev set (mnli's mismatched) are named after it.
-        headline: The mean of the task's metrics on its first set.
-        single: The single adapter's headline on the same examples, if it is known.
+        headline: The primary score: the mean of the task's metrics on its first set.
+        single: The single adapter's primary score on the same examples, if it is known.
         examples: Number of examples scored.
-        sha256: Digest of those examples.
-        predictions: Classes or scores on the first set, see ``rounded``.
-        labels: The truth.
+        sha256: Digest of those examples; empty if it is not known.
+        predictions: Classes or scores on the first set, see ``rounded``; empty if they are not known.
+        labels: The truth; empty if it is not known.
     """
 
     metrics: Mapping[str, float]
     headline: float
-    single: float | None
-    examples: int
-    sha256: str
+    single: float | None = None
+    examples: int = 0
+    sha256: str = ""
     predictions: tuple[float, ...] = ()
     labels: tuple[float, ...] = ()
 
@@ -42,7 +41,36 @@ class Score:
         return 100 * self.headline / self.single if self.single and self.single > 0 else None
 
 
-def summary(found: Mapping[str, Score]) -> dict[str, Any]:
+TaskScores = Mapping[str, TaskScore]  # by task
+
+
+@dataclass(frozen=True)
+class ScoredMerge:
+    """One way of merging, scored.
+
+    Attributes:
+        method: Name of the merging method.
+        options: Every option that counts, as ``osrm merge`` records them.
+        calibrated: Whether the heads were calibrated.
+        test: Scores on the examples that report.
+        validation: Scores on the examples that choose; empty outside a sweep.
+        chosen: Whether it is the best of its method on validation.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    calibrated: bool
+    test: TaskScores
+    validation: TaskScores = field(default_factory=dict)
+    chosen: bool = False
+
+
+def average(scores: TaskScores) -> float:
+    """The mean of the tasks' primary scores."""
+    return sum(score.headline for score in scores.values()) / len(scores)
+
+
+def summary(found: TaskScores) -> dict[str, Any]:
     """Tasks and their average, as JSON has them; an average is there when every task has the number."""
     rows = {task: _row(score) for task, score in found.items()}
     return {
@@ -51,12 +79,12 @@ def summary(found: Mapping[str, Score]) -> dict[str, Any]:
     }
 
 
-def _row(score: Score) -> dict[str, Any]:
+def _row(score: TaskScore) -> dict[str, Any]:
     long = ("predictions", "labels")
     return {name: value for name, value in asdict(score).items() if name not in long} | {"ratio": score.ratio}
 
 
-def answers(found: Mapping[str, Score]) -> dict[str, Any]:
+def answers(found: TaskScores) -> dict[str, Any]:
     """Predictions and labels by task, as JSON has them."""
     return {
         "predictions": {task: list(score.predictions) for task, score in found.items()},
@@ -101,21 +129,3 @@ def _merged_from(row: Mapping[str, Any]) -> dict[str, Any]:
         found = {}
     known = found if found.get("sha256") == row["sha256"] else {}
     return {"start": None, "train": None, "drift": None, **known, "path": row["path"], "sha256": row["sha256"]}
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A scores file, or the one in a folder.
-
-    Raises:
-        OsrmError: If it is missing or damaged.
-    """
-    file = path / NAME if path.is_dir() else path
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        return {**facts, "tasks": dict(facts["tasks"]), "average": dict(facts["average"])}
-    except FileNotFoundError:
-        raise OsrmError(f"{file} is missing", f"make it with 'osrm eval {file.parent}'") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OsrmError(
-            f"{file} cannot be read: {error!r}", f"make it anew with 'osrm eval {file.parent} --overwrite'"
-        ) from None

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.evaluation.score_files import AdapterRecord, ScoreFile
 from osrm_cli.initialization.objectives.table import OBJECTIVES
-from osrm_cli.reporting.score_files import File
 
 Settings = Mapping[str, Any]
 
@@ -100,32 +100,32 @@ class Mixed:
         return ", ".join(f"{_text(value)} ({', '.join(tasks)})" for value, tasks in by_value.items())
 
 
-def settings(adapter: Mapping[str, Any]) -> dict[str, Any]:
+def settings(adapter: AdapterRecord) -> dict[str, Any]:
     """How an adapter was made: its start, its training, and its repair if it had one, in one mapping.
 
     Of an adapter of another program, the folder that it lies in is all that tells it from others.
     """
-    start, train, repair = (adapter.get(part) or {} for part in ("start", "train", "retrofit"))
+    start, train, repair = adapter.start or {}, adapter.train or {}, adapter.retrofit or {}
     if train:  # what does not say how its head began was trained from a fresh one, when there was nothing else
         train = {"head": "fresh", **train}
     repair = {f"retrofit {key}": value for key, value in repair.items() if key not in ("seed", "max_length")}
-    place = {} if start or train else {"from": PurePosixPath(adapter["path"]).parent.name}
+    place = {} if start or train else {"from": PurePosixPath(adapter.path).parent.name}
     known = {**start, **train, **repair, **place}
     return {key: _frozen(value) for key, value in known.items() if value is not None and key not in _NO_SETTINGS}
 
 
-def seeds(file: File) -> str:
+def seeds(file: ScoreFile) -> str:
     """The repetition that a file is: the seed of training, and the start's where it is another."""
     starts, trainings = (_seeds(file, part) for part in ("start", "train"))
     return trainings if starts in ("", trainings) else f"{trainings}/{starts}" if trainings else starts
 
 
-def _seeds(file: File, part: str) -> str:
-    given = [(adapter.get(part) or {}).get("seed") for adapter in file.adapters.values()]
+def _seeds(file: ScoreFile, part: str) -> str:
+    given = [(getattr(adapter, part) or {}).get("seed") for adapter in file.adapters.values()]
     return "+".join(map(str, sorted({seed for seed in given if seed is not None})))
 
 
-def group(files: Sequence[File]) -> tuple[tuple[Arm, ...], Mapping[str, int]]:
+def group(files: Sequence[ScoreFile]) -> tuple[tuple[Arm, ...], Mapping[str, int]]:
     """The arms in the order of the report, and the index of each file's.
 
     A file of fewer tasks belongs to the arm that it agrees with on them, one that does not tell what others tell to the

@@ -6,72 +6,86 @@ from typing import Any
 import numpy as np
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.reporting.score_files import Array, File, Scored
+from osrm_cli.evaluation.score_files import ScoreFile
+from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.task import Task
 
 _TOLERANCE = 0.05  # percent; files of other programs may round
+_MAX_CLASSES = 1000
 
 
-def same_examples(files: Sequence[File]) -> None:
+def check_same_examples(files: Sequence[ScoreFile]) -> None:
     """Check that every task was scored on the same examples in all files.
 
     Raises:
         OsrmError: If it was not: such files cannot be compared.
     """
-    first: dict[tuple[str, str], tuple[File, Any]] = {}
+    first: dict[tuple[str, str], tuple[ScoreFile, Any]] = {}
     for file in files:
-        for task, what, value in _about(file):
-            before, known = first.setdefault((task, what), (file, value))
-            if known != value:
-                told = f"{value} and {known} examples" if what == "number" else "different examples"
-                raise OsrmError(
-                    f"{file.name} and {before.name} were scored on {told} of '{task}'",
-                    "compare files of one split and one --limit",
-                )
+        for task, score in _scores(file):
+            for what in ("examples", "sha256", "labels"):
+                value = getattr(score, what)
+                before, known = first.setdefault((task, what), (file, value)) if value else (file, value)
+                if known != value:
+                    number = f"{value} and {known} examples" if what == "examples" else "different examples"
+                    raise OsrmError(
+                        f"{file.name} and {before.name} were scored on {number} of '{task}'",
+                        "compare files of one split and one --limit",
+                    )
 
 
-def _about(file: File) -> Iterator[tuple[str, str, Any]]:
-    for scores in (file.single, *(merge.tasks for merge in file.merges)):
-        for task, score in scores.items():
-            yield task, "number", score.examples
-            yield task, "sha256", score.sha256
-    for task, labels in file.labels.items():
-        yield task, "labels", labels.tolist()
-
-
-def predictions_fit(file: File) -> None:
+def check_predictions(file: ScoreFile) -> None:
     """Check that predictions give the scores that stand beside them.
 
     Raises:
         OsrmError: If they do not.
     """
-    for scores in (file.single, *(merge.tasks for merge in file.merges)):
-        for task, score in scores.items():
-            if score.predictions is None or task not in file.labels:
-                continue
-            labels = file.labels[task]
-            if len(labels) != len(score.predictions):
-                raise OsrmError(
-                    f"{file.name} has {len(score.predictions)} predictions and {len(labels)} labels of '{task}'"
-                )
-            found = headline(score, labels)
-            if abs(found - score.headline) > _TOLERANCE:
-                raise OsrmError(
-                    f"{file.name}: the predictions of '{task}' give {found:.2f}, its score says {score.headline:.2f}",
-                    "make the file anew",
-                )
+    for task, score in _scores(file):
+        if not score.predictions or not score.labels:
+            continue
+        if len(score.labels) != len(score.predictions):
+            raise OsrmError(
+                f"{file.name} has {len(score.predictions)} predictions and {len(score.labels)} labels of '{task}'"
+            )
+        names = metric_names(score)
+        if not names or len({name in metrics.REGRESSION_METRICS for name in names}) > 1:
+            raise OsrmError(f"{file.name}: the metrics of '{task}' do not go together: {', '.join(score.metrics)}")
+        if names[0] not in metrics.REGRESSION_METRICS:
+            for what in ("predictions", "labels"):
+                _check_classes(getattr(score, what), f"{file.name}: {what} of '{task}'")
+        found = headline(score)
+        if abs(found - score.headline) > _TOLERANCE:
+            raise OsrmError(
+                f"{file.name}: the predictions of '{task}' give {found:.2f}, its score says {score.headline:.2f}",
+                "make the file anew",
+            )
 
 
-def headline(score: Scored, labels: Array) -> float:
-    """The score that the predictions give, in percent."""
-    classes = (
-        None if score.metrics[0] in metrics.REGRESSION_METRICS else tuple(range(num_labels(score.predictions, labels)))
-    )
-    task = Task("", ("text",), classes, score.metrics)
-    return metrics.primary_score(task, metrics.compute_scores(task, np.asarray(score.predictions), labels))
+def _check_classes(values: Sequence[float], what: str) -> None:
+    wrong = next((value for value in values if not 0 <= value < _MAX_CLASSES or value != int(value)), None)
+    if wrong is not None:
+        raise OsrmError(f"{what} hold {wrong:g}, expected classes from 0 on", "make the file anew")
 
 
-def num_labels(*series: Array | None) -> int:
+def _scores(file: ScoreFile) -> Iterator[tuple[str, TaskScore]]:
+    for scores in (file.single, *(merge.test for merge in file.merges)):
+        yield from scores.items()
+
+
+def metric_names(score: TaskScore) -> tuple[str, ...]:
+    """The metrics whose mean is the primary score."""
+    return tuple(name for name in score.metrics if name in metrics.METRICS)
+
+
+def headline(score: TaskScore) -> float:
+    """The primary score that the predictions give, in percent."""
+    names, labels, predictions = metric_names(score), np.asarray(score.labels), np.asarray(score.predictions)
+    classes = None if names[0] in metrics.REGRESSION_METRICS else tuple(range(count_classes(labels, predictions)))
+    task = Task("", ("text",), classes, names)
+    return metrics.primary_score(task, metrics.compute_scores(task, predictions, labels))
+
+
+def count_classes(*series: Any) -> int:
     """Number of classes that occur, at least two."""
-    return max(2, *(1 + int(values.max()) for values in series if values is not None))
+    return max(2, *(1 + int(max(values)) for values in series))

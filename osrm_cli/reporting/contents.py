@@ -5,11 +5,10 @@ from dataclasses import replace
 
 from osrm_cli.reporting import arms as arms_of
 from osrm_cli.reporting import curves
-from osrm_cli.reporting.comparison import Comparison
-from osrm_cli.reporting.document import Block, Heading, Items, Paragraph, Strong, Table
-from osrm_cli.reporting.intervals import PAIRS, Difference
-from osrm_cli.reporting.pictures import pictures
-from osrm_cli.reporting.rows import Row, Spread
+from osrm_cli.reporting.bootstrap import PAIRS, Difference
+from osrm_cli.reporting.comparison import Comparison, Row, Spread
+from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, Table
+from osrm_cli.reporting.plots import pictures
 from osrm_cli.reporting.runs import Kind
 
 

@@ -10,8 +10,7 @@ from osrm_cli.plotting.figure import Panel, Picture, style
 from osrm_cli.reporting import arms as arms_of
 from osrm_cli.reporting import runs as studies
 from osrm_cli.reporting.arms import Arm
-from osrm_cli.reporting.comparison import Comparison
-from osrm_cli.reporting.rows import Spread, mean
+from osrm_cli.reporting.comparison import Comparison, Spread, mean
 from osrm_cli.reporting.runs import Kind
 
 # Settings whose effect is drawn: what the axis says, what may differ along with them, and what absence means.
@@ -33,9 +32,9 @@ def over_lambda(comparison: Comparison) -> dict[str, dict[int, Curve]]:
             others, scale = _others(merge.options), merge.options.get("lambda")
             if scale is None or kept.get((merge.method, merge.calibrated), others) != others:
                 continue
-            fixed = "" if merge.validation is not None else studies.told(replace(merge, options=others), study.files)
+            fixed = "" if merge.validation else studies.told(replace(merge, options=others), study.files)
             panel = Kind(merge.method, fixed, merge.calibrated).label
-            average = mean(score.headline for score in merge.tasks.values())
+            average = mean(score.headline for score in merge.test.values())
             curve = curves.setdefault(panel, {}).setdefault(study.arm_of[file.name], {})
             curve.setdefault(float(scale), []).append(average or 0.0)
     return curves

@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from osrm_cli.plotting.figure import Picture, svgs
-from osrm_cli.reporting.document import Block, Heading, Items, Paragraph, Strong, Table
+from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, Table
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -1,13 +1,34 @@
-"""One mark for each arm: gains over the baseline with their intervals, and the drift of A."""
+"""The pictures of a report, each drawn only where the files hold what it needs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 
 from osrm_cli.plotting.figure import Panel, Picture
+from osrm_cli.plotting.heatmap import heat
+from osrm_cli.reporting import curves
 from osrm_cli.reporting.arms import seeds
-from osrm_cli.reporting.comparison import Comparison
-from osrm_cli.reporting.rows import Row, mean
+from osrm_cli.reporting.comparison import Comparison, Row, mean
+
+Maker = Callable[[Comparison], Picture | None]
+
+
+def pictures(comparison: Comparison) -> tuple[list[Picture], list[str]]:
+    """Every picture that can be drawn, and for the others what they need."""
+    made = [(make(comparison), needs) for make, needs in _makers()]
+    return [picture for picture, _ in made if picture], [needs for picture, needs in made if not picture]
+
+
+def _makers() -> Iterator[tuple[Maker, str]]:
+    yield gains(single=False), "gain over the baseline (a baseline arm and another one)"
+    yield curves.robustness, "robustness to lambda (one method at two values of lambda)"
+    yield curves.number_of_tasks, "number of tasks (files that merge fewer of the tasks)"
+    for key, (name, *_) in curves.SETTINGS.items():
+        yield curves.setting(key), f"{name} (arms that differ in it alone)"
+    yield gains(single=True), "single-task gap (single scores of a baseline arm and another one)"
+    yield drift, "drift of A (adapters of 'osrm train')"
+    yield interference, "interference matrix (diagnosis.json of 'osrm diagnose')"
 
 
 def drift(comparison: Comparison) -> Picture | None:
@@ -16,9 +37,9 @@ def drift(comparison: Comparison) -> Picture | None:
     study = comparison.study
     for file in filter(study.all_tasks, study.files):
         for task, adapter in file.adapters.items():
-            if isinstance(adapter.get("drift"), int | float):
+            if adapter.drift is not None:
                 by_seed = found.setdefault(study.arm_of[file.name], {}).setdefault(task, {})
-                by_seed[seeds(file)] = 100 * adapter["drift"]
+                by_seed[seeds(file)] = 100 * adapter.drift
     if not found:
         return None
 
@@ -79,3 +100,25 @@ def _named(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x")
+
+
+def interference(comparison: Comparison) -> Picture | None:
+    """A heat map for each diagnosis that holds a matrix."""
+    panels = []
+    for name, facts in sorted(comparison.diagnoses.items()):
+        found = _matrix(facts.get("interference"))
+        if found:
+            panels.append(Panel(name if len(comparison.diagnoses) > 1 else "", heat(*found)))
+    note = "Energy of the update of the task on the left on inputs of the task below, as a share of the base model's."
+    return Picture("interference", "Interference matrix", note, panels) if panels else None
+
+
+def _matrix(found: Any) -> tuple[list[str], list[list[float]]] | None:
+    """Tasks and values; nothing where the file holds no matrix of numbers."""
+    if not isinstance(found, Mapping):
+        return None
+    tasks = [str(task) for task in found]
+    try:
+        return tasks, [[float(found[row][column]) for column in tasks] for row in tasks]
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.evaluation.score_files import ScoreFile
+from osrm_cli.evaluation.scores import ScoredMerge, TaskScores, average
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.reporting import arms as arms_of
 from osrm_cli.reporting.arms import Arm
-from osrm_cli.reporting.score_files import Array, File, Merge, Scores
 
 _ORDER = {row.name: place for place, row in enumerate(METHODS)}
 _SAME = 1e-6  # two files that tell the same score twice
@@ -52,7 +53,7 @@ class Run:
     """
 
     seed: str
-    tasks: Scores
+    tasks: TaskScores
     options: Mapping[str, Any]
     validation: float | None
     file: str
@@ -60,7 +61,7 @@ class Run:
     @property
     def average(self) -> float:
         """Over the tasks."""
-        return sum(score.headline for score in self.tasks.values()) / len(self.tasks)
+        return average(self.tasks)
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,14 @@ class Study:
         labels: By task: the truth, where a file gives it.
     """
 
-    files: tuple[File, ...]
+    files: tuple[ScoreFile, ...]
     arms: tuple[Arm, ...]
     arm_of: Mapping[str, int]
     tasks: tuple[str, ...]
     merged: tuple[str, ...]
     kinds: tuple[Kind, ...]
     cells: Mapping[tuple[Kind, int], Mapping[str, Run]]
-    labels: Mapping[str, Array]
+    labels: Mapping[str, tuple[float, ...]]
 
     @property
     def merging(self) -> tuple[Kind, ...]:
@@ -96,12 +97,12 @@ class Study:
         """Each seed's run; empty where there is none."""
         return self.cells.get((kind, arm), {})
 
-    def all_tasks(self, file: File) -> bool:
+    def all_tasks(self, file: ScoreFile) -> bool:
         """Whether a file merges what the tables are about."""
         return file.scope == (self.tasks, self.merged)
 
 
-def study(files: Sequence[File]) -> Study:
+def study(files: Sequence[ScoreFile]) -> Study:
     """Sort files into arms, kinds and seeds.
 
     Raises:
@@ -117,11 +118,17 @@ def study(files: Sequence[File]) -> Study:
             for kind, seed, run in runs(file, files):
                 _add(cells.setdefault((kind, arm_of[file.name]), {}), seed, run, kind, same)
     kinds = sorted({kind for kind, _ in cells}, key=_order)
-    labels = {task: values for file in files for task, values in file.labels.items()}
+    labels = {
+        task: score.labels
+        for file in files
+        for scores in (file.single, *(merge.test for merge in file.merges))
+        for task, score in scores.items()
+        if score.labels
+    }
     return Study(tuple(files), arms, arm_of, *main, tuple(kinds), cells, labels)
 
 
-def merge_seed(seed: str, merge: Merge) -> str:
+def merge_seed(seed: str, merge: ScoredMerge) -> str:
     """The repetition that a merge is: its adapters' seed, and its own where its method draws."""
     own = merge.options.get("seed")
     return seed if own is None or str(own) == seed else f"{seed}, merge {own}"
@@ -132,25 +139,26 @@ def plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sorted(options.items()) if name != "seed" and value is not None}
 
 
-def runs(file: File, files: Sequence[File]) -> Iterator[tuple[Kind, str, Run]]:
+def runs(file: ScoreFile, files: Sequence[ScoreFile]) -> Iterator[tuple[Kind, str, Run]]:
     """What a file tells: kind, repetition and scores; of a sweep only what it chose."""
     seed = arms_of.seeds(file)
     if set(file.single) == set(file.scope[0]):
         yield Kind(""), seed, Run(seed, file.single, {}, None, file.name)
     for merge in file.merges:
-        if merge.validation is None:
+        if not merge.validation:
             kind = Kind(merge.method, told(merge, files), merge.calibrated)
         elif merge.chosen:
-            fixed = any(m.validation is None and m.method == merge.method for other in files for m in other.merges)
+            fixed = any(not m.validation and m.method == merge.method for other in files for m in other.merges)
             kind = Kind(merge.method, "chosen on validation" if fixed else "", merge.calibrated, True)
         else:
             continue
-        yield kind, merge_seed(seed, merge), Run(seed, merge.tasks, plain(merge.options), merge.validation, file.name)
+        chosen_by = average(merge.validation) if merge.validation else None
+        yield kind, merge_seed(seed, merge), Run(seed, merge.test, plain(merge.options), chosen_by, file.name)
 
 
-def told(merge: Merge, files: Sequence[File]) -> str:
+def told(merge: ScoredMerge, files: Sequence[ScoreFile]) -> str:
     """The options that are not the same in all scores files of this method."""
-    peers = [m for file in files for m in file.merges if m.method == merge.method and m.validation is None]
+    peers = [m for file in files for m in file.merges if m.method == merge.method and not m.validation]
     return words(
         {
             name: value
@@ -178,7 +186,7 @@ def _add(cell: dict[str, Run], seed: str, run: Run, kind: Kind, same: float) -> 
                 f"{one.headline:.2f} and {other.headline:.2f}, with the same settings and seed",
                 "leave one out, or train from starts of osrm init: their settings tell adapters apart",
             )
-        if one.predictions is None and other.predictions is not None:
+        if not one.predictions and other.predictions:
             cell[seed] = run
 
 

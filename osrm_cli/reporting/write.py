@@ -7,9 +7,8 @@ from typing import Any
 from osrm_cli.plotting.figure import Picture, png
 from osrm_cli.reporting import contents
 from osrm_cli.reporting.comparison import Comparison
-from osrm_cli.reporting.document import Block
 from osrm_cli.reporting.html import html
-from osrm_cli.reporting.markdown import markdown
+from osrm_cli.reporting.markdown import Block, markdown
 from osrm_cli.storage import provenance
 
 

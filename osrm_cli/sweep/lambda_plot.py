@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.sweep.results import SweepPoint, SweepResult, average
+from osrm_cli.evaluation.scores import ScoredMerge, average
+from osrm_cli.sweep.results import SweepResult
 
 
 def draw_lambda_plot(sweep: SweepResult, path: Path) -> None:
@@ -33,7 +34,7 @@ def draw_lambda_plot(sweep: SweepResult, path: Path) -> None:
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
-def _lines(points: Sequence[SweepPoint]) -> dict[tuple[str, bool], list[SweepPoint]]:
+def _lines(points: Sequence[ScoredMerge]) -> dict[tuple[str, bool], list[ScoredMerge]]:
     """Points that differ in lambda alone, by name and whether they are calibrated.
 
     A line is named after its method, and the options in which lines of that method differ.
@@ -42,7 +43,7 @@ def _lines(points: Sequence[SweepPoint]) -> dict[tuple[str, bool], list[SweepPoi
     for point in points:
         for option, value in _others(point.options).items():
             seen.setdefault(point.method, {}).setdefault(option, set()).add(value)
-    found: dict[tuple[str, bool], list[SweepPoint]] = {}
+    found: dict[tuple[str, bool], list[ScoredMerge]] = {}
     for point in points:
         varied = (f"{o} {v}" for o, v in _others(point.options).items() if len(seen[point.method][o]) > 1)
         found.setdefault((" ".join((point.method, *varied)), point.calibrated), []).append(point)

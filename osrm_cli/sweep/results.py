@@ -1,48 +1,13 @@
 """``sweep.json``: every point of a sweep on two sets of examples, of which one chooses and the other reports."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from osrm_cli.evaluation.scores import ScoredMerge, TaskScores, average
+
 NAME = "sweep.json"
 CURVE = "curve.png"
-
-
-@dataclass(frozen=True)
-class Result:
-    """One task's result on one set of examples, in percent.
-
-    Attributes:
-        headline: The mean of the metrics.
-        metrics: The task's metrics.
-        predictions: Classes or scores, see ``scores.rounded``; one per example.
-    """
-
-    headline: float
-    metrics: Mapping[str, float]
-    predictions: tuple[float, ...]
-
-
-Results = Mapping[str, Result]  # by task
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One merge.
-
-    Attributes:
-        method: Name of the method.
-        options: Every option that counts, as ``osrm merge`` records them.
-        calibrated: Whether the heads were calibrated.
-        validation: Results on the examples that choose.
-        test: Results on the examples that report.
-    """
-
-    method: str
-    options: Mapping[str, Any]
-    calibrated: bool
-    validation: Results
-    test: Results
 
 
 @dataclass(frozen=True)
@@ -50,14 +15,14 @@ class SweepResult:
     """All points, beside the single adapters.
 
     Attributes:
-        validation: The single adapters' results on the examples that choose.
+        validation: The single adapters' scores on the examples that choose.
         test: The same on the examples that report.
         points: In the order of methods and options.
     """
 
-    validation: Results
-    test: Results
-    points: Sequence[SweepPoint]
+    validation: TaskScores
+    test: TaskScores
+    points: Sequence[ScoredMerge]
 
     def best(self) -> list[int]:
         """Indices of the best point of each method, without and with calibration, by the average on validation.
@@ -91,21 +56,16 @@ class SweepResult:
         }
 
 
-def average(results: Results) -> float:
-    """The mean of the tasks' headlines."""
-    return sum(result.headline for result in results.values()) / len(results)
-
-
-def _both_splits(validation: Results, test: Results, predictions: bool) -> dict[str, Any]:
+def _both_splits(validation: TaskScores, test: TaskScores, predictions: bool) -> dict[str, Any]:
     return {"validation": _facts(validation, predictions), "test": _facts(test, predictions)}
 
 
-def _facts(results: Results, predictions: bool) -> dict[str, Any]:
+def _facts(scores: TaskScores, predictions: bool) -> dict[str, Any]:
     rows = {
-        task: {"headline": row.headline, "metrics": dict(row.metrics), "examples": len(row.predictions)}
-        for task, row in results.items()
+        task: {"headline": score.headline, "metrics": dict(score.metrics), "examples": score.examples}
+        for task, score in scores.items()
     }
-    found = {"tasks": rows, "average": average(results)}
+    found = {"tasks": rows, "average": average(scores)}
     return found | (
-        {"predictions": {task: list(row.predictions) for task, row in results.items()}} if predictions else {}
+        {"predictions": {task: list(score.predictions) for task, score in scores.items()}} if predictions else {}
     )

@@ -10,18 +10,17 @@ from torch.nn.functional import linear
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
-from osrm_cli.evaluation.scores import rounded
+from osrm_cli.evaluation.scores import TaskScore, rounded
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.heads import find_head_layer
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.progress import Advance
-from osrm_cli.sweep.results import Result
 from osrm_cli.sweep.tasks import SweepTask
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.validation_split import TEST, VALIDATION, ValidationSplit
 
-ScoresBySplit = dict[str, dict[str, Result]]  # by part, then by task
+ScoresBySplit = dict[str, dict[str, TaskScore]]  # by part, then by task
 
 
 class DeltaSource(Protocol):
@@ -177,16 +176,17 @@ def _apply_layer(inputs: torch.Tensor, head: Mapping[str, torch.Tensor], name: s
     return linear(inputs, head[f"{name}.weight"].float(), None if bias is None else bias.float())
 
 
-def _score_parts(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, Result]:
+def _score_parts(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, TaskScore]:
     """One task's result on each part."""
     predictions = metrics.predictions_from_logits(parts.task, logits.numpy())
     results = {}
     for part, rows in parts.indices.items():
         own = predictions[list(rows)]
         scores = metrics.compute_scores(parts.task, own, parts.labels_of(part))
-        results[part] = Result(metrics.primary_score(parts.task, scores), scores, rounded(own.tolist()))
+        primary = metrics.primary_score(parts.task, scores)
+        results[part] = TaskScore(scores, primary, examples=len(rows), predictions=rounded(own.tolist()))
     return results
 
 
-def _by_part(results: Mapping[str, Mapping[str, Result]]) -> ScoresBySplit:
+def _by_part(results: Mapping[str, Mapping[str, TaskScore]]) -> ScoresBySplit:
     return {part: {task: by_part[part] for task, by_part in results.items()} for part in (VALIDATION, TEST)}

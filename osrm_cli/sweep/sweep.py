@@ -8,6 +8,7 @@ from typing import Any
 
 from osrm_cli.adapters.training_record import describe_adapter
 from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
+from osrm_cli.evaluation.scores import ScoredMerge
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.classifier import check_max_length
@@ -18,10 +19,10 @@ from osrm_cli.storage.provenance import BaseModelId
 from osrm_cli.sweep.grid import MergeFamily, Value, expand_grid
 from osrm_cli.sweep.lambda_plot import draw_lambda_plot
 from osrm_cli.sweep.merges import GridMerges
-from osrm_cli.sweep.results import CURVE, NAME, SweepPoint, SweepResult
+from osrm_cli.sweep.results import CURVE, NAME, SweepResult
 from osrm_cli.sweep.scorer import SweepScorer
 from osrm_cli.sweep.tasks import SweepDataSpec, SweepTask
-from osrm_cli.tasks.validation_split import TEST
+from osrm_cli.tasks.validation_split import TEST, VALIDATION
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _score_families(
         with progress(f"sweep {name}", len(scaled) * scorer.examples, "examples") as advance:
             for options, deltas in scaled:
                 for calibrated, parts in enumerate(scorer.score(deltas, advance)):
-                    points.append(SweepPoint(name, options, bool(calibrated), **parts))
+                    points.append(ScoredMerge(name, options, bool(calibrated), parts[TEST], parts[VALIDATION]))
     return SweepResult(**single, points=points)
 
 

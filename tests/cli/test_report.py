@@ -238,11 +238,14 @@ ERRORS = {
     "no JSON": (lambda path: path.write_text("{"), "b.json cannot be read: Expecting"),
     "another file": (
         _edited(lambda held: held.update(command="merge")),
-        "b.json is no file of scores: 'osrm merge' wrote it",
+        "b.json is not a file of scores: 'osrm merge' wrote it",
     ),
-    "no object": (lambda path: path.write_text("[1]"), "b.json is no file of scores: it does not say so"),
-    "an old file": (_edited(lambda held: held.pop("adapters")), "b.json does not say how its adapters were made"),
-    "a damaged file": (_edited(lambda held: held.pop("points")), "b.json cannot be read: KeyError('points')"),
+    "no object": (
+        lambda path: path.write_text("[1]"),
+        "b.json is not a file of scores: it does not say which command wrote it",
+    ),
+    "an old file": (_edited(lambda held: held.pop("adapters")), "b.json cannot be read: adapters: field required"),
+    "a damaged file": (_edited(lambda held: held.pop("points")), "b.json cannot be read: points: field required"),
     "fewer examples": (
         _edited(
             lambda held: [row["test"]["tasks"]["cola"].update(examples=9) for row in [held["single"], *held["points"]]]

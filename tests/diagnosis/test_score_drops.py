@@ -4,8 +4,9 @@ import json
 import pytest
 import scipy.stats
 
-from osrm_cli.diagnosis.score_drops import Merge, correlate, disturbance, read
+from osrm_cli.diagnosis.score_drops import ScoreDrops, correlate, disturbance, read_drops
 from osrm_cli.errors import OsrmError
+from tests.reporting.factories import scores, sweep
 
 NAMES = "abcdefghijkl"
 
@@ -18,7 +19,7 @@ def matrix(columns):
 
 def found(columns, drops):
     names = NAMES[: len(columns) + 1]
-    merge = Merge("m", list(names), dict(zip(names[1:], drops, strict=True)))
+    merge = ScoreDrops("m", list(names), dict(zip(names[1:], drops, strict=True)))
     return correlate(matrix(columns), [merge])["merges"][0]
 
 
@@ -60,9 +61,9 @@ def test_only_tasks_of_the_merge_disturb():
 def test_merges_of_two_are_taken_together():
     values = {"a": {"a": 9, "b": 1, "c": 2}, "b": {"a": 3, "b": 9, "c": 4}, "c": {"a": 5, "b": 6, "c": 1}}
     merges = [
-        Merge("ab", ["a", "b"], {"a": 30.0, "b": 10.0}),
-        Merge("ac", ["a", "c"], {"a": 50.0, "c": 20.0}),
-        Merge("bc", ["b", "c"], {"b": 60.0, "c": 40.0}),
+        ScoreDrops("ab", ["a", "b"], {"a": 30.0, "b": 10.0}),
+        ScoreDrops("ac", ["a", "c"], {"a": 50.0, "c": 20.0}),
+        ScoreDrops("bc", ["b", "c"], {"b": 60.0, "c": 40.0}),
     ]
     row = correlate(values, merges)
     assert row["merges"] == []
@@ -72,35 +73,38 @@ def test_merges_of_two_are_taken_together():
 
 
 def test_a_sweep_gives_its_best_points_on_test(tmp_path):
-    def split(**headlines):
-        return {"tasks": {task: {"headline": value} for task, value in headlines.items()}}
+    path = sweep(tmp_path / "sweep.json", calibrated=True, tasks=("cola", "qqp"))
+    facts = json.loads(path.read_text())
+    single = facts["single"]["test"]["tasks"]
+    plain, calibrated = read_drops(path)
+    assert (plain.name, calibrated.name) == (f"{path}: ties", f"{path}: ties, calibrated")
+    for drops, row in zip((plain, calibrated), facts["best"], strict=True):
+        merged = facts["points"][row["point"]]["test"]["tasks"]
+        assert drops.tasks == ["cola", "qqp"]
+        assert drops.drops == {task: single[task]["headline"] - merged[task]["headline"] for task in drops.tasks}
 
-    wrong = split(a=0.0, b=0.0)
-    points = [
-        {"method": "ties", "calibrated": False, "validation": wrong, "test": wrong},
-        {"method": "ties", "calibrated": True, "validation": wrong, "test": split(a=70.0, b=85.0)},
-    ]
-    facts = {
-        "adapters": {"a": {}, "b": {}},
-        "single": {"validation": wrong, "test": split(a=80.0, b=90.0)},
-        "points": points,
-        "best": [{"method": "ties", "calibrated": True, "point": 1}],
-    }
-    path = tmp_path / "sweep.json"
+
+def test_a_merge_gives_the_drops_that_are_known(tmp_path):
+    path = scores(tmp_path / "scores.json")
+    facts = json.loads(path.read_text())
+    facts["tasks"]["cola"]["single"] = None
     path.write_text(json.dumps(facts))
-    assert read(path) == [Merge(f"{path}: ties, calibrated", ["a", "b"], {"a": 10.0, "b": 5.0})]
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"tasks": {"a": {}}}', '{"points": []}'])
-def test_damaged_files_are_refused(tmp_path, text):
-    path = tmp_path / "scores.json"
-    path.write_text(text)
-    with pytest.raises(OsrmError, match="cannot be read"):
-        read(path)
+    (drops,) = read_drops(path)
+    assert (drops.name, drops.tasks) == (str(path), ["cola", "mnli", "qqp", "stsb"])
+    known = {task: row["single"] - row["headline"] for task, row in facts["tasks"].items() if task != "cola"}
+    assert drops.drops == known
 
 
 def test_scores_without_single_adapters_are_refused(tmp_path):
-    path = tmp_path / "scores.json"
-    path.write_text(json.dumps({"tasks": {"a": {"headline": 3.0, "single": None}}}))
+    path = scores(tmp_path / "scores.json")
+    facts = json.loads(path.read_text())
+    for row in facts["tasks"].values():
+        row["single"] = None
+    path.write_text(json.dumps(facts))
     with pytest.raises(OsrmError, match="no task has its single adapter's score"):
-        read(path)
+        read_drops(path)
+
+
+def test_scores_of_a_single_adapter_are_refused(tmp_path):
+    with pytest.raises(OsrmError, match="has no scores of a merge"):
+        read_drops(scores(tmp_path / "scores.json", method=None))

@@ -1,22 +1,31 @@
 """Arms and their names."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.evaluation.score_files import AdapterRecord, ScoreFile
 from osrm_cli.reporting import arms
 from osrm_cli.reporting.arms import Arm
-from osrm_cli.reporting.score_files import File
 from tests.reporting.factories import adapters
 
 START = ("objective", "statistic", "rank", "alpha", "a_scale", "eps", "examples")
 
 
-def file(name: str, tasks: tuple[str, ...] = ("cola", "qqp"), seed: int = 0, **settings: Any) -> File:
+def file(name: str, tasks: tuple[str, ...] = ("cola", "qqp"), seed: int = 0, **settings: Any) -> ScoreFile:
     start = {key: value for key, value in settings.items() if key in START}
     train = {key: value for key, value in settings.items() if key not in START}
-    return File(name, "", "dev", adapters(tasks, seed, start, train), {}, (), {}, "float32")
+    made = {task: AdapterRecord(**record) for task, record in adapters(tasks, seed, start, train).items()}
+    return ScoreFile(name, "", "dev", "float32", made, {}, ())
+
+
+def remake(made: ScoreFile, task: str, part: str, **settings: Any) -> None:
+    """Say that one adapter was made with other settings."""
+    record = made.adapters[task]
+    changed = replace(record, **{part: {**(getattr(record, part) or {}), **settings}})
+    made.adapters[task] = changed  # type: ignore[index]
 
 
 def labels(*settings: dict[str, Any]) -> list[str]:
@@ -99,7 +108,7 @@ def test_names_are_never_shared() -> None:
     for place, limit in enumerate((100, 200, 300)):
         made = file(str(place))
         files.append(made)
-        made.adapters["qqp"]["train"] = {**made.adapters["qqp"]["train"], "limit": limit}
+        remake(made, "qqp", "train", limit=limit)
     found, _ = arms.group(files)
     assert len({arm.label for arm in found}) == 3
 
@@ -119,8 +128,8 @@ def test_seeds_are_repetitions() -> None:
 
 def test_a_start_of_another_seed_is_another_repetition() -> None:
     made = file("a", seed=1)
-    for adapter in made.adapters.values():
-        adapter["start"] = {**adapter["start"], "seed": 4}
+    for task in made.adapters:
+        remake(made, task, "start", seed=4)
     assert arms.seeds(made) == "1/4"
 
 
@@ -134,8 +143,8 @@ def test_fewer_tasks_belong_to_the_arm_they_agree_with() -> None:
 
 def test_mixed_adapters_are_told() -> None:
     made = file("a")
-    made.adapters["qqp"]["train"] = {**made.adapters["qqp"]["train"], "limit": 500}
-    made.adapters["qqp"]["start"] = {**made.adapters["qqp"]["start"], "objective": "osrm"}
+    remake(made, "qqp", "train", limit=500)
+    remake(made, "qqp", "start", objective="osrm")
     (plain, arm), _ = arms.group([made, file("b", objective="gevd")])
     assert [plain.label, arm.label] == ["gevd", "mixed starts, mixed limit"]
     assert str(arm.value("limit")) == "2000 (cola), 500 (qqp)"
@@ -143,9 +152,9 @@ def test_mixed_adapters_are_told() -> None:
 
 
 def test_adapters_of_other_programs_are_told_apart_by_their_folders() -> None:
-    def made(name: str) -> File:
-        about = {task: {"path": f"{name}/{task}", "start": None, "train": None} for task in ("cola", "qqp")}
-        return File(name, "", "dev", about, {}, (), {}, "float32")
+    def made(name: str) -> ScoreFile:
+        about = {task: AdapterRecord(f"{name}/{task}") for task in ("cola", "qqp")}
+        return ScoreFile(name, "", "dev", "float32", about, {}, ())
 
     (arm,), _ = arms.group([made("/home/me/plain")])
     assert arm.label == "other start"
@@ -156,10 +165,10 @@ def test_adapters_of_other_programs_are_told_apart_by_their_folders() -> None:
 
 
 def test_a_repair_is_told() -> None:
-    def made(name: str, **repair: Any) -> File:
+    def made(name: str, **repair: Any) -> ScoreFile:
         found = file(name)
-        for adapter in found.adapters.values():
-            adapter["retrofit"] = {"max_length": 128, "seed": 0, **repair}
+        for task in found.adapters:
+            remake(found, task, "retrofit", max_length=128, seed=0, **repair)
         return found
 
     plain, first = file("a"), made("b", method="balanced", mu=1.0)
@@ -186,6 +195,6 @@ def test_the_baseline_is_found_by_name_then_by_objective() -> None:
 
 
 def test_adapters_that_do_not_tell_their_head_had_a_fresh_one() -> None:
-    started = {"start": {"objective": "osrm"}, "train": {"lr": 1}}
-    told = {"start": {"objective": "osrm"}, "train": {"lr": 1, "head": "fresh"}}
+    started = AdapterRecord("", start={"objective": "osrm"}, train={"lr": 1})
+    told = AdapterRecord("", start={"objective": "osrm"}, train={"lr": 1, "head": "fresh"})
     assert arms.settings(started) == arms.settings(told) == {"objective": "osrm", "lr": 1, "head": "fresh"}

@@ -1,18 +1,28 @@
-"""The paired bootstrap on cases whose answer is known."""
+"""The paired bootstrap on cases whose answer is known; metrics on resamples equal the metrics on the examples drawn."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from osrm_cli.reporting.intervals import Bootstrap, Difference
-from osrm_cli.reporting.score_files import Scored
+from osrm_cli.evaluation.scores import TaskScore
+from osrm_cli.reporting import bootstrap
+from osrm_cli.reporting.bootstrap import Bootstrap, Difference
+from osrm_cli.tasks import metrics
+from osrm_cli.tasks.task import Task
 
 Right = dict[str, np.ndarray]  # by task: which examples are answered rightly
 
 
-def run(right: Right, predictions: bool = True) -> dict[str, Scored]:
+def run(right: Right, predictions: bool = True) -> dict[str, TaskScore]:
     """Scores of a model on two-class tasks whose labels are all 1."""
     return {
-        task: Scored(100 * held.mean(), ("accuracy",), len(held), "", held.astype(int) if predictions else None)
+        task: TaskScore(
+            {"accuracy": 0.0},
+            100 * held.mean(),
+            examples=len(held),
+            predictions=tuple(held.astype(float)) if predictions else (),
+        )
         for task, held in right.items()
     }
 
@@ -20,11 +30,11 @@ def run(right: Right, predictions: bool = True) -> dict[str, Scored]:
 def compare(arm: dict[str, Right], base: dict[str, Right], predictions: bool = True, **more: int) -> Difference | None:
     tasks = {task: len(held) for right in arm.values() for task, held in right.items()}
     labels = {task: np.ones(examples, dtype=int) for task, examples in tasks.items()} if predictions else {}
-    bootstrap = Bootstrap(labels, **{"resamples": 1000, **more})
+    resampling = Bootstrap(labels, **{"resamples": 1000, **more})
     ours = {seed: run(right, predictions) for seed, right in arm.items()}
     theirs = {seed: run(right, predictions) for seed, right in base.items()}
-    bootstrap.prepare([*ours.values(), *theirs.values()])
-    return bootstrap.difference(ours, theirs)
+    resampling.prepare([*ours.values(), *theirs.values()])
+    return resampling.difference(ours, theirs)
 
 
 def draw(seed: int, p: float, examples: int = 100, tasks: tuple[str, ...] = ("a", "b")) -> Right:
@@ -135,7 +145,55 @@ def test_resamples_depend_on_the_seed_and_on_nothing_beside() -> None:
     assert compare({"0": arm}, {"0": base}) == first
     assert compare({"0": arm}, {"0": base}, seed=1) != first
     labels = {task: np.ones(501, dtype=int) for task in ("a", "b", "aa", "c")}
-    bootstrap = Bootstrap(labels, 1000)
+    resampling = Bootstrap(labels, 1000)
     others = [run(draw(n, 0.5, 501, ("a", "aa", "b", "c"))) for n in range(3)]
-    bootstrap.prepare([*others, run(base), run(arm)])
-    assert bootstrap.difference({"0": run(arm)}, {"0": run(base)}) == first
+    resampling.prepare([*others, run(base), run(arm)])
+    assert resampling.difference({"0": run(arm)}, {"0": run(base)}) == first
+
+
+CLASSES = [("accuracy",), ("f1",), ("matthews",), ("accuracy", "f1")]
+SCORES = [("pearson",), ("spearman",), ("pearson", "spearman")]
+
+
+def by_hand(names: tuple[str, ...], counts: np.ndarray, predictions: np.ndarray, labels: np.ndarray, k: int) -> float:
+    """The metrics of ``osrm eval`` on the drawn examples, one after the other."""
+    drawn = np.repeat(np.arange(len(labels)), counts.astype(int))
+    task = Task("t", ("text",), None if names[0] in metrics.REGRESSION_METRICS else tuple(range(k)), names)
+    return metrics.primary_score(task, metrics.compute_scores(task, predictions[drawn], labels[drawn]))
+
+
+@pytest.mark.parametrize("names", CLASSES, ids="+".join)
+@given(seed=st.integers(0, 2**32), examples=st.integers(2, 40), classes=st.integers(2, 4))
+@settings(deadline=None, max_examples=12)
+def test_classes(names: tuple[str, ...], seed: int, examples: int, classes: int) -> None:
+    draw = np.random.default_rng(seed)
+    labels, predictions = draw.integers(0, classes, (2, examples))
+    counts = next(bootstrap.draw_counts(draw, examples, 6))
+    found = bootstrap.Resamples(counts, labels, classes).headlines(names, predictions)
+    wanted = [by_hand(names, row, predictions, labels, classes) for row in counts]
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("names", SCORES, ids="+".join)
+@given(seed=st.integers(0, 2**32), examples=st.integers(2, 40), levels=st.sampled_from([1, 3, 1000]))
+@settings(deadline=None, max_examples=12)
+def test_scores(names: tuple[str, ...], seed: int, examples: int, levels: int) -> None:
+    draw = np.random.default_rng(seed)
+    labels, predictions = draw.integers(0, levels, (2, examples)) / 7
+    counts = next(bootstrap.draw_counts(draw, examples, 6))
+    found = bootstrap.Resamples(counts, labels).headlines(names, predictions)
+    wanted = [by_hand(names, row, predictions, labels, 2) for row in counts]
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
+def test_draws_come_in_parts_of_whole_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "_ENTRIES", 100)
+    parts = list(bootstrap.draw_counts(np.random.default_rng(0), 30, 7))
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert all((part.sum(1) == 30).all() for part in parts)
+
+
+def test_every_example_is_drawn_equally_often() -> None:
+    (counts,) = bootstrap.draw_counts(np.random.default_rng(0), 50, 4000)
+    np.testing.assert_allclose(counts.mean(0), 1, atol=5 / 4000**0.5)
+    np.testing.assert_allclose(counts.var(0), 1 - 1 / 50, atol=0.15)

@@ -1,19 +1,23 @@
 """What a sweep found: the choice, and its JSON."""
 
-from osrm_cli.sweep.results import Result, Results, SweepPoint, SweepResult, average
+from osrm_cli.evaluation.scores import ScoredMerge, TaskScore, TaskScores, average
+from osrm_cli.sweep.results import SweepResult
 
 
-def results(one: float, two: float) -> Results:
-    return {"a": Result(one, {"accuracy": one}, (0, 1)), "b": Result(two, {"pearson": two}, (0.5,))}
+def results(one: float, two: float) -> TaskScores:
+    return {
+        "a": TaskScore({"accuracy": one}, one, examples=2, predictions=(0, 1)),
+        "b": TaskScore({"pearson": two}, two, examples=1, predictions=(0.5,)),
+    }
 
 
 def sweep() -> SweepResult:
-    points = [
-        SweepPoint("ties", {"lambda": 0.1}, False, results(50, 60), results(99, 99)),  # best on test alone
-        SweepPoint("ties", {"lambda": 0.2}, False, results(70, 60), results(10, 20)),
-        SweepPoint("ties", {"lambda": 0.2}, True, results(60, 60), results(30, 40)),
-        SweepPoint("ties", {"lambda": 0.3}, False, results(60, 70), results(90, 90)),  # as good, but later
-        SweepPoint("emr", {"lambda": 1.0}, False, results(0, 0), results(1, 2)),
+    points = [  # the first is best on test alone, the fourth as good as the second, but later
+        ScoredMerge("ties", {"lambda": 0.1}, False, validation=results(50, 60), test=results(99, 99)),
+        ScoredMerge("ties", {"lambda": 0.2}, False, validation=results(70, 60), test=results(10, 20)),
+        ScoredMerge("ties", {"lambda": 0.2}, True, validation=results(60, 60), test=results(30, 40)),
+        ScoredMerge("ties", {"lambda": 0.3}, False, validation=results(60, 70), test=results(90, 90)),
+        ScoredMerge("emr", {"lambda": 1.0}, False, validation=results(0, 0), test=results(1, 2)),
     ]
     return SweepResult(results(80, 90), results(81, 91), points)
 
