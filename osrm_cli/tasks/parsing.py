@@ -10,18 +10,20 @@ from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import Label
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII)
+_LARGEST = 10**300  # beyond it an integer is as good as infinite: it makes no float
 NO_LABEL = (None, "", "-", -1)  # nothing; SNLI's sign for no agreement; the hub's for unlabelled
 
 
 def parse_number(value: Any) -> int | float | None:
     """A number, or the number that a string spells (csv knows only strings); ``None`` for anything else."""
     if isinstance(value, (bool, int)):
-        return int(value)
+        return int(value) if abs(value) < _LARGEST else math.inf if value > 0 else -math.inf
     if isinstance(value, float):
         return value
     if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip()):
         return None
-    return int(value) if value.strip().lstrip("+-").isdecimal() else float(value)
+    number = float(value)
+    return int(value) if value.strip().lstrip("+-").isdecimal() and abs(number) < _LARGEST else number
 
 
 def normalize_label(value: Any) -> Any:
@@ -47,7 +49,7 @@ def parse_texts(table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
 def _parse_column(table: Table, column: str) -> Iterator[str]:
     for row, value in enumerate(table.columns[column]):
         if isinstance(value, str):
-            if not value.isascii() and not _is_encodable(value):
+            if not value.isascii() and not is_encodable(value):
                 raise OsrmError(f"{table.locate(row)}: column '{column}' holds half a surrogate pair, expected text")
             yield value
         elif value is None:
@@ -146,7 +148,8 @@ def _check_finite(table: Table, row: int, value: float | None) -> None:
         raise OsrmError(f"{table.locate(row)}: label {value} is not a finite number")
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether a text is whole: JSON may hold half a surrogate pair, which no file can."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.delimited import read_csv, read_tsv
+from osrm_cli.tasks.parsing import is_encodable
 from osrm_cli.tasks.table import Table, make_columns
 from osrm_cli.tasks.text_encoding import open_binary, read_text
 
@@ -67,6 +68,9 @@ def read_table(path: Path, limit: int | None = None) -> Table:
         raise OsrmError(f"{path} cannot be read: {error.strerror or error}") from None
     if not len(table):
         raise OsrmError(f"{path} holds no rows", "write one example a row")
+    for name in table.columns:
+        if not is_encodable(name):
+            raise OsrmError(f"{path}: the column name {name!r} holds half a surrogate pair")
     return table
 
 
@@ -162,7 +166,10 @@ def _read_parquet(path: Path, limit: int | None) -> Table:
         try:
             # Parquet is read from its end: a compressed file has to be unpacked first.
             parquet = ParquetFile(pyarrow.BufferReader(file.read()) if path.suffix == ".gz" else file)
-            columns = {name: [] for name in parquet.schema_arrow.names}
+            names = parquet.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise OsrmError(f"{path}: two columns have one name: {', '.join(names)}")
+            columns = {name: [] for name in names}
             rest = parquet.metadata.num_rows if limit is None else limit
             for batch in parquet.iter_batches(batch_size=4096):
                 for name, values in zip(columns, batch.columns, strict=True):
@@ -170,7 +177,7 @@ def _read_parquet(path: Path, limit: int | None) -> Table:
                 rest -= len(batch)
                 if rest <= 0:
                     break
-        except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
+        except (pyarrow.ArrowException, ValueError, OSError, EOFError, zlib.error) as error:  # names may be damaged too
             reason = str(error).partition("\n")[0]  # before pyarrow's stack
             raise OsrmError(f"{path} is damaged or not a parquet file: {reason}") from None
     return Table(str(path), columns)

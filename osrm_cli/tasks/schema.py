@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.parsing import describe_value, is_no_label, normalize_label, parse_number
+from osrm_cli.tasks.parsing import describe_value, is_encodable, is_no_label, normalize_label, parse_number
 from osrm_cli.tasks.table import Table
 
 LABEL_COLUMNS = ("label", "labels", "gold_label", "score", "target", "class")  # the first that there is
@@ -172,6 +172,8 @@ def infer_labels(table: Table, column: str) -> tuple[str | int, ...] | None:
             )
         if is_no_label(value) and normalize_label(value) != -1:
             continue
+        if not isinstance(value, (str, int, float)) or not is_encodable(str(value)):
+            raise OsrmError(f"{table.locate(row)}: the label is {describe_value(value)}, expected a class or a number")
         number = parse_number(value)
         if number is not None and not math.isfinite(number):
             raise OsrmError(f"{table.locate(row)}: the label is {value}, expected a finite number")

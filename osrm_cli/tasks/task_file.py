@@ -50,7 +50,9 @@ def read_task_file(path: Path) -> TaskFields:
     """
     try:
         declared = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise OsrmError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
         raise OsrmError(f"{path} is not a TOML file: {error}") from None
     if "metrics" not in declared and "metric" in declared:  # most tasks have one
         declared["metrics"] = declared.pop("metric")
@@ -61,7 +63,8 @@ def read_task_file(path: Path) -> TaskFields:
         known = TaskFile.model_fields
         if key not in known:
             raise OsrmError(f"{path}: unknown key '{key}'", f"the keys are: {', '.join(known)}") from None
-        raise OsrmError(f"{path}: {key} is {declared[key]!r}, expected {known[key].description}") from None
+        hint = "a model reads one text or a pair: join the others into one column" if key == "columns" else None
+        raise OsrmError(f"{path}: {key} is {declared[key]!r}, expected {known[key].description}", hint) from None
     if fields.get("labels") == "float":
         fields["labels"] = None
     return fields

@@ -1,10 +1,13 @@
 """Data as people have it: what a task's files may look like, and what is refused with the line that mends it."""
 
+import contextlib
 import csv
 import json
 import tomllib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.description import describe_split, format_description
@@ -163,6 +166,10 @@ def test_what_is_refused_names_the_line_that_mends_it(tmp_path):
         tmp_path, ["title", "body", "city", "label"], [[t, t, "Oslo", i % 2] for i, t in enumerate(TEXTS)], task="b"
     )
     assert 'columns = ["NAME"] or ["FIRST", "SECOND"] such as ["title", "body"]' in refused(tmp_path, task="b")[1]
+    declare(tmp_path, 'columns = ["title", "body", "city"]\n', task="b")
+    message, hint = refused(tmp_path, task="b")
+    assert message == "task.toml: columns is ['title', 'body', 'city'], expected one or two column names"
+    assert "join the others into one column" in hint
     write_csv(tmp_path, ["1", "it is a charming journey"], [["0", "dull"]], task="c")
     assert "write the columns' names into the first line" in refused(tmp_path, task="c")[1]
     (tmp_path / "c" / "train.csv").write_text("text,label\na, b,1\n")
@@ -263,3 +270,62 @@ def test_the_description_of_scores(tmp_path):
         "labels": "float",
         "metrics": ["pearson", "spearman"],
     }
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            *'",;\t\n\r|\\ \0[]{}:-+.01',
+            "text",
+            "label",
+            "null",
+            "true",
+            "1e999",
+            "9" * 5000,
+            "\\ud800",
+            "é",
+            "NaN",
+            "a b",
+        ]
+    )
+    | st.text(max_size=3),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    kind=st.sampled_from(["csv", "tsv", "json", "jsonl", "toml", "parquet"]),
+    pieces=PIECES,
+    header=st.booleans(),
+    encoding=st.sampled_from(["utf-8", "utf-16", "cp1252"]),
+)
+def test_nothing_but_our_own_error(tmp_path_factory, kind, pieces, header, encoding):
+    folder = tmp_path_factory.mktemp("any")
+    begin = {"csv": "text,label\n", "tsv": "text\tlabel\n", "json": '[{"text": ', "jsonl": '{"text": "a", "label": '}
+    content = (begin.get(kind, "") if header else "") + "".join(pieces)
+    write_csv(folder, ["text", "label"], [["a", "x"], ["b", "y"]])
+    name = "task.toml" if kind == "toml" else f"dev.{kind}"
+    (folder / "mine" / name).write_bytes(content.encode(encoding, "ignore"))
+    for split in ("train", "dev"):
+        with contextlib.suppress(OsrmError):
+            format_description(describe_split(load_split("mine", folder, split)))
+    if kind != "toml":
+        (folder / "mine" / "train.csv").unlink()
+        (folder / "mine" / name).rename(folder / "mine" / f"train.{kind}")
+        with contextlib.suppress(OsrmError):
+            format_description(describe_split(load_split("mine", folder, "train")))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        labelled([10**400, 1]),
+        labelled(["9" * 5000, "1"]),
+        labelled(["\ud800", "b"]),
+        [{"text": "a", "label\ud800": 1}],
+    ],
+    ids=["integer", "digits", "surrogate", "surrogate name"],
+)
+def test_values_beyond_all_bounds_are_refused(tmp_path, rows):
+    assert refused(write_jsonl(tmp_path, rows))[0].startswith("train.jsonl:")
