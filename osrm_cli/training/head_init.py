@@ -1,14 +1,13 @@
 """A new head's first weights: a regression on what the untrained model puts out."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from osrm_cli import seeding
 from osrm_cli.models.fast_dropout import use_fast_dropout
 from osrm_cli.models.heads import compute_representations, find_head_layer, fit_linear_head
+from osrm_cli.tasks.draws import draw_stratified
 from osrm_cli.tasks.task import Task
 
 _MAX_EXAMPLES = 1000  # examples that a head is fitted to before training
@@ -40,7 +39,8 @@ def fit_new_head(
     Returns:
         Why the head was left as it is, random; ``None`` if it was fitted.
     """
-    examples = draw_examples_by_class(examples, task, _MAX_EXAMPLES, seed)
+    drawn = draw_stratified([example["label"] for example in examples], _MAX_EXAMPLES, seed)
+    examples = [examples[index] for index in drawn]
     labels = [example["label"] for example in examples]
     if not task.regression and (missing := sorted(set(range(task.num_labels)) - set(labels))):
         name = task.labels[missing[0]] if task.labels else missing[0]
@@ -52,31 +52,3 @@ def fit_new_head(
         found = compute_representations(model, inputs, tokenizer, device, 64, lambda _: None)
     fit_linear_head(layer, task, found.double(), labels)
     return None
-
-
-def draw_examples_by_class(
-    examples: Sequence[Mapping[str, Any]], task: Task, count: int, seed: int
-) -> list[Mapping[str, Any]]:
-    """A seeded draw in which every class has its share, and at least one example; all examples if there are no more.
-
-    The first rows of a file would not do: many are sorted by label.
-
-    Args:
-        examples: With their labels under ``label``.
-        task: Says whether labels are classes.
-        count: Examples to draw.
-        seed: Decides which.
-    """
-    if len(examples) <= count:
-        return list(examples)
-    order = torch.randperm(len(examples), generator=seeding.generator(seed, "head", task.name)).tolist()
-    if task.regression:
-        return [examples[index] for index in order[:count]]
-    sizes = Counter(example["label"] for example in examples)
-    drawn: Counter[Any] = Counter()
-    shares = []  # how much of its class stands before an example: the smallest first, so the first of each class
-    for index in order:
-        label = examples[index]["label"]
-        shares.append((drawn[label] / sizes[label], index))
-        drawn[label] += 1
-    return [examples[index] for _, index in sorted(shares)[:count]]

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +15,12 @@ from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.features.loss_gradients import task_loss
 from osrm_cli.models import heads
-from osrm_cli.models.classifier import load_tokenizer
+from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.heads import find_head_layer
 from osrm_cli.tasks.loading import load_split
-from osrm_cli.tasks.task import Task
-from osrm_cli.training.head_init import draw_examples_by_class
+from osrm_cli.tasks.task import Example, Task
+from osrm_cli.training.head_init import fit_new_head
 from tests.run_cli import osrm
 
 WEIGHTS = "adapter_model.safetensors"
@@ -95,21 +96,16 @@ def test_class_without_an_example_leaves_the_head_fresh(work: Path, tmp_path: Pa
     assert weights["fitted"] == weights["fresh"]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_examples_are_drawn_by_class_not_from_the_top(seed):
-    """A file sorted by label, with a rare class at its end."""
-    task = Task("t", ("text",), ("a", "b", "c"), ("accuracy",))
-    labels = [0] * 6000 + [1] * 3000 + [2] * 3
-    examples = [{"label": label, "row": row} for row, label in enumerate(labels)]
-    drawn = draw_examples_by_class(examples, task, 900, seed)
-    counts = Counter(example["label"] for example in drawn)
-    assert len({example["row"] for example in drawn}) == 900
-    assert counts[0] == pytest.approx(600, abs=2)
-    assert counts[1] == pytest.approx(300, abs=2)
-    assert counts[2] >= 1
-    assert drawn == draw_examples_by_class(examples, task, 900, seed)
-    assert drawn != draw_examples_by_class(examples, task, 900, seed + 1)
-    assert draw_examples_by_class(examples[:50], task, 900, seed) == examples[:50]  # all, in their order
+def test_a_file_sorted_by_label_gives_a_fitted_head(tiny: Callable[[str], Path], monkeypatch) -> None:
+    """The first rows are of one class: a draw from the top would leave the head random."""
+    tokenizer, task = load_tokenizer(tiny("bert")), Task("t", ("text",), ("a", "b"), ("accuracy",))
+    model = load_classifier(tiny("bert"), 2, tokenizer, torch.float32, 0).model
+    monkeypatch.setattr("osrm_cli.training.head_init._MAX_EXAMPLES", 20)
+    encodings = tokenize_examples(tokenizer, [Example((f"w{i % 60}",), None) for i in range(60)], 16)
+    examples = [{**encoding, "label": int(row >= 50)} for row, encoding in enumerate(encodings)]
+    before = find_head_layer(model)[1].weight.clone()
+    assert fit_new_head(model, tokenizer, task, examples, torch.device("cpu"), False, seed=0) is None
+    assert not torch.equal(find_head_layer(model)[1].weight, before)
 
 
 def test_fit_is_where_loss_and_penalty_pull_alike():
