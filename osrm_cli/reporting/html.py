@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from osrm_cli.plotting.figure import Picture, svgs
+from osrm_cli.plotting.figure import Plot, render_svgs
 from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, Table
 
 _PAGE = """<!doctype html>
@@ -27,7 +27,7 @@ _PAGE = """<!doctype html>
 """
 
 
-def html(blocks: Sequence[Block]) -> str:
+def render_html(blocks: Sequence[Block]) -> str:
     """The whole page."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def _block(block: Block) -> str:
             return f"<ul>\n{_joined(f'<li>{escape(text)}</li>' for text in texts)}\n</ul>"
         case Table():
             return _table(block)
-        case Picture():
+        case Plot():
             return _figure(block)
 
 
@@ -71,11 +71,11 @@ def _cell(tag: str, content: str, is_text: bool, more: str = "") -> str:
     return f"<{tag}{more}{kind}>{inside}</{tag}>"
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: Plot) -> str:
     titles = [escape(f"{picture.title}: {panel.title}".rstrip(": ")) for panel in picture.panels]
     panels = "\n".join(
         svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
-        for svg, title in zip(svgs(picture), titles, strict=True)
+        for svg, title in zip(render_svgs(picture), titles, strict=True)
     )
     keys = "".join(
         f'<li><i style="background:{look["color"]}"></i>{escape(name)}</li>' for name, look in picture.legend
