@@ -88,7 +88,7 @@ def compare_arms(table: RunTable, baseline: int | None, resamples: int = 2000, s
 def _make_row(table: RunTable, kind: ScoreKind, arm: int, baseline: int | None, bootstrap: Bootstrap) -> ComparisonRow:
     runs = table.cells[kind, arm]
     single = next((cell for (other, index), cell in table.cells.items() if index == arm and not other.method), {})
-    shares = {seed: {task: _share(run, single.get(seed), task) for task in table.tasks} for seed, run in runs.items()}
+    shares = [{task: _share(run, single.get(run.seed), task) for task in table.tasks} for run in runs.values()]
     difference = None
     if baseline is not None and baseline != arm:
         theirs = table.cells.get((kind, baseline), {})
@@ -101,8 +101,8 @@ def _make_row(table: RunTable, kind: ScoreKind, arm: int, baseline: int | None, 
         tuple(sorted(runs)),
         {task: summarize(run.tasks[task].headline for run in runs.values()) for task in table.tasks},
         summarize(run.average for run in runs.values()),
-        {task: summarize_known(own[task] for own in shares.values()) for task in table.tasks} if kind.method else {},
-        summarize_known(mean_known(own.values()) for own in shares.values()) if kind.method else None,
+        {task: summarize_known(own[task] for own in shares) for task in table.tasks} if kind.method else {},
+        summarize_known(mean_known(own.values()) for own in shares) if kind.method else None,
         difference,
         {seed: run.options for seed, run in sorted(runs.items())} if kind.chosen else {},
         summarize_known(run.validation for run in runs.values()),

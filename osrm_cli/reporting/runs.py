@@ -42,7 +42,8 @@ class Run:
     Attributes:
         kind: What was scored; none for the points of a sweep that were not chosen.
         arm: Index of the arm.
-        seed: The repetition.
+        seed: Of the adapters.
+        repetition: That seed, and the merge's own where its method draws.
         tasks: Score of each task.
         average: Of the tasks' primary scores.
         scale: The merge's lambda, if it has one.
@@ -58,6 +59,7 @@ class Run:
     kind: ScoreKind | None
     arm: int
     seed: str
+    repetition: str
     tasks: TaskScores
     average: float
     scale: float | None
@@ -140,7 +142,7 @@ def _runs(
     arm, seed = arms.arm_of[file.name], arms.seed_of[file.name]
     common = (file.name, len(file.adapters), in_tables, file.single)
     if all(set(merge.test) <= set(file.single) for merge in file.merges) and file.single:
-        yield Run(_make_kind(""), arm, seed, file.single, average(file.single), None, "", None, *common, None)
+        yield Run(_make_kind(""), arm, seed, seed, file.single, average(file.single), None, "", None, *common, None)
     chosen = {(merge.method, merge.calibrated): _other_options(merge) for merge in file.merges if merge.chosen}
     for merge in file.merges:
         peers, others = fixed.get(merge.method, ()), _other_options(merge)
@@ -158,6 +160,7 @@ def _runs(
         repetition = seed if own is None or str(own) == seed else f"{seed}, merge {own}"
         run = (
             arm,
+            seed,
             repetition,
             merge.test,
             average(merge.test),
@@ -191,7 +194,7 @@ def _format_options(options: Mapping[str, Any]) -> str:
 
 
 def _add(cell: dict[str, Run], run: Run, kind: ScoreKind, same: float) -> None:
-    known = cell.setdefault(run.seed, run)
+    known = cell.setdefault(run.repetition, run)
     if known is run:
         return
     for task in run.tasks:
@@ -203,7 +206,7 @@ def _add(cell: dict[str, Run], run: Run, kind: ScoreKind, same: float) -> None:
                 "leave one out, or name their arms with --arm NAME=PATH",
             )
         if not one.predictions and other.predictions:
-            cell[run.seed] = run
+            cell[run.repetition] = run
 
 
 def _order(kind: ScoreKind) -> tuple[Any, ...]:
