@@ -104,13 +104,13 @@ def diagnosis_plots(found: Mapping[str, Any], energy: float) -> list[Plot]:
     """The heat maps of a diagnosis."""
     tasks = list(found["shares"])
     outside = [[1 - found["shares"][row][column] for column in tasks] for row in tasks]
-    note = f"Share of the energy of the task on the left outside the {energy:.0%} space of the task below."
+    note = f"Share of the energy of the task on the left outside the {energy:.0%} subspace of the task below."
     made = [
         Plot(
             "overlap",
-            "Room",
+            "Overlap",
             note,
-            [Panel("Energy outside the other's main space", draw_heatmap(tasks, outside), len(tasks))],
+            [Panel("Energy outside the other's principal subspace", draw_heatmap(tasks, outside), len(tasks))],
         )
     ]
     if "interference" in found:

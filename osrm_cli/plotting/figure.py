@@ -22,8 +22,9 @@ _INK = "#123457"  # stands for the page's own colour until the SVG is put there
 _PANEL = (4.4, 3.2)  # inches
 _ROWS_PANEL = 3.0  # width of a panel beside whose rows names stand, without these
 _COLUMNS = 3  # panels beside each other
-_CHARACTER = 0.085  # width of a character, in inches
-_NAME = 30  # characters of a name in a line
+_LEGEND_PANEL = 5.6  # width of a single panel with a legend below
+_CHARACTER, _TITLE_CHARACTER = 0.085, 0.105  # width of a character, in inches
+_NAME, _NARROW_NAME = 30, 22  # characters of a name in a line, beside several panels and beside one
 _DPI = 120
 
 
@@ -75,7 +76,7 @@ def line_style(place: int, baseline: bool = False) -> dict[str, Any]:
 def render_png(plot: Plot) -> bytes:
     """All panels on white, with the legend below; the same bytes for the same numbers."""
     with _style(plot.name, "black"):
-        return _save(_draw(plot, plot.panels, min(len(plot.panels), _COLUMNS), plot.legend), "png")
+        return _save(_draw(plot, plot.panels, _columns(len(plot.panels)), plot.legend), "png")
 
 
 def render_svgs(plot: Plot) -> Iterator[str]:
@@ -88,15 +89,16 @@ def render_svgs(plot: Plot) -> Iterator[str]:
 def render_wide_svg(plot: Plot) -> str:
     """All panels as one SVG element, names standing once in a row of panels."""
     with _style(f"{plot.name}-wide", _INK):
-        return _as_element(_save(_draw(plot, plot.panels, min(len(plot.panels), _COLUMNS)), "svg"))
+        return _as_element(_save(_draw(plot, plot.panels, _columns(len(plot.panels))), "svg"))
 
 
 def _draw(
     plot: Plot, panels: Sequence[Panel], columns: int, legend: Sequence[tuple[str, Mapping[str, Any]]] = ()
 ) -> Figure:
-    names = [textwrap.fill(name, _NAME) for name in plot.rows]
+    names = [_wrap(name, _NAME if columns > 1 else _NARROW_NAME) for name in plot.rows]
     longest = max((len(line) for name in names for line in name.splitlines()), default=0)
     width, height = _panel_size(names, max(panel.cells for panel in panels))
+    width = max(width, _LEGEND_PANEL) if legend and columns == 1 else width
     rows = math.ceil(len(panels) / columns)
     size = columns * width + longest * _CHARACTER, rows * height
     beside = max(1, int(size[0] / (max((len(name) for name, _ in legend), default=0) * _CHARACTER + 0.6)))
@@ -104,7 +106,7 @@ def _draw(
     figure = Figure(figsize=(size[0], size[1] + 0.25 * lines), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=bool(names)).ravel()
     for one, panel in zip(axes, panels, strict=False):
-        one.set_title(textwrap.fill(panel.title, int(width / _CHARACTER)))
+        one.set_title(_wrap(panel.title, int((width if names else width - 1.0) / _TITLE_CHARACTER)))
         panel.draw(one)
         if names:
             one.grid(axis="x")
@@ -113,11 +115,20 @@ def _draw(
     if names:
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.5, -0.5)
-        figure.supxlabel(textwrap.fill(plot.x_label, int(size[0] / _CHARACTER)), fontsize="medium")
+        label = _wrap(plot.x_label, int((size[0] if len(panels) > 1 else width) / _CHARACTER))
+        axes[0].set_xlabel(label) if len(panels) == 1 else figure.supxlabel(label, fontsize="medium")
     if legend:
         handles = [Line2D([], [], label=name, **style) for name, style in legend]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(beside, len(handles)), frameon=False)
     return figure
+
+
+def _columns(panels: int) -> int:
+    return 2 if panels == 4 else min(panels, _COLUMNS)
+
+
+def _wrap(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_on_hyphens=False)
 
 
 def _panel_size(names: Sequence[str], cells: int) -> tuple[float, float]:
