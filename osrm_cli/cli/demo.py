@@ -124,12 +124,12 @@ def _draw(found: dict[str, Any], path: Path) -> None:
         "merged LoRA": ("lora", "headline", "tab:blue"),
         "merged OSRM": ("osrm", "headline", "tab:orange"),
     }
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for index, (label, (arm, key, color)) in enumerate(series.items()):
         values = [found[arm]["tasks"][task][key] for task in tasks] + [found[arm]["average"][key]]
         axes.bar([x + 0.27 * (index - 1) for x in range(len(values))], values, width=0.25, label=label, color=color)
     axes.set_xticks(range(len(tasks) + 1), [*tasks, "average"], rotation=30, ha="right")
-    axes.set(ylabel="headline score (dev)", title="One merged model for all generated tasks")
+    axes.set(ylabel="score, %", title="One merged model for all generated tasks")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120, metadata={"Software": None})

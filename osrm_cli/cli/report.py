@@ -1,4 +1,4 @@
-"""``osrm report``: scores.json and sweep.json -> report/."""
+"""``osrm report``: scores.json and sweep.json -> report/, or one table."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,12 +7,36 @@ import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console
+from osrm_cli.errors import OsrmError
 
 
 def report(
     files: Annotated[
-        list[Path], typer.Argument(help="scores.json, sweep.json and diagnosis.json, or folders that hold them.")
-    ],
+        list[Path] | None,
+        typer.Argument(
+            help="scores.json, sweep.json and diagnosis.json, folders that hold them, or a table of --table.",
+            show_default=False,
+        ),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            metavar="NAME=PATH",
+            help="Arm that the file, folder or pattern of files belongs to; repeat for more. "
+            "Default: adapters made alike are one arm.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="PATTERN",
+            help="Files to use; repeat for more. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -21,6 +45,12 @@ def report(
     ] = None,
     resamples: Annotated[int, typer.Option("--resamples", min=100, help="Resamples of an interval.")] = 2000,
     seed: options.Seed = 0,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            "--table", help="Parquet file to write instead: all scores in one compressed table.", show_default=False
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("report"),
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
@@ -31,24 +61,39 @@ def report(
 
     Example: osrm report merged
     """
-    from osrm_cli.reporting import contents, write
-    from osrm_cli.reporting.comparison import compare
-    from osrm_cli.reporting.inputs import read_inputs
-    from osrm_cli.storage import atomic
+    from osrm_cli.reporting.write import write_report, write_table
 
     console = Console(json, quiet)
-    atomic.refuse_existing(out, overwrite)
-    given = read_inputs(files)
-    comparison = compare(given, baseline, resamples, seed)
+    arms = list(map(_parse_arm, arm or []))
+    if not files and not arms:
+        raise typer.BadParameter("give files of scores, or arms of them", param_hint="FILES, --arm")
+    if table is not None:
+        result = write_table(files or [], table, arms=arms, only=only or [], overwrite=overwrite, dry_run=dry_run)
+    else:
+        result = write_report(
+            files or [],
+            arms=arms,
+            only=only or [],
+            baseline=baseline,
+            resamples=resamples,
+            seed=seed,
+            out=out,
+            overwrite=overwrite,
+            dry_run=dry_run,
+        )
     if dry_run:
-        arms = ", ".join(arm.label for arm in comparison.arms)
-        plan = f"would write {out}: {len(given.files)} files of scores, arms {arms}"
-        console.result({"would_write": [str(out)]}, plan)
+        names = f", arms {', '.join(result.arms)}" if result.arms else ""
+        plan = f"would write {result.path}: {result.files} files of scores{names}"
+        console.result({"would_write": [str(result.path)]}, plan)
         return
-    settings = {"baseline": baseline, "resamples": resamples, "seed": seed}
-    facts = write.facts(comparison, settings)
-    with atomic.write_folder(out, overwrite) as stage:
-        write.write(stage, contents.contents(comparison, resamples), facts)
-    for line in contents.notes(comparison):
-        console.note(line)
-    console.result({"path": str(out), **facts}, "\n".join([*contents.summary(comparison), f"{out}/report.html"]))
+    for note in result.record.get("notes", []):
+        console.note(note)
+    lines = [*result.record["summary"], f"{result.path}/report.html"] if result.record else [str(result.path)]
+    console.result({"path": str(result.path), **result.record}, "\n".join(lines))
+
+
+def _parse_arm(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise OsrmError(f"--arm {text}: expected NAME=PATH", "--arm plain=sweeps/kaiming")
+    return name, path

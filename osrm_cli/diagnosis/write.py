@@ -10,8 +10,8 @@ from osrm_cli.diagnosis.feature_overlap import LayerGroup, mean_shares, task_out
 from osrm_cli.diagnosis.interference import InterferenceMatrix, Matrix
 from osrm_cli.diagnosis.score_drops import ScoreDrops, correlate, disturbance
 from osrm_cli.features.feature_set import READINGS, FeatureSet
-from osrm_cli.plotting.figure import Panel, Picture, png
-from osrm_cli.plotting.heatmap import heat
+from osrm_cli.plotting.figure import Panel, Plot, render_png
+from osrm_cli.plotting.heatmap import draw_heatmap
 from osrm_cli.storage import provenance
 
 DIAGNOSIS_NAME = "diagnosis.json"
@@ -100,17 +100,26 @@ def _severity(row: Mapping[str, Any]) -> tuple[bool, float]:
     return row["to_own"] is not None, -(row["to_own"] or 0.0)
 
 
-def diagnosis_plots(found: Mapping[str, Any], energy: float) -> list[Picture]:
+def diagnosis_plots(found: Mapping[str, Any], energy: float) -> list[Plot]:
     """The heat maps of a diagnosis."""
     tasks = list(found["shares"])
     outside = [[1 - found["shares"][row][column] for column in tasks] for row in tasks]
-    note = f"Share of the energy of the task on the left outside the {energy:.0%} space of the task below."
-    made = [Picture("overlap", "Room", note, [Panel("Energy outside the other's main space", heat(tasks, outside))])]
+    note = f"Share of the energy of the task on the left outside the {energy:.0%} subspace of the task below."
+    made = [
+        Plot(
+            "overlap",
+            "Overlap",
+            note,
+            [Panel("Energy outside the other's principal subspace", draw_heatmap(tasks, outside), len(tasks))],
+        )
+    ]
     if "interference" in found:
         names = list(found["interference"])
         values = [[found["interference"][row][column] for column in names] for row in names]
         title = "Energy of the update (left) on inputs (below) over the base model's"
-        made.append(Picture("interference", "Interference matrix", title, [Panel(title, heat(names, values))]))
+        made.append(
+            Plot("interference", "Interference matrix", title, [Panel(title, draw_heatmap(names, values), len(names))])
+        )
     return made
 
 
@@ -118,4 +127,4 @@ def write_diagnosis(folder: Path, found: Mapping[str, Any], record: Mapping[str,
     """Write everything into a folder that is being staged."""
     (folder / DIAGNOSIS_NAME).write_text(provenance.to_json({**record, **found}), encoding="utf-8")
     for picture in diagnosis_plots(found, energy):
-        (folder / f"{picture.name}.png").write_bytes(png(picture))
+        (folder / f"{picture.name}.png").write_bytes(render_png(picture))

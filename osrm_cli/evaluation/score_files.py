@@ -10,13 +10,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, ValidationError
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.scores import ScoredMerge, TaskScore, TaskScores
 
 T = TypeVar("T")
 Values = tuple[FiniteFloat, ...]
+
+
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    scale = options.get("lambda")
+    if scale is not None and (
+        isinstance(scale, bool) or not isinstance(scale, int | float) or not -1e300 < scale < 1e300
+    ):
+        raise ValueError("lambda is not a number")
+    return options
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
 Count = Annotated[int, Field(ge=0)]
 
 _WRITERS = ("eval", "sweep")
@@ -69,12 +81,6 @@ class ScoreFile:
     single_validation: TaskScores = field(default_factory=dict)
     arm: str | None = None
 
-    @property
-    def scope(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The tasks that were scored, and those that were merged: more, where only some were scored."""
-        scored = set(self.single).union(*(merge.test for merge in self.merges))
-        return tuple(sorted(scored)), tuple(sorted(self.adapters))
-
 
 @dataclass(frozen=True)
 class _TaskRow:
@@ -95,7 +101,7 @@ class _Split:
             task: TaskScore(
                 row.metrics,
                 row.headline,
-                row.single,
+                None,
                 row.examples,
                 digests.get(task, row.sha256),
                 self.predictions.get(task, ()),
@@ -114,7 +120,7 @@ class _Splits:
 @dataclass(frozen=True)
 class _Point(_Splits):
     method: str
-    options: dict[str, Any]
+    options: Options
     calibrated: bool
 
 
@@ -141,7 +147,7 @@ class _ScoresJson(_Split):
     settings: _Settings = field(kw_only=True)
     adapters: Annotated[dict[str, AdapterRecord], Field(min_length=1)] = field(kw_only=True)
     method: str | None = field(kw_only=True)
-    options: dict[str, Any] | None = field(kw_only=True)
+    options: Options | None = field(kw_only=True)
     calibrated: bool = field(kw_only=True)
     labels: dict[str, Values] = field(default_factory=dict)
 
@@ -227,9 +233,9 @@ def _refusal(name: str, why: str, command: str) -> OsrmError:
 def _from_eval(name: str, digest: str, found: _ScoresJson) -> ScoreFile:
     scores = found.scores({}, found.labels)
     single = {
-        task: replace(score, headline=score.single, predictions=())
-        for task, score in scores.items()
-        if score.single is not None
+        task: replace(scores[task], headline=row.single, predictions=())
+        for task, row in sorted(found.tasks.items())
+        if row.single is not None
     }
     merges = (ScoredMerge(found.method, found.options or {}, found.calibrated, scores),) if found.method else ()
     settings, adapters = found.settings, dict(sorted(found.adapters.items()))

@@ -1,8 +1,9 @@
-"""Pictures: panels that are drawn together as a PNG, or one by one as SVG that takes its ink from the page."""
+"""Plots: panels that are drawn together as a PNG, or as SVG that takes its ink from the page."""
 
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ _MARKERS = "osD^vPX*"
 _GRAY = "#808080"
 _INK = "#123457"  # stands for the page's own colour until the SVG is put there
 _PANEL = (4.4, 3.2)  # inches
+_ROWS_PANEL = 3.0  # width of a panel beside whose rows names stand, without these
+_COLUMNS = 3  # panels beside each other
+_LEGEND_PANEL = 5.6  # width of a single panel with a legend below
+_CHARACTER, _TITLE_CHARACTER = 0.085, 0.105  # width of a character, in inches
+_NAME, _NARROW_NAME = 30, 22  # characters of a name in a line, beside several panels and beside one
 _DPI = 120
 
 
@@ -29,16 +35,16 @@ class Panel:
     Attributes:
         title: Above it.
         draw: Draws on the axes.
-        rows: Number of lines of text on its vertical axis, where it has names there.
+        cells: Rows and columns of a matrix, where it shows one.
     """
 
     title: str
     draw: Callable[[Axes], None]
-    rows: int = 0
+    cells: int = 0
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """Panels with one legend.
 
     Attributes:
@@ -47,6 +53,8 @@ class Picture:
         caption: How to read it.
         panels: At least one.
         legend: Pairs of a name and the style of its lines.
+        rows: Names down the vertical axis, which all panels share, the first on top; none where axes have numbers.
+        x_label: What the horizontal axes of such panels show.
     """
 
     name: str
@@ -54,58 +62,92 @@ class Picture:
     caption: str
     panels: Sequence[Panel]
     legend: Sequence[tuple[str, Mapping[str, Any]]] = ()
+    rows: Sequence[str] = ()
+    x_label: str = ""
 
 
-def style(place: int, baseline: bool = False) -> dict[str, Any]:
+def line_style(place: int, baseline: bool = False) -> dict[str, Any]:
     """How an arm's lines look: gray for the baseline, else by the arm's place."""
     colour = _GRAY if baseline else _COLOURS[place % len(_COLOURS)]
     dashed = "--" if place >= len(_COLOURS) and not baseline else "-"
     return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": dashed, "markersize": 5}
 
 
-def png(picture: Picture) -> bytes:
+def render_png(plot: Plot) -> bytes:
     """All panels on white, with the legend below; the same bytes for the same numbers."""
-    columns = min(len(picture.panels), 3)
-    rows = math.ceil(len(picture.panels) / columns)
-    lines = math.ceil(len(picture.legend) / columns)
-    height = rows * max(map(_height, picture.panels)) + 0.25 * lines
-    with _looks(picture.name, "black"):
-        figure = Figure(figsize=(_PANEL[0] * columns + 1.0 * (columns == 1), height), layout="constrained")
-        places = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axes, panel in zip(places, picture.panels, strict=False):
-            _fill(axes, panel)
-        for axes in places[len(picture.panels) :]:
-            axes.set_axis_off()
-        if picture.legend:
-            handles = [Line2D([], [], label=name, **look) for name, look in picture.legend]
-            figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), frameon=False)
-        return _saved(figure, "png")
+    with _style(plot.name, "black"):
+        return _save(_draw(plot, plot.panels, _columns(len(plot.panels)), plot.legend), "png")
 
 
-def svgs(picture: Picture) -> Iterator[str]:
+def render_svgs(plot: Plot) -> Iterator[str]:
     """Each panel as an SVG element without a legend, its text and axes in the colour of the text around it."""
-    for index, panel in enumerate(picture.panels):
-        with _looks(f"{picture.name}-{index}", _INK):  # the salt keeps ids apart on one page
-            figure = Figure(figsize=(_PANEL[0], _height(panel)), layout="constrained")
-            _fill(figure.subplots(), panel)
-            whole = _saved(figure, "svg").decode()
-        element = whole[whole.index("<svg") :].replace(_INK, "currentColor")
-        element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.S)
-        element = re.sub(r'<g id="[^"]*"', "<g", element)  # the same in every figure, and nothing refers to them
-        yield re.sub(r' (?:width|height)="[0-9.]+pt"', "", element, count=2).strip()
+    for index, panel in enumerate(plot.panels):
+        with _style(f"{plot.name}-{index}", _INK):  # the salt keeps ids apart on one page
+            yield _as_element(_save(_draw(plot, [panel], 1), "svg"))
 
 
-def _height(panel: Panel) -> float:
-    return max(_PANEL[1] if not panel.rows else 0.0, 1.0 + 0.28 * panel.rows)
+def render_wide_svg(plot: Plot) -> str:
+    """All panels as one SVG element, names standing once in a row of panels."""
+    with _style(f"{plot.name}-wide", _INK):
+        return _as_element(_save(_draw(plot, plot.panels, _columns(len(plot.panels))), "svg"))
 
 
-def _fill(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title)
-    panel.draw(axes)
+def _draw(
+    plot: Plot, panels: Sequence[Panel], columns: int, legend: Sequence[tuple[str, Mapping[str, Any]]] = ()
+) -> Figure:
+    names = [_wrap(name, _NAME if columns > 1 else _NARROW_NAME) for name in plot.rows]
+    longest = max((len(line) for name in names for line in name.splitlines()), default=0)
+    width, height = _panel_size(names, max(panel.cells for panel in panels))
+    width = max(width, _LEGEND_PANEL) if legend and columns == 1 else width
+    rows = math.ceil(len(panels) / columns)
+    size = columns * width + longest * _CHARACTER, rows * height
+    beside = max(1, int(size[0] / (max((len(name) for name, _ in legend), default=0) * _CHARACTER + 0.6)))
+    lines = math.ceil(len(legend) / beside)
+    figure = Figure(figsize=(size[0], size[1] + 0.25 * lines), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=bool(names)).ravel()
+    for one, panel in zip(axes, panels, strict=False):
+        one.set_title(_wrap(panel.title, int((width if names else width - 1.0) / _TITLE_CHARACTER)))
+        panel.draw(one)
+        if names:
+            one.grid(axis="x")
+    for one in axes[len(panels) :]:
+        one.set_axis_off()
+    if names:
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].set_ylim(len(names) - 0.5, -0.5)
+        label = _wrap(plot.x_label, int((size[0] if len(panels) > 1 else width) / _CHARACTER))
+        axes[0].set_xlabel(label) if len(panels) == 1 else figure.supxlabel(label, fontsize="medium")
+    if legend:
+        handles = [Line2D([], [], label=name, **style) for name, style in legend]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(beside, len(handles)), frameon=False)
+    return figure
+
+
+def _columns(panels: int) -> int:
+    return 2 if panels == 4 else min(panels, _COLUMNS)
+
+
+def _wrap(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_on_hyphens=False)
+
+
+def _panel_size(names: Sequence[str], cells: int) -> tuple[float, float]:
+    """Width without the names, and height, in inches."""
+    if names:
+        return _ROWS_PANEL, 0.9 + sum(0.12 + 0.17 * (1 + name.count("\n")) for name in names)
+    return max(_PANEL[0], 0.45 * cells + 1.2), max(_PANEL[1], 0.38 * cells + 1.0)
+
+
+def _as_element(content: bytes) -> str:
+    whole = content.decode()
+    element = whole[whole.index("<svg") :].replace(_INK, "currentColor")
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.S)
+    element = re.sub(r'<g id="[^"]*"', "<g", element)  # the same in every figure, and nothing refers to them
+    return re.sub(r' (?:width|height)="[0-9.]+pt"', "", element, count=2).strip()
 
 
 @contextmanager
-def _looks(salt: str, ink: str) -> Iterator[None]:
+def _style(salt: str, ink: str) -> Iterator[None]:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     more: dict[str, Any] = {"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": 10, "axes.titlesize": 11}
     more |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": _GRAY, "grid.alpha": 0.25}
@@ -113,7 +155,7 @@ def _looks(salt: str, ink: str) -> Iterator[None]:
         yield
 
 
-def _saved(figure: Figure, form: str) -> bytes:
+def _save(figure: Figure, form: str) -> bytes:
     target = io.BytesIO()
     if form == "png":
         figure.savefig(target, format="png", dpi=_DPI, metadata={"Software": None})

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 
 
-def heat(tasks: Sequence[str], values: Sequence[Sequence[float]]) -> Callable[[Axes], None]:
+def draw_heatmap(names: Sequence[str], values: Sequence[Sequence[float]]) -> Callable[[Axes], None]:
     """What draws a matrix as coloured fields with their numbers, the first row on top."""
 
     def draw(axes: Axes) -> None:
@@ -15,8 +15,8 @@ def heat(tasks: Sequence[str], values: Sequence[Sequence[float]]) -> Callable[[A
             for column, value in enumerate(line):
                 ink = "white" if value > 0.6 * top else "black"
                 axes.text(column + 0.5, row + 0.5, f"{value:.2g}", ha="center", va="center", color=ink, fontsize=8)
-        axes.set_xticks([place + 0.5 for place in range(len(tasks))], tasks, rotation=40, ha="right")
-        axes.set_yticks([place + 0.5 for place in range(len(tasks))], tasks)
+        axes.set_xticks([place + 0.5 for place in range(len(names))], names, rotation=40, ha="right")
+        axes.set_yticks([place + 0.5 for place in range(len(names))], names)
         axes.invert_yaxis()
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

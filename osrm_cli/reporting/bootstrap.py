@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from osrm_cli.evaluation.scores import TaskScore, TaskScores
-from osrm_cli.reporting.consistency import count_classes, metric_names
-from osrm_cli.tasks.metrics import REGRESSION_METRICS
+from osrm_cli.tasks.metrics import METRICS, REGRESSION_METRICS
 
 Array = NDArray[Any]
 Runs = Mapping[str, TaskScores]  # by seed
@@ -37,6 +36,7 @@ class Difference:
         high: The other end.
         over: What was resampled: ``examples and seeds``, ``examples`` or ``seeds and tasks``.
         seeds: Number of seeds that both arms have.
+        excludes_zero: Whether the whole interval lies on one side of zero.
     """
 
     mean: float
@@ -44,11 +44,7 @@ class Difference:
     high: float | None
     over: str
     seeds: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+    excludes_zero: bool
 
 
 class Bootstrap:
@@ -104,9 +100,9 @@ class Bootstrap:
             drawn = self._generator("pairs").integers(0, gains.size, (self.resamples, gains.size))
             values, over = gains.ravel()[drawn].mean(1), PAIRS
         else:
-            return Difference(float(gains.mean()), None, None, "nothing", len(seeds))
-        low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Difference(float(gains.mean()), float(low), float(high), over, len(seeds))
+            return Difference(float(gains.mean()), None, None, "nothing", len(seeds), False)
+        low, high = map(float, np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
+        return Difference(float(gains.mean()), low, high, over, len(seeds), low > 0 or high < 0)
 
     def _ready(self, task: str, score: TaskScore) -> bool:
         return _has(score) and _key(task, score) in self._known
@@ -126,6 +122,16 @@ def _has(score: TaskScore) -> bool:
 
 def _key(task: str, score: TaskScore) -> tuple[str, tuple[str, ...], bytes]:
     return task, metric_names(score), hashlib.sha256(np.asarray(score.predictions).tobytes()).digest()
+
+
+def metric_names(score: TaskScore) -> tuple[str, ...]:
+    """The metrics whose mean is the primary score."""
+    return tuple(name for name in score.metrics if name in METRICS)
+
+
+def count_classes(*series: Any) -> int:
+    """Number of classes that occur, at least two."""
+    return max(2, *(1 + int(max(values)) for values in series))
 
 
 def draw_counts(generator: np.random.Generator, examples: int, resamples: int) -> Iterator[Array]:

@@ -1,50 +1,32 @@
-"""The numbers of the report: a row for each kind and arm, seeds summed up and compared with the baseline."""
+"""The numbers of the report: a row for each kind and arm, repetitions summed up and compared with the baseline."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from osrm_cli.plotting.figure import style
-from osrm_cli.reporting import arms as arms_of
-from osrm_cli.reporting import consistency as agreement
-from osrm_cli.reporting import runs as studies
-from osrm_cli.reporting.arms import Arm
 from osrm_cli.reporting.bootstrap import Bootstrap, Difference
-from osrm_cli.reporting.inputs import ReportInputs
-from osrm_cli.reporting.runs import Kind, Run, Study, study
+from osrm_cli.reporting.runs import Run, RunTable, ScoreKind
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """Repetitions of one number.
 
     Attributes:
-        mean: Over seeds.
+        mean: Over repetitions.
         sd: Standard deviation (n - 1); ``None`` for one.
         n: How many.
+        text: Mean, and the standard deviation where there is one, with one decimal.
     """
 
     mean: float
     sd: float | None
     n: int
-
-    @classmethod
-    def of(cls, values: Iterable[float | None]) -> "Spread | None":
-        """Sum repetitions up; ``None`` if there is none, or if one of them is not known."""
-        held = list(values)
-        known = [value for value in held if value is not None]
-        if not known or len(known) < len(held):
-            return None
-        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
-
-    def __str__(self) -> str:
-        """Mean, and the standard deviation where there is one, with one decimal."""
-        return f"{self.mean:.1f}" + (f" ± {self.sd:.1f}" if self.sd is not None else "")
+    text: str
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One kind by one arm.
 
     Attributes:
@@ -60,145 +42,93 @@ class Row:
         validation: Average that they were chosen by.
     """
 
-    kind: Kind
+    kind: ScoreKind
     arm: int
     seeds: tuple[str, ...]
-    tasks: Mapping[str, Spread]
-    average: Spread
-    shares: Mapping[str, Spread | None]
-    share: Spread | None
+    tasks: Mapping[str, MeanStd]
+    average: MeanStd
+    shares: Mapping[str, MeanStd | None]
+    share: MeanStd | None
     difference: Difference | None
     chosen: Mapping[str, str]
-    validation: Spread | None
-
-    def facts(self, label: str) -> dict[str, Any]:
-        """The row as JSON has it, ``label`` being its arm's."""
-        return {
-            "row": self.kind.label,
-            "method": self.kind.method or None,
-            "calibrated": self.kind.calibrated,
-            "arm": label,
-            "seeds": list(self.seeds),
-            "tasks": {task: _facts(value) for task, value in self.tasks.items()},
-            "average": _facts(self.average),
-            "share_of_single": {
-                "tasks": {task: _facts(value) for task, value in self.shares.items()},
-                "average": _facts(self.share),
-            },
-            "difference": _difference(self.difference),
-            "chosen": dict(self.chosen) or None,
-            "validation": _facts(self.validation),
-        }
+    validation: MeanStd | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What tables and pictures are made from.
+    """What tables and plots are made from.
 
     Attributes:
-        study: All results.
-        rows: Their sums.
+        table: All runs.
         baseline: Index of the baseline's arm; ``None`` without one.
-        diagnoses: By name of the file.
+        rows: In the order of kinds, then of arms.
+        rows_of: The same by kind.
+        resamples: Number of resamples of an interval.
     """
 
-    study: Study
-    rows: Sequence[Row]
+    table: RunTable
     baseline: int | None
-    diagnoses: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def arms(self) -> tuple[Arm, ...]:
-        """The arms, in the report's order."""
-        return self.study.arms
-
-    def of(self, kind: Kind) -> list[Row]:
-        """The rows of one kind."""
-        return [row for row in self.rows if row.kind == kind]
-
-    def look(self, arm: int) -> dict[str, Any]:
-        """The style of an arm's lines."""
-        return style(arm, arm == self.baseline)
+    rows: tuple[ComparisonRow, ...]
+    rows_of: Mapping[ScoreKind, tuple[ComparisonRow, ...]]
+    resamples: int
 
 
-def compare(given: ReportInputs, baseline: str | None = None, resamples: int = 2000, seed: int = 0) -> Comparison:
-    """Sort, sum up and compare.
-
-    Raises:
-        OsrmError: If files were scored on different examples, contradict each other, or lack the baseline.
-    """
-    agreement.check_same_examples(given.files)
-    for file in given.files:
-        agreement.check_predictions(file)
-    found = study(given.files)
-    against = arms_of.find(found.arms, baseline)
-    return Comparison(found, rows(found, against, Bootstrap(found.labels, resamples, seed)), against, given.diagnoses)
-
-
-def rows(study: Study, baseline: int | None, bootstrap: Bootstrap) -> list[Row]:
-    """Every row, in the order of kinds, then of arms."""
+def compare_arms(table: RunTable, baseline: int | None, resamples: int = 2000, seed: int = 0) -> Comparison:
+    """Sum up repetitions and compare every arm with the baseline."""
+    bootstrap = Bootstrap(table.labels, resamples, seed)
     if baseline is not None:
-        bootstrap.prepare([run.tasks for cell in study.cells.values() for run in cell.values()])
-    places = [(kind, arm) for kind in study.kinds for arm in range(len(study.arms)) if study.of(kind, arm)]
-    return [_row(study, kind, arm, baseline, bootstrap) for kind, arm in places]
+        bootstrap.prepare([run.tasks for cell in table.cells.values() for run in cell.values()])
+    arms = range(len(table.arms.arms))
+    places = [(kind, arm) for kind in table.kinds for arm in arms if (kind, arm) in table.cells]
+    rows = tuple(_make_row(table, kind, arm, baseline, bootstrap) for kind, arm in places)
+    rows_of = {kind: tuple(row for row in rows if row.kind == kind) for kind in table.kinds}
+    return Comparison(table, baseline, rows, rows_of, resamples)
 
 
-def _row(study: Study, kind: Kind, arm: int, baseline: int | None, bootstrap: Bootstrap) -> Row:
-    runs = study.of(kind, arm)
-    shares = {task: Spread.of(_share(study, arm, run, task) for run in runs.values()) for task in study.tasks}
-    by_run = [[_share(study, arm, run, task) for task in study.tasks] for run in runs.values()]
+def _make_row(table: RunTable, kind: ScoreKind, arm: int, baseline: int | None, bootstrap: Bootstrap) -> ComparisonRow:
+    runs = table.cells[kind, arm]
+    single = next((cell for (other, index), cell in table.cells.items() if index == arm and not other.method), {})
+    shares = [{task: _share(run, single.get(run.seed), task) for task in table.tasks} for run in runs.values()]
     difference = None
-    if baseline not in (None, arm):
-        theirs = study.of(kind, baseline)
+    if baseline is not None and baseline != arm:
+        theirs = table.cells.get((kind, baseline), {})
         difference = bootstrap.difference(
             {seed: run.tasks for seed, run in runs.items()}, {seed: run.tasks for seed, run in theirs.items()}
         )
-    return Row(
+    return ComparisonRow(
         kind,
         arm,
         tuple(sorted(runs)),
-        {task: _sure(Spread.of(run.tasks[task].headline for run in runs.values())) for task in study.tasks},
-        _sure(Spread.of(run.average for run in runs.values())),
-        shares if kind.method else {},
-        Spread.of(mean(values) for values in by_run) if kind.method else None,
+        {task: summarize(run.tasks[task].headline for run in runs.values()) for task in table.tasks},
+        summarize(run.average for run in runs.values()),
+        {task: summarize_known(own[task] for own in shares) for task in table.tasks} if kind.method else {},
+        summarize_known(mean_known(own.values()) for own in shares) if kind.method else None,
         difference,
-        {seed: studies.words(run.options) for seed, run in sorted(runs.items())} if kind.chosen else {},
-        Spread.of(run.validation for run in runs.values()),
+        {seed: run.options for seed, run in sorted(runs.items())} if kind.chosen else {},
+        summarize_known(run.validation for run in runs.values()),
     )
 
 
-def _share(study: Study, arm: int, run: Run, task: str) -> float | None:
-    alone = study.of(Kind(""), arm).get(run.seed)
+def _share(run: Run, alone: Run | None, task: str) -> float | None:
     single = alone.tasks[task].headline if alone else 0.0
     return 100 * run.tasks[task].headline / single if single > 0 else None
 
 
-def mean(values: Iterable[float | None]) -> float | None:
+def summarize(values: Iterable[float]) -> MeanStd:
+    """Sum repetitions up; there is at least one."""
+    known = list(values)
+    mean, sd = statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+    return MeanStd(mean, sd, len(known), f"{mean:.1f}" + (f" ± {sd:.1f}" if sd is not None else ""))
+
+
+def summarize_known(values: Iterable[float | None]) -> MeanStd | None:
+    """The same; ``None`` if there is no value, or if one of them is not known."""
+    given = list(values)
+    known = [value for value in given if value is not None]
+    return summarize(known) if known and len(known) == len(given) else None
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
     """The mean, or ``None`` if a value is not known."""
-    found = Spread.of(values)
-    return found.mean if found else None
-
-
-def _sure(value: Spread | None) -> Spread:
-    if value is None:
-        raise ValueError("a cell without repetitions")
-    return value
-
-
-def _facts(value: Spread | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    return {"mean": round(value.mean, 4), "sd": None if value.sd is None else round(value.sd, 4), "n": value.n}
-
-
-def _difference(found: Difference | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    interval = None if found.low is None or found.high is None else [round(found.low, 4), round(found.high, 4)]
-    return {
-        "mean": round(found.mean, 4),
-        "interval": interval,
-        "excludes_zero": found.excludes_zero,
-        "resampled": found.over,
-        "seeds": found.seeds,
-    }
+    summary = summarize_known(values)
+    return summary.mean if summary else None

@@ -8,6 +8,7 @@ import numpy as np
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.score_files import ScoreFile
 from osrm_cli.evaluation.scores import TaskScore
+from osrm_cli.reporting.bootstrap import count_classes, metric_names
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.task import Task
 
@@ -15,7 +16,18 @@ _TOLERANCE = 0.05  # percent; files of other programs may round
 _MAX_CLASSES = 1000
 
 
-def check_same_examples(files: Sequence[ScoreFile]) -> None:
+def check_files(files: Sequence[ScoreFile]) -> None:
+    """Check that files can be compared, and that predictions give the scores beside them.
+
+    Raises:
+        OsrmError: If not.
+    """
+    _check_same_examples(files)
+    for file in files:
+        _check_predictions(file)
+
+
+def _check_same_examples(files: Sequence[ScoreFile]) -> None:
     """Check that every task was scored on the same examples in all files.
 
     Raises:
@@ -35,7 +47,7 @@ def check_same_examples(files: Sequence[ScoreFile]) -> None:
                     )
 
 
-def check_predictions(file: ScoreFile) -> None:
+def _check_predictions(file: ScoreFile) -> None:
     """Check that predictions give the scores that stand beside them.
 
     Raises:
@@ -54,7 +66,7 @@ def check_predictions(file: ScoreFile) -> None:
         if names[0] not in metrics.REGRESSION_METRICS:
             for what in ("predictions", "labels"):
                 _check_classes(getattr(score, what), f"{file.name}: {what} of '{task}'")
-        found = headline(score)
+        found = _score_predictions(score)
         if abs(found - score.headline) > _TOLERANCE:
             raise OsrmError(
                 f"{file.name}: the predictions of '{task}' give {found:.2f}, its score says {score.headline:.2f}",
@@ -73,19 +85,9 @@ def _scores(file: ScoreFile) -> Iterator[tuple[str, TaskScore]]:
         yield from scores.items()
 
 
-def metric_names(score: TaskScore) -> tuple[str, ...]:
-    """The metrics whose mean is the primary score."""
-    return tuple(name for name in score.metrics if name in metrics.METRICS)
-
-
-def headline(score: TaskScore) -> float:
+def _score_predictions(score: TaskScore) -> float:
     """The primary score that the predictions give, in percent."""
     names, labels, predictions = metric_names(score), np.asarray(score.labels), np.asarray(score.predictions)
     classes = None if names[0] in metrics.REGRESSION_METRICS else tuple(range(count_classes(labels, predictions)))
     task = Task("", ("text",), classes, names)
     return metrics.primary_score(task, metrics.compute_scores(task, predictions, labels))
-
-
-def count_classes(*series: Any) -> int:
-    """Number of classes that occur, at least two."""
-    return max(2, *(1 + int(max(values)) for values in series))

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from osrm_cli.plotting.figure import Picture, svgs
+from osrm_cli.plotting.figure import Plot, render_svgs, render_wide_svg
 from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, Table
 
+_LINES = {"-": "solid", "--": "dashed"}
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -27,7 +28,7 @@ _PAGE = """<!doctype html>
 """
 
 
-def html(blocks: Sequence[Block]) -> str:
+def render_html(blocks: Sequence[Block]) -> str:
     """The whole page."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -44,7 +45,7 @@ def _block(block: Block) -> str:
             return f"<ul>\n{_joined(f'<li>{escape(text)}</li>' for text in texts)}\n</ul>"
         case Table():
             return _table(block)
-        case Picture():
+        case Plot():
             return _figure(block)
 
 
@@ -71,20 +72,29 @@ def _cell(tag: str, content: str, is_text: bool, more: str = "") -> str:
     return f"<{tag}{more}{kind}>{inside}</{tag}>"
 
 
-def _figure(picture: Picture) -> str:
-    titles = [escape(f"{picture.title}: {panel.title}".rstrip(": ")) for panel in picture.panels]
-    panels = "\n".join(
-        svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
-        for svg, title in zip(svgs(picture), titles, strict=True)
-    )
+def _figure(plot: Plot) -> str:
+    """Each panel by itself, to flow as the page's width has it; where all share names, on wide pages one image."""
+    titles = [f"{plot.title}: {panel.title}".rstrip(": ") for panel in plot.panels]
+    images = _joined(map(_image, render_svgs(plot), titles))
+    if plot.rows and len(plot.panels) > 1:
+        whole = f"{plot.title}: {', '.join(panel.title for panel in plot.panels)}"
+        wide = _image(render_wide_svg(plot), whole)
+        panels = f'<div class="panels narrow">\n{images}\n</div>\n<div class="wide">\n{wide}\n</div>'
+    else:
+        panels = f'<div class="panels">\n{images}\n</div>'
     keys = "".join(
-        f'<li><i style="background:{look["color"]}"></i>{escape(name)}</li>' for name, look in picture.legend
+        f'<li><i style="border-top:.25em {_LINES[style["linestyle"]]} {style["color"]}"></i>{escape(name)}</li>'
+        for name, style in plot.legend
     )
     legend = f'<ul class="legend">{keys}</ul>\n' if keys else ""
     return (
-        f'<figure id="{picture.name}">\n<h3>{escape(picture.title)}</h3>\n<div class="panels">\n{panels}\n</div>\n'
-        f"{legend}<figcaption>{escape(picture.caption)}</figcaption>\n</figure>"
+        f'<figure id="{plot.name}">\n<h3>{escape(plot.title)}</h3>\n{panels}\n'
+        f"{legend}<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
     )
+
+
+def _image(svg: str, label: str) -> str:
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
 
 
 def _joined(lines: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
-"""What ``osrm report`` reads: files of scores and diagnoses, named below the folder that they share."""
+"""What ``osrm report`` reads: files of scores, diagnoses and tables of them, named below the folder that they share."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from hashlib import sha256
 from itertools import takewhile
 from pathlib import Path
@@ -11,6 +12,9 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.score_files import ScoreFile, parse_score_file, read_record
 
 NAMES = ("scores.json", "sweep.json", "diagnosis.json")
+TABLE_SUFFIX = ".parquet"
+
+Diagnosis = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -20,30 +24,64 @@ class ReportInputs:
     Attributes:
         files: Scores, in the order of their names.
         diagnoses: By name: what ``osrm diagnose`` wrote.
+        arms: Names of arms, in the order in which the user gave them.
     """
 
     files: tuple[ScoreFile, ...]
-    diagnoses: Mapping[str, Mapping[str, Any]]
+    diagnoses: Mapping[str, Diagnosis] = field(default_factory=dict)
+    arms: tuple[str, ...] = ()
 
 
-def read_inputs(paths: Sequence[Path]) -> ReportInputs:
-    """Read files, and the results in folders.
+def read_inputs(paths: Sequence[Path], arms: Sequence[tuple[str, str]] = (), only: Sequence[str] = ()) -> ReportInputs:
+    """Read files, the results in folders, and tables.
+
+    Args:
+        paths: Files and folders; a table's files count as lying beside it.
+        arms: Pairs of an arm's name and the file, folder or pattern of files that belong to it.
+        only: Patterns of the names to keep; of all if there are none.
 
     Raises:
-        OsrmError: If one is missing, damaged or something else.
+        OsrmError: If one is missing, damaged or something else, or a pattern fits nothing.
     """
-    found = sorted({path.resolve(): path for given in paths for path in _files(given)}.items())
-    root = _shared_folder([path for path, _ in found])
+    found = {place: item for path in paths for place, item in _read(path)}
+    owner: dict[Path, str] = {}
+    for name, pattern in arms:
+        given = {place: item for path in _paths(pattern) for place, item in _read(path)}
+        found.update((place, item) for place, item in given.items() if place not in found)
+        for place in given or _select(found, [pattern]):
+            if owner.setdefault(place, name) != name:
+                raise OsrmError(f"{place.name} in {place.parent} belongs to two arms: '{owner[place]}' and '{name}'")
+    kept = _select(found, only) if only else sorted(found)
+    root = _shared_folder(kept)
     files, diagnoses = [], {}
-    for path, given in found:
-        name, (record, content) = path.relative_to(root).as_posix(), read_record(given, ("eval", "sweep", "diagnose"))
-        if record["command"] == "diagnose":
-            diagnoses[name] = {**record, "sha256": sha256(content).hexdigest()}
+    for place in kept:
+        item, name = found[place], place.relative_to(root).as_posix()
+        if isinstance(item, ScoreFile):
+            files.append(replace(item, name=name, arm=owner.get(place, item.arm)))
         else:
-            files.append(replace(parse_score_file(given.as_posix(), record, content), name=name))
+            diagnoses[name] = item
     if not files:
         raise OsrmError("no scores were given, only diagnoses", "add scores.json of 'osrm eval'")
-    return ReportInputs(tuple(files), diagnoses)
+    names = [name for name, _ in arms] + [file.arm for file in files if file.arm]
+    return ReportInputs(tuple(files), diagnoses, tuple(dict.fromkeys(names)))
+
+
+def _read(path: Path) -> Iterator[tuple[Path, ScoreFile | Diagnosis]]:
+    """Everything that a file or folder holds, with its whole path."""
+    if path.suffix == TABLE_SUFFIX:
+        from osrm_cli.reporting.results_table import read_results_table
+
+        files, diagnoses = read_results_table(path)
+        folder = path.resolve().parent
+        yield from ((folder / file.name, file) for file in files)
+        yield from ((folder / name, found) for name, found in diagnoses.items())
+        return
+    for file in _files(path):
+        record, content = read_record(file, ("eval", "sweep", "diagnose"))
+        if record["command"] == "diagnose":
+            yield file.resolve(), {**record, "sha256": sha256(content).hexdigest()}
+        else:
+            yield file.resolve(), parse_score_file(file.as_posix(), record, content)
 
 
 def _files(given: Path) -> Iterator[Path]:
@@ -57,7 +95,29 @@ def _files(given: Path) -> Iterator[Path]:
     yield from inside
 
 
-def _shared_folder(paths: Sequence[Path]) -> Path:
+def _paths(pattern: str) -> list[Path]:
+    """The files and folders on disk that a pattern fits."""
+    path = Path(pattern)
+    above = Path(path.anchor)
+    return [path] if path.exists() else sorted(above.glob(str(path.relative_to(above))))
+
+
+def _select(places: Iterable[Path], patterns: Sequence[str]) -> list[Path]:
+    """Those whose name below the folder that all share fits a pattern, or lies in a folder that fits."""
+    ordered = sorted(places)
+    root, kept = _shared_folder(ordered), set()
+    for pattern in patterns:
+        wanted = pattern.rstrip("/")
+        names = {place: place.relative_to(root).as_posix() for place in ordered}
+        fitting = {place for place, name in names.items() if fnmatch(name, wanted) or fnmatch(name, f"{wanted}/*")}
+        if not fitting:
+            hint = f"they are called: {', '.join(list(names.values())[:3])}{', ...' * (len(names) > 3)}"
+            raise OsrmError(f"no file of scores fits '{pattern}'", hint if names else "give files of scores")
+        kept |= fitting
+    return sorted(kept)
+
+
+def _shared_folder(places: Sequence[Path]) -> Path:
     """The folder below which all paths lie."""
-    levels = zip(*(path.parent.parts for path in paths), strict=False)
+    levels = zip(*(place.parent.parts for place in places), strict=False)
     return Path(*(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from osrm_cli.plotting.figure import Picture
+from osrm_cli.plotting.figure import Plot
 
 
 class Strong(str):
@@ -52,10 +52,10 @@ class Table:
     texts: int = 1
 
 
-Block = Heading | Paragraph | Items | Table | Picture
+Block = Heading | Paragraph | Items | Table | Plot
 
 
-def markdown(blocks: Iterable[Block]) -> str:
+def render_markdown(blocks: Iterable[Block]) -> str:
     """The whole text."""
     return "\n\n".join(map(_block, blocks)) + "\n"
 
@@ -70,7 +70,7 @@ def _block(block: Block) -> str:
             return "\n".join(f"- {_escaped(text)}" for text in texts)
         case Table():
             return _table(block)
-        case Picture():
+        case Plot():
             return (
                 f"![{_escaped(block.title)}]({block.name}.png)\n\n*{_escaped(block.title)}.* {_escaped(block.caption)}"
             )

@@ -1,4 +1,4 @@
-"""All results in one table: what was scored by which arm, with every seed's scores."""
+"""One table of runs: every merge that was scored, with its arm, its repetition and what it is compared with."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,16 +9,15 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.score_files import ScoreFile
 from osrm_cli.evaluation.scores import ScoredMerge, TaskScores, average
 from osrm_cli.merging.methods import METHODS
-from osrm_cli.reporting import arms as arms_of
-from osrm_cli.reporting.arms import Arm
+from osrm_cli.reporting.arms import ArmTable, format_value
 
 _ORDER = {row.name: place for place, row in enumerate(METHODS)}
-_SAME = 1e-6  # two files that tell the same score twice
+_SAME = 1e-6  # two files that give the same score twice
 _ROUNDED = 2.0  # below float32 an answer or two may flip with the batches that a sweep makes
 
 
 @dataclass(frozen=True)
-class Kind:
+class ScoreKind:
     """What was scored.
 
     Attributes:
@@ -26,156 +25,176 @@ class Kind:
         options: Its options, in words; empty where they are the same in all files, or were chosen by a sweep.
         calibrated: Whether the heads are calibrated.
         chosen: Whether its options were chosen on validation.
+        label: Its name in the report.
     """
 
     method: str
-    options: str = ""
-    calibrated: bool = False
-    chosen: bool = False
-
-    @property
-    def label(self) -> str:
-        """Its name in the report."""
-        more = [self.options, "calibrated" if self.calibrated else ""]
-        return ", ".join([self.method or "single", *filter(None, more)])
+    options: str
+    calibrated: bool
+    chosen: bool
+    label: str
 
 
 @dataclass(frozen=True)
 class Run:
-    """One repetition's scores.
+    """One scored merge, or one scoring of single adapters.
 
     Attributes:
-        seed: The adapters' seed.
+        kind: What was scored; none for the points of a sweep that were not chosen.
+        arm: Index of the arm.
+        seed: Of the adapters.
+        repetition: That seed, and the merge's own where its method draws.
         tasks: Score of each task.
-        options: Of the merge, seed apart.
+        average: Of the tasks' primary scores.
+        scale: The merge's lambda, if it has one.
+        options: Of the merge, seed apart, in words.
         validation: Average that the options were chosen by, if they were.
-        file: Which file tells it.
+        file: Which file holds it.
+        merged_tasks: Number of tasks that were merged.
+        in_tables: Whether it is of the tasks that the tables are about.
+        single: Scores of the single adapters beside it.
+        curve: The curve over lambda that it is a point of, by name; none where there is no lambda.
     """
 
+    kind: ScoreKind | None
+    arm: int
     seed: str
+    repetition: str
     tasks: TaskScores
-    options: Mapping[str, Any]
+    average: float
+    scale: float | None
+    options: str
     validation: float | None
     file: str
-
-    @property
-    def average(self) -> float:
-        """Over the tasks."""
-        return average(self.tasks)
+    merged_tasks: int
+    in_tables: bool
+    single: TaskScores
+    curve: str | None
 
 
 @dataclass(frozen=True)
-class Study:
-    """Everything the report tells.
+class RunTable:
+    """Everything that a report is about.
 
     Attributes:
         files: The files, in the order of their names.
-        arms: In the report's order.
-        arm_of: Index of a file's arm, by its name.
-        tasks: The tasks of the tables: those of the files that score and merge the most.
-        merged: The tasks that these files merge.
+        main_files: Those that score and merge the most tasks: the tables are about these.
+        tasks: The tasks of the tables.
+        arms: The arms of the files.
+        runs: Every run, file after file.
         kinds: Rows of the tables: singles first, then methods in the order of ``osrm merge --list``.
-        cells: By kind and arm: each seed's run.
-        labels: By task: the truth, where a file gives it.
+        cells: By kind and arm: each repetition's run.
+        labels: By task: the truth, where a file has it.
     """
 
     files: tuple[ScoreFile, ...]
-    arms: tuple[Arm, ...]
-    arm_of: Mapping[str, int]
+    main_files: tuple[ScoreFile, ...]
     tasks: tuple[str, ...]
-    merged: tuple[str, ...]
-    kinds: tuple[Kind, ...]
-    cells: Mapping[tuple[Kind, int], Mapping[str, Run]]
+    arms: ArmTable
+    runs: tuple[Run, ...]
+    kinds: tuple[ScoreKind, ...]
+    cells: Mapping[tuple[ScoreKind, int], Mapping[str, Run]]
     labels: Mapping[str, tuple[float, ...]]
 
-    @property
-    def merging(self) -> tuple[Kind, ...]:
-        """The kinds that merge."""
-        return tuple(kind for kind in self.kinds if kind.method)
 
-    def of(self, kind: Kind, arm: int) -> Mapping[str, Run]:
-        """Each seed's run; empty where there is none."""
-        return self.cells.get((kind, arm), {})
-
-    def all_tasks(self, file: ScoreFile) -> bool:
-        """Whether a file merges what the tables are about."""
-        return file.scope == (self.tasks, self.merged)
-
-
-def study(files: Sequence[ScoreFile]) -> Study:
-    """Sort files into arms, kinds and seeds.
+def tabulate_runs(files: Sequence[ScoreFile], arms: ArmTable) -> RunTable:
+    """Put the scores of all files into one table.
 
     Raises:
-        OsrmError: If two files tell the same thing differently.
+        OsrmError: If two files hold different scores of the same thing.
     """
-    arms, arm_of = arms_of.group(files)
-    scopes = Counter(file.scope for file in files)
+    scope_of = {file.name: _scope(file) for file in files}
+    scopes = Counter(scope_of.values())
     main = min(scopes, key=lambda scope: (*(-len(names) for names in scope), -scopes[scope], scope))
-    same = _SAME if all(file.dtype == "float32" for file in files) else _ROUNDED
-    cells: dict[tuple[Kind, int], dict[str, Run]] = {}
+    fixed: dict[str, list[ScoredMerge]] = {}  # by method: merges whose options were not chosen by a sweep
     for file in files:
-        if file.scope == main:
-            for kind, seed, run in runs(file, files):
-                _add(cells.setdefault((kind, arm_of[file.name]), {}), seed, run, kind, same)
+        for merge in file.merges:
+            if not merge.validation:
+                fixed.setdefault(merge.method, []).append(merge)
+    runs = [run for file in files for run in _runs(file, arms, scope_of[file.name] == main, fixed)]
+    same = _SAME if all(file.dtype == "float32" for file in files) else _ROUNDED
+    cells: dict[tuple[ScoreKind, int], dict[str, Run]] = {}
+    for run in runs:
+        if run.kind and run.in_tables:
+            _add(cells.setdefault((run.kind, run.arm), {}), run, run.kind, same)
+    labels = {task: score.labels for run in runs for task, score in run.tasks.items() if score.labels}
+    main_files = tuple(file for file in files if scope_of[file.name] == main)
     kinds = sorted({kind for kind, _ in cells}, key=_order)
-    labels = {
-        task: score.labels
-        for file in files
-        for scores in (file.single, *(merge.test for merge in file.merges))
-        for task, score in scores.items()
-        if score.labels
-    }
-    return Study(tuple(files), arms, arm_of, *main, tuple(kinds), cells, labels)
+    return RunTable(tuple(files), main_files, main[0], arms, tuple(runs), tuple(kinds), cells, labels)
 
 
-def merge_seed(seed: str, merge: ScoredMerge) -> str:
-    """The repetition that a merge is: its adapters' seed, and its own where its method draws."""
-    own = merge.options.get("seed")
-    return seed if own is None or str(own) == seed else f"{seed}, merge {own}"
+def _scope(file: ScoreFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tasks that were scored, and those that were merged: more, where only some were scored."""
+    scored = set(file.single).union(*(merge.test for merge in file.merges))
+    return tuple(sorted(scored)), tuple(sorted(file.adapters))
 
 
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without the seed and without what was not given."""
-    return {name: value for name, value in sorted(options.items()) if name != "seed" and value is not None}
+def _make_kind(method: str, options: str = "", calibrated: bool = False, chosen: bool = False) -> ScoreKind:
+    """A kind with its name."""
+    more = [options, "calibrated" if calibrated else ""]
+    return ScoreKind(method, options, calibrated, chosen, ", ".join([method or "single", *filter(None, more)]))
 
 
-def runs(file: ScoreFile, files: Sequence[ScoreFile]) -> Iterator[tuple[Kind, str, Run]]:
-    """What a file tells: kind, repetition and scores; of a sweep only what it chose."""
-    seed = arms_of.seeds(file)
-    if set(file.single) == set(file.scope[0]):
-        yield Kind(""), seed, Run(seed, file.single, {}, None, file.name)
+def _runs(
+    file: ScoreFile, arms: ArmTable, in_tables: bool, fixed: Mapping[str, Sequence[ScoredMerge]]
+) -> Iterator[Run]:
+    """What a file holds; of a sweep the points that it chose have a kind."""
+    arm, seed = arms.arm_of[file.name], arms.seed_of[file.name]
+    common = (file.name, len(file.adapters), in_tables, file.single)
+    if all(set(merge.test) <= set(file.single) for merge in file.merges) and file.single:
+        yield Run(_make_kind(""), arm, seed, seed, file.single, average(file.single), None, "", None, *common, None)
+    chosen = {(merge.method, merge.calibrated): _other_options(merge) for merge in file.merges if merge.chosen}
     for merge in file.merges:
-        if not merge.validation:
-            kind = Kind(merge.method, told(merge, files), merge.calibrated)
+        peers, others = fixed.get(merge.method, ()), _other_options(merge)
+        validation = average(merge.validation) if merge.validation else None
+        kind = None
+        if validation is None:
+            kind = _make_kind(merge.method, _unusual(_plain_options(merge), peers), merge.calibrated)
         elif merge.chosen:
-            fixed = any(not m.validation and m.method == merge.method for other in files for m in other.merges)
-            kind = Kind(merge.method, "chosen on validation" if fixed else "", merge.calibrated, True)
-        else:
-            continue
-        chosen_by = average(merge.validation) if merge.validation else None
-        yield kind, merge_seed(seed, merge), Run(seed, merge.test, plain(merge.options), chosen_by, file.name)
+            kind = _make_kind(merge.method, "chosen on validation" if peers else "", merge.calibrated, True)
+        curve, scale = None, merge.options.get("lambda")
+        if scale is not None and chosen.get((merge.method, merge.calibrated), others) == others:
+            options = _unusual(others, peers) if validation is None else ""
+            curve = _make_kind(merge.method, options, merge.calibrated).label
+        own = merge.options.get("seed")
+        repetition = seed if own is None or str(own) == seed else f"{seed}, merge {own}"
+        run = (
+            arm,
+            seed,
+            repetition,
+            merge.test,
+            average(merge.test),
+            scale,
+            _format_options(_plain_options(merge)),
+            validation,
+        )
+        yield Run(kind, *run, *common, curve)
 
 
-def told(merge: ScoredMerge, files: Sequence[ScoreFile]) -> str:
-    """The options that are not the same in all scores files of this method."""
-    peers = [m for file in files for m in file.merges if m.method == merge.method and not m.validation]
-    return words(
-        {
-            name: value
-            for name, value in plain(merge.options).items()
-            if any(peer.options.get(name) != value for peer in peers)
-        }
+def _plain_options(merge: ScoredMerge) -> dict[str, Any]:
+    """Options without the seed and without what was not given."""
+    return {name: value for name, value in sorted(merge.options.items()) if name != "seed" and value is not None}
+
+
+def _other_options(merge: ScoredMerge) -> dict[str, Any]:
+    return {name: value for name, value in _plain_options(merge).items() if name != "lambda"}
+
+
+def _unusual(options: Mapping[str, Any], peers: Sequence[ScoredMerge]) -> str:
+    """The options that are not the same in all merges of a method, in words."""
+    return _format_options(
+        {name: value for name, value in options.items() if any(peer.options.get(name) != value for peer in peers)}
     )
 
 
-def words(options: Mapping[str, Any]) -> str:
+def _format_options(options: Mapping[str, Any]) -> str:
     """Options for people: ``lambda 0.3, density 0.2``."""
     first = sorted(options, key=lambda name: (name != "lambda", name))
-    return ", ".join(f"{name} {arms_of.text(options[name])}" for name in first)
+    return ", ".join(f"{name} {format_value(options[name])}" for name in first)
 
 
-def _add(cell: dict[str, Run], seed: str, run: Run, kind: Kind, same: float) -> None:
-    known = cell.setdefault(seed, run)
+def _add(cell: dict[str, Run], run: Run, kind: ScoreKind, same: float) -> None:
+    known = cell.setdefault(run.repetition, run)
     if known is run:
         return
     for task in run.tasks:
@@ -184,13 +203,13 @@ def _add(cell: dict[str, Run], seed: str, run: Run, kind: Kind, same: float) -> 
             raise OsrmError(
                 f"{known.file} and {run.file} differ on '{task}' ({kind.label}): "
                 f"{one.headline:.2f} and {other.headline:.2f}, with the same settings and seed",
-                "leave one out, or train from starts of osrm init: their settings tell adapters apart",
+                "leave one out, or name their arms with --arm NAME=PATH",
             )
         if not one.predictions and other.predictions:
-            cell[seed] = run
+            cell[run.repetition] = run
 
 
-def _order(kind: Kind) -> tuple[Any, ...]:
+def _order(kind: ScoreKind) -> tuple[Any, ...]:
     place = _ORDER.get(kind.method, len(_ORDER)) if kind.method else -1
     numbers = [float(word) if word.replace(".", "", 1).isdigit() else 0.0 for word in kind.options.split(" ")]
     return place, kind.method, kind.calibrated, kind.chosen, numbers, kind.options

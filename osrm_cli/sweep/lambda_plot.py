@@ -1,37 +1,39 @@
 """The robustness curve of a sweep: the tasks' average over lambda, beside the single adapters' average."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from osrm_cli.evaluation.scores import ScoredMerge, average
 from osrm_cli.sweep.results import SweepResult
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def draw_lambda_plot(sweep: SweepResult, path: Path) -> None:
+
+def render_lambda_plot(sweep: SweepResult) -> bytes:
     """Draw the averages that report as a PNG; equal sweeps give equal bytes."""
-    from matplotlib.figure import Figure
+    from osrm_cli.plotting.figure import Panel, Plot, line_style, render_png
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
     lines = _lines(sweep.points)
-    colours = {name: f"C{index % 10}" for index, name in enumerate(dict.fromkeys(name for name, _ in lines))}
-    for (name, calibrated), points in lines.items():
-        ordered = sorted(points, key=lambda point: float(point.options["lambda"]))
-        axes.plot(
-            [point.options["lambda"] for point in ordered],
-            [average(point.test) for point in ordered],
-            label=f"{name}, calibrated" if calibrated else name,
-            color=colours[name],
-            linestyle="--" if calibrated else "-",
-            marker="o",
-            markersize=4,
-        )
-    axes.axhline(average(sweep.test), color="gray", linestyle=":", label="single adapters")
-    axes.set(xlabel="lambda", ylabel="average headline score", title=f"Merged: {', '.join(sweep.test)}")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    places = {name: place for place, name in enumerate(dict.fromkeys(name for name, _ in lines))}
+    styles = {
+        (name, calibrated): {**line_style(places[name]), "linestyle": "--" if calibrated else "-"}
+        for name, calibrated in lines
+    }
+    single: dict[str, Any] = {"color": "gray", "linestyle": ":"}
+
+    def draw(axes: "Axes") -> None:
+        for line, points in lines.items():
+            ordered = sorted(points, key=lambda point: float(point.options["lambda"]))
+            scales = [point.options["lambda"] for point in ordered]
+            axes.plot(scales, [average(point.test) for point in ordered], **styles[line])
+        axes.axhline(average(sweep.test), **single)
+        axes.set(xlabel="lambda", ylabel="average score, %")
+        axes.grid()
+
+    legend = [(f"{name}, calibrated" if calibrated else name, styles[name, calibrated]) for name, calibrated in lines]
+    panel = Panel(f"Merged: {', '.join(sweep.test)}", draw)
+    return render_png(Plot("curve", "Robustness to lambda", "", [panel], [*legend, ("single adapters", single)]))
 
 
 def _lines(points: Sequence[ScoredMerge]) -> dict[tuple[str, bool], list[ScoredMerge]]:

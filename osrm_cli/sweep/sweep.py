@@ -15,7 +15,7 @@ from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.provenance import BaseModelId
 from osrm_cli.sweep.grid import MergeFamily, Value, expand_grid
-from osrm_cli.sweep.lambda_plot import draw_lambda_plot
+from osrm_cli.sweep.lambda_plot import render_lambda_plot
 from osrm_cli.sweep.merges import GridMerges
 from osrm_cli.sweep.results import CURVE, NAME, SweepResult
 from osrm_cli.sweep.scorer import SweepScorer
@@ -148,7 +148,7 @@ def run_sweep(
         labels = {task.adapter.name: task.parts.labels_of(TEST) for task in sweep_tasks}
         facts = {**record, **result.facts(predictions), **({"labels": {TEST: labels}} if predictions else {})}
         (stage / NAME).write_text(provenance.to_json(facts), encoding="utf-8")
-        draw_lambda_plot(result, stage / CURVE)
+        (stage / CURVE).write_bytes(render_lambda_plot(result))
     return SweepReport(path, names, points, notes, result, warnings)
 
 

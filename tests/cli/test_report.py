@@ -343,7 +343,12 @@ def test_the_page_needs_nothing_beside_it(made: Path) -> None:
 PROBE = """<script>addEventListener("load", () => { document.title = JSON.stringify({
   width: innerWidth, overflow: document.documentElement.scrollWidth - innerWidth,
   tables: document.querySelectorAll("table").length, svgs: document.querySelectorAll("svg").length,
-  small: [...document.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().height < 90).length,
+  hidden: [...document.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().height == 0).length,
+  small: [...document.querySelectorAll("svg")].filter(svg => svg.getBoundingClientRect().height < 60).length,
+  beyond: [...document.querySelectorAll("svg text")].filter(text => {
+    const [own, frame] = [text, text.ownerSVGElement].map(shape => shape.getBoundingClientRect())
+    return frame.height && (own.left < frame.left - 1 || own.right > frame.right + 1)
+  }).length,
   requests: performance.getEntriesByType("resource").map(entry => entry.name).filter(n => !n.startsWith("data:"))
 }) })</script>"""
 
@@ -374,6 +379,8 @@ def test_a_browser_shows_the_page(made: Path, width: int, tmp_path: Path) -> Non
     assert found["overflow"] <= 0
     assert found["tables"] == page.count("<table>") > 8
     assert found["svgs"] == page.count("<svg ") > 8
-    assert found["small"] == 0
+    assert found["hidden"] == {390: 1, 1200: 2}[width]  # all panels as one, or each by itself
+    assert found["small"] == found["hidden"]
+    assert found["beyond"] == 0
     assert found["requests"] == []
     assert "CONSOLE" not in done.stderr

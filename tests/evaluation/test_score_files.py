@@ -29,7 +29,7 @@ def test_scores_of_eval(tmp_path: Path) -> None:
     assert file.single["cola"].predictions == ()
     assert merge.test["cola"].predictions == tuple(facts["predictions"]["cola"])
     assert merge.test["cola"].labels == tuple(labels("cola"))
-    assert file.scope == (("cola", "mnli", "qqp", "stsb"),) * 2
+    assert list(file.adapters) == list(merge.test) == ["cola", "mnli", "qqp", "stsb"]
     assert file.adapters["cola"].start["objective"] == "kaiming"  # type: ignore[index]
 
 
