@@ -63,13 +63,14 @@ class Calibration:
         """Draw the texts; run nothing.
 
         Args:
-            adapters: Those with a head, named after their tasks.
+            adapters: Named after their tasks; those without a head are left out.
             data: What the user says; by default what each adapter was trained on.
             settings: How.
 
         Raises:
-            OsrmError: If there is no adapter, or the data is not known or missing.
+            OsrmError: If none has a head, or the data is not known or missing.
         """
+        adapters = [adapter for adapter in adapters if adapter.head_tensors()]
         if not adapters:
             raise OsrmError("no adapter has a head that could be calibrated", "train adapters with 'osrm train'")
         return cls(task_data.draw_texts(adapters, data, settings.samples, settings.seed), settings)

@@ -1,10 +1,10 @@
 """``osrm merge``: adapters/<task>/ -> merged/."""
 
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,17 +12,7 @@ from osrm_cli.cli import options
 from osrm_cli.cli.console import Console
 from osrm_cli.cli.options import Aggregate, Device, DType, OutputFormat
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.methods import METHODS, find_method
-
-if TYPE_CHECKING:
-    import torch
-
-    from osrm_cli.adapters.task_data import TaskSample
-    from osrm_cli.calibration.calibrate import Calibration
-    from osrm_cli.merging.merged_folder import MergeResult
-    from osrm_cli.merging.plan import MergePlan
-    from osrm_cli.merging.recipe import MergeRecipe
-    from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.merging.methods import METHODS
 
 
 def _number(name: str, text: str, low: float | None = None, high: float | None = None) -> Any:
@@ -103,147 +93,78 @@ def merge(
         _list(console)
         return
 
-    from osrm_cli.merging.merged_folder import Execution, write_merged_folder
-    from osrm_cli.merging.plan import MergePlan
-    from osrm_cli.merging.recipe import parse_weights
-    from osrm_cli.merging.summary import plan_dict, plan_line
-    from osrm_cli.models import devices
-    from osrm_cli.models.checkpoint import Checkpoint
-    from osrm_cli.storage import atomic
+    from osrm_cli.merging.merge import merge_adapters
+    from osrm_cli.merging.requirements import OPTIONS
 
-    asked = _recipe(recipe, adapters, method)
-    asked = replace(
-        asked,
-        options={**asked.options, **_given(context, asked.method, calibrate)},
-        features=str(features) if features else asked.features,
-        data=data or asked.data,
-        output=form.value if form else asked.output,
-        dtype=asked.dtype if dtype == DType.AUTO else dtype.value,
+    values = {name: context.params[_parameter(name)] for name in OPTIONS}
+    strict = {name for name in (*OPTIONS, "features", "data", "model", "revision") if _is_typed(context, name)}
+    step = None
+    if calibrate:
+        from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES, Calibration, CalibrationSettings
+
+        step = partial(Calibration.draw, settings=CalibrationSettings(samples or DEFAULT_SAMPLES, seed or 0))
+        strict -= {"samples", "seed"}
+    result = merge_adapters(
+        adapters or [],
+        method,
+        options={name: _plain(value) for name, value in values.items() if value is not None},
+        weights=_parse_weights(weight or []),
+        recipe=recipe,
+        features=features,
+        data=data,
+        form=_plain(form),
+        model=model,
+        revision=revision,
+        dtype=dtype.value,
+        device=device.value,
+        jobs=jobs,
+        out=out,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        must_use=strict,
+        calibrate=step,
+        progress=console.progress,
     )
-    atomic.refuse_existing(out, overwrite)
-    plan = MergePlan.of(asked, parse_weights(weight or []))
-    _refuse_unused(context, plan, calibrate)
-    where = devices.pick_device(device)
-    place, base = None, next((adapter.base for adapter in plan.adapters if adapter.base), None)
-    if plan.recipe.output == "model" or plan.method.data_statistic or calibrate:
-        place, base = _base(plan, model, revision)
-    drawn = _drawn(plan)
-    calibration = _calibration(plan, asked.data, samples, seed) if calibrate else None
-    checkpoint = Checkpoint.open(place) if place and plan.recipe.output == "model" else None
     if dry_run:
-        console.result({"would_write": str(out), **plan_dict(plan)}, f"would write {out}: {plan_line(plan)}")
+        console.result({"would_write": str(out), **result.summary}, f"would write {out}: {result.line}")
         return
-    with atomic.write_folder(out, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
-        if place and drawn:
-            plan = _informed(plan, drawn, place, where, Path(scratch), console)
-        with console.progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
-            work = Execution(jobs, devices.with_float64(where), advance)
-            done = write_merged_folder(stage, plan, work, base, checkpoint)
-        rows = calibration.apply(stage, place, where, console.progress) if place and calibration else {}
-    _report(console, out, plan, done, rows)
+    console.result(result.summary, f"{out}: {result.line}")
+    for note in result.notes:
+        console.note(note)
+    for warning in result.warnings:
+        console.warn(warning)
 
 
-def _recipe(path: Path | None, adapters: Sequence[str] | None, method: str | None) -> "MergeRecipe":
-    """The recipe, or what stands for one on the command line."""
-    from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe, read_recipe
-
-    if path and adapters:
-        raise OsrmError("adapters are given twice: on the command line and by --recipe", "leave out one of them")
-    if not path and not adapters:
-        raise OsrmError("no adapters to merge", "osrm merge adapters/* --method task-arith --lambda 0.3")
-    asked = read_recipe(path) if path else MergeRecipe("task-arith", tuple(map(AdapterEntry, adapters or [])))
-    return replace(asked, method=method or asked.method)
+def _parameter(option: str) -> str:
+    """The parameter of ``merge`` that takes an option of a method; ``lambda`` is a keyword."""
+    return "scale" if option == "lambda" else option
 
 
-def _given(context: typer.Context, method: str, calibrate: bool) -> dict[str, Any]:
-    """The method's options that are set; from the environment and osrm.toml only those that it uses."""
-    from osrm_cli.merging import requirements
-
-    used = requirements.used_options(find_method(method))
-    apart = {"samples", "seed"} - used if calibrate else set()
-    names = [name for name in requirements.OPTIONS if name not in apart]
-    values = {name: context.params["scale" if name == "lambda" else name] for name in names}
-    return {
-        name: value.value if isinstance(value, Aggregate) else value
-        for name, value in values.items()
-        if value is not None
-        and (name in used or options.given_on_command_line(context, "scale" if name == "lambda" else name))
-    }
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, StrEnum) else value
 
 
-def _refuse_unused(context: typer.Context, plan: "MergePlan", calibrate: bool) -> None:
-    """Check that the inputs on the command line are used; ``Plan`` has checked the method's own options."""
-    needs_model = bool(plan.method.data_statistic) or calibrate or plan.recipe.output == "model"
-    used = {
-        "features": "features" in plan.method.needs,
-        "data": bool(plan.method.data_statistic) or calibrate,
-        "model": needs_model,
-        "revision": needs_model,
-    }
-    for name, is_used in used.items():
-        if not is_used and options.given_on_command_line(context, name):
-            raise OsrmError(f"method {plan.method.name} does not use --{name}", "osrm merge --list shows what it needs")
+def _is_typed(context: typer.Context, name: str) -> bool:
+    return options.given_on_command_line(context, _parameter(name))
 
 
-def _base(plan: "MergePlan", model: str | None, revision: str | None) -> tuple[Path, "BaseModelId"]:
-    """The base model's folder and its identity, checked against the adapters."""
-    from osrm_cli.models.base_model import resolve_base_model
-
-    known = next((adapter for adapter in plan.adapters if adapter.base), plan.adapters[0])
-    revision = revision or known.config.revision
-    return resolve_base_model(known.folder, known.base, known.config.base_model, model, revision)
-
-
-def _drawn(plan: "MergePlan") -> "list[TaskSample]":
-    """The examples of each task that the method reads, if it reads any."""
-    if not plan.method.data_statistic:
-        return []
-    from osrm_cli.merging.from_data import samples
-
-    return samples.draw_for_plan(plan)
-
-
-def _calibration(plan: "MergePlan", data: str | None, samples: int | None, seed: int | None) -> "Calibration":
-    """What calibrates the heads once they are written."""
-    from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES, Calibration, CalibrationSettings
-
-    return Calibration.draw(
-        [a for a in plan.adapters if a.head_tensors()], data, CalibrationSettings(samples or DEFAULT_SAMPLES, seed or 0)
-    )
-
-
-def _informed(
-    plan: "MergePlan", samples: "list[TaskSample]", place: Path, where: "torch.device", scratch: Path, console: Console
-) -> "MergePlan":
-    """The plan with what passes over the model on the tasks' examples find."""
-    from osrm_cli.merging.from_data import task_models
-    from osrm_cli.merging.from_data.gather import gather_layer_data
-
-    models = task_models.load_task_models(plan, samples, place, where)
-    return gather_layer_data(plan, models, scratch, console.progress)
+def _parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """Weights by adapter from ``NAME=NUMBER``."""
+    weights = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise OsrmError(f"--weight {text}, expected NAME=NUMBER", "for example --weight sst2=0.7") from None
+    return weights
 
 
 def _list(console: Console) -> None:
     keys = ("name", "summary", "needs", "result")
-    facts = [{key: getattr(row, key) for key in keys} for row in METHODS]
+    methods = [{key: getattr(row, key) for key in keys} for row in METHODS]
     rows = [("method", "needs", "result", "what it does")]
     rows += [(row.name, ", ".join(row.needs) or "-", row.result, row.summary) for row in METHODS]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    console.result({"methods": facts}, "\n".join(lines))
-
-
-def _report(
-    console: Console, out: Path, plan: "MergePlan", done: "MergeResult", rows: dict[str, dict[str, Any]]
-) -> None:
-    from osrm_cli.merging.summary import merge_warnings, plan_line, rank_and_energy, result_dict
-
-    facts = {**result_dict(plan, done), "path": str(out), **({"calibration": rows} if rows else {})}
-    console.result(facts, f"{out}: {plan_line(plan)}{rank_and_energy(done)}")
-    for task, entropy in facts.get("entropy", {}).items():
-        console.note(f"{task}: mean entropy {entropy['before']:.4f} before, {entropy['after']:.4f} after")
-    for task, row in rows.items():
-        ending = "" if row["used"] else ": uncalibrated is kept"
-        console.note(f"{task}: difference {row['before']:.4g} before calibration, {row['error']:.4g} after{ending}")
-    for doubt in merge_warnings(plan, done):
-        console.warn(doubt)
+    console.result({"methods": methods}, "\n".join(lines))

@@ -1,22 +1,25 @@
-"""What a merging rule is told of a layer beyond the updates: from features files, or from passes over the model."""
+"""Per-layer inputs of a merging rule beside the updates: second moments of features, statistics of data."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.errors import OsrmError
+from osrm_cli.features import shards
+from osrm_cli.features.adapter_match import check_second_moments
+from osrm_cli.features.features_file import FeaturesFile, check_features_compatible
 from osrm_cli.features.statistics.table import SECOND_MOMENT
-from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods.layer_updates import MaskedDelta
+from osrm_cli.merging.methods.layer_updates import LayerResult
+from osrm_cli.merging.plan import MergePlan
 from osrm_cli.storage import provenance
 
 Fields = Mapping[str, tuple[torch.Tensor, ...]]
 
 
 class LayerData:
-    """Nothing: enough for the rules that need the updates alone.
+    """Extra inputs of a merging method, layer by layer. The base class supplies none.
 
     Attributes:
         sequence: Layers in the order in which they have to be merged, each after those that it depends on; empty where
@@ -25,15 +28,17 @@ class LayerData:
 
     sequence: tuple[str, ...] = ()
 
-    def for_layer(self, layer: str) -> Fields:
-        """Fields of ``LayerUpdates``, in each of them one tensor per adapter, in the order of the adapters' names."""
+    def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
+        """Fields of ``LayerUpdates``, in each of them one tensor per adapter, in the order of the adapters' names.
+
+        Args:
+            layer: Full name.
+            merged: Results of the layers that stand before this one in ``sequence``.
+        """
         return {}
 
-    def on_layer_merged(self, layer: "MergedLayer") -> None:
-        """Take note of a layer's result; called after each layer of ``sequence``."""
-
     def record(self) -> Mapping[str, Any]:
-        """What ``osrm.json`` says of it."""
+        """Keys of ``osrm.json`` that say what was read."""
         return {"features": []}
 
 
@@ -44,11 +49,11 @@ class FeatureMoments(LayerData):
         features: One file per adapter, in the order of the adapters' names.
     """
 
-    def __init__(self, features: list[FeaturesFile]) -> None:
+    def __init__(self, features: Sequence[FeaturesFile]) -> None:
         self.features = features
         self._readers = [each.reader() for each in features]
 
-    def for_layer(self, layer: str) -> Fields:
+    def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``C_t`` of the base model's inputs, ``(d_in, d_in)``."""
         return {"second_moments": tuple(reader.read(layer, SECOND_MOMENT) for reader in self._readers)}
 
@@ -58,19 +63,28 @@ class FeatureMoments(LayerData):
         return {"features": [{"path": path.as_posix(), "sha256": provenance.sha256(path)} for path in paths]}
 
 
-LayerResult = LowRank | torch.Tensor | MaskedDelta
+def open_layer_data(plan: MergePlan) -> LayerData:
+    """Open and check the features files that a plan's method reads, one per adapter; nothing where it reads none.
 
-
-@dataclass(frozen=True)
-class MergedLayer:
-    """One layer's result.
-
-    Attributes:
-        name: Full name of the layer.
-        result: Factors, a dense ``(d_out, d_in)``, or a unified update with masks.
-        kept: Share of the energy that is left after recompression; 1 if there was none.
+    Raises:
+        OsrmError: If one is missing, has no second moments, or does not fit the adapters.
     """
-
-    name: str
-    result: LayerResult
-    kept: float = 1.0
+    if "features" not in plan.method.needs:
+        return LayerData()
+    opened = []
+    widths = {name: (layer.d_in, layer.d_out) for adapter in plan.adapters for name, layer in adapter.layers.items()}
+    for adapter in plan.adapters:
+        path = Path(plan.recipe.features or "features") / f"{adapter.name}.safetensors"
+        if not path.is_file() and not shards.find_shards(path):
+            raise OsrmError(
+                f"method {plan.method.name} needs second moments of every task's features, {path} is missing",
+                f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
+            )
+        opened.append(FeaturesFile.open(path))
+        check_second_moments(opened[-1], widths)
+    check_features_compatible(opened)
+    bases = {features.path: features.base for features in opened}
+    provenance.check_same_base_model(
+        bases | {adapter.folder: adapter.base for adapter in plan.adapters if adapter.base}
+    )
+    return FeatureMoments(opened)

@@ -8,14 +8,15 @@
       merge.yaml, osrm.json, README.md                  how it was made
 
 ``--as model`` holds the base model's files with the update added, and ``tasks/<task>/head.safetensors``. A task-aware
-method writes ``unified.safetensors`` instead, see ``task_aware.py``.
+method writes ``unified.safetensors`` instead, see ``task_masks.py``.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,19 +25,18 @@ from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.writer import AdapterWriter, write_adapter_stream
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging import record
-from osrm_cli.merging.layer_data import MergedLayer
-from osrm_cli.merging.methods.layer_updates import MaskedDelta
+from osrm_cli.merging.merged_layer import MergedLayer
+from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import write_task_masks
-from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.storage import safetensors_io
 from osrm_cli.storage.provenance import BaseModelId
 
 
 @dataclass(frozen=True)
-class MergeResult:
-    """What was written.
+class FolderContents:
+    """What a merged folder holds.
 
     Attributes:
         form: ``adapter``, ``model`` or ``task-aware``.
@@ -49,60 +49,45 @@ class MergeResult:
     kept: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How a merge is carried out; nothing of it changes the result.
-
-    Attributes:
-        jobs: Layers computed at a time.
-        device: Where to compute.
-        advance: Called with 1 after each layer.
-    """
-
-    jobs: int
-    device: torch.device | str
-    advance: Callable[[int], None]
-
-    def merge(self, plan: MergePlan, layers: Sequence[str]) -> Iterator[MergedLayer]:
-        """Merge layers in the order given."""
-        for layer in plan.merge(layers, self.jobs, self.device):
-            yield layer
-            self.advance(1)
-
-
 def write_merged_folder(
-    stage: Path, plan: MergePlan, work: Execution, base: BaseModelId | None, checkpoint: Checkpoint | None = None
-) -> MergeResult:
-    """Merge, and write the whole folder.
+    stage: Path,
+    plan: MergePlan,
+    layers: Iterator[MergedLayer],
+    data_record: Mapping[str, Any],
+    base: BaseModelId | None,
+    target: ModelTarget | None = None,
+) -> FolderContents:
+    """Write the whole folder while its layers are merged.
 
     Args:
         stage: An existing, empty folder that is being staged.
-        plan: What to do.
-        work: How.
+        plan: What is merged.
+        layers: Results: in the order of ``plan.layers``, for a model in that of ``target.order``.
+        data_record: Keys of ``osrm.json`` that say what the method read beside the adapters.
         base: The base model, where it is known.
-        checkpoint: The base model's files, to write a model instead of an adapter.
+        target: The base model's weights, to write a model instead of an adapter.
     """
     rescalers: dict[str, dict[str, float]] = {}
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as the reading and writing, but another core
         digests = beside.map(Adapter.sha256, plan.adapters)
         if plan.method.is_task_aware:
-            rescalers = write_task_masks(stage, plan, work.merge(plan, plan.layers))
-            merged = MergeResult("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
-        elif checkpoint:
-            merged = _write_model(stage, plan, work, checkpoint)
+            rescalers = write_task_masks(stage, plan, layers)
+            contents = FolderContents("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
+        elif target:
+            contents = FolderContents("model", {}, target.write(stage, layers))
         else:
-            merged = _write_adapter(stage, plan, work)
-        if merged.form != "adapter":
+            contents = _write_adapter(stage, plan, layers)
+        if contents.form != "adapter":
             _write_heads(stage, plan.adapters)
-        record.write_merge_record(stage, plan, base, merged.form, merged.kept, rescalers, digests)
-    return merged
+        record.write_merge_record(stage, plan, data_record, base, contents.form, contents.kept, rescalers, digests)
+    return contents
 
 
-def _write_adapter(stage: Path, plan: MergePlan, work: Execution) -> MergeResult:
+def _write_adapter(stage: Path, plan: MergePlan, layers: Iterator[MergedLayer]) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
     heads = {adapter.name: adapter.head_tensors() for adapter in plan.adapters}
     config = _config(plan, any(heads.values()))
-    merged = MergeResult("adapter", ranks := {}, kept := {})
+    contents = FolderContents("adapter", ranks := {}, kept := {})
     with ExitStack() as stack:
 
         def open_writer(folder: Path, own: AdapterConfig, head: Mapping[str, torch.Tensor]) -> AdapterWriter:
@@ -118,39 +103,13 @@ def _write_adapter(stage: Path, plan: MergePlan, work: Execution) -> MergeResult
                     config, task_type=adapter.config.task_type, modules_to_save=adapter.config.modules_to_save
                 )
                 writers.append(open_writer(stage / TASKS_FOLDER / adapter.name, own, head))
-        for layer in work.merge(plan, plan.layers):
+        for layer in layers:
             if not isinstance(layer.result, LowRank):
                 raise TypeError(f"{layer.name}: {type(layer.result).__name__} cannot be written as an adapter")
             for writer in writers:
                 writer.add(layer.name, layer.result)
             ranks[layer.name], kept[layer.name] = layer.result.rank, layer.kept
-    return merged
-
-
-def _write_model(stage: Path, plan: MergePlan, work: Execution, checkpoint: Checkpoint) -> MergeResult:
-    """The base model with the update added, tensor by tensor."""
-    dtype = plan.dtype if plan.recipe.dtype else None
-    conv = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
-    found = {
-        name: checkpoint.find_weight(name, (layer.d_out, layer.d_in), conv or layer.embedding)
-        for name, layer in plan.shapes.items()
-    }
-    owners = {weight: layer for layer, (weight, _) in found.items()}
-    layers = work.merge(plan, [owners[name] for name in checkpoint.tensor_order(dtype) if name in owners])
-    kept: dict[str, float] = {}
-
-    def add(weight: torch.Tensor) -> torch.Tensor:
-        layer = next(layers)
-        kept[layer.name] = layer.kept
-        if isinstance(layer.result, MaskedDelta):
-            raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
-        delta = (layer.result.dense() if isinstance(layer.result, LowRank) else layer.result).cpu()
-        wide = torch.promote_types(weight.dtype, delta.dtype)
-        return weight.to(wide) + (delta.T if found[layer.name][1] else delta).to(wide)
-
-    checkpoint.write(stage, dict.fromkeys(owners, add), dtype)
-    next(layers, None)  # lets the last layer count in the progress
-    return MergeResult("model", {}, kept)
+    return contents
 
 
 def _write_heads(stage: Path, adapters: Iterable[Adapter]) -> None:

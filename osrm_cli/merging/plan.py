@@ -1,34 +1,23 @@
-"""A recipe with its adapters open and checked: from folders to what a merging rule is given, and what becomes of it.
+"""A merge that is ready to run: a recipe with its adapters open and everything checked.
 
 Adapters are taken in the order of their names, whatever order they are given in: equal sets give equal bytes.
 """
 
 import re
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from osrm_cli.adapters.adapter import Adapter, check_same_architecture, check_task_names
 from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import LowRank, truncate
-from osrm_cli.merging.layer_data import FeatureMoments, LayerData, MergedLayer
 from osrm_cli.merging.methods import Method, find_method
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
+from osrm_cli.merging.methods.layer_updates import MethodOptions
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.requirements import check_method, effective_options, open_features
+from osrm_cli.merging.requirements import check_method, effective_options
 from osrm_cli.storage import hub
-
-if TYPE_CHECKING:
-    from osrm_cli.merging.methods.method import Rule
-
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -41,8 +30,7 @@ class MergePlan:
         options: The method's options.
         adapters: Opened adapters, in the order of their names.
         layers: Every layer that an adapter changes, ``layer.2`` before ``layer.10``.
-        evidence: What the rule is told beyond the updates; passes over the model put theirs here with ``replace``.
-        learned: Whether the weights in the recipe were learned from data, see ``with_weights``.
+        learned: Whether the weights in the recipe were learned from data, see ``with_learned_weights``.
     """
 
     recipe: MergeRecipe
@@ -50,7 +38,6 @@ class MergePlan:
     options: MethodOptions
     adapters: tuple[Adapter, ...]
     layers: tuple[str, ...]
-    layer_data: LayerData = field(default_factory=LayerData)
     learned: bool = False
 
     @classmethod
@@ -79,17 +66,15 @@ class MergePlan:
             entry.check_patterns(adapter.layers)
         known = {each.name for each in fields(MethodOptions)}
         options = MethodOptions(scale=used["lambda"], **{name: value for name, value in used.items() if name in known})
-        needed = "features" in method.needs
-        evidence = FeatureMoments(open_features(recipe, method, adapters)) if needed else LayerData()
         effective = replace(
             recipe,
             method=method.name,
             adapters=entries,
             options=used,
-            features=recipe.features if needed else None,
+            features=recipe.features if "features" in method.needs else None,
             data=recipe.data if method.data_statistic else None,
         )
-        return cls(effective, method, options, adapters, layers, evidence)
+        return cls(effective, method, options, adapters, layers)
 
     def with_learned_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "MergePlan":
         """The same merge with a weight for each adapter's every layer, in the place of lambda.
@@ -138,47 +123,6 @@ class MergePlan:
         """Layers that are embeddings."""
         return {name for name, layer in self.shapes.items() if layer.embedding}
 
-    def merge(self, layers: Sequence[str], jobs: int = 1, device: torch.device | str = "cpu") -> Iterator[MergedLayer]:
-        """Merge layers one by one and yield them in the order given.
-
-        Where the evidence has a sequence, all layers are merged in that order first and their results kept: factors.
-
-        Args:
-            layers: Names of layers; all of ``self.layers`` in whatever order they are to be written.
-            jobs: Layers that are computed at a time, each in a thread.
-            device: Where to compute.
-        """
-        if self.method.data_statistic == "weights" and not self.learned:
-            raise ValueError(f"{self.method.name}: its weights have not been learned")
-        rule = self.method.load()
-
-        def one(layer: str) -> MergedLayer:
-            return self._recompress(self._updates(layer, device), rule)
-
-        done: dict[str, MergedLayer] = {}
-        for layer in self.layer_data.sequence:
-            done[layer] = one(layer)
-            self.layer_data.on_layer_merged(done[layer])
-        yield from (done[layer] for layer in layers) if done else _map_in_order(one, layers, jobs)
-
-    def _updates(self, layer: str, device: torch.device | str) -> LayerUpdates:
-        """One layer of every adapter; an adapter that does not change it counts with an update of rank zero."""
-        shape = self.shapes[layer]
-        updates = []
-        for adapter in self.adapters:
-            if layer in adapter.layers:
-                dtype = torch.promote_types(adapter.dtype, torch.float32)
-                updates.append(adapter.delta(layer, dtype, device))
-            else:
-                nothing = torch.zeros(0, device=device)
-                updates.append(LowRank(nothing.reshape(shape.d_out, 0), nothing.reshape(0, shape.d_in)))
-        names = tuple(adapter.name for adapter in self.adapters)
-        weights = tuple(self.weight(index, layer) for index in range(len(names)))
-        told = {
-            name: tuple(x.to(device) for x in tensors) for name, tensors in self.layer_data.for_layer(layer).items()
-        }
-        return LayerUpdates(layer, names, tuple(updates), weights, **told)
-
     @cached_property
     def _depths(self) -> dict[str, float]:
         """Position of each layer's block in the model: 0 for the first, 1 for the last; 0 outside the blocks."""
@@ -187,20 +131,6 @@ class MergePlan:
         }
         last = max(blocks.values()) or 1
         return {layer: block / last for layer, block in blocks.items()}
-
-    def _recompress(self, updates: LayerUpdates, rule: "Rule") -> MergedLayer:
-        """Apply the rule; recompress its result where the recipe says so, or where an adapter could not hold it."""
-        result = rule(updates, self.options)
-        if isinstance(result, MaskedDelta):
-            return MergedLayer(updates.name, result)
-        rank, energy = self.options.rank, self.options.energy
-        if "rank" in self.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
-            return MergedLayer(updates.name, result, result.kept_energy)
-        if isinstance(result, torch.Tensor) and self.recipe.output == "adapter" and rank is None and energy is None:
-            rank = sum(update.rank for update in updates.deltas)
-        if rank is None and energy is None:
-            return MergedLayer(updates.name, result)
-        return MergedLayer(updates.name, *truncate(result, rank, energy))
 
 
 def _weighted(
@@ -215,18 +145,3 @@ def _weighted(
     return tuple(
         replace(entry, weight=weights.get(name, entry.weight)) for entry, name in zip(entries, names, strict=True)
     )
-
-
-def _map_in_order(function: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[Answer]:
-    """Map in threads, at most ``jobs`` at a time and in order: what is not yet taken does not pile up."""
-    if jobs == 1:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[Answer]] = deque()
-    with ThreadPoolExecutor(jobs) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) == jobs:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -142,22 +142,6 @@ def read_recipe(path: Path) -> MergeRecipe:
         raise OsrmError(f"{path}: {error}", "the README has a recipe with every key") from None
 
 
-def parse_weights(texts: Sequence[str]) -> dict[str, float]:
-    """Weights by adapter from ``NAME=NUMBER``.
-
-    Raises:
-        OsrmError: If a text is something else.
-    """
-    weights = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            raise OsrmError(f"--weight {text}, expected NAME=NUMBER", "for example --weight sst2=0.7") from None
-    return weights
-
-
 def _recipe(values: Mapping[str, Any]) -> MergeRecipe:
     unknown = sorted(values.keys() - set(_KEYS))
     if unknown:

@@ -100,6 +100,7 @@ def _row(source: Mapping[str, Any]) -> str:
 def write_merge_record(
     stage: Path,
     plan: MergePlan,
+    data_record: Mapping[str, Any],
     base: BaseModelId | None,
     form: str,
     kept: Mapping[str, float],
@@ -111,8 +112,9 @@ def write_merge_record(
     Args:
         stage: The folder that is being staged.
         plan: What was done.
+        data_record: What was read beside the adapters, see ``LayerData.record``.
         base: The base model, where it is known.
-        form: See ``merged.Merged``.
+        form: See ``FolderContents``.
         kept: Share of each layer's energy that is left.
         rescalers: Of a task-aware method, by task.
         digests: Of the adapters.
@@ -124,7 +126,7 @@ def write_merge_record(
         {"method": plan.method.name, "options": plan.recipe.options, "as": plan.recipe.output},
         base=base,
         form=form,
-        **plan.layer_data.record(),
+        **data_record,
     )
     facts["inputs"] = inputs
     tasks = {adapter.name: adapter.record.get("task") for adapter in plan.adapters}

@@ -1,20 +1,13 @@
-"""What a merge has to be given: options that its method uses, features that it needs, adapters with different names."""
+"""Options of each merging method: which it takes, their defaults, and what cannot be combined."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.features import shards
-from osrm_cli.features.adapter_match import check_second_moments
-from osrm_cli.features.features_file import FeaturesFile, check_features_compatible
-from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.merging.methods import Method
 from osrm_cli.merging.methods.layer_updates import MethodOptions
 from osrm_cli.merging.recipe import MergeRecipe
-from osrm_cli.storage import provenance
 
 # What passes over the model take beside the rule's own options, by ``Method.data_statistic``.
 DATA_OPTIONS: Mapping[str, Mapping[str, int]] = {
@@ -75,26 +68,3 @@ def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any
             raise OsrmError(f"option '{key}' is {value}, expected 1 or more")
         used[name] = value
     return {name: value for name, value in used.items() if value is not None}
-
-
-def open_features(recipe: MergeRecipe, method: Method, adapters: Sequence[Adapter]) -> list[FeaturesFile]:
-    """Open the features files that a method reads, one per adapter.
-
-    Raises:
-        OsrmError: If one is missing, has no second moments, or does not fit the adapters.
-    """
-    found = []
-    widths = {name: (layer.d_in, layer.d_out) for adapter in adapters for name, layer in adapter.layers.items()}
-    for adapter in adapters:
-        path = Path(recipe.features or "features") / f"{adapter.name}.safetensors"
-        if not path.is_file() and not shards.find_shards(path):
-            raise OsrmError(
-                f"method {method.name} needs second moments of every task's features, {path} is missing",
-                f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
-            )
-        found.append(FeaturesFile.open(path))
-        check_second_moments(found[-1], widths)
-    check_features_compatible(found)
-    bases = {features.path: features.base for features in found}
-    provenance.check_same_base_model(bases | {adapter.folder: adapter.base for adapter in adapters if adapter.base})
-    return found

@@ -1,60 +1,107 @@
-"""A merge in words: what it is to do, what came of it, and what to doubt."""
+"""What ``merge_adapters`` returns: a merge summarized for people and programs, with its warnings."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from osrm_cli.merging.merged_folder import MergeResult
+from osrm_cli.merging.merged_folder import FolderContents
 from osrm_cli.merging.plan import MergePlan
 
 _LOSSY = 0.95  # kept energy below this is worth a warning
 
 
-def plan_dict(plan: MergePlan) -> dict[str, Any]:
-    """What is to be done, as JSON has it."""
-    return {
+@dataclass(frozen=True)
+class MergeResult:
+    """What ``merge_adapters`` did.
+
+    Attributes:
+        path: The folder that was written, or would be.
+        summary: Method, options, adapters, rank and kept energy, as JSON has them.
+        line: The same in one line.
+        notes: What was learned from data.
+        warnings: Reasons to doubt the result.
+    """
+
+    path: Path
+    summary: Mapping[str, Any]
+    line: str
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def describe_plan(path: Path, plan: MergePlan) -> MergeResult:
+    """A merge that has not been carried out.
+
+    Args:
+        path: The folder that it would write.
+        plan: The merge.
+    """
+    names = [adapter.name for adapter in plan.adapters]
+    options = dict(plan.recipe.options)
+    settings = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(options.items()))
+    summary = {
         "method": plan.method.name,
-        "options": dict(plan.recipe.options),
+        "options": options,
         "as": plan.recipe.output,
-        "adapters": [adapter.name for adapter in plan.adapters],
+        "adapters": names,
         "layers": len(plan.layers),
     }
+    return MergeResult(
+        path, summary, f"{', '.join(names)} by {plan.method.name} ({settings}), {len(plan.layers)} layers"
+    )
 
 
-def plan_line(plan: MergePlan) -> str:
-    """What is to be done, in one line."""
-    names = ", ".join(adapter.name for adapter in plan.adapters)
-    settings = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(plan.recipe.options.items()))
-    return f"{names} by {plan.method.name} ({settings}), {len(plan.layers)} layers"
+def describe_result(
+    path: Path,
+    plan: MergePlan,
+    contents: FolderContents,
+    data_record: Mapping[str, Any],
+    calibration: Mapping[str, Mapping[str, Any]],
+) -> MergeResult:
+    """A merge that has been carried out.
 
-
-def result_dict(plan: MergePlan, done: MergeResult) -> dict[str, Any]:
-    """What was done, as JSON has it."""
-    kept = list(done.kept.values())
-    return {
-        **plan_dict(plan),
-        **(plan.layer_data.record() if plan.method.data_statistic else {}),
-        "form": done.form,
-        "rank": max(done.ranks.values(), default=None),
-        "kept_energy": {"least": min(kept), "mean": sum(kept) / len(kept)},
+    Args:
+        path: The folder that was written.
+        plan: What was merged.
+        contents: What the folder holds.
+        data_record: What the method read beside the adapters, see ``LayerData.record``.
+        calibration: The fit of each task whose head was calibrated.
+    """
+    planned, kept = describe_plan(path, plan), list(contents.kept.values())
+    rank, least = max(contents.ranks.values(), default=None), min(kept)
+    summary = {
+        **planned.summary,
+        **(data_record if plan.method.data_statistic else {}),
+        "form": contents.form,
+        "rank": rank,
+        "kept_energy": {"least": least, "mean": sum(kept) / len(kept)},
+        "path": str(path),
+        **({"calibration": calibration} if calibration else {}),
     }
+    energy = f", energy kept {least:.1%} to {max(kept):.1%}" if least < 1 else ", exact"
+    line = planned.line + (f", rank {rank}" if rank is not None else "") + energy
+    notes = [
+        f"{task}: mean entropy {entropy['before']:.4f} before, {entropy['after']:.4f} after"
+        for task, entropy in summary.get("entropy", {}).items()
+    ]
+    notes += [
+        f"{task}: difference {row['before']:.4g} before calibration, {row['error']:.4g} after"
+        + ("" if row["used"] else ": uncalibrated is kept")
+        for task, row in calibration.items()
+    ]
+    return MergeResult(path, summary, line, notes, _list_warnings(plan, contents, least))
 
 
-def rank_and_energy(done: MergeResult) -> str:
-    """Rank and kept energy, to go on from ``line``."""
-    kept = done.kept.values()
-    rank = f", rank {max(done.ranks.values())}" if done.ranks else ""
-    return rank + (f", energy kept {min(kept):.1%} to {max(kept):.1%}" if min(kept) < 1 else ", exact")
-
-
-def merge_warnings(plan: MergePlan, done: MergeResult) -> list[str]:
-    """What whoever uses the result should know."""
-    found, least = [], min(done.kept.values())
-    if done.form == "model" and plan.embeddings:
-        found.append("an embedding was merged: where the output layer is tied to it, the outputs change too")
-    if done.form == "task-aware":
-        found.append("this is not one model: every task needs its own mask, so its name must be known at inference")
+def _list_warnings(plan: MergePlan, contents: FolderContents, least: float) -> list[str]:
+    warnings = []
+    if contents.form == "model" and plan.embeddings:
+        warnings.append("an embedding was merged: where the output layer is tied to it, the outputs change too")
+    if contents.form == "task-aware":
+        warnings.append("this is not one model: every task needs its own mask, so its name must be known at inference")
     if least < _LOSSY:
-        found.append(
+        warnings.append(
             f"recompression lost up to {1 - least:.1%} of a layer's energy; a higher --rank keeps more, "
-            + ("none keeps all" if done.form == "model" else "--as model keeps all")
+            + ("none keeps all" if contents.form == "model" else "--as model keeps all")
         )
-    return found
+    return warnings

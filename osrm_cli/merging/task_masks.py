@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.layer_data import MergedLayer
+from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.record import TASKS_FOLDER

@@ -12,9 +12,9 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.layer_data import LayerResult
+from osrm_cli.merging.layer_data import LayerData, open_layer_data
 from osrm_cli.merging.methods import Method, find_method
-from osrm_cli.merging.methods.layer_updates import MaskedDelta
+from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import MergeRecipe
 from osrm_cli.merging.requirements import OPTIONS, used_options
@@ -61,10 +61,12 @@ class MergeFamily:
 
     Attributes:
         plan: The merge that is carried out.
+        layer_data: What its method reads of features files.
         lambdas: Each point's lambda.
     """
 
     plan: MergePlan
+    layer_data: LayerData
     lambdas: tuple[float, ...]
 
     def points(self) -> Iterator[tuple[dict[str, Any], float]]:
@@ -110,7 +112,8 @@ def expand_grid(
                 recipe = replace(recipe, output="adapter")
             for shared in [lambdas] if lambda_is_a_factor(row) else [(value,) for value in lambdas]:
                 options = {**recipe.options, "lambda": 1.0 if lambda_is_a_factor(row) else shared[0]}
-                found.append(MergeFamily(MergePlan.of(replace(recipe, options=options)), shared))
+                plan = MergePlan.of(replace(recipe, options=options))
+                found.append(MergeFamily(plan, open_layer_data(plan), shared))
     return found
 
 

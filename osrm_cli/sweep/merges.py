@@ -9,6 +9,8 @@ import torch
 
 from osrm_cli.merging.from_data import samples, task_models
 from osrm_cli.merging.from_data.gather import gather_layer_data
+from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.progress import Progress
 from osrm_cli.sweep.grid import MergeFamily, ScaledDelta
@@ -47,13 +49,15 @@ class GridMerges:
             progress: Draws a bar over passes.
         """
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            plan = self._informed(family.plan, Path(folder), progress)
-            results = {layer.name: layer.result for layer in plan.merge(plan.layers, device=self._device)}
+            plan, layer_data = self._gather(family, Path(folder), progress)
+            layers = merge_layers(plan, layer_data, plan.layers, device=self._device)
+            results = {layer.name: layer.result for layer in layers}
         return [(options, ScaledDelta(results, factor, plan.dtype)) for options, factor in family.points()]
 
-    def _informed(self, plan: MergePlan, folder: Path, progress: Progress) -> MergePlan:
+    def _gather(self, family: MergeFamily, folder: Path, progress: Progress) -> tuple[MergePlan, LayerData]:
+        plan = family.plan
         if not plan.method.data_statistic:
-            return plan
+            return plan, family.layer_data
         key = _key(plan)
         if key not in self._models:
             self._models[key] = task_models.load_task_models(plan, self._drawn[key], self._place, self._device)

@@ -9,6 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.linalg.low_rank import LowRank, truncate
+from osrm_cli.merging.layer_data import LayerData, open_layer_data
+from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import read_recipe
@@ -38,7 +40,7 @@ def test_plain_peft_loads_what_the_method_made(work: Path, method) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
         plan = MergePlan.of(read_recipe(work / "made/merge.yaml"))
-        for layer in plan.merge(plan.layers):
+        for layer in merge_layers(plan, open_layer_data(plan), plan.layers):
             expected = layer.result.dense() if isinstance(layer.result, LowRank) else layer.result
             found = deltas[f"base_model.model.{layer.name}"]
             torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
@@ -53,7 +55,8 @@ def test_as_model_holds_what_an_adapter_only_approaches(work: Path, method) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
         whole, part = (MergePlan.of(read_recipe(work / name / "merge.yaml")) for name in ("whole", "part"))
-        for exact, near in zip(whole.merge(whole.layers), part.merge(part.layers), strict=True):
+        merges = (merge_layers(plan, LayerData(), plan.layers) for plan in (whole, part))
+        for exact, near in zip(*merges, strict=True):
             assert isinstance(exact.result, torch.Tensor)
             best, kept = truncate(exact.result, near.result.rank)
             torch.testing.assert_close(near.result.dense(), best.dense(), atol=1e-9, rtol=1e-6)

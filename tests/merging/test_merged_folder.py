@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import stack
-from osrm_cli.merging import recipe
-from osrm_cli.merging.merged_folder import Execution, write_merged_folder
+from osrm_cli.merging import merged_layer, recipe
+from osrm_cli.merging.layer_data import LayerData, open_layer_data
+from osrm_cli.merging.merged_folder import write_merged_folder
+from osrm_cli.merging.merged_layer import merge_layers
+from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.task_masks import read_task_delta
-from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.storage import provenance, safetensors_io
 from tests import factories
 
@@ -36,15 +38,21 @@ def adapters(tmp_path_factory):
     return root
 
 
-def run(out, method, paths, *, jobs=1, base=None, checkpoint=None, **options):
+def write(out, plan, jobs=1, base=None, base_dir=None):
+    """Merge into a new folder."""
+    out.mkdir(parents=True)
+    target, data = ModelTarget.find(plan, base_dir) if base_dir else None, open_layer_data(plan)
+    layers = merge_layers(plan, data, target.order if target else plan.layers, jobs)
+    return write_merged_folder(out, plan, layers, data.record(), base, target)
+
+
+def run(out, method, paths, *, jobs=1, base=None, base_dir=None, **options):
     weights = options.pop("weights", {})
     asked = {key: options.pop(key) for key in ("output", "dtype", "features") if key in options}
     plan = MergePlan.of(
         MergeRecipe(method, tuple(AdapterEntry(str(path)) for path in paths), options, **asked), weights
     )
-    out.mkdir(parents=True)
-    work = Execution(jobs, "cpu", lambda _: None)
-    return plan, write_merged_folder(out, plan, work, base, checkpoint)
+    return plan, write(out, plan, jobs, base, base_dir)
 
 
 def expected_sum(folder, scale=1.0, weights=None):
@@ -185,7 +193,7 @@ def test_weights_by_pattern_and_over_depth(adapters, tmp_path):
         AdapterEntry(str(adapters / "mnli"), (1.0, 0.0, 2.0)),
     )
     plan = MergePlan.of(MergeRecipe("task-arith", entries))
-    found = {layer.name: layer.result for layer in plan.merge(plan.layers)}
+    found = {layer.name: layer.result for layer in merge_layers(plan, LayerData(), plan.layers)}
     cola, mnli = Adapter.open(adapters / "cola"), Adapter.open(adapters / "mnli")
     for index in range(3):
         for kind, first in (("query", index / 2), ("value", 0.5)):
@@ -229,8 +237,7 @@ def test_the_recipe_written_beside_the_result_repeats_it(adapters, tmp_path, mon
     run(tmp_path / "one", "dare-ties", paths, weights=WEIGHTS, density=0.5, seed=7, dtype="bfloat16")
     again = recipe.read_recipe(tmp_path / "one" / "merge.yaml")
     plan = MergePlan.of(again)
-    (tmp_path / "two").mkdir()
-    write_merged_folder(tmp_path / "two", plan, Execution(1, "cpu", lambda _: None), None)
+    write(tmp_path / "two", plan)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
 
 
@@ -284,9 +291,8 @@ def test_model_is_base_plus_update(tmp_path, family, bare, shards):
     base_folder(tmp_path / "base", family, bare, shards=shards)
     for seed, name in enumerate("ab"):
         factories.save(tmp_path / name, family, seed)
-    checkpoint = Checkpoint.open(tmp_path / "base")
     paths = [tmp_path / name for name in "ab"]
-    run(tmp_path / "m", "task-arith", paths, checkpoint=checkpoint, output="model", jobs=2, **{"lambda": 0.5})
+    run(tmp_path / "m", "task-arith", paths, base_dir=tmp_path / "base", output="model", jobs=2, **{"lambda": 0.5})
     layers = Adapter.open(tmp_path / "a").layers
     total = {layer: 0.5 * sum(factories.dense(Adapter.open(path), layer) for path in paths) for layer in layers}
     reference = with_added(family, total)
@@ -304,8 +310,7 @@ def test_model_is_base_plus_update(tmp_path, family, bare, shards):
 def test_model_keeps_element_space_exact(adapters, tmp_path):
     base_folder(tmp_path / "base", "bert")
     paths = [adapters / "cola", adapters / "mnli"]
-    checkpoint = Checkpoint.open(tmp_path / "base")
-    _, done = run(tmp_path / "m", "magnitude", paths, checkpoint=checkpoint, output="model", density=0.3)
+    _, done = run(tmp_path / "m", "magnitude", paths, base_dir=tmp_path / "base", output="model", density=0.3)
     assert set(done.kept.values()) == {1.0}
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
     for layer in done.kept:
@@ -320,8 +325,7 @@ def test_model_keeps_element_space_exact(adapters, tmp_path):
 )
 def test_model_in_other_types_rounds_once(adapters, tmp_path, stored, asked):
     base_folder(tmp_path / "base", "bert", dtype=stored)
-    checkpoint = Checkpoint.open(tmp_path / "base")
-    run(tmp_path / "m", "task-arith", [adapters / "cola"], checkpoint=checkpoint, output="model", dtype=asked)
+    run(tmp_path / "m", "task-arith", [adapters / "cola"], base_dir=tmp_path / "base", output="model", dtype=asked)
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
     dtype = getattr(torch, asked) if asked else stored
     layers = Adapter.open(adapters / "cola").layers
@@ -336,7 +340,7 @@ def test_model_in_other_types_rounds_once(adapters, tmp_path, stored, asked):
 def test_embedding_into_a_model(tmp_path):
     base_folder(tmp_path / "base", "gpt2")
     factories.save(tmp_path / "a", "gpt2", target_modules=["wte"])
-    run(tmp_path / "m", "task-arith", [tmp_path / "a"], checkpoint=Checkpoint.open(tmp_path / "base"), output="model")
+    run(tmp_path / "m", "task-arith", [tmp_path / "a"], base_dir=tmp_path / "base", output="model")
     update = factories.dense(Adapter.open(tmp_path / "a"), "transformer.wte")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
     close(after["transformer.wte.weight"] - before["transformer.wte.weight"], update.T, 1e-5)
@@ -349,7 +353,7 @@ def test_a_base_that_lacks_the_layer_is_refused(adapters, tmp_path):
             tmp_path / "m",
             "cat",
             [adapters / "cola"],
-            checkpoint=Checkpoint.open(tmp_path / "base"),
+            base_dir=tmp_path / "base",
             output="model",
         )
 
@@ -361,7 +365,7 @@ def test_a_quantized_base_is_refused(adapters, tmp_path):
     name = "bert.encoder.layer.1.attention.self.query.weight"
     save_file({**stored, name: stored[name].to(torch.int8)}, file)
     with pytest.raises(OsrmError, match=r"query\.weight is quantized \(I8\)"):
-        run(tmp_path / "m", "cat", [adapters / "cola"], checkpoint=Checkpoint.open(tmp_path / "base"), output="model")
+        run(tmp_path / "m", "cat", [adapters / "cola"], base_dir=tmp_path / "base", output="model")
 
 
 # --- task-aware -------------------------------------------------------------------------------------------------------
@@ -452,16 +456,16 @@ def test_layers_are_taken_one_at_a_time(adapters, monkeypatch):
     """No layer is read before the one ``jobs`` places earlier has been handed over."""
     plan = MergePlan.of(MergeRecipe("task-arith", tuple(AdapterEntry(str(adapters / name)) for name in MIXED)))
     read = []
-    original = MergePlan._updates
+    original = merged_layer.read_updates
 
-    def counted(self, layer, *rest):
+    def counted(plan, layer, *rest):
         read.append(layer)
-        return original(self, layer, *rest)
+        return original(plan, layer, *rest)
 
-    monkeypatch.setattr(MergePlan, "_updates", counted)
+    monkeypatch.setattr(merged_layer, "read_updates", counted)
     for jobs in (1, 3):
         read.clear()
-        for taken, _ in enumerate(plan.merge(plan.layers, jobs)):
+        for taken, _ in enumerate(merge_layers(plan, LayerData(), plan.layers, jobs)):
             assert len(read) <= taken + jobs
 
 

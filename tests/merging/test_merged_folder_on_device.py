@@ -5,10 +5,12 @@ import itertools
 import pytest
 import torch
 
-from osrm_cli.merging.merged_folder import Execution, write_merged_folder
+from osrm_cli.merging.layer_data import open_layer_data
+from osrm_cli.merging.merged_folder import write_merged_folder
+from osrm_cli.merging.merged_layer import merge_layers
+from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.models.checkpoint import Checkpoint
 from tests.factories import model, save
 from tests.fake_device import DEVICE, Elsewhere
 
@@ -31,9 +33,11 @@ def test_the_same_bytes_from_another_device(root, tmp_path, method, output):
         plan = MergePlan.of(
             MergeRecipe(method, (AdapterEntry(str(root / "a")), AdapterEntry(str(root / "b"))), {}, output=output)
         )
-        checkpoint = Checkpoint.open(root / "base") if output == "model" else None
+        target = ModelTarget.find(plan, root / "base") if output == "model" else None
         (tmp_path / name).mkdir()
-        write_merged_folder(tmp_path / name, plan, Execution(1, device, lambda _: None), None, checkpoint)
+        data = open_layer_data(plan)
+        layers = merge_layers(plan, data, target.order if target else plan.layers, 1, device)
+        write_merged_folder(tmp_path / name, plan, layers, data.record(), None, target)
         paths = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
         return {path.relative_to(tmp_path / name): path.read_bytes() for path in paths}
 

@@ -7,6 +7,8 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS, find_method
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
@@ -105,11 +107,11 @@ def test_lambda_is_a_factor(asked: MergeRecipe, method: str) -> None:
     whole = find_method(method).is_task_aware or method in ("cat", "iso-c", "iso-cts")
     spans = {"lambda": [-0.7, 0.35]} | ({} if whole else {"rank": [2]})
     (family,) = grid.expand_grid(asked, [method], spans, {})
-    shared = {layer.name: layer.result for layer in family.plan.merge(family.plan.layers)}
+    shared = {layer.name: layer.result for layer in merge_layers(family.plan, family.layer_data, family.plan.layers)}
     for options, factor in family.points():
         plan = MergePlan.of(MergeRecipe(method, asked.adapters, options))
         change = ScaledDelta(shared, factor, plan.dtype)
-        for layer in plan.merge(plan.layers):
+        for layer in merge_layers(plan, LayerData(), plan.layers):
             for index in range(len(NAMES)):
                 found = change.delta(layer.name, index)
                 if isinstance(layer.result, MaskedDelta):
@@ -122,7 +124,7 @@ def test_lambda_is_a_factor(asked: MergeRecipe, method: str) -> None:
 
 def test_update_is_in_the_type_that_a_merge_would_write(asked: MergeRecipe) -> None:
     (family,) = grid.expand_grid(asked, ["task-arith"], {}, {})
-    layer = next(family.plan.merge(family.plan.layers[:1]))
+    layer = next(merge_layers(family.plan, family.layer_data, family.plan.layers[:1]))
     assert isinstance(layer.result, LowRank)
     found = ScaledDelta({layer.name: layer.result}, 0.3, torch.bfloat16).delta(layer.name, 0)
     narrow = layer.result.scaled(0.3).to(torch.bfloat16)

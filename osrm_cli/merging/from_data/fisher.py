@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
+from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.models.backbone import OutputHook, low_rank_hook, with_output_hooks
 from osrm_cli.storage import safetensors_io
 from osrm_cli.tasks.task import Label, Task
@@ -47,7 +48,7 @@ class FisherInformation(LayerData):
             safetensors_io.save_tensors(path, {name: F / (norm or 1.0) for name, F in found.items()}, {})
             self._norms[model.name] = norm
 
-    def for_layer(self, layer: str) -> Fields:
+    def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
         return {"fisher": tuple(safetensors_io.TensorFile(path).get_tensor(layer) for path in self._paths)}
 

@@ -8,7 +8,8 @@ from osrm_cli.features import collect
 from osrm_cli.features.statistics.accumulators import SecondMomentAccumulator
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.from_data.task_models import TaskModel
-from osrm_cli.merging.layer_data import Fields, LayerData, MergedLayer
+from osrm_cli.merging.layer_data import Fields, LayerData
+from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.models.backbone import OutputHook, low_rank_hook, with_output_hooks
 from osrm_cli.models.layer_inputs import find_shared_inputs
 
@@ -33,35 +34,33 @@ class SequentialMoments(LayerData):
         targets = {name: shell.get_submodule(name) for name in layers}
         self._sources = find_shared_inputs(shell, targets, models[0].batch([0])).sources
         self.sequence = tuple(self._sources)
-        self._changes: dict[str, OutputHook] = {}
         self._moments: dict[str, tuple[torch.Tensor, ...]] = {}
 
-    def for_layer(self, layer: str) -> Fields:
+    def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``C_t`` of the merged model's inputs, ``(d_in, d_in)``, float64."""
         source = self._sources[layer]
+        pending = {other for name, other in self._sources.items() if name not in merged}
+        self._moments = {name: moments for name, moments in self._moments.items() if name in pending}
         if source not in self._moments:
-            self._moments[source] = tuple(self._collected(model, source) for model in self._models)
+            hooks = {name: self._hook(name, result) for name, result in merged.items()}
+            self._moments[source] = tuple(self._collect(model, source, hooks) for model in self._models)
         return {"second_moments": self._moments[source]}
-
-    def on_layer_merged(self, layer: MergedLayer) -> None:
-        """Put a layer's result into the model that the layers above are fed by."""
-        if not isinstance(layer.result, LowRank):
-            raise TypeError(f"{layer.name}: {type(layer.result).__name__}, expected factors")
-        device = self._models[0].device
-        factors = layer.result.to(torch.float32)
-        self._changes[layer.name] = low_rank_hook(LowRank(factors.B.to(device), factors.A.to(device)))
-        source = self._sources[layer.name]
-        if not any(other == source and name not in self._changes for name, other in self._sources.items()):
-            del self._moments[source]
 
     def record(self) -> Mapping[str, object]:
         """The examples that were read."""
         return {"examples": {model.name: model.sample.record() for model in self._models}}
 
-    def _collected(self, model: TaskModel, layer: str) -> torch.Tensor:
+    def _hook(self, layer: str, result: LayerResult) -> OutputHook:
+        """A layer's result on top of its output, so that the layers above see the merged model."""
+        if not isinstance(result, LowRank):
+            raise TypeError(f"{layer}: {type(result).__name__}, expected factors")
+        device, factors = self._models[0].device, result.to(torch.float32)
+        return low_rank_hook(LowRank(factors.B.to(device), factors.A.to(device)))
+
+    def _collect(self, model: TaskModel, layer: str, hooks: Mapping[str, OutputHook]) -> torch.Tensor:
         shell = model.with_head_loaded()
         totals = collect.InputStatistics(shell, {layer: shell.get_submodule(layer)}, [SecondMomentAccumulator])
-        with with_output_hooks(shell, self._changes):
+        with with_output_hooks(shell, hooks):
             for rows in model.batches():
                 totals.add(model.batch(rows), rows)
         moment: torch.Tensor = totals.sums[layer][0].finalize()

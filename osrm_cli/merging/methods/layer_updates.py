@@ -1,4 +1,4 @@
-"""What every merging rule is given, and the one kind of result that is more than an update."""
+"""Inputs and results of a merging rule: the updates of one layer, the options, and a result with a mask per task."""
 
 import math
 from dataclasses import dataclass, replace
@@ -138,3 +138,7 @@ class MaskedDelta:
     def for_task(self, index: int) -> Tensor:
         """The update of the adapter at ``index``: ``rescaler * mask * unified``, ``(d_out, d_in)``."""
         return self.unified * self.masks[index] * self.rescalers[index]
+
+
+# Factors, a dense ``(d_out, d_in)``, or a unified update with masks.
+LayerResult = LowRank | Tensor | MaskedDelta

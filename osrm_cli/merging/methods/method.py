@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
+    from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MethodOptions
 
-    from osrm_cli.linalg.low_rank import LowRank
-    from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
-
-    Rule = Callable[[LayerUpdates, MethodOptions], LowRank | Tensor | MaskedDelta]
+    Rule = Callable[[LayerUpdates, MethodOptions], LayerResult]
 
 Requirement = Literal["features", "data", "labels", "seed"]
 

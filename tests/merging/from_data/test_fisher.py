@@ -8,6 +8,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.merging.from_data import fisher
+from osrm_cli.merging.merged_layer import merge_layers
 from tests import trained_adapters
 
 torch.set_num_threads(1)
@@ -80,16 +81,16 @@ def test_merged_by_the_formula_in_float64(tiny, words, tmp_path):
     )
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     (tmp_path / "files").mkdir()
-    evidence = fisher.FisherInformation(models, shapes, tmp_path / "files", lambda _: None)
+    layer_data = fisher.FisherInformation(models, shapes, tmp_path / "files", lambda _: None)
     dense = {model.name: trained_adapters.dense(tmp_path / model.name, base, model.name) for model in models}
     plain = trained_adapters.bare(base, "mood")
     info = {model.name: naive(dense[model.name], model, plan.layers) for model in models}
     for task, measured in info.items():
         norm = torch.cat([x.flatten() for x in measured.values()]).norm()
-        assert evidence.record()["fisher_norms"][task] == pytest.approx(float(norm), rel=1e-4)
+        assert layer_data.record()["fisher_norms"][task] == pytest.approx(float(norm), rel=1e-4)
         info[task] = {name: x / norm for name, x in measured.items()}
-    whole = dataclasses.replace(plan, layer_data=evidence, recipe=dataclasses.replace(plan.recipe, output="model"))
-    for layer in whole.merge(plan.layers):
+    whole = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, output="model"))
+    for layer in merge_layers(whole, layer_data, plan.layers):
         weight = plain.get_submodule(layer.name).weight.detach().double()
         updates = {
             name: model.get_submodule(layer.name).weight.detach().double() - weight for name, model in dense.items()
@@ -107,7 +108,7 @@ def test_every_task_has_the_same_say(tiny, words, tmp_path):
     plan, models = trained_adapters.models("fisher", [tmp_path / "pair", tmp_path / "score"], base, samples=4)
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     (tmp_path / "files").mkdir()
-    evidence = fisher.FisherInformation(models, shapes, tmp_path / "files", lambda _: None)
-    told = [evidence.for_layer(name)["fisher"] for name in plan.layers]
+    layer_data = fisher.FisherInformation(models, shapes, tmp_path / "files", lambda _: None)
+    parts = [layer_data.for_layer(name, {})["fisher"] for name in plan.layers]
     for index in range(2):
-        assert sum(float(each[index].double().square().sum()) for each in told) == pytest.approx(1.0, rel=1e-5)
+        assert sum(float(each[index].double().square().sum()) for each in parts) == pytest.approx(1.0, rel=1e-5)

@@ -1,12 +1,11 @@
 """RegMean++'s moments: those of the base model at the bottom, those of a really merged model everywhere."""
 
-import dataclasses
-
 import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
+from osrm_cli.merging.merged_layer import merge_layers, read_updates
 from osrm_cli.merging.methods import regression
 from tests import trained_adapters
 
@@ -32,48 +31,49 @@ def moments(model, task_model, layers):
 
 @pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
 def done(request, tiny, words, tmp_path_factory):
-    """Everything that a merge was told, and its results."""
+    """Everything that a merge was moments_seen, and its results."""
     root, base = tmp_path_factory.mktemp(request.param), tiny(request.param)
     for task in TASKS:
         trained_adapters.save(root / task, base, request.param, words)
     plan, models = trained_adapters.models("regmean++", [root / task for task in TASKS], base, samples=7)
-    told = {}
+    moments_seen = {}
 
     class Seen(SequentialMoments):
-        def for_layer(self, layer):
-            told[layer] = super().for_layer(layer)["second_moments"]
-            return super().for_layer(layer)
+        def for_layer(self, layer, merged):
+            moments_seen[layer] = super().for_layer(layer, merged)["second_moments"]
+            sources = {self._sources[name] for name in self._sources if name not in merged}
+            assert self._moments.keys() <= sources  # freed before others are collected
+            return super().for_layer(layer, merged)
 
-    evidence = Seen(models, plan.layers)
-    results = list(dataclasses.replace(plan, layer_data=evidence).merge(plan.layers))
-    assert not evidence._moments  # freed as soon as nothing needs them any more
-    return base, plan, models, told, results, evidence
+    layer_data = Seen(models, plan.layers)
+    results = list(merge_layers(plan, layer_data, plan.layers))
+    return base, plan, models, moments_seen, results, layer_data
 
 
 def test_results_come_in_the_order_asked_for_and_layers_run_in_the_models(done):
-    base, plan, _, told, results, evidence = done
+    base, plan, _, moments_seen, results, layer_data = done
     assert [layer.name for layer in results] == list(plan.layers)
-    assert list(told) == list(evidence.sequence)
-    assert set(told) == set(plan.layers)
+    assert list(moments_seen) == list(layer_data.sequence)
+    assert set(moments_seen) == set(plan.layers)
     if "t5" in str(base):
-        assert "encoder" in evidence.sequence[0]
+        assert "encoder" in layer_data.sequence[0]
         assert "decoder" in plan.layers[0]
 
 
 def test_first_layers_see_what_regmean_sees(done):
-    base, plan, models, told, results, evidence = done
-    first = evidence.sequence[0]
+    base, plan, models, moments_seen, results, layer_data = done
+    first = layer_data.sequence[0]
     for index, model in enumerate(models):
         expected = moments(trained_adapters.bare(base, model.name), model, [first])[first]
-        torch.testing.assert_close(told[first][index], expected, rtol=1e-4, atol=1e-7)
-    updates = dataclasses.replace(plan._updates(first, "cpu"), second_moments=told[first])
+        torch.testing.assert_close(moments_seen[first][index], expected, rtol=1e-4, atol=1e-7)
+    updates = read_updates(plan, first, {"second_moments": moments_seen[first]}, "cpu")
     expected = regression.regmean(updates, plan.options).dense()
     found = next(layer.result for layer in results if layer.name == first).dense()
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_every_layer_sees_the_merged_model(done):
-    base, plan, models, told, results, _ = done
+    base, plan, models, moments_seen, results, _ = done
     for index, model in enumerate(models):
         whole = trained_adapters.bare(base, model.name)
         for layer in results:
@@ -84,7 +84,7 @@ def test_every_layer_sees_the_merged_model(done):
         changed = 0
         for name in plan.layers:
             scale = expected[name].norm()
-            assert (told[name][index] - expected[name]).norm() / scale < 1e-4, name
+            assert (moments_seen[name][index] - expected[name]).norm() / scale < 1e-4, name
             changed += bool((untouched[name] - expected[name]).norm() / scale > 1e-3)
         assert changed  # otherwise this would say nothing
 

@@ -1,0 +1,178 @@
+"""Merge adapters: recipe -> plan -> base model and data -> layers -> ``merged/``."""
+
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.errors import OsrmError
+from osrm_cli.merging.layer_data import LayerData, open_layer_data
+from osrm_cli.merging.merged_folder import write_merged_folder
+from osrm_cli.merging.merged_layer import merge_layers
+from osrm_cli.merging.merged_model import ModelTarget
+from osrm_cli.merging.methods import find_method
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe, read_recipe
+from osrm_cli.merging.requirements import used_options
+from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
+from osrm_cli.models.base_model import resolve_adapters_base
+from osrm_cli.models.devices import pick_device, with_float64
+from osrm_cli.progress import Progress, no_progress
+from osrm_cli.storage import atomic
+
+if TYPE_CHECKING:
+    from osrm_cli.adapters.task_data import TaskSample
+
+
+class FolderStep(Protocol):
+    """A further step on the merged folder while it is staged, such as calibration."""
+
+    def apply(
+        self, stage: Path, base_dir: Path, device: torch.device, progress: Progress
+    ) -> Mapping[str, Mapping[str, Any]]:
+        """Change the folder in place; returns what was done for each task."""
+
+
+def merge_adapters(
+    adapters: Sequence[Path | str] = (),
+    method: str | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    weights: Mapping[str, float] | None = None,
+    recipe: Path | str | None = None,
+    features: Path | str | None = None,
+    data: str | None = None,
+    form: str | None = None,
+    model: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    jobs: int = 1,
+    out: Path | str = "merged",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    must_use: Collection[str] | None = None,
+    calibrate: Callable[[Sequence[Adapter], str | None], FolderStep] | None = None,
+    progress: Progress = no_progress,
+) -> MergeResult:
+    """Merge adapters into one; every task keeps its own head.
+
+    Args:
+        adapters: Adapter folders or hub ids, in any order; none where a recipe names them.
+        method: Name of the merging method; by default the recipe's, else ``task-arith``.
+        options: The method's options, such as ``{"lambda": 0.3, "density": 0.2}``; they replace the recipe's.
+        weights: Weights by the adapter's name; they replace the recipe's.
+        recipe: YAML file that describes the merge.
+        features: Folder of features files; ``features`` by default.
+        data: ``hub``, ``mini`` or a folder; by default what each adapter was trained on.
+        form: ``adapter`` or ``model``; by default the recipe's, else ``adapter``.
+        model: The base model, where it lies elsewhere now.
+        revision: Its revision.
+        dtype: Type of the written tensors; ``auto`` is the recipe's, else the widest of the adapters'.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        jobs: Layers merged at a time.
+        out: Folder to write.
+        overwrite: Replace the folder if it exists.
+        dry_run: Check everything and write nothing.
+        must_use: Names of the options and inputs that are an error where the merge does not use them; all by default.
+            Others are left out.
+        calibrate: Prepares a further step on the folder from the adapters and ``data``, before anything is computed.
+        progress: Draws bars.
+
+    Raises:
+        OsrmError: If adapters, features, data, base model or options are missing or do not fit together.
+
+    Example:
+        >>> from osrm_cli import merge_adapters
+        >>> result = merge_adapters(["adapters/cola", "adapters/sst2"], "ties", options={"density": 0.3})
+        >>> result.summary["layers"]
+        12
+    """
+    path = Path(out)
+    atomic.refuse_existing(path, overwrite)
+    chosen = _make_recipe(adapters, recipe, method)
+    used = used_options(find_method(chosen.method))
+    given = {name: value for name, value in (options or {}).items() if name in used or _counts(name, must_use)}
+    chosen = replace(
+        chosen,
+        options={**chosen.options, **given},
+        features=str(features) if features else chosen.features,
+        data=data or chosen.data,
+        output=form or chosen.output,
+        dtype=chosen.dtype if dtype == "auto" else dtype,
+    )
+    plan = MergePlan.of(chosen, weights)
+    layer_data = open_layer_data(plan)
+    reads_data = bool(plan.method.data_statistic) or calibrate is not None
+    reads_base = reads_data or plan.recipe.output == "model"
+    inputs = {"features": features, "data": data, "model": model, "revision": revision}
+    uses = {
+        "features": "features" in plan.method.needs,
+        "data": reads_data,
+        "model": reads_base,
+        "revision": reads_base,
+    }
+    for name, value in inputs.items():
+        if value is not None and not uses[name] and _counts(name, must_use):
+            raise OsrmError(f"method {plan.method.name} does not use --{name}", "osrm merge --list shows what it needs")
+
+    place = pick_device(device)
+    base_dir, base = None, next((adapter.base for adapter in plan.adapters if adapter.base), None)
+    if reads_base:
+        base_dir, base = resolve_adapters_base(plan.adapters, model, revision)
+    samples = _draw_samples(plan) if plan.method.data_statistic else []
+    step = calibrate(plan.adapters, chosen.data) if calibrate else None
+    target = ModelTarget.find(plan, base_dir) if base_dir and plan.recipe.output == "model" else None
+    if dry_run:
+        return describe_plan(path, plan)
+
+    with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
+        if base_dir and samples:
+            plan, layer_data = _gather_layer_data(plan, samples, base_dir, place, Path(scratch), progress)
+        with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
+            order = target.order if target else plan.layers
+            layers = merge_layers(plan, layer_data, order, jobs, with_float64(place), advance)
+            record = layer_data.record()
+            contents = write_merged_folder(stage, plan, layers, record, base, target)
+        rows = step.apply(stage, base_dir, place, progress) if base_dir and step else {}
+    return describe_result(path, plan, contents, record, rows)
+
+
+def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None, method: str | None) -> MergeRecipe:
+    """The recipe in the file, or one that names the adapters alone."""
+    if path and adapters:
+        raise OsrmError("adapters are given twice: on the command line and by --recipe", "leave out one of them")
+    if not path and not adapters:
+        raise OsrmError("no adapters to merge", "osrm merge adapters/* --method task-arith --lambda 0.3")
+    entries = tuple(AdapterEntry(str(adapter)) for adapter in adapters)
+    recipe = read_recipe(Path(path)) if path else MergeRecipe("task-arith", entries)
+    return replace(recipe, method=method or recipe.method)
+
+
+def _counts(name: str, must_use: Collection[str] | None) -> bool:
+    """Whether an option or input that is given is an error where it is not used."""
+    return must_use is None or name in must_use
+
+
+def _draw_samples(plan: MergePlan) -> "list[TaskSample]":
+    from osrm_cli.merging.from_data import samples  # reading tasks is only for the methods that read data
+
+    return samples.draw_for_plan(plan)
+
+
+def _gather_layer_data(
+    plan: MergePlan,
+    samples: "list[TaskSample]",
+    base_dir: Path,
+    device: torch.device,
+    scratch: Path,
+    progress: Progress,
+) -> tuple[MergePlan, LayerData]:
+    from osrm_cli.merging.from_data import task_models  # it imports transformers
+    from osrm_cli.merging.from_data.gather import gather_layer_data
+
+    return gather_layer_data(plan, task_models.load_task_models(plan, samples, base_dir, device), scratch, progress)

@@ -1,0 +1,122 @@
+"""The merge itself, layer by layer: updates of the adapters -> method's rule -> recompression where one is due."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from osrm_cli.linalg.low_rank import LowRank, truncate
+from osrm_cli.merging.layer_data import Fields, LayerData
+from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MaskedDelta
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.progress import Advance
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """One layer's result.
+
+    Attributes:
+        name: Full name of the layer.
+        result: Factors, a dense ``(d_out, d_in)``, or a unified update with masks.
+        kept: Share of the energy that is left after recompression; 1 if there was none.
+    """
+
+    name: str
+    result: LayerResult
+    kept: float = 1.0
+
+
+def merge_layers(
+    plan: MergePlan,
+    layer_data: LayerData,
+    layers: Sequence[str],
+    jobs: int = 1,
+    device: torch.device | str = "cpu",
+    advance: Advance = lambda _: None,
+) -> Iterator[MergedLayer]:
+    """Merge layers one by one and yield them in the order of ``layers``.
+
+    Where the data has a sequence, all layers are merged in that order first and their results kept: factors.
+
+    Args:
+        plan: What to merge, and how.
+        layer_data: What its method needs beside the updates.
+        layers: Names of layers; all of ``plan.layers`` in whatever order they are to be written.
+        jobs: Layers that are computed at a time, each in a thread.
+        device: Where to compute.
+        advance: Called with 1 after each layer.
+    """
+    if plan.method.data_statistic == "weights" and not plan.learned:
+        raise ValueError(f"{plan.method.name}: its weights have not been learned")
+    rule = plan.method.load()
+    results: dict[str, LayerResult] = {}
+    ordered: Iterator[MergedLayer]
+
+    def merge_one(layer: str) -> MergedLayer:
+        updates = read_updates(plan, layer, layer_data.for_layer(layer, results), device)
+        return _recompress(plan, layer, rule(updates, plan.options))
+
+    if layer_data.sequence:
+        merged = {}
+        for name in layer_data.sequence:
+            merged[name] = merge_one(name)
+            results[name] = merged[name].result
+        ordered = (merged[name] for name in layers)
+    else:
+        ordered = _map_in_order(merge_one, layers, jobs)
+    for layer in ordered:
+        yield layer
+        advance(1)
+
+
+def read_updates(plan: MergePlan, layer: str, data: Fields, device: torch.device | str) -> LayerUpdates:
+    """One layer of every adapter; an adapter that does not change it counts with an update of rank zero."""
+    shape = plan.shapes[layer]
+    deltas = []
+    for adapter in plan.adapters:
+        if layer in adapter.layers:
+            dtype = torch.promote_types(adapter.dtype, torch.float32)
+            deltas.append(adapter.delta(layer, dtype, device))
+        else:
+            empty = torch.zeros(0, device=device)
+            deltas.append(LowRank(empty.reshape(shape.d_out, 0), empty.reshape(0, shape.d_in)))
+    names = tuple(adapter.name for adapter in plan.adapters)
+    weights = tuple(plan.weight(index, layer) for index in range(len(names)))
+    fields = {name: tuple(tensor.to(device) for tensor in tensors) for name, tensors in data.items()}
+    return LayerUpdates(layer, names, tuple(deltas), weights, **fields)
+
+
+def _recompress(plan: MergePlan, layer: str, result: LayerResult) -> MergedLayer:
+    """Recompress a rule's result where the recipe says so, or where an adapter could not hold it."""
+    if isinstance(result, MaskedDelta):
+        return MergedLayer(layer, result)
+    rank, energy = plan.options.rank, plan.options.energy
+    if "rank" in plan.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
+        return MergedLayer(layer, result, result.kept_energy)
+    if isinstance(result, torch.Tensor) and plan.recipe.output == "adapter" and rank is None and energy is None:
+        rank = sum(adapter.layers[layer].rank for adapter in plan.adapters if layer in adapter.layers)
+    if rank is None and energy is None:
+        return MergedLayer(layer, result)
+    return MergedLayer(layer, *truncate(result, rank, energy))
+
+
+def _map_in_order(function: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[Answer]:
+    """Map in threads, at most ``jobs`` at a time and in order: what is not yet taken does not pile up."""
+    if jobs == 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Answer]] = deque()
+    with ThreadPoolExecutor(jobs) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == jobs:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
