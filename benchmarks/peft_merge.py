@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from benchmarks import dense
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.methods import find_method
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates
+from osrm_cli.merging.methods.options import MethodOptions
 
 
 def merge(kind: str, tasks: int, width: int, rank: int, kept: int | None = None) -> tuple[float, torch.Tensor]:

@@ -48,7 +48,7 @@ def cli() -> str:
 def methods() -> str:
     """``reference/methods.md``: every merging method, from the table and the docstrings of its rules."""
     from osrm_cli.merging.methods import METHODS
-    from osrm_cli.merging.requirements import effective_options, used_options
+    from osrm_cli.merging.requirements import resolve_options, used_options
 
     rows = []
     details = []
@@ -57,7 +57,7 @@ def methods() -> str:
         rows.append((f"`{row.name}`", ", ".join(row.needs), row.result, f"{_escaped(row.summary)}{source}"))
         family, name = row.function.split(":")
         rule = getattr(importlib.import_module(f"osrm_cli.merging.methods.{family}"), name)
-        defaults = effective_options(row, {})
+        defaults, _ = resolve_options(row, {})
         options = ", ".join(
             f"`{option.replace('_', '-')}`" + (f" {defaults[option]}" if option in defaults else "")
             for option in sorted(used_options(row))

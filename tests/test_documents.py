@@ -174,8 +174,9 @@ def test_the_example_of_a_method_works() -> None:
     import torch
 
     from osrm_cli.linalg.low_rank import LowRank
-    from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
+    from osrm_cli.merging.methods.layer_updates import LayerUpdates
     from osrm_cli.merging.methods.method import Method
+    from osrm_cli.merging.methods.options import MethodOptions
 
     names = {"LowRank": LowRank, "LayerUpdates": LayerUpdates, "MethodOptions": MethodOptions, "Method": Method}
     function, row = (block for _, block in _blocks(DOCS / "development/add-a-method.md", "python"))

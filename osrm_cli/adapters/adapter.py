@@ -20,6 +20,7 @@ from osrm_cli.adapters.layers import (
     check_no_other_tensors,
     list_layers,
     list_tensors,
+    natural_sort_key,
     tensor_kind,
     widest_factor_dtype,
 )
@@ -82,6 +83,16 @@ class Adapter:
     def base(self) -> BaseModelId | None:
         """The base model with its digest, where this program recorded it."""
         return BaseModelId.of(self.record)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub that it was fetched from; ``None`` for a folder."""
+        return hub.commit_of(self.folder)
+
+    @property
+    def pinned_source(self) -> str:
+        """``source`` with the commit, if it is a hub id."""
+        return hub.pin_revision(self.source, self.folder)
 
     @property
     def data_source(self) -> str | None:
@@ -179,6 +190,12 @@ def check_same_architecture(adapters: Sequence[Adapter]) -> None:
                     f"but ({theirs.d_out}, {theirs.d_in}) in {owner.source}",
                     "use adapters of one base model only",
                 )
+
+
+def combine_layers(adapters: Sequence[Adapter]) -> dict[str, AdapterLayer]:
+    """Every layer that an adapter changes, ``layer.2`` before ``layer.10``, as the first adapter describes it."""
+    layers = {name: layer for adapter in reversed(adapters) for name, layer in adapter.layers.items()}
+    return {name: layers[name] for name in sorted(layers, key=natural_sort_key)}
 
 
 def _check_base_names(first: Adapter, second: Adapter) -> None:

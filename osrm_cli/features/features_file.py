@@ -96,6 +96,10 @@ class FeaturesFile:
                 f"{path}: its header is incomplete: {error!r}", "collect this task's features again"
             ) from None
 
+    def input_records(self) -> list[dict[str, Any]]:
+        """Its files with their digests, as records of what was made from them name them."""
+        return [{"path": path.as_posix(), "sha256": provenance.sha256(path)} for path in self.files]
+
     def reader(self) -> "FeaturesReader":
         """Its tensors, of which memory holds one at a time."""
         shared = shards.shard_of_name(self.path)
@@ -181,13 +185,17 @@ def open_features_folder(folder: Path) -> dict[str, FeaturesFile]:
     return files
 
 
-def check_features_compatible(found: Sequence[FeaturesFile]) -> None:
+def check_features_compatible(found: Sequence[FeaturesFile], others: Mapping[Path, BaseModelId] | None = None) -> None:
     """Check that features files come from one base model and describe the same layers in the same way.
+
+    Args:
+        found: The files.
+        others: Base models of other artifacts that have to be the same, by their path.
 
     Raises:
         OsrmError: Naming the file that differs, and how.
     """
-    provenance.check_same_base_model({features.path: features.base for features in found})
+    provenance.check_same_base_model({**{features.path: features.base for features in found}, **(others or {})})
     for name, fact in (("revision", _revision), ("layers", _layers), ("pooling", _pooling)):
         values = [fact(features) for features in found]
         known = [value for value in values if value is not None]

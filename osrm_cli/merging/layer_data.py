@@ -1,19 +1,11 @@
-"""Per-layer inputs of a merging rule beside the updates: second moments of features, statistics of data."""
+"""Per-layer inputs of a merging rule beside the updates."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from osrm_cli.errors import OsrmError
-from osrm_cli.features import shards
-from osrm_cli.features.adapter_match import check_second_moments
-from osrm_cli.features.features_file import FeaturesFile, check_features_compatible
-from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.merging.methods.layer_updates import LayerResult
-from osrm_cli.merging.plan import MergePlan
-from osrm_cli.storage import provenance
 
 Fields = Mapping[str, tuple[torch.Tensor, ...]]
 
@@ -40,51 +32,3 @@ class LayerData:
     def record(self) -> Mapping[str, Any]:
         """Keys of ``osrm.json`` that say what was read."""
         return {"features": []}
-
-
-class FeatureMoments(LayerData):
-    """Second moments of the base model's features, as ``osrm collect`` wrote them.
-
-    Args:
-        features: One file per adapter, in the order of the adapters' names.
-    """
-
-    def __init__(self, features: Sequence[FeaturesFile]) -> None:
-        self.features = features
-        self._readers = [each.reader() for each in features]
-
-    def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
-        """``C_t`` of the base model's inputs, ``(d_in, d_in)``."""
-        return {"second_moments": tuple(reader.read(layer, SECOND_MOMENT) for reader in self._readers)}
-
-    def record(self) -> Mapping[str, Any]:
-        """The files with their digests."""
-        paths = [path for features in self.features for path in features.files]
-        return {"features": [{"path": path.as_posix(), "sha256": provenance.sha256(path)} for path in paths]}
-
-
-def open_layer_data(plan: MergePlan) -> LayerData:
-    """Open and check the features files that a plan's method reads, one per adapter; nothing where it reads none.
-
-    Raises:
-        OsrmError: If one is missing, has no second moments, or does not fit the adapters.
-    """
-    if "features" not in plan.method.needs:
-        return LayerData()
-    opened = []
-    widths = {name: (layer.d_in, layer.d_out) for adapter in plan.adapters for name, layer in adapter.layers.items()}
-    for adapter in plan.adapters:
-        path = Path(plan.recipe.features or "features") / f"{adapter.name}.safetensors"
-        if not path.is_file() and not shards.find_shards(path):
-            raise OsrmError(
-                f"method {plan.method.name} needs second moments of every task's features, {path} is missing",
-                f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
-            )
-        opened.append(FeaturesFile.open(path))
-        check_second_moments(opened[-1], widths)
-    check_features_compatible(opened)
-    bases = {features.path: features.base for features in opened}
-    provenance.check_same_base_model(
-        bases | {adapter.folder: adapter.base for adapter in plan.adapters if adapter.base}
-    )
-    return FeatureMoments(opened)

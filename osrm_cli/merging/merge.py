@@ -10,14 +10,13 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.layer_data import LayerData, open_layer_data
+from osrm_cli.merging.feature_moments import open_layer_data
+from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
-from osrm_cli.merging.methods import find_method
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe, read_recipe
-from osrm_cli.merging.requirements import used_options
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
 from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
@@ -95,17 +94,15 @@ def merge_adapters(
     path = Path(out)
     atomic.refuse_existing(path, overwrite)
     chosen = _make_recipe(adapters, recipe, method)
-    used = used_options(find_method(chosen.method))
-    given = {name: value for name, value in (options or {}).items() if name in used or _counts(name, must_use)}
     chosen = replace(
         chosen,
-        options={**chosen.options, **given},
+        options={**chosen.options, **(options or {})},
         features=str(features) if features else chosen.features,
         data=data or chosen.data,
         output=form or chosen.output,
         dtype=chosen.dtype if dtype == "auto" else dtype,
     )
-    plan = MergePlan.of(chosen, weights)
+    plan = MergePlan.of(chosen, weights, [name for name in options or {} if not _counts(name, must_use)])
     layer_data = open_layer_data(plan)
     reads_data = bool(plan.method.data_statistic) or calibrate is not None
     reads_base = reads_data or plan.recipe.output == "model"
@@ -121,11 +118,12 @@ def merge_adapters(
             raise OsrmError(f"method {plan.method.name} does not use --{name}", "osrm merge --list shows what it needs")
 
     place = pick_device(device)
-    base_dir, base = None, next((adapter.base for adapter in plan.adapters if adapter.base), None)
+    base_dir, base = None, next(iter(plan.bases.values()), None)
     if reads_base:
         base_dir, base = resolve_adapters_base(plan.adapters, model, revision)
     samples = _draw_samples(plan) if plan.method.data_statistic else []
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
+    heads = plan.read_heads()
     target = ModelTarget.find(plan, base_dir) if base_dir and plan.recipe.output == "model" else None
     if dry_run:
         return describe_plan(path, plan)
@@ -137,7 +135,8 @@ def merge_adapters(
             order = target.order if target else plan.layers
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(place), advance)
             record = layer_data.record()
-            contents = write_merged_folder(stage, plan, layers, record, base, target)
+            contents = write_merged_folder(stage, plan, heads, layers, record, base, target)
+        plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, place, progress) if base_dir and step else {}
     return describe_result(path, plan, contents, record, rows)
 

@@ -11,7 +11,7 @@
 method writes ``unified.safetensors`` instead, see ``task_masks.py``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,14 +20,13 @@ from typing import Any
 
 import torch
 
-from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.writer import AdapterWriter, write_adapter_stream
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging import record
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.merged_model import ModelTarget
-from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import write_task_masks
 from osrm_cli.storage import safetensors_io
@@ -52,16 +51,18 @@ class FolderContents:
 def write_merged_folder(
     stage: Path,
     plan: MergePlan,
+    heads: Heads,
     layers: Iterator[MergedLayer],
     data_record: Mapping[str, Any],
     base: BaseModelId | None,
     target: ModelTarget | None = None,
 ) -> FolderContents:
-    """Write the whole folder while its layers are merged.
+    """Write the folder, but for ``merge.yaml``, while its layers are merged.
 
     Args:
         stage: An existing, empty folder that is being staged.
         plan: What is merged.
+        heads: Each task's head.
         layers: Results: in the order of ``plan.layers``, for a model in that of ``target.order``.
         data_record: Keys of ``osrm.json`` that say what the method read beside the adapters.
         base: The base model, where it is known.
@@ -69,32 +70,31 @@ def write_merged_folder(
     """
     rescalers: dict[str, dict[str, float]] = {}
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as the reading and writing, but another core
-        digests = beside.map(Adapter.sha256, plan.adapters)
+        inputs = beside.map(record.describe_input, plan.adapters, plan.recipe.adapters)
         if plan.method.is_task_aware:
             rescalers = write_task_masks(stage, plan, layers)
             contents = FolderContents("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
         elif target:
             contents = FolderContents("model", {}, target.write(stage, layers))
         else:
-            contents = _write_adapter(stage, plan, layers)
+            contents = _write_adapter(stage, plan, layers, heads)
         if contents.form != "adapter":
-            _write_heads(stage, plan.adapters)
-        record.write_merge_record(stage, plan, data_record, base, contents.form, contents.kept, rescalers, digests)
+            _write_heads(stage, heads)
+        form, kept = contents.form, contents.kept
+        record.write_merge_record(stage, plan, data_record, base, form, kept, rescalers, list(inputs), heads)
     return contents
 
 
-def _write_adapter(stage: Path, plan: MergePlan, layers: Iterator[MergedLayer]) -> FolderContents:
+def _write_adapter(stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], heads: Heads) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
-    heads = {adapter.name: adapter.head_tensors() for adapter in plan.adapters}
     config = _config(plan, any(heads.values()))
+    embeddings = {name for name, layer in plan.shapes.items() if layer.embedding}
     contents = FolderContents("adapter", ranks := {}, kept := {})
     with ExitStack() as stack:
 
         def open_writer(folder: Path, own: AdapterConfig, head: Mapping[str, torch.Tensor]) -> AdapterWriter:
             folder.mkdir(parents=True, exist_ok=True)
-            return stack.enter_context(
-                write_adapter_stream(folder, plan.layers, own, head, plan.dtype, plan.embeddings)
-            )
+            return stack.enter_context(write_adapter_stream(folder, plan.layers, own, head, plan.dtype, embeddings))
 
         writers = [open_writer(stage, config, {})]
         for adapter in plan.adapters:
@@ -112,13 +112,13 @@ def _write_adapter(stage: Path, plan: MergePlan, layers: Iterator[MergedLayer]) 
     return contents
 
 
-def _write_heads(stage: Path, adapters: Iterable[Adapter]) -> None:
-    """Each adapter's head as ``tasks/<task>/head.safetensors``, its tensors named as in the base model."""
-    for adapter in adapters:
-        if head := adapter.head_tensors():
-            folder = stage / TASKS_FOLDER / adapter.name
+def _write_heads(stage: Path, heads: Heads) -> None:
+    """Each task's head as ``tasks/<task>/head.safetensors``, its tensors named as in the base model."""
+    for task, head in heads.items():
+        if head:
+            folder = stage / TASKS_FOLDER / task
             folder.mkdir(parents=True, exist_ok=True)
-            safetensors_io.save_tensors(folder / HEAD_NAME, head, {"task": adapter.name})
+            safetensors_io.save_tensors(folder / HEAD_NAME, head, {"task": task})
 
 
 def _config(plan: MergePlan, heads: bool) -> AdapterConfig:

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 
 from osrm_cli.linalg.low_rank import LowRank, truncate
-from osrm_cli.merging.layer_data import Fields, LayerData
-from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MaskedDelta
+from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.progress import Advance
 
@@ -60,7 +60,7 @@ def merge_layers(
     ordered: Iterator[MergedLayer]
 
     def merge_one(layer: str) -> MergedLayer:
-        updates = read_updates(plan, layer, layer_data.for_layer(layer, results), device)
+        updates = plan.read_updates(layer, layer_data.for_layer(layer, results), device)
         return _recompress(plan, layer, rule(updates, plan.options))
 
     if layer_data.sequence:
@@ -74,23 +74,6 @@ def merge_layers(
     for layer in ordered:
         yield layer
         advance(1)
-
-
-def read_updates(plan: MergePlan, layer: str, data: Fields, device: torch.device | str) -> LayerUpdates:
-    """One layer of every adapter; an adapter that does not change it counts with an update of rank zero."""
-    shape = plan.shapes[layer]
-    deltas = []
-    for adapter in plan.adapters:
-        if layer in adapter.layers:
-            dtype = torch.promote_types(adapter.dtype, torch.float32)
-            deltas.append(adapter.delta(layer, dtype, device))
-        else:
-            empty = torch.zeros(0, device=device)
-            deltas.append(LowRank(empty.reshape(shape.d_out, 0), empty.reshape(0, shape.d_in)))
-    names = tuple(adapter.name for adapter in plan.adapters)
-    weights = tuple(plan.weight(index, layer) for index in range(len(names)))
-    fields = {name: tuple(tensor.to(device) for tensor in tensors) for name, tensors in data.items()}
-    return LayerUpdates(layer, names, tuple(deltas), weights, **fields)
 
 
 def _recompress(plan: MergePlan, layer: str, result: LayerResult) -> MergedLayer:

@@ -3,21 +3,27 @@
 Adapters are taken in the order of their names, whatever order they are given in: equal sets give equal bytes.
 """
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
-from osrm_cli.adapters.adapter import Adapter, check_same_architecture, check_task_names
-from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
+from osrm_cli.adapters.adapter import Adapter, check_same_architecture, check_task_names, combine_layers
+from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.methods import Method, find_method
-from osrm_cli.merging.methods.layer_updates import MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates
+from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.requirements import check_method, effective_options
-from osrm_cli.storage import hub
+from osrm_cli.merging.requirements import check_method, resolve_options
+from osrm_cli.storage.provenance import BaseModelId
+
+Heads = Mapping[str, Mapping[str, torch.Tensor]]  # by task and name in the base model; empty without a head
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,10 @@ class MergePlan:
         method: Row of the table of methods.
         options: The method's options.
         adapters: Opened adapters, in the order of their names.
-        layers: Every layer that an adapter changes, ``layer.2`` before ``layer.10``.
+        shapes: Every layer that an adapter changes, ``layer.2`` before ``layer.10``, as the first adapter that changes
+            it describes it; the others agree on its widths.
+        dtype: The type to write: the recipe's, else the widest of the inputs'.
+        bases: Base models with their digests by adapter folder, where this program recorded them.
         learned: Whether the weights in the recipe were learned from data, see ``with_learned_weights``.
     """
 
@@ -37,35 +46,37 @@ class MergePlan:
     method: Method
     options: MethodOptions
     adapters: tuple[Adapter, ...]
-    layers: tuple[str, ...]
+    shapes: Mapping[str, AdapterLayer]
+    dtype: torch.dtype
+    bases: Mapping[Path, BaseModelId]
     learned: bool = False
 
     @classmethod
-    def of(cls, recipe: MergeRecipe, weights: Mapping[str, float] | None = None) -> "MergePlan":
-        """Open and check everything a recipe names; compute nothing.
+    def of(
+        cls, recipe: MergeRecipe, weights: Mapping[str, float] | None = None, optional: Collection[str] = ()
+    ) -> "MergePlan":
+        """Open and check everything a recipe names but its data; compute nothing.
 
         Args:
             recipe: What the user wants.
             weights: Weights by adapter name that replace the recipe's.
+            optional: Names of the options that are left out where the method does not use them.
 
         Raises:
-            OsrmError: If an adapter cannot be read, they do not belong together, or the method is not given what it
-                needs or is given what it does not use.
+            OsrmError: If an adapter cannot be read, they do not belong together, or the method is given what it does
+                not use.
         """
         method = find_method(recipe.method)
         check_method(method, recipe)
-        used = effective_options(method, recipe.options)
-        found = sorted(((Adapter.open(entry.path), entry) for entry in recipe.adapters), key=lambda pair: pair[0].name)
-        adapters = tuple(adapter for adapter, _ in found)
+        used, options = resolve_options(method, recipe.options, optional)
+        opened = sorted(((Adapter.open(entry.path), entry) for entry in recipe.adapters), key=lambda pair: pair[0].name)
+        adapters = tuple(adapter for adapter, _ in opened)
         check_task_names(adapters)
         check_same_architecture(adapters)
-        layers = tuple(sorted({layer for adapter in adapters for layer in adapter.layers}, key=natural_sort_key))
-        pinned = [replace(entry, path=hub.pin_revision(entry.path, adapter.folder)) for adapter, entry in found]
-        entries = _weighted(pinned, adapters, weights or {})
+        pinned = [replace(entry, path=adapter.pinned_source) for adapter, entry in opened]
+        entries = _with_weights(pinned, adapters, weights or {})
         for entry, adapter in zip(entries, adapters, strict=True):
             entry.check_patterns(adapter.layers)
-        known = {each.name for each in fields(MethodOptions)}
-        options = MethodOptions(scale=used["lambda"], **{name: value for name, value in used.items() if name in known})
         effective = replace(
             recipe,
             method=method.name,
@@ -74,7 +85,10 @@ class MergePlan:
             features=recipe.features if "features" in method.needs else None,
             data=recipe.data if method.data_statistic else None,
         )
-        return cls(effective, method, options, adapters, layers)
+        widest = functools.reduce(torch.promote_types, (adapter.dtype for adapter in adapters))
+        dtype = getattr(torch, recipe.dtype) if recipe.dtype else widest
+        bases = {adapter.folder: base for adapter in adapters if (base := adapter.base)}
+        return cls(effective, method, options, adapters, combine_layers(adapters), dtype, bases)
 
     def with_learned_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "MergePlan":
         """The same merge with a weight for each adapter's every layer, in the place of lambda.
@@ -90,38 +104,54 @@ class MergePlan:
         recipe, options = replace(self.recipe, adapters=entries), replace(self.options, scale=1.0)
         return replace(self, recipe=recipe, options=options, learned=True)
 
-    @property
-    def reproducing_recipe(self) -> MergeRecipe:
-        """The recipe that repeats this merge: where weights were learned, it has them and needs no data."""
-        if not self.learned:
-            return self.recipe
-        kept = {name: value for name, value in self.recipe.options.items() if name in ("rank", "energy")}
-        return replace(self.recipe, method="task-arith", options={"lambda": 1.0, **kept}, data=None)
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """The names of ``shapes``."""
+        return tuple(self.shapes)
+
+    def read_heads(self) -> Heads:
+        """Each task's head.
+
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        return {adapter.name: adapter.head_tensors() for adapter in self.adapters}
+
+    def write_recipe(self, folder: Path) -> None:
+        """Write ``merge.yaml``, which repeats this merge: where weights were learned, it has them and needs no data."""
+        recipe = self.recipe
+        if self.learned:
+            kept = {name: value for name, value in recipe.options.items() if name in ("rank", "energy")}
+            recipe = replace(recipe, method="task-arith", options={"lambda": 1.0, **kept}, data=None)
+        recipe.write(folder)
 
     def weight(self, index: int, layer: str) -> float:
         """The weight of a layer of the adapter at ``index``, as the recipe has it."""
         return self.recipe.adapters[index].weight_of(layer, self._depths[layer])
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type to write: the recipe's, else the widest of the inputs'."""
-        if self.recipe.dtype:
-            named: torch.dtype = getattr(torch, self.recipe.dtype)
-            return named
-        widest = self.adapters[0].dtype
-        for adapter in self.adapters[1:]:
-            widest = torch.promote_types(widest, adapter.dtype)
-        return widest
+    def read_updates(
+        self, layer: str, data: Mapping[str, tuple[torch.Tensor, ...]], device: torch.device | str = "cpu"
+    ) -> LayerUpdates:
+        """One layer of every adapter; an adapter that does not change it counts with an update of rank zero.
 
-    @cached_property
-    def shapes(self) -> dict[str, AdapterLayer]:
-        """Each layer as the first adapter that changes it describes it; the others agree on its widths."""
-        return {name: layer for adapter in reversed(self.adapters) for name, layer in adapter.layers.items()}
-
-    @property
-    def embeddings(self) -> set[str]:
-        """Layers that are embeddings."""
-        return {name for name, layer in self.shapes.items() if layer.embedding}
+        Args:
+            layer: Full name.
+            data: What the method is given beside, see ``LayerData``.
+            device: Where the tensors go.
+        """
+        shape = self.shapes[layer]
+        deltas = []
+        for adapter in self.adapters:
+            if layer in adapter.layers:
+                dtype = torch.promote_types(adapter.dtype, torch.float32)
+                deltas.append(adapter.delta(layer, dtype, device))
+            else:
+                empty = torch.zeros(0, device=device)
+                deltas.append(LowRank(empty.reshape(shape.d_out, 0), empty.reshape(0, shape.d_in)))
+        names = tuple(adapter.name for adapter in self.adapters)
+        weights = tuple(self.weight(index, layer) for index in range(len(names)))
+        moved = {name: tuple(tensor.to(device) for tensor in tensors) for name, tensors in data.items()}
+        return LayerUpdates(layer, names, tuple(deltas), weights, **moved)
 
     @cached_property
     def _depths(self) -> dict[str, float]:
@@ -133,7 +163,7 @@ class MergePlan:
         return {layer: block / last for layer, block in blocks.items()}
 
 
-def _weighted(
+def _with_weights(
     entries: Sequence[AdapterEntry], adapters: Sequence[Adapter], weights: Mapping[str, float]
 ) -> tuple[AdapterEntry, ...]:
     names = [adapter.name for adapter in adapters]

@@ -65,11 +65,6 @@ class AdapterEntry:
         upper = min(lower + 1, len(weight) - 1)
         return weight[lower] + (position - lower) * (weight[upper] - weight[lower])
 
-    @property
-    def plain_weight(self) -> Any:
-        """The weight as JSON and YAML have it."""
-        return _plain(self.weight)
-
     def check_patterns(self, layers: Collection[str]) -> None:
         """Check that every regular expression means a layer.
 
@@ -110,7 +105,7 @@ class MergeRecipe:
         """Write it as ``merge.yaml`` into a folder that is being staged."""
         values: dict[str, Any] = {
             "method": self.method,
-            "adapters": [{"path": entry.path, "weight": entry.plain_weight} for entry in self.adapters],
+            "adapters": [{"path": entry.path, "weight": entry.weight} for entry in self.adapters],
             "options": dict(sorted(self.options.items())),
             "as": self.output,
         }
@@ -184,9 +179,3 @@ def _gradient(value: Any) -> DepthWeights:
     if not numbers:
         raise ValueError("a weight is an empty list")
     return tuple(map(float, numbers)) if isinstance(value, list) else float(value)
-
-
-def _plain(weight: Weight) -> Any:
-    if isinstance(weight, Mapping):
-        return {pattern: _plain(value) for pattern, value in weight.items()}
-    return list(weight) if isinstance(weight, Sequence) else weight

@@ -1,14 +1,14 @@
 """How a merged folder was made: ``osrm.json``, and the model card that says it in words."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.training_record import recorded_dev_scores
-from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.recipe import AdapterEntry
-from osrm_cli.storage import hub, provenance
+from osrm_cli.storage import provenance
 from osrm_cli.storage.provenance import BaseModelId
 
 TASKS_FOLDER = "tasks"  # folder of one folder per task
@@ -29,7 +29,9 @@ model = PeftModel.from_pretrained(base, "tasks/{task}")
 }
 
 
-def card_text(plan: MergePlan, form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]]) -> str:
+def card_text(
+    plan: MergePlan, form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]], heads: Heads
+) -> str:
     """The card: what was merged, by which formula, with which flags, and the scores that are known."""
     base = next((adapter.config.base_model for adapter in plan.adapters if adapter.config.base_model), None)
     rows = "\n".join(_row(source) for source in inputs)
@@ -56,7 +58,7 @@ def card_text(plan: MergePlan, form: str, kept: Mapping[str, float], inputs: Ite
 
 Made by `osrm merge --method {plan.method.name} {flags}`; `merge.yaml` repeats it, `osrm.json` records every input.
 
-{_loading(plan, form, base)}
+{_loading(plan, form, base, heads)}
 """
 
 
@@ -80,14 +82,14 @@ difference of the representations, on examples left out of the fit:
 """
 
 
-def _loading(plan: MergePlan, form: str, base: str | None) -> str:
+def _loading(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
     """How to load the result, by the example of the first task that has a head."""
-    adapter, head = next(((a, h) for a in plan.adapters if (h := a.head_tensors())), (plan.adapters[0], {}))
+    task, head = next(((task, head) for task, head in heads.items() if head), (plan.adapters[0].name, {}))
     if form == "adapter" and not head:
         form = "headless"
     # The layer of a head that has the fewest rows is the one that has a row per class.
     rows = min((len(tensor) for name, tensor in head.items() if name.endswith(".weight")), default=2)
-    return _LOADING[form].format(base=base or "...", labels=rows, task=adapter.name)
+    return _LOADING[form].format(base=base or "...", labels=rows, task=task)
 
 
 def _row(source: Mapping[str, Any]) -> str:
@@ -105,9 +107,10 @@ def write_merge_record(
     form: str,
     kept: Mapping[str, float],
     rescalers: Mapping[str, Mapping[str, float]],
-    digests: Iterable[str],
+    inputs: Sequence[Mapping[str, Any]],
+    heads: Heads,
 ) -> None:
-    """Write ``osrm.json`` for the whole and for each task, ``merge.yaml`` and the model card.
+    """Write ``osrm.json`` for the whole and for each task, and the model card.
 
     Args:
         stage: The folder that is being staged.
@@ -117,10 +120,9 @@ def write_merge_record(
         form: See ``FolderContents``.
         kept: Share of each layer's energy that is left.
         rescalers: Of a task-aware method, by task.
-        digests: Of the adapters.
+        inputs: The adapters, see ``describe_input``.
+        heads: Of the tasks.
     """
-    rows = zip(plan.adapters, plan.recipe.adapters, digests, strict=True)
-    inputs = [_input(adapter, entry, digest) for adapter, entry, digest in rows]
     facts = provenance.make_record(
         "merge",
         {"method": plan.method.name, "options": plan.recipe.options, "as": plan.recipe.output},
@@ -136,16 +138,16 @@ def write_merge_record(
         if folder.is_dir():
             own = {"task": tasks[adapter.name], "data": adapter.record.get("data")}
             provenance.write_record(folder, {**facts, **own, "rescalers": rescalers.get(adapter.name)})
-    plan.reproducing_recipe.write(stage)
-    (stage / "README.md").write_text(card_text(plan, form, kept, inputs), encoding="utf-8")
+    (stage / "README.md").write_text(card_text(plan, form, kept, inputs, heads), encoding="utf-8")
 
 
-def _input(adapter: Adapter, entry: AdapterEntry, digest: str) -> dict[str, Any]:
+def describe_input(adapter: Adapter, entry: AdapterEntry) -> dict[str, Any]:
+    """One adapter with its digest, weight and dev scores, as ``osrm.json`` and the card name it."""
     return {
         "task": adapter.name,
         "path": adapter.source,
-        "commit": hub.commit_of(adapter.folder),
-        "sha256": digest,
-        "weight": entry.plain_weight,
+        "commit": adapter.commit,
+        "sha256": adapter.sha256(),
+        "weight": entry.weight,
         "dev": recorded_dev_scores(adapter.folder),
     }

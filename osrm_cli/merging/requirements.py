@@ -1,12 +1,12 @@
 """Options of each merging method: which it takes, their defaults, and what cannot be combined."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import Method
-from osrm_cli.merging.methods.layer_updates import MethodOptions
+from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.recipe import MergeRecipe
 
 # What passes over the model take beside the rule's own options, by ``Method.data_statistic``.
@@ -47,17 +47,26 @@ def used_options(method: Method) -> set[str]:
     return {"lambda", *method.options, *DATA_OPTIONS.get(method.data_statistic or "", {}), *recompressing}
 
 
-def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option that counts, with its value.
+def resolve_options(
+    method: Method, given: Mapping[str, Any], optional: Collection[str] = ()
+) -> tuple[dict[str, Any], MethodOptions]:
+    """Every option that counts, with its value: by its name in recipes, and as the method reads them.
+
+    Args:
+        method: Row of the table.
+        given: Options that are set.
+        optional: Names of those that are left out where the method does not use them.
 
     Raises:
-        OsrmError: If one is given that the method does not use, or that has the wrong type.
+        OsrmError: If another is given that the method does not use, or one has the wrong type or is out of range.
     """
     allowed = used_options(method)
     used = {"lambda": method.default_lambda, **{name: getattr(MethodOptions(), name) for name in method.options}}
     used |= DATA_OPTIONS.get(method.data_statistic or "", {})
     for key, value in given.items():
         name = key.replace("-", "_")
+        if name not in allowed and name in optional:
+            continue
         if name not in allowed:
             takes = ", ".join("--" + option.replace("_", "-") for option in sorted(allowed))
             raise OsrmError(f"method {method.name} does not use --{name.replace('_', '-')}", f"it takes {takes}")
@@ -67,4 +76,7 @@ def effective_options(method: Method, given: Mapping[str, Any]) -> dict[str, Any
         if name in ("samples", "steps") and int(value) < 1:
             raise OsrmError(f"option '{key}' is {value}, expected 1 or more")
         used[name] = value
-    return {name: value for name, value in used.items() if value is not None}
+    used = {name: value for name, value in used.items() if value is not None}
+    names = {each.name for each in fields(MethodOptions)}
+    own = {name: value for name, value in used.items() if name in names}
+    return used, MethodOptions(scale=used["lambda"], **own)

@@ -95,7 +95,7 @@ def describe_result(
 
 def _list_warnings(plan: MergePlan, contents: FolderContents, least: float) -> list[str]:
     warnings = []
-    if contents.form == "model" and plan.embeddings:
+    if contents.form == "model" and any(layer.embedding for layer in plan.shapes.values()):
         warnings.append("an embedding was merged: where the output layer is tied to it, the outputs change too")
     if contents.form == "task-aware":
         warnings.append("this is not one model: every task needs its own mask, so its name must be known at inference")

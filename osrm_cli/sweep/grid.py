@@ -12,7 +12,8 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.layer_data import LayerData, open_layer_data
+from osrm_cli.merging.feature_moments import open_layer_data
+from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
 from osrm_cli.merging.plan import MergePlan

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.merging.methods import METHODS
-from osrm_cli.merging.methods.layer_updates import MethodOptions
+from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.storage import provenance
 from tests.factories import dense, model, save
 from tests.run_cli import osrm

@@ -9,7 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.linalg.low_rank import LowRank, truncate
-from osrm_cli.merging.layer_data import LayerData, open_layer_data
+from osrm_cli.merging.feature_moments import open_layer_data
+from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.plan import MergePlan

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import stack
-from osrm_cli.merging import merged_layer, recipe
-from osrm_cli.merging.layer_data import LayerData, open_layer_data
+from osrm_cli.merging import recipe
+from osrm_cli.merging.feature_moments import open_layer_data
+from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
@@ -40,10 +41,12 @@ def adapters(tmp_path_factory):
 
 def write(out, plan, jobs=1, base=None, base_dir=None):
     """Merge into a new folder."""
-    out.mkdir(parents=True)
     target, data = ModelTarget.find(plan, base_dir) if base_dir else None, open_layer_data(plan)
+    out.mkdir(parents=True)
     layers = merge_layers(plan, data, target.order if target else plan.layers, jobs)
-    return write_merged_folder(out, plan, layers, data.record(), base, target)
+    contents = write_merged_folder(out, plan, plan.read_heads(), layers, data.record(), base, target)
+    plan.write_recipe(out)
+    return contents
 
 
 def run(out, method, paths, *, jobs=1, base=None, base_dir=None, **options):
@@ -456,13 +459,13 @@ def test_layers_are_taken_one_at_a_time(adapters, monkeypatch):
     """No layer is read before the one ``jobs`` places earlier has been handed over."""
     plan = MergePlan.of(MergeRecipe("task-arith", tuple(AdapterEntry(str(adapters / name)) for name in MIXED)))
     read = []
-    original = merged_layer.read_updates
+    original = MergePlan.read_updates
 
-    def counted(plan, layer, *rest):
+    def counted(self, layer, *rest):
         read.append(layer)
-        return original(plan, layer, *rest)
+        return original(self, layer, *rest)
 
-    monkeypatch.setattr(merged_layer, "read_updates", counted)
+    monkeypatch.setattr(MergePlan, "read_updates", counted)
     for jobs in (1, 3):
         read.clear()
         for taken, _ in enumerate(merge_layers(plan, LayerData(), plan.layers, jobs)):

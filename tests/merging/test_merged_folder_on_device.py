@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from osrm_cli.merging.layer_data import open_layer_data
+from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
@@ -37,7 +37,7 @@ def test_the_same_bytes_from_another_device(root, tmp_path, method, output):
         (tmp_path / name).mkdir()
         data = open_layer_data(plan)
         layers = merge_layers(plan, data, target.order if target else plan.layers, 1, device)
-        write_merged_folder(tmp_path / name, plan, layers, data.record(), None, target)
+        write_merged_folder(tmp_path / name, plan, plan.read_heads(), layers, data.record(), None, target)
         paths = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
         return {path.relative_to(tmp_path / name): path.read_bytes() for path in paths}
 

@@ -7,7 +7,6 @@ import yaml
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging import recipe
-from osrm_cli.merging.merged_layer import read_updates
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from tests.factories import dense, save
@@ -160,7 +159,7 @@ def test_mergekit_recipes_compute_what_mergekit_computes(adapters, tmp_path, met
     normalize = parameters.get("normalize", method in ("linear", "ties"))
     rule = plan.method.load()
     for layer in plan.layers[:2]:
-        updates = read_updates(plan, layer, {}, "cpu")
+        updates = plan.read_updates(layer, {})
         found = rule(updates, plan.options)
         found = found if isinstance(found, torch.Tensor) else found.dense()
         parts = [dense(adapter, layer) for adapter in opened]

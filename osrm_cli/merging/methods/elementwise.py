@@ -7,7 +7,8 @@ coordinate.
 import torch
 from torch import Tensor
 
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
+from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.methods.row_blocks import combine_row_blocks, elected_sign, row_blocks, sum_rows
 from osrm_cli.merging.methods.sparsify import drop_by_magnitude, drop_randomly, drop_tails, keep_largest
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank, stack, truncate
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates
+from osrm_cli.merging.methods.options import MethodOptions
 
 
 def task_arith(layer: LayerUpdates, options: MethodOptions) -> LowRank:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MethodOptions
+    from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates
+    from osrm_cli.merging.methods.options import MethodOptions
 
     Rule = Callable[[LayerUpdates, MethodOptions], LayerResult]
 

@@ -6,7 +6,8 @@ from torch import Tensor
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import second_moment
 from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, stack
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates
+from osrm_cli.merging.methods.options import MethodOptions
 
 
 def regmean(layer: LayerUpdates, options: MethodOptions) -> LowRank:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank, core_space, squared_norm
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates
+from osrm_cli.merging.methods.options import MethodOptions
 
 Rule = Callable[[LayerUpdates, MethodOptions], LowRank | Tensor]
 

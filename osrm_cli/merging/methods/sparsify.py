@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods.layer_updates import MethodOptions
+from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.methods.row_blocks import RowFilter, row_blocks
 from osrm_cli.seeding import generator
 

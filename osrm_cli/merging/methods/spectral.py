@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import Core, LowRank, core_space, numerical_rank
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates
+from osrm_cli.merging.methods.options import MethodOptions
 
 
 def tsv(layer: LayerUpdates, options: MethodOptions) -> LowRank:

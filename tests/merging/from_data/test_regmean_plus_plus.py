@@ -5,7 +5,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
-from osrm_cli.merging.merged_layer import merge_layers, read_updates
+from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import regression
 from tests import trained_adapters
 
@@ -66,7 +66,7 @@ def test_first_layers_see_what_regmean_sees(done):
     for index, model in enumerate(models):
         expected = moments(trained_adapters.bare(base, model.name), model, [first])[first]
         torch.testing.assert_close(moments_seen[first][index], expected, rtol=1e-4, atol=1e-7)
-    updates = read_updates(plan, first, {"second_moments": moments_seen[first]}, "cpu")
+    updates = plan.read_updates(first, {"second_moments": moments_seen[first]})
     expected = regression.regmean(updates, plan.options).dense()
     found = next(layer.result for layer in results if layer.name == first).dense()
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.methods import METHODS, Method, find_method
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
+from osrm_cli.merging.methods.options import MethodOptions
 
 # Every row, and Pico before one of each kind.
 EVERY = [

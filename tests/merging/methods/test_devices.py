@@ -8,7 +8,8 @@ from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank, truncate
 from osrm_cli.merging.methods import Method
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
+from osrm_cli.merging.methods.options import MethodOptions
 from tests.fake_device import DEVICE, Elsewhere
 from tests.merging.methods.strategies import EVERY, layer
 

@@ -8,7 +8,8 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import Method, find_method
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
+from osrm_cli.merging.methods.options import MethodOptions
 from tests.merging.methods.numpy_reference import RULES, emr, regmean, top
 from tests.merging.methods.strategies import COMPOSED, close, layer, merge
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.methods import METHODS, Method, find_method
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
+from osrm_cli.merging.methods.options import MethodOptions
 from tests.merging.methods.strategies import EVERY, NAMES, close, dense, layer, layers, merge, update
 
 few = settings(deadline=None, max_examples=5, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods.layer_updates import MethodOptions
+from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.methods.row_blocks import combine_row_blocks, row_blocks, sum_rows
 from osrm_cli.merging.methods.sparsify import drop_by_magnitude, drop_randomly, drop_tails, keep_largest
 

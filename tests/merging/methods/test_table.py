@@ -8,7 +8,8 @@ import torch
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.methods import METHODS, Method, find_method
-from osrm_cli.merging.methods.layer_updates import LayerUpdates, MethodOptions
+from osrm_cli.merging.methods.layer_updates import LayerUpdates
+from osrm_cli.merging.methods.options import MethodOptions
 from tests.merging.methods.strategies import layer, merge
 
 ELEMENT_RULES = {"ties", "dare", "dare-ties", "della", "breadcrumbs", "magnitude", "consensus"}
