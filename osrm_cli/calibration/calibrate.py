@@ -1,4 +1,4 @@
-"""Calibrate the heads of a merged folder: two passes over the model for each task's unlabelled examples."""
+"""Calibrate the heads of a merged folder, with two forward passes over each task's unlabelled examples."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,13 +31,13 @@ Rows = dict[str, dict[str, Any]]  # by task
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """What ``osrm.json`` says of how the maps were fitted.
+    """Settings of the fit, as recorded in ``osrm.json``.
 
     Attributes:
-        samples: Examples of each task, at most.
-        seed: Decides which.
+        samples: Maximum examples per task.
+        seed: Seed of the draw of examples.
         dtype: Precision of the model.
-        batch_size: Examples in a batch.
+        batch_size: Maximum examples per batch.
     """
 
     samples: int = DEFAULT_SAMPLES
@@ -48,11 +48,11 @@ class CalibrationSettings:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is to be done to a merged folder.
+    """The calibration of a merged folder.
 
     Attributes:
-        samples: The texts of every task that has a head, with its single adapter.
-        settings: How they were drawn, and how the model runs.
+        samples: The examples of every task that has a head, with its single adapter.
+        settings: Settings of the draw and of the model.
     """
 
     samples: Sequence[TaskSample]
@@ -60,12 +60,12 @@ class Calibration:
 
     @classmethod
     def draw(cls, adapters: Sequence[Adapter], data: str | None, settings: CalibrationSettings) -> "Calibration":
-        """Draw the texts; run nothing.
+        """Draw the examples; run nothing.
 
         Args:
-            adapters: Named after their tasks; those without a head are left out.
-            data: What the user says; by default what each adapter was trained on.
-            settings: How.
+            adapters: Adapters named after their tasks; those without a head are left out.
+            data: The value of ``--data``; by default the data that each adapter was trained on.
+            settings: Settings of the draw.
 
         Raises:
             OsrmError: If none has a head, or the data is not known or missing.
@@ -76,22 +76,24 @@ class Calibration:
         return cls(task_data.draw_texts(adapters, data, settings.samples, settings.seed), settings)
 
     def apply(self, stage: Path, base_dir: Path, device: torch.device, progress: Progress) -> Rows:
-        """Fit each task's map and fold it into the head that the folder holds.
+        """Fit each task's map and fold it into the folder's head.
 
         Args:
             stage: A merged folder that is being staged.
             base_dir: The base model's folder.
             device: Where to compute.
-            progress: Draws a bar.
+            progress: Shows a progress bar.
 
         Returns:
-            By task, the fit as ``osrm.json`` has it.
+            By task, the fit as recorded in ``osrm.json``.
 
         Raises:
-            OsrmError: If an adapter does not fit, or its texts are too long or too few.
+            OsrmError: If an adapter does not fit, or its examples are too long or too few.
         """
         check_max_length(base_dir, max(sample.max_length for sample in self.samples))
-        with progress("calibrate", 2 * sum(len(each.data.examples) for each in self.samples), "examples") as advance:
+        with progress(
+            "calibrate", 2 * sum(len(sample.data.examples) for sample in self.samples), "examples"
+        ) as advance:
             heads, rows = self._fit(stage, base_dir, device, advance)
         write_calibrated_heads(stage, heads, asdict(self.settings), rows)
         return rows
@@ -120,10 +122,10 @@ class Calibration:
 
 
 def _describe(sample: TaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
-    drawn = sample.record()
+    record = sample.record()
     return {
-        **{name: drawn[name] for name in ("source", "split", "sha256")},
-        "samples": drawn["examples"],
+        **{name: record[name] for name in ("source", "split", "sha256")},
+        "samples": record["examples"],
         **{name: getattr(ridge_map, name) for name in ("strength", "prior", "spread", "error", "before")},
         "used": ridge_map.improves,
     }
@@ -131,13 +133,13 @@ def _describe(sample: TaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What ``calibrate_folder`` did.
+    """Result of ``calibrate_folder``.
 
     Attributes:
-        path: The folder that was written, or would be.
+        path: The output folder; not written under ``dry_run``.
         tasks: Names of the tasks.
-        rows: By task, the fit as ``osrm.json`` has it; empty under ``dry_run``.
-        notes: Tasks whose head was kept.
+        rows: By task, the fit as recorded in ``osrm.json``; empty under ``dry_run``.
+        notes: Tasks whose head was not changed.
     """
 
     path: Path
@@ -168,21 +170,21 @@ def calibrate_folder(
     Args:
         folder: A merged folder whose tasks have heads.
         samples: Training examples read per task.
-        adapters: Folder that holds the single adapters, if they have moved.
-        data: ``hub``, ``mini`` or a folder; by default what each adapter was trained on.
-        model: The base model, where it lies elsewhere now.
+        adapters: Folder that contains the single adapters, if they have moved.
+        data: ``hub``, ``mini`` or a folder; by default the data that each adapter was trained on.
+        model: The base model, if it has moved.
         revision: Its revision.
-        batch_size: Examples in a batch, at most.
+        batch_size: Maximum examples per batch.
         seed: Of the draw of examples.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         out: Folder to write.
         overwrite: Replace the folder if it exists.
         dry_run: Check everything and write nothing.
-        progress: Draws a bar.
+        progress: Shows a progress bar.
 
     Raises:
-        OsrmError: If the folder is not a merged one or calibrated already, or adapters, data or base model are missing.
+        OsrmError: If the folder is not merged or is calibrated already, or adapters, data or base model are missing.
 
     Example:
         >>> from osrm_cli import calibrate_folder
@@ -194,16 +196,18 @@ def calibrate_folder(
     atomic.refuse_existing(path, overwrite)
     merged = MergedFolder.open(folder)
     base_dir, _ = merged.resolve_base_model(model, revision)
-    place = pick_device(device)
-    settings = CalibrationSettings(samples, seed, dtype_name(pick_dtype(dtype, place)), batch_size)
-    singles = merged.open_single_adapters(Path(adapters) if adapters else None)
-    calibration = Calibration.draw(singles, data, settings)
+    torch_device = pick_device(device)
+    settings = CalibrationSettings(samples, seed, dtype_name(pick_dtype(dtype, torch_device)), batch_size)
+    single_adapters = merged.open_single_adapters(Path(adapters) if adapters else None)
+    calibration = Calibration.draw(single_adapters, data, settings)
     result = CalibrationResult(path, list(merged.tasks))
     if dry_run:
         return result
     with atomic.write_folder(path, overwrite) as stage:
         copy_merged_folder(folder, stage)
-        result.rows.update(calibration.apply(stage, base_dir, place, progress))
-    kept = [task for task, row in result.rows.items() if not row["used"]]
-    result.notes.extend(f"{task}: no map comes closer on left-out examples: uncalibrated is kept" for task in kept)
+        result.rows.update(calibration.apply(stage, base_dir, torch_device, progress))
+    uncalibrated = [task for task, row in result.rows.items() if not row["used"]]
+    result.notes.extend(
+        f"{task}: no map reduces the error on held-out examples: the head is not changed" for task in uncalibrated
+    )
     return result

@@ -1,4 +1,4 @@
-"""A merged folder with calibrated heads: its form is the same, ``osrm.json`` and the model card say what was done.
+"""A merged folder with calibrated heads: its form is the same, ``osrm.json`` and the model card record the calibration.
 
 ``osrm.json`` gains the key ``calibration``: ``settings``, and a row for each of ``tasks``: the examples (``source``,
 ``split``, ``sha256``, ``samples``), the map (``strength``, ``prior``, ``spread``), the mean squared leave-one-out
@@ -23,21 +23,21 @@ CALIBRATION_KEY = "calibration"
 
 
 def check_not_calibrated(folder: Path) -> None:
-    """Check that a folder is a merged one and not calibrated yet: a map must not be folded in twice.
+    """Check that a folder is merged and not calibrated yet: a map must not be folded in twice.
 
     Raises:
-        OsrmError: If not.
+        OsrmError: If it is not.
     """
-    facts = provenance.read_record(folder)
-    if folder.is_dir() and "form" not in facts:
-        raise OsrmError(f"{folder} is no merged folder", "give what 'osrm merge adapters/*' wrote")
-    if CALIBRATION_KEY in facts:
+    record = provenance.read_record(folder)
+    if folder.is_dir() and "form" not in record:
+        raise OsrmError(f"{folder} is not a merged folder", "give a folder written by 'osrm merge adapters/*'")
+    if CALIBRATION_KEY in record:
         raise OsrmError(f"{folder} is calibrated already", "give the merged folder that it was made from")
 
 
 def copy_merged_folder(folder: Path, stage: Path) -> None:
-    """Copy a merged folder into one that is being staged, without its scores: they will not be those of the copy."""
-    shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(scores.NAME, ".*"), dirs_exist_ok=True)
+    """Copy a merged folder into one that is being staged, without its scores, which do not apply to the copy."""
+    shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(scores.SCORES_NAME, ".*"), dirs_exist_ok=True)
 
 
 def write_calibrated_heads(
@@ -46,34 +46,36 @@ def write_calibrated_heads(
     settings: Mapping[str, Any],
     rows: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Put calibrated heads into a merged folder that is being staged.
+    """Write calibrated heads into a merged folder that is being staged.
 
     Args:
         stage: The merged folder.
-        heads: Tensors by task and name in the base model; tasks whose head stays as it is may be left out.
-        settings: How the maps were fitted.
-        rows: What was found, by task.
+        heads: Tensors by task and name in the base model; tasks whose head does not change may be left out.
+        settings: Settings of the fit.
+        rows: The fit, by task.
     """
-    facts = provenance.read_record(stage)
+    record = provenance.read_record(stage)
     for task, head in heads.items():
-        if facts["form"] == "adapter":
-            _replace(
+        if record["form"] == "adapter":
+            _replace_tensors(
                 stage / TASKS_FOLDER / task / WEIGHTS_NAME, {PREFIX + name: tensor for name, tensor in head.items()}
             )
         else:
             safetensors_io.save_tensors(stage / TASKS_FOLDER / task / HEAD_NAME, head, {"task": task})
     for task, row in rows.items():
-        own = stage / TASKS_FOLDER / task
-        provenance.write_record(own, {**provenance.read_record(own), CALIBRATION_KEY: {"settings": settings, **row}})
-    provenance.write_record(stage, {**facts, CALIBRATION_KEY: {"settings": settings, "tasks": rows}})
+        task_folder = stage / TASKS_FOLDER / task
+        provenance.write_record(
+            task_folder, {**provenance.read_record(task_folder), CALIBRATION_KEY: {"settings": settings, **row}}
+        )
+    provenance.write_record(stage, {**record, CALIBRATION_KEY: {"settings": settings, "tasks": rows}})
     path = stage / "README.md"
     path.write_text(path.read_text(encoding="utf-8") + calibration_text(settings, rows), encoding="utf-8")
 
 
-def _replace(path: Path, changed: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file anew, tensor by tensor in its own order, with some tensors changed."""
-    fresh = path.with_suffix(".fresh")
-    with safetensors_io.open_tensors(path) as file, write_stream(fresh, file.keys()) as stream:
+def _replace_tensors(path: Path, replacements: Mapping[str, torch.Tensor]) -> None:
+    """Rewrite a safetensors file, tensor by tensor in its own order, with some tensors changed."""
+    staged = path.with_suffix(".fresh")
+    with safetensors_io.open_tensors(path) as file, write_stream(staged, file.keys()) as stream:
         for name in file.offset_keys():
-            stream.add(name, changed[name] if name in changed else file.get_tensor(name))
-    fresh.replace(path)
+            stream.add(name, replacements[name] if name in replacements else file.get_tensor(name))
+    staged.replace(path)

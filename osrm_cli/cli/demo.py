@@ -34,7 +34,7 @@ def demo(
     import shutil
 
     from osrm_cli.evaluation.score_files import read_record
-    from osrm_cli.evaluation.scores import NAME
+    from osrm_cli.evaluation.scores import SCORES_NAME
     from osrm_cli.storage import atomic
 
     console = Console(json, quiet)
@@ -44,7 +44,7 @@ def demo(
     out.mkdir(parents=True)
     for commands in _stages(model, scale, seed):
         _run(commands, out, console)
-    found = {arm: read_record(out / "merged" / arm / NAME)[0] for arm in _VARIANTS}
+    found = {arm: read_record(out / "merged" / arm / SCORES_NAME)[0] for arm in _VARIANTS}
     _draw(found, out / "demo.png")
     console.note(f"Everything lies in {out}/; the picture is {out}/demo.png.")
     console.result({"folder": str(out), "arms": found}, _table(found))

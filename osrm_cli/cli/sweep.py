@@ -143,7 +143,7 @@ def sweep(
         line = f"would write {out}: {report.points} merges on {', '.join(report.tasks)}"
         console.result({"would_write": str(out), "points": report.points}, line)
         return
-    console.result({"path": str(out), **report.result.facts()}, _make_table(report.result))
+    console.result({"path": str(out), **report.result.record()}, _make_table(report.result))
 
 
 def _axes(

@@ -1,4 +1,4 @@
-"""Score each task of a folder, beside its single adapter: ``merged/`` -> ``scores.json``."""
+"""Score each task of a folder and its single adapter: ``merged/`` -> ``scores.json``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,15 +22,15 @@ from osrm_cli.tasks.task import TaskSplit
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What ``evaluate_folder`` found.
+    """Result of ``evaluate_folder``.
 
     Attributes:
-        path: The file that was written, or would be.
+        path: The output file; not written under ``dry_run``.
         tasks: Names of the tasks.
         scores: Each task's score; empty under ``dry_run``.
         summary: Scores and averages as ``scores.json`` has them; empty under ``dry_run``.
-        notes: What the reader of the scores should know.
-        warnings: What the reader should know about how the data was read.
+        notes: Remarks on the scores, such as single adapters that could not be scored.
+        warnings: Warnings about the data.
     """
 
     path: Path
@@ -61,26 +61,26 @@ def evaluate_folder(
     dry_run: bool = False,
     progress: Progress = no_progress,
 ) -> EvaluationResult:
-    """Score each task of a merged folder, beside its single adapter.
+    """Score each task of a merged folder and its single adapter.
 
     Args:
         folder: A merged folder, or an adapter folder with a head.
         tasks: Tasks to score; all by default.
-        data: ``hub``, ``mini`` or a folder; by default what each adapter was trained on.
+        data: ``hub``, ``mini`` or a folder; by default the data that each adapter was trained on.
         split: Split to score on.
         limit: Examples per task, the first ones; all by default.
-        predictions: Keep every prediction, and the labels.
-        single: Score the single adapters beside.
-        model: The base model, where it lies elsewhere now.
+        predictions: Write every prediction, and the labels.
+        single: Score the single adapters too.
+        model: The base model, if it has moved.
         revision: Its revision.
         max_length: Tokens per example; by default as in training.
-        batch_size: Examples in a batch, at most.
+        batch_size: Maximum examples per batch.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         out: File to write; by default ``scores.json`` in the folder.
         overwrite: Replace the file if it exists.
         dry_run: Check everything and write nothing.
-        progress: Draws bars.
+        progress: Shows progress bars.
 
     Raises:
         OsrmError: If the folder, the data or the base model is missing, damaged or does not fit.
@@ -92,38 +92,40 @@ def evaluate_folder(
         91.0
     """
     folder = Path(folder)
-    path = Path(out) if out else folder / scores.NAME
+    path = Path(out) if out else folder / scores.SCORES_NAME
     atomic.refuse_existing(path, overwrite)
-    opened = MergedFolder.open(folder)
-    description = opened.describe()
-    chosen = opened.choose_tasks(list(tasks))
-    sets = {name: _load_sets(classifier, data, split, limit) for name, classifier in chosen.items()}
+    merged = MergedFolder.open(folder)
+    adapters_and_method = merged.describe()
+    classifiers = merged.choose_tasks(list(tasks))
+    examples = {name: _load_sets(classifier, data, split, limit) for name, classifier in classifiers.items()}
     lengths = {
-        name: max_length or resolve_max_length(classifier.max_length, sets[name][0].task)
-        for name, classifier in chosen.items()
+        name: max_length or resolve_max_length(classifier.max_length, examples[name][0].task)
+        for name, classifier in classifiers.items()
     }
-    base_dir, base = opened.resolve_model(model, revision, max(lengths.values()))
-    result = EvaluationResult(path, list(chosen))
-    result.warnings.extend(dict.fromkeys(text for pair in sets.values() for one in pair for text in one.warnings))
+    base_dir, base = merged.resolve_model(model, revision, max(lengths.values()))
+    result = EvaluationResult(path, list(classifiers))
+    result.warnings.extend(dict.fromkeys(text for pair in examples.values() for part in pair for text in part.warnings))
     if dry_run:
         return result
-    place = pick_device(device)
-    precision = pick_dtype(dtype, place)
-    scorer = _Scorer(Backbone.load(base_dir, place, precision), dtype_name(precision), batch_size, progress)
-    for name, classifier in chosen.items():
-        score = scorer.score(classifier, sets[name], lengths[name])
+    torch_device = pick_device(device)
+    torch_dtype = pick_dtype(dtype, torch_device)
+    scorer = _Scorer(Backbone.load(base_dir, torch_device, torch_dtype), dtype_name(torch_dtype), batch_size, progress)
+    for name, classifier in classifiers.items():
+        score = scorer.score(classifier, examples[name], lengths[name])
         if single:
-            alone = scorer.score_single_adapter(classifier, score, sets[name][0], lengths[name], result.notes)
-            score = replace(score, single=alone)
+            single_score = scorer.score_single_adapter(
+                classifier, score, examples[name][0], lengths[name], result.notes
+            )
+            score = replace(score, single=single_score)
         result.scores[name] = score
     settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": scorer.dtype}
     weights = sorted(folder.rglob("*.safetensors"))
-    record = provenance.make_record("eval", settings, weights, base=base, **description)
-    result.summary.update(scores.summary(result.scores))
-    facts = result.summary | (scores.answers(result.scores) if predictions else {})
+    record = provenance.make_record("eval", settings, weights, base=base, **adapters_and_method)
+    result.summary.update(scores.summarize_scores(result.scores))
+    contents = result.summary | (scores.predictions_record(result.scores) if predictions else {})
     with atomic.write_file(path, overwrite) as stage:
-        stage.write_text(provenance.to_json({**record, **facts}), encoding="utf-8")
-    if opened.form == "task-aware":
+        stage.write_text(provenance.to_json({**record, **contents}), encoding="utf-8")
+    if merged.form == "task-aware":
         result.notes.append("Each task was scored with its own mask: this is not one model.")
     return result
 
@@ -138,13 +140,13 @@ def _load_sets(classifier: TaskClassifier, data: str | None, split: str, limit: 
 
 @dataclass(frozen=True)
 class _Scorer:
-    """One backbone, on which one classifier after the other is scored.
+    """One backbone, on which the classifiers are scored one after the other.
 
     Attributes:
-        backbone: The base model, or the merged one.
-        dtype: Its precision by name.
-        batch_size: Examples in a batch, at most.
-        progress: Draws bars.
+        backbone: The base model, or the merged model.
+        dtype: Name of its precision.
+        batch_size: Maximum examples per batch.
+        progress: Shows progress bars.
     """
 
     backbone: Backbone
@@ -154,40 +156,47 @@ class _Scorer:
 
     def score(self, classifier: TaskClassifier, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score one task on one set of examples, or two."""
-        first, predictions = sets[0], []
-        with self.backbone.attach(classifier, first.task.num_labels) as model:
+        first_set, predictions = sets[0], []
+        with self.backbone.attach(classifier, first_set.task.num_labels) as model:
             for data in sets:
                 encodings = self.backbone.tokenize(data.examples, max_length)
                 with self.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
                     logits = self.backbone.logits(model, encodings, self.batch_size, advance)
                 predictions.append(predictions_from_logits(data.task, logits.numpy()))
-        rows = [compute_scores(first.task, given, data.labels) for given, data in zip(predictions, sets, strict=True)]
+        metrics_by_set = [
+            compute_scores(first_set.task, answers, data.labels)
+            for answers, data in zip(predictions, sets, strict=True)
+        ]
         return TaskScore(
-            {name: value for data, row in zip(sets, rows, strict=True) for name, value in _named(data, row)},
-            primary_score(first.task, rows[0]),
+            {
+                name: value
+                for data, row in zip(sets, metrics_by_set, strict=True)
+                for name, value in _metrics_by_name(data, row)
+            },
+            primary_score(first_set.task, metrics_by_set[0]),
             None,
             sum(len(data.examples) for data in sets),
-            first.sha256,
-            scores.rounded(predictions[0].tolist()),
-            tuple(first.labels),
+            first_set.sha256,
+            scores.round_answers(predictions[0].tolist()),
+            tuple(first_set.labels),
         )
 
     def score_single_adapter(
         self, merged: TaskClassifier, score: TaskScore, data: TaskSplit, max_length: int, notes: list[str]
     ) -> float | None:
-        """The single adapter's primary score: as recorded if on the same examples, else measured if it is at hand."""
+        """The single adapter's primary score: recorded for the same examples, or measured if possible."""
         if merged.is_single_adapter:
             return score.headline
         recorded = merged.single_adapter.get("dev") or {}
-        same = {"sha256": data.sha256, "max_length": max_length, "dtype": self.dtype}
-        if all(recorded.get(name, value) == value for name, value in same.items()) and "sha256" in recorded:
+        required = {"sha256": data.sha256, "max_length": max_length, "dtype": self.dtype}
+        if all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded:
             return primary_score(data.task, recorded["scores"])
         path = Path(merged.single_adapter.get("path") or "")
         if not merged.single_adapter or not (path / CONFIG_NAME).is_file():
-            notes.append(f"{merged.task}: the single adapter is not at hand, so it has no score beside it")
+            notes.append(f"{merged.task}: the single adapter is not available, so its score is missing")
             return None
         if Adapter.open(path).sha256() != merged.single_adapter.get("sha256"):
-            notes.append(f"{merged.task}: {path} has changed since it was merged, so it has no score beside it")
+            notes.append(f"{merged.task}: {path} has changed since it was merged, so its score is missing")
             return None
         single = MergedFolder.open(path)
         scorer = self
@@ -198,6 +207,6 @@ class _Scorer:
         return scorer.score(next(iter(single.tasks.values())), [data], max_length).headline
 
 
-def _named(data: TaskSplit, metrics: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+def _metrics_by_name(data: TaskSplit, metrics: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     suffix = "_mismatched" if data.split.endswith("_mismatched") else ""
     return ((name + suffix, value) for name, value in metrics.items())

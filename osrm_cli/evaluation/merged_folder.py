@@ -1,6 +1,6 @@
-"""A merged folder, opened once: its form, its base model, the adapters behind it, and each task's classifier.
+"""A merged folder, opened once: its form, base model, single adapters, and each task's classifier.
 
-An adapter folder is opened the same way: as the classifier of one task.
+An adapter folder is opened in the same way, as the classifier of one task.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,12 @@ from osrm_cli.models.base_model import check_max_length, find_base_model, resolv
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
 
-_MOVED = "say where they are now: --adapters FOLDER"
+_HINT_IF_MOVED = "give their folder with --adapters FOLDER"
 
 
 @dataclass(frozen=True)
 class TaskClassifier:
-    """One task's classifier on disk; ``Backbone.attach`` puts it on a model.
+    """One task's classifier on disk; ``Backbone.attach`` attaches it to a model.
 
     Attributes:
         task: The task's name.
@@ -42,23 +42,23 @@ class TaskClassifier:
 
     @property
     def data_source(self) -> str | None:
-        """The data that the task was read from, as ``--data`` names it."""
+        """The task's data, as ``--data`` names it."""
         return (self.record.get("data") or {}).get("source")
 
     @property
     def max_length(self) -> int | None:
-        """The length that the single adapter was trained and scored with, where it is recorded."""
+        """Maximum length with which the single adapter was trained and scored, if it is recorded."""
         settings = self.record.get("settings") if self.is_single_adapter else self.single_adapter.get("dev")
         return (settings or {}).get("max_length")
 
     @property
     def is_single_adapter(self) -> bool:
-        """Whether this is an adapter by itself, not one of a merged folder's tasks."""
+        """Whether this is an adapter folder, not a task of a merged folder."""
         return self.folder == self.root
 
     @property
     def single_adapter(self) -> Mapping[str, Any]:
-        """What the merge recorded of the adapter that this classifier comes from: path, digest, dev scores."""
+        """The merge's record of the adapter that this classifier comes from: path, digest, dev scores."""
         if self.is_single_adapter:
             return {}
         return next((dict(row) for row in self.record.get("inputs", []) if row.get("task") == self.task), {})
@@ -67,7 +67,7 @@ class TaskClassifier:
         """The tensors of the head, by their name in the base model.
 
         Raises:
-            OsrmError: If the file that should hold them is missing or damaged.
+            OsrmError: If their file is missing or damaged.
         """
         if self.form == "adapter":
             return Adapter.open(self.folder).head_tensors()
@@ -76,12 +76,12 @@ class TaskClassifier:
 
     @property
     def head_path(self) -> Path:
-        """The file of the head alone, where the folder is no PEFT folder."""
+        """The file of the head, if the folder is not a PEFT folder."""
         return self.folder / HEAD_NAME
 
     @property
     def delta_layers(self) -> list[str]:
-        """Layers to which the task's own update is added; none where the model holds it already."""
+        """Layers to which the task's own update is added; none if the model contains it already."""
         return list(self.record["rescalers"]) if self.form == "task-aware" else []
 
     def read_delta(self, layer: str) -> torch.Tensor:
@@ -122,7 +122,7 @@ class MergedFolder:
         form = record["form"]
         folders = sorted(folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir())
         if not folders:
-            raise OsrmError(f"{path} holds no task's head, only the merged update", "merge adapters that have heads")
+            raise OsrmError(f"{path} contains no head, only the merged update", "merge adapters that have heads")
         tasks = {
             folder.name: TaskClassifier(folder.name, form, folder, path, provenance.read_record(folder) or record)
             for folder in folders
@@ -130,42 +130,42 @@ class MergedFolder:
         return cls(path, form, record, tasks)
 
     def choose_tasks(self, names: list[str]) -> dict[str, TaskClassifier]:
-        """The classifiers of some tasks; of all where there are no names.
+        """The classifiers of some tasks; of all if there are no names.
 
         Raises:
-            OsrmError: If there is no such task.
+            OsrmError: If there is no task of a name.
         """
         for name in names:
             if name not in self.tasks:
-                raise OsrmError(f"{self.path} holds no task '{name}'", f"it holds: {', '.join(self.tasks)}")
+                raise OsrmError(f"{self.path} has no task '{name}'", f"its tasks: {', '.join(self.tasks)}")
         return {name: classifier for name, classifier in self.tasks.items() if not names or name in names}
 
     def resolve_base_model(self, name: str | None, revision: str | None) -> tuple[Path, BaseModelId]:
         """The base model on disk: its folder and its identity.
 
         Args:
-            name: Where the user says that it lies now.
-            revision: Its revision.
+            name: The value of ``--model``.
+            revision: The value of ``--revision``.
 
         Raises:
-            OsrmError: If it is not known, or its weights are not those that the folder was made for.
+            OsrmError: If it is not known, or its weights differ from those that the folder was made for.
         """
         first = next(iter(self.tasks.values()))
-        recorded, by_name = BaseModelId.of(first.record), None
+        recorded, config_name = BaseModelId.of(first.record), None
         if self.form == "adapter" and not recorded:  # of another program
-            by_name = adapter_config.read_config(first.folder).base_model
-        return resolve_base_model(self.path, recorded, by_name, name, revision)
+            config_name = adapter_config.read_config(first.folder).base_model
+        return resolve_base_model(self.path, recorded, config_name, name, revision)
 
     def resolve_model(self, name: str | None, revision: str | None, max_length: int) -> tuple[Path, BaseModelId | None]:
-        """The model that the classifiers are put on: the base model, or the folder itself where it is a whole model.
+        """The model that the classifiers are attached to: the base model, or the folder itself if it is a whole model.
 
         Args:
-            name: Where the user says that the base model lies now.
-            revision: Its revision.
-            max_length: Tokens for which it must have positions.
+            name: The value of ``--model``.
+            revision: The value of ``--revision``.
+            max_length: Required number of positions.
 
         Raises:
-            OsrmError: If it is not known, has too few positions, or its weights are not those of the folder.
+            OsrmError: If it is not known, has too few positions, or its weights differ from those of the folder.
         """
         if self.form == "model":
             base_dir = find_base_model(str(self.path))
@@ -176,7 +176,7 @@ class MergedFolder:
         return base_dir, base
 
     def describe(self) -> dict[str, Any]:
-        """How it was made, as ``scores.json`` has it: adapters, method, options, and whether heads were calibrated."""
+        """The entries of ``scores.json`` on its origin: adapters, method, options, and whether heads are calibrated."""
         if "form" not in self.record:
             adapter = Adapter.open(self.path)
             adapters = {adapter.name: adapter.describe()}
@@ -192,23 +192,24 @@ class MergedFolder:
         """The adapter of each task, with the weights that were merged, named after the task.
 
         Args:
-            folder: Holds the adapters now, in folders of any name; by default they lie where they were merged from.
+            folder: Folder that contains the adapters, in folders of any name; by default the paths that were merged.
 
         Raises:
-            OsrmError: If one is gone or has changed.
+            OsrmError: If one is missing or has changed.
         """
         if folder is None:
-            return [replace(_open_recorded(each), name=each.task) for each in self.tasks.values()]
+            return [replace(_open_recorded(classifier), name=classifier.task) for classifier in self.tasks.values()]
         moved = [Adapter.open(path.parent) for path in sorted(folder.glob(f"*/{adapter_config.CONFIG_NAME}"))]
         by_digest = {adapter.sha256(): adapter for adapter in moved}
         adapters = []
-        for each in self.tasks.values():
-            if each.single_adapter["sha256"] not in by_digest:
+        for task, classifier in self.tasks.items():
+            digest = classifier.single_adapter["sha256"]
+            if digest not in by_digest:
                 raise OsrmError(
-                    f"none of the {len(moved)} adapters in {folder} is the one that '{each.task}' was merged from",
-                    f"it was {each.single_adapter['path']}; merge again if it has changed",
+                    f"none of the {len(moved)} adapters in {folder} is the one that '{task}' was merged from",
+                    f"it was {classifier.single_adapter['path']}; merge again if it has changed",
                 )
-            adapters.append(replace(by_digest[each.single_adapter["sha256"]], name=each.task))
+            adapters.append(replace(by_digest[digest], name=task))
         return adapters
 
 
@@ -217,17 +218,19 @@ def _open_recorded(classifier: TaskClassifier) -> Adapter:
     try:
         adapter = Adapter.open(recorded["path"])
     except OsrmError as error:
-        raise OsrmError(f"the adapter that '{task}' was merged from is not at hand: {error}", _MOVED) from None
+        raise OsrmError(
+            f"the adapter that '{task}' was merged from is not available: {error}", _HINT_IF_MOVED
+        ) from None
     if adapter.sha256() != recorded["sha256"]:
-        raise OsrmError(f"{adapter.source} has changed since '{task}' was merged from it", _MOVED)
+        raise OsrmError(f"{adapter.source} has changed since '{task}' was merged from it", _HINT_IF_MOVED)
     return adapter
 
 
 def _describe_input(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An adapter as a merged folder recorded it, with what it says of itself if it is still there."""
+    """A merged folder's record of an adapter, with the adapter's own record if it is unchanged."""
     try:
-        described = Adapter.open(row["path"]).describe()
+        current = Adapter.open(row["path"]).describe()
     except OsrmError:
-        described = {}
-    known = described if described.get("sha256") == row["sha256"] else {}
-    return {"start": None, "train": None, "drift": None, **known, "path": row["path"], "sha256": row["sha256"]}
+        current = {}
+    details = current if current.get("sha256") == row["sha256"] else {}
+    return {"start": None, "train": None, "drift": None, **details, "path": row["path"], "sha256": row["sha256"]}

@@ -1,6 +1,6 @@
-"""The one reader of ``scores.json`` and ``sweep.json``, and their schema.
+"""Read ``scores.json`` and ``sweep.json``, and check them by their schema.
 
-Every value that is used is checked here: a wrong one is refused in a line that names the file and the key.
+Every value that is used is checked; the error for a wrong one names the file and the key.
 """
 
 import hashlib
@@ -36,15 +36,15 @@ _WRITERS = ("eval", "sweep")
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """How an adapter was made, as far as its files say.
+    """Origin of an adapter, as far as its files record it.
 
     Attributes:
-        path: Where it lay.
+        path: Its folder.
         sha256: Its digest.
         start: Settings of its initialization.
         train: Settings of its training.
-        retrofit: Settings of its repair.
-        drift: How far training moved A, as a share of its norm.
+        retrofit: Settings of its retrofit.
+        drift: Distance by which training moved A, relative to its norm.
     """
 
     path: str
@@ -57,18 +57,18 @@ class AdapterRecord:
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """What one file of scores holds.
+    """Contents of one file of scores.
 
     Attributes:
-        name: How it is called: its path.
+        name: Its path.
         sha256: Its digest.
-        split: The examples that report: a split, or a half of one.
-        dtype: The precision in which the models ran.
+        split: The test examples: a split, or a half of one.
+        dtype: Precision of the models.
         adapters: By task.
-        single: Scores of the single adapters on the examples that report; empty where none were measured.
-        merges: One of ``eval``, unless a single adapter was scored; one for each point of a sweep.
-        single_validation: Scores of the single adapters on the examples that choose; empty outside a sweep.
-        arm: Who made the adapters, where the user has named them.
+        single: Scores of the single adapters on the test examples; empty if none were measured.
+        merges: One for ``eval``, unless a single adapter was scored; one for each point of a sweep.
+        single_validation: Scores of the single adapters on the validation examples; empty outside a sweep.
+        arm: Label that the user has given to the adapters.
     """
 
     name: str
@@ -167,7 +167,7 @@ def read_score_file(path: Path) -> ScoreFile:
     """Read a ``scores.json`` of ``osrm eval`` or a ``sweep.json`` of ``osrm sweep``.
 
     Raises:
-        OsrmError: If it is missing, is something else, or holds a wrong value.
+        OsrmError: If it is missing, is another kind of file, or contains a wrong value.
     """
     return parse_score_file(path.as_posix(), *read_record(path, _WRITERS))
 
@@ -176,20 +176,22 @@ def read_record(path: Path, commands: tuple[str, ...] = _WRITERS) -> tuple[dict[
     """The JSON object that one of the commands wrote, and the file's bytes.
 
     Raises:
-        OsrmError: If the file is missing, is no JSON object, or was written by another command.
+        OsrmError: If the file is missing, is not a JSON object, or was written by another command.
     """
-    wanted = " or ".join(f"'osrm {command}'" for command in commands)
+    expected = " or ".join(f"'osrm {command}'" for command in commands)
     try:
         content = path.read_bytes()
         record = json.loads(content)
     except FileNotFoundError:
-        raise OsrmError(f"{path} is missing", f"make it with {wanted}") from None
+        raise OsrmError(f"{path} is missing", f"make it with {expected}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise OsrmError(f"{path} cannot be read: {error}", f"expected JSON of {wanted}") from None
+        raise OsrmError(f"{path} cannot be read: {error}", f"expected JSON of {expected}") from None
     command = record.get("command") if isinstance(record, dict) else None
     if command not in commands:
-        found = f"'osrm {command}' wrote it" if isinstance(command, str) else "it does not say which command wrote it"
-        raise OsrmError(f"{path} is not a file of scores: {found}", f"give a file of {wanted}")
+        reason = (
+            f"'osrm {command}' wrote it" if isinstance(command, str) else "it does not record which command wrote it"
+        )
+        raise OsrmError(f"{path} is not a file of scores: {reason}", f"give a file of {expected}")
     return record, content
 
 
@@ -197,24 +199,24 @@ def parse_score_file(name: str, record: Mapping[str, Any], content: bytes) -> Sc
     """Check the bytes of a file of scores, whose JSON is ``record``.
 
     Args:
-        name: How the file is called, in errors too.
-        record: What ``read_record`` returns.
-        content: Likewise.
+        name: The file's path, for errors.
+        record: From ``read_record``.
+        content: From ``read_record``.
 
     Raises:
-        OsrmError: If it holds a wrong value.
+        OsrmError: If it contains a wrong value.
     """
     digest = hashlib.sha256(content).hexdigest()
     if record["command"] == "sweep":
-        return _from_sweep(name, digest, _checked(name, _SweepJson, content, "sweep"))
-    return _from_eval(name, digest, _checked(name, _ScoresJson, content, "eval"))
+        return _from_sweep(name, digest, _validate(name, _SweepJson, content, "sweep"))
+    return _from_eval(name, digest, _validate(name, _ScoresJson, content, "eval"))
 
 
-def _checked(name: str, schema: type[T], content: bytes, command: str) -> T:
+def _validate(name: str, schema: type[T], content: bytes, command: str) -> T:
     try:
         return TypeAdapter(schema).validate_json(content, strict=True)
     except ValidationError as error:
-        raise _refusal(name, describe_error(error), command) from None
+        raise _schema_error(name, describe_error(error), command) from None
 
 
 def describe_error(error: ValidationError) -> str:
@@ -224,49 +226,51 @@ def describe_error(error: ValidationError) -> str:
     return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}" if key else str(first["msg"])
 
 
-def _refusal(name: str, why: str, command: str) -> OsrmError:
+def _schema_error(name: str, reason: str, command: str) -> OsrmError:
     return OsrmError(
-        f"{name} cannot be read: {why}", f"make it anew with 'osrm {command}' of this version and --overwrite"
+        f"{name} cannot be read: {reason}", f"recreate it with 'osrm {command}' of this version and --overwrite"
     )
 
 
-def _from_eval(name: str, digest: str, found: _ScoresJson) -> ScoreFile:
-    scores = found.scores({}, found.labels)
+def _from_eval(name: str, digest: str, contents: _ScoresJson) -> ScoreFile:
+    scores = contents.scores({}, contents.labels)
     single = {
         task: replace(scores[task], headline=row.single, predictions=())
-        for task, row in sorted(found.tasks.items())
+        for task, row in sorted(contents.tasks.items())
         if row.single is not None
     }
-    merges = (ScoredMerge(found.method, found.options or {}, found.calibrated, scores),) if found.method else ()
-    settings, adapters = found.settings, dict(sorted(found.adapters.items()))
+    merges = (
+        (ScoredMerge(contents.method, contents.options or {}, contents.calibrated, scores),) if contents.method else ()
+    )
+    settings, adapters = contents.settings, dict(sorted(contents.adapters.items()))
     return ScoreFile(name, digest, settings.split, settings.dtype, adapters, single, merges)
 
 
-def _from_sweep(name: str, digest: str, found: _SweepJson) -> ScoreFile:
-    settings, best = found.settings, {row.point for row in found.best}
-    half = f" (half of it, by seed {settings.seed})" if settings.validation_split is None else ""
-    tasks = set(found.single.test.tasks)
-    if missing := sorted(task for task in tasks if task not in found.data):
-        raise _refusal(name, f"data: the digest of {missing[0]} is missing", "sweep")
-    if missing := sorted(task for task, data in found.data.items() if settings.split not in data.sha256):
-        raise _refusal(name, f"data.{missing[0]}.sha256: the digest of '{settings.split}' is missing", "sweep")
-    digests = {task: data.sha256[settings.split] + half for task, data in found.data.items()}
-    if best and max(best) >= len(found.points):
-        raise _refusal(name, f"best: there is no point {max(best)}", "sweep")
-    labels, merges = found.labels.get("test", {}), []
-    for index, point in enumerate(found.points):
+def _from_sweep(name: str, digest: str, contents: _SweepJson) -> ScoreFile:
+    settings, best = contents.settings, {row.point for row in contents.best}
+    half_suffix = f" (half of it, by seed {settings.seed})" if settings.validation_split is None else ""
+    tasks = set(contents.single.test.tasks)
+    if missing := sorted(task for task in tasks if task not in contents.data):
+        raise _schema_error(name, f"data: the digest of {missing[0]} is missing", "sweep")
+    if missing := sorted(task for task, data in contents.data.items() if settings.split not in data.sha256):
+        raise _schema_error(name, f"data.{missing[0]}.sha256: the digest of '{settings.split}' is missing", "sweep")
+    digests = {task: data.sha256[settings.split] + half_suffix for task, data in contents.data.items()}
+    if best and max(best) >= len(contents.points):
+        raise _schema_error(name, f"best: there is no point {max(best)}", "sweep")
+    labels, merges = contents.labels.get("test", {}), []
+    for index, point in enumerate(contents.points):
         for key, split in (("validation", point.validation), ("test", point.test)):
             if set(split.tasks) != tasks:
-                raise _refusal(name, f"points.{index}.{key}: its tasks are not those of 'single'", "sweep")
+                raise _schema_error(name, f"points.{index}.{key}: its tasks are not those of 'single'", "sweep")
         test, validation = point.test.scores(digests, labels), point.validation.scores({}, {})
         merges.append(ScoredMerge(point.method, point.options, point.calibrated, test, validation, index in best))
     return ScoreFile(
         name,
         digest,
-        settings.split + half,
+        settings.split + half_suffix,
         settings.dtype,
-        dict(sorted(found.adapters.items())),
-        found.single.test.scores(digests, labels),
+        dict(sorted(contents.adapters.items())),
+        contents.single.test.scores(digests, labels),
         tuple(merges),
-        found.single.validation.scores({}, {}),
+        contents.single.validation.scores({}, {}),
     )

@@ -1,10 +1,10 @@
-"""Scores of tasks and merges, as ``eval`` and ``sweep`` find them; ``score_files`` reads what they write."""
+"""Scores of tasks and merges, as ``eval`` and ``sweep`` compute them; ``score_files`` reads their files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-NAME = "scores.json"
+SCORES_NAME = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,11 @@ class TaskScore:
     Attributes:
         metrics: The task's metrics; those of a second dev set (mnli's mismatched) are named after it.
         headline: The primary score: the mean of the task's metrics on its first set.
-        single: The single adapter's primary score on the same examples, if it is known.
+        single: The single adapter's primary score on the same examples; ``None`` if unknown.
         examples: Number of examples scored.
-        sha256: Digest of those examples; empty if it is not known.
-        predictions: Classes or scores on the first set, see ``rounded``; empty if they are not known.
-        labels: The truth; empty if it is not known.
+        sha256: Digest of those examples; empty if unknown.
+        predictions: Classes or scores on the first set, see ``round_answers``; empty if unknown.
+        labels: True labels; empty if unknown.
     """
 
     metrics: Mapping[str, float]
@@ -31,7 +31,7 @@ class TaskScore:
 
     @property
     def ratio(self) -> float | None:
-        """The headline as a share of the single adapter's, in percent; none where that is not above zero."""
+        """Primary score relative to the single adapter's, in percent; ``None`` unless the latter is positive."""
         return 100 * self.headline / self.single if self.single and self.single > 0 else None
 
 
@@ -40,14 +40,14 @@ TaskScores = Mapping[str, TaskScore]  # by task
 
 @dataclass(frozen=True)
 class ScoredMerge:
-    """One way of merging, scored.
+    """Scores of one merge.
 
     Attributes:
         method: Name of the merging method.
-        options: Every option that counts, as ``osrm merge`` records them.
+        options: The options that apply, as ``osrm merge`` records them.
         calibrated: Whether the heads were calibrated.
-        test: Scores on the examples that report.
-        validation: Scores on the examples that choose; empty outside a sweep.
+        test: Scores on the test examples.
+        validation: Scores on the validation examples; empty outside a sweep.
         chosen: Whether it is the best of its method on validation.
     """
 
@@ -64,9 +64,9 @@ def average(scores: TaskScores) -> float:
     return sum(score.headline for score in scores.values()) / len(scores)
 
 
-def summary(found: TaskScores) -> dict[str, Any]:
-    """Tasks and their average, as JSON has them; an average is there when every task has the number."""
-    rows = {task: _row(score) for task, score in found.items()}
+def summarize_scores(scores: TaskScores) -> dict[str, Any]:
+    """Tasks and their averages, as in ``scores.json``; an average is ``None`` unless every task has a value."""
+    rows = {task: _row(score) for task, score in scores.items()}
     return {
         "tasks": rows,
         "average": {key: _mean([row[key] for row in rows.values()]) for key in ("headline", "single", "ratio")},
@@ -74,15 +74,15 @@ def summary(found: TaskScores) -> dict[str, Any]:
 
 
 def _row(score: TaskScore) -> dict[str, Any]:
-    long = ("predictions", "labels")
-    return {name: value for name, value in asdict(score).items() if name not in long} | {"ratio": score.ratio}
+    omitted = ("predictions", "labels")
+    return {name: value for name, value in asdict(score).items() if name not in omitted} | {"ratio": score.ratio}
 
 
-def answers(found: TaskScores) -> dict[str, Any]:
-    """Predictions and labels by task, as JSON has them."""
+def predictions_record(scores: TaskScores) -> dict[str, Any]:
+    """Predictions and labels by task, as in ``scores.json``."""
     return {
-        "predictions": {task: list(score.predictions) for task, score in found.items()},
-        "labels": {task: list(score.labels) for task, score in found.items()},
+        "predictions": {task: list(score.predictions) for task, score in scores.items()},
+        "labels": {task: list(score.labels) for task, score in scores.items()},
     }
 
 
@@ -91,6 +91,6 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) and known else None
 
 
-def rounded(answers: Sequence[float]) -> tuple[float, ...]:
-    """Classes as they are, scores to the digits that float32 has: predictions and labels as JSON has them."""
+def round_answers(answers: Sequence[float]) -> tuple[float, ...]:
+    """Predictions or labels as in JSON: classes unchanged, scores rounded to the digits of float32."""
     return tuple(answer if isinstance(answer, int) else float(f"{answer:.9g}") for answer in answers)

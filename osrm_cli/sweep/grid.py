@@ -1,4 +1,4 @@
-"""The grid of a sweep: which merges it holds, and which of them are multiples of one another."""
+"""The grid of a sweep: its merges, and which of them are multiples of one another."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ Value = int | float | str
 
 MAX_VALUES = 1000  # values of one option
 _AGGREGATES = ("mean", "sum")
-_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_DECIMAL_PATTERN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class ScaledDelta:
     """A merged update, layer by layer as dense tensors.
 
     Attributes:
-        results: Each layer's result.
-        factor: What it is multiplied by.
-        dtype: The type that a merge would write it in.
+        results: Result of each layer.
+        factor: Factor on the result.
+        dtype: The type in which a merge would write it.
     """
 
     results: Mapping[str, LayerResult]
@@ -43,7 +43,7 @@ class ScaledDelta:
 
     @property
     def by_task(self) -> bool:
-        """Whether each task has an update of its own."""
+        """Whether the tasks have different updates."""
         return any(isinstance(result, MaskedDelta) for result in self.results.values())
 
     def delta(self, layer: str, index: int) -> torch.Tensor:
@@ -61,9 +61,9 @@ class MergeFamily:
     """Points that share one merge.
 
     Attributes:
-        plan: The merge that is carried out.
+        plan: The shared merge.
         layer_data: What its method reads of features files.
-        lambdas: Each point's lambda.
+        lambdas: Lambda of each point.
     """
 
     plan: MergePlan
@@ -77,91 +77,98 @@ class MergeFamily:
 
 
 def lambda_is_a_factor(method: Method) -> bool:
-    """Whether lambda is no more than a factor on the result.
+    """Whether lambda is only a factor on the result.
 
-    It is for every rule; but features of the layers merged so far depend on it, and learned weights start from it.
+    It is, unless the activations of layers merged so far depend on it, or learned weights are initialized with it.
     """
     return method.data_statistic not in ("second-moments", "weights")
 
 
 def expand_grid(
-    asked: MergeRecipe, methods: Sequence[str], grid: Mapping[str, Sequence[Value]], more: Mapping[str, Sequence[Value]]
+    base_recipe: MergeRecipe,
+    methods: Sequence[str],
+    grid: Mapping[str, Sequence[Value]],
+    shared_options: Mapping[str, Sequence[Value]],
 ) -> list[MergeFamily]:
-    """Open and check every merge of a grid; compute nothing.
+    """Open and check every merge of a grid; merge nothing.
 
     Args:
-        asked: What all of them have in common.
+        base_recipe: Settings that all merges share.
         methods: Names of methods.
-        grid: Values by option, as a recipe spells options; a method takes those that it uses.
-        more: The same, but it does no harm if no method uses them.
+        grid: Values by option, as a recipe spells options; a method uses those that it has.
+        shared_options: Further values by option, which need not be used by any method.
 
     Raises:
         OsrmError: If a method is unknown, no method uses an option, or a merge cannot be done.
     """
-    rows = list(dict.fromkeys(map(find_method, methods)))
+    method_rows = list(dict.fromkeys(map(find_method, methods)))
     for option in grid:
-        if not any(option in used_options(row) for row in rows):
-            spelled, given = option.replace("_", "-"), ", ".join(row.name for row in rows)
-            raise OsrmError(f"none of {given} uses --{spelled}", "osrm merge --help says which method takes it")
-    found = []
-    for row in rows:
-        own = {option: values for option, values in {**more, **grid}.items() if option in used_options(row)}
-        lambdas = tuple(float(value) for value in own.pop("lambda", (row.default_lambda,)))
-        for values in itertools.product(*own.values()):
-            recipe = replace(asked, method=row.name, options=dict(zip(own, values, strict=True)))
-            if row.is_task_aware:  # has one form only
+        if not any(option in used_options(method) for method in method_rows):
+            flag, names = option.replace("_", "-"), ", ".join(method.name for method in method_rows)
+            raise OsrmError(f"none of {names} uses --{flag}", "osrm merge --help says which method takes it")
+    families = []
+    for method in method_rows:
+        used_grid = {
+            option: values for option, values in {**shared_options, **grid}.items() if option in used_options(method)
+        }
+        lambdas = tuple(float(value) for value in used_grid.pop("lambda", (method.default_lambda,)))
+        for values in itertools.product(*used_grid.values()):
+            recipe = replace(base_recipe, method=method.name, options=dict(zip(used_grid, values, strict=True)))
+            if method.is_task_aware:  # has one form only
                 recipe = replace(recipe, output="adapter")
-            for shared in [lambdas] if lambda_is_a_factor(row) else [(value,) for value in lambdas]:
-                options = {**recipe.options, "lambda": 1.0 if lambda_is_a_factor(row) else shared[0]}
+            for shared_lambdas in [lambdas] if lambda_is_a_factor(method) else [(value,) for value in lambdas]:
+                options = {**recipe.options, "lambda": 1.0 if lambda_is_a_factor(method) else shared_lambdas[0]}
                 plan = MergePlan.of(replace(recipe, options=options))
-                found.append(MergeFamily(plan, open_layer_data(plan), shared))
-    return found
+                families.append(MergeFamily(plan, open_layer_data(plan), shared_lambdas))
+    return families
 
 
 def parse_option(text: str) -> tuple[str, list[Value]]:
-    """An option of merge with its values, from ``NAME=VALUES``.
+    """Parse ``NAME=VALUES``: an option of ``osrm merge`` with its values.
 
     Raises:
-        OsrmError: If there is no such option, or its values cannot be read.
+        OsrmError: If the option is unknown, or its values cannot be parsed.
     """
     name, _, values = text.partition("=")
     option = name.strip().replace("-", "_")
     if option not in OPTIONS:
-        known = ", ".join(each.replace("_", "-") for each in OPTIONS)
-        raise OsrmError(f"--option {text}: '{name}' is no option of a method", f"options: {known}")
+        known = ", ".join(known_option.replace("_", "-") for known_option in OPTIONS)
+        raise OsrmError(f"--option {text}: '{name}' is not an option of a method", f"options: {known}")
     if option != "aggregate":
         return option, parse_values(f"--option {text}", [values])
-    words: list[Value] = list(values.split(","))
-    if any(word not in _AGGREGATES for word in words):
+    aggregates: list[Value] = list(values.split(","))
+    if any(word not in _AGGREGATES for word in aggregates):
         raise OsrmError(f"--option {text}, expected mean, sum or both", "for example --option aggregate=mean,sum")
-    return option, words
+    return option, aggregates
 
 
-def parse_values(said: str, texts: Sequence[str]) -> list[Value]:
-    """Numbers from lists such as ``0.1,0.5`` and ranges such as ``0.1:1.0:0.1``, both ends included; each once.
+def parse_values(flag: str, texts: Sequence[str]) -> list[Value]:
+    """Parse numbers from lists such as ``0.1,0.5`` and ranges such as ``0.1:1.0:0.1``, both ends included; each once.
 
     Args:
-        said: The option as the user typed it, for the error.
+        flag: The option as the user typed it, for the error.
         texts: Lists, ranges, or both with commas between.
 
     Raises:
-        OsrmError: If one is no number or no range, or there are none, or too many.
+        OsrmError: If an entry is neither a number nor a range, or there are no values or too many.
     """
-    found: dict[Value, None] = {}
+    numbers: dict[Value, None] = {}
     for part in (part.strip() for text in texts for part in text.split(",")):
         fields = part.split(":")
-        if len(fields) not in (1, 3) or not all(_DECIMAL.fullmatch(field.strip()) for field in fields):
-            raise OsrmError(f"{said}: '{part}' is no number and no START:STOP:STEP", "for example 0.1:1.0:0.1 or 0.3,1")
-        # Decimals, since 0.1 + 0.2 is to be 0.3.
-        first, *more = (Decimal(field.strip()) for field in fields)
-        stop, step = more or (first, Decimal(1))
+        if len(fields) not in (1, 3) or not all(_DECIMAL_PATTERN.fullmatch(field.strip()) for field in fields):
+            raise OsrmError(
+                f"{flag}: '{part}' is neither a number nor START:STOP:STEP", "for example 0.1:1.0:0.1 or 0.3,1"
+            )
+        # Decimals, so that 0.1 + 0.2 is 0.3.
+        first, *bounds = (Decimal(field.strip()) for field in fields)
+        stop, step = bounds or (first, Decimal(1))
         if step <= 0 or stop < first or (stop - first) / step >= MAX_VALUES:
             raise OsrmError(
-                f"{said}: '{part}' holds no values, or more than {MAX_VALUES}", "START is the smallest value"
+                f"{flag}: '{part}' contains no values, or more than {MAX_VALUES}", "START is the smallest value"
             )
-        whole = all(re.fullmatch(r"[+-]?\d+", field.strip()) for field in fields)
+        are_integers = all(re.fullmatch(r"[+-]?\d+", field.strip()) for field in fields)
         steps = range(int((stop - first) / step) + 1)
-        found |= dict.fromkeys((int if whole else float)(first + step * index) for index in steps)
-    if not all(math.isfinite(value) for value in found if not isinstance(value, str)):
-        raise OsrmError(f"{said} holds a number that is too large")
-    return list(found)
+        numbers |= dict.fromkeys((int if are_integers else float)(first + step * index) for index in steps)
+    if not all(math.isfinite(value) for value in numbers if not isinstance(value, str)):
+        raise OsrmError(f"{flag} contains a number that is too large")
+    return list(numbers)

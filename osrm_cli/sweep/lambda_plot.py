@@ -1,4 +1,4 @@
-"""The robustness curve of a sweep: the tasks' average over lambda, beside the single adapters' average."""
+"""Plot a sweep: the average score over lambda, and the single adapters' average."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def render_lambda_plot(sweep: SweepResult) -> bytes:
-    """Draw the averages that report as a PNG; equal sweeps give equal bytes."""
+    """Draw the average test scores as a PNG; equal sweeps give equal bytes."""
     from osrm_cli.plotting.figure import Panel, Plot, line_style, render_png
 
     lines = _lines(sweep.points)
-    places = {name: place for place, name in enumerate(dict.fromkeys(name for name, _ in lines))}
+    indices = {name: index for index, name in enumerate(dict.fromkeys(name for name, _ in lines))}
     styles = {
-        (name, calibrated): {**line_style(places[name]), "linestyle": "--" if calibrated else "-"}
+        (name, calibrated): {**line_style(indices[name]), "linestyle": "--" if calibrated else "-"}
         for name, calibrated in lines
     }
     single: dict[str, Any] = {"color": "gray", "linestyle": ":"}
@@ -37,20 +37,22 @@ def render_lambda_plot(sweep: SweepResult) -> bytes:
 
 
 def _lines(points: Sequence[ScoredMerge]) -> dict[tuple[str, bool], list[ScoredMerge]]:
-    """Points that differ in lambda alone, by name and whether they are calibrated.
+    """Points that differ only in lambda, by name and whether they are calibrated.
 
     A line is named after its method, and the options in which lines of that method differ.
     """
-    seen: dict[str, dict[str, set[Any]]] = {}
+    values_seen: dict[str, dict[str, set[Any]]] = {}
     for point in points:
-        for option, value in _others(point.options).items():
-            seen.setdefault(point.method, {}).setdefault(option, set()).add(value)
-    found: dict[tuple[str, bool], list[ScoredMerge]] = {}
+        for option, value in _options_but_lambda(point.options).items():
+            values_seen.setdefault(point.method, {}).setdefault(option, set()).add(value)
+    lines: dict[tuple[str, bool], list[ScoredMerge]] = {}
     for point in points:
-        varied = (f"{o} {v}" for o, v in _others(point.options).items() if len(seen[point.method][o]) > 1)
-        found.setdefault((" ".join((point.method, *varied)), point.calibrated), []).append(point)
-    return found
+        differing = (
+            f"{o} {v}" for o, v in _options_but_lambda(point.options).items() if len(values_seen[point.method][o]) > 1
+        )
+        lines.setdefault((" ".join((point.method, *differing)), point.calibrated), []).append(point)
+    return lines
 
 
-def _others(options: Mapping[str, Any]) -> dict[str, Any]:
+def _options_but_lambda(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sorted(options.items()) if name != "lambda"}

@@ -1,4 +1,4 @@
-"""Carry out the merges of a grid, each family once; what passes over the model need is loaded once."""
+"""Compute the merges of a grid, each family once; models and examples for data statistics are loaded once."""
 
 import tempfile
 from collections.abc import Sequence
@@ -24,47 +24,47 @@ class GridMerges:
     """The merges of a grid.
 
     Args:
-        families: What to merge.
-        place: Folder of the base model.
-        device: Where to compute.
+        families: The families to merge.
+        base_dir: Folder of the base model.
+        device: Device of the computation.
 
     Raises:
-        OsrmError: If a method needs data, labels or a head that are not there.
+        OsrmError: If a method needs data, labels or a head that are missing.
     """
 
-    def __init__(self, families: Sequence[MergeFamily], place: Path, device: torch.device) -> None:
-        self._place, self._device = place, device
-        self._drawn: dict[tuple[Any, ...], list[TaskSample]] = {}
+    def __init__(self, families: Sequence[MergeFamily], base_dir: Path, device: torch.device) -> None:
+        self._base_dir, self._device = base_dir, device
+        self._samples: dict[tuple[Any, ...], list[TaskSample]] = {}
         for family in families:
-            if family.plan.method.data_statistic and _key(family.plan) not in self._drawn:
-                self._drawn[_key(family.plan)] = samples.draw_for_plan(family.plan)
+            if family.plan.method.data_statistic and _sample_key(family.plan) not in self._samples:
+                self._samples[_sample_key(family.plan)] = samples.draw_for_plan(family.plan)
         self._models: dict[tuple[Any, ...], list[TaskModel]] = {}
 
-    def of(self, family: MergeFamily, scratch: Path, progress: Progress) -> list[tuple[dict[str, Any], ScaledDelta]]:
-        """Merge once; every point's options with its update.
+    def merge(self, family: MergeFamily, scratch: Path, progress: Progress) -> list[tuple[dict[str, Any], ScaledDelta]]:
+        """Merge once; return every point's options and update.
 
         Args:
             family: One of the families.
-            scratch: A folder for what is too large for memory.
-            progress: Draws a bar over passes.
+            scratch: A folder for data too large for memory.
+            progress: Shows a progress bar of the data statistics.
         """
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            plan, layer_data = self._gather(family, Path(folder), progress)
+            plan, layer_data = self._gather_layer_data(family, Path(folder), progress)
             layers = merge_layers(plan, layer_data, plan.layers, device=self._device)
             results = {layer.name: layer.result for layer in layers}
         return [(options, ScaledDelta(results, factor, plan.dtype)) for options, factor in family.points()]
 
-    def _gather(self, family: MergeFamily, folder: Path, progress: Progress) -> tuple[MergePlan, LayerData]:
+    def _gather_layer_data(self, family: MergeFamily, folder: Path, progress: Progress) -> tuple[MergePlan, LayerData]:
         plan = family.plan
         if not plan.method.data_statistic:
             return plan, family.layer_data
-        key = _key(plan)
+        key = _sample_key(plan)
         if key not in self._models:
-            self._models[key] = task_models.load_task_models(plan, self._drawn[key], self._place, self._device)
+            self._models[key] = task_models.load_task_models(plan, self._samples[key], self._base_dir, self._device)
         return gather_layer_data(plan, self._models[key], folder, progress)
 
 
-def _key(plan: MergePlan) -> tuple[Any, ...]:
-    """What decides the examples that a plan's passes read, and how they are checked."""
+def _sample_key(plan: MergePlan) -> tuple[Any, ...]:
+    """The settings that determine a plan's examples and how they are checked."""
     options = plan.recipe.options
     return plan.method.name, options["samples"], options["seed"]

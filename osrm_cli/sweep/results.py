@@ -1,4 +1,4 @@
-"""``sweep.json``: every point of a sweep on two sets of examples, of which one chooses and the other reports."""
+"""``sweep.json``: every point of a sweep, scored on validation examples, which select, and on test examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Any
 
 from osrm_cli.evaluation.scores import ScoredMerge, TaskScores, average
 
-NAME = "sweep.json"
-CURVE = "curve.png"
+SWEEP_NAME = "sweep.json"
+CURVE_NAME = "curve.png"
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """All points, beside the single adapters.
+    """Scores of all points and of the single adapters.
 
     Attributes:
-        validation: The single adapters' scores on the examples that choose.
-        test: The same on the examples that report.
+        validation: The single adapters' scores on the validation examples.
+        test: The single adapters' scores on the test examples.
         points: In the order of methods and options.
     """
 
@@ -27,17 +27,17 @@ class SweepResult:
     def best(self) -> list[int]:
         """Indices of the best point of each method, without and with calibration, by the average on validation.
 
-        The first one counts where several are equal.
+        Of several equal ones, the first.
         """
-        found: dict[tuple[str, bool], int] = {}
+        leaders: dict[tuple[str, bool], int] = {}
         for index, point in enumerate(self.points):
-            leader = found.setdefault((point.method, point.calibrated), index)
+            leader = leaders.setdefault((point.method, point.calibrated), index)
             if average(point.validation) > average(self.points[leader].validation):
-                found[point.method, point.calibrated] = index
-        return list(found.values())
+                leaders[point.method, point.calibrated] = index
+        return list(leaders.values())
 
-    def facts(self, predictions: bool = False) -> dict[str, Any]:
-        """The sweep as JSON has it; predictions for the single adapters and the best points."""
+    def record(self, predictions: bool = False) -> dict[str, Any]:
+        """The sweep as in ``sweep.json``; predictions only of the single adapters and the best points."""
         best = self.best()
         return {
             "single": _both_splits(self.validation, self.test, predictions),
@@ -57,15 +57,15 @@ class SweepResult:
 
 
 def _both_splits(validation: TaskScores, test: TaskScores, predictions: bool) -> dict[str, Any]:
-    return {"validation": _facts(validation, predictions), "test": _facts(test, predictions)}
+    return {"validation": _scores_record(validation, predictions), "test": _scores_record(test, predictions)}
 
 
-def _facts(scores: TaskScores, predictions: bool) -> dict[str, Any]:
+def _scores_record(scores: TaskScores, predictions: bool) -> dict[str, Any]:
     rows = {
         task: {"headline": score.headline, "metrics": dict(score.metrics), "examples": score.examples}
         for task, score in scores.items()
     }
-    found = {"tasks": rows, "average": average(scores)}
-    return found | (
+    record = {"tasks": rows, "average": average(scores)}
+    return record | (
         {"predictions": {task: list(score.predictions) for task, score in scores.items()}} if predictions else {}
     )

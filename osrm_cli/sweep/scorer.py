@@ -1,4 +1,4 @@
-"""Score many merges on one backbone: model, text and heads are loaded once, and a merge costs one pass per task."""
+"""Score many merges on one backbone: model, examples and heads are loaded once, and a merge takes one pass per task."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
-from osrm_cli.evaluation.scores import TaskScore, rounded
+from osrm_cli.evaluation.scores import TaskScore, round_answers
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.heads import find_head_layer
@@ -20,23 +20,23 @@ from osrm_cli.sweep.tasks import SweepTask
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.validation_split import TEST, VALIDATION, ValidationSplit
 
-ScoresBySplit = dict[str, dict[str, TaskScore]]  # by part, then by task
+ScoresBySplit = dict[str, dict[str, TaskScore]]  # by split, then by task
 
 
 class DeltaSource(Protocol):
-    """What is added to the backbone's weights."""
+    """Updates to add to the backbone's weights."""
 
     @property
     def by_task(self) -> bool:
-        """Whether each task has an update of its own."""
+        """Whether the tasks have different updates."""
 
     def delta(self, layer: str, index: int) -> torch.Tensor | None:
-        """One layer's update ``(d_out, d_in)`` for the task of the adapter at ``index``; nothing if it has none."""
+        """One layer's update ``(d_out, d_in)`` for the task of the adapter at ``index``; ``None`` if there is none."""
 
 
 @dataclass(frozen=True)
 class SingleAdapterDeltas:
-    """Each task's own adapter, as it was trained."""
+    """The update of each task's own adapter."""
 
     adapters: Sequence[Adapter]
     by_task: bool = True
@@ -52,7 +52,7 @@ class SweepHead:
 
     Attributes:
         task: The task, its examples and its adapter.
-        target: The single adapter's representations of the unlabelled examples, once they are known.
+        target: The single adapter's representations of the unlabelled examples, once they are computed.
     """
 
     target: torch.Tensor | None = None
@@ -82,18 +82,18 @@ class SweepHead:
 
 
 class SweepScorer:
-    """One backbone in memory, on which merges are scored one after the other.
+    """One backbone in memory, on which the merges are scored one after the other.
 
     Args:
-        plan: Names the layers and the adapters.
+        plan: Supplies the layers and the adapters.
         tasks: The tasks to score.
         base_dir: Folder of the base model.
-        device: Where to compute.
-        dtype: Precision of the model. Updates are added in float32 whatever it is.
-        batch_size: Examples in a batch, at most.
+        device: Device of the computation.
+        dtype: Precision of the model. Updates are always added in float32.
+        batch_size: Maximum examples per batch.
 
     Attributes:
-        examples: Examples that one merge is run on.
+        examples: Number of examples on which one merge is run.
 
     Raises:
         OsrmError: If an adapter or its head does not fit the base model.
@@ -120,7 +120,7 @@ class SweepScorer:
         self.examples = sum(len(head.encodings) + len(head.unlabelled) for head in self._heads)
 
     def score_single_adapters(self, advance: Advance) -> ScoresBySplit:
-        """Score every task's own adapter, and keep the representations that calibration leads back to."""
+        """Score every task's own adapter, and keep the representations that are the targets of calibration."""
         results = {}
         for head in self._heads_with(SingleAdapterDeltas(self._adapters)):
             logits, representations = self._run(head, advance)
@@ -130,9 +130,9 @@ class SweepScorer:
         return _by_part(results)
 
     def score(self, deltas: DeltaSource, advance: Advance) -> list[ScoresBySplit]:
-        """Score one merge on every task: as it is, and with calibrated heads where there are unlabelled examples.
+        """Score one merge on every task: unchanged, and with calibrated heads if there are unlabelled examples.
 
-        Call ``score_single_adapters`` before.
+        Call ``score_single_adapters`` first.
         """
         plain, calibrated = {}, {}
         for head in self._heads_with(deltas):
@@ -145,7 +145,7 @@ class SweepScorer:
         return [_by_part(results) for results in (plain, calibrated) if results]
 
     def _heads_with(self, deltas: DeltaSource) -> Iterator[SweepHead]:
-        """Each task's head, once its update is in the weights."""
+        """Yield each task's head after adding its update to the weights."""
         for position, head in enumerate(self._heads):
             if position == 0 or deltas.by_task:
                 self._add_to_weights(deltas, head.task.index)
@@ -153,7 +153,7 @@ class SweepScorer:
 
     @torch.no_grad()
     def _add_to_weights(self, deltas: DeltaSource, index: int) -> None:
-        """Add an update to the base model's weights, which are kept exactly: nothing adds up over many merges."""
+        """Add an update to the base model's weights, which are kept exactly: no error accumulates over many merges."""
         for name, layer in self._layers.items():
             delta, weight = deltas.delta(name, index), self._exact[name]
             if delta is not None:
@@ -162,7 +162,7 @@ class SweepScorer:
             layer.get_parameter("weight").copy_(weight)
 
     def _run(self, head: SweepHead, advance: Advance) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A task's logits, and the representations of all its examples where heads are calibrated."""
+        """A task's logits, and the representations of all its examples if heads are calibrated."""
         model, count = head.head.load(), len(head.encodings)
         if not head.unlabelled:
             return self._backbone.logits(model, head.encodings, self._batch_size, advance), None
@@ -177,14 +177,14 @@ def _apply_layer(inputs: torch.Tensor, head: Mapping[str, torch.Tensor], name: s
 
 
 def _score_parts(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, TaskScore]:
-    """One task's result on each part."""
+    """One task's score on each split."""
     predictions = metrics.predictions_from_logits(parts.task, logits.numpy())
     results = {}
     for part, rows in parts.indices.items():
         own = predictions[list(rows)]
         scores = metrics.compute_scores(parts.task, own, parts.labels_of(part))
         headline = metrics.primary_score(parts.task, scores)
-        results[part] = TaskScore(scores, headline, examples=len(rows), predictions=rounded(own.tolist()))
+        results[part] = TaskScore(scores, headline, examples=len(rows), predictions=round_answers(own.tolist()))
     return results
 
 

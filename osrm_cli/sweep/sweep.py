@@ -17,7 +17,7 @@ from osrm_cli.storage.provenance import BaseModelId
 from osrm_cli.sweep.grid import MergeFamily, Value, expand_grid
 from osrm_cli.sweep.lambda_plot import render_lambda_plot
 from osrm_cli.sweep.merges import GridMerges
-from osrm_cli.sweep.results import CURVE, NAME, SweepResult
+from osrm_cli.sweep.results import CURVE_NAME, SWEEP_NAME, SweepResult
 from osrm_cli.sweep.scorer import SweepScorer
 from osrm_cli.sweep.tasks import SweepDataSpec, SweepTask
 from osrm_cli.tasks.validation_split import TEST, VALIDATION
@@ -25,15 +25,15 @@ from osrm_cli.tasks.validation_split import TEST, VALIDATION
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What ``run_sweep`` did.
+    """Result of ``run_sweep``.
 
     Attributes:
-        path: The folder that was written, or would be.
+        path: The output folder; not written under ``dry_run``.
         tasks: Names of the tasks.
         points: Number of merges.
-        notes: Inputs that no method uses.
+        notes: Remarks on inputs that no method uses.
         result: Every point's scores; ``None`` under ``dry_run``.
-        warnings: What the reader should know about how the data was read.
+        warnings: Warnings about the data.
     """
 
     path: Path
@@ -76,28 +76,28 @@ def run_sweep(
     Args:
         adapters: Adapter folders or hub ids with heads.
         methods: Names of merging methods.
-        grid: Values by option of ``osrm merge``, such as ``{"lambda": [0.3, 0.5]}``; a method takes those that it uses.
+        grid: Values by option of ``osrm merge``, such as ``{"lambda": [0.3, 0.5]}``; a method uses those that it has.
         tasks: Tasks to score; every adapter's by default.
         calibrate: Score every merge with calibrated heads too.
         samples: Training examples read per task; by default 128 to calibrate, 100 for a method.
         features: Folder of features files; ``features`` by default.
-        data: ``hub``, ``mini`` or a folder; by default what each adapter was trained on.
+        data: ``hub``, ``mini`` or a folder; by default the data that each adapter was trained on.
         split: Split to score on.
         validation_split: Split that selects; by default a random half of ``split``.
         limit: Examples per task and split, the first ones; all by default.
-        predictions: Keep predictions of the single adapters and the best points.
-        form: What is scored: the merge as an ``adapter``, or as a ``model``.
-        seed: Of the halves, the draws, and of methods that draw.
-        model: The base model, where it lies elsewhere now.
+        predictions: Write predictions of the single adapters and the best points.
+        form: Score the merge as an ``adapter`` or as a ``model``.
+        seed: Seed of the halves, of the draws of examples, and of random methods.
+        model: The base model, if it has moved.
         revision: Its revision.
         max_length: Tokens per example; by default as in training.
-        batch_size: Examples in a batch, at most.
+        batch_size: Maximum examples per batch.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         out: Folder to write.
         overwrite: Replace the folder if it exists.
         dry_run: Check everything and write nothing.
-        progress: Draws bars.
+        progress: Shows progress bars.
 
     Raises:
         OsrmError: If adapters, data, methods or options are missing or do not fit together.
@@ -110,56 +110,56 @@ def run_sweep(
     """
     path, grid = Path(out), grid or {}
     atomic.refuse_existing(path, overwrite)
-    place = pick_device(device)
-    precision = pick_dtype(dtype, place)
-    common: dict[str, Sequence[Value]] = {"seed": [seed]}
+    torch_device = pick_device(device)
+    torch_dtype = pick_dtype(dtype, torch_device)
+    shared_options: dict[str, Sequence[Value]] = {"seed": [seed]}
     if samples:
-        common["samples"] = [samples]
+        shared_options["samples"] = [samples]
     entries = tuple(AdapterEntry(str(adapter)) for adapter in adapters)
     recipe = MergeRecipe("", entries, {}, str(features) if features else None, form, data=data)
-    families = expand_grid(recipe, list(dict.fromkeys(methods)), grid, common)
+    families = expand_grid(recipe, list(dict.fromkeys(methods)), grid, shared_options)
     notes = _note_unused({"features": features, "samples": samples}, families, calibrate)
-    opened = families[0].plan.adapters
-    base_dir, base = resolve_adapters_base(opened, model, revision)
+    opened_adapters = families[0].plan.adapters
+    base_dir, base = resolve_adapters_base(opened_adapters, model, revision)
     unlabelled = (samples or DEFAULT_SAMPLES) if calibrate else 0
     spec = SweepDataSpec(data, split, validation_split, limit, max_length, unlabelled, seed)
-    sweep_tasks = spec.load_tasks(opened, tasks)
+    sweep_tasks = spec.load_tasks(opened_adapters, tasks)
     check_max_length(base_dir, max(task.max_length for task in sweep_tasks))
-    merges = GridMerges(families, base_dir, place)
+    merges = GridMerges(families, base_dir, torch_device)
     names, points = [task.adapter.name for task in sweep_tasks], sum(len(family.lambdas) for family in families)
     warnings = [warning for task in sweep_tasks for warning in task.parts.warnings]
     if dry_run:
         return SweepReport(path, names, points, notes, warnings=warnings)
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
-        scorer = SweepScorer(families[0].plan, sweep_tasks, base_dir, place, precision, batch_size)
+        scorer = SweepScorer(families[0].plan, sweep_tasks, base_dir, torch_device, torch_dtype, batch_size)
         result = _score_families(scorer, merges, families, Path(scratch), progress)
         settings = {
             "methods": list(dict.fromkeys(family.plan.method.name for family in families)),
-            "grid": {**common, **grid},
+            "grid": {**shared_options, **grid},
             "as": form,
             "split": split,
             "validation_split": validation_split,
             "limit": limit,
             "seed": seed,
             "calibrate": unlabelled,
-            "dtype": dtype_name(precision),
+            "dtype": dtype_name(torch_dtype),
         }
         record = _make_record(settings, base, families, sweep_tasks)
         labels = {task.adapter.name: task.parts.labels_of(TEST) for task in sweep_tasks}
-        facts = {**record, **result.facts(predictions), **({"labels": {TEST: labels}} if predictions else {})}
-        (stage / NAME).write_text(provenance.to_json(facts), encoding="utf-8")
-        (stage / CURVE).write_bytes(render_lambda_plot(result))
+        contents = {**record, **result.record(predictions), **({"labels": {TEST: labels}} if predictions else {})}
+        (stage / SWEEP_NAME).write_text(provenance.to_json(contents), encoding="utf-8")
+        (stage / CURVE_NAME).write_bytes(render_lambda_plot(result))
     return SweepReport(path, names, points, notes, result, warnings)
 
 
-def _note_unused(given: Mapping[str, Any], families: Sequence[MergeFamily], calibrate: bool) -> list[str]:
-    """Inputs that are given and that no method uses; ``expand_grid`` checks the options that span the grid."""
+def _note_unused(inputs: Mapping[str, Any], families: Sequence[MergeFamily], calibrate: bool) -> list[str]:
+    """Remarks on inputs that no method uses; ``expand_grid`` checks the options of the grid."""
     methods = [family.plan.method for family in families]
-    used = {
+    is_used = {
         "features": any("features" in method.needs for method in methods),
         "samples": calibrate or any(method.data_statistic for method in methods),
     }
-    unused = [name for name, value in given.items() if value is not None and not used[name]]
+    unused = [name for name, value in inputs.items() if value is not None and not is_used[name]]
     return [f"none of the methods uses --{name}; osrm merge --list shows what they need" for name in unused]
 
 
@@ -171,7 +171,7 @@ def _score_families(
         single = scorer.score_single_adapters(advance)
     for family in families:
         name = family.plan.method.name
-        scaled = merges.of(family, scratch, progress)
+        scaled = merges.merge(family, scratch, progress)
         with progress(f"sweep {name}", len(scaled) * scorer.examples, "examples") as advance:
             for options, deltas in scaled:
                 for calibrated, parts in enumerate(scorer.score(deltas, advance)):
@@ -185,7 +185,7 @@ def _make_record(
     families: Sequence[MergeFamily],
     tasks: Sequence[SweepTask],
 ) -> dict[str, Any]:
-    """Where the sweep comes from."""
+    """The sweep's provenance."""
     adapters = {adapter.name: adapter.describe() for adapter in families[0].plan.adapters}
     data = {task.adapter.name: {"source": task.source, "sha256": dict(task.parts.sha256)} for task in tasks}
     lengths = {task.adapter.name: task.max_length for task in tasks}

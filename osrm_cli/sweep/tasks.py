@@ -1,4 +1,4 @@
-"""The tasks that a sweep scores: adapter, examples, and the texts that calibrate the head."""
+"""The tasks that a sweep scores: adapter, examples, and unlabelled examples that calibrate the head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +12,15 @@ from osrm_cli.tasks.validation_split import ValidationSplit, load_validation_spl
 
 @dataclass(frozen=True)
 class SweepTask:
-    """One task that is scored.
+    """One task to score.
 
     Attributes:
-        index: Place of its adapter among all that are merged.
+        index: Index of its adapter among all that are merged.
         adapter: Its adapter, with the head.
-        source: Its data as ``--data`` names them.
-        parts: Its examples.
-        max_length: Tokens that an example is cut to.
-        unlabelled: Training examples without their labels, which calibrate the head if it is to be.
+        source: Its data, as ``--data`` names it.
+        parts: Its validation and test examples.
+        max_length: Tokens to which an example is truncated.
+        unlabelled: Training examples, without labels, that calibrate the head; none without calibration.
     """
 
     index: int
@@ -33,16 +33,16 @@ class SweepTask:
 
 @dataclass(frozen=True)
 class SweepDataSpec:
-    """Which data a sweep reads of every task.
+    """The data that a sweep reads of every task.
 
     Attributes:
-        data: Data as ``--data`` names them; ``None`` for what each adapter was trained on.
-        split: Split that reports.
+        data: The value of ``--data``; ``None`` for the data that each adapter was trained on.
+        split: Split to score on.
         validation_split: Split that selects; ``None`` for a half of ``split``.
-        limit: Read no more than the first so many examples of a split.
-        max_length: Tokens to keep; ``None`` for what each adapter was trained with.
+        limit: Number of examples to read of a split, the first ones; ``None`` for all.
+        max_length: Tokens to keep; ``None`` for the length with which each adapter was trained.
         unlabelled: Number of training examples that calibrate a head; 0 for no calibration.
-        seed: Of the halves, and of the draw of training examples.
+        seed: Seed of the halves, and of the draw of training examples.
     """
 
     data: str | None
@@ -54,15 +54,15 @@ class SweepDataSpec:
     seed: int
 
     def load_tasks(self, adapters: Sequence[Adapter], names: Sequence[str]) -> list[SweepTask]:
-        """Read the tasks ``names``, or every adapter's where there are none.
+        """Read the tasks ``names``, or every adapter's task if ``names`` is empty.
 
         Raises:
-            OsrmError: If no adapter has such a name, or its data cannot be read.
+            OsrmError: If no adapter belongs to a task, or its data cannot be read.
         """
         known = [adapter.name for adapter in adapters]
         for name in names:
             if name not in known:
-                raise OsrmError(f"no adapter is of task '{name}'", f"there are: {', '.join(known)}")
+                raise OsrmError(f"no adapter belongs to task '{name}'", f"tasks: {', '.join(known)}")
         chosen = [index for index, name in enumerate(known) if not names or name in names]
         tasks = [self._load_task(index, adapters[index]) for index in chosen]
         if not self.unlabelled:

@@ -1,4 +1,4 @@
-"""The folder of a run that is not done: its checkpoints, and which run they belong to."""
+"""The folder of an unfinished run: its checkpoints and its record."""
 
 import json
 from pathlib import Path
@@ -8,31 +8,33 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.storage import atomic, provenance
 
 
-def prepare_checkpoint_folder(work: Path, facts: dict[str, Any], resume: bool, overwrite: bool) -> None:
-    """Make the folder for checkpoints, or check that the one found belongs to the same run.
+def prepare_checkpoint_folder(folder: Path, record: dict[str, Any], resume: bool, overwrite: bool) -> None:
+    """Make the folder for checkpoints, or check that an existing one belongs to the same run.
 
     Raises:
-        OsrmError: If there is an unfinished run, and not the one to go on with.
+        OsrmError: If there is an unfinished run that is not to be resumed, or has different settings.
     """
-    if work.exists() and not (resume or overwrite):
-        raise OsrmError(f"{work} holds an unfinished run", "go on with --resume, or start over with --overwrite")
-    if work.exists() and resume:
-        held = provenance.read_record(work)
-        if held != facts:
-            name = next(key for key in sorted(facts) if held.get(key) != facts[key])
+    if folder.exists() and not (resume or overwrite):
+        raise OsrmError(
+            f"{folder} contains an unfinished run", "continue it with --resume, or start over with --overwrite"
+        )
+    if folder.exists() and resume:
+        recorded = provenance.read_record(folder)
+        if recorded != record:
+            name = next(key for key in sorted(record) if recorded.get(key) != record[key])
             raise OsrmError(
-                f"{work} holds an unfinished run with other {name}",
+                f"{folder} contains an unfinished run with different {name}",
                 "give the same options, or start over with --overwrite",
             )
         return
-    with atomic.write_folder(work, overwrite=True) as stage:
-        provenance.write_record(stage, facts)
+    with atomic.write_folder(folder, overwrite=True) as stage:
+        provenance.write_record(stage, record)
 
 
-def newest_checkpoint(work: Path) -> Path | None:
-    """The newest whole checkpoint of an unfinished run; one that was cut short lacks the file that is written last."""
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-    return next((path for path in found if _is_complete(path / "trainer_state.json")), None)
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of an unfinished run; an incomplete one lacks the file that is written last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    return next((path for path in checkpoints if _is_complete(path / "trainer_state.json")), None)
 
 
 def _is_complete(path: Path) -> bool:

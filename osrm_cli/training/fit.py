@@ -1,4 +1,4 @@
-"""Fine-tune an adapter on one task, through transformers' Trainer."""
+"""Fine-tune an adapter on one task with transformers' Trainer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -27,16 +27,16 @@ Encoding = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How to train; the defaults are the paper's, but for batch size and epochs.
+    """Hyperparameters; the defaults are the paper's, except batch size and epochs.
 
     Attributes:
-        lr: Peak learning rate; a linear schedule with 6 % warm-up leads to it and away from it.
+        lr: Peak learning rate of a linear schedule with 6 % warm-up.
         epochs: Passes over the training examples.
         batch_size: Examples per device and step.
-        seed: Order of the examples, dropout.
+        seed: Seed of the order of the examples and of dropout.
         keep_best: Keep the epoch with the best dev score instead of the last one.
-        bf16: Compute in bfloat16 where that is safe, with float32 weights for what is trained.
-        dropout: Of the base model; ``None`` keeps its own rates.
+        bf16: Compute in bfloat16 where that is safe; trained weights are float32.
+        dropout: Dropout rate of the base model; ``None`` keeps its own rates.
     """
 
     lr: float = 4e-4
@@ -50,13 +50,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run has to report.
+    """Result of a run.
 
     Attributes:
-        scores: Dev scores of the weights that are kept, by metric.
-        epochs: One row per epoch: its number, dev scores, and the interference where it is penalised.
+        scores: Dev scores of the final weights, by metric.
+        epochs: One row per epoch: its number, dev scores, and the interference if it is penalized.
         losses: ``(step, training loss)`` as logged.
-        best_epoch: The epoch whose weights are kept.
+        best_epoch: The epoch of the final weights.
     """
 
     scores: dict[str, float]
@@ -67,10 +67,10 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """What is learned.
+    """A task's tokenized examples.
 
     Attributes:
-        task: Decides the loss and the metrics.
+        task: Determines the loss and the metrics.
         train: Encoded training examples with labels.
         dev: Encoded dev examples with labels.
     """
@@ -81,31 +81,35 @@ class EncodedTask:
 
     @classmethod
     def of(cls, tokenizer: Any, train: TaskSplit, dev: TaskSplit, max_length: int) -> "EncodedTask":
-        """Tokenise two splits of a task.
+        """Tokenize two splits of a task.
 
         Raises:
             OsrmError: If an example has no label.
         """
-        return cls(train.task, _encoded(tokenizer, train, max_length), _encoded(tokenizer, dev, max_length))
+        return cls(
+            train.task,
+            _encode_with_labels(tokenizer, train, max_length),
+            _encode_with_labels(tokenizer, dev, max_length),
+        )
 
-    def steps(self, recipe: TrainingConfig, processes: int = 1) -> int:
-        """Optimiser steps of a whole run."""
-        return math.ceil(math.ceil(len(self.train) / (recipe.batch_size * processes)) * recipe.epochs)
+    def steps(self, config: TrainingConfig, processes: int = 1) -> int:
+        """Optimizer steps of a whole run."""
+        return math.ceil(math.ceil(len(self.train) / (config.batch_size * processes)) * config.epochs)
 
 
-def _encoded(tokenizer: Any, data: TaskSplit, max_length: int) -> list[Encoding]:
+def _encode_with_labels(tokenizer: Any, data: TaskSplit, max_length: int) -> list[Encoding]:
     """Encodings with each example's label, under the name that transformers' collators expect."""
-    kind = float if data.task.regression else int
+    label_type = float if data.task.regression else int
     encodings = tokenize_examples(tokenizer, data.examples, max_length)
-    return [{**encoding, "label": kind(label)} for encoding, label in zip(encodings, data.labels, strict=True)]
+    return [{**encoding, "label": label_type(label)} for encoding, label in zip(encodings, data.labels, strict=True)]
 
 
 def fit_adapter(
     model: PeftModel,
     tokenizer: Any,
-    lesson: EncodedTask,
-    recipe: TrainingConfig,
-    work: Path,
+    encoded_task: EncodedTask,
+    config: TrainingConfig,
+    checkpoint_folder: Path,
     device: torch.device,
     checkpoint: Path | None,
     advance: Callable[[int], None],
@@ -114,13 +118,13 @@ def fit_adapter(
     """Train ``model`` in place.
 
     Args:
-        model: A PEFT classifier; what is to be trained requires gradients.
+        model: A PEFT classifier; trainable parameters require gradients.
         tokenizer: Pads on the right.
-        lesson: What is learned.
-        recipe: How to train.
-        work: Folder for checkpoints, one per epoch.
-        device: Where to train, unless a launcher such as accelerate decides.
-        checkpoint: Where to go on from, or ``None``.
+        encoded_task: The task to learn.
+        config: Hyperparameters.
+        checkpoint_folder: Folder for checkpoints, one per epoch.
+        device: Device of the computation, unless a launcher such as accelerate decides.
+        checkpoint: Checkpoint to resume from, or ``None``.
         advance: Called with the number of steps done since the last call.
         penalty: Added to the loss of every step.
 
@@ -130,28 +134,30 @@ def fit_adapter(
     trainer = PenaltyTrainer(
         penalty,
         model=model,
-        args=_arguments(lesson, recipe, work, device),
-        train_dataset=lesson.train,
-        # Neighbours of like length share a batch, so that little of it is padding; too large a batch fails at once.
-        eval_dataset=sorted(lesson.dev, key=lambda encoding: -len(encoding["input_ids"])),
+        args=_training_arguments(encoded_task, config, checkpoint_folder, device),
+        train_dataset=encoded_task.train,
+        # Examples of similar length share a batch, which reduces padding; too large a batch fails at once.
+        eval_dataset=sorted(encoded_task.dev, key=lambda encoding: -len(encoding["input_ids"])),
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=_scorer(lesson.task),
+        compute_metrics=_make_metrics_function(encoded_task.task),
         callbacks=[TrainingMonitor(advance, penalty)],
     )
     trainer.remove_callback(PrinterCallback)
     with use_fast_dropout(device):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return _outcome(trainer, lesson.task, recipe)
+    return _collect_result(trainer, encoded_task.task, config)
 
 
-def _arguments(lesson: EncodedTask, recipe: TrainingConfig, work: Path, device: torch.device) -> TrainingArguments:
+def _training_arguments(
+    encoded_task: EncodedTask, config: TrainingConfig, checkpoint_folder: Path, device: torch.device
+) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(work),
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        num_train_epochs=recipe.epochs,
-        learning_rate=recipe.lr,
+        output_dir=str(checkpoint_folder),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        num_train_epochs=config.epochs,
+        learning_rate=config.lr,
         lr_scheduler_type="linear",
         warmup_steps=0.06,  # below 1: a share of all steps
         weight_decay=0.0,
@@ -159,13 +165,13 @@ def _arguments(lesson: EncodedTask, recipe: TrainingConfig, work: Path, device: 
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=2,
-        load_best_model_at_end=recipe.keep_best,
+        load_best_model_at_end=config.keep_best,
         metric_for_best_model="headline",
         greater_is_better=True,
-        logging_steps=max(1, lesson.steps(recipe) // 100),
-        logging_nan_inf_filter=False,  # it would show the mean of the losses before instead
-        seed=recipe.seed,
-        bf16=recipe.bf16,
+        logging_steps=max(1, encoded_task.steps(config) // 100),
+        logging_nan_inf_filter=False,  # otherwise the mean of the earlier losses is logged instead
+        seed=config.seed,
+        bf16=config.bf16,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
@@ -174,46 +180,46 @@ def _arguments(lesson: EncodedTask, recipe: TrainingConfig, work: Path, device: 
     )
 
 
-def _scorer(task: Task) -> Callable[[Any], dict[str, float]]:
-    def score(found: Any) -> dict[str, float]:
-        logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
-        scores = metrics.compute_scores(task, metrics.predictions_from_logits(task, logits), found.label_ids)
+def _make_metrics_function(task: Task) -> Callable[[Any], dict[str, float]]:
+    def score(prediction: Any) -> dict[str, float]:
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        scores = metrics.compute_scores(task, metrics.predictions_from_logits(task, logits), prediction.label_ids)
         return {**scores, "headline": metrics.primary_score(task, scores)}
 
     return score
 
 
-def _outcome(trainer: Trainer, task: Task, recipe: TrainingConfig) -> TrainingResult:
+def _collect_result(trainer: Trainer, task: Task, config: TrainingConfig) -> TrainingResult:
     history = trainer.state.log_history
     losses = [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row]
-    wanted = (*task.metrics, "headline")
+    score_names = (*task.metrics, "headline")
     interference = {row["step"]: {"interference": row["interference"]} for row in history if "interference" in row}
     epochs = [
         {
             "epoch": round(row["epoch"], 6),
-            **{name: row[f"eval_{name}"] for name in wanted},
+            **{name: row[f"eval_{name}"] for name in score_names},
             **interference.get(row["step"], {}),
         }
         for row in history
         if "eval_headline" in row
     ]
-    kept = max(epochs, key=lambda row: row["headline"]) if recipe.keep_best else epochs[-1]
-    return TrainingResult({name: kept[name] for name in wanted}, epochs, losses, kept["epoch"])
+    chosen_epoch = max(epochs, key=lambda row: row["headline"]) if config.keep_best else epochs[-1]
+    return TrainingResult({name: chosen_epoch[name] for name in score_names}, epochs, losses, chosen_epoch["epoch"])
 
 
-def draw_loss_curve(outcome: TrainingResult, title: str, path: Path) -> None:
-    """Draw the loss curve and the dev score of each epoch as a PNG, the same bytes for the same numbers."""
+def draw_loss_curve(result: TrainingResult, title: str, path: Path) -> None:
+    """Draw the loss curve and the dev score of each epoch as a PNG; equal numbers give equal bytes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*outcome.losses, strict=True), color="tab:blue", label="training loss")
+    axes.plot(*zip(*result.losses, strict=True), color="tab:blue", label="training loss")
     axes.set(title=title, xlabel="step", ylabel="training loss")
     axes.set_ylim(bottom=0)
     scores = axes.twinx()
-    last = outcome.losses[-1][0] / outcome.epochs[-1]["epoch"]
+    last = result.losses[-1][0] / result.epochs[-1]["epoch"]
     scores.plot(
-        [r["epoch"] * last for r in outcome.epochs], [r["headline"] for r in outcome.epochs], "o--", color="tab:orange"
+        [r["epoch"] * last for r in result.epochs], [r["headline"] for r in result.epochs], "o--", color="tab:orange"
     )
     scores.set_ylabel("dev score", color="tab:orange")
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""A start on a classifier, ready to be trained; the trained adapter back as a PEFT folder."""
+"""Build a trainable PEFT model from an initialized adapter, and save the trained adapter as a PEFT folder."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,29 +19,29 @@ from osrm_cli.storage.provenance import BaseModelId
 
 
 def to_peft_model(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftModel:
-    """Put a start on a classifier: its factors and the heads are trained, the rest is frozen.
+    """Attach an initialized adapter to a classifier: its factors and the heads are trained, the rest is frozen.
 
     Args:
-        classifier: The base model; its heads are new, unless the start carries them.
-        start: The adapter to begin from; layers and scaling are its own.
-        freeze: ``A`` or ``B`` to leave that factor as it is.
+        classifier: The base model; its heads are new, unless the adapter includes them.
+        start: The initialized adapter; determines layers and scaling.
+        freeze: ``A`` or ``B`` to freeze that factor.
 
     Raises:
-        OsrmError: If the start does not fit the model.
+        OsrmError: If the adapter does not fit the model.
     """
     _load_heads(classifier, start)
     config = PeftConfig.from_pretrained(str(start.folder))
     config.modules_to_save = list(classifier.heads)  # PEFT adds its own guesses to the list
     config.inference_mode = False
-    config.base_model_name_or_path = classifier.model.name_or_path  # PEFT warns where the model lies elsewhere
+    config.base_model_name_or_path = classifier.model.name_or_path  # PEFT warns about other names
     try:
         model: PeftModel = get_peft_model(classifier.model, config)
     except ValueError as error:
         raise OsrmError(f"{start.folder} does not fit its base model: {str(error).splitlines()[0]}") from None
     layers = {n.removeprefix(PREFIX): m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
-    if odd := sorted(layers.keys() ^ start.layers.keys()):
-        whose = "the start has no factors" if odd[0] in layers else "the base model has no layer"
-        raise OsrmError(f"{start.folder} does not fit its base model: {whose} for {odd[0]}")
+    if differing := sorted(layers.keys() ^ start.layers.keys()):
+        problem = "the adapter has no factors" if differing[0] in layers else "the base model has no layer"
+        raise OsrmError(f"{start.folder} does not fit its base model: {problem} for {differing[0]}")
     for name, layer in layers.items():
         _set_factors(layer, name, start, freeze)
     return model
@@ -55,7 +55,7 @@ def _load_heads(classifier: Classifier, start: Adapter) -> None:
         line = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
         raise OsrmError(f"{start.folder}: its head is for another task: {line}") from None
     if unexpected:
-        raise OsrmError(f"{start.folder} holds {unexpected[0]}, which its base model does not have")
+        raise OsrmError(f"{start.folder} contains {unexpected[0]}, which its base model does not have")
 
 
 def _set_factors(layer: LoraLayer, name: str, start: Adapter, freeze: str | None) -> None:
@@ -76,7 +76,7 @@ def _set_factors(layer: LoraLayer, name: str, start: Adapter, freeze: str | None
 
 
 def measure_adapter_drift(model: PeftModel, start: Adapter) -> subspaces.Drift:
-    """How far A has moved from the start, but for a rotation of its rows."""
+    """Distance of A from its initialization, up to a rotation of its rows."""
     trained = get_peft_model_state_dict(model)
     starts = {layer: start.lora_factors(layer).A for layer in start.layers}
     return subspaces.measure_drift(starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts})

@@ -32,13 +32,13 @@ from osrm_cli.training.trainer import frozen_weights_to_bfloat16
 
 @dataclass(frozen=True)
 class TrainedAdapters:
-    """What ``train_adapters`` did.
+    """Result of ``train_adapters``.
 
     Attributes:
-        paths: Folder of each adapter that was written, or would be, by task.
+        paths: Output folder of each adapter by task; not written under ``dry_run``.
         examples: Number of training examples by task.
         reports: By task, ``path``, ``dev`` scores and ``drift`` of A; empty under ``dry_run``.
-        warnings: What the user should know before trusting the result.
+        warnings: Warnings about data and training.
     """
 
     paths: Mapping[str, Path]
@@ -100,40 +100,40 @@ def train_adapters(
     """Fine-tune initialized adapters, each on its own task.
 
     Args:
-        starts: Adapter folders to begin from.
-        data: ``hub``, ``mini`` or a folder; by default what each start was made for.
-        model: The base model, where it lies elsewhere now.
+        starts: Folders of initialized adapters.
+        data: ``hub``, ``mini`` or a folder; by default the data that each adapter was initialized for.
+        model: The base model, if it has moved.
         revision: Its revision.
         lr: Peak learning rate.
         epochs: Passes over the training examples.
         batch_size: Examples per device and step.
         max_length: Tokens per example; by default the task's, else 128.
-        limit: Training examples, a seeded choice; all by default.
-        dev_limit: Dev examples, the first ones; all by default.
+        limit: Number of training examples, a seeded draw; all by default.
+        dev_limit: Number of dev examples, the first ones; all by default.
         freeze: ``A`` or ``B`` to train only the other factor.
-        dropout: Of the base model; its own by default.
-        head: ``fitted`` or ``fresh``: how a new head begins.
-        interference_penalty: Cost of the update's energy on the other tasks' inputs.
-        penalty_unit: ``base`` or ``own``: what that energy is measured by.
-        features: Folder of features files, which the penalty reads.
+        dropout: Dropout rate of the base model; its own by default.
+        head: ``fitted`` or ``fresh``: initialization of a new head.
+        interference_penalty: Weight of the update's energy on the other tasks' inputs in the loss.
+        penalty_unit: ``base`` or ``own``: reference energy, the base model's or the update's own.
+        features: Folder of features files for the penalty.
         keep_best: Keep the epoch with the best dev score.
-        resume: Go on from the last checkpoint of an unfinished run.
-        seed: Of the order of the examples, dropout and the head.
+        resume: Resume an unfinished run from its last checkpoint.
+        seed: Seed of the order of the examples, of dropout and of the head.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
         out: Folder to write ``<task>/`` to.
         overwrite: Replace adapters that exist.
         dry_run: Check everything and write nothing.
-        progress: Draws bars.
+        progress: Shows progress bars.
 
     Raises:
         OsrmError: If data, base model or features are missing or do not fit, or a training diverges.
     """
-    place = pick_device(device)
-    precision = pick_training_dtype(dtype, place)
-    if precision == torch.float16:
+    torch_device = pick_device(device)
+    torch_dtype = pick_training_dtype(dtype, torch_device)
+    if torch_dtype == torch.float16:
         raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
-    config = TrainingConfig(lr, epochs, batch_size, seed, keep_best, bf16=precision.itemsize == 2, dropout=dropout)
+    config = TrainingConfig(lr, epochs, batch_size, seed, keep_best, bf16=torch_dtype.itemsize == 2, dropout=dropout)
     limits = {"limit": limit, "dev_limit": dev_limit, "max_length": max_length}
     settings = {**asdict(config), **limits, "freeze": freeze and str(freeze), "head": str(head)}
     if interference_penalty:
@@ -151,26 +151,26 @@ def train_adapters(
         trained.warnings.extend(dict.fromkeys(run.train.warnings + run.dev.warnings))
     if not dry_run:
         for run in runs:
-            trained.reports[run.start.name] = _train(run, place, resume, overwrite, progress, trained.warnings)
+            trained.reports[run.start.name] = _train(run, torch_device, resume, overwrite, progress, trained.warnings)
     return trained
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One adapter to train, everything about it checked.
+    """One adapter to train, with its inputs checked.
 
     Attributes:
-        origin: The start's folder as the user gave it.
-        start: The adapter to begin from.
-        source: The data as ``--data`` names them.
+        origin: The initialized adapter's folder, as the user gave it.
+        start: The initialized adapter.
+        source: The data, as ``--data`` names it.
         train: Training examples.
         dev: Dev examples.
         base_dir: The base model's folder.
         base: The base model.
-        config: How to train.
-        settings: All settings as ``osrm.json`` has them.
-        path: The folder to write.
-        features: The features that the penalty reads, by task.
+        config: Hyperparameters.
+        settings: All settings, as in ``osrm.json``.
+        path: The output folder.
+        features: Features files for the penalty, by task.
     """
 
     origin: Path
@@ -187,11 +187,11 @@ class _Run:
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Where checkpoints lie until the run is done."""
+        """Folder of the checkpoints until the run is finished."""
         return self.path.parent / f".{self.path.name}.training"
 
     def make_record(self) -> dict[str, Any]:
-        """What ``osrm.json`` says of the run."""
+        """The run's ``osrm.json``."""
         return provenance.make_record(
             "train",
             self.settings,
@@ -227,8 +227,8 @@ def _prepare_run(
     check_max_length(base_dir, length)
     files = open_penalty_features(features, start.name, settings["penalty_unit"]) if "penalty_unit" in settings else {}
     provenance.check_same_base_model({path: base, **{file.path: file.base for file in files.values()}})
-    whole = {**settings, "max_length": length}
-    return _Run(origin, start, source, train, dev, base_dir, base, config, whole, path, files)
+    all_settings = {**settings, "max_length": length}
+    return _Run(origin, start, source, train, dev, base_dir, base, config, all_settings, path, files)
 
 
 def _train(
@@ -260,7 +260,7 @@ def _train(
             result = fit_adapter(
                 model, tokenizer, encoded, config, run.checkpoint_folder, device, checkpoint, advance, penalty
             )
-    except OsrmError:  # it diverged: there is nothing to go on from
+    except OsrmError:  # it diverged: there is nothing to resume
         if is_first:
             shutil.rmtree(run.checkpoint_folder)
         raise

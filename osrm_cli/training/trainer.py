@@ -1,4 +1,4 @@
-"""transformers' Trainer as ``training.py`` uses it: one term more in the loss, a watch over it, and less waste."""
+"""transformers' Trainer with the interference penalty, a monitor of the loss, and cheaper bfloat16."""
 
 import math
 from collections.abc import Callable
@@ -15,14 +15,14 @@ from osrm_cli.training.interference_penalty import InterferencePenalty
 
 
 class PenaltyTrainer(Trainer):
-    """transformers' own, with one term more in the loss, and dev examples in their own order."""
+    """transformers' Trainer with the penalty added to the loss, and dev examples in their own order."""
 
-    def __init__(self, penalty: InterferencePenalty | None, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, penalty: InterferencePenalty | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.penalty = penalty
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Dev examples as they follow one another: the sampler of Trainer shuffles them before it groups by length."""
+        """Dev examples in their own order: Trainer's sampler shuffles them before it groups by length."""
         examples: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         loader: Any = DataLoader(
             examples,
@@ -32,16 +32,16 @@ class PenaltyTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *rest: Any, **given: Any) -> Any:
-        """The loss, and in training the penalty on top."""
-        found = super().compute_loss(model, inputs, *rest, **given)
-        if self.penalty is None or isinstance(found, tuple):  # with the outputs, to be scored
-            return found
-        return found + self.penalty.mu * self.penalty.interference()
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss, in training with the penalty."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.penalty is None or isinstance(loss, tuple):  # in evaluation, the loss comes with the outputs
+            return loss
+        return loss + self.penalty.mu * self.penalty.interference()
 
 
 def frozen_weights_to_bfloat16(model: PeftModel, device: torch.device) -> None:
-    """Make a model train in bfloat16 without waste, and without another result.
+    """Convert frozen weights to bfloat16: training is faster, with the same result.
 
     Autocast would cast every frozen weight in every step. On a CPU, the fused attention kernel's backward pass takes
     longer in bfloat16 than the rest of the step, and its plain form longer than transformers' own.
@@ -49,7 +49,7 @@ def frozen_weights_to_bfloat16(model: PeftModel, device: torch.device) -> None:
     for name, layer in model.named_modules():
         if (
             isinstance(layer, torch.nn.Linear) or is_conv1d(layer)
-        ) and ".lora_" not in name:  # a frozen A is the result
+        ) and ".lora_" not in name:  # a frozen factor is part of the output
             for parameter in layer.parameters(recurse=False):
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.bfloat16()
@@ -59,22 +59,22 @@ def frozen_weights_to_bfloat16(model: PeftModel, device: torch.device) -> None:
 
 
 class TrainingMonitor(TrainerCallback):
-    """Show the steps, stop when the loss is no longer a number, and leave no loss out of a checkpoint."""
+    """Report steps, stop when the loss is not finite, and log every loss before a checkpoint."""
 
     def __init__(self, advance: Callable[[int], None], penalty: InterferencePenalty | None) -> None:
         self.advance = advance
         self.penalty = penalty
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Count the steps of an unfinished run."""
+        """Report the steps of an unfinished run."""
         self.advance(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Count a step."""
+        """Report a step."""
         self.advance(1)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Log what there is, and the interference."""
+        """Log the losses and the interference."""
         control.should_log = True  # losses since the last logged step would be lost to a resumed run
         if self.penalty:
             with torch.no_grad():
@@ -82,7 +82,7 @@ class TrainingMonitor(TrainerCallback):
             state.log_history.append({"epoch": state.epoch, "step": state.global_step, "interference": interference})
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Stop when the loss is no longer a number."""
+        """Stop when the loss is not finite."""
         loss = state.log_history[-1].get("loss", 0.0)
         if not math.isfinite(loss):
             hint = f"try a lower --lr than {args.learning_rate:g}"

@@ -162,7 +162,7 @@ def test_a_map_that_does_not_help_leaves_the_head_alone() -> None:
 
 
 def test_heads_that_cannot_be_calibrated(tiny: Callable[[str], Path]) -> None:
-    with pytest.raises(OsrmError, match=r"the head holds no score\.weight"):
+    with pytest.raises(OsrmError, match=r"the head has no score\.weight"):
         calibrated_head({"classifier.weight": torch.ones(1)}, "score", identity(3, 0.9))
     model = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=3)
     adapted = get_peft_model(model, LoraConfig(target_modules=["query", "classifier"]))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osrm_cli.calibration.ridge_map import (
-    MOST_SPREAD,
+    MAX_SPREAD,
     fit_ridge_map,
     fold_into_head,
     leave_one_out,
@@ -133,7 +133,7 @@ def test_spread_of_the_logits_is_kept():
 def test_spread_has_limits():
     Z, W = gaussian(60, 20, 0, "z"), gaussian(3, 20, 0, "w")
     noise = gaussian(60, 20, 0, "y")
-    assert fit_ridge_map(Z, noise, W).spread == MOST_SPREAD
+    assert fit_ridge_map(Z, noise, W).spread == MAX_SPREAD
     assert fit_ridge_map(Z, noise, W[:1]).spread == 1.0  # a score: no classes to decide between
     assert fit_ridge_map(Z, noise, W, intercept=False).spread == 1.0  # would change no decision
     assert logit_spread_factor(noise, torch.zeros_like(noise), W) == 1.0
@@ -165,5 +165,5 @@ def test_folding_is_exact(dtype, bias, intercept):
 
 @pytest.mark.parametrize(("merged", "single"), [((2, 4), (2, 4)), ((9, 4), (9, 5)), ((9, 4), (8, 4)), ((9,), (9,))])
 def test_shapes_that_do_not_fit_are_refused(merged, single):
-    with pytest.raises(OsrmError, match="do not make a calibration"):
+    with pytest.raises(OsrmError, match="cannot be calibrated"):
         fit_ridge_map(torch.zeros(merged), torch.zeros(single))

@@ -255,7 +255,7 @@ def test_adapters_that_have_moved(work: Path) -> None:
     (work / "adapters").rename(work / "elsewhere")
     (work / "elsewhere/mood").rename(work / "elsewhere/renamed")
     run = osrm("calibrate", cwd=work)
-    assert run.error.startswith("the adapter that 'mood' was merged from is not at hand: ")
+    assert run.error.startswith("the adapter that 'mood' was merged from is not available: ")
     assert "adapters/mood" in run.error
     assert "--adapters FOLDER" in run.stderr
     assert not (work / "calibrated").exists()
@@ -277,7 +277,7 @@ def test_refusals(made: Path) -> None:
     before = listing(made)
     for words, error in (
         (("calibrated", "--out", "x"), "calibrated is calibrated already"),
-        (("adapters/mood", "--out", "x"), "adapters/mood is no merged folder"),
+        (("adapters/mood", "--out", "x"), "adapters/mood is not a merged folder"),
         (("nowhere", "--out", "x"), "nowhere is missing"),
         (("merged",), "calibrated exists already"),
         (("merged", "--out", "x", "--data", "nowhere"), "no data folder nowhere"),
@@ -302,4 +302,4 @@ def test_merged_without_heads(work: Path) -> None:
     assert run.error == "no adapter has a head that could be calibrated"
     assert osrm("merge", *ADAPTERS, "--out", "x", cwd=work).code == 0
     run = osrm("calibrate", "x", cwd=work)
-    assert run.error == "x holds no task's head, only the merged update"
+    assert run.error == "x contains no head, only the merged update"

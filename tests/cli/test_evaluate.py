@@ -286,7 +286,7 @@ def test_broken_adapter_is_one_line(work: Path, breaking: Callable[[Path], None]
     [
         (("nowhere",), "nowhere is missing"),
         (("starts/mood",), "starts/mood has no classification head"),
-        (("merged", "--task", "nosuch"), "merged holds no task 'nosuch'"),
+        (("merged", "--task", "nosuch"), "merged has no task 'nosuch'"),
         (("merged", "--data", "nowhere"), "no data folder nowhere"),
         (("merged", "--max-length", 999), "has positions for 256 tokens"),
     ],

@@ -242,7 +242,7 @@ ERRORS = {
     ),
     "no object": (
         lambda path: path.write_text("[1]"),
-        "b.json is not a file of scores: it does not say which command wrote it",
+        "b.json is not a file of scores: it does not record which command wrote it",
     ),
     "an old file": (_edited(lambda held: held.pop("adapters")), "b.json cannot be read: adapters: field required"),
     "a damaged file": (_edited(lambda held: held.pop("points")), "b.json cannot be read: points: field required"),

@@ -173,7 +173,7 @@ def head_of_another_task(work: Path) -> None:
 BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (no_config, "starts/mood is not an adapter: adapter_config.json is missing"),
     (wrong_width, "lora_A of bert.encoder.layer.0.attention.self.query is (2, 9), its base model needs (2, 16)"),
-    (missing_layer, "the start has no factors for bert.encoder.layer.1.attention.self.value"),
+    (missing_layer, "the adapter has no factors for bert.encoder.layer.1.attention.self.value"),
     (unknown_task, "unknown task 'modo' in "),
     (head_of_another_task, "starts/mood: its head is for another task"),
 ]
@@ -276,10 +276,10 @@ def test_checkpoint_that_was_cut_short_is_passed_over(broken_off: Path) -> None:
 
 def test_unfinished_run_is_not_trodden_on(broken_off: Path) -> None:
     run = osrm(*LONG, cwd=broken_off)
-    assert (run.code, run.error) == (1, "new/.mood.training holds an unfinished run")
+    assert (run.code, run.error) == (1, "new/.mood.training contains an unfinished run")
     assert "--resume" in run.stderr
     run = osrm(*LONG, "--seed", 1, "--resume", cwd=broken_off)
-    assert (run.code, run.error) == (1, "new/.mood.training holds an unfinished run with other settings")
+    assert (run.code, run.error) == (1, "new/.mood.training contains an unfinished run with different settings")
     assert osrm(*LONG, "--overwrite", cwd=broken_off).code == 0
     same(broken_off / "new/mood", broken_off / "whole/mood")
 

@@ -122,7 +122,7 @@ def test_the_key_is_named(place: tuple[Any, ...], wrong: Any, message: str, tmp_
     with pytest.raises(OsrmError) as error:
         read_score_file(path)
     assert str(error.value).startswith(f"{path} cannot be read: {message}")
-    assert error.value.hint == "make it anew with 'osrm sweep' of this version and --overwrite"
+    assert error.value.hint == "recreate it with 'osrm sweep' of this version and --overwrite"
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_the_key_is_named(place: tuple[Any, ...], wrong: Any, message: str, tmp_
         (b"", "cannot be read"),
         (b"\xff", "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
-        (b"[]", "is not a file of scores: it does not say which command wrote it"),
-        (b'{"command": ["eval"]}', "is not a file of scores: it does not say which command wrote it"),
+        (b"[]", "is not a file of scores: it does not record which command wrote it"),
+        (b'{"command": ["eval"]}', "is not a file of scores: it does not record which command wrote it"),
         (b'{"command": "merge"}', "is not a file of scores: 'osrm merge' wrote it"),
         (b'{"command": "diagnose"}', "is not a file of scores: 'osrm diagnose' wrote it"),
     ],

@@ -59,7 +59,7 @@ def test_options_by_name() -> None:
     assert grid.parse_option("mask-scale=0.2,0.4") == ("mask_scale", [0.2, 0.4])
     assert grid.parse_option("aggregate=sum,mean") == ("aggregate", ["sum", "mean"])
     for text, said in (
-        ("nosuch=1", "'nosuch' is no option"),
+        ("nosuch=1", "'nosuch' is not an option"),
         ("aggregate=max", "expected mean, sum"),
         ("rank", "rank"),
     ):

@@ -31,7 +31,7 @@ def test_average() -> None:
 
 
 def test_json() -> None:
-    facts = sweep().facts()
+    facts = sweep().record()
     assert facts["best"] == [
         {"method": "ties", "calibrated": False, "point": 1},
         {"method": "ties", "calibrated": True, "point": 2},
@@ -61,7 +61,7 @@ def test_json() -> None:
 
 
 def test_predictions_of_singles_and_the_best_alone() -> None:
-    facts = sweep().facts(predictions=True)
+    facts = sweep().record(predictions=True)
     wanted = {"a": [0, 1], "b": [0.5]}
     assert facts["single"]["test"]["predictions"] == facts["single"]["validation"]["predictions"] == wanted
     held = [index for index, point in enumerate(facts["points"]) if "predictions" in point["test"]]

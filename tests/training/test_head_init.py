@@ -91,7 +91,7 @@ def test_class_without_an_example_leaves_the_head_fresh(work: Path, tmp_path: Pa
         assert run.code == 0
         weights[head] = (work / head / "mood" / WEIGHTS).read_bytes()
         log = json.loads((work / head / "mood" / "training.json").read_text())
-        said = "has no training example, so that the head begins at random"
+        said = "has no training example: the head is initialized randomly"
         assert (said in run.stderr) == (said in log.get("head", "")) == (head == "fitted")
     assert weights["fitted"] == weights["fresh"]
 
