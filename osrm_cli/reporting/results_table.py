@@ -63,7 +63,11 @@ _SCHEMA = pa.schema([(column.name, _TYPES.get(column.name, pa.string())) for col
 
 
 def write_results_table(path: Path, files: Iterable[ScoreFile], diagnoses: Diagnoses) -> None:
-    """Write files of scores, and of diagnoses what a report shows; the same scores give the same bytes."""
+    """Write files of scores, and of diagnoses what a report shows; the same scores give the same bytes.
+
+    Raises:
+        OsrmError: If two files have different labels of the same examples.
+    """
     table = pa.Table.from_pylist(list(_rows(files)), schema=_SCHEMA)
     shown = {name: {key: found.get(key) for key in ("sha256", "interference")} for name, found in diagnoses.items()}
     record = {**provenance.make_record("report", {}), "diagnoses": shown}
@@ -78,8 +82,11 @@ def _rows(files: Iterable[ScoreFile]) -> Iterator[dict[str, Any]]:
         for task, score in scores.items():
             row = {name: value for name, value in asdict(score).items() if name not in ("single", "sha256", "labels")}
             row |= {"part": part, "task": task, "examples_sha256": score.sha256}
-            if score.labels and labels.setdefault((task, score.sha256), score.labels) is score.labels:
-                row["labels"] = score.labels
+            known = labels.get((task, score.sha256))
+            if score.labels and known is None:
+                labels[task, score.sha256] = row["labels"] = score.labels
+            elif score.labels and known != score.labels:
+                raise OsrmError(f"{common['file']} has other labels of '{task}' than a file with the same examples")
             yield {**common, **row}
 
     for file in files:
