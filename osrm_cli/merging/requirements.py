@@ -8,8 +8,9 @@ from typing import Any
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
-from osrm_cli.features.adapter_match import check_second_moments
-from osrm_cli.features.features_file import FeaturesFile, check_features_compatible
+from osrm_cli.features.adapter_match import check_layers
+from osrm_cli.features.feature_set import FeatureSet
+from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.merging.methods import Method
 from osrm_cli.merging.methods.layer_updates import MethodOptions
@@ -83,8 +84,7 @@ def open_features(recipe: MergeRecipe, method: Method, adapters: Sequence[Adapte
     Raises:
         OsrmError: If one is missing, has no second moments, or does not fit the adapters.
     """
-    found = []
-    widths = {name: (layer.d_in, layer.d_out) for adapter in adapters for name, layer in adapter.layers.items()}
+    files: dict[str, FeaturesFile] = {}
     for adapter in adapters:
         path = Path(recipe.features or "features") / f"{adapter.name}.safetensors"
         if not path.is_file() and not shards.find_shards(path):
@@ -92,9 +92,9 @@ def open_features(recipe: MergeRecipe, method: Method, adapters: Sequence[Adapte
                 f"method {method.name} needs second moments of every task's features, {path} is missing",
                 f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
             )
-        found.append(FeaturesFile.open(path))
-        check_second_moments(found[-1], widths)
-    check_features_compatible(found)
-    bases = {features.path: features.base for features in found}
+        files[adapter.name] = FeaturesFile.open(path)
+        check_layers(adapter, files[adapter.name])
+    FeatureSet(files).select((SECOND_MOMENT,), f"method {method.name}")
+    bases = {file.path: file.base for file in files.values()}
     provenance.check_same_base_model(bases | {adapter.folder: adapter.base for adapter in adapters if adapter.base})
-    return found
+    return list(files.values())
