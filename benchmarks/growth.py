@@ -19,6 +19,7 @@ from benchmarks.init import second_moment
 from benchmarks.report import Row, Setting, script
 from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.initialization.objectives.osrm import osrm
+from osrm_cli.linalg.second_moment import SecondMoment
 
 TIMES = (1, 2, 4, 8)
 # Exponents of merging with growing tasks, width and rank: d is the width, R the sum of the ranks.
@@ -56,11 +57,13 @@ def init(setting: Setting, times: tuple[int, ...]) -> Iterator[Row]:
 
     def means(tasks: int, width: int, rank: int) -> Callable[[], object]:
         H = torch.randn(tasks, width, generator=torch.Generator().manual_seed(0))
-        return lambda: [osrm(LayerProblem(rank, width, "layer", "task", 0, out_rows=H)) for _ in range(8)]
+        return lambda: [
+            osrm(LayerProblem(rank, width, "layer", "task", 0, others=SecondMoment(H, factored=True))) for _ in range(8)
+        ]
 
     def moments(width: int) -> Callable[[], object]:
         S = second_moment(width)
-        return lambda: osrm(LayerProblem(8, width, "layer", "task", 0, out_moment=S))
+        return lambda: osrm(LayerProblem(8, width, "layer", "task", 0, others=SecondMoment(S, factored=False)))
 
     yield _row("init from means, tasks", 2, {n: means(32 * n, width, 8) for n in times}, setting)
     yield _row("init from means, width", 1, {n: means(64, width * n, 64) for n in times}, setting)

@@ -11,6 +11,7 @@ from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
 from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.initialization.objectives.osrm import osrm
+from osrm_cli.linalg.second_moment import SecondMoment
 
 TASKS, RANK, LAYERS = 8, 8, 64
 WIDE = 4096
@@ -29,14 +30,16 @@ def measure(setting: Setting) -> Iterator[Row]:
 def means(width: int, repeats: int) -> Row:
     """From the other tasks' means: ours by QR, the published code by a full SVD of each layer."""
     H = torch.randn(TASKS - 1, width, generator=torch.Generator().manual_seed(0))
-    requests = [LayerProblem(RANK, width, f"layer{i}", "task", 0, out_rows=H) for i in range(LAYERS)]
+    problems = [
+        LayerProblem(RANK, width, f"layer{i}", "task", 0, others=SecondMoment(H, factored=True)) for i in range(LAYERS)
+    ]
     few = SLOW if width >= WIDE else LAYERS
 
     def full() -> float:
         return timing.seconds(lambda: [torch.linalg.svd(H, full_matrices=True) for _ in range(few)]) * LAYERS / few
 
-    found = timing.in_turn({"ours": lambda: timing.seconds(lambda: [*map(osrm, requests)]), "full": full}, repeats)
-    ours, theirs = osrm(requests[0]), torch.linalg.svd(H, full_matrices=True).Vh[-RANK:]
+    found = timing.in_turn({"ours": lambda: timing.seconds(lambda: [*map(osrm, problems)]), "full": full}, repeats)
+    ours, theirs = osrm(problems[0]), torch.linalg.svd(H, full_matrices=True).Vh[-RANK:]
     left = [float((A.double() @ H.double().T).norm() / H.double().norm()) for A in (ours, theirs)]
     same = f"norm of A H^T by that of H: {left[0]:.0e}, theirs {left[1]:.0e}"
     goal = 100 if width == WIDE else None
@@ -48,13 +51,13 @@ def means(width: int, repeats: int) -> Row:
 def moments(width: int, repeats: int) -> Row:
     """From the other tasks' second moments: ours by inverse iteration, beside all eigenvectors."""
     S = second_moment(width)
-    request = LayerProblem(RANK, width, "layer", "task", 0, out_moment=S)
+    problem = LayerProblem(RANK, width, "layer", "task", 0, others=SecondMoment(S, factored=False))
     runs = {
-        "ours": lambda: timing.seconds(lambda: osrm(request)),
+        "ours": lambda: timing.seconds(lambda: osrm(problem)),
         "eigh": lambda: timing.seconds(lambda: torch.linalg.eigh(S)),
     }
     found = timing.in_turn(runs, repeats)
-    A = osrm(request)
+    A = osrm(problem)
     best = float(torch.linalg.eigvalsh(S)[:RANK].sum()) if width < WIDE else float(spectrum(width)[:RANK].sum())
     same = f"tr A C A^T is {float(((A @ S) * A).sum()) / best - 1:.0e} above the least"
     goal = 3 if width == WIDE else None

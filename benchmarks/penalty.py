@@ -11,6 +11,7 @@ from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.models import devices
+from osrm_cli.models.base_model import identify_base_model
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.training import interference_penalty, trainer
@@ -57,10 +58,12 @@ def _steps(folder: Path, task: str, unit: str, count: int) -> tuple[list[float],
     recipe = TrainingConfig(epochs=1, bf16=bf16)
     tokenizer = load_tokenizer(place)
     classifier = load_classifier(place, train.task.num_labels, tokenizer, torch.float32, 0, None)
-    model: Any = to_peft_model(classifier, Adapter.open(folder / "starts" / task), None)
-    files = interference_penalty.open_penalty_features(folder / "features", task, unit)
+    start = Adapter.open(folder / "starts" / task)
+    model: Any = to_peft_model(classifier, start, None)
+    base = identify_base_model("minilm", None)
+    features = interference_penalty.open_penalty_features(folder / "features", start, base, unit)
     settings = {"interference_penalty": 1.0, "penalty_unit": unit}
-    turns: Any = Alternating(interference_penalty.penalty_from_features(model, files, task, settings))
+    turns: Any = Alternating(interference_penalty.penalty_from_features(model, features, task, settings))
     if bf16:
         trainer.frozen_weights_to_bfloat16(model, device)
     lesson = EncodedTask.of(tokenizer, train, dev, 128)

@@ -47,7 +47,6 @@ def diagnose(
     from osrm_cli.errors import OsrmError
     from osrm_cli.features.adapter_match import check_features, open_adapters
     from osrm_cli.features.feature_set import FeatureSet
-    from osrm_cli.features.features_file import open_features_folder
     from osrm_cli.storage import atomic
 
     console = Console(json, quiet)
@@ -55,17 +54,16 @@ def diagnose(
         raise OsrmError(
             "--scores needs the adapters that were merged", "osrm diagnose features adapters/* --scores ..."
         )
-    files = open_features_folder(features)
-    source = FeatureSet.of(files, what="diagnose")
-    if len(files) < 2:
+    source = FeatureSet.open(features).select(consumer="diagnose")
+    if len(source.tasks) < 2:
         raise OsrmError(f"{features} holds features of one task alone", "osrm collect --task OTHER")
     opened = open_adapters(adapters or [], task or [])
-    check_features(opened, files)
+    check_features(opened, source)
     merges = [merge for path in scores or [] for merge in score_drops.read_drops(path)]
     place = _base(opened, source, model, revision) if opened else None
     atomic.refuse_existing(out, overwrite)
     if dry_run:
-        read = ", ".join([*files, *(f"adapter {adapter.source}" for adapter in opened)])
+        read = ", ".join([*source.tasks, *(f"adapter {adapter.source}" for adapter in opened)])
         console.result({"would_write": [str(out)]}, f"would write {out}: {read}")
         return
     record = _record(source, opened, scores or [], {"energy": energy})
@@ -94,9 +92,7 @@ def _record(
 ) -> dict[str, Any]:
     from osrm_cli.storage import hub, provenance
 
-    paths = [path for features in source.files.values() for path in features.files]
-    base = next(iter(source.files.values())).base
-    record = provenance.make_record("diagnose", settings, [*paths, *scores], base=base)
+    record = provenance.make_record("diagnose", settings, [*source.paths, *scores], base=source.base)
     read = [{"path": a.source, "commit": hub.commit_of(a.folder), "sha256": a.sha256()} for a in adapters]
     return {**record, "inputs": record["inputs"] + read}
 
@@ -128,7 +124,7 @@ def _trained(
     layers = len({layer for adapter in adapters for layer in adapter.layers})
     with console.progress("diagnose adapters", layers, "layers") as advance:
         found = measure_interference(adapters, source, base, advance)
-    traced = {adapter.name: trace_initialization(adapter, source.files, digests) for adapter in adapters}
+    traced = {adapter.name: trace_initialization(adapter, source, digests) for adapter in adapters}
     return AdapterDiagnosis(found, traced, merges)
 
 

@@ -15,7 +15,7 @@ from osrm_cli.features.statistics.table import STATISTICS
 from osrm_cli.initialization.objectives.table import DEFAULT_OBJECTIVES, OBJECTIVES, Objective, find_objective
 
 if TYPE_CHECKING:
-    from osrm_cli.features.features_file import FeaturesFile
+    from osrm_cli.features.feature_set import FeatureSet
     from osrm_cli.initialization.initialize import InitConfig, InitializedAdapter
 
 
@@ -88,23 +88,23 @@ def init(
     if rank_budget is not None and options.given_on_command_line(context, "rank"):
         raise typer.BadParameter("give one of them: they exclude one another", param_hint="--rank, --rank-budget")
 
-    from osrm_cli.features.features_file import open_features_folder
+    from osrm_cli.features.feature_set import FeatureSet
     from osrm_cli.initialization.from_features import choose_statistic, default_objective
     from osrm_cli.initialization.initialize import InitConfig
     from osrm_cli.initialization.objectives.rank_budget import check_spectrum
     from osrm_cli.storage import atomic
 
     console = Console(json, quiet)
-    files = open_features_folder(features)
-    row = _reading(named or default_objective(files, exclude or list(files), statistic), a_scale)
+    files = FeatureSet.open(features)
+    row = _reading(named or default_objective(files, exclude or files.tasks, statistic), a_scale)
     if rank_budget is not None:
         check_spectrum(row.name)
-    paths = {task: out / _folder_name(task) for task in exclude or files}
+    paths = {task: out / _folder_name(task) for task in exclude or files.tasks}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
     _warn_of_unknown(paths, files, console)
     read = choose_statistic(files, list(paths), row, statistic)
-    layers = len(next(iter(files.values())).layers)
+    layers = len(files.target_layers)
     average = rank if rank_budget is None else rank_budget / layers
     told = f"rank {rank}" if rank_budget is None else f"ranks of {rank_budget} in all"
     if dry_run:
@@ -121,12 +121,12 @@ def init(
 
 
 def _starts(
-    files: "dict[str, FeaturesFile]", wanted: list[str], recipe: "InitConfig", console: Console
+    files: "FeatureSet", wanted: list[str], recipe: "InitConfig", console: Console
 ) -> "dict[str, InitializedAdapter]":
     """Every task's start, its doubts told."""
     from osrm_cli.initialization import initialize
 
-    steps, name = len(next(iter(files.values())).layers) * len(wanted), recipe.objective.name
+    steps, name = len(files.target_layers) * len(wanted), recipe.objective.name
     ranks = None
     if recipe.rank_budget is not None:
         with console.progress("ranks", steps, "layers") as advance:
@@ -142,7 +142,7 @@ def _write(
     path: Path,
     task: str,
     start: "InitializedAdapter",
-    files: "dict[str, FeaturesFile]",
+    files: "FeatureSet",
     recipe: "InitConfig",
     overwrite: bool,
 ) -> None:
@@ -150,24 +150,23 @@ def _write(
     from osrm_cli.initialization.from_features import tasks_read
     from osrm_cli.storage import atomic, provenance
 
-    first = next(iter(files.values()))
-    own = files[task].record if task in files else {"task": {"name": task}, "data": None}
-    read = [files[name] for name in tasks_read(files, task, recipe.objective)]
+    own = files.files[task].record if task in files.files else {"task": {"name": task}, "data": None}
+    read = [files.files[name] for name in tasks_read(files, task, recipe.objective)]
     about = {
         "examples": max((held.examples for held in read), default=None),
-        "target_modules": first.record["target_modules"],
+        "target_modules": files.target_modules["target_modules"],
     }
     facts = provenance.make_record(
         "init",
         {**recipe.record(), **about},
         [path for held in read for path in held.files],
-        base=first.base,
+        base=files.base,
         task=own["task"],
         data=own["data"],
         concerns=start.warnings,
     )
     with atomic.write_folder(path, overwrite) as stage:
-        write_adapter(stage, start.factors, recipe.config(first, start.ranks))
+        write_adapter(stage, start.factors, recipe.config(files, start.ranks))
         provenance.write_record(stage, facts)
 
 
@@ -185,19 +184,20 @@ def _folder_name(task: str) -> str:
     return task
 
 
-def _warn_of_unknown(wanted: Iterable[str], files: "dict[str, FeaturesFile]", console: Console) -> None:
+def _warn_of_unknown(wanted: Iterable[str], files: "FeatureSet", console: Console) -> None:
     """A task without features of its own may be meant so, or be misspelled."""
     for task in wanted:
-        if task not in files:
-            near = difflib.get_close_matches(task, files, n=1)
+        if task not in files.tasks:
+            near = difflib.get_close_matches(task, files.tasks, n=1)
             meant = f"did you mean '{near[0]}'?" if near else "its start avoids all the features that are there"
             console.warn(f"there are no features of a task '{task}': {meant}")
 
 
-def _plan(paths: dict[str, Path], row: Objective, rank: str, files: "dict[str, FeaturesFile]") -> str:
+def _plan(paths: dict[str, Path], row: Objective, rank: str, files: "FeatureSet") -> str:
     from osrm_cli.initialization.from_features import tasks_read
 
     read = {
-        task: ", ".join(str(files[name].path) for name in tasks_read(files, task, row)) or "no file" for task in paths
+        task: ", ".join(str(files.files[name].path) for name in tasks_read(files, task, row)) or "no file"
+        for task in paths
     }
     return "\n".join(f"would write {path}: {row.name}, {rank}, from {read[task]}" for task, path in paths.items())

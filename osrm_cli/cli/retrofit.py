@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from osrm_cli.adapters.adapter import Adapter
     from osrm_cli.features.feature_set import FeatureSet
-    from osrm_cli.features.features_file import FeaturesFile
     from osrm_cli.linalg.low_rank import LowRank
     from osrm_cli.retrofit.retrofit import Factors, RetrofitChange
 
@@ -69,7 +68,7 @@ def retrofit(
     Example: osrm retrofit adapters/* --features features
     """
     from osrm_cli.features.adapter_match import check_features, open_adapters
-    from osrm_cli.features.features_file import open_features_folder
+    from osrm_cli.features.feature_set import FeatureSet
     from osrm_cli.retrofit.retrofit import (
         balance_adapter,
         measure_changes,
@@ -84,19 +83,15 @@ def retrofit(
         if way is not method and options.given_on_command_line(context, name):
             raise OsrmError(f"method {method} does not use --{name}", f"it belongs to --method {way}")
     opened = open_adapters(adapters, task or [])
-    files = open_features_folder(features)
+    files = FeatureSet.open(features)
     check_features(opened, files)
-    if len(files) < 2:
-        raise OsrmError(
-            f"{features} holds no features of a task other than '{next(iter(files))}'",
-            "collect the other tasks first: osrm collect --task OTHER",
-        )
+    files.other_tasks(files.tasks[0])
     source = _source(files, method)
     paths = {adapter.name: out / adapter.name for adapter in opened}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
     if dry_run:
-        text = "\n".join(f"would write {path}: {method} from {', '.join(files)}" for path in paths.values())
+        text = "\n".join(f"would write {path}: {method} from {', '.join(files.tasks)}" for path in paths.values())
         console.result({"would_write": [str(path) for path in paths.values()]}, text)
         return
     doubts = retrofit_warnings(source) if method is RetrofitMethod.BALANCED else []
@@ -123,13 +118,11 @@ def retrofit(
     console.result({"adapters": told, **settings}, _table(changed, paths, settings))
 
 
-def _source(files: "Mapping[str, FeaturesFile]", method: RetrofitMethod) -> "FeatureSet":
+def _source(files: "FeatureSet", method: RetrofitMethod) -> "FeatureSet":
     """What is read of the features: a mean or a few of them do not say what an update may not lose."""
-    from osrm_cli.features.feature_set import FeatureSet
-
     if method is RetrofitMethod.BALANCED:
-        return FeatureSet.of(files, ("second-moment", "sketch"), "method balanced")
-    return FeatureSet.of(files)
+        return files.select(("second-moment", "sketch"), "method balanced")
+    return files.select()
 
 
 def _gather(
@@ -147,7 +140,7 @@ def _write(
     path: Path,
     adapter: "Adapter",
     new: "Mapping[str, LowRank]",
-    files: "Mapping[str, FeaturesFile]",
+    files: "FeatureSet",
     settings: dict[str, Any],
     facts: dict[str, Any],
     overwrite: bool,
@@ -158,12 +151,12 @@ def _write(
     )
     from osrm_cli.storage import atomic, hub, provenance
 
-    own = files[adapter.name]
+    own = files.files[adapter.name]
     length = (adapter.record.get("settings") or {}).get("max_length")
     record = provenance.make_record(
         "retrofit",
         {**settings, "max_length": length},
-        [path for features in files.values() for path in features.files],
+        files.paths,
         base=adapter.base or own.base,
         task=adapter.record.get("task") or own.record["task"],
         data=adapter.record.get("data") or {"source": (own.record.get("data") or {}).get("source")},

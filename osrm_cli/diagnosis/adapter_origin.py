@@ -10,7 +10,7 @@ import torch
 from osrm_cli.adapters import training_record
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.initialization.from_features import iter_layer_problems
 from osrm_cli.initialization.objectives.table import find_objective
 from osrm_cli.linalg import subspaces
@@ -46,14 +46,12 @@ class InitializationTrace:
     concerns: list[str] = field(default_factory=list)
 
 
-def trace_initialization(
-    adapter: Adapter, files: Mapping[str, FeaturesFile], digests: Mapping[str, str]
-) -> InitializationTrace:
+def trace_initialization(adapter: Adapter, features: FeatureSet, digests: Mapping[str, str]) -> InitializationTrace:
     """Find an adapter's start and test it.
 
     Args:
         adapter: Of any program; what nobody recorded stays unknown.
-        files: Features by task: those that the start is to avoid.
+        features: Features that the start is to avoid.
         digests: SHA-256 of these files by task.
     """
     settings = adapter.record.get("start") or (adapter.record.get("settings") if _is_start(adapter) else None) or {}
@@ -75,7 +73,7 @@ def trace_initialization(
         found.drift, found.drift_from = moved.overall, "start"
         found.kept = _mean([subspace_overlap(*pair) for pair in pairs.values()])
         found.chance = _mean([A.shape[0] / A.shape[1] for A, _ in pairs.values()])
-    found.caught = _relative_energy(held, files, settings)
+    found.caught = _relative_energy(held, features, settings)
     found.concerns = _concerns(adapter, held, found, digests)
     return found
 
@@ -98,7 +96,7 @@ def _recorded(adapter: Adapter) -> Adapter | None:
         return None
 
 
-def _relative_energy(start: Adapter, files: Mapping[str, FeaturesFile], settings: Mapping[str, Any]) -> float | None:
+def _relative_energy(start: Adapter, features: FeatureSet, settings: Mapping[str, Any]) -> float | None:
     """The start against the very statistic that it was made from."""
     try:
         row = find_objective(settings["objective"])
@@ -106,11 +104,11 @@ def _relative_energy(start: Adapter, files: Mapping[str, FeaturesFile], settings
             return None
         seed, eps, statistic = settings["seed"], settings["eps"], settings.get("statistic")
         shares = []
-        for request in iter_layer_problems(files, [start.name], row, 1, seed, eps, statistic):
-            if layer := start.layers.get(request.layer):
-                A = start.lora_factors(request.layer, torch.float64).A  # noqa: N806 - the papers' letter
+        for problem in iter_layer_problems(features, [start.name], row, 1, seed, eps, statistic):
+            if layer := start.layers.get(problem.layer):
+                A = start.lora_factors(problem.layer, torch.float64).A  # noqa: N806 - the papers' letter
                 norm = float(A.square().sum())
-                shares.append(layer.d_in * float(request.others_energy_share(A).sum()) / norm if norm > 0 else 0.0)
+                shares.append(layer.d_in * float(problem.others_energy_share(A).sum()) / norm if norm > 0 else 0.0)
     except (KeyError, OsrmError):  # no start of this program's, or features that could not serve it
         return None
     return _mean(shares) if shares else None

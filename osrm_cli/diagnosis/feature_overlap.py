@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.linalg.second_moment import SecondMoment, sum_of_others
+from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.linalg.subspaces import principal_angles
 
 MIN_USEFUL_GAIN = 3.0  # a start can help where it hears its own task so many times better than the others
@@ -89,27 +89,27 @@ class TaskOutlook:
     most: tuple[str, float]
 
 
-def measure_overlap(source: FeatureSet, energy: float) -> Iterator[LayerGroup]:
+def measure_overlap(features: FeatureSet, energy: float) -> Iterator[LayerGroup]:
     """Compare the inputs of two tasks or more, layer by layer.
 
     Args:
-        source: Their features.
+        features: Their features.
         energy: Share of the energy that a main space holds.
 
     Raises:
         OsrmError: If there is only one task.
     """
-    for layers, grams in source.read():
-        tasks, found = list(grams), list(grams.values())
-        spectra = [each.spectrum() for each in found]
+    for inputs in features.layers():
+        tasks, moments = list(inputs.moments), list(inputs.moments.values())
+        spectra = [moment.spectrum() for moment in moments]
         spaces = [spectrum.main_space(energy) for spectrum in spectra]
         rooms = {}
         for own, task in enumerate(tasks):
-            rest = sum_of_others(found, own)
-            taken = rest.spectrum().main_space(energy)
-            free, leak = 1 - found[own].share(taken), 1 - rest.share(taken)
+            others = inputs.others(task)
+            taken = others.spectrum().main_space(energy)
+            free, leak = 1 - moments[own].share(taken), 1 - others.share(taken)
             rooms[task] = TaskSpace(spectra[own].effective_rank(), len(spaces[own]), len(taken), free, leak)
-        yield LayerGroup(layers, spaces[0].shape[1], rooms, _pairs(tasks, found, spaces))
+        yield LayerGroup(inputs.layers, spaces[0].shape[1], rooms, _pairs(tasks, moments, spaces))
 
 
 def _pairs(tasks: list[str], grams: list[SecondMoment], spaces: list[torch.Tensor]) -> dict[str, dict[str, TaskPair]]:

@@ -34,13 +34,13 @@ class InterferenceMatrix:
 
 
 def measure_interference(
-    adapters: Sequence[Adapter], source: FeatureSet, base: Path, advance: Callable[[int], None]
+    adapters: Sequence[Adapter], features: FeatureSet, base: Path, advance: Callable[[int], None]
 ) -> InterferenceMatrix:
     """Compute the matrix; a layer that an adapter does not change counts with zero.
 
     Args:
         adapters: One per task.
-        source: Features of their tasks, perhaps of others too.
+        features: Features of their tasks, perhaps of others too.
         base: Folder of the base model; only the target layers' weights are read.
         advance: Called with 1 after each layer.
 
@@ -52,15 +52,15 @@ def measure_interference(
     turned = any(adapter.config.fan_in_fan_out for adapter in adapters)
     layers: dict[str, Matrix] = {}
     squares, whole = dict.fromkeys((adapter.name for adapter in adapters), 0.0), 0.0
-    for group, grams in source.read():
-        for layer in (name for name in group if name in shapes):
+    for inputs in features.layers():
+        for layer in (name for name in inputs.layers if name in shapes):
             W = _weight(checkpoint, layer, shapes[layer], turned)  # noqa: N806 - the papers' letter
-            bases = {adapter.name: grams[adapter.name].base_energy(W) for adapter in adapters}
+            bases = {adapter.name: inputs.moments[adapter.name].base_energy(W) for adapter in adapters}
             _check_bases(layer, bases)
             layers[layer] = {adapter.name: dict.fromkeys(bases, 0.0) for adapter in adapters}
             for adapter in (each for each in adapters if layer in each.layers):
                 update = adapter.delta(layer, torch.float64)
-                row = {task: float(grams[task].energy(update)) / energy for task, energy in bases.items()}
+                row = {task: float(inputs.moments[task].energy(update)) / energy for task, energy in bases.items()}
                 layers[layer][adapter.name] = row
                 squares[adapter.name] += squared_norm(update)
             whole += float(W.double().square().sum())

@@ -1,13 +1,13 @@
 """Which features belong to which adapter, also to one that does not say its task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter, check_same_architecture, check_task_names, short_model_name
 from osrm_cli.errors import OsrmError
+from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.features_file import FeaturesFile
-from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.storage import provenance
 
 
@@ -40,67 +40,46 @@ def _split(text: str, sources: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def check_features(adapters: Sequence[Adapter], files: Mapping[str, FeaturesFile]) -> None:
-    """Check that there are features of every adapter's task, and of its layers in its base model.
+def check_features(adapters: Sequence[Adapter], features: FeatureSet) -> None:
+    """Check that there are features of every adapter's task, of its base model and of its layers.
 
     Raises:
         OsrmError: Naming the adapter, and what is missing.
     """
     for adapter in adapters:
-        features = files.get(adapter.name)
-        if features is None:
+        file = features.files.get(adapter.name)
+        if file is None:
             raise OsrmError(
-                f"{adapter.source} is of task '{adapter.name}', the features are of: {', '.join(files)}",
+                f"{adapter.source} is of task '{adapter.name}', the features are of: {', '.join(features.tasks)}",
                 f"osrm collect --task {adapter.name}, or say whose it is: --task TASK={adapter.source}",
             )
-        _check_base(adapter, features)
-        _check_layers(adapter, features)
+        _check_base(adapter, file)
+        check_layers(adapter, file)
 
 
-def _check_base(adapter: Adapter, features: FeaturesFile) -> None:
+def _check_base(adapter: Adapter, file: FeaturesFile) -> None:
     if adapter.base:
-        provenance.check_same_base_model({adapter.folder: adapter.base, features.path: features.base})
-    elif adapter.config.base_model and short_model_name(adapter.config.base_model) != short_model_name(
-        features.base.name
-    ):
+        provenance.check_same_base_model({adapter.folder: adapter.base, file.path: file.base})
+    elif adapter.config.base_model and short_model_name(adapter.config.base_model) != short_model_name(file.base.name):
         raise OsrmError(
-            f"{adapter.source} belongs to base model {adapter.config.base_model}, "
-            f"but {features.path} to {features.base.name}",
+            f"{adapter.source} belongs to base model {adapter.config.base_model}, but {file.path} to {file.base.name}",
             "if they are the same, correct base_model_name_or_path in adapter_config.json",
         )
 
 
-def _check_layers(adapter: Adapter, features: FeaturesFile) -> None:
+def check_layers(adapter: Adapter, file: FeaturesFile) -> None:
+    """Check that a features file describes every layer of an adapter, with the same widths.
+
+    Raises:
+        OsrmError: If it does not, or the adapter adapts an embedding, which has no inputs to describe.
+    """
     for name, layer in adapter.layers.items():
         if layer.embedding:
             raise OsrmError(f"{adapter.source} adapts the embedding {name}, expected linear layers only")
-        held = features.layers.get(name)
-        if held is None or (held.d_in, held.d_out) != (layer.d_in, layer.d_out):
-            found = f"({held.d_in}, {held.d_out})" if held else "nothing"
+        known = file.layers.get(name)
+        if known is None or (known.d_in, known.d_out) != (layer.d_in, layer.d_out):
+            widths = f"({known.d_in}, {known.d_out})" if known else "nothing"
             raise OsrmError(
-                f"{features.path} has {found} for {name}, expected ({layer.d_in}, {layer.d_out}) (d_in, d_out)",
-                f"osrm collect --task {features.task} --target-modules {name.rpartition('.')[2]} --overwrite",
-            )
-
-
-def check_second_moments(features: FeaturesFile, widths: Mapping[str, tuple[int, int]]) -> None:
-    """Check that a features file holds second moments of every layer.
-
-    Args:
-        features: The file.
-        widths: ``(d_in, d_out)`` by layer.
-
-    Raises:
-        OsrmError: Naming the file, and what is missing.
-    """
-    collect = f"osrm collect --task {features.task} --statistic {SECOND_MOMENT}"
-    if SECOND_MOMENT not in features.statistics:
-        raise OsrmError(f"{features.path} holds {', '.join(features.statistics)}, expected {SECOND_MOMENT}", collect)
-    for name, expected in widths.items():
-        held = features.layers.get(name)
-        if held is None or (held.d_in, held.d_out) != expected:
-            found = (held.d_in, held.d_out) if held else "nothing"
-            raise OsrmError(
-                f"{features.path} has {found} for {name}, expected {expected} (d_in, d_out)",
-                f"{collect} --target-modules {name.rpartition('.')[2]}",
+                f"{file.path} has {widths} for {name}, expected ({layer.d_in}, {layer.d_out}) (d_in, d_out)",
+                f"osrm collect --task {file.task} --target-modules {name.rpartition('.')[2]} --overwrite",
             )

@@ -43,7 +43,7 @@ class FeaturesFile:
         path: The file.
         task: The task's name.
         base: The base model that the features were collected from.
-        layers: Target layers by name, in the model's order.
+        layers: Target layers, in the order of their names.
         statistics: Names of the statistics held, such as ``mean`` and ``second-moment``.
         tokens: Number of token positions that the statistics average over.
         examples: Number of examples read.
@@ -146,7 +146,9 @@ class FeaturesReader:
         return tensor.to(torch.float64)
 
     def max_unseen_share(self, layer: str, statistic: str) -> float:
-        """Largest share of a layer's energy that one direction may hold without its statistic showing it."""
+        """Largest share of a layer's energy that one direction may hold unseen; 0 unless it is sketched."""
+        if not statistic.startswith("sketch"):
+            return 0.0
         entry = self._entry(layer, statistic)
         if isinstance(self.file, shards.MergedShards):
             bound = self.file.bound(entry)
@@ -157,71 +159,3 @@ class FeaturesReader:
     def _entry(self, layer: str, statistic: str) -> str:
         """Name of a tensor: layers with one input share what is known of it, a gradient is each layer's own."""
         return f"{layer if statistic == GRADIENT else self.features.layers[layer].source}.{statistic}"
-
-
-def open_features_folder(folder: Path) -> dict[str, FeaturesFile]:
-    """Every features file of a folder by task, in the order of their names, checked to fit together.
-
-    A task's shards stand for its file where that is missing.
-
-    Raises:
-        OsrmError: If the folder is missing or empty, if a file differs in base model, layers, pooling or length, or if
-            a shard is missing.
-    """
-    if not folder.is_dir():
-        raise OsrmError(f"{folder} is missing", "make it with 'osrm collect --task NAME'")
-    paths = {shards.unsharded_path(path) for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
-    found = [FeaturesFile.open(path) for path in sorted(paths)]
-    if not found:
-        raise OsrmError(
-            f"{folder} holds no features files (*.safetensors)", "make them with 'osrm collect --task NAME'"
-        )
-    check_features_compatible(found)
-    files: dict[str, FeaturesFile] = {}
-    for features in found:
-        twin = files.setdefault(features.task, features)
-        if twin is not features:
-            raise OsrmError(f"{twin.path} and {features.path} both hold task '{features.task}'", "remove one of them")
-    return files
-
-
-def check_features_compatible(found: Sequence[FeaturesFile], others: Mapping[Path, BaseModelId] | None = None) -> None:
-    """Check that features files come from one base model and describe the same layers in the same way.
-
-    Args:
-        found: The files.
-        others: Base models of other artifacts that have to be the same, by their path.
-
-    Raises:
-        OsrmError: Naming the file that differs, and how.
-    """
-    provenance.check_same_base_model({**{features.path: features.base for features in found}, **(others or {})})
-    for name, fact in (("revision", _revision), ("layers", _layers), ("pooling", _pooling)):
-        values = [fact(features) for features in found]
-        known = [value for value in values if value is not None]
-        usual = max(known, key=known.count, default=None)
-        for features, value in zip(found, values, strict=True):
-            if value not in (None, usual):
-                raise OsrmError(
-                    f"{features.path} differs from the other features files in its {name}: {_shown(value, usual)}",
-                    f"collect '{features.task}' again with the options of the others",
-                )
-
-
-def _revision(features: FeaturesFile) -> str | None:
-    return features.base.revision  # None for a local copy of the same weights
-
-
-def _layers(features: FeaturesFile) -> Any:
-    return {name: (layer.d_in, layer.d_out) for name, layer in features.layers.items()}
-
-
-def _pooling(features: FeaturesFile) -> Any:
-    return (features.record.get("settings") or {}).get("pooling")
-
-
-def _shown(value: Any, usual: Any) -> str:
-    if not isinstance(value, dict):
-        return f"{value}, expected {usual}"
-    layer = next(name for name in sorted(value.keys() | usual.keys()) if value.get(name) != usual.get(name))
-    return f"{layer} is {value.get(layer, 'absent')}, expected {usual.get(layer, 'absent')} (d_in, d_out)"

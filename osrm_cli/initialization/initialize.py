@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
-from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.initialization.from_features import iter_layer_problems, tasks_read
 from osrm_cli.initialization.objectives.rank_budget import allocate_rank_budget, direction_scores
 from osrm_cli.initialization.objectives.row_scale import rescale_rows
@@ -56,7 +56,7 @@ class InitConfig:
         spread = {} if self.rank_budget is None else {"rank_budget": self.rank_budget}
         return {"objective": self.objective.name, **facts, **spread}
 
-    def config(self, features: FeaturesFile, ranks: Mapping[str, int]) -> AdapterConfig:
+    def config(self, features: FeatureSet, ranks: Mapping[str, int]) -> AdapterConfig:
         """PEFT's settings for a start; one that it does not know, such as 'osrm', it would refuse."""
         usual = max(ranks.values())
         alpha = self.scaling * usual
@@ -65,8 +65,8 @@ class InitConfig:
             base_model=features.base.name,
             revision=features.base.revision,
             task_type="SEQ_CLS",
-            fan_in_fan_out=features.record["fan_in_fan_out"],
-            target_modules=tuple(features.record["target_modules"]),
+            fan_in_fan_out=features.target_modules["fan_in_fan_out"],
+            target_modules=tuple(features.target_modules["target_modules"]),
             lora_alpha=int(alpha) if alpha.is_integer() else alpha,
             alpha_pattern=others,
         )
@@ -91,68 +91,71 @@ class InitializedAdapter:
 
 
 def allocate_ranks(
-    files: Mapping[str, FeaturesFile],
-    wanted: Sequence[str],
-    recipe: InitConfig,
+    features: FeatureSet,
+    tasks: Sequence[str],
+    config: InitConfig,
     total: int,
     advance: Callable[[int], None],
 ) -> Ranks:
     """Each task's ranks by layer: the ``total`` directions that are worth most to the objective.
 
     Args:
-        files: Features files by task.
-        wanted: Tasks to make starts for.
-        recipe: How.
+        features: Features of the tasks.
+        tasks: Tasks to initialize.
+        config: How.
         total: Sum of the ranks.
         advance: Called with 1 after each layer.
 
     Raises:
         OsrmError: If the budget does not fit the layers.
     """
-    layers = next(iter(files.values())).layers
+    layers = features.target_layers
     most = min(MAX_RANK_FACTOR * math.ceil(total / len(layers)), *(layer.d_in for layer in layers.values()))
-    spectra: dict[str, dict[str, torch.Tensor]] = {task: {} for task in wanted}
-    choose, name = recipe.objective.load(), recipe.objective.name
-    for request in iter_layer_problems(
-        files, wanted, recipe.objective, most, recipe.seed, recipe.eps, recipe.statistic
+    spectra: dict[str, dict[str, torch.Tensor]] = {task: {} for task in tasks}
+    choose, name = config.objective.load(), config.objective.name
+    for problem in iter_layer_problems(
+        features, tasks, config.objective, most, config.seed, config.eps, config.statistic
     ):
-        spectra[request.task][request.layer] = direction_scores(name, choose(request), request)
+        spectra[problem.task][problem.layer] = direction_scores(name, choose(problem), problem)
         advance(1)
     return {task: allocate_rank_budget(found, total) for task, found in spectra.items()}
 
 
 def initialize_layers(
-    files: Mapping[str, FeaturesFile],
-    wanted: Sequence[str],
-    recipe: InitConfig,
+    features: FeatureSet,
+    tasks: Sequence[str],
+    config: InitConfig,
     ranks: Ranks | None,
     advance: Callable[[int], None],
 ) -> dict[str, InitializedAdapter]:
     """Every task's start in one pass over the features.
 
     Args:
-        files: Features files by task.
-        wanted: Tasks to make starts for.
-        recipe: How.
+        features: Features of the tasks.
+        tasks: Tasks to initialize.
+        config: How.
         ranks: From ``spread``, or ``None`` for the recipe's in each layer.
         advance: Called with 1 after each layer.
 
     Raises:
         OsrmError: If the files cannot serve the objective.
     """
-    row, choose = recipe.objective, recipe.objective.load()
-    starts = {task: InitializedAdapter() for task in wanted}
-    tokens = {task: sum(files[name].tokens for name in tasks_read(files, task, row) if name != task) for task in wanted}
-    most = max(rank for task in ranks.values() for rank in task.values()) if ranks else int(recipe.rank)
-    for request in iter_layer_problems(files, wanted, row, most, recipe.seed, recipe.eps, recipe.statistic):
+    row, choose = config.objective, config.objective.load()
+    starts = {task: InitializedAdapter() for task in tasks}
+    tokens = {
+        task: sum(features.files[name].tokens for name in tasks_read(features, task, row) if name != task)
+        for task in tasks
+    }
+    most = max(rank for task in ranks.values() for rank in task.values()) if ranks else int(config.rank)
+    for problem in iter_layer_problems(features, tasks, row, most, config.seed, config.eps, config.statistic):
         if ranks:
-            request = replace(request, rank=ranks[request.task][request.layer])
-        start, own = starts[request.task], files.get(request.task)
-        A = choose(request)  # noqa: N806 - the papers' letters
-        A = rescale_rows(A, recipe.a_scale, request) if recipe.a_scale else A  # noqa: N806
-        B = torch.zeros(request.d_out or 0, len(A))  # noqa: N806
-        start.factors[request.layer] = LowRank(B, A)
-        for doubt in start_warnings(row.name, request, tokens[request.task], own.tokens if own else None):
+            problem = replace(problem, rank=ranks[problem.task][problem.layer])
+        start, own = starts[problem.task], features.files.get(problem.task)
+        A = choose(problem)  # noqa: N806 - the papers' letters
+        A = rescale_rows(A, config.a_scale, problem) if config.a_scale else A  # noqa: N806
+        B = torch.zeros(problem.d_out or 0, len(A))  # noqa: N806
+        start.factors[problem.layer] = LowRank(B, A)
+        for doubt in start_warnings(row.name, problem, tokens[problem.task], own.tokens if own else None):
             if doubt not in start.warnings:
                 start.warnings.append(doubt)
         advance(1)

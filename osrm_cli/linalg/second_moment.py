@@ -32,17 +32,31 @@ class SecondMoment:
         """``E ||x||^2``."""
         return float(self.matrix.square().sum() if self.factored else self.matrix.trace())
 
+    @property
+    def row_count(self) -> int | None:
+        """Rows, which bound the rank of ``C``; ``None`` if it is whole."""
+        return len(self.matrix) if self.factored else None
+
     def dense(self) -> torch.Tensor:
         """``C`` ``(d, d)``."""
         return self.matrix.T @ self.matrix if self.factored else self.matrix
 
-    def to(self, like: torch.Tensor) -> "SecondMoment":
-        """The same in another tensor's precision, where that lies."""
+    def to(self, like: torch.Tensor | torch.dtype) -> "SecondMoment":
+        """The same in another precision, or in a tensor's, where that lies."""
         return SecondMoment(self.matrix.to(like), self.factored)
 
     def times(self, X: torch.Tensor) -> torch.Tensor:
         """``X C`` for X ``(n, d)``."""
         return X @ self.matrix.T @ self.matrix if self.factored else X @ self.matrix
+
+    def energy_shares(self, A: torch.Tensor) -> torch.Tensor:
+        """Share of the trace that each row of A ``(r, d)`` captures, ``a C a^T / tr C``, ``(r,)``, in A's precision."""
+        matrix = self.matrix.to(A.dtype)
+        if self.factored:
+            captured, total = (A @ matrix.T).square().sum(dim=1), matrix.square().sum()
+        else:
+            captured, total = ((A @ matrix) * A).sum(dim=1), matrix.trace()
+        return captured / total if total > 0 else torch.zeros_like(captured)
 
     def energy(self, update: LowRank) -> torch.Tensor:
         """``E ||B A x||^2`` in the precision of ``C``, a scalar, differentiable: see ``interference.energy``."""
@@ -65,25 +79,6 @@ class SecondMoment:
         seen = Q @ self.matrix.T
         caught = float(seen.square().sum() if self.factored else (seen * Q).sum())
         return min(caught / self.trace, 1.0) if self.trace > 0 else 0.0
-
-
-def sum_of_others(grams: Sequence[SecondMoment], own: int) -> SecondMoment:
-    """``C_out``: the average of all tasks' C but one's, each divided by its trace.
-
-    Args:
-        grams: One per task, all of one kind.
-        own: Index of the task that is left out.
-
-    Raises:
-        OsrmError: If there is no other task.
-    """
-    if len(grams) < 2:
-        raise OsrmError("there is only one task's second moment, expected at least one other task")
-    if grams[own].factored:
-        rows = stack_rows([gram.matrix for index, gram in enumerate(grams) if index != own], balanced=True)
-        return SecondMoment(rows / (len(grams) - 1) ** 0.5, factored=True)
-    total = total_moment(gram.matrix for gram in grams)
-    return SecondMoment(others_moment(total, grams[own].matrix, len(grams)), factored=False)
 
 
 # Second moments are stored in float32: what is smaller than this share of the largest is rounding, not data.

@@ -6,12 +6,14 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
-from osrm_cli.features.adapter_match import check_second_moments
-from osrm_cli.features.features_file import FeaturesFile, check_features_compatible
+from osrm_cli.features.adapter_match import check_layers
+from osrm_cli.features.feature_set import FeatureSet
+from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
+from osrm_cli.storage.provenance import check_same_base_model
 
 
 class FeatureMoments(LayerData):
@@ -42,8 +44,7 @@ def open_layer_data(plan: MergePlan) -> LayerData:
     """
     if "features" not in plan.method.needs:
         return LayerData()
-    opened: list[FeaturesFile] = []
-    widths = {name: (layer.d_in, layer.d_out) for adapter in plan.adapters for name, layer in adapter.layers.items()}
+    files: dict[str, FeaturesFile] = {}
     for adapter in plan.adapters:
         path = Path(plan.recipe.features or "features") / f"{adapter.name}.safetensors"
         if not path.is_file() and not shards.find_shards(path):
@@ -51,7 +52,8 @@ def open_layer_data(plan: MergePlan) -> LayerData:
                 f"method {plan.method.name} needs second moments of every task's features, {path} is missing",
                 f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
             )
-        opened.append(FeaturesFile.open(path))
-        check_second_moments(opened[-1], widths)
-    check_features_compatible(opened, plan.bases)
-    return FeatureMoments(opened)
+        files[adapter.name] = FeaturesFile.open(path)
+        check_layers(adapter, files[adapter.name])
+    FeatureSet(files).select((SECOND_MOMENT,), f"method {plan.method.name}")
+    check_same_base_model({**{file.path: file.base for file in files.values()}, **plan.bases})
+    return FeatureMoments(list(files.values()))

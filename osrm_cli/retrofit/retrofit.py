@@ -11,11 +11,10 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.writer import write_adapter
 from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.initialization.from_features import iter_layer_problems
 from osrm_cli.initialization.objectives.table import Objective
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.second_moment import SecondMoment, sum_of_others
+from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.retrofit import solvers
 
 Factors = tuple[Adapter, str, LowRank]  # of one layer of one adapter, as they are stored: without the scaling
@@ -35,7 +34,7 @@ class RetrofitChange:
 
 
 def project_adapter(
-    adapters: Sequence[Adapter], files: Mapping[str, FeaturesFile], objective: Objective, seed: int, eps: float
+    adapters: Sequence[Adapter], features: FeatureSet, objective: Objective, seed: int, eps: float
 ) -> Iterator[Factors]:
     """A new A by an objective, and the B that fits the old update best: ``interference.projection``.
 
@@ -46,27 +45,27 @@ def project_adapter(
     """
     choose = objective.load()
     by_task = {adapter.name: adapter for adapter in adapters}
-    for request in iter_layer_problems(files, list(by_task), objective, 1, seed, eps):
-        adapter = by_task[request.task]
-        if layer := adapter.layers.get(request.layer):
-            A = choose(replace(request, rank=layer.rank))
+    for problem in iter_layer_problems(features, list(by_task), objective, 1, seed, eps):
+        adapter = by_task[problem.task]
+        if layer := adapter.layers.get(problem.layer):
+            A = choose(replace(problem, rank=layer.rank))
             yield (
                 adapter,
-                request.layer,
-                solvers.solve_projection(adapter.lora_factors(request.layer, torch.float64), A),
+                problem.layer,
+                solvers.solve_projection(adapter.lora_factors(problem.layer, torch.float64), A),
             )
 
 
-def balance_adapter(adapters: Sequence[Adapter], source: FeatureSet, mu: float) -> Iterator[Factors]:
+def balance_adapter(adapters: Sequence[Adapter], features: FeatureSet, mu: float) -> Iterator[Factors]:
     """``A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}`` with B kept: ``interference.balanced``.
 
     Raises:
         OsrmError: If mu is negative, or all features are zero.
     """
-    for group, grams in source.read():
-        moments = {task: found.dense() for task, found in grams.items()}
+    for inputs in features.layers():
+        moments = {task: moment.dense() for task, moment in inputs.moments.items()}
         for adapter in adapters:
-            layers = [layer for layer in group if layer in adapter.layers]
+            layers = [layer for layer in inputs.layers if layer in adapter.layers]
             if not layers:
                 continue
             old = [adapter.lora_factors(layer, torch.float64) for layer in layers]
@@ -79,25 +78,24 @@ def balance_adapter(adapters: Sequence[Adapter], source: FeatureSet, mu: float) 
 
 
 def measure_changes(
-    new: Mapping[str, Mapping[str, LowRank]], adapters: Sequence[Adapter], source: FeatureSet
+    new: Mapping[str, Mapping[str, LowRank]], adapters: Sequence[Adapter], features: FeatureSet
 ) -> dict[str, RetrofitChange]:
     """Compare new factors with the old ones on the inputs of a features folder.
 
     Args:
         new: By task and layer.
         adapters: The old ones.
-        source: Features of every task.
+        features: Features of every task, a statistic selected.
     """
     sums = {adapter.name: torch.zeros(4, dtype=torch.float64) for adapter in adapters}
-    for group, grams in source.read():
+    for inputs in features.layers():
         for adapter in adapters:
-            own = grams[adapter.name]
-            rest = sum_of_others(list(grams.values()), list(grams).index(adapter.name))
-            for layer in group:
+            own, others = inputs.moments[adapter.name], inputs.others(adapter.name)
+            for layer in inputs.layers:
                 if layer in adapter.layers:
                     old = adapter.delta(layer, torch.float64)
                     now = new[adapter.name][layer].scaled(adapter.layers[layer].scaling)
-                    sums[adapter.name] += torch.tensor(_energies(old, now, own, rest), dtype=torch.float64)
+                    sums[adapter.name] += torch.tensor(_energies(old, now, own, others), dtype=torch.float64)
     return {task: RetrofitChange(_ratio(s[0], s[1]) ** 0.5, _ratio(s[2], s[3])) for task, s in sums.items()}
 
 
@@ -110,14 +108,14 @@ def _ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
     return max(float(part / whole), 0.0) if whole > 0 else 0.0
 
 
-def retrofit_warnings(source: FeatureSet) -> list[str]:
+def retrofit_warnings(features: FeatureSet) -> list[str]:
     """Reasons to doubt what ``balanced`` makes of these features."""
-    widest = max(layer.d_in for layer in next(iter(source.files.values())).layers.values())
-    if source.kind == "sketch":
-        seen = sum(int(name.partition(":")[2]) for name in source.statistics.values())
+    widest = features.max_width
+    if features.kind == "sketch":
+        seen = sum(int(name.partition(":")[2]) for name in features.statistics.values())
         told = f"the sketches hold {seen} rows"
     else:
-        seen = sum(features.tokens for features in source.files.values())
+        seen = sum(file.tokens for file in features.files.values())
         told = f"the features come from {seen} tokens"
     unseen = "directions that no task shows count as shared by all; collect more"
     return [f"{told} for inputs of width {widest}: {unseen}"] if seen < widest else []

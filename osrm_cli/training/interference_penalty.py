@@ -9,14 +9,17 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.features_file import FeaturesFile, open_features_folder
-from osrm_cli.initialization.from_features import choose_statistic, iter_layer_problems, tasks_read
-from osrm_cli.initialization.objectives.table import Objective
+from osrm_cli.features.adapter_match import check_layers
+from osrm_cli.features.feature_set import FeatureSet
+from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.linalg import interference
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.target_modules import is_conv1d
+from osrm_cli.storage import provenance
+from osrm_cli.storage.provenance import BaseModelId
 
 _LEAST_OWN = 1e-3  # added to the own energy, in units of the base model's: B starts at zero
 
@@ -26,22 +29,22 @@ class _LayerMoments:
     """What the inputs of some layers are.
 
     Attributes:
-        grams: One for neighbours that read the same.
+        moments: One for neighbours that read the same input.
         counts: How many layers read each.
         unit: What turns an update's energy, without its scaling, into a share of the base model's, ``(L,)``.
     """
 
-    grams: Sequence[SecondMoment]
+    moments: Sequence[SecondMoment]
     counts: Sequence[int]
     unit: torch.Tensor
 
     def to(self, like: torch.Tensor) -> "_LayerMoments":
-        return replace(self, grams=[gram.to(like) for gram in self.grams], unit=self.unit.to(like))
+        return replace(self, moments=[moment.to(like) for moment in self.moments], unit=self.unit.to(like))
 
     def times(self, A: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the papers' letter
         """``A C`` of every layer, ``(L, r, d_in)``."""
-        shared = zip(self.grams, torch.split(A, list(self.counts)), strict=True)
-        return torch.cat([gram.times(rows.flatten(0, 1)) for gram, rows in shared]).view_as(A)
+        parts = zip(self.moments, torch.split(A, list(self.counts)), strict=True)
+        return torch.cat([moment.times(rows.flatten(0, 1)) for moment, rows in parts]).view_as(A)
 
 
 @dataclass(frozen=True)
@@ -68,21 +71,23 @@ class _SameShapeLayers:
         return shares[0] if len(shares) == 1 else shares[0] / (shares[1] + _LEAST_OWN)
 
 
-def penalty_objective(unit: str) -> Objective:
-    """What the penalty reads of the features, in the terms of an objective."""
-    return Objective("penalty", "", "", "", ("second-moment", "sketch"), needs_others=True, needs_own=unit == "own")
-
-
-def open_penalty_features(folder: Path, task: str, unit: str) -> dict[str, FeaturesFile]:
-    """The features files that the penalty of a task reads.
+def open_penalty_features(folder: Path, start: Adapter, base: BaseModelId, unit: str) -> FeatureSet:
+    """Open the features that the penalty of an adapter reads: the other tasks', and in unit ``own`` its own.
 
     Raises:
-        OsrmError: If they are missing, or hold no statistic that can serve.
+        OsrmError: If they are missing, of another base model, lack a layer, or hold no statistic that can serve.
     """
-    files, row = open_features_folder(folder), penalty_objective(unit)
-    files = {name: files[name] for name in tasks_read(files, task, row)}
-    choose_statistic(files, [task], row)
-    return files
+    features, task = FeatureSet.open(folder), start.name
+    tasks = features.other_tasks(task)
+    if unit == "own":
+        if task not in features.files:
+            raise OsrmError(f"--penalty-unit own needs the features of '{task}' itself", f"osrm collect --task {task}")
+        tasks.append(task)
+    features = features.only(tasks).select((SECOND_MOMENT, "sketch"), "the interference penalty")
+    provenance.check_same_base_model({start.folder: base, features.paths[0]: features.base})
+    for file in features.files.values():
+        check_layers(start, file)
+    return features
 
 
 class InterferencePenalty:
@@ -102,20 +107,17 @@ class InterferencePenalty:
             others: The other tasks' inputs of every adapted layer.
             own: The task's own; ``None`` to measure in units of the base model's energy.
             mu: Factor on the penalty in the loss.
-
-        Raises:
-            OsrmError: If the features lack a layer, or have it with another width.
         """
         self.mu = mu
-        alike: dict[tuple[torch.Size, ...], dict[str, Any]] = {}
+        by_shape: dict[tuple[torch.Size, ...], dict[str, Any]] = {}
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
                 shapes = tuple(weight.shape for weight in _factors(module))
-                alike.setdefault(shapes, {})[name.removeprefix(PREFIX)] = module
-        held = [others] if own is None else [others, own]
+                by_shape.setdefault(shapes, {})[name.removeprefix(PREFIX)] = module
+        inputs = [others] if own is None else [others, own]
         self.stacks = [
-            _SameShapeLayers(list(layers.values()), [_inputs(layers, grams) for grams in held])
-            for layers in alike.values()
+            _SameShapeLayers(list(layers.values()), [_layer_moments(layers, moments) for moments in inputs])
+            for layers in by_shape.values()
         ]
 
     def interference(self) -> torch.Tensor:
@@ -131,46 +133,41 @@ def _factors(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return module.lora_A["default"].weight, module.lora_B["default"].weight
 
 
-def _inputs(layers: Mapping[str, Any], held: Mapping[str, SecondMoment]) -> _LayerMoments:
-    grams: list[SecondMoment] = []
+def _layer_moments(layers: Mapping[str, Any], moments: Mapping[str, SecondMoment]) -> _LayerMoments:
+    shared: list[SecondMoment] = []
     counts, unit = [], []
     last = None
     for name, module in layers.items():
         layer: torch.nn.Module = module.get_base_layer()
         W = layer.get_parameter("weight").detach().float()  # noqa: N806
         W = W.T if is_conv1d(layer) else W  # noqa: N806
-        if name not in held or held[name].matrix.shape[1] != W.shape[1]:
-            raise OsrmError(
-                f"the features have no inputs of width {W.shape[1]} for {name}",
-                "collect them for the layers that are adapted, with --target-modules",
-            )
-        if held[name].matrix is not last:
-            last = held[name].matrix
-            grams.append(held[name].to(W))
+        if moments[name] is not last:
+            last = moments[name]
+            shared.append(last.to(W))
             counts.append(0)
         counts[-1] += 1
-        unit.append(module.scaling["default"] ** 2 / (grams[-1].base_energy(W) or 1.0))
-    return _LayerMoments(grams, counts, torch.tensor(unit))
+        unit.append(module.scaling["default"] ** 2 / (shared[-1].base_energy(W) or 1.0))
+    return _LayerMoments(shared, counts, torch.tensor(unit))
 
 
 def penalty_from_features(
-    model: PeftModel, files: Mapping[str, FeaturesFile], task: str, settings: Mapping[str, Any]
+    model: PeftModel, features: FeatureSet, task: str, settings: Mapping[str, Any]
 ) -> InterferencePenalty:
     """The penalty of a task's adapter against the other tasks of a features folder.
 
     Args:
         model: The classifier in training, on its device.
-        files: Features files by task.
+        features: What ``open_penalty_features`` has opened.
         task: The task in training.
         settings: ``interference_penalty``, the factor in the loss, and ``penalty_unit``.
 
     Raises:
-        OsrmError: If the files hold neither second moments nor sketches, or not of the layers that are adapted.
+        OsrmError: If a file is damaged.
     """
     others: dict[str, SecondMoment] = {}
     own: dict[str, SecondMoment] = {}
-    for found in iter_layer_problems(files, [task], penalty_objective(settings["penalty_unit"]), 1, 0, 0.0):
-        for held, moment, rows in ((others, found.out_moment, found.out_rows), (own, found.own_moment, found.own_rows)):
-            if (matrix := rows if moment is None else moment) is not None:
-                held[found.layer] = SecondMoment(matrix, factored=moment is None)
+    for inputs in features.layers(per_token=False):  # every energy is divided by another one
+        others |= dict.fromkeys(inputs.layers, inputs.others(task))
+        if settings["penalty_unit"] == "own":
+            own |= dict.fromkeys(inputs.layers, inputs.moments[task])
     return InterferencePenalty(model, others, own or None, settings["interference_penalty"])

@@ -12,7 +12,7 @@ import torch
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.base_model import check_max_length, resolve_base_model
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.devices import pick_device, pick_training_dtype
@@ -170,7 +170,7 @@ class _Run:
         config: Hyperparameters.
         settings: All settings, as in ``osrm.json``.
         path: The output folder.
-        features: Features files for the penalty, by task.
+        features: The features that the penalty reads.
     """
 
     origin: Path
@@ -183,7 +183,7 @@ class _Run:
     config: TrainingConfig
     settings: dict[str, Any]
     path: Path
-    features: Mapping[str, FeaturesFile]
+    features: FeatureSet | None
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -195,7 +195,7 @@ class _Run:
         return provenance.make_record(
             "train",
             self.settings,
-            [self.start.folder, *(path for file in self.features.values() for path in file.files)],
+            [self.start.folder, *(self.features.paths if self.features else [])],
             base=self.base,
             task=self.train.task.to_dict(),
             data={"source": self.source, "sha256": self.train.sha256},
@@ -225,10 +225,10 @@ def _prepare_run(
     base_dir, base = resolve_base_model(origin, start.base, start.config.base_model, model, revision)
     length = resolve_max_length(settings["max_length"], train.task)
     check_max_length(base_dir, length)
-    files = open_penalty_features(features, start.name, settings["penalty_unit"]) if "penalty_unit" in settings else {}
-    provenance.check_same_base_model({path: base, **{file.path: file.base for file in files.values()}})
+    unit = settings.get("penalty_unit")
+    penalty = open_penalty_features(features, start, base, unit) if unit else None
     all_settings = {**settings, "max_length": length}
-    return _Run(origin, start, source, train, dev, base_dir, base, config, all_settings, path, files)
+    return _Run(origin, start, source, train, dev, base_dir, base, config, all_settings, path, penalty)
 
 
 def _train(

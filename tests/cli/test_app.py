@@ -66,7 +66,7 @@ def test_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("osrm_cli.features.features_file.open_features_folder", broken)
+    monkeypatch.setattr("osrm_cli.features.feature_set.FeatureSet.open", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         osrm("init", "--each", cwd=tmp_path)
 

@@ -235,9 +235,9 @@ def test_collect_on_a_base_model_of_one_revision(hub, words, tmp_path):
     given = ("collect", "--data", words, "--task", "mood", "--samples", "4", "--quiet", "--model", "user/base")
     run = process(*given, "--revision", "v1", cwd=tmp_path, env=env)
     assert (run.code, run.stderr) == (0, "")
-    from osrm_cli.features.features_file import open_features_folder
+    from osrm_cli.features.feature_set import FeatureSet
 
-    found = open_features_folder(tmp_path / "features")["mood"].base
+    found = FeatureSet.open(tmp_path / "features").base
     weights = hub.root / "user/base" / OLD / "model.safetensors"
     line = f"model.safetensors\0{hashlib.sha256(weights.read_bytes()).hexdigest()}\n"
     assert (found.name, found.revision) == ("user/base", OLD)

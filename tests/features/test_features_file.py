@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.features_file import FeaturesFile, open_features_folder
+from osrm_cli.features.feature_set import FeatureSet
+from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.storage import safetensors_io
 
 LAYERS = {
@@ -63,7 +64,7 @@ def test_folder_is_read_in_the_order_of_names(make: Make, tmp_path: Path) -> Non
     for task in ("b", "c", "a"):
         make(task)
     (tmp_path / ".a.partial.safetensors").write_bytes(b"")
-    assert list(open_features_folder(tmp_path)) == ["a", "b", "c"]
+    assert FeatureSet.open(tmp_path).tasks == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("empty", [True, False], ids=["empty", "missing"])
@@ -72,7 +73,7 @@ def test_folder_without_files(tmp_path: Path, empty: bool) -> None:
     if empty:
         folder.mkdir()
     with pytest.raises(OsrmError, match="holds no features files" if empty else "features is missing") as caught:
-        open_features_folder(folder)
+        FeatureSet.open(folder)
     assert "osrm collect" in str(caught.value.hint)
 
 
@@ -85,7 +86,7 @@ def test_damaged_file_is_named(make: Make, tmp_path: Path, contents: bytes | Non
     bad = make("bad")
     bad.write_bytes(bad.read_bytes()[:-3] if contents is None else contents)
     with pytest.raises(OsrmError, match=rf"bad\.safetensors {what}"):
-        open_features_folder(tmp_path)
+        FeatureSet.open(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["base", "task", "layers", "statistics", "tokens"])
@@ -145,17 +146,17 @@ def test_odd_file_is_named(make: Make, tmp_path: Path, changes: dict[str, Any], 
         make(task, base={**BASE, "revision": "beef"} if "revision" in message else BASE)
     make(place, **changes)
     with pytest.raises(OsrmError, match=rf"^.*{place}\.safetensors .*{message}"):
-        open_features_folder(tmp_path)
+        FeatureSet.open(tmp_path)
 
 
 def test_revision_may_be_unknown_on_one_side(make: Make, tmp_path: Path) -> None:
     make("hub", base={**BASE, "revision": "beef"})
     make("local")
-    assert list(open_features_folder(tmp_path)) == ["hub", "local"]
+    assert FeatureSet.open(tmp_path).tasks == ["hub", "local"]
 
 
 def test_two_files_of_one_task_are_named(make: Make, tmp_path: Path) -> None:
     make("sst2")
     make("sst2", name="sst2-copy")
     with pytest.raises(OsrmError, match=r"sst2-copy\.safetensors and .*sst2\.safetensors both hold task 'sst2'"):
-        open_features_folder(tmp_path)
+        FeatureSet.open(tmp_path)

@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.second_moment import SecondMoment, sum_of_others
+from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.seeding import gaussian
 
 
@@ -31,18 +30,13 @@ def test_every_number_is_the_one_over_the_tokens(factored):
         float((X @ update.dense().double().T).square().sum(1).mean()), rel=1e-6
     )
     assert found.base_energy(W.float()) == pytest.approx(float((X @ W.T).square().sum(1).mean()), rel=1e-6)
+    A = draw(3, 12, "A")
+    torch.testing.assert_close(found.energy_shares(A), (X @ A.T).square().sum(0) / X.square().sum())
     assert found.share(Q) == pytest.approx(float((X @ Q.T).square().sum() / X.square().sum()), rel=1e-12)
     torch.testing.assert_close(found.dense(), X.T @ X / len(X))
     spectrum = found.spectrum()
     torch.testing.assert_close((spectrum.vectors.T * spectrum.values) @ spectrum.vectors, X.T @ X / len(X))
     assert (spectrum.values.diff() <= 0).all()
-
-
-@pytest.mark.parametrize("factored", [False, True])
-def test_others_is_the_average_of_normalised_moments_but_for_the_own(factored):
-    found = sum_of_others([both(task)[factored] for task in range(3)], own=1).dense()
-    moments = [both(task)[0].matrix for task in (0, 2)]
-    torch.testing.assert_close(found, sum(C / C.trace() for C in moments) / 2)
 
 
 def test_fewer_rows_than_inputs():
@@ -52,8 +46,3 @@ def test_fewer_rows_than_inputs():
     zero = SecondMoment(torch.zeros(3, 12, dtype=torch.float64), True)
     assert (zero.share(torch.eye(12, dtype=torch.float64)), zero.trace) == (0, 0)
     assert len(zero.spectrum().main_space()) == 1
-
-
-def test_one_task_has_no_others():
-    with pytest.raises(OsrmError):
-        sum_of_others([both(0)[0]], own=0)

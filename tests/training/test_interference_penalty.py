@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.features.features_file import open_features_folder
+from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.batching import collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
@@ -74,9 +74,9 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
     folder = tiny(family)
     run = osrm("collect", "--model", folder, "--data", words, "--samples", 12, "--statistic", statistic, cwd=tmp_path)
     assert run.code == 0
-    files = open_features_folder(tmp_path / "features")
+    features = FeatureSet.open(tmp_path / "features").select()
     model = adapted(folder, target_modules=targets)
-    layers = list(next(iter(files.values())).layers)
+    layers = list(features.target_layers)
     seen = {}
     for task in ("mood", "pair", "score"):
         drawn = draw_examples(load_split(task, str(words), "train"), 12, 0)
@@ -90,7 +90,7 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
         relative.append(out / base / (energies["mood"][0] / energies["mood"][1] + 1e-3))
     for unit, wanted in (("base", expected), ("own", relative)):
         given = {"interference_penalty": 2.0, "penalty_unit": unit}
-        found = penalty_from_features(model, files, "mood", given)
+        found = penalty_from_features(model, features, "mood", given)
         assert found.mu == 2
         assert found.interference().item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
 

@@ -7,6 +7,7 @@ import torch
 from osrm_cli.errors import OsrmError
 from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.linalg import eigen
+from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.linalg.subspaces import orthonormal_rows
 from osrm_cli.seeding import gaussian
 
@@ -15,7 +16,7 @@ FREE_ENERGY = 0.99  # of the others' energy that the directions kept out must ho
 NULL = 1e-12  # relative to the largest eigenvalue of a second moment: below it, float64 sums say nothing
 
 
-def gevd(request: LayerProblem) -> torch.Tensor:
+def gevd(problem: LayerProblem) -> torch.Tensor:
     """Top ``r`` of ``C_in u = lambda M u``, ``M = C_out + eps (tr C_out / d) I``, orthonormalised; ``(r, d_in)``.
 
     LoDA's construction (arXiv:2603.00191), here for merging. As eps falls to 0 it becomes ``osrm_in``, as it grows to
@@ -24,10 +25,10 @@ def gevd(request: LayerProblem) -> torch.Tensor:
     Raises:
         OsrmError: If the own or the others' features are missing.
     """
-    return _generalised(request, "gevd", request.own_rows, request.own_moment)
+    return _generalised(problem, "gevd", problem.require_own("gevd"))
 
 
-def loss_aware(request: LayerProblem) -> torch.Tensor:
+def loss_aware(problem: LayerProblem) -> torch.Tensor:
     """Rows that span ``Q_r^T M^{-1/2}``, ``Q_r`` the right singular vectors of ``G M^{-1/2}``; ``(r, d_in)``.
 
     The steepest decrease of the loss per unit of interference: ``gevd`` with ``G^T G`` for ``C_in``, ``G`` being
@@ -36,19 +37,21 @@ def loss_aware(request: LayerProblem) -> torch.Tensor:
     Raises:
         OsrmError: If the gradient or the others' features are missing.
     """
-    return _generalised(request, "loss-aware", request.gradient, None)
+    if problem.gradient is None:
+        raise OsrmError(f"objective 'loss-aware' was given no gradient of its own task's loss for {problem.layer}")
+    return _generalised(problem, "loss-aware", SecondMoment(problem.gradient, factored=True))
 
 
-def eva(request: LayerProblem) -> torch.Tensor:
+def eva(problem: LayerProblem) -> torch.Tensor:
     """Top ``r`` of ``C_in``, ``(r, d_in)``: EVA's directions (arXiv:2410.07170), uncentred.
 
     Raises:
         OsrmError: If the own features are missing.
     """
-    return _padded_with_random_rows(_principal_rows(request, "eva", _no_rows(request)), request, "eva")
+    return _padded_with_random_rows(_principal_rows(problem, "eva", _no_rows(problem)), problem, "eva")
 
 
-def osrm_in(request: LayerProblem) -> torch.Tensor:
+def osrm_in(problem: LayerProblem) -> torch.Tensor:
     """The directions of largest own energy that the other tasks leave free, ``(r, d_in)``.
 
     InfLoRA's construction (arXiv:2404.00228), here for merging. Free is the null space of the others' features; where
@@ -57,42 +60,39 @@ def osrm_in(request: LayerProblem) -> torch.Tensor:
     Raises:
         OsrmError: If the own or the others' features are missing.
     """
-    kept_out = _excluded_rows(request)
-    return _padded_with_random_rows(_principal_rows(request, "osrm-in", kept_out), request, "osrm-in", kept_out)
+    kept_out = _excluded_rows(problem)
+    return _padded_with_random_rows(_principal_rows(problem, "osrm-in", kept_out), problem, "osrm-in", kept_out)
 
 
-def _principal_rows(request: LayerProblem, name: str, kept_out: torch.Tensor) -> torch.Tensor:
+def _principal_rows(problem: LayerProblem, name: str, kept_out: torch.Tensor) -> torch.Tensor:
     """At most ``r`` main own directions orthogonal to the rows of ``kept_out``, those without energy left out."""
-    if request.own_rows is not None:
-        rows = _orthogonal_complement(_orthogonal_complement(request.own_rows.to(torch.float64), kept_out), kept_out)
-        scale = request.own_rows.to(torch.float64).norm()
+    own = problem.require_own(name).to(torch.float64)
+    if own.factored:
+        rows = _orthogonal_complement(_orthogonal_complement(own.matrix, kept_out), kept_out)
         _, values, Vh = torch.linalg.svd(rows, full_matrices=False)
-        Vh = Vh[values > scale * max(rows.shape) * torch.finfo(rows.dtype).eps]
-        return eigen.fix_signs(Vh[: request.rank])
-    if request.own_moment is None:
-        raise OsrmError(f"objective '{name}' was given no features of its own task for {request.layer}")
-    C = request.own_moment.to(torch.float64)
+        Vh = Vh[values > own.matrix.norm() * max(rows.shape) * torch.finfo(rows.dtype).eps]
+        return eigen.fix_signs(Vh[: problem.rank])
+    C = own.matrix
 
     def free(V: torch.Tensor) -> torch.Tensor:
         return _orthogonal_complement((C @ _orthogonal_complement(V.T, kept_out).T).T, kept_out).T
 
-    rows = _orthogonal_complement(eigen.largest_eigenvectors(free, _random_rows(request, name, request.rank)), kept_out)
+    rows = _orthogonal_complement(eigen.largest_eigenvectors(free, _random_rows(problem, name, problem.rank)), kept_out)
     energy = ((rows @ C) * rows).sum(dim=1)
     # What has none is any vector, perhaps one of those that are kept out.
     return eigen.fix_signs(orthonormal_rows(rows[energy > NULL * C.trace()]))
 
 
-def _excluded_rows(request: LayerProblem) -> torch.Tensor:
+def _excluded_rows(problem: LayerProblem) -> torch.Tensor:
     """Orthonormal rows ``(q, d_in)``, ``q <= d_in - r``, that ``osrm_in`` stays away from."""
-    if request.out_rows is not None:
-        _, values, directions = torch.linalg.svd(request.out_rows.to(torch.float64), full_matrices=False)
-        energy, null = values.square(), (max(request.out_rows.shape) * torch.finfo(torch.float64).eps) ** 2
-    elif request.out_moment is not None:
-        energy, vectors = torch.linalg.eigh(request.out_moment.to(torch.float64))
-        energy, directions, null = energy.clamp(min=0).flip(0), vectors.flip(1).T, NULL
+    others = problem.require_others("osrm-in").to(torch.float64)
+    if others.factored:
+        _, values, directions = torch.linalg.svd(others.matrix, full_matrices=False)
+        energy, null = values.square(), (max(others.matrix.shape) * torch.finfo(torch.float64).eps) ** 2
     else:
-        raise OsrmError(f"objective 'osrm-in' was given no features of other tasks for {request.layer}")
-    room = request.d_in - request.rank
+        energy, vectors = torch.linalg.eigh(others.matrix)
+        energy, directions, null = energy.clamp(min=0).flip(0), vectors.flip(1).T, NULL
+    room = problem.d_in - problem.rank
     rank = int((energy > null * energy.max()).sum())
     if rank > room:
         rank = 1 + int((energy.cumsum(0) < FREE_ENERGY * energy.sum()).sum())
@@ -100,32 +100,25 @@ def _excluded_rows(request: LayerProblem) -> torch.Tensor:
     return kept_out
 
 
-def _generalised(
-    request: LayerProblem, name: str, rows: torch.Tensor | None, moment: torch.Tensor | None
-) -> torch.Tensor:
-    if rows is None and moment is None:
-        raise OsrmError(f"objective '{name}' was given nothing of its own task for {request.layer}")
-    if request.out_rows is None and request.out_moment is None:
-        raise OsrmError(f"objective '{name}' was given no features of other tasks for {request.layer}")
-    basis: torch.Tensor | None = None
-    H = request.out_rows
-    if H is not None and rows is not None and H.shape[0] + rows.shape[0] < request.d_in:
+def _generalised(problem: LayerProblem, name: str, own: SecondMoment) -> torch.Tensor:
+    """Top ``r`` of ``C u = lambda M u`` for the ``C`` of ``own``, orthonormalised, ``(r, d_in)``."""
+    others, own, basis = problem.require_others(name).to(torch.float64), own.to(torch.float64), None
+    if others.factored and own.factored and len(others.matrix) + len(own.matrix) < problem.d_in:
         # All solutions lie in the span of both sets of rows: solve there, and never build a d x d matrix.
-        basis = orthonormal_rows(torch.cat([_unit(H), _unit(rows)]))
-        H, rows = H.to(torch.float64) @ basis.T, rows.to(torch.float64) @ basis.T
-    C_in = _moment(rows, moment)
-    L = _factor(_moment(H, request.out_moment), request.eps, request.d_in)
+        basis = orthonormal_rows(torch.cat([_unit(others.matrix), _unit(own.matrix)]))
+        others, own = (SecondMoment(each.matrix @ basis.T, factored=True) for each in (others, own))
+    C_in, L = own.dense(), _factor(others.dense(), problem.eps, problem.d_in)
 
     def whitened(V: torch.Tensor) -> torch.Tensor:
         image: torch.Tensor = C_in @ torch.linalg.solve_triangular(L.T, V, upper=True)
         whole: torch.Tensor = torch.linalg.solve_triangular(L, image, upper=False)
         return whole
 
-    top = eigen.largest_eigenvectors(whitened, _random_rows(request, name, min(request.rank, len(L)))[:, : len(L)])
+    top = eigen.largest_eigenvectors(whitened, _random_rows(problem, name, min(problem.rank, len(L)))[:, : len(L)])
     values = (top * whitened(top.T).T).sum(dim=1)
     top = top[values > len(L) * torch.finfo(values.dtype).eps * values[0]]  # the rest is no signal at all
     A = torch.linalg.solve_triangular(L.T, top.T, upper=True).T
-    return _padded_with_random_rows(eigen.fix_signs(orthonormal_rows(A if basis is None else A @ basis)), request, name)
+    return _padded_with_random_rows(eigen.fix_signs(orthonormal_rows(A if basis is None else A @ basis)), problem, name)
 
 
 def _factor(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
@@ -146,29 +139,20 @@ def _factor(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
     raise OsrmError("the other tasks' second moment is not positive semi-definite", "collect the features again")
 
 
-def _moment(rows: torch.Tensor | None, moment: torch.Tensor | None) -> torch.Tensor:
-    if rows is not None:
-        rows = rows.to(torch.float64)
-        return rows.T @ rows
-    if moment is None:
-        raise TypeError("neither rows nor a moment")
-    return moment.to(torch.float64)
-
-
 def _padded_with_random_rows(
-    A: torch.Tensor, request: LayerProblem, name: str, kept_out: torch.Tensor | None = None
+    A: torch.Tensor, problem: LayerProblem, name: str, kept_out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """A with seeded random orthonormal rows added where the features have fewer than ``r`` directions."""
-    missing = request.rank - A.shape[0]
+    missing = problem.rank - A.shape[0]
     if missing == 0:
         return A
     held = A if kept_out is None else torch.cat([kept_out, A])
-    added = orthonormal_rows(torch.cat([held, _random_rows(request, name, missing)]))[held.shape[0] :]
+    added = orthonormal_rows(torch.cat([held, _random_rows(problem, name, missing)]))[held.shape[0] :]
     return torch.cat([A, added])
 
 
-def _random_rows(request: LayerProblem, name: str, rows: int) -> torch.Tensor:
-    return gaussian(rows, request.d_in, request.seed, name, request.task, request.layer)
+def _random_rows(problem: LayerProblem, name: str, rows: int) -> torch.Tensor:
+    return gaussian(rows, problem.d_in, problem.seed, name, problem.task, problem.layer)
 
 
 def _orthogonal_complement(rows: torch.Tensor, kept_out: torch.Tensor) -> torch.Tensor:
@@ -176,10 +160,10 @@ def _orthogonal_complement(rows: torch.Tensor, kept_out: torch.Tensor) -> torch.
     return rows - (rows @ kept_out.T) @ kept_out
 
 
-def _no_rows(request: LayerProblem) -> torch.Tensor:
-    return torch.zeros(0, request.d_in, dtype=torch.float64)
+def _no_rows(problem: LayerProblem) -> torch.Tensor:
+    return torch.zeros(0, problem.d_in, dtype=torch.float64)
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:
-    norm = rows.to(torch.float64).norm()
-    return rows.to(torch.float64) / (norm if norm > 0 else 1.0)
+    norm = rows.norm()
+    return rows / (norm if norm > 0 else 1.0)

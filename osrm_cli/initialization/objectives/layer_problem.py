@@ -1,17 +1,16 @@
-"""What an objective is given: one layer of one task."""
+"""The initialization problem of one layer: what an objective is given."""
 
 from dataclasses import dataclass
 
 import torch
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.second_moment import SecondMoment
 
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """One layer's start that is asked for.
-
-    Features come as rows or as a second moment; an objective takes either.
+    """One layer of one task, for which A is to be chosen.
 
     Attributes:
         rank: Rows of A.
@@ -20,10 +19,8 @@ class LayerProblem:
         task: Name of the task: the other key.
         seed: The user's seed.
         d_out: Width of the layer's outputs.
-        out_rows: The other tasks' means, samples or sketches, ``(n, d_in)``.
-        out_moment: ``C_out``, the average of the other tasks' second moments, ``(d_in, d_in)``.
-        own_rows: The task's own samples or sketch, ``(n, d_in)``.
-        own_moment: ``C_in``, the task's own second moment, ``(d_in, d_in)``.
+        others: ``C_out``, the second moment of the other tasks' inputs, ``(d_in, d_in)``, or their rows ``(n, d_in)``.
+        own: ``C_in``, the second moment of the task's own inputs, or its rows.
         others_sketch_error: Largest share of the other tasks' energy that one direction may hold unseen; 0 unless
             sketched.
         gradient: ``dL/dW`` of the task's own loss, ``(d_out, d_in)``.
@@ -36,10 +33,8 @@ class LayerProblem:
     task: str
     seed: int
     d_out: int | None = None
-    out_rows: torch.Tensor | None = None
-    out_moment: torch.Tensor | None = None
-    own_rows: torch.Tensor | None = None
-    own_moment: torch.Tensor | None = None
+    others: SecondMoment | None = None
+    own: SecondMoment | None = None
     others_sketch_error: float = 0.0
     gradient: torch.Tensor | None = None
     eps: float = 1e-3
@@ -51,42 +46,55 @@ class LayerProblem:
                 "choose a smaller --rank",
             )
 
-    def own_energy_share(self, A: torch.Tensor) -> torch.Tensor:
-        """Share of the task's own energy that each row of A ``(r, d_in)`` catches, ``a C_in a^T / tr C_in``, ``(r,)``.
+    def require_others(self, objective: str) -> SecondMoment:
+        """``C_out``, for an objective that cannot do without.
 
         Raises:
-            OsrmError: If the request holds no features of the task itself.
+            OsrmError: If there is none.
         """
-        return self._energy_share(A, self.own_rows, self.own_moment, "its own task")
+        if self.others is None:
+            raise OsrmError(f"objective '{objective}' was given no features of other tasks for {self.layer}")
+        return self.others
+
+    def require_own(self, objective: str) -> SecondMoment:
+        """``C_in``, for an objective that cannot do without.
+
+        Raises:
+            OsrmError: If there is none.
+        """
+        if self.own is None:
+            raise OsrmError(f"objective '{objective}' was given no features of its own task for {self.layer}")
+        return self.own
+
+    def own_energy_share(self, A: torch.Tensor) -> torch.Tensor:
+        """Share of the task's own energy that each row of A ``(r, d_in)`` captures, ``(r,)``.
+
+        Raises:
+            OsrmError: If there are no features of the task itself.
+        """
+        return self._energy_shares(self.own, A, "its own task")
 
     def others_energy_share(self, A: torch.Tensor) -> torch.Tensor:
-        """Share of the other tasks' energy that each row of A ``(r, d_in)`` catches, ``(r,)``.
+        """Share of the other tasks' energy that each row of A ``(r, d_in)`` captures, ``(r,)``.
 
         Raises:
-            OsrmError: If the request holds no features of other tasks.
+            OsrmError: If there are no features of other tasks.
         """
-        return self._energy_share(A, self.out_rows, self.out_moment, "other tasks")
+        return self._energy_shares(self.others, A, "other tasks")
 
     def gradient_energy_share(self, A: torch.Tensor) -> torch.Tensor:
-        """Share of the gradient's energy that each row of A ``(r, d_in)`` catches, ``(r,)``.
+        """Share of the gradient's energy that each row of A ``(r, d_in)`` captures, ``(r,)``.
 
         Raises:
-            OsrmError: If the request holds no gradient.
+            OsrmError: If there is no gradient.
         """
-        return self._energy_share(A, self.gradient, None, "the loss's gradient")
+        gradient = None if self.gradient is None else SecondMoment(self.gradient, factored=True)
+        return self._energy_shares(gradient, A, "the loss's gradient")
 
-    def _energy_share(
-        self, A: torch.Tensor, rows: torch.Tensor | None, moment: torch.Tensor | None, whose: str
-    ) -> torch.Tensor:
-        if rows is not None:
-            rows = rows.to(A.dtype)
-            caught, total = (A @ rows.T).square().sum(dim=1), rows.square().sum()
-        elif moment is not None:
-            moment = moment.to(A.dtype)
-            caught, total = ((A @ moment) * A).sum(dim=1), moment.trace()
-        else:
+    def _energy_shares(self, moment: SecondMoment | None, A: torch.Tensor, whose: str) -> torch.Tensor:
+        if moment is None:
             raise OsrmError(
                 f"there are no features of {whose} for {self.layer}",
                 "collect them with 'osrm collect', or choose what needs none",
             )
-        return caught / total if total > 0 else torch.zeros_like(caught)
+        return moment.energy_shares(A)

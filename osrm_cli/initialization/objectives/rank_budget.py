@@ -24,7 +24,7 @@ def check_spectrum(objective: str) -> None:
         )
 
 
-def direction_scores(objective: str, A: torch.Tensor, request: LayerProblem) -> torch.Tensor:
+def direction_scores(objective: str, A: torch.Tensor, problem: LayerProblem) -> torch.Tensor:
     """What each row of A is worth to its objective, ``(r,)``, comparable between layers; more is better.
 
     Shares of energy, so that a layer's size does not count: the own share for ``eva`` and ``osrm-in``, own share per
@@ -36,12 +36,12 @@ def direction_scores(objective: str, A: torch.Tensor, request: LayerProblem) -> 
     """
     check_spectrum(objective)
     if objective == "osrm":
-        values = -request.others_energy_share(A)
+        values = -problem.others_energy_share(A)
     elif objective in ("eva", "osrm-in"):
-        values = request.own_energy_share(A)
+        values = problem.own_energy_share(A)
     else:
-        gained = request.own_energy_share(A) if objective == "gevd" else request.gradient_energy_share(A)
-        values = gained / (request.others_energy_share(A) + max(request.eps, 1e-9) / request.d_in)
+        gained = problem.own_energy_share(A) if objective == "gevd" else problem.gradient_energy_share(A)
+        values = gained / (problem.others_energy_share(A) + max(problem.eps, 1e-9) / problem.d_in)
     return values.round(decimals=SCORE_DECIMALS)
 
 

@@ -10,7 +10,7 @@ from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 SCALES = ("orthonormal", "kaiming", "gaussian", "match-output")
 
 
-def rescale_rows(A: torch.Tensor, how: str, request: LayerProblem) -> torch.Tensor:
+def rescale_rows(A: torch.Tensor, how: str, problem: LayerProblem) -> torch.Tensor:
     """A ``(r, d_in)`` at another size.
 
     Args:
@@ -18,7 +18,7 @@ def rescale_rows(A: torch.Tensor, how: str, request: LayerProblem) -> torch.Tens
         how: ``orthonormal``: the nearest matrix with orthonormal rows. ``kaiming``, ``gaussian``: the root-mean-square
             row norm that PEFT's start has in expectation, ``1/sqrt(3)`` and ``sqrt(d_in)/r``. A number: that row norm.
             ``match-output``: ``tr(A C_in A^T) = r tr(C_in) / (3 d_in)``, what the Kaiming start has in expectation.
-        request: The layer, its rank, and for ``match-output`` the own features.
+        problem: The layer, its rank, and for ``match-output`` the own features.
 
     Raises:
         OsrmError: If ``how`` is unknown, the number is not positive, or ``match-output`` has no own features.
@@ -28,17 +28,17 @@ def rescale_rows(A: torch.Tensor, how: str, request: LayerProblem) -> torch.Tens
         polar: torch.Tensor = U @ Vh
         return polar
     if how == "match-output":
-        share = float(request.own_energy_share(A).sum())
-        return A * math.sqrt(request.rank / (3 * request.d_in * share)) if share > 0 else A
-    return A * (row_norm(how, request) * math.sqrt(request.rank) / float(A.norm()))
+        share = float(problem.own_energy_share(A).sum())
+        return A * math.sqrt(problem.rank / (3 * problem.d_in * share)) if share > 0 else A
+    return A * (row_norm(how, problem) * math.sqrt(problem.rank) / float(A.norm()))
 
 
-def row_norm(how: str, request: LayerProblem) -> float:
+def row_norm(how: str, problem: LayerProblem) -> float:
     """The row norm that ``kaiming``, ``gaussian`` or a number stands for."""
     if how == "kaiming":
         return 1 / math.sqrt(3)
     if how == "gaussian":
-        return math.sqrt(request.d_in) / request.rank
+        return math.sqrt(problem.d_in) / problem.rank
     try:
         number = float(how)
     except ValueError:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from osrm_cli.initialization.objectives.osrm import LayerProblem
+    from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 
 
 @dataclass(frozen=True)

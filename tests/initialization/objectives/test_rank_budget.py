@@ -9,6 +9,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.initialization.objectives.rank_budget import allocate_rank_budget, direction_scores
 from osrm_cli.initialization.objectives.table import find_objective
+from osrm_cli.linalg.second_moment import SecondMoment
 
 
 def spectrum(values):
@@ -53,13 +54,15 @@ def test_a_budget_that_does_not_fit_is_refused(budget):
 def test_worth_falls_along_the_rows_and_ignores_the_layers_size(name):
     generator = torch.Generator().manual_seed(0)
     out, own = (torch.randn(60, 20, generator=generator, dtype=torch.float64) for _ in range(2))
-    request = LayerProblem(8, 20, "l", "t", 0, out_moment=out.T @ out, own_moment=own.T @ own)
+    request = LayerProblem(
+        8, 20, "l", "t", 0, others=SecondMoment(out.T @ out, False), own=SecondMoment(own.T @ own, False)
+    )
     A = find_objective(name).load()(request)
     values = direction_scores(name, A, request)
     assert values[0] == pytest.approx(float(values.max()))
     if name in ("osrm", "eva"):
         assert (values.diff() <= 1e-12).all()
-    larger = replace(request, out_moment=request.out_moment * 7, own_moment=request.own_moment * 9)
+    larger = replace(request, others=SecondMoment(out.T @ out * 7, False), own=SecondMoment(own.T @ own * 9, False))
     torch.testing.assert_close(direction_scores(name, A, larger), values)
 
 

@@ -9,10 +9,11 @@ from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.initialization.objectives.random_baselines import gaussian, kaiming, last_coordinates, random_orthonormal
 from osrm_cli.initialization.objectives.row_scale import rescale_rows
 from osrm_cli.linalg import subspaces
+from osrm_cli.linalg.second_moment import SecondMoment
 
 RANK, D = 8, 256
 X = torch.randn(50, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.arange(1, D + 1) ** -0.5
-REQUEST = LayerProblem(RANK, D, "l", "t", 0, own_rows=X)
+REQUEST = LayerProblem(RANK, D, "l", "t", 0, own=SecondMoment(X, True))
 
 
 def norm(A):
@@ -47,7 +48,7 @@ def test_orthonormal_is_the_nearest_and_leaves_orthonormal_rows_alone():
 
 @pytest.mark.parametrize("moment", [False, True])
 def test_match_output_gives_the_outputs_of_the_kaiming_start(moment):
-    request = replace(REQUEST, own_rows=None, own_moment=X.T @ X / 50) if moment else REQUEST
+    request = replace(REQUEST, own=SecondMoment(X.T @ X / 50, False)) if moment else REQUEST
     A = rescale_rows(last_coordinates(request), "match-output", request)
     many = [kaiming(replace(request, seed=seed)) for seed in range(300)]
     expected = sum(float((X @ K.T).square().sum()) for K in many) / len(many)
@@ -55,14 +56,14 @@ def test_match_output_gives_the_outputs_of_the_kaiming_start(moment):
 
 
 def test_match_output_cannot_scale_what_gives_no_output():
-    silent = replace(REQUEST, own_rows=torch.zeros(3, D))
+    silent = replace(REQUEST, own=SecondMoment(torch.zeros(3, D), True))
     A = last_coordinates(silent)
     assert torch.equal(rescale_rows(A, "match-output", silent), A)
 
 
 def test_match_output_needs_own_features():
     with pytest.raises(OsrmError, match="no features of its own task for l"):
-        rescale_rows(last_coordinates(REQUEST), "match-output", replace(REQUEST, own_rows=None))
+        rescale_rows(last_coordinates(REQUEST), "match-output", replace(REQUEST, own=None))
 
 
 @pytest.mark.parametrize("how", ["", "0", "-1", "nan", "inf", "normal"])

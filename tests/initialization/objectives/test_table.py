@@ -7,6 +7,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.statistics.table import STATISTICS
 from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.initialization.objectives.table import OBJECTIVES, find_objective
+from osrm_cli.linalg.second_moment import SecondMoment
 
 RANK, D = 4, 30
 
@@ -15,18 +16,13 @@ def request(seed=0, **changes):
     """Rows and gradient for every objective; well below the width, so that null spaces exist."""
     generator = torch.Generator().manual_seed(1)
     out, own, gradient = (torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (9, 12, 6))
-    made = LayerProblem(RANK, D, "layer.0", "sst2", seed, d_out=6, out_rows=out, own_rows=own, gradient=gradient)
+    others, own = SecondMoment(out, factored=True), SecondMoment(own, factored=True)
+    made = LayerProblem(RANK, D, "layer.0", "sst2", seed, d_out=6, others=others, own=own, gradient=gradient)
     return replace(made, **changes)
 
 
 def as_moments(made):
-    return replace(
-        made,
-        out_rows=None,
-        own_rows=None,
-        out_moment=made.out_rows.T @ made.out_rows,
-        own_moment=made.own_rows.T @ made.own_rows,
-    )
+    return replace(made, others=SecondMoment(made.others.dense(), False), own=SecondMoment(made.own.dense(), False))
 
 
 @pytest.mark.parametrize("row", OBJECTIVES, ids=lambda row: row.name)
@@ -42,7 +38,7 @@ def test_every_objective_keeps_what_its_row_promises(row):
 
 @pytest.mark.parametrize("row", OBJECTIVES, ids=lambda row: row.name)
 def test_a_missing_feature_is_the_users_error(row):
-    bare = request(out_rows=None, own_rows=None, gradient=None)
+    bare = request(others=None, own=None, gradient=None)
     if not row.statistics:
         assert row.load()(bare).shape == (RANK, D)
         return
@@ -55,9 +51,9 @@ def test_reads_only_what_its_row_says(row):
     """What a row says it does not need may be missing and cannot change the answer."""
     changes = {}
     if not row.needs_own:
-        changes["own_rows"] = None
+        changes["own"] = None
     if not row.needs_others:
-        changes["out_rows"] = None
+        changes["others"] = None
     if not row.needs_gradient:
         changes["gradient"] = None
     assert torch.equal(row.load()(request(**changes)), row.load()(request()))

@@ -5,15 +5,16 @@ import torch
 
 from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 from osrm_cli.initialization.objectives.warnings import start_warnings
+from osrm_cli.linalg.second_moment import SecondMoment
 
 BARE = LayerProblem(8, 64, "l", "t", 0)
 
 
 def rows(n):
-    return replace(BARE, out_rows=torch.ones(n, 64), own_rows=torch.ones(n, 64))
+    return replace(BARE, others=SecondMoment(torch.ones(n, 64), True), own=SecondMoment(torch.ones(n, 64), True))
 
 
-MOMENTS = replace(BARE, out_moment=torch.eye(64), own_moment=torch.eye(64))
+MOMENTS = replace(BARE, others=SecondMoment(torch.eye(64), False), own=SecondMoment(torch.eye(64), False))
 
 
 @pytest.mark.parametrize("name", ["osrm", "osrm-in", "gevd", "eva", "official", "kaiming"])
