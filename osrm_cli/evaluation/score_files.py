@@ -5,6 +5,7 @@ Every value that is used is checked; the error for a wrong one names the file an
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -181,7 +182,7 @@ def read_record(path: Path, commands: tuple[str, ...] = _WRITERS) -> tuple[dict[
     expected = " or ".join(f"'osrm {command}'" for command in commands)
     try:
         content = path.read_bytes()
-        record = json.loads(content)
+        record = json.loads(content, parse_float=_parse_finite, parse_constant=_parse_finite)
     except FileNotFoundError:
         raise OsrmError(f"{path} is missing", f"make it with {expected}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -193,6 +194,13 @@ def read_record(path: Path, commands: tuple[str, ...] = _WRITERS) -> tuple[dict[
         )
         raise OsrmError(f"{path} is not a file of scores: {reason}", f"give a file of {expected}")
     return record, content
+
+
+def _parse_finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a number that JSON can hold")
+    return value
 
 
 def parse_score_file(name: str, record: Mapping[str, Any], content: bytes) -> ScoreFile:

@@ -313,6 +313,6 @@ def _freeze(value: Any) -> Any:
     return tuple((key, _freeze(part)) for key, part in sorted(value.items())) if isinstance(value, dict) else value
 
 
-def _sort_key(value: Any) -> tuple[str, float, str]:
+def _sort_key(value: Any) -> tuple[str, float | int, str]:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value).__name__ if not number else "", float(value) if number else 0.0, str(value)
+    return type(value).__name__ if not number else "", value if number else 0.0, str(value)

@@ -8,6 +8,8 @@ from osrm_cli.reporting.arms import Arm, label_arms, make_arm
 from osrm_cli.reporting.comparison import Comparison, MeanStd, mean_known, summarize
 from osrm_cli.reporting.runs import RunTable
 
+_MAX = 1e15  # of a setting
+
 Points = dict[float, list[float]]  # y by x, one for each repetition
 Lines = dict[str, dict[int, Points]]  # by panel, then by index of the line
 
@@ -109,7 +111,7 @@ def _over_setting(comparison: Comparison, key: str) -> Curves:
     for row in comparison.rows:
         value = arms[row.arm].values.get(key)
         value = absent.get(key) if value is None else value
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and abs(value) < _MAX:
             for run in table.cells[row.kind, row.arm].values():
                 _add(lines, row.kind.label, group_of[row.arm], float(value), run.average)
     names = [arm.label for arm in label_arms([reduced[group_of.index(index)] for index in range(len(groups))])]

@@ -155,5 +155,5 @@ def _read_matrix(found: Any) -> tuple[list[str], list[list[float]]] | None:
     tasks = [str(task) for task in found]
     try:
         return tasks, [[float(found[row][column]) for column in tasks] for row in tasks]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
