@@ -48,7 +48,7 @@ class _Pipeline(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if ctx.resilient_parsing:
-            # Completion needs no validated values, and importing the library that validates them takes half of the time.
+            # Completion needs no validated values, and importing the library that validates them takes half its time.
             for command in (self, *self.commands.values()):
                 for parameter in command.get_params(ctx):
                     setattr(parameter, "process_value", _as_typed)  # noqa: B010 - mypy takes no method's assignment
