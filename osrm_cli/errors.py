@@ -16,5 +16,5 @@ class OsrmError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, or its type where it says nothing."""
+    """The first line of a library's error, or its type if it has no message."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

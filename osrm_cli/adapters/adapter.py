@@ -96,12 +96,12 @@ class Adapter:
 
     @property
     def data_source(self) -> str | None:
-        """The data that it was trained on, as ``--data`` names it, where this program recorded it."""
+        """The data that it was trained on, as ``--data`` names it, if this program recorded it."""
         return (self.record.get("data") or {}).get("source")
 
     @property
     def max_length(self) -> int | None:
-        """Tokens that an example was cut to in training, where this program recorded it."""
+        """Maximum tokens per example in training, if this program recorded it."""
         return (self.record.get("settings") or {}).get("max_length")
 
     def lora_factors(
@@ -110,7 +110,7 @@ class Adapter:
         """A layer's ``lora_B`` and ``lora_A`` as they are stored, without the scaling.
 
         Raises:
-            OsrmError: If they hold NaN or infinity.
+            OsrmError: If they contain NaN or infinity.
         """
         name_a, name_b = (PREFIX + layer + suffix for suffix in FACTORS[self.layers[layer].embedding])
         return LowRank(self._read(name_b).to(device, dtype), self._read(name_a).to(device, dtype))
@@ -119,7 +119,7 @@ class Adapter:
         """A layer's update ``s B A``, the scaling folded into ``B``.
 
         Raises:
-            OsrmError: If the factors hold NaN or infinity.
+            OsrmError: If the factors contain NaN or infinity.
         """
         factors = self.lora_factors(layer, dtype, device)
         return LowRank(factors.B * self.layers[layer].scaling, factors.A)
@@ -128,7 +128,7 @@ class Adapter:
         """The tensors of ``modules_to_save`` by their name in the base model, as they are stored.
 
         Raises:
-            OsrmError: If one holds NaN or infinity.
+            OsrmError: If one contains NaN or infinity.
         """
         names = sorted(name for name in self.tensors if tensor_kind(name) == "other")
         return {name.removeprefix(PREFIX): self._read(name) for name in names}
@@ -169,7 +169,7 @@ def check_same_architecture(adapters: Sequence[Adapter]) -> None:
     """Check that adapters belong to one base model.
 
     Digests decide where this program recorded them. Otherwise the names must agree, at least in their last part, since
-    one model lies in different folders on different machines; then the revisions; then the layers' widths.
+    one model may be in different folders on different machines; then the revisions; then the layers' widths.
 
     Raises:
         OsrmError: Naming two adapters that do not fit, and how.

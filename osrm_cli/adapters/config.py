@@ -51,7 +51,7 @@ class AdapterConfig:
         modules_to_save: Names of modules stored whole, such as the classification head.
         fan_in_fan_out: Whether the adapted layers store their weight as ``(d_in, d_out)``, like GPT-2's Conv1D.
         target_modules: Names of the adapted layers, or a regular expression; empty where the layers in the file alone
-            say it, because another setting narrows the names down.
+            determine them, because another setting narrows the names down.
         r: Rank of layers that ``rank_pattern`` does not name.
         lora_alpha: Numerator of the scaling; ``None`` only before writing: the rank, so that the scaling is 1.
         lora_dropout: For further training.
@@ -133,14 +133,16 @@ def read_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG_NAME
     if not path.is_file():
         nested = next(folder.glob(f"*/{CONFIG_NAME}"), None)
-        hint = f"it holds adapters: give {folder}/*" if nested else "give a folder written by PEFT or by 'osrm train'"
+        hint = (
+            f"it contains adapters: give {folder}/*" if nested else "give a folder written by PEFT or by 'osrm train'"
+        )
         raise OsrmError(f"{folder} is not an adapter: {CONFIG_NAME} is missing", hint)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OsrmError(f"{path} cannot be read: {error}", "save the adapter again") from None
     if not isinstance(values, dict):
-        raise OsrmError(f"{path} holds {type(values).__name__}, expected a JSON object")
+        raise OsrmError(f"{path} contains {type(values).__name__}, expected a JSON object")
     _check_kind(path, values)
     try:
         return AdapterConfig(

@@ -9,12 +9,12 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
 from osrm_cli.tasks.task import Task, TaskSplit
 
-MAX_LENGTH = 128  # where neither the adapter nor the task says otherwise
+MAX_LENGTH = 128  # unless the adapter or the task specifies another
 DEFAULT_DATA = "hub"
 
 
 def resolve_max_length(recorded: int | None, task: Task) -> int:
-    """Tokens that an example is cut to: as recorded, else as the task says."""
+    """Maximum tokens per example: the recorded number, else the task's, else ``MAX_LENGTH``."""
     return recorded or task.max_length or MAX_LENGTH
 
 
@@ -34,7 +34,7 @@ class TaskSample:
 
     @property
     def max_length(self) -> int:
-        """Tokens an example is cut to: as in training, else as the task says."""
+        """Maximum tokens per example: as in training, else the task's, else ``MAX_LENGTH``."""
         return resolve_max_length(self.adapter.max_length, self.data.task)
 
     def record(self) -> Mapping[str, Any]:
@@ -81,6 +81,6 @@ def data_source(adapter: Adapter, user_source: str | None, purpose: str) -> str:
     if source is None:
         raise OsrmError(
             f"{purpose} needs data of '{adapter.name}', but {adapter.source} does not record its training data",
-            f"give --data: 'hub', 'mini', or a folder that holds {adapter.name}/train.jsonl",
+            f"give --data: 'hub', 'mini', or a folder with {adapter.name}/train.jsonl",
         )
     return source

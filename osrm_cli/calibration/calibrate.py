@@ -81,7 +81,7 @@ class Calibration:
         Args:
             stage: A merged folder that is being staged.
             base_dir: The base model's folder.
-            device: Where to compute.
+            device: Device of the computation.
             progress: Shows a progress bar.
 
         Returns:

@@ -1,4 +1,4 @@
-"""The program ``osrm``: its commands in pipeline order, and what becomes of an error."""
+"""The program ``osrm``: its commands in pipeline order, and the handling of errors."""
 
 import signal
 import sys
@@ -30,7 +30,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class _Pipeline(TyperGroup):
-    """Commands in the order of the work; the user's errors in one line and exit 1."""
+    """Commands in pipeline order; user errors are printed in one line, with exit code 1."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
@@ -48,7 +48,7 @@ class _Pipeline(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if ctx.resilient_parsing:
-            # A TAB needs no checked values, and the library that checks them takes half of its time to import.
+            # Completion needs no validated values, and importing the library that validates them takes half its time.
             for command in (self, *self.commands.values()):
                 for parameter in command.get_params(ctx):
                     setattr(parameter, "process_value", _as_typed)  # noqa: B010 - mypy takes no method's assignment
@@ -80,8 +80,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(show_version: bool) -> None:
+    if show_version:
         print(f"osrm {__version__}")
         raise typer.Exit
 
@@ -95,11 +95,11 @@ def osrm(
     """Make LoRA adapters mergeable.
 
     \b
-    collect -> features/   what each task's inputs look like, layer by layer
-    init    -> starts/     an adapter whose A avoids the other tasks' features
-    train   -> adapters/   that adapter, fine-tuned
+    collect -> features/   activation statistics of each task, layer by layer
+    init    -> starts/     an adapter orthogonal to the other tasks' activations
+    train   -> adapters/   the adapter, fine-tuned
     merge   -> merged/     one model for all tasks
-    eval    -> scores.json each task's score, beside the single adapter's
+    eval    -> scores.json scores of each task and its single adapter
     """  # noqa: D301 - click looks for the character, not for a backslash
 
 
@@ -117,12 +117,12 @@ app.command("demo")(demo.demo)
 
 
 def _terminate(signum: int, _frame: Any) -> None:
-    """End as after Ctrl-C, so that what was staged is removed."""
+    """Exit as after Ctrl-C, so that staged files are removed."""
     sys.exit(128 + signum)
 
 
 def main() -> None:
     """Run the program."""
     signal.signal(signal.SIGTERM, _terminate)
-    warnings.simplefilter("ignore", FutureWarning)  # of the libraries below us: nothing that a user could mend
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries: users cannot fix them
     app(prog_name="osrm")

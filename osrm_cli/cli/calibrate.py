@@ -19,7 +19,7 @@ def calibrate(
     adapters: Annotated[
         Path | None,
         typer.Option(
-            "--adapters", help="Folder that holds the single adapters, if they have moved.", show_default=False
+            "--adapters", help="Folder that contains the single adapters, if they have moved.", show_default=False
         ),
     ] = None,
     data: options.RecordedData = None,
@@ -35,7 +35,7 @@ def calibrate(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Lead each task's representation back to its single adapter's; no label is read.
+    """Fit each merged head to its single adapter, without labels.
 
     Fits a linear map by ridge regression on unlabelled training examples and folds it into the task's head.
 
@@ -70,11 +70,13 @@ def calibrate(
 
 def _make_table(rows: dict[str, dict[str, Any]]) -> "Table":
     """Mean squared differences between merged and single representations."""
-    shown = table("task", "examples", "before", "after", "left", "prior", "spread", "head", title="Calibration")
+    calibration_table = table(
+        "task", "examples", "before", "after", "left", "prior", "spread", "head", title="Calibration"
+    )
     for task, row in rows.items():
         left = f"{row['error'] / row['before']:.1%}" if row["before"] else "-"
         prior = "identity" if row["prior"] else "mean"
         head = "calibrated" if row["used"] else "kept"
         figures = (f"{row['before']:.4g}", f"{row['error']:.4g}", left, prior, f"{row['spread']:.2f}", head)
-        shown.add_row(task, str(row["samples"]), *figures)
-    return shown
+        calibration_table.add_row(task, str(row["samples"]), *figures)
+    return calibration_table

@@ -72,7 +72,7 @@ def collect(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Collect what a task's inputs look like to each target layer.
+    """Collect activation statistics of a task for each target layer.
 
     Example: osrm collect --task mini-mood --data mini
     """

@@ -1,7 +1,7 @@
-"""Settings from outside the command line: flag > ``OSRM_*`` variable > ``osrm.toml`` > built-in default.
+"""Settings from ``osrm.toml``. Precedence: flag > ``OSRM_*`` variable > ``osrm.toml`` > built-in default.
 
-The variables are declared with the options that they serve. ``osrm.toml`` lies in the current folder; its top-level
-keys serve every command that has such an option, and a table serves one command:
+The variables are declared with their options. ``osrm.toml`` is read from the current folder; its top-level
+keys apply to every command that has such an option, and a table applies to one command:
 
     model = "minilm"
     data = "mini"
@@ -27,7 +27,7 @@ def read_defaults(spellings: Spellings, path: Path = CONFIG_FILE) -> dict[str, d
     """Read ``osrm.toml`` into defaults by command and parameter; nothing if there is no such file.
 
     Raises:
-        OsrmError: If the file is no TOML, or a key is no option of the command that it stands for.
+        OsrmError: If the file is not valid TOML, or a key is not an option of its command.
     """
     if not path.is_file():
         return {}
@@ -37,20 +37,20 @@ def read_defaults(spellings: Spellings, path: Path = CONFIG_FILE) -> dict[str, d
         raise OsrmError(f"{path}: {error}", "see the section on osrm.toml in the README") from None
     shared = {key: value for key, value in settings.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
-    _known(path, shared, {option for options in spellings.values() for option in options}, "any command")
+    _check_keys(path, shared, {option for options in spellings.values() for option in options}, "any command")
     for command, table in tables.items():
         if command not in spellings:
-            raise OsrmError(f"{path}: [{command}] is no command", f"commands: {', '.join(spellings)}")
-        _known(path, table, spellings[command], f"osrm {command}")
+            raise OsrmError(f"{path}: [{command}] is not a command", f"commands: {', '.join(spellings)}")
+        _check_keys(path, table, spellings[command], f"osrm {command}")
     return {
         command: {options[key]: value for key, value in {**shared, **tables.get(command, {})}.items() if key in options}
         for command, options in spellings.items()
     }
 
 
-def _known(path: Path, settings: Mapping[str, Any], options: Collection[str], owner: str) -> None:
+def _check_keys(path: Path, settings: Mapping[str, Any], options: Collection[str], owner: str) -> None:
     for key in settings:
         if key not in options:
-            near = difflib.get_close_matches(key, options, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"options: {', '.join(sorted(options))}"
-            raise OsrmError(f"{path}: '{key}' is no option of {owner}", hint)
+            similar = difflib.get_close_matches(key, options, n=1)
+            hint = f"did you mean '{similar[0]}'?" if similar else f"options: {', '.join(sorted(options))}"
+            raise OsrmError(f"{path}: '{key}' is not an option of {owner}", hint)

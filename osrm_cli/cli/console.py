@@ -1,4 +1,4 @@
-"""What a person or a script sees: the result on stdout, everything else on stderr."""
+"""Output of commands: the result on stdout, everything else on stderr."""
 
 import json
 import os
@@ -23,13 +23,13 @@ class Console:
         self.json = json
         self.quiet = quiet
         if quiet or not sys.stderr.isatty():
-            for library in ("HUB", "DATASETS"):  # which read it when they are imported, later than this
+            for library in ("HUB", "DATASETS"):  # they read it on import, which comes later
                 os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
 
-    def result(self, facts: Mapping[str, Any], text: "str | Table") -> None:
-        """Print the command's result: ``facts`` under ``--json``, else ``text``."""
+    def result(self, record: Mapping[str, Any], text: "str | Table") -> None:
+        """Print the command's result: ``record`` under ``--json``, else ``text``."""
         if self.json:
-            print(json.dumps(facts, sort_keys=True, ensure_ascii=False, allow_nan=False))
+            print(json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False))
         elif isinstance(text, str):
             print(text)
         else:
@@ -37,16 +37,16 @@ class Console:
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """Say what is going on; silent under ``--quiet``."""
+        """Print a note; silent under ``--quiet``."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
-        """Say what the user should know before trusting the result."""
+        """Print a warning, also under ``--quiet``."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    def progress(self, description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         """Draw a bar with rate and time left on stderr; yields the function that advances it."""
         if self.quiet:
             yield lambda _: None
@@ -67,7 +67,7 @@ class Console:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
         with Progress(*columns, console=_rich(sys.stderr)) as bar:
-            task = bar.add_task(what, total=total)
+            task = bar.add_task(description, total=total)
             yield lambda steps: bar.advance(task, steps)
 
 
@@ -83,14 +83,14 @@ def table(*columns: str, title: str | None = None) -> "Table":
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    rich_table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     for index, name in enumerate(columns):
-        made.add_column(name, justify="right" if index else "left", no_wrap=True)
-    return made
+        rich_table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    return rich_table
 
 
 def _rate(speed: float) -> str:
-    """Whole numbers, but two digits of what is slow."""
+    """Whole numbers; two significant digits below 10."""
     return f"{speed:,.0f}" if speed >= 10 or not speed else f"{speed:.2g}"
 
 

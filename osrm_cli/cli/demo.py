@@ -14,7 +14,7 @@ from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, table
 from osrm_cli.errors import OsrmError
 
-# The two starts that are compared: folder name, and the objective that makes it.
+# The two initializations to compare: folder name and objective.
 _VARIANTS = {"lora": "kaiming", "osrm": "osrm"}
 
 
@@ -22,12 +22,12 @@ def demo(
     model: options.Model = "minilm",
     scale: Annotated[float, typer.Option("--lambda", help="Scale of the merged update.")] = 0.3,
     seed: options.Seed = 0,
-    out: Annotated[Path, typer.Option("--out", help="Folder to work in; it stays for looking.")] = Path("osrm-demo"),
+    out: Annotated[Path, typer.Option("--out", help="Folder to work in; it is kept.")] = Path("osrm-demo"),
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Show plain LoRA beside OSRM on small generated tasks.
+    """Compare plain LoRA with OSRM on small generated tasks.
 
     Example: osrm demo
     """
@@ -42,43 +42,46 @@ def demo(
     if overwrite and out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    for commands in _stages(model, scale, seed):
+    for commands in _pipeline_stages(model, scale, seed):
         _run(commands, out, console)
-    found = {arm: read_record(out / "merged" / arm / SCORES_NAME)[0] for arm in _VARIANTS}
-    _draw(found, out / "demo.png")
-    console.note(f"Everything lies in {out}/; the picture is {out}/demo.png.")
-    console.result({"folder": str(out), "arms": found}, _table(found))
+    records = {arm: read_record(out / "merged" / arm / SCORES_NAME)[0] for arm in _VARIANTS}
+    _draw_bars(records, out / "demo.png")
+    console.note(f"All files are in {out}/; the plot is {out}/demo.png.")
+    console.result({"folder": str(out), "arms": records}, _make_table(records))
 
 
-def _stages(model: str, scale: float, seed: int) -> list[list[str]]:
-    """The pipeline as a user would type it in the demo's folder; commands of one stage do not need each other."""
-    more = f"--seed {seed}"
+def _pipeline_stages(model: str, scale: float, seed: int) -> list[list[str]]:
+    """The pipeline as a user would type it in the demo's folder; commands of one stage are independent."""
+    seed_option = f"--seed {seed}"
     train = "--epochs 3 --lr 2e-3"
     return [
-        [f"osrm collect --data mini --model {shlex.quote(model)} --statistic mean {more}"],
-        [f"osrm init --each --objective {objective} --out starts/{arm} {more}" for arm, objective in _VARIANTS.items()],
-        [f"osrm train starts/{arm}/* {train} --out adapters/{arm} {more}" for arm in _VARIANTS],
+        [f"osrm collect --data mini --model {shlex.quote(model)} --statistic mean {seed_option}"],
+        [
+            f"osrm init --each --objective {objective} --out starts/{arm} {seed_option}"
+            for arm, objective in _VARIANTS.items()
+        ],
+        [f"osrm train starts/{arm}/* {train} --out adapters/{arm} {seed_option}" for arm in _VARIANTS],
         [f"osrm merge adapters/{arm}/* --method task-arith --lambda {scale:g} --out merged/{arm}" for arm in _VARIANTS],
         [f"osrm eval merged/{arm}" for arm in _VARIANTS],
     ]
 
 
 def _run(commands: Sequence[str], folder: Path, console: Console) -> None:
-    """Run commands side by side, each in a process of its own, as a shell in ``folder`` would.
+    """Run commands in parallel, each in its own process, as a shell in ``folder`` would.
 
-    Only the first shows its progress: two bars on one line would hide each other. The cores are shared out, since
-    threads that wait for each other's cores are slower than one.
+    Only the first shows its progress: two bars on one line would overwrite each other. The cores are divided among the
+    processes, since oversubscribed threads are slower than one.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OSRM_")}
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(commands)))
     running = []
     for index, command in enumerate(commands):
         console.note(f"$ {command}")
-        words = [path for word in shlex.split(command)[1:] for path in _expand(word, folder)]
+        arguments = [path for word in shlex.split(command)[1:] for path in _expand(word, folder)]
         quiet = ["--quiet"] if index or console.quiet else []
         running.append(
-            subprocess.Popen(  # noqa: S603 - our own program with our own words
-                [sys.executable, "-m", "osrm_cli", *words, *quiet],
+            subprocess.Popen(  # noqa: S603 - this program with its own arguments
+                [sys.executable, "-m", "osrm_cli", *arguments, *quiet],
                 cwd=folder,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -87,11 +90,11 @@ def _run(commands: Sequence[str], folder: Path, console: Console) -> None:
         )
     try:
         for command, process in zip(commands, running, strict=True):
-            said, _ = process.communicate()
-            console.note(said.rstrip())
+            output, _ = process.communicate()
+            console.note(output.rstrip())
             if process.returncode:
                 message = f"'{command}' ended with exit code {process.returncode}"
-                raise OsrmError(message, f"what it said stands above; its files are in {folder}")
+                raise OsrmError(message, f"its output is above; its files are in {folder}")
     finally:
         for process in running:
             process.terminate()
@@ -103,22 +106,22 @@ def _expand(word: str, folder: Path) -> Sequence[str]:
     return sorted(str(path.relative_to(folder)) for path in (folder / word[:-2]).glob("[!.]*"))
 
 
-def _table(found: dict[str, Any]) -> Any:
+def _make_table(records: dict[str, Any]) -> Any:
     columns = [f"{name} {kind}" for name in ("LoRA", "OSRM") for kind in ("single", "merged")]
-    made = table("task", *columns, title="Generated tasks, headline score (dev)")
-    for task in next(iter(found.values()))["tasks"]:
-        cells = (row["tasks"][task] for row in found.values())
-        made.add_row(task, *(f"{value:.1f}" for row in cells for value in (row["single"], row["headline"])))
-    averages = (row["average"] for row in found.values())
-    made.add_section()
-    made.add_row("average", *(f"{value:.1f}" for row in averages for value in (row["single"], row["headline"])))
-    return made
+    rows = table("task", *columns, title="Generated tasks, headline score (dev)")
+    for task in next(iter(records.values()))["tasks"]:
+        cells = (row["tasks"][task] for row in records.values())
+        rows.add_row(task, *(f"{value:.1f}" for row in cells for value in (row["single"], row["headline"])))
+    averages = (row["average"] for row in records.values())
+    rows.add_section()
+    rows.add_row("average", *(f"{value:.1f}" for row in averages for value in (row["single"], row["headline"])))
+    return rows
 
 
-def _draw(found: dict[str, Any], path: Path) -> None:
+def _draw_bars(records: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    tasks = list(found["lora"]["tasks"])
+    tasks = list(records["lora"]["tasks"])
     series = {
         "single LoRA": ("lora", "single", "lightgray"),
         "merged LoRA": ("lora", "headline", "tab:blue"),
@@ -127,7 +130,7 @@ def _draw(found: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for index, (label, (arm, key, color)) in enumerate(series.items()):
-        values = [found[arm]["tasks"][task][key] for task in tasks] + [found[arm]["average"][key]]
+        values = [records[arm]["tasks"][task][key] for task in tasks] + [records[arm]["average"][key]]
         axes.bar([x + 0.27 * (index - 1) for x in range(len(values))], values, width=0.25, label=label, color=color)
     axes.set_xticks(range(len(tasks) + 1), [*tasks, "average"], rotation=30, ha="right")
     axes.set(ylabel="score, %", title="One merged model for all generated tasks")

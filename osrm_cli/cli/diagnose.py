@@ -38,7 +38,7 @@ def diagnose(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find out where tasks get in each other's way, before or after training.
+    """Measure how tasks interfere, before or after training.
 
     Example: osrm diagnose features
     """

@@ -22,10 +22,10 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", help="Split to score on.")] = "dev",
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Examples per task; the first ones. Default: all.", show_default=False),
+        typer.Option("--limit", min=1, help="Examples per task (the first ones). Default: all.", show_default=False),
     ] = None,
-    predictions: Annotated[bool, typer.Option("--predictions", help="Keep every prediction, and the labels.")] = False,
-    single: Annotated[bool, typer.Option("--single/--no-single", help="Score the single adapters beside.")] = True,
+    predictions: Annotated[bool, typer.Option("--predictions", help="Write every prediction, and the labels.")] = False,
+    single: Annotated[bool, typer.Option("--single/--no-single", help="Score the single adapters too.")] = True,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
@@ -40,7 +40,7 @@ def evaluate(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score each task, beside its single adapter.
+    """Score each task of a merged folder and its single adapter.
 
     Example: osrm eval merged
     """

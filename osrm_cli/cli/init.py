@@ -76,7 +76,7 @@ def init(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Start adapters that avoid the other tasks' features.
+    """Initialize adapters orthogonal to the other tasks' activations.
 
     Example: osrm init --exclude mini-mood --rank 8
     """

@@ -1,4 +1,4 @@
-"""Options that several commands share, spelled and explained once."""
+"""Options that several commands share."""
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -13,15 +13,15 @@ class Row(Protocol):
 
     @property
     def name(self) -> str:
-        """What the user types."""
+        """The name on the command line."""
 
     @property
     def summary(self) -> str:
-        """One line for completion."""
+        """One line of description."""
 
 
 def completer(rows: Sequence[Row]) -> Callable[[str], list[tuple[str, str]]]:
-    """Shell completion from a table: every name that goes on as typed, with its one line."""
+    """Shell completion from a table: every name that begins as typed, with its summary."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
         return [(row.name, row.summary) for row in rows if row.name.startswith(incomplete)]
@@ -30,7 +30,7 @@ def completer(rows: Sequence[Row]) -> Callable[[str], list[tuple[str, str]]]:
 
 
 class Device(StrEnum):
-    """Where tensors live; ``auto`` takes CUDA, then Apple's MPS, then the CPU."""
+    """Device of the computation; ``auto`` prefers CUDA, then Apple's MPS, then the CPU."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -48,42 +48,42 @@ class DType(StrEnum):
 
 
 class Pooling(StrEnum):
-    """Which positions of a batch count as text."""
+    """Positions of a batch that count as text: tokens only, or padding too."""
 
     MASKED = "masked"
     PADDED = "padded"
 
 
 class Freeze(StrEnum):
-    """The factor that training leaves as it is."""
+    """The factor that is not trained."""
 
     A = "A"
     B = "B"
 
 
 class HeadInit(StrEnum):
-    """Where a new head begins: random weights, or fitted to what the model puts out before training."""
+    """Initialization of a new head: random, or fitted to the untrained model's representations."""
 
     FITTED = "fitted"
     FRESH = "fresh"
 
 
 class PenaltyUnit(StrEnum):
-    """What interference is measured in: the base model's energy, or the update's own."""
+    """Reference energy of the interference: the base model's, or the update's own."""
 
     BASE = "base"
     OWN = "own"
 
 
 class OutputFormat(StrEnum):
-    """What is written."""
+    """Form of a merge: an adapter, or a whole model."""
 
     ADAPTER = "adapter"
     MODEL = "model"
 
 
 class Aggregate(StrEnum):
-    """What becomes of the entries whose sign is the elected one."""
+    """Combination of the entries whose sign is the elected one."""
 
     MEAN = "mean"
     SUM = "sum"
@@ -97,11 +97,11 @@ Model = Annotated[
         help="Base model: a folder, a hub id, or 'minilm' (all-MiniLM-L6-v2, from its PyPI wheel or the hub).",
     ),
 ]
-# Commands that start from an artifact know their base model: the option only says where it lies now.
+# Artifacts record their base model: the option is needed only if it has moved.
 RecordedModel = Annotated[
     str | None,
     typer.Option(
-        "--model", envvar="OSRM_MODEL", help="Base model, if it lies elsewhere than recorded.", show_default=False
+        "--model", envvar="OSRM_MODEL", help="Base model, if it is not where it was recorded.", show_default=False
     ),
 ]
 Revision = Annotated[
@@ -121,17 +121,17 @@ RecordedData = Annotated[
     typer.Option(
         "--data",
         envvar="OSRM_DATA",
-        help="'hub', 'mini' or a folder of tasks; by default what the artifact was made from.",
+        help="'hub', 'mini' or a folder of tasks; by default the recorded data.",
         show_default=False,
     ),
 ]
-MAX_LENGTH = 128  # where neither the user nor the task says otherwise; the paper's
+MAX_LENGTH = 128  # unless the user or the task specifies another; the paper's
 MaxLength = Annotated[
     int | None,
-    typer.Option("--max-length", min=2, help="Tokens an example is cut to. Default: the task's, else 128."),
+    typer.Option("--max-length", min=2, help="Maximum tokens per example. Default: the task's, else 128."),
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Examples in a batch, at most; fewer of long texts.")
+    int, typer.Option("--batch-size", min=1, help="Maximum examples per batch (fewer for long texts).")
 ]
 TargetModules = Annotated[
     list[str] | None,
@@ -140,7 +140,7 @@ TargetModules = Annotated[
 Seed = Annotated[
     int, typer.Option("--seed", envvar="OSRM_SEED", min=0, max=2**32 - 1, help="Seed of every random choice.")
 ]
-DeviceOption = Annotated[Device, typer.Option("--device", envvar="OSRM_DEVICE", help="Where to compute.")]
+DeviceOption = Annotated[Device, typer.Option("--device", envvar="OSRM_DEVICE", help="Device to compute on.")]
 DTypeOption = Annotated[DType, typer.Option("--dtype", envvar="OSRM_DTYPE", help="Precision of the model.")]
 FeaturesFolder = Annotated[Path, typer.Option("--features", help="Folder of features files.")]
 TaskOf = Annotated[
@@ -150,12 +150,14 @@ TaskOf = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and print what would be done; write nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes, no progress.")]
 
 
 def given_on_command_line(context: typer.Context, parameter: str) -> bool:
-    """Whether an option stands on the command line, rather than in the environment or osrm.toml."""
+    """Whether an option was given on the command line, not in the environment or osrm.toml."""
     source = context.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"

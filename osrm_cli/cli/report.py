@@ -57,7 +57,7 @@ def report(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Compare the scores of many merges: tables, intervals and pictures.
+    """Compare scores of many merges in tables, intervals and plots.
 
     Example: osrm report merged
     """

@@ -24,7 +24,7 @@ def sweep(
         typer.Option(
             "--method",
             "-m",
-            help="How to merge; repeat for more. Default: task-arith.",
+            help="Merging method; repeat for more. Default: task-arith.",
             autocompletion=options.completer(METHODS),
             show_default=False,
         ),
@@ -34,18 +34,21 @@ def sweep(
         typer.Option(
             "--lambda",
             metavar="VALUES",
-            help="Numbers with commas between, or START:STOP:STEP; repeat for more. Default: the method's.",
+            help="Comma-separated numbers, or START:STOP:STEP; repeat for more. Default: the method's.",
             show_default=False,
         ),
     ] = None,
     density: Annotated[
         list[str] | None,
-        typer.Option("--density", metavar="VALUES", help="Likewise, for methods that use it.", show_default=False),
+        typer.Option("--density", metavar="VALUES", help="As --lambda, for methods that use it.", show_default=False),
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
-            "--option", metavar="NAME=VALUES", help="Any other option of osrm merge, likewise.", show_default=False
+            "--option",
+            metavar="NAME=VALUES",
+            help="Any other option of osrm merge, with values as for --lambda.",
+            show_default=False,
         ),
     ] = None,
     task: Annotated[
@@ -73,21 +76,21 @@ def sweep(
         str | None,
         typer.Option(
             "--validation-split",
-            help="Split that chooses the best. Default: a random half of --split, and the other half reports.",
+            help="Split that selects the best. Default: a random half of --split; the other half is the test set.",
             show_default=False,
         ),
     ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
-            "--limit", min=1, help="Examples per task and split; the first ones. Default: all.", show_default=False
+            "--limit", min=1, help="Examples per task and split (the first ones). Default: all.", show_default=False
         ),
     ] = None,
     predictions: Annotated[
-        bool, typer.Option("--predictions", help="Keep predictions of the singles and the best.")
+        bool, typer.Option("--predictions", help="Write predictions of the single adapters and the best.")
     ] = False,
     form: Annotated[
-        OutputFormat, typer.Option("--as", help="What is scored: the merge as an adapter, or as a model.")
+        OutputFormat, typer.Option("--as", help="Score the merge as an adapter, or as a model.")
     ] = OutputFormat.ADAPTER,
     seed: options.Seed = 0,
     model: options.RecordedModel = None,
@@ -102,7 +105,9 @@ def sweep(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Score merges over a grid; choose on one half of the examples, report on the other.
+    """Score merges over a grid of options, and select the best.
+
+    The best are selected on one half of the examples and reported on the other half.
 
     Example: osrm sweep adapters/* --method task-arith --lambda 0.1:1.0:0.1
     """
@@ -159,7 +164,7 @@ def _axes(
     for text in others or []:
         name, values = grid.parse_option(text)
         if name in axes:
-            raise OsrmError(f"--option {text}: {name} is given twice", "say all its values at once")
+            raise OsrmError(f"--option {text}: {name} is given twice", "give all its values at once")
         axes[name] = values
     return axes
 
@@ -171,11 +176,11 @@ def _make_table(result: "SweepResult") -> Any:
     single = average(result.test)
     for index in result.best():
         point = result.points[index]
-        shown = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(point.options.items()))
+        options_text = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(point.options.items()))
         test = average(point.test)
         share = f"{100 * test / single:.1f} %" if single > 0 else "-"
         name = f"{point.method}, calibrated" if point.calibrated else point.method
-        rows.add_row(name, shown, f"{average(point.validation):.2f}", f"{test:.2f}", share)
+        rows.add_row(name, options_text, f"{average(point.validation):.2f}", f"{test:.2f}", share)
     rows.add_section()
     rows.add_row("single adapters", "", f"{average(result.validation):.2f}", f"{single:.2f}", "")
     return rows

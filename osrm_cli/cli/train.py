@@ -21,22 +21,28 @@ def train(
     max_length: options.MaxLength = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Training examples; a seeded choice. Default: all.", show_default=False),
+        typer.Option(
+            "--limit", min=1, help="Number of training examples (a seeded draw). Default: all.", show_default=False
+        ),
     ] = None,
     dev_limit: Annotated[
         int | None,
-        typer.Option("--dev-limit", min=1, help="Dev examples; the first ones. Default: all.", show_default=False),
+        typer.Option(
+            "--dev-limit", min=1, help="Number of dev examples (the first ones). Default: all.", show_default=False
+        ),
     ] = None,
     freeze: Annotated[
         Freeze | None, typer.Option("--freeze", help="Train only the other factor.", show_default=False)
     ] = None,
     dropout: Annotated[
         float | None,
-        typer.Option("--dropout", min=0, max=0.9, help="Of the base model. Default: its own.", show_default=False),
+        typer.Option(
+            "--dropout", min=0, max=0.9, help="Dropout rate of the base model. Default: its own.", show_default=False
+        ),
     ] = None,
     head: Annotated[
         HeadInit,
-        typer.Option("--head", help="A new head begins fitted to the untrained model's output, or fresh (random)."),
+        typer.Option("--head", help="Initialize a new head fitted to the untrained model, or fresh (random)."),
     ] = HeadInit.FITTED,
     interference_penalty: Annotated[
         float | None,
@@ -44,18 +50,20 @@ def train(
             "--interference-penalty",
             metavar="MU",
             min=0,
-            help="Cost of what the update does to the other tasks' inputs; reads --features.",
+            help="Weight of the update's energy on the other tasks' inputs in the loss; reads --features.",
             show_default=False,
         ),
     ] = None,
     penalty_unit: Annotated[
         PenaltyUnit,
-        typer.Option("--penalty-unit", help="Measure it by the base model's energy, or by the update's own."),
+        typer.Option(
+            "--penalty-unit", help="Energy that the penalty is relative to: the base model's, or the update's own."
+        ),
     ] = PenaltyUnit.BASE,
     features: options.FeaturesFolder = Path("features"),
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the epoch with the best dev score.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint of an unfinished run.")
+        bool, typer.Option("--resume", help="Resume an unfinished run from its last checkpoint.")
     ] = False,
     seed: options.Seed = 0,
     device: options.DeviceOption = Device.AUTO,
@@ -73,7 +81,7 @@ def train(
     from osrm_cli.models.distributed import process_rank
     from osrm_cli.training.train import train_adapters
 
-    is_first = process_rank() == 0  # under a launcher, one process speaks
+    is_first = process_rank() == 0  # under a launcher, one process prints
     console = Console(json, quiet or not is_first)
     trained = train_adapters(
         starts,
@@ -111,8 +119,8 @@ def train(
         console.result({"would_write": [str(path) for path in trained.paths.values()]}, "\n".join(lines))
         return
     if is_first:
-        console.result({"adapters": trained.reports}, "\n".join(map(_line, trained.reports.values())))
+        console.result({"adapters": trained.reports}, "\n".join(map(_summary_line, trained.reports.values())))
 
 
-def _line(report: dict[str, Any]) -> str:
+def _summary_line(report: dict[str, Any]) -> str:
     return f"{report['path']}  dev {report['dev']['headline']:.2f}, drift of A {report['drift']['overall']:.1%}"

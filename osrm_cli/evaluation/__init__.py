@@ -1,1 +1,1 @@
-"""`osrm eval`: score a merged folder beside its single adapters."""
+"""`osrm eval`: score a merged folder and its single adapters."""

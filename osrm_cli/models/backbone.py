@@ -113,7 +113,7 @@ class Backbone:
             origin: The head's file or folder, for errors.
 
         Raises:
-            OsrmError: If there is no head, or one that does not fit.
+            OsrmError: If the head is missing or does not fit.
         """
         return TaskHead(_make_classifier(self.model, tensors, num_labels, origin).requires_grad_(False), tensors)
 

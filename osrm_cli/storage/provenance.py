@@ -89,7 +89,7 @@ def read_record(folder: Path) -> Record:
     except (OSError, ValueError) as error:
         raise OsrmError(f"{path} cannot be read: {error}", remedy) from None
     if not isinstance(value, dict):
-        raise OsrmError(f"{path} holds {type(value).__name__}, expected a JSON object", remedy)
+        raise OsrmError(f"{path} contains {type(value).__name__}, expected a JSON object", remedy)
     if wrong := find_record_error(value):
         raise OsrmError(f"{path} cannot be read: {wrong}", remedy)
     return value

@@ -1,6 +1,6 @@
 """The schema of ``osrm.json`` and of the same record in a features file's header: the one place that checks its values.
 
-Only keys that commands read are checked; what else a record holds is for people.
+Only keys that commands read are checked; all other keys are for people.
 """
 
 from collections.abc import Mapping

@@ -62,7 +62,7 @@ class MergeFamily:
 
     Attributes:
         plan: The shared merge.
-        layer_data: What its method reads of features files.
+        layer_data: Its method's data from features files.
         lambdas: Lambda of each point.
     """
 
@@ -132,8 +132,8 @@ def parse_option(text: str) -> tuple[str, list[Value]]:
     name, _, values = text.partition("=")
     option = name.strip().replace("-", "_")
     if option not in OPTIONS:
-        known = ", ".join(known_option.replace("_", "-") for known_option in OPTIONS)
-        raise OsrmError(f"--option {text}: '{name}' is not an option of a method", f"options: {known}")
+        options = ", ".join(known_option.replace("_", "-") for known_option in OPTIONS)
+        raise OsrmError(f"--option {text}: '{name}' is not an option of a method", f"options: {options}")
     if option != "aggregate":
         return option, parse_values(f"--option {text}", [values])
     aggregates: list[Value] = list(values.split(","))

@@ -19,7 +19,7 @@ class SweepTask:
         adapter: Its adapter, with the head.
         source: Its data, as ``--data`` names it.
         parts: Its validation and test examples.
-        max_length: Tokens to which an example is truncated.
+        max_length: Maximum tokens per example.
         unlabelled: Training examples, without labels, that calibrate the head; none without calibration.
     """
 
@@ -59,15 +59,15 @@ class SweepDataSpec:
         Raises:
             OsrmError: If no adapter belongs to a task, or its data cannot be read.
         """
-        known = [adapter.name for adapter in adapters]
+        task_names = [adapter.name for adapter in adapters]
         for name in names:
-            if name not in known:
-                raise OsrmError(f"no adapter belongs to task '{name}'", f"tasks: {', '.join(known)}")
-        chosen = [index for index, name in enumerate(known) if not names or name in names]
-        tasks = [self._load_task(index, adapters[index]) for index in chosen]
+            if name not in task_names:
+                raise OsrmError(f"no adapter belongs to task '{name}'", f"tasks: {', '.join(task_names)}")
+        indices = [index for index, name in enumerate(task_names) if not names or name in names]
+        tasks = [self._load_task(index, adapters[index]) for index in indices]
         if not self.unlabelled:
             return tasks
-        samples = task_data.draw_texts([adapters[index] for index in chosen], self.data, self.unlabelled, self.seed)
+        samples = task_data.draw_texts([adapters[index] for index in indices], self.data, self.unlabelled, self.seed)
         pairs = zip(tasks, samples, strict=True)
         return [replace(task, unlabelled=sample.data.examples) for task, sample in pairs]
 

@@ -129,7 +129,7 @@ def fit_adapter(
         penalty: Added to the loss of every step.
 
     Raises:
-        OsrmError: If the loss is no longer a number.
+        OsrmError: If the loss is not finite.
     """
     trainer = PenaltyTrainer(
         penalty,

@@ -282,7 +282,7 @@ def convolution(folder):
 DAMAGED = {
     "no config": (drop("adapter_config.json"), "adapter_config.json is missing"),
     "broken config": (overwrite("adapter_config.json", b"{"), "adapter_config.json cannot be read"),
-    "config no object": (overwrite("adapter_config.json", b"[]"), "holds list, expected a JSON object"),
+    "config no object": (overwrite("adapter_config.json", b"[]"), "contains list, expected a JSON object"),
     "no weights": (drop(WEIGHTS), "adapter_model.safetensors is missing"),
     "empty weights": (overwrite(WEIGHTS, b""), "is empty"),
     "no safetensors": (overwrite(WEIGHTS, b"PK" * 50), "is damaged or not a safetensors file"),

@@ -105,3 +105,11 @@ def test_help_shows_the_pipeline_a_step_a_line(tmp_path: Path) -> None:
     assert "\\b" not in shown
     steps = [line.split()[0] for line in shown.splitlines() if " -> " in line]
     assert steps == ["collect", "init", "train", "merge", "eval"]
+
+
+def test_summaries_of_commands_fit_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    summaries = (
+        osrm("--help", cwd=tmp_path, env={"COLUMNS": "80"}).stdout.partition("Commands:")[2].strip().splitlines()
+    )
+    assert len(summaries) == len(COMMANDS)
+    assert [line for line in summaries if not line.endswith(".") or line.endswith("...")] == []

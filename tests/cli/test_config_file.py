@@ -44,15 +44,15 @@ def test_unknown_key_stops_every_command(tmp_path: Path, command: str) -> None:
     (tmp_path / "osrm.toml").write_text("rnak = 4\n")
     run = osrm(command, "x", cwd=tmp_path)
     assert run.code == 1
-    assert run.error == "osrm.toml: 'rnak' is no option of any command"
+    assert run.error == "osrm.toml: 'rnak' is not an option of any command"
     assert "did you mean 'rank'?" in run.stderr
 
 
 def test_option_of_another_command(tmp_path: Path) -> None:
     (tmp_path / "osrm.toml").write_text("[init]\nepochs = 4\n")
-    assert osrm("init", "--each", cwd=tmp_path).error == "osrm.toml: 'epochs' is no option of osrm init"
+    assert osrm("init", "--each", cwd=tmp_path).error == "osrm.toml: 'epochs' is not an option of osrm init"
     (tmp_path / "osrm.toml").write_text("[intit]\nrank = 4\n")
-    assert osrm("init", "--each", cwd=tmp_path).error == "osrm.toml: [intit] is no command"
+    assert osrm("init", "--each", cwd=tmp_path).error == "osrm.toml: [intit] is not a command"
 
 
 def test_value_of_another_kind_is_a_usage_error(tmp_path: Path) -> None:
@@ -86,5 +86,5 @@ def test_tables_win_over_shared_keys(tmp_path: Path) -> None:
     path.write_text("split = 'test'\n")
     assert read_defaults(SPELLINGS, path) == {"train": {}, "eval": {"split": "test"}}
     path.write_text("[train]\nsplit = 'test'\n")
-    with pytest.raises(OsrmError, match="'split' is no option of osrm train"):
+    with pytest.raises(OsrmError, match="'split' is not an option of osrm train"):
         read_defaults(SPELLINGS, path)

@@ -75,7 +75,7 @@ def test_json_is_one_line_and_quiet_is_quiet(work):
 def test_a_folder_of_adapters_is_told_from_an_adapter(work):
     run = refused(work, "adapters")
     assert run.error == "adapters is not an adapter: adapter_config.json is missing"
-    assert "hint: it holds adapters: give adapters/*" in run.stderr
+    assert "hint: it contains adapters: give adapters/*" in run.stderr
 
 
 def test_a_recompressed_model_is_not_told_to_become_one(work):

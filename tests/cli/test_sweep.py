@@ -190,7 +190,7 @@ def test_interrupted_leaves_nothing(work: Path, monkeypatch: pytest.MonkeyPatch)
         (("--method", "tie"), "unknown method 'tie'"),
         (("--density", "0.1"), "none of task-arith uses --density"),
         (("--lambda", "1:0.1:0.1"), "--lambda: '1:0.1:0.1' contains no values"),
-        (("--lambda", ""), "--lambda: '' is no number"),
+        (("--lambda", ""), "--lambda: '' is neither a number"),
         (("--option", "nosuch=1"), "'nosuch' is not an option of a method"),
         (("--option", "lambda=1", "--lambda", "1"), "lambda is given twice"),
         (("--method", "ties", "--density", "1.5"), "density is 1.5"),
