@@ -3,18 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, table
-
-if TYPE_CHECKING:
-    from osrm_cli.adapters.adapter import Adapter
-    from osrm_cli.diagnosis.feature_overlap import LayerGroup
-    from osrm_cli.diagnosis.write import AdapterDiagnosis
-    from osrm_cli.features.feature_set import FeatureSet
 
 
 def diagnose(
@@ -42,90 +36,29 @@ def diagnose(
 
     Example: osrm diagnose features
     """
-    from osrm_cli.diagnosis import score_drops
-    from osrm_cli.diagnosis.write import diagnosis_dict, write_diagnosis
-    from osrm_cli.errors import OsrmError
-    from osrm_cli.features.adapter_match import check_features, open_adapters
-    from osrm_cli.features.feature_set import FeatureSet
-    from osrm_cli.storage import atomic
+    from osrm_cli.diagnosis.diagnose import diagnose as diagnose_tasks
 
     console = Console(json, quiet)
-    if scores and not adapters:
-        raise OsrmError(
-            "--scores needs the adapters that were merged", "osrm diagnose features adapters/* --scores ..."
-        )
-    source = FeatureSet.open(features).select(consumer="diagnose")
-    if len(source.tasks) < 2:
-        raise OsrmError(f"{features} holds features of one task alone", "osrm collect --task OTHER")
-    opened = open_adapters(adapters or [], task or [])
-    check_features(opened, source)
-    merges = [merge for path in scores or [] for merge in score_drops.read_drops(path)]
-    place = _base(opened, source, model, revision) if opened else None
-    atomic.refuse_existing(out, overwrite)
+    diagnosis = diagnose_tasks(
+        features,
+        adapters or [],
+        scores=scores or [],
+        energy=energy,
+        tasks=task or [],
+        model=model,
+        revision=revision,
+        out=out,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        progress=console.progress,
+    )
     if dry_run:
-        read = ", ".join([*source.tasks, *(f"adapter {adapter.source}" for adapter in opened)])
+        read = ", ".join([*diagnosis.tasks, *(f"adapter {adapter}" for adapter in diagnosis.adapters)])
         console.result({"would_write": [str(out)]}, f"would write {out}: {read}")
         return
-    record = _record(source, opened, scores or [], {"energy": energy})
-    groups = _compared(source, energy, console)
-    trained = _trained(opened, source, place, merges, record, console) if place else None
-    found = diagnosis_dict(source, groups, trained)
-    with atomic.write_folder(out, overwrite) as stage:
-        write_diagnosis(stage, found, record, energy)
-    for doubt in found["warnings"] + [d for start in found.get("adapters", {}).values() for d in start["concerns"]]:
-        console.warn(doubt)
-    console.result({"path": str(out), **found}, _text(found))
-
-
-def _base(adapters: "list[Adapter]", source: "FeatureSet", model: str | None, revision: str | None) -> Path:
-    """The base model's folder: whatever says which it is must agree."""
-    from osrm_cli.models.base_model import resolve_base_model
-
-    features = next(iter(source.files.values()))
-    known = next((adapter for adapter in adapters if adapter.base), None)
-    recorded = known.base if known else features.base
-    return resolve_base_model(known.folder if known else features.path, recorded, None, model, revision)[0]
-
-
-def _record(
-    source: "FeatureSet", adapters: "list[Adapter]", scores: list[Path], settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    from osrm_cli.storage import hub, provenance
-
-    record = provenance.make_record("diagnose", settings, [*source.paths, *scores], base=source.base)
-    read = [{"path": a.source, "commit": hub.commit_of(a.folder), "sha256": a.sha256()} for a in adapters]
-    return {**record, "inputs": record["inputs"] + read}
-
-
-def _compared(source: "FeatureSet", energy: float, console: Console) -> "list[LayerGroup]":
-    from osrm_cli.diagnosis.feature_overlap import measure_overlap
-
-    groups = []
-    with console.progress("diagnose features", len(source.groups()), "inputs") as advance:
-        for group in measure_overlap(source, energy):
-            groups.append(group)
-            advance(1)
-    return groups
-
-
-def _trained(
-    adapters: "list[Adapter]",
-    source: "FeatureSet",
-    base: Path,
-    merges: list[Any],
-    record: Mapping[str, Any],
-    console: Console,
-) -> "AdapterDiagnosis":
-    from osrm_cli.diagnosis.adapter_origin import trace_initialization
-    from osrm_cli.diagnosis.interference import measure_interference
-    from osrm_cli.diagnosis.write import AdapterDiagnosis
-
-    digests = {task: entry["sha256"] for task, entry in zip(source.files, record["inputs"], strict=False)}
-    layers = len({layer for adapter in adapters for layer in adapter.layers})
-    with console.progress("diagnose adapters", layers, "layers") as advance:
-        found = measure_interference(adapters, source, base, advance)
-    traced = {adapter.name: trace_initialization(adapter, source, digests) for adapter in adapters}
-    return AdapterDiagnosis(found, traced, merges)
+    for warning in diagnosis.warnings:
+        console.warn(warning)
+    console.result({"path": str(out), **diagnosis.findings}, _text(diagnosis.findings))
 
 
 def _text(found: Mapping[str, Any]) -> Any:

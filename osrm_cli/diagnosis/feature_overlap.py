@@ -1,7 +1,7 @@
 """How far the tasks' features share their directions: where a start can keep off the other tasks, and where not."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.linalg.subspaces import principal_angles
+from osrm_cli.progress import Advance
 
 MIN_USEFUL_GAIN = 3.0  # a start can help where it hears its own task so many times better than the others
 _NOTHING = 1e-9  # what rounding leaves of a share
@@ -89,16 +90,18 @@ class TaskOutlook:
     most: tuple[str, float]
 
 
-def measure_overlap(features: FeatureSet, energy: float) -> Iterator[LayerGroup]:
+def measure_overlap(features: FeatureSet, energy: float, advance: Advance) -> list[LayerGroup]:
     """Compare the inputs of two tasks or more, layer by layer.
 
     Args:
         features: Their features.
         energy: Share of the energy that a main space holds.
+        advance: Called with 1 after each input.
 
     Raises:
         OsrmError: If there is only one task.
     """
+    groups = []
     for inputs in features.layers():
         tasks, moments = list(inputs.moments), list(inputs.moments.values())
         spectra = [moment.spectrum() for moment in moments]
@@ -109,7 +112,9 @@ def measure_overlap(features: FeatureSet, energy: float) -> Iterator[LayerGroup]
             taken = others.spectrum().main_space(energy)
             free, leak = 1 - moments[own].share(taken), 1 - others.share(taken)
             rooms[task] = TaskSpace(spectra[own].effective_rank(), len(spaces[own]), len(taken), free, leak)
-        yield LayerGroup(inputs.layers, spaces[0].shape[1], rooms, _pairs(tasks, moments, spaces))
+        groups.append(LayerGroup(inputs.layers, spaces[0].shape[1], rooms, _pairs(tasks, moments, spaces)))
+        advance(1)
+    return groups
 
 
 def _pairs(tasks: list[str], grams: list[SecondMoment], spaces: list[torch.Tensor]) -> dict[str, dict[str, TaskPair]]:

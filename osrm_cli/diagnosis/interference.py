@@ -1,6 +1,6 @@
 """What each adapter's update does to each task's inputs, from features and factors: no forward pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.low_rank import squared_norm
 from osrm_cli.models.checkpoint import Checkpoint
+from osrm_cli.progress import Advance
 from osrm_cli.storage import safetensors_io
 
 Matrix = dict[str, dict[str, float]]  # by the update's task and the inputs' task
@@ -34,7 +35,7 @@ class InterferenceMatrix:
 
 
 def measure_interference(
-    adapters: Sequence[Adapter], features: FeatureSet, base: Path, advance: Callable[[int], None]
+    adapters: Sequence[Adapter], features: FeatureSet, base: Path, advance: Advance
 ) -> InterferenceMatrix:
     """Compute the matrix; a layer that an adapter does not change counts with zero.
 

@@ -1,5 +1,6 @@
 """All tasks' activation statistics of one base model, read layer by layer."""
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -181,6 +182,17 @@ class FeatureSet:
                 "collect the other tasks first: osrm collect --task OTHER",
             )
         return others
+
+    def require_task(self, task: str, consumer: str) -> None:
+        """Check that there are features of a task.
+
+        Raises:
+            OsrmError: If not; ``consumer`` is what needs them.
+        """
+        if task not in self.files:
+            near = difflib.get_close_matches(task, self.files, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"osrm collect --task {task}"
+            raise OsrmError(f"{consumer} needs the features of '{task}' itself", hint)
 
     def only(self, tasks: Collection[str]) -> Self:
         """The same with these tasks alone, in the old order."""

@@ -47,7 +47,7 @@ class FeaturesFile:
         statistics: Names of the statistics held, such as ``mean`` and ``second-moment``.
         tokens: Number of token positions that the statistics average over.
         examples: Number of examples read.
-        facts: The whole header.
+        record: The whole header.
         files: Where the tensors lie: the file itself, or the shards that add up to it; ``path`` is the first.
     """
 
@@ -74,21 +74,21 @@ class FeaturesFile:
         path = shards.unsharded_path(path)
         if not path.exists() and shards.find_shards(path):
             parts = shards.MergedShards(path)
-            facts, files = parts.facts, parts.paths
+            record, files = parts.record, parts.paths
         else:
-            facts, files = safetensors_io.read_header_record(path), [path]
-        if facts.get("command") != "collect":
+            record, files = safetensors_io.read_header_record(path), [path]
+        if record.get("command") != "collect":
             raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
         try:
             return cls(
                 path=files[0],
-                task=facts["task"]["name"],
-                base=BaseModelId(**facts["base"]),
-                layers={name: FeatureLayer(**layer) for name, layer in facts["layers"].items()},
-                statistics=facts["statistics"],
-                tokens=facts["tokens"],
-                examples=facts["examples"],
-                record=facts,
+                task=record["task"]["name"],
+                base=BaseModelId(**record["base"]),
+                layers={name: FeatureLayer(**layer) for name, layer in record["layers"].items()},
+                statistics=record["statistics"],
+                tokens=record["tokens"],
+                examples=record["examples"],
+                record=record,
                 files=files,
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -159,3 +159,15 @@ class FeaturesReader:
     def _entry(self, layer: str, statistic: str) -> str:
         """Name of a tensor: layers with one input share what is known of it, a gradient is each layer's own."""
         return f"{layer if statistic == GRADIENT else self.features.layers[layer].source}.{statistic}"
+
+
+def write_features(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+    """Write a features file, or a shard; call it on a staging path of ``atomic``."""
+    safetensors_io.save_tensors(path, tensors, record)
+
+
+def describe_features(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A features file in numbers: ``path``, ``examples``, ``tokens``, ``layers``, and ``private`` where it is."""
+    counts = {"examples": record["examples"], "tokens": record["tokens"], "layers": len(record["layers"])}
+    private = {"private": record["private"]} if "private" in record else {}
+    return {"path": str(path), **counts, **private}

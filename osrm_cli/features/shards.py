@@ -74,7 +74,7 @@ def unsharded_path(path: Path) -> Path:
     return path.with_name(f"{found['task']}.safetensors") if found else path
 
 
-def _facts(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
+def _merged_record(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """The header of the whole that shards add up to."""
     _check_complete(whole, [share for path in paths if (share := shard_of_name(path))])
     headers = [safetensors_io.read_header_record(path) for path in paths]
@@ -140,7 +140,7 @@ class MergedShards:
 
     Attributes:
         paths: The shards, in the order of their numbers.
-        facts: The whole file's header, but for bounds.
+        record: The whole file's header, but for bounds.
 
     Raises:
         OsrmError: If one is missing or differs from the others in more than its counts.
@@ -148,9 +148,9 @@ class MergedShards:
 
     def __init__(self, whole: Path) -> None:
         self.paths = find_shards(whole)
-        self.facts = _facts(whole, self.paths)
+        self.record = _merged_record(whole, self.paths)
         self._files = [safetensors_io.TensorFile(path) for path in self.paths]
-        self._widths = {layer["source"]: layer["d_in"] for layer in self.facts["layers"].values()}
+        self._widths = {layer["source"]: layer["d_in"] for layer in self.record["layers"].values()}
         self._keys = [set(safetensors_io.open_tensors(path).keys()) for path in self.paths]
 
     def get_tensor(self, entry: str) -> torch.Tensor:
@@ -173,9 +173,9 @@ class MergedShards:
         Raises:
             OsrmError: If a shard lacks a tensor.
         """
-        names = self.facts["statistics"]
+        names = self.record["statistics"]
         sums = {layer: [self._total(f"{layer}.{name}") for name in names] for layer in self._widths}
-        return finalized_tensors(sums, names), self.facts | sketch_bounds(sums, names)
+        return finalized_tensors(sums, names), self.record | sketch_bounds(sums, names)
 
     def _total(self, entry: str) -> Accumulator:
         """The accumulator that counted what all shards have counted.

@@ -61,10 +61,8 @@ def tasks_read(features: FeatureSet, task: str, objective: Objective) -> list[st
     """
     others = features.other_tasks(task) if objective.needs_others else []
     own = objective.needs_own or objective.needs_gradient
-    if own and task not in features.files:
-        raise OsrmError(
-            f"objective '{objective.name}' needs the features of '{task}' itself", f"osrm collect --task {task}"
-        )
+    if own:
+        features.require_task(task, f"objective '{objective.name}'")
     return [name for name in features.tasks if name in others or (own and name == task)]
 
 
