@@ -24,7 +24,7 @@ def collect(
         list[str] | None,
         typer.Option(
             "--statistic",
-            help="What to keep of the features; repeat for more. Default: mean and second-moment.",
+            help="Statistic to collect; repeat for more. Default: mean and second-moment.",
             autocompletion=options.completer(STATISTICS),
         ),
     ] = None,
@@ -40,7 +40,10 @@ def collect(
     shard: Annotated[
         str | None,
         typer.Option(
-            "--shard", metavar="I/N", help="Read the I-th of N shares; their files add up.", show_default=False
+            "--shard",
+            metavar="I/N",
+            help="Read the I-th of N shares; the files add up.",
+            show_default=False,
         ),
     ] = None,
     merge_shards: Annotated[
@@ -51,13 +54,13 @@ def collect(
         typer.Option(
             "--private",
             metavar="SIGMA",
-            help="Keep a differentially private mean alone, with this noise multiplier.",
+            help="Only a differentially private mean, with this noise multiplier.",
             show_default=False,
         ),
     ] = None,
     clip: Annotated[
         float | None,
-        typer.Option("--clip", help="For --private: the largest norm of an example's mean.", show_default=False),
+        typer.Option("--clip", help="For --private: maximum norm of an example's mean.", show_default=False),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write <task>.safetensors to.")] = Path("features"),
     overwrite: options.Overwrite = False,

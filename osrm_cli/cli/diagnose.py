@@ -14,14 +14,15 @@ from osrm_cli.cli.console import Console, table
 def diagnose(
     features: Annotated[Path, typer.Argument(help="Folder of features files.")] = Path("features"),
     adapters: Annotated[
-        list[str] | None, typer.Argument(help="Adapters of these tasks, for what they do to one another's inputs.")
+        list[str] | None, typer.Argument(help="Adapters of these tasks, to measure their interference.")
     ] = None,
     scores: Annotated[
         list[Path] | None,
         typer.Option("--scores", help="scores.json or sweep.json of merges of the adapters; repeat for more."),
     ] = None,
     energy: Annotated[
-        float, typer.Option("--energy", min=0.01, max=1, help="Share of the energy that a task's main space holds.")
+        float,
+        typer.Option("--energy", min=0.01, max=1, help="Share of the energy in a task's principal subspace."),
     ] = 0.99,
     task: options.TaskOf = None,
     model: options.RecordedModel = None,
@@ -61,67 +62,70 @@ def diagnose(
     console.result({"path": str(out), **diagnosis.findings}, _text(diagnosis.findings))
 
 
-def _text(found: Mapping[str, Any]) -> Any:
+def _text(findings: Mapping[str, Any]) -> Any:
     from rich.console import Group
 
-    parts: list[Any] = [_tasks(found), *_verdicts(found)]
-    if "interference" in found:
-        parts += [_matrix(found), _adapters(found), *_predicted(found), *_measured(found)]
+    parts: list[Any] = [_tasks(findings), *_verdicts(findings)]
+    if "interference" in findings:
+        parts += [_matrix(findings), _adapters(findings), *_predicted(findings), *_measured(findings)]
     return Group(*parts)
 
 
-def _tasks(found: Mapping[str, Any]) -> Any:
-    short = _shortened(group["layers"][0] for group in found["groups"])
-    made = table(
+def _tasks(findings: Mapping[str, Any]) -> Any:
+    short = _shortened(group["layers"][0] for group in findings["groups"])
+    rows = table(
         "task", "tokens", "effective rank", "room", "gain", "least room", "most room", title="Features (layers' means)"
     )
-    for task, row in found["tasks"].items():
+    for task, row in findings["tasks"].items():
         ends = [f"{short[row[end]['layer']]} {row[end]['free']:.1%}" for end in ("least", "most")]
         gain = "-" if row["gain"] is None else f"{row['gain']:.1f}"
-        made.add_row(task, str(row["tokens"]), f"{row['effective_rank']:.0f}", f"{row['free']:.1%}", gain, *ends)
-    return made
+        rows.add_row(task, str(row["tokens"]), f"{row['effective_rank']:.0f}", f"{row['free']:.1%}", gain, *ends)
+    return rows
 
 
-def _verdicts(found: Mapping[str, Any]) -> Iterable[str]:
-    groups = {helps: [t for t, row in found["tasks"].items() if row["helps"] is helps] for helps in (True, False, None)}
+def _verdicts(findings: Mapping[str, Any]) -> Iterable[str]:
+    groups = {
+        helps: [t for t, row in findings["tasks"].items() if row["helps"] is helps] for helps in (True, False, None)
+    }
     texts = {
-        True: "A start that keeps off the others can help: it still hears the task well.",
-        False: "A start that keeps off the others can hardly help: it hears the task little better than the others.",
-        None: "Whether a start can help cannot be told from these features.",
+        True: "An initialization can help: outside the others' principal subspace its own energy is much larger.",
+        False: "An initialization can hardly help: outside the others' principal subspace its own energy is not much "
+        "larger.",
+        None: "Whether an initialization can help cannot be told from these features.",
     }
     yield from (f"{', '.join(tasks)}: {texts[helps]}" for helps, tasks in groups.items() if tasks)
-    yield "room: own energy outside the others' main space. gain: room over what the others have there themselves.\n"
+    yield "room: own energy outside the others' principal subspace. gain: room over the others' own energy there.\n"
 
 
-def _matrix(found: Mapping[str, Any]) -> Any:
-    matrix = found["interference"]
-    made = table("update \\ inputs", *matrix, title="Energy of the update over the base model's, in percent")
+def _matrix(findings: Mapping[str, Any]) -> Any:
+    matrix = findings["interference"]
+    rows = table("update \\ inputs", *matrix, title="Energy of the update over the base model's, in percent")
     for task, row in matrix.items():
-        made.add_row(task, *(f"{100 * value:.3g}" for value in row.values()))
-    return made
+        rows.add_row(task, *(f"{100 * value:.3g}" for value in row.values()))
+    return rows
 
 
-def _adapters(found: Mapping[str, Any]) -> Any:
-    made = table("adapter", "norm", "over W0's", "start", "drift of A", "start kept", title="Adapters")
-    for task, row in found["adapters"].items():
+def _adapters(findings: Mapping[str, Any]) -> Any:
+    rows = table("adapter", "norm", "over W0's", "start", "drift of A", "start kept", title="Adapters")
+    for task, row in findings["adapters"].items():
         kept = "-" if row["kept"] is None else f"{row['kept']:.0%} (random {row['chance']:.0%})"
         drift = "-" if row["drift"] is None else f"{row['drift']:.0%}"
-        made.add_row(task, f"{row['norm']:.3g}", f"{row['relative_norm']:.2%}", row["objective"] or "-", drift, kept)
-    return made
+        rows.add_row(task, f"{row['norm']:.3g}", f"{row['relative_norm']:.2%}", row["objective"] or "-", drift, kept)
+    return rows
 
 
-def _predicted(found: Mapping[str, Any]) -> Iterable[str]:
-    rows = found["prediction"]["tasks"]
-    if len(rows) < 2:
+def _predicted(findings: Mapping[str, Any]) -> Iterable[str]:
+    tasks = findings["prediction"]["tasks"]
+    if len(tasks) < 2:
         return
-    yield "Predicted, the worst first (what the others do to a task's inputs, over what its own update does):"
-    yield ", ".join(f"{row['task']} {_times(row['to_own'])} (most by {row['worst']})" for row in rows)
-    pairs = found["prediction"]["pairs"][:3]
+    yield "Predicted, the worst first (energy of the others' updates on a task's inputs, over that of its own update):"
+    yield ", ".join(f"{row['task']} {_times(row['to_own'])} (most by {row['worst']})" for row in tasks)
+    pairs = findings["prediction"]["pairs"][:3]
     yield "Worst pairs: " + ", ".join(f"{p['update']} on {p['inputs']} {_times(p['to_own'])}" for p in pairs) + "\n"
 
 
-def _measured(found: Mapping[str, Any]) -> Iterable[str]:
-    measured = found["measured"] or {}
+def _measured(findings: Mapping[str, Any]) -> Iterable[str]:
+    measured = findings["measured"] or {}
     for row in measured.get("merges", ()):
         yield f"{row['scores']}: {_correlation(row)}"
     if measured.get("pairs"):
@@ -131,9 +135,9 @@ def _measured(found: Mapping[str, Any]) -> Iterable[str]:
 def _correlation(row: Mapping[str, Any]) -> str:
     if row["rho"] is None:
         return f"too few or equal points for a rank correlation (n {row['n']})"
-    found = f"rank correlation of prediction and drop {row['rho']:+.2f} (n {row['n']}, p {row['p']:.2g})"
+    text = f"rank correlation of prediction and drop {row['rho']:+.2f} (n {row['n']}, p {row['p']:.2g})"
     own = row["to_own"]
-    return found if own["rho"] is None else f"{found}; over the own energy {own['rho']:+.2f} (p {own['p']:.2g})"
+    return text if own["rho"] is None else f"{text}; over the own energy {own['rho']:+.2f} (p {own['p']:.2g})"
 
 
 def _times(ratio: float | None) -> str:

@@ -14,16 +14,17 @@ from osrm_cli.initialization.objectives.table import DEFAULT_OBJECTIVES, OBJECTI
 def init(
     context: typer.Context,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", help="Task the start is for; its A keeps off all others' features.")
+        list[str] | None,
+        typer.Option("--exclude", help="Task to initialize. A is chosen orthogonal to all other tasks' activations."),
     ] = None,
-    each: Annotated[bool, typer.Option("--each", help="A start for every task of the folder, in one pass.")] = False,
+    each: Annotated[bool, typer.Option("--each", help="Initialize every task of the folder, in one pass.")] = False,
     rank: Annotated[int, typer.Option("--rank", "-r", min=1, help="Rank of the adapter.")] = 8,
     rank_budget: Annotated[
         int | None,
         typer.Option(
             "--rank-budget",
             min=1,
-            help="Sum of the ranks, spread over the layers by what a direction is worth to the objective.",
+            help="Sum of the ranks, allocated to the layers by the score of each direction.",
             show_default=False,
         ),
     ] = None,
@@ -73,16 +74,14 @@ def init(
     Example: osrm init --exclude mini-mood --rank 8
     """
     if each == bool(exclude):
-        raise typer.BadParameter(
-            "give one of them: a start is for one task, or for each", param_hint="--exclude, --each"
-        )
+        raise typer.BadParameter("give one of them: some tasks, or each", param_hint="--exclude, --each")
     if rank_budget is not None and options.given_on_command_line(context, "rank"):
         raise typer.BadParameter("give one of them: they exclude one another", param_hint="--rank, --rank-budget")
 
     from osrm_cli.initialization.initialize import initialize_adapters
 
     console = Console(json, quiet)
-    made = initialize_adapters(
+    result = initialize_adapters(
         exclude or [],
         features,
         rank=rank if rank_budget is None else None,
@@ -98,16 +97,16 @@ def init(
         dry_run=dry_run,
         progress=console.progress,
     )
-    for warning in dict.fromkeys([*made.notes, *(each for task in made.warnings.values() for each in task)]):
+    for warning in dict.fromkeys([*result.notes, *(each for task in result.warnings.values() for each in task)]):
         console.warn(warning)
     ranks = f"rank {rank}" if rank_budget is None else f"ranks of {rank_budget} in all"
     if dry_run:
+        read = {task: ", ".join(map(str, paths)) or "no file" for task, paths in result.read.items()}
         lines = [
-            f"would write {path}: {made.objective}, {ranks}, from {', '.join(map(str, made.read[task])) or 'no file'}"
-            for task, path in made.paths.items()
+            f"would write {path}: {result.objective}, {ranks}, from {read[task]}" for task, path in result.paths.items()
         ]
-        console.result({"would_write": [str(path) for path in made.paths.values()]}, "\n".join(lines))
+        console.result({"would_write": [str(path) for path in result.paths.values()]}, "\n".join(lines))
         return
-    lines = [f"{path}  {ranks}, {made.layers} layers, objective {made.objective}" for path in made.paths.values()]
-    starts = {task: str(path) for task, path in made.paths.items()}
-    console.result({"starts": starts, "objective": made.objective, "concerns": made.warnings}, "\n".join(lines))
+    lines = [f"{path}  {ranks}, {result.layers} layers, objective {result.objective}" for path in result.paths.values()]
+    starts = {task: str(path) for task, path in result.paths.items()}
+    console.result({"starts": starts, "objective": result.objective, "concerns": result.warnings}, "\n".join(lines))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RetrofitMethod(StrEnum):
-    """How an existing update is made to interfere less."""
+    """How existing adapters are made to interfere less."""
 
     PROJECTION = "projection"
     BALANCED = "balanced"
@@ -38,7 +38,7 @@ def retrofit(
     features: options.FeaturesFolder = Path("features"),
     method: Annotated[
         RetrofitMethod,
-        typer.Option("--method", "-m", help="balanced: B stays, A is solved for. projection: A is a start's."),
+        typer.Option("--method", "-m", help="balanced: A is solved for. projection: A by --objective, B fitted."),
     ] = RetrofitMethod.BALANCED,
     mu: Annotated[float, typer.Option("--mu", min=0, help="balanced: cost of the other tasks' interference.")] = 0.3,
     objective: Annotated[
@@ -58,7 +58,7 @@ def retrofit(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Make existing adapters mergeable at the rank they have.
+    """Make existing adapters mergeable without changing their ranks.
 
     Example: osrm retrofit adapters/* --features features
     """
@@ -69,7 +69,7 @@ def retrofit(
     from osrm_cli.retrofit.retrofit import retrofit_adapters
 
     console = Console(json, quiet)
-    made = retrofit_adapters(
+    result = retrofit_adapters(
         adapters,
         features,
         method=str(method),
@@ -83,19 +83,19 @@ def retrofit(
         dry_run=dry_run,
         progress=console.progress,
     )
-    for warning in made.warnings:
+    for warning in result.warnings:
         console.warn(warning)
     if dry_run:
-        lines = [f"would write {path}: {method} from {', '.join(made.tasks)}" for path in made.paths.values()]
-        console.result({"would_write": [str(path) for path in made.paths.values()]}, "\n".join(lines))
+        lines = [f"would write {path}: {method} from {', '.join(result.tasks)}" for path in result.paths.values()]
+        console.result({"would_write": [str(path) for path in result.paths.values()]}, "\n".join(lines))
         return
-    rows = {name: {"path": str(made.paths[name]), **vars(change)} for name, change in made.changes.items()}
-    console.result({"adapters": rows, **made.settings}, _make_table(made))
+    rows = {name: {"path": str(result.paths[name]), **vars(change)} for name, change in result.changes.items()}
+    console.result({"adapters": rows, **result.settings}, _make_table(result))
 
 
-def _make_table(made: "RetrofittedAdapters") -> "Table":
-    title = f"Retrofitted ({', '.join(f'{name} {value}' for name, value in made.settings.items())})"
+def _make_table(result: "RetrofittedAdapters") -> "Table":
+    title = f"Retrofitted ({', '.join(f'{name} {value}' for name, value in result.settings.items())})"
     rows = table("adapter", "changed on its own inputs", "energy left on the others'", title=title)
-    for name, change in made.changes.items():
-        rows.add_row(str(made.paths[name]), f"{change.own:.1%}", f"{change.others:.1%}")
+    for name, change in result.changes.items():
+        rows.add_row(str(result.paths[name]), f"{change.own:.1%}", f"{change.others:.1%}")
     return rows

@@ -26,7 +26,7 @@ class Diagnosis:
     Attributes:
         path: The folder that was written, or would be.
         tasks: Tasks whose features were read.
-        adapters: Adapters that were read, as they were given.
+        adapters: Sources of the adapters that were read.
         findings: What ``diagnosis.json`` says; empty under ``dry_run``.
         warnings: Reasons to doubt the findings.
     """

@@ -231,12 +231,12 @@ class FeatureSet:
     def warnings(self) -> list[str]:
         """Reasons to doubt numbers computed from the selected statistic, one line each."""
         if self.kind in ("samples", "mean"):
-            return [f"read from {self.kind}, so the numbers speak of {READINGS[self.kind]}"]
+            return [f"read from {self.kind}, so the numbers describe {READINGS[self.kind]}"]
         if self.kind != SECOND_MOMENT:
             return []
         return [
-            f"{file.path}: {file.tokens} tokens for inputs of width {self.max_width}: k is too small to tell "
-            "directions that the task does not use from directions that were not seen"
+            f"{file.path}: too few tokens ({file.tokens}) for width {self.max_width}: unused directions cannot be told "
+            "from unseen ones; increase --samples"
             for file in self.files.values()
             if file.tokens < self.max_width
         ]

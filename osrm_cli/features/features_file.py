@@ -1,6 +1,6 @@
-"""Features files: ``features/<task>.safetensors``, written by ``collect``, read by ``init`` and whatever needs data.
+"""Features files: ``features/<task>.safetensors``, one task's activation statistics.
 
-Tensors are named ``<layer>.<statistic>``. Layers that are fed by the same tensor (query, key and value, say) share one
+Tensors are named ``<layer>.<statistic>``. Layers that read the same tensor (query, key and value, say) share one
 entry: the header's ``layers`` maps each target layer to the layer that holds its statistics.
 """
 
@@ -37,14 +37,14 @@ class FeatureLayer:
 
 @dataclass(frozen=True)
 class FeaturesFile:
-    """One task's features file: its header now, its tensors when asked for.
+    """One task's features file: its header is read at once, each tensor when it is needed.
 
     Attributes:
         path: The file.
         task: The task's name.
         base: The base model that the features were collected from.
         layers: Target layers, in the order of their names.
-        statistics: Names of the statistics held, such as ``mean`` and ``second-moment``.
+        statistics: Names of the statistics, such as ``mean`` and ``second-moment``.
         tokens: Number of token positions that the statistics average over.
         examples: Number of examples read.
         record: The whole header.
@@ -78,7 +78,7 @@ class FeaturesFile:
         else:
             record, files = safetensors_io.read_header_record(path), [path]
         if record.get("command") != "collect":
-            raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
+            raise OsrmError(f"{path} is not a features file", "features files are written by 'osrm collect'")
         try:
             return cls(
                 path=files[0],
@@ -124,11 +124,10 @@ class FeaturesReader:
         """
         path = self.features.path
         if statistic not in self.features.statistics:
-            held = ", ".join(self.features.statistics)
-            wanted = [f"--statistic {name}" for name in (*self.features.statistics, statistic)]
+            options = [f"--statistic {name}" for name in (*self.features.statistics, statistic)]
             raise OsrmError(
-                f"{path} has no statistic '{statistic}', it holds: {held}",
-                " ".join(["osrm collect --overwrite --task", self.features.task, *wanted]),
+                f"{path} has no statistic '{statistic}', it holds: {', '.join(self.features.statistics)}",
+                " ".join(["osrm collect --overwrite --task", self.features.task, *options]),
             )
         entry = self._entry(layer, statistic)
         try:

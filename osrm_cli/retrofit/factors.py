@@ -50,7 +50,7 @@ def project_adapters(
 
 
 def balance_adapters(adapters: Sequence[Adapter], features: FeatureSet, mu: float) -> Iterator[Factors]:
-    """``A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}`` with B kept: ``solvers.solve_balanced``.
+    """``A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}`` with B unchanged: ``solvers.solve_balanced``.
 
     Raises:
         OsrmError: If mu is negative, or all features are zero.

@@ -1,4 +1,4 @@
-"""Make existing adapters mergeable at the rank they have: ``adapters/*`` -> ``retrofitted/<task>/``."""
+"""Make existing adapters mergeable without changing their ranks: ``adapters/*`` -> ``retrofitted/<task>/``."""
 
 import shutil
 from collections import defaultdict
@@ -163,7 +163,7 @@ def _write_adapter(
         stage: An existing, empty folder that is being staged.
         adapter: The old one.
         new: New factors by layer, as they are to be stored.
-        features: What they were made from.
+        features: Features that they were computed from.
         settings: Of the retrofit.
         facts: What the record says of the result.
     """
