@@ -1,1 +1,1 @@
-"""`osrm diagnose`: how far tasks overlap and what adapters do to each other's inputs."""
+"""`osrm diagnose`: how far tasks overlap, and interference of adapters with each other."""

@@ -1,4 +1,4 @@
-"""What has become of an adapter's start: how far A has drifted, and whether it keeps off what it was to keep off."""
+"""Trace an adapter to its initialization: how far A has drifted, and whether it was applied."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,23 +17,23 @@ from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.subspaces import subspace_overlap
 from osrm_cli.storage import provenance
 
-_MAX_RELATIVE_ENERGY = 0.5  # a start that avoids features catches less of them than this share of what a random A does
-_RANDOM_FACTOR = 2.0  # row spaces that overlap no more than so many times as random ones have nothing in common
+_MAX_RELATIVE_ENERGY = 0.5  # of the features that A avoids, relative to a random A of the same norm
+_RANDOM_FACTOR = 2.0  # row spaces that overlap at most so many times as random ones have nothing in common
 
 
 @dataclass
 class InitializationTrace:
-    """The start of one adapter, as far as it is known.
+    """The initialization of one adapter, as far as it is known.
 
     Attributes:
         objective: How its A was chosen.
-        path: Where it lies, if it is there and has not changed.
+        path: Its folder, if that exists and has not changed.
         drift: Procrustes distance of A from it, over its norm.
         drift_from: ``start`` if that was computed, ``training.json`` if training recorded it.
-        kept: Overlap of A's row space with the start's, mean over the layers: 1 for the same, ``chance`` for random.
+        kept: Overlap of A's row space with the initial one, mean over the layers: 1 if equal, ``chance`` if random.
         chance: ``r / d_in``.
-        caught: What the start catches of the features it was to avoid, in units of what a random A of its norm does.
-        concerns: Reasons to doubt that it was applied, or that these are its features.
+        caught: Energy that the initial A captures of the features it avoids, relative to a random A of its norm.
+        concerns: Reasons to doubt that it was applied, or that it was made from these features.
     """
 
     objective: str | None = None
@@ -47,43 +47,43 @@ class InitializationTrace:
 
 
 def trace_initialization(adapter: Adapter, features: FeatureSet, digests: Mapping[str, str]) -> InitializationTrace:
-    """Find an adapter's start and test it.
+    """Find an adapter's initialization and compare the adapter with it.
 
     Args:
-        adapter: Of any program; what nobody recorded stays unknown.
-        features: Features that the start is to avoid.
+        adapter: Of any program; what is not recorded stays unknown.
+        features: Features that the initialization avoids.
         digests: SHA-256 of these files by task.
     """
     settings = adapter.record.get("start") or (adapter.record.get("settings") if _is_start(adapter) else None) or {}
-    held = adapter if _is_start(adapter) else _recorded(adapter)
-    if held is None:
+    start = adapter if _is_start(adapter) else _find_start(adapter)
+    if start is None:
         drift = training_record.recorded_drift(adapter.folder)
         return InitializationTrace(
             settings.get("objective"), drift=drift, drift_from=None if drift is None else "training.json"
         )
-    settings = held.record.get("settings") or settings
-    found = InitializationTrace(settings.get("objective"), held.folder.as_posix())
+    settings = start.record.get("settings") or settings
+    trace = InitializationTrace(settings.get("objective"), start.folder.as_posix())
     pairs = {
-        layer: (held.lora_factors(layer).A, adapter.lora_factors(layer).A)
+        layer: (start.lora_factors(layer).A, adapter.lora_factors(layer).A)
         for layer in adapter.layers
-        if layer in held.layers and held.layers[layer].rank == adapter.layers[layer].rank
+        if layer in start.layers and start.layers[layer].rank == adapter.layers[layer].rank
     }
-    if pairs and held is not adapter:
+    if pairs and start is not adapter:
         moved = subspaces.measure_drift({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()})
-        found.drift, found.drift_from = moved.overall, "start"
-        found.kept = _mean([subspace_overlap(*pair) for pair in pairs.values()])
-        found.chance = _mean([A.shape[0] / A.shape[1] for A, _ in pairs.values()])
-    found.caught = _relative_energy(held, features, settings)
-    found.concerns = _concerns(adapter, held, found, digests)
-    return found
+        trace.drift, trace.drift_from = moved.overall, "start"
+        trace.kept = _mean([subspace_overlap(*pair) for pair in pairs.values()])
+        trace.chance = _mean([A.shape[0] / A.shape[1] for A, _ in pairs.values()])
+    trace.caught = _relative_energy(start, features, settings)
+    trace.concerns = _find_concerns(adapter, start, trace, digests)
+    return trace
 
 
 def _is_start(adapter: Adapter) -> bool:
     return adapter.record.get("command") == "init"
 
 
-def _recorded(adapter: Adapter) -> Adapter | None:
-    """The start that ``osrm train`` recorded, if it is still there and the same."""
+def _find_start(adapter: Adapter) -> Adapter | None:
+    """The start that ``osrm train`` recorded, if it exists and has not changed."""
     source: Mapping[str, Any] = next(iter(adapter.record.get("inputs") or ()), {})
     path = Path(source.get("path") or "")
     if adapter.record.get("command") != "train" or not source.get("path") or not path.is_dir():
@@ -97,7 +97,7 @@ def _recorded(adapter: Adapter) -> Adapter | None:
 
 
 def _relative_energy(start: Adapter, features: FeatureSet, settings: Mapping[str, Any]) -> float | None:
-    """The start against the very statistic that it was made from."""
+    """Energy that a start captures of the statistic that it was made from, relative to a random A."""
     try:
         row = find_objective(settings["objective"])
         if not row.needs_others:
@@ -109,28 +109,30 @@ def _relative_energy(start: Adapter, features: FeatureSet, settings: Mapping[str
                 A = start.lora_factors(problem.layer, torch.float64).A  # noqa: N806 - the papers' letter
                 norm = float(A.square().sum())
                 shares.append(layer.d_in * float(problem.others_energy_share(A).sum()) / norm if norm > 0 else 0.0)
-    except (KeyError, OsrmError):  # no start of this program's, or features that could not serve it
+    except (KeyError, OsrmError):  # not made by this program, or features that cannot serve the objective
         return None
     return _mean(shares) if shares else None
 
 
-def _concerns(adapter: Adapter, start: Adapter, found: InitializationTrace, digests: Mapping[str, str]) -> list[str]:
-    doubts = []
-    if found.caught is not None and found.caught > _MAX_RELATIVE_ENERGY:
-        doubts.append(
-            f"{start.source}: A catches {found.caught:.2g} times what a random one catches of the features that "
-            f"'{found.objective}' avoids: they are not the features that it was made from"
+def _find_concerns(
+    adapter: Adapter, start: Adapter, trace: InitializationTrace, digests: Mapping[str, str]
+) -> list[str]:
+    concerns = []
+    if trace.caught is not None and trace.caught > _MAX_RELATIVE_ENERGY:
+        concerns.append(
+            f"{start.source}: A captures {trace.caught:.2g} times the energy that a random A captures of the "
+            f"features that '{trace.objective}' avoids: it was not made from these features"
         )
     known = {str(entry["sha256"]) for entry in start.record.get("inputs") or ()}
     others = [name for name, digest in digests.items() if name != start.name and digest not in known]
     if known and others:
-        doubts.append(f"{start.source}: not made from these features of {', '.join(others)}")
-    if found.kept is not None and found.chance is not None and found.kept < min(_RANDOM_FACTOR * found.chance, 0.5):
-        doubts.append(
-            f"{adapter.source}: A shares {found.kept:.0%} of its directions with its start, random ones "
-            f"{found.chance:.0%}: training left nothing of the start, or it was not applied"
+        concerns.append(f"{start.source}: not made from these features of {', '.join(others)}")
+    if trace.kept is not None and trace.chance is not None and trace.kept < min(_RANDOM_FACTOR * trace.chance, 0.5):
+        concerns.append(
+            f"{adapter.source}: A shares {trace.kept:.0%} of its directions with its start, a random A "
+            f"{trace.chance:.0%}: training left nothing of the start, or it was not applied"
         )
-    return doubts
+    return concerns
 
 
 def _mean(values: list[float]) -> float:

@@ -1,7 +1,7 @@
-"""How far the tasks' features share their directions: where a start can keep off the other tasks, and where not."""
+"""How far tasks share their directions, layer by layer, and whether an initialization can separate them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,20 +9,21 @@ import torch
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.linalg.subspaces import principal_angles
+from osrm_cli.progress import Advance
 
-MIN_USEFUL_GAIN = 3.0  # a start can help where it hears its own task so many times better than the others
-_NOTHING = 1e-9  # what rounding leaves of a share
+MIN_USEFUL_GAIN = 3.0  # an initialization can help where its own task has so many times the others' energy
+_ROUNDING = 1e-9  # of a share
 
 
 @dataclass(frozen=True)
 class TaskSpace:
-    """What the other tasks leave to one task in one layer.
+    """One task in one layer, relative to the other tasks' principal subspace.
 
     Attributes:
         effective_rank: Of the task's own inputs.
-        main_rank: Dimensions of its own main space.
-        others_rank: Dimensions of the main space of all the others together.
-        free: Share of the task's own energy outside the others' main space.
+        main_rank: Dimensions of its own principal subspace.
+        others_rank: Dimensions of the principal subspace of all the others together.
+        free: Share of the task's own energy outside the others' principal subspace.
         leak: Share of the others' energy outside it: at most ``1 - energy``.
     """
 
@@ -38,10 +39,10 @@ class TaskPair:
     """Two tasks in one layer.
 
     Attributes:
-        share: Share of the first one's energy in the second one's main space.
-        overlap: Mean squared cosine of the principal angles between their main spaces: 1 if one holds the other.
-        chance: What it is for random spaces of these dimensions.
-        angles: The least, the median and the largest of them in degrees.
+        share: Share of the first one's energy in the second one's principal subspace.
+        overlap: Mean squared cosine of the principal angles between the two subspaces: 1 if one contains the other.
+        chance: The same for random subspaces of these dimensions.
+        angles: Smallest, median and largest principal angle in degrees.
     """
 
     share: float
@@ -52,7 +53,7 @@ class TaskPair:
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """One input in the model, and the layers that are fed by it.
+    """One input in the model, and the layers that read it.
 
     Attributes:
         layers: Their names.
@@ -69,16 +70,16 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class TaskOutlook:
-    """What a start can do for one task.
+    """Whether an initialization can help one task.
 
     Attributes:
         effective_rank: Mean over the layers.
-        free: Mean over the layers of ``Room.free``.
-        gain: How many times better a start that keeps off the others' main space hears its own task than the others:
-            ``free`` over ``leak``; ``None`` where nothing of the others is left there, or features have no spread.
-        helps: Whether that is worth while; ``None`` where it cannot be told.
-        least: The layer with the least room, and its ``free``.
-        most: The layer with the most.
+        free: Mean over the layers of ``TaskSpace.free``.
+        gain: Ratio of the task's own energy to the others' outside the others' principal subspace: ``free`` over
+            ``leak``; ``None`` where the others have none there, or features have no spread.
+        helps: Whether the gain is at least ``MIN_USEFUL_GAIN``; ``None`` where it is unknown.
+        least: The layer with the lowest ``free``, and that.
+        most: The layer with the highest.
     """
 
     effective_rank: float
@@ -89,16 +90,18 @@ class TaskOutlook:
     most: tuple[str, float]
 
 
-def measure_overlap(features: FeatureSet, energy: float) -> Iterator[LayerGroup]:
+def measure_overlap(features: FeatureSet, energy: float, advance: Advance) -> list[LayerGroup]:
     """Compare the inputs of two tasks or more, layer by layer.
 
     Args:
         features: Their features.
-        energy: Share of the energy that a main space holds.
+        energy: Share of the energy that a principal subspace holds.
+        advance: Called with 1 after each input.
 
     Raises:
         OsrmError: If there is only one task.
     """
+    groups = []
     for inputs in features.layers():
         tasks, moments = list(inputs.moments), list(inputs.moments.values())
         spectra = [moment.spectrum() for moment in moments]
@@ -106,45 +109,47 @@ def measure_overlap(features: FeatureSet, energy: float) -> Iterator[LayerGroup]
         rooms = {}
         for own, task in enumerate(tasks):
             others = inputs.others(task)
-            taken = others.spectrum().main_space(energy)
-            free, leak = 1 - moments[own].share(taken), 1 - others.share(taken)
-            rooms[task] = TaskSpace(spectra[own].effective_rank(), len(spaces[own]), len(taken), free, leak)
-        yield LayerGroup(inputs.layers, spaces[0].shape[1], rooms, _pairs(tasks, moments, spaces))
+            principal = others.spectrum().main_space(energy)
+            free, leak = 1 - moments[own].share(principal), 1 - others.share(principal)
+            rooms[task] = TaskSpace(spectra[own].effective_rank(), len(spaces[own]), len(principal), free, leak)
+        groups.append(LayerGroup(inputs.layers, spaces[0].shape[1], rooms, _pairs(tasks, moments, spaces)))
+        advance(1)
+    return groups
 
 
-def _pairs(tasks: list[str], grams: list[SecondMoment], spaces: list[torch.Tensor]) -> dict[str, dict[str, TaskPair]]:
-    found: dict[str, dict[str, TaskPair]] = {task: {} for task in tasks}
+def _pairs(tasks: list[str], moments: list[SecondMoment], spaces: list[torch.Tensor]) -> dict[str, dict[str, TaskPair]]:
+    pairs: dict[str, dict[str, TaskPair]] = {task: {} for task in tasks}
     for i, one in enumerate(tasks):
         for j, other in enumerate(tasks[:i]):
             angles = principal_angles(spaces[i], spaces[j])
             overlap = float(angles.cos().square().mean())
             chance = max(len(spaces[i]), len(spaces[j])) / spaces[i].shape[1]
             degrees = [math.degrees(angle) for angle in (angles[0], angles.median(), angles[-1])]
-            found[one][other] = TaskPair(grams[i].share(spaces[j]), overlap, chance, degrees)
-            found[other][one] = TaskPair(grams[j].share(spaces[i]), overlap, chance, degrees)
-    return {task: dict(sorted(row.items())) for task, row in found.items()}
+            pairs[one][other] = TaskPair(moments[i].share(spaces[j]), overlap, chance, degrees)
+            pairs[other][one] = TaskPair(moments[j].share(spaces[i]), overlap, chance, degrees)
+    return {task: dict(sorted(row.items())) for task, row in pairs.items()}
 
 
 def task_outlooks(groups: Sequence[LayerGroup], spread: bool = True) -> dict[str, TaskOutlook]:
-    """What the layers say together, by task.
+    """Each task's outlook over all layers.
 
     Args:
         groups: All of them.
-        spread: Whether the features are more than one direction for each task.
+        spread: Whether the features have more than one direction for each task.
     """
-    found = {}
+    outlooks = {}
     for task in groups[0].rooms:
         rooms = [group.rooms[task] for group in groups]
         free, leak = (_mean([getattr(room, name) for room in rooms]) for name in ("free", "leak"))
-        gain = free / leak if spread and leak > _NOTHING else None
+        gain = free / leak if spread and leak > _ROUNDING else None
         order = sorted(((group.layers[0], group.rooms[task].free) for group in groups), key=lambda pair: pair[1])
         helps = None if gain is None else gain >= MIN_USEFUL_GAIN
-        found[task] = TaskOutlook(_mean([r.effective_rank for r in rooms]), free, gain, helps, order[0], order[-1])
-    return found
+        outlooks[task] = TaskOutlook(_mean([r.effective_rank for r in rooms]), free, gain, helps, order[0], order[-1])
+    return outlooks
 
 
 def mean_shares(groups: Sequence[LayerGroup]) -> dict[str, dict[str, float]]:
-    """``Pair.share``, mean over the layers, by task and task; 1 for a task itself."""
+    """``TaskPair.share``, mean over the layers, by task and task; 1 for a task itself."""
     tasks = list(groups[0].rooms)
     return {
         one: {other: 1.0 if one == other else _mean([g.pairs[one][other].share for g in groups]) for other in tasks}

@@ -1,6 +1,6 @@
-"""What each adapter's update does to each task's inputs, from features and factors: no forward pass."""
+"""Interference matrix: the energy of each adapter's update on each task's inputs, without a forward pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.low_rank import squared_norm
 from osrm_cli.models.checkpoint import Checkpoint
+from osrm_cli.progress import Advance
 from osrm_cli.storage import safetensors_io
 
 Matrix = dict[str, dict[str, float]]  # by the update's task and the inputs' task
@@ -34,7 +35,7 @@ class InterferenceMatrix:
 
 
 def measure_interference(
-    adapters: Sequence[Adapter], features: FeatureSet, base: Path, advance: Callable[[int], None]
+    adapters: Sequence[Adapter], features: FeatureSet, base: Path, advance: Advance
 ) -> InterferenceMatrix:
     """Compute the matrix; a layer that an adapter does not change counts with zero.
 
@@ -45,7 +46,7 @@ def measure_interference(
         advance: Called with 1 after each layer.
 
     Raises:
-        OsrmError: If the base model lacks a layer, or gives nothing for a task's inputs.
+        OsrmError: If the base model lacks a layer, or its outputs for a task's inputs are all zero.
     """
     checkpoint = Checkpoint.open(base)
     shapes = {name: (layer.d_out, layer.d_in) for adapter in adapters for name, layer in adapter.layers.items()}
@@ -83,6 +84,6 @@ def _check_bases(layer: str, bases: Mapping[str, float]) -> None:
     for task, energy in bases.items():
         if not energy > 0:
             raise OsrmError(
-                f"the base model gives nothing but zeros in {layer} for the inputs of '{task}'",
+                f"the base model's outputs of {layer} are all zero for the inputs of '{task}'",
                 f"collect them again: osrm collect --task {task} --overwrite",
             )

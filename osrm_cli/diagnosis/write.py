@@ -1,4 +1,4 @@
-"""What ``osrm diagnose`` writes: ``diagnosis.json`` and its heat maps."""
+"""Write ``diagnosis/``: ``diagnosis.json`` and its heat maps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +19,11 @@ DIAGNOSIS_NAME = "diagnosis.json"
 
 @dataclass(frozen=True)
 class AdapterDiagnosis:
-    """What adapters add to a diagnosis.
+    """Findings about adapters.
 
     Attributes:
         interference: Of every update on every task's inputs.
-        origins: By task, what became of the start.
+        origins: By task, the adapter's initialization.
         merges: Scores of merges of these adapters.
     """
 
@@ -33,47 +33,47 @@ class AdapterDiagnosis:
 
 
 def diagnosis_dict(
-    source: FeatureSet, groups: Sequence[LayerGroup], trained: AdapterDiagnosis | None
+    features: FeatureSet, groups: Sequence[LayerGroup], trained: AdapterDiagnosis | None
 ) -> dict[str, Any]:
-    """Everything that was found, as JSON has it."""
+    """All findings, as ``diagnosis.json`` has them."""
     outlooks = {
         task: {
-            "tokens": source.files[task].tokens,
-            "examples": source.files[task].examples,
+            "tokens": features.files[task].tokens,
+            "examples": features.files[task].examples,
             **asdict(outlook),
             "least": dict(zip(("layer", "free"), outlook.least, strict=True)),
             "most": dict(zip(("layer", "free"), outlook.most, strict=True)),
         }
-        for task, outlook in task_outlooks(groups, spread=source.kind != "mean").items()
+        for task, outlook in task_outlooks(groups, spread=features.kind != "mean").items()
     }
-    found: dict[str, Any] = {
-        "statistic": dict(source.statistics),
-        "speaks_of": READINGS[source.kind],
+    findings: dict[str, Any] = {
+        "statistic": dict(features.statistics),
+        "speaks_of": READINGS[features.kind],
         "tasks": outlooks,
         "shares": mean_shares(groups),
         "groups": [asdict(group) for group in groups],
-        "warnings": source.warnings(),
+        "warnings": features.warnings(),
     }
-    return found | (_of_adapters(trained) if trained else {})
+    return findings | (_adapter_findings(trained) if trained else {})
 
 
-def _of_adapters(trained: AdapterDiagnosis) -> dict[str, Any]:
-    found, origins = trained.interference, trained.origins
+def _adapter_findings(trained: AdapterDiagnosis) -> dict[str, Any]:
+    matrix, origins = trained.interference, trained.origins
     adapters = {
-        task: {"norm": found.norms[task], "relative_norm": found.relative_norms[task], **asdict(origins[task])}
+        task: {"norm": matrix.norms[task], "relative_norm": matrix.relative_norms[task], **asdict(origins[task])}
         for task in origins
     }
     return {
         "adapters": adapters,
-        "interference": found.relative,
-        "interference_by_layer": dict(found.layers),
-        "prediction": prediction(found.relative),
-        "measured": correlate(found.relative, trained.merges) if trained.merges else None,
+        "interference": matrix.relative,
+        "interference_by_layer": dict(matrix.layers),
+        "prediction": prediction(matrix.relative),
+        "measured": correlate(matrix.relative, trained.merges) if trained.merges else None,
     }
 
 
 def prediction(matrix: Matrix) -> dict[str, Any]:
-    """Which tasks will be hurt, and by whom, the worst first.
+    """Which tasks a merge will hurt, and which update hurts them most, the worst first.
 
     An update's energy on a task's inputs counts in units of the energy of the task's own update there.
     """
@@ -96,16 +96,16 @@ def _over(part: float, whole: float) -> float | None:
 
 
 def _severity(row: Mapping[str, Any]) -> tuple[bool, float]:
-    """The worst first; a task whose own update does nothing has the most to fear."""
+    """The worst first; a task whose own update is zero comes before all."""
     return row["to_own"] is not None, -(row["to_own"] or 0.0)
 
 
-def diagnosis_plots(found: Mapping[str, Any], energy: float) -> list[Plot]:
+def diagnosis_plots(findings: Mapping[str, Any], energy: float) -> list[Plot]:
     """The heat maps of a diagnosis."""
-    tasks = list(found["shares"])
-    outside = [[1 - found["shares"][row][column] for column in tasks] for row in tasks]
+    tasks = list(findings["shares"])
+    outside = [[1 - findings["shares"][row][column] for column in tasks] for row in tasks]
     note = f"Share of the energy of the task on the left outside the {energy:.0%} subspace of the task below."
-    made = [
+    plots = [
         Plot(
             "overlap",
             "Overlap",
@@ -113,18 +113,18 @@ def diagnosis_plots(found: Mapping[str, Any], energy: float) -> list[Plot]:
             [Panel("Energy outside the other's principal subspace", draw_heatmap(tasks, outside), len(tasks))],
         )
     ]
-    if "interference" in found:
-        names = list(found["interference"])
-        values = [[found["interference"][row][column] for column in names] for row in names]
+    if "interference" in findings:
+        names = list(findings["interference"])
+        values = [[findings["interference"][row][column] for column in names] for row in names]
         title = "Energy of the update (left) on inputs (below) over the base model's"
-        made.append(
+        plots.append(
             Plot("interference", "Interference matrix", title, [Panel(title, draw_heatmap(names, values), len(names))])
         )
-    return made
+    return plots
 
 
-def write_diagnosis(folder: Path, found: Mapping[str, Any], record: Mapping[str, Any], energy: float) -> None:
+def write_diagnosis(folder: Path, findings: Mapping[str, Any], record: Mapping[str, Any], energy: float) -> None:
     """Write everything into a folder that is being staged."""
-    (folder / DIAGNOSIS_NAME).write_text(provenance.to_json({**record, **found}), encoding="utf-8")
-    for picture in diagnosis_plots(found, energy):
-        (folder / f"{picture.name}.png").write_bytes(render_png(picture))
+    (folder / DIAGNOSIS_NAME).write_text(provenance.to_json({**record, **findings}), encoding="utf-8")
+    for plot in diagnosis_plots(findings, energy):
+        (folder / f"{plot.name}.png").write_bytes(render_png(plot))

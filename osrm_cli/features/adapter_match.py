@@ -1,4 +1,4 @@
-"""Which features belong to which adapter, also to one that does not say its task."""
+"""Match features to adapters by task, base model and layers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,10 +16,10 @@ def open_adapters(sources: Sequence[str], named: Sequence[str] = ()) -> list[Ada
 
     Args:
         sources: Folders or hub ids. The task is the one in ``osrm.json``, else the folder is named after it.
-        named: ``TASK=SOURCE`` for adapters that are called otherwise.
+        named: ``TASK=SOURCE`` for adapters of another task than these say.
 
     Raises:
-        OsrmError: If one cannot be read, two are of one task, or a name is given to none of them.
+        OsrmError: If one cannot be read, two are of one task, or ``named`` names another source.
     """
     tasks = dict(_split(text, sources) for text in named)
     opened = [Adapter.open(source) for source in sources]
@@ -30,10 +30,10 @@ def open_adapters(sources: Sequence[str], named: Sequence[str] = ()) -> list[Ada
 
 
 def _split(text: str, sources: Sequence[str]) -> tuple[str, str]:
-    """The adapter that a ``TASK=SOURCE`` speaks of, and its task."""
-    task, _, given = text.partition("=")
+    """Source and task of a ``TASK=SOURCE``."""
+    task, _, name = text.partition("=")
     for source in sources:
-        if task and given and (source == given or Path(source) == Path(given)):
+        if task and name and (source == name or Path(source) == Path(name)):
             return source, task
     raise OsrmError(
         f"--task {text}: expected TASK=ADAPTER with one of the adapters", f"the adapters are: {', '.join(sources)}"
@@ -51,7 +51,7 @@ def check_features(adapters: Sequence[Adapter], features: FeatureSet) -> None:
         if file is None:
             raise OsrmError(
                 f"{adapter.source} is of task '{adapter.name}', the features are of: {', '.join(features.tasks)}",
-                f"osrm collect --task {adapter.name}, or say whose it is: --task TASK={adapter.source}",
+                f"osrm collect --task {adapter.name}, or name its task: --task TASK={adapter.source}",
             )
         _check_base(adapter, file)
         check_layers(adapter, file)

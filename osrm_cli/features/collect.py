@@ -1,84 +1,164 @@
-"""What a task's text looks like to a base model's target layers: what ``osrm collect`` keeps of it."""
+"""Collect activation statistics: examples of a task -> ``features/<task>.safetensors``."""
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
+from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
+from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
-from osrm_cli.features.features_file import GRADIENT
+from osrm_cli.features.collector import FeatureCollector, InputStatistics
+from osrm_cli.features.features_file import GRADIENT, describe_features, write_features
 from osrm_cli.features.shards import Shard
-from osrm_cli.features.statistics.private_mean import DELTA, privacy_epsilon, private_mean
+from osrm_cli.features.statistics.private_mean import DELTA, check_privacy, privacy_epsilon, private_mean
 from osrm_cli.features.statistics.table import Statistic, find_statistic
-from osrm_cli.models import target_modules
-from osrm_cli.models.batching import Encoding, collate_batch, group_by_length, tokenize_examples
-from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.models.distributed import process_count, process_rank, reduce_to_first
-from osrm_cli.models.layer_inputs import SharedInputs, find_shared_inputs, record_inputs
-from osrm_cli.models.target_modules import layer_widths
+from osrm_cli.models.base_model import check_max_length, find_base_model, identify_base_model
+from osrm_cli.models.batching import Encoding, group_by_length
+from osrm_cli.models.devices import pick_device, pick_dtype
+from osrm_cli.models.distributed import local_device, process_count, process_group, process_rank
+from osrm_cli.progress import Progress, no_progress
 from osrm_cli.seeding import generator
+from osrm_cli.storage import atomic, provenance
+from osrm_cli.tasks.description import describe_split
+from osrm_cli.tasks.loading import draw_examples, list_tasks, load_split
 from osrm_cli.tasks.task import TaskSplit
 
 
-class InputStatistics:
-    """Statistics of every target layer's inputs, growing batch by batch.
+@dataclass(frozen=True)
+class CollectedFeatures:
+    """What ``collect_features`` did.
 
-    Args:
-        model: The classifier, in evaluation mode.
-        targets: Target layers by name.
-        kinds: For each statistic, the function that makes an accumulator for inputs of width ``d_in``.
-        padded: Count padding as text.
+    Attributes:
+        paths: File of each task that was written, or would be.
+        examples: Number of examples drawn, by task.
+        layers: Number of target layers.
+        files: By task, what was written: ``path``, ``examples``, ``tokens``, ``layers`` and perhaps ``private``; empty
+            under ``dry_run``, and in all processes but the first.
+        data: Under ``dry_run``, what was understood of each task's data.
+        warnings: What the user should know about how the data was read.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        targets: Mapping[str, torch.nn.Module],
-        kinds: Sequence[Callable[[int], Any]],
-        padded: bool = False,
-    ) -> None:
-        self.model, self.targets, self.kinds, self.padded = model, targets, kinds, padded
-        self.inputs: SharedInputs | None = None
-        self.sums: dict[str, list[Any]] = {}
+    paths: Mapping[str, Path]
+    examples: Mapping[str, int]
+    layers: int
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
-    def add(self, batch: Mapping[str, torch.Tensor], rows: list[int]) -> None:
-        """Run one batch; ``rows`` are its examples' numbers in the sample."""
-        inputs = self.probe(batch)
 
-        def record(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> None:
-            for total in self.sums[name]:
-                total.add(inputs, mask, rows)
+def collect_features(
+    tasks: Sequence[str] = (),
+    data: Path | str = DEFAULT_DATA,
+    *,
+    model: str = "minilm",
+    revision: str | None = None,
+    target_modules: Sequence[str] | None = None,
+    statistics: Sequence[str] = (),
+    samples: int = 100,
+    max_length: int | None = None,
+    pooling: str = "masked",
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    shard: str | None = None,
+    private: float | None = None,
+    clip: float | None = None,
+    out: Path | str = "features",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> CollectedFeatures:
+    """Collect statistics of each target layer's inputs on examples of each task.
 
-        record_inputs(self.model, self.targets, inputs, batch, record, self.padded)
+    A task's file is written when the task is done: a failure leaves those that were done before.
 
-    def probe(self, batch: Mapping[str, torch.Tensor]) -> SharedInputs:
-        """See which inputs there are, if that is not known yet; nothing is counted."""
-        if self.inputs is None:
-            self.inputs = find_shared_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
-            for name in self.inputs.distinct:
-                self.sums[name] = [kind(layer_widths(self.targets[name])[0]) for kind in self.kinds]
-        return self.inputs
+    Args:
+        tasks: Names of the tasks; all of the data by default.
+        data: ``hub``, ``mini`` or a folder of tasks.
+        model: Base model: a folder, a hub id or ``minilm``.
+        revision: Its revision on the hub.
+        target_modules: Layers to adapt, as PEFT names them; PEFT's choice by default.
+        statistics: Names of the statistics; mean and second moment by default.
+        samples: Training examples per task.
+        max_length: Tokens per example; by default the task's, else 128.
+        pooling: ``masked``, or ``padded`` to count padding as text.
+        batch_size: Maximum examples per batch.
+        seed: Of the draw of examples.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        shard: ``i/n`` to read the i-th of n shares of the batches.
+        private: Noise multiplier of a differentially private mean, the only statistic then.
+        clip: Maximum norm of an example's mean, for ``private``.
+        out: Folder to write to.
+        overwrite: Replace files that exist.
+        dry_run: Check everything and write nothing.
+        progress: Draws bars.
 
-    @property
-    def layers(self) -> dict[str, dict[str, Any]]:
-        """Each target layer's width and the layer that holds its statistics, for the file's header."""
-        sources = self.inputs.sources if self.inputs else {}
-        found = {name: layer_widths(self.targets[name]) for name in self.targets if name in sources}
-        return {n: {"source": sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in found.items()}
+    Raises:
+        OsrmError: If data or base model are missing or damaged, or options exclude one another.
 
-    @property
-    def tokens(self) -> int:
-        """Positions counted; the most of any layer."""
-        return max((int(total.tokens) for totals in self.sums.values() for total in totals), default=0)
+    Example:
+        >>> from osrm_cli import collect_features
+        >>> collect_features(["mini-mood"], "mini").paths["mini-mood"]
+        PosixPath('features/mini-mood.safetensors')
+    """
+    config = StatisticsConfig.of(statistics, shard, private, clip, batch_size, pooling)
+    names = list(dict.fromkeys(tasks or list_tasks(data)))
+    paths = {name: config.path(Path(out) / f"{name}.safetensors") for name in names}
+    for path in paths.values():
+        atomic.refuse_existing(path, overwrite)
+    whole = {name: load_split(name, data, "train") for name in names}
+    drawn = {name: draw_examples(split, samples, seed) for name, split in whole.items()}
+    lengths = {name: resolve_max_length(max_length, split.task) for name, split in drawn.items()}
 
-    @property
-    def examples(self) -> int:
-        """Examples read."""
-        return max((int(total.examples) for totals in self.sums.values() for total in totals), default=0)
+    base_dir, base = find_base_model(model, revision), identify_base_model(model, revision)
+    check_max_length(base_dir, max(lengths.values()))
+    place = local_device(pick_device(device))
+    collector = FeatureCollector(base_dir, place, pick_dtype(dtype, place), target_modules, seed)
+    result = CollectedFeatures(
+        paths,
+        {name: len(split.examples) for name, split in drawn.items()},
+        len(collector.layers),
+        data={name: describe_split(split) for name, split in whole.items()} if dry_run else {},
+        warnings=[warning for split in whole.values() for warning in split.warnings],
+    )
+    if dry_run:
+        return result
+    with process_group():
+        for name, path in paths.items():
+            collected = _read_task(collector, config, drawn[name], lengths[name], progress)
+            if process_rank() == 0:  # under a launcher, one process writes
+                tensors, contents = config.contents(collected)
+                settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
+                origin = {"source": str(data), "split": drawn[name].split, "sha256": config.digest(drawn[name])}
+                record = provenance.make_record(
+                    "collect", settings | config.settings(), base=base, data=origin, **collector.record(), **contents
+                )
+                with atomic.write_file(path, overwrite) as stage:
+                    write_features(stage, tensors, record)
+                result.files[name] = describe_features(path, record)
+    return result
+
+
+def _read_task(
+    collector: FeatureCollector, config: "StatisticsConfig", data: TaskSplit, max_length: int, progress: Progress
+) -> "CollectedTask":
+    """Run one task's examples through the model."""
+    encodings = collector.tokenize(data, max_length)
+    batches = config.batches(encodings)
+    with progress(f"collect {data.task.name}", sum(map(len, batches)), "examples") as advance:
+        pad_to = max_length if config.pooling == "padded" else None
+        inputs = collector.accumulate(encodings, config.accumulated, batches, pad_to, advance)
+    collected = CollectedTask(data, inputs)
+    if config.has_gradient and process_rank() == 0:
+        with progress(f"gradient {data.task.name}", len(encodings), "examples") as advance:
+            collected.gradients = collector.gradients(data, encodings, config.batch_size, advance)
+    return collected
 
 
 @dataclass
@@ -87,49 +167,87 @@ class CollectedTask:
 
     Attributes:
         data: Its examples.
-        total: Statistics of the layers' inputs, under several processes whole in the first one alone.
+        inputs: Statistics of the layers' inputs, under several processes whole in the first one alone.
         gradients: Of the task's loss, by layer.
     """
 
     data: TaskSplit
-    total: InputStatistics
+    inputs: InputStatistics
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StatisticsConfig:
-    """What is kept of a task's text.
+    """Which statistics are collected, from which share of the batches.
 
     Attributes:
-        rows: Statistics, as asked for.
-        share: The share of the batches to read, for a shard.
+        statistics: As chosen.
+        shard: The share of the batches to read, if there are several.
         noise: ``(sigma, clip)`` of a private mean.
-        batch_size: Examples in a batch.
+        batch_size: Maximum examples per batch.
+        pooling: ``masked`` or ``padded``.
     """
 
-    rows: Sequence[Statistic]
-    share: Shard | None
+    statistics: Sequence[Statistic]
+    shard: Shard | None
     noise: tuple[float, float] | None
     batch_size: int
+    pooling: str
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        shard: str | None,
+        private: float | None,
+        clip: float | None,
+        batch_size: int,
+        pooling: str,
+    ) -> "StatisticsConfig":
+        """Check the options.
+
+        Raises:
+            OsrmError: If they exclude one another, or the accountant of a private mean is missing.
+        """
+        noise = None if private is None or clip is None else (private, clip)
+        if noise is None and (private, clip) != (None, None):
+            raise OsrmError("--private needs --clip, and --clip needs --private", "give both or none of them")
+        default = ["mean"] if noise else ["mean", "second-moment"]
+        statistics = list({row.name: row for row in map(find_statistic, names or default)}.values())
+        share = Shard.parse(shard) if shard else None
+        if noise and [row.name for row in statistics] != ["mean"]:
+            raise OsrmError(
+                "--private keeps a mean alone: beside raw statistics it would protect nobody", "no --statistic"
+            )
+        if noise and share:
+            raise OsrmError("--private and --shard exclude one another: a shard holds raw sums", "give one of them")
+        if share and any(not row.accumulator for row in statistics):
+            raise OsrmError(
+                "a gradient has no shards: its head is fitted on all examples",
+                "collect it without --shard, to another --out",
+            )
+        if noise:
+            check_privacy(*noise)
+        return cls(statistics, share, noise, batch_size, pooling)
 
     @property
-    def gradient(self) -> bool:
-        """Whether a gradient is among them."""
+    def has_gradient(self) -> bool:
+        """Whether a gradient is among the statistics."""
         return GRADIENT in self.names
 
     @property
     def names(self) -> list[str]:
         """Names of the statistics."""
-        return [row.name for row in self.rows]
+        return [row.name for row in self.statistics]
 
     @property
-    def watched(self) -> list[Statistic]:
-        """What is accumulated of the layers' inputs."""
-        return [find_statistic("samples")] if self.noise else [row for row in self.rows if row.accumulator]
+    def accumulated(self) -> list[Statistic]:
+        """Statistics of the layers' inputs."""
+        return [find_statistic("samples")] if self.noise else [row for row in self.statistics if row.accumulator]
 
     def path(self, whole: Path) -> Path:
-        """Where it is written."""
-        return self.share.path(whole) if self.share else whole
+        """Where the result is written."""
+        return self.shard.path(whole) if self.shard else whole
 
     def batches(self, encodings: Sequence[Encoding]) -> list[list[int]]:
         """Which examples this process runs through the model, batch by batch.
@@ -138,119 +256,48 @@ class StatisticsConfig:
         it in nothing but the order of a sum in float64. Several processes share out a share again.
         """
         plan = group_by_length([len(encoding["input_ids"]) for encoding in encodings], self.batch_size)
-        share = self.share or Shard(1, 1)
-        return plan[share.index - 1 :: share.count][process_rank() :: process_count()] if self.watched else []
+        share = self.shard or Shard(1, 1)
+        return plan[share.index - 1 :: share.count][process_rank() :: process_count()] if self.accumulated else []
 
     def digest(self, data: TaskSplit) -> str | None:
-        """Digest of the examples; a private mean has none: it would tell who guesses them that the guess is right."""
+        """Digest of the examples; none beside a private mean, as it would confirm a correct guess of them."""
         return None if self.noise else data.sha256
 
     def settings(self) -> dict[str, Any]:
         """Settings that only some files have."""
         return dict(zip(("private", "clip"), self.noise, strict=True)) if self.noise else {}
 
-    def contents(self, found: CollectedTask) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def contents(self, collected: CollectedTask) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """A file's tensors, and what its header says of them."""
-        total, names = found.total, [row.name for row in self.watched]
-        examples = total.examples if names else len(found.data.examples)
-        facts: dict[str, Any] = {"task": found.data.task.to_dict(), "statistics": self.names, "layers": total.layers}
-        facts |= {"tokens": total.tokens, "examples": examples}
-        if self.share:
-            parts = {"count": self.share.count, "batch_size": self.batch_size}
-            return shards.shard_tensors(total.sums, names), {**facts, "shards": parts}
+        inputs, names = collected.inputs, [row.name for row in self.accumulated]
+        examples = inputs.examples if names else len(collected.data.examples)
+        record: dict[str, Any] = {
+            "task": collected.data.task.to_dict(),
+            "statistics": self.names,
+            "layers": inputs.layers,
+            "tokens": inputs.tokens,
+            "examples": examples,
+        }
+        if self.shard:
+            parts = {"count": self.shard.count, "batch_size": self.batch_size}
+            return shards.shard_tensors(inputs.sums, names), {**record, "shards": parts}
         if self.noise:
             # Each example counts once, whatever its length: the number of tokens is nobody's business either.
-            return self._private(total), {**facts, "tokens": examples, "private": self._budget(len(total.sums))}
-        contents = shards.finalized_tensors(total.sums, names)
-        contents |= {f"{layer}.{GRADIENT}": gradient for layer, gradient in found.gradients.items()}
-        return contents, facts | shards.sketch_bounds(total.sums, names)
-
-    def _private(self, total: InputStatistics) -> dict[str, torch.Tensor]:
-        sigma, clip = self.noise or (0.0, 0.0)
-        made = {}
-        for layer, (samples,) in total.sums.items():
-            noise = generator(secrets.randbits(128), layer)  # noise that a seed repeats would hide nothing
-            made[f"{layer}.mean"] = private_mean(samples.finalize(), clip, sigma, noise).float()
-        return made
-
-    def _budget(self, mechanisms: int) -> dict[str, float]:
-        sigma, clip = self.noise or (0.0, 0.0)
-        spent = {"epsilon": privacy_epsilon(sigma, mechanisms), "delta": DELTA}
-        return {**spent, "sigma": sigma, "clip": clip, "mechanisms": mechanisms}
+            budget = _privacy_budget(*self.noise, len(inputs.sums))
+            return _private_means(inputs, *self.noise), {**record, "tokens": examples, "private": budget}
+        tensors = shards.finalized_tensors(inputs.sums, names)
+        tensors |= {f"{layer}.{GRADIENT}": gradient for layer, gradient in collected.gradients.items()}
+        return tensors, record | shards.sketch_bounds(inputs.sums, names)
 
 
-class FeatureCollector:
-    """A base model whose target layers are watched.
+def _private_means(inputs: InputStatistics, sigma: float, clip: float) -> dict[str, torch.Tensor]:
+    means = {}
+    for layer, (samples,) in inputs.sums.items():
+        noise = generator(secrets.randbits(128), layer)  # noise that a seed repeats would hide nothing
+        means[f"{layer}.mean"] = private_mean(samples.finalize(), clip, sigma, noise).float()
+    return means
 
-    Args:
-        folder: The model's.
-        device: Where it is to lie.
-        dtype: Of its weights.
-        names: ``target_modules``; ``None`` for PEFT's defaults.
-        seed: Of weights that the checkpoint lacks.
-    """
 
-    def __init__(
-        self, folder: Path, device: torch.device, dtype: torch.dtype, names: list[str] | None, seed: int
-    ) -> None:
-        self.folder, self.device, self.dtype, self.seed = folder, device, dtype, seed
-        self.tokenizer = load_tokenizer(folder)
-        classifier = load_classifier(folder, 1, self.tokenizer, dtype, seed)
-        wanted = names or target_modules.default_target_modules(classifier.model)
-        self.layers = target_modules.find_target_layers(classifier, wanted)
-        self.names = target_modules.as_target_modules(classifier, wanted, self.layers)
-        self.model = classifier.model
-        whole: torch.nn.Module = self.model  # transformers' own method "to" is not typed
-        whole.to(device)
-
-    def tokenise(self, data: TaskSplit, max_length: int) -> list[Encoding]:
-        """The examples as tokens."""
-        return tokenize_examples(self.tokenizer, data.examples, max_length)
-
-    def read(
-        self,
-        encodings: Sequence[Encoding],
-        keep: StatisticsConfig,
-        pad_to: int | None,
-        advance: Callable[[int], None],
-    ) -> InputStatistics:
-        """Statistics of every target layer over a share of the examples of one task.
-
-        Args:
-            encodings: All examples.
-            keep: What to keep, and of which share.
-            pad_to: Pad each example to this length and count padding as text.
-            advance: Called with the number of examples done.
-        """
-        total = InputStatistics(
-            self.model, self.layers, [row.load() for row in keep.watched], padded=pad_to is not None
-        )
-
-        def collate(rows: list[int]) -> dict[str, torch.Tensor]:
-            return collate_batch([encodings[row] for row in rows], self.tokenizer, self.device, pad_to=pad_to)
-
-        longest = max(range(len(encodings)), key=lambda row: len(encodings[row]["input_ids"]))
-        total.probe(collate([longest]))  # a share may be empty
-        for rows in keep.batches(encodings):
-            total.add(collate(rows), rows)
-            advance(len(rows))
-        reduce_to_first(total.sums)
-        return total
-
-    def gradients(
-        self, data: TaskSplit, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]
-    ) -> dict[str, torch.Tensor]:
-        """Gradient of the task's loss at a fitted head, by target layer, on a classifier of its own."""
-        from osrm_cli.features.loss_gradients import compute_loss_gradients
-
-        outputs = data.task.num_labels
-        fresh = load_classifier(self.folder, outputs, self.tokenizer, self.dtype, self.seed).model
-        whole: torch.nn.Module = fresh
-        whole.to(self.device)
-        layers = {name: fresh.get_submodule(name) for name in self.layers}
-        return compute_loss_gradients(fresh, layers, data, encodings, self.tokenizer, batch_size, advance)
-
-    def facts(self) -> dict[str, Any]:
-        """What a start has to know of the target layers."""
-        conv1d = any(target_modules.is_conv1d(layer) for layer in self.layers.values())
-        return {"target_modules": self.names, "fan_in_fan_out": conv1d}
+def _privacy_budget(sigma: float, clip: float, mechanisms: int) -> dict[str, float]:
+    spent = {"epsilon": privacy_epsilon(sigma, mechanisms), "delta": DELTA}
+    return {**spent, "sigma": sigma, "clip": clip, "mechanisms": mechanisms}

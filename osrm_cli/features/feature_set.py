@@ -1,5 +1,6 @@
 """All tasks' activation statistics of one base model, read layer by layer."""
 
+import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -182,6 +183,17 @@ class FeatureSet:
             )
         return others
 
+    def require_task(self, task: str, consumer: str) -> None:
+        """Check that there are features of a task.
+
+        Raises:
+            OsrmError: If not; ``consumer`` is what needs them.
+        """
+        if task not in self.files:
+            near = difflib.get_close_matches(task, self.files, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"osrm collect --task {task}"
+            raise OsrmError(f"{consumer} needs the features of '{task}' itself", hint)
+
     def only(self, tasks: Collection[str]) -> Self:
         """The same with these tasks alone, in the old order."""
         return replace(self, files={name: file for name, file in self.files.items() if name in tasks})
@@ -219,12 +231,12 @@ class FeatureSet:
     def warnings(self) -> list[str]:
         """Reasons to doubt numbers computed from the selected statistic, one line each."""
         if self.kind in ("samples", "mean"):
-            return [f"read from {self.kind}, so the numbers speak of {READINGS[self.kind]}"]
+            return [f"read from {self.kind}, so the numbers describe {READINGS[self.kind]}"]
         if self.kind != SECOND_MOMENT:
             return []
         return [
-            f"{file.path}: {file.tokens} tokens for inputs of width {self.max_width}: k is too small to tell "
-            "directions that the task does not use from directions that were not seen"
+            f"{file.path}: too few tokens ({file.tokens}) for width {self.max_width}: unused directions cannot be told "
+            "from unseen ones; increase --samples"
             for file in self.files.values()
             if file.tokens < self.max_width
         ]

@@ -1,6 +1,6 @@
-"""Features files: ``features/<task>.safetensors``, written by ``collect``, read by ``init`` and whatever needs data.
+"""Features files: ``features/<task>.safetensors``, one task's activation statistics.
 
-Tensors are named ``<layer>.<statistic>``. Layers that are fed by the same tensor (query, key and value, say) share one
+Tensors are named ``<layer>.<statistic>``. Layers that read the same tensor (query, key and value, say) share one
 entry: the header's ``layers`` maps each target layer to the layer that holds its statistics.
 """
 
@@ -37,17 +37,17 @@ class FeatureLayer:
 
 @dataclass(frozen=True)
 class FeaturesFile:
-    """One task's features file: its header now, its tensors when asked for.
+    """One task's features file: its header is read at once, each tensor when it is needed.
 
     Attributes:
         path: The file.
         task: The task's name.
         base: The base model that the features were collected from.
         layers: Target layers, in the order of their names.
-        statistics: Names of the statistics held, such as ``mean`` and ``second-moment``.
+        statistics: Names of the statistics, such as ``mean`` and ``second-moment``.
         tokens: Number of token positions that the statistics average over.
         examples: Number of examples read.
-        facts: The whole header.
+        record: The whole header.
         files: Where the tensors lie: the file itself, or the shards that add up to it; ``path`` is the first.
     """
 
@@ -74,21 +74,21 @@ class FeaturesFile:
         path = shards.unsharded_path(path)
         if not path.exists() and shards.find_shards(path):
             parts = shards.MergedShards(path)
-            facts, files = parts.facts, parts.paths
+            record, files = parts.record, parts.paths
         else:
-            facts, files = safetensors_io.read_header_record(path), [path]
-        if facts.get("command") != "collect":
-            raise OsrmError(f"{path} is no features file", "features files are written by 'osrm collect'")
+            record, files = safetensors_io.read_header_record(path), [path]
+        if record.get("command") != "collect":
+            raise OsrmError(f"{path} is not a features file", "features files are written by 'osrm collect'")
         try:
             return cls(
                 path=files[0],
-                task=facts["task"]["name"],
-                base=BaseModelId(**facts["base"]),
-                layers={name: FeatureLayer(**layer) for name, layer in facts["layers"].items()},
-                statistics=facts["statistics"],
-                tokens=facts["tokens"],
-                examples=facts["examples"],
-                record=facts,
+                task=record["task"]["name"],
+                base=BaseModelId(**record["base"]),
+                layers={name: FeatureLayer(**layer) for name, layer in record["layers"].items()},
+                statistics=record["statistics"],
+                tokens=record["tokens"],
+                examples=record["examples"],
+                record=record,
                 files=files,
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -124,11 +124,10 @@ class FeaturesReader:
         """
         path = self.features.path
         if statistic not in self.features.statistics:
-            held = ", ".join(self.features.statistics)
-            wanted = [f"--statistic {name}" for name in (*self.features.statistics, statistic)]
+            options = [f"--statistic {name}" for name in (*self.features.statistics, statistic)]
             raise OsrmError(
-                f"{path} has no statistic '{statistic}', it holds: {held}",
-                " ".join(["osrm collect --overwrite --task", self.features.task, *wanted]),
+                f"{path} has no statistic '{statistic}', it holds: {', '.join(self.features.statistics)}",
+                " ".join(["osrm collect --overwrite --task", self.features.task, *options]),
             )
         entry = self._entry(layer, statistic)
         try:
@@ -159,3 +158,15 @@ class FeaturesReader:
     def _entry(self, layer: str, statistic: str) -> str:
         """Name of a tensor: layers with one input share what is known of it, a gradient is each layer's own."""
         return f"{layer if statistic == GRADIENT else self.features.layers[layer].source}.{statistic}"
+
+
+def write_features(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
+    """Write a features file, or a shard; call it on a staging path of ``atomic``."""
+    safetensors_io.save_tensors(path, tensors, record)
+
+
+def describe_features(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A features file in numbers: ``path``, ``examples``, ``tokens``, ``layers``, and ``private`` where it is."""
+    counts = {"examples": record["examples"], "tokens": record["tokens"], "layers": len(record["layers"])}
+    private = {"private": record["private"]} if "private" in record else {}
+    return {"path": str(path), **counts, **private}

@@ -1,8 +1,9 @@
 """The gradient of a task's loss with respect to its target layers' weights, before any of them is trained.
 
-At a new head it says little: the head's random weights decide its directions. So the head's last layer is fitted first,
-on what the frozen model puts out, and the gradient is taken on examples that it was not fitted to: two halves of the
-examples change roles, and both gradients are added. What else is new in a head stays as the seed draws it.
+With a new head it means little: the head's random weights determine its directions. Therefore the head's last layer is
+fitted first, to the frozen model's output, and the gradient is taken on examples that it was not fitted to: the two
+halves of the examples change roles, and both gradients are added. Other new layers of a head stay as the seed draws
+them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,14 +45,14 @@ def compute_loss_gradients(
     halves, labels = _split_in_halves(data), data.labels
     _, head = heads.find_head_layer(model)
     device = next(model.parameters()).device
-    found = heads.compute_representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
+    inputs = heads.compute_representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
     model.requires_grad_(False)
     weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    for fitted, judged in (halves, halves[::-1]):
-        heads.fit_linear_head(head, data.task, found[fitted], [labels[i] for i in fitted])
-        for rows in group_by_length([len(encodings[i]["input_ids"]) for i in judged], batch_size):
-            chosen = [judged[row] for row in rows]
+    for fitted, evaluated in (halves, halves[::-1]):
+        heads.fit_linear_head(head, data.task, inputs[fitted], [labels[i] for i in fitted])
+        for rows in group_by_length([len(encodings[i]["input_ids"]) for i in evaluated], batch_size):
+            chosen = [evaluated[row] for row in rows]
             batch = collate_batch([encodings[i] for i in chosen], tokenizer, device)
             value = task_loss(model(**batch).logits, data.task, [labels[i] for i in chosen])
             for total, gradient in zip(sums, torch.autograd.grad(value, weights), strict=True):
@@ -63,10 +64,10 @@ def compute_loss_gradients(
 
 def task_loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:
     """Sum of the examples' losses, the one that training has: cross-entropy, or the squared error of a score."""
-    wanted = torch.tensor(labels, device=logits.device)
+    targets = torch.tensor(labels, device=logits.device)
     if task.regression:
-        return functional.mse_loss(logits.float().squeeze(-1), wanted.float(), reduction="sum")
-    return functional.cross_entropy(logits.float(), wanted, reduction="sum")
+        return functional.mse_loss(logits.float().squeeze(-1), targets.float(), reduction="sum")
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def _split_in_halves(data: TaskSplit) -> tuple[list[int], list[int]]:

@@ -1,4 +1,4 @@
-"""Shards of a features file: what each of several runs has read, in a form that adds up to the whole.
+"""Shards of a features file: the sums of one of several runs, which add up to the whole.
 
 ``features/<task>.shard-<i>-of-<n>.safetensors`` holds the sums behind each statistic as float64 tensors named
 ``<layer>.<statistic>.<sum>``, and the header of the whole file, but for its counts.
@@ -17,7 +17,7 @@ from osrm_cli.features.statistics.accumulators import Accumulator
 from osrm_cli.features.statistics.table import find_statistic
 from osrm_cli.storage import safetensors_io
 
-_NAME = re.compile(r"(?P<task>.+)\.shard-(?P<index>[1-9]\d*)-of-(?P<count>[1-9]\d*)\.safetensors")
+_NAME = re.compile(r"(?P<task>.+)\.shard-(?P<index>[1-9]\d{0,4})-of-(?P<count>[1-9]\d{0,4})\.safetensors")
 _COUNTS = ("tokens", "examples")
 
 
@@ -40,10 +40,10 @@ class Shard:
         Raises:
             OsrmError: If it is not of this form.
         """
-        found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text.strip(), re.ASCII)
-        if not found or int(found[1]) > int(found[2]):
+        match = re.fullmatch(r"([1-9]\d{0,4})/([1-9]\d{0,4})", text.strip(), re.ASCII)
+        if not match or int(match[1]) > int(match[2]):
             raise OsrmError(f"shard '{text}', expected i/n with i from 1 to n", "for example --shard 2/8")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def path(self, whole: Path) -> Path:
         """Where this share of a whole features file lies."""
@@ -52,14 +52,14 @@ class Shard:
 
 def shard_of_name(path: Path) -> Shard | None:
     """The share that a file's name stands for; ``None`` for a whole features file."""
-    found = _NAME.fullmatch(path.name)
-    return Shard(int(found["index"]), int(found["count"])) if found else None
+    match = _NAME.fullmatch(path.name)
+    return Shard(int(match["index"]), int(match["count"])) if match else None
 
 
 def find_shards(whole: Path) -> list[Path]:
-    """The shards beside the place of a whole features file, in the order of their numbers."""
-    found = [(shard_of_name(path), path) for path in whole.parent.glob("*.safetensors")]
-    ours = [(each.count, each.index, path) for each, path in found if each and path.name == each.path(whole).name]
+    """The shards of a whole features file, in the order of their numbers."""
+    named = [(shard_of_name(path), path) for path in whole.parent.glob("*.safetensors")]
+    ours = [(each.count, each.index, path) for each, path in named if each and path.name == each.path(whole).name]
     return [path for _, _, path in sorted(ours)]
 
 
@@ -70,11 +70,11 @@ def sharded_tasks(folder: Path) -> list[str]:
 
 def unsharded_path(path: Path) -> Path:
     """The whole features file that a shard belongs to; a whole one's own path."""
-    found = _NAME.fullmatch(path.name)
-    return path.with_name(f"{found['task']}.safetensors") if found else path
+    match = _NAME.fullmatch(path.name)
+    return path.with_name(f"{match['task']}.safetensors") if match else path
 
 
-def _facts(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
+def _merged_record(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """The header of the whole that shards add up to."""
     _check_complete(whole, [share for path in paths if (share := shard_of_name(path))])
     headers = [safetensors_io.read_header_record(path) for path in paths]
@@ -110,18 +110,18 @@ Sums = Mapping[str, Sequence[Accumulator]]  # by layer, in the order of the stat
 
 
 def finalized_tensors(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What a whole file holds: every statistic by ``<layer>.<statistic>``, float32."""
+    """Tensors of a whole file: every statistic by ``<layer>.<statistic>``, float32."""
     return {entry: total.finalize().float() for entry, total in _entries(sums, names)}
 
 
 def sketch_bounds(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
-    """What its header says of finished statistics that are not exact, under ``bounds``."""
-    found = {entry: total.bound() for entry, total in _entries(sums, names) if total.bound()}
-    return {"bounds": found} if found else {}
+    """The header's ``bounds``: how far statistics that are not exact may be off."""
+    bounds = {entry: total.bound() for entry, total in _entries(sums, names) if total.bound()}
+    return {"bounds": bounds} if bounds else {}
 
 
 def shard_tensors(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """What a shard's file holds."""
+    """Tensors of a shard."""
     entries = _entries(sums, names)
     return {f"{entry}.{part}": tensor for entry, total in entries for part, tensor in total.state().items()}
 
@@ -140,7 +140,7 @@ class MergedShards:
 
     Attributes:
         paths: The shards, in the order of their numbers.
-        facts: The whole file's header, but for bounds.
+        record: The whole file's header, but for bounds.
 
     Raises:
         OsrmError: If one is missing or differs from the others in more than its counts.
@@ -148,9 +148,9 @@ class MergedShards:
 
     def __init__(self, whole: Path) -> None:
         self.paths = find_shards(whole)
-        self.facts = _facts(whole, self.paths)
+        self.record = _merged_record(whole, self.paths)
         self._files = [safetensors_io.TensorFile(path) for path in self.paths]
-        self._widths = {layer["source"]: layer["d_in"] for layer in self.facts["layers"].values()}
+        self._widths = {layer["source"]: layer["d_in"] for layer in self.record["layers"].values()}
         self._keys = [set(safetensors_io.open_tensors(path).keys()) for path in self.paths]
 
     def get_tensor(self, entry: str) -> torch.Tensor:
@@ -162,7 +162,7 @@ class MergedShards:
         return self._total(entry).finalize().float()
 
     def bound(self, entry: str) -> dict[str, float]:
-        """How far it may be off."""
+        """How far the statistic may be off."""
         total = self._total(entry)
         total.finalize()
         return total.bound()
@@ -173,9 +173,9 @@ class MergedShards:
         Raises:
             OsrmError: If a shard lacks a tensor.
         """
-        names = self.facts["statistics"]
+        names = self.record["statistics"]
         sums = {layer: [self._total(f"{layer}.{name}") for name in names] for layer in self._widths}
-        return finalized_tensors(sums, names), self.facts | sketch_bounds(sums, names)
+        return finalized_tensors(sums, names), self.record | sketch_bounds(sums, names)
 
     def _total(self, entry: str) -> Accumulator:
         """The accumulator that counted what all shards have counted.

@@ -1,1 +1,1 @@
-"""`osrm init`: LoRA initializations made from activation statistics."""
+"""`osrm init`: LoRA initializations from activation statistics."""

@@ -1,4 +1,4 @@
-"""From features to what an objective is given, in one pass for any number of tasks."""
+"""From features to layer problems, in one pass for any number of tasks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -61,10 +61,8 @@ def tasks_read(features: FeatureSet, task: str, objective: Objective) -> list[st
     """
     others = features.other_tasks(task) if objective.needs_others else []
     own = objective.needs_own or objective.needs_gradient
-    if own and task not in features.files:
-        raise OsrmError(
-            f"objective '{objective.name}' needs the features of '{task}' itself", f"osrm collect --task {task}"
-        )
+    if own:
+        features.require_task(task, f"objective '{objective.name}'")
     return [name for name in features.tasks if name in others or (own and name == task)]
 
 
@@ -76,15 +74,15 @@ def _tasks_summarized(features: FeatureSet, tasks: Sequence[str], objective: Obj
 
 
 def choose_statistic(
-    features: FeatureSet, tasks: Sequence[str], objective: Objective, wanted: str | None = None
+    features: FeatureSet, tasks: Sequence[str], objective: Objective, statistic: str | None = None
 ) -> str | None:
-    """The statistic that serves the objective best, or the wanted one, among those that every file read holds.
+    """The statistic that serves the objective best, or the named one, among those that every file read holds.
 
     Args:
         features: All features.
         tasks: Tasks to initialize.
         objective: The objective.
-        wanted: What the user chose.
+        statistic: What the user chose, if anything.
 
     Raises:
         OsrmError: If there is none.
@@ -93,7 +91,7 @@ def choose_statistic(
     read = _tasks_summarized(features, tasks, objective)
     common = set.intersection(*(names[task] for task in read)) if read else set()
     try:
-        return objective.choose_statistic(tuple(sorted(common)), wanted)
+        return objective.choose_statistic(tuple(sorted(common)), statistic)
     except OsrmError:
         # Names the file that lacks what the others have, rather than blame them all.
         usual = max(names.values(), key=list(names.values()).count)
@@ -106,12 +104,12 @@ def choose_statistic(
         ) from None
 
 
-def default_objective(features: FeatureSet, tasks: Sequence[str], wanted: str | None = None) -> Objective:
+def default_objective(features: FeatureSet, tasks: Sequence[str], statistic: str | None = None) -> Objective:
     """The first of the default objectives that the features can serve, see ``choose_statistic``; if none, the last."""
     *better, last = map(find_objective, DEFAULT_OBJECTIVES)
     for objective in better:
         try:
-            choose_statistic(features, tasks, objective, wanted)
+            choose_statistic(features, tasks, objective, statistic)
         except OsrmError:
             continue
         return objective

@@ -1,162 +1,169 @@
-"""From features files to starts: an A for every layer of every task, and B at zero."""
+"""Initialize adapters: ``features/*.safetensors`` -> ``starts/<task>/``."""
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import torch
-
-from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.writer import write_adapter
+from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.initialization.from_features import iter_layer_problems, tasks_read
-from osrm_cli.initialization.objectives.rank_budget import allocate_rank_budget, direction_scores
-from osrm_cli.initialization.objectives.row_scale import rescale_rows
-from osrm_cli.initialization.objectives.table import Objective
-from osrm_cli.initialization.objectives.warnings import start_warnings
-from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.features.statistics.table import STATISTICS
+from osrm_cli.initialization.from_features import choose_statistic, default_objective, tasks_read
+from osrm_cli.initialization.layer_factors import (
+    InitConfig,
+    InitializedAdapter,
+    allocate_ranks,
+    initialize_layers,
+)
+from osrm_cli.initialization.objectives.rank_budget import check_spectrum
+from osrm_cli.initialization.objectives.table import Objective, find_objective
+from osrm_cli.progress import Progress, no_progress
+from osrm_cli.storage import atomic, provenance
+from osrm_cli.tasks.task import check_task_name
 
-MAX_RANK_FACTOR = 2  # times the average rank: what --rank-budget gives one layer, as EVA's rho (arXiv:2410.07170)
-
-Ranks = Mapping[str, Mapping[str, int]]  # by task and layer
+DEFAULT_RANK = 8
 
 
 @dataclass(frozen=True)
-class InitConfig:
-    """How starts are made.
+class InitializedAdapters:
+    """What ``initialize_adapters`` did.
 
     Attributes:
-        objective: How A is chosen, and what is read for it.
-        statistic: What it is chosen from.
-        rank: Rows of A in each layer, on average where there is a budget.
-        rank_budget: Sum of the ranks of all layers, or ``None`` for the same rank in each.
-        alpha: ``lora_alpha`` of a layer of that rank; twice the rank if ``None``.
-        a_scale: Size of A, or ``None`` as the objective has it.
-        eps: The ``eps`` of ``gevd``.
+        paths: Folder of each task that was written, or would be.
+        objective: Name of the objective.
+        layers: Number of layers.
+        read: Features files that are read for each task.
+        notes: Tasks that may be misspelled.
+        warnings: By task, reasons to doubt the result; empty under ``dry_run``.
+    """
+
+    paths: Mapping[str, Path]
+    objective: str
+    layers: int
+    read: Mapping[str, Sequence[Path]]
+    notes: Sequence[str]
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+
+def initialize_adapters(
+    tasks: Sequence[str] = (),
+    features: Path | str = "features",
+    *,
+    rank: int | None = None,
+    rank_budget: int | None = None,
+    alpha: float | None = None,
+    objective: str | None = None,
+    statistic: str | None = None,
+    a_scale: str | None = None,
+    eps: float = 1e-3,
+    seed: int = 0,
+    out: Path | str = "starts",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> InitializedAdapters:
+    """Initialize adapters that interfere little with the other tasks, in one pass over the features.
+
+    The folders of all tasks are written, or none.
+
+    Args:
+        tasks: Tasks to initialize; all that there are features of by default.
+        features: Folder of features files.
+        rank: Rank of every layer; 8 by default.
+        rank_budget: Sum of the ranks instead, given to the layers whose directions score highest.
+        alpha: ``lora_alpha``, at the average rank; twice that by default.
+        objective: How A is chosen; by default the first of ``DEFAULT_OBJECTIVES`` that the features can serve.
+        statistic: What to choose A from; the objective's first choice by default.
+        a_scale: ``orthonormal``, ``kaiming``, ``gaussian``, ``match-output`` or a number: length of A's rows.
+        eps: Of the objective ``gevd``: weight of the identity against interference.
         seed: Of every random draw.
-    """
-
-    objective: Objective
-    statistic: str | None
-    rank: float
-    rank_budget: int | None
-    alpha: float | None
-    a_scale: str | None
-    eps: float
-    seed: int
-
-    @property
-    def scaling(self) -> float:
-        """``lora_alpha / r``, the same in every layer."""
-        return 2.0 if self.alpha is None else self.alpha / self.rank
-
-    def record(self) -> dict[str, object]:
-        """The settings as ``osrm.json`` has them."""
-        facts = {name: getattr(self, name) for name in ("statistic", "rank", "alpha", "a_scale", "eps", "seed")}
-        spread = {} if self.rank_budget is None else {"rank_budget": self.rank_budget}
-        return {"objective": self.objective.name, **facts, **spread}
-
-    def config(self, features: FeatureSet, ranks: Mapping[str, int]) -> AdapterConfig:
-        """PEFT's settings for a start; one that it does not know, such as 'osrm', it would refuse."""
-        usual = max(ranks.values())
-        alpha = self.scaling * usual
-        others = {f"^{re.escape(layer)}": self.scaling * rank for layer, rank in ranks.items() if rank != usual}
-        return AdapterConfig(
-            base_model=features.base.name,
-            revision=features.base.revision,
-            task_type="SEQ_CLS",
-            fan_in_fan_out=features.target_modules["fan_in_fan_out"],
-            target_modules=tuple(features.target_modules["target_modules"]),
-            lora_alpha=int(alpha) if alpha.is_integer() else alpha,
-            alpha_pattern=others,
-        )
-
-
-@dataclass
-class InitializedAdapter:
-    """One task's start.
-
-    Attributes:
-        factors: By layer; B is zero.
-        concerns: Reasons to doubt it.
-    """
-
-    factors: dict[str, LowRank] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def ranks(self) -> dict[str, int]:
-        """By layer."""
-        return {layer: update.rank for layer, update in self.factors.items()}
-
-
-def allocate_ranks(
-    features: FeatureSet,
-    tasks: Sequence[str],
-    config: InitConfig,
-    total: int,
-    advance: Callable[[int], None],
-) -> Ranks:
-    """Each task's ranks by layer: the ``total`` directions that are worth most to the objective.
-
-    Args:
-        features: Features of the tasks.
-        tasks: Tasks to initialize.
-        config: How.
-        total: Sum of the ranks.
-        advance: Called with 1 after each layer.
+        out: Folder to write ``<task>/`` to.
+        overwrite: Replace folders that exist.
+        dry_run: Check everything and write nothing.
+        progress: Draws bars.
 
     Raises:
-        OsrmError: If the budget does not fit the layers.
+        OsrmError: If features are missing or damaged, or cannot serve the objective, or an option has no valid value.
+
+    Example:
+        >>> from osrm_cli import initialize_adapters
+        >>> initialize_adapters(["mini-mood"], rank=4).paths["mini-mood"]
+        PosixPath('starts/mini-mood')
     """
-    layers = features.target_layers
-    most = min(MAX_RANK_FACTOR * math.ceil(total / len(layers)), *(layer.d_in for layer in layers.values()))
-    spectra: dict[str, dict[str, torch.Tensor]] = {task: {} for task in tasks}
-    choose, name = config.objective.load(), config.objective.name
-    for problem in iter_layer_problems(
-        features, tasks, config.objective, most, config.seed, config.eps, config.statistic
-    ):
-        spectra[problem.task][problem.layer] = direction_scores(name, choose(problem), problem)
-        advance(1)
-    return {task: allocate_rank_budget(found, total) for task, found in spectra.items()}
+    chosen = find_objective(objective) if objective else None
+    if rank is not None and rank_budget is not None:
+        raise OsrmError("--rank and --rank-budget exclude one another", "give one of them")
+    if alpha is not None:
+        check_number("alpha", alpha, 1e-6, 1e6)
+    check_number("eps", eps, 0)
+    feature_set = FeatureSet.open(features)
+    names = list(tasks) or feature_set.tasks
+    row = _with_scale_needs(chosen or default_objective(feature_set, names, statistic), a_scale)
+    if rank_budget is not None:
+        check_spectrum(row.name)
+    for task in names:
+        check_task_name(task)
+    paths = {task: Path(out) / task for task in names}
+    for path in paths.values():
+        atomic.refuse_existing(path, overwrite)
+    statistic = choose_statistic(feature_set, names, row, statistic)
+    read = {task: [feature_set.files[name].path for name in tasks_read(feature_set, task, row)] for task in names}
+    layers = len(feature_set.target_layers)
+    result = InitializedAdapters(paths, row.name, layers, read, _note_unknown(names, feature_set))
+    if dry_run:
+        return result
+    average = (rank or DEFAULT_RANK) if rank_budget is None else rank_budget / layers
+    config = InitConfig(row, statistic, average, rank_budget, alpha, a_scale, eps, seed)
+    ranks, steps = None, layers * len(paths)
+    if rank_budget is not None:
+        with progress("ranks", steps, "layers") as advance:
+            ranks = allocate_ranks(feature_set, list(paths), config, rank_budget, advance)
+    with progress(f"init {row.name}", steps, "layers") as advance:
+        adapters = initialize_layers(feature_set, list(paths), config, ranks, advance)
+    with ExitStack() as stages:
+        for task, path in paths.items():
+            stage = stages.enter_context(atomic.write_folder(path, overwrite))
+            _write_start(stage, task, adapters[task], feature_set, config)
+    result.warnings.update({task: adapter.warnings for task, adapter in adapters.items()})
+    return result
 
 
-def initialize_layers(
-    features: FeatureSet,
-    tasks: Sequence[str],
-    config: InitConfig,
-    ranks: Ranks | None,
-    advance: Callable[[int], None],
-) -> dict[str, InitializedAdapter]:
-    """Every task's start in one pass over the features.
+def _with_scale_needs(objective: Objective, a_scale: str | None) -> Objective:
+    """The objective, with what the scale needs to read beside it."""
+    if a_scale == "match-output":
+        kinds = objective.statistics or tuple(statistic.kind for statistic in STATISTICS)
+        return replace(objective, needs_own=True, statistics=kinds)
+    return objective
 
-    Args:
-        features: Features of the tasks.
-        tasks: Tasks to initialize.
-        config: How.
-        ranks: From ``spread``, or ``None`` for the recipe's in each layer.
-        advance: Called with 1 after each layer.
 
-    Raises:
-        OsrmError: If the files cannot serve the objective.
-    """
-    row, choose = config.objective, config.objective.load()
-    starts = {task: InitializedAdapter() for task in tasks}
-    tokens = {
-        task: sum(features.files[name].tokens for name in tasks_read(features, task, row) if name != task)
-        for task in tasks
+def _note_unknown(tasks: Sequence[str], features: FeatureSet) -> list[str]:
+    """Tasks without features of their own, which may be meant so, or be misspelled."""
+    notes = []
+    for task in tasks:
+        if task not in features.files:
+            near = difflib.get_close_matches(task, features.tasks, n=1)
+            meant = f"did you mean '{near[0]}'?" if near else "its start avoids all the features that are there"
+            notes.append(f"there are no features of a task '{task}': {meant}")
+    return notes
+
+
+def _write_start(stage: Path, task: str, adapter: InitializedAdapter, features: FeatureSet, config: InitConfig) -> None:
+    own = features.files[task].record if task in features.files else {"task": {"name": task}, "data": None}
+    read = [features.files[name] for name in tasks_read(features, task, config.objective)]
+    about = {
+        "examples": max((file.examples for file in read), default=None),
+        "target_modules": features.target_modules["target_modules"],
     }
-    most = max(rank for task in ranks.values() for rank in task.values()) if ranks else int(config.rank)
-    for problem in iter_layer_problems(features, tasks, row, most, config.seed, config.eps, config.statistic):
-        if ranks:
-            problem = replace(problem, rank=ranks[problem.task][problem.layer])
-        start, own = starts[problem.task], features.files.get(problem.task)
-        A = choose(problem)  # noqa: N806 - the papers' letters
-        A = rescale_rows(A, config.a_scale, problem) if config.a_scale else A  # noqa: N806
-        B = torch.zeros(problem.d_out or 0, len(A))  # noqa: N806
-        start.factors[problem.layer] = LowRank(B, A)
-        for doubt in start_warnings(row.name, problem, tokens[problem.task], own.tokens if own else None):
-            if doubt not in start.warnings:
-                start.warnings.append(doubt)
-        advance(1)
-    return starts
+    record = provenance.make_record(
+        "init",
+        {**config.record(), **about},
+        [path for file in read for path in file.files],
+        base=features.base,
+        task=own["task"],
+        data=own["data"],
+        concerns=adapter.warnings,
+    )
+    write_adapter(stage, adapter.factors, config.adapter_config(features, adapter.ranks))
+    provenance.write_record(stage, record)

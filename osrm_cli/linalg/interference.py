@@ -1,4 +1,4 @@
-"""How much one task's update moves the outputs for another task's inputs, without a forward pass.
+"""Energy of one task's update on another task's inputs, without a forward pass.
 
 ``E ||B A x||^2 = tr[(B^T B)(A C A^T)]`` for inputs with second moment ``C``, the adapter's scaling in B: ``r x r``
 work once ``A C A^T`` is known.
@@ -79,5 +79,5 @@ def layer_energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.
         B: ``(L, d_out, r)``, the scaling in it.
         AC: ``A`` times the inputs' symmetric second moments, ``(U, L, r, d_in)``; its gradient is accounted for.
     """
-    found: torch.Tensor = _Energies.apply(A, B, AC)  # type: ignore[no-untyped-call]
-    return found
+    energies: torch.Tensor = _Energies.apply(A, B, AC)  # type: ignore[no-untyped-call]
+    return energies

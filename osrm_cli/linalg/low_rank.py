@@ -1,4 +1,4 @@
-"""Updates kept as factor pairs: sums, norms and the core space, without a ``(d_out, d_in)`` matrix.
+"""Low-rank updates as pairs of factors: sums, norms and the core space, without a ``(d_out, d_in)`` matrix.
 
 Whatever is decomposed is decomposed in float64 and stays float64: the writer rounds once.
 """
@@ -17,7 +17,7 @@ class LowRank:
     Attributes:
         B: ``(d_out, r)``.
         A: ``(r, d_in)``.
-        kept: Share of the energy that is left of what it was truncated from; 1 if it was not.
+        kept: Share of the energy that truncation left; 1 if it was not truncated.
     """
 
     B: Tensor
@@ -129,7 +129,7 @@ def truncate(update: LowRank | Tensor, rank: int | None = None, energy: float | 
 
     With both limits the smaller rank counts; with neither, the numerical rank, which loses nothing. Factors are always
     treated exactly (Eckart-Young, in the core space). A dense update is treated exactly through the Gram matrix of its
-    smaller side, unless few directions are wanted: then by subspace iteration (Halko et al., arXiv:0909.4061), which
+    smaller side, unless few directions are needed: then by subspace iteration (Halko et al., arXiv:0909.4061), which
     ends when a round adds less than ``STALLED`` of the energy. It is the optimum on spectra that fall and up to 0.002
     short of it on white noise, and gives way to the exact way when it misses ``energy``. The share returned is always
     the one that was kept, ``||U_k^T W||_F^2 / ||W||_F^2``, never an estimate.
@@ -170,7 +170,7 @@ def _rank_to_keep(sigma: Tensor, shares: Tensor, rank: int | None, energy: float
 
 
 def _decompose(W: Tensor, rank: int | None, energy: float | None) -> tuple[Tensor, Tensor, Tensor, float]:
-    """The leading singular triplets of a dense matrix, at least as many as asked for, and ``||W||_F^2``."""
+    """The leading singular triplets of a dense matrix, at least as many as needed, and ``||W||_F^2``."""
     W = W.to(torch.promote_types(W.dtype, torch.float32))
     if W.shape[0] > W.shape[1]:
         U, sigma, Vh, total = _decompose(W.T, rank, energy)

@@ -1,6 +1,6 @@
-"""What is known of a layer's inputs: their second moment ``C``, or rows whose Gram matrix stands for it.
+"""Second moments ``C`` of a layer's inputs, whole or as rows whose Gram matrix is ``C``.
 
-A sketch, or a few examples' means, are rows; at width 4096 they spare the ``(d_in, d_in)`` matrix.
+A sketch, or a few examples' means, are rows; at width 4096 they save the ``(d_in, d_in)`` matrix.
 """
 
 from collections.abc import Iterable, Sequence
@@ -142,5 +142,5 @@ def others_moment(total: torch.Tensor, own: torch.Tensor, tasks: int) -> torch.T
 
 
 def _nonzero(value: torch.Tensor) -> torch.Tensor:
-    """The divisor, or one where it is zero: a layer that is fed zeros stays zero."""
+    """The divisor, or one where it is zero: inputs that are all zero stay zero."""
     return torch.where(value > 0, value, torch.ones_like(value)).to(torch.float64)

@@ -1,4 +1,4 @@
-"""How far two subspaces, or two tasks' features, share their directions."""
+"""Subspaces and spectra: overlap, principal angles, Procrustes drift, orthonormal rows."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def principal_angles(A_1: torch.Tensor, A_2: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues and eigenvectors of a second moment, the main ones first.
+    """Eigenvalues and eigenvectors of a second moment, the largest first.
 
     Attributes:
         values: ``(n,)``, none below zero; ``n`` may be less than ``d``, the rest are zero.
@@ -114,7 +114,7 @@ def orthonormal_rows(A: torch.Tensor) -> torch.Tensor:
 
 
 def row_space_basis(H: torch.Tensor) -> torch.Tensor:
-    """Orthonormal basis ``(rank H, d)`` of the span of the rows of ``H`` ``(n, d)``, the main direction first."""
+    """Orthonormal basis ``(rank H, d)`` of the span of the rows of ``H`` ``(n, d)``, the principal direction first."""
     _, values, Vh = torch.linalg.svd(H, full_matrices=False)
     directions: torch.Tensor = Vh[values > values.max() * max(H.shape) * torch.finfo(H.dtype).eps]
     return directions

@@ -1,1 +1,1 @@
-"""`osrm retrofit`: existing adapters made mergeable at the rank they have."""
+"""`osrm retrofit`: make existing adapters mergeable without changing their ranks."""

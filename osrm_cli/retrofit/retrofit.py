@@ -1,134 +1,186 @@
-"""Existing adapters made mergeable at the rank they have: new factors for their layers, everything else as it is."""
+"""Make existing adapters mergeable without changing their ranks: ``adapters/*`` -> ``retrofitted/<task>/``."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.writer import write_adapter
+from osrm_cli.errors import OsrmError, check_number
+from osrm_cli.features.adapter_match import check_features, open_adapters
 from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.initialization.from_features import iter_layer_problems
-from osrm_cli.initialization.objectives.table import Objective
+from osrm_cli.features.statistics.table import SECOND_MOMENT
+from osrm_cli.initialization.objectives.table import find_objective
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.second_moment import SecondMoment
-from osrm_cli.retrofit import solvers
+from osrm_cli.progress import Progress, no_progress
+from osrm_cli.retrofit.factors import RetrofitChange, balance_adapters, measure_changes, project_adapters
+from osrm_cli.storage import atomic, hub, provenance
 
-Factors = tuple[Adapter, str, LowRank]  # of one layer of one adapter, as they are stored: without the scaling
+METHODS = ("balanced", "projection")
+_LARGE_CHANGE = 0.5  # of the update on its own inputs
 
 
 @dataclass(frozen=True)
-class RetrofitChange:
-    """What became of one adapter's update, all layers together.
+class RetrofittedAdapters:
+    """What ``retrofit_adapters`` did.
 
     Attributes:
-        own: ``||(dW' - dW) x|| / ||dW x||``, root mean squares over the task's own inputs: 0 if nothing was lost.
-        others: ``E ||dW' x||^2 / E ||dW x||^2`` over the other tasks' inputs: 0 if nothing is left of the interference.
+        paths: Folder of each adapter that was written, or would be, by task.
+        tasks: Tasks whose features were read.
+        settings: Method and its options.
+        changes: How the retrofit changed each update; empty under ``dry_run``.
+        warnings: Reasons to doubt the result.
     """
 
-    own: float
-    others: float
+    paths: Mapping[str, Path]
+    tasks: Sequence[str]
+    settings: Mapping[str, Any]
+    changes: dict[str, RetrofitChange] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
-def project_adapter(
-    adapters: Sequence[Adapter], features: FeatureSet, objective: Objective, seed: int, eps: float
-) -> Iterator[Factors]:
-    """A new A by an objective, and the B that fits the old update best: ``interference.projection``.
+def retrofit_adapters(
+    adapters: Sequence[Path | str],
+    features: Path | str = "features",
+    *,
+    method: str = "balanced",
+    mu: float = 0.3,
+    objective: str = "osrm",
+    eps: float = 1e-3,
+    tasks: Sequence[str] = (),
+    seed: int = 0,
+    out: Path | str = "retrofitted",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> RetrofittedAdapters:
+    """Give existing adapters factors of the same ranks that interfere less; settings, heads and types stay.
 
-    The scaling takes no part: what is stored is fitted to what was stored.
-
-    Raises:
-        OsrmError: If the features cannot serve the objective.
-    """
-    choose = objective.load()
-    by_task = {adapter.name: adapter for adapter in adapters}
-    for problem in iter_layer_problems(features, list(by_task), objective, 1, seed, eps):
-        adapter = by_task[problem.task]
-        if layer := adapter.layers.get(problem.layer):
-            A = choose(replace(problem, rank=layer.rank))
-            yield (
-                adapter,
-                problem.layer,
-                solvers.solve_projection(adapter.lora_factors(problem.layer, torch.float64), A),
-            )
-
-
-def balance_adapter(adapters: Sequence[Adapter], features: FeatureSet, mu: float) -> Iterator[Factors]:
-    """``A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}`` with B kept: ``interference.balanced``.
-
-    Raises:
-        OsrmError: If mu is negative, or all features are zero.
-    """
-    for inputs in features.layers():
-        moments = {task: moment.dense() for task, moment in inputs.moments.items()}
-        for adapter in adapters:
-            layers = [layer for layer in inputs.layers if layer in adapter.layers]
-            if not layers:
-                continue
-            old = [adapter.lora_factors(layer, torch.float64) for layer in layers]
-            rest = torch.stack([C for task, C in moments.items() if task != adapter.name]).sum(0)
-            # Layers that share their inputs share the system of equations.
-            stacked = torch.cat([factors.A for factors in old])
-            new = solvers.solve_balanced(stacked, moments[adapter.name], rest, mu, len(moments) - 1)
-            for layer, factors, A in zip(layers, old, torch.split(new, [f.rank for f in old]), strict=True):
-                yield adapter, layer, LowRank(factors.B, A)
-
-
-def measure_changes(
-    new: Mapping[str, Mapping[str, LowRank]], adapters: Sequence[Adapter], features: FeatureSet
-) -> dict[str, RetrofitChange]:
-    """Compare new factors with the old ones on the inputs of a features folder.
+    The folders of all adapters are written, or none.
 
     Args:
-        new: By task and layer.
-        adapters: The old ones.
-        features: Features of every task, a statistic selected.
+        adapters: Folders or hub ids, of any program.
+        features: Folder of features files of these tasks, and perhaps of others.
+        method: ``balanced``: B stays, A is solved for. ``projection``: A is chosen by an objective, B is fitted.
+        mu: ``balanced``: cost of the other tasks' interference.
+        objective: ``projection``: how A is chosen.
+        eps: ``projection`` with ``gevd``: weight of the identity.
+        tasks: ``TASK=ADAPTER`` for adapters that are not named after their task.
+        seed: ``projection``: of every random draw.
+        out: Folder to write ``<task>/`` to.
+        overwrite: Replace folders that exist.
+        dry_run: Check everything and write nothing.
+        progress: Draws bars.
+
+    Raises:
+        OsrmError: If adapters or features are missing, damaged or do not fit, or an option has no valid value.
+
+    Example:
+        >>> from osrm_cli import retrofit_adapters
+        >>> retrofit_adapters(["adapters/sst2", "adapters/mrpc"], mu=0.1).changes["sst2"].others
+        0.4
     """
-    sums = {adapter.name: torch.zeros(4, dtype=torch.float64) for adapter in adapters}
-    for inputs in features.layers():
-        for adapter in adapters:
-            own, others = inputs.moments[adapter.name], inputs.others(adapter.name)
-            for layer in inputs.layers:
-                if layer in adapter.layers:
-                    old = adapter.delta(layer, torch.float64)
-                    now = new[adapter.name][layer].scaled(adapter.layers[layer].scaling)
-                    sums[adapter.name] += torch.tensor(_energies(old, now, own, others), dtype=torch.float64)
-    return {task: RetrofitChange(_ratio(s[0], s[1]) ** 0.5, _ratio(s[2], s[3])) for task, s in sums.items()}
+    if method not in METHODS:
+        raise OsrmError(f"unknown method '{method}', expected one of: {', '.join(METHODS)}")
+    check_number("mu", mu, 0)
+    check_number("eps", eps, 0)
+    row = find_objective(objective)
+    opened = open_adapters([str(adapter) for adapter in adapters], tasks)
+    feature_set = FeatureSet.open(features)
+    check_features(opened, feature_set)
+    feature_set.other_tasks(feature_set.tasks[0])
+    # A mean, or a few of them, does not say what an update may not lose.
+    kinds = ((SECOND_MOMENT, "sketch"), "method balanced") if method == "balanced" else ()
+    feature_set = feature_set.select(*kinds)
+    paths = {adapter.name: Path(out) / adapter.name for adapter in opened}
+    for path in paths.values():
+        atomic.refuse_existing(path, overwrite)
+    options = {"mu": mu} if method == "balanced" else {"objective": row.name, "eps": eps, "seed": seed}
+    result = RetrofittedAdapters(paths, feature_set.tasks, {"method": method, **options})
+    if dry_run:
+        return result
+    factors = (
+        balance_adapters(opened, feature_set, mu)
+        if method == "balanced"
+        else project_adapters(opened, feature_set, row, seed, eps)
+    )
+    new: dict[str, dict[str, LowRank]] = defaultdict(dict)
+    with progress(f"retrofit {method}", sum(len(adapter.layers) for adapter in opened), "layers") as advance:
+        for adapter, layer, update in factors:
+            new[adapter.name][layer] = update
+            advance(1)
+    result.changes.update(measure_changes(new, opened, feature_set))
+    concerns = _warn_of_few_tokens(feature_set) if method == "balanced" else []
+    with ExitStack() as stages:
+        for adapter in opened:
+            change = vars(result.changes[adapter.name])
+            facts = {"changed": change, "statistic": feature_set.kind, "concerns": concerns}
+            stage = stages.enter_context(atomic.write_folder(paths[adapter.name], overwrite))
+            _write_adapter(stage, adapter, new[adapter.name], feature_set, result.settings, facts)
+    result.warnings.extend([*concerns, *_warn_of_large_changes(result.changes)])
+    return result
 
 
-def _energies(old: LowRank, now: LowRank, own: SecondMoment, rest: SecondMoment) -> list[float]:
-    difference = LowRank(torch.cat([now.B, -old.B], dim=1), torch.cat([now.A, old.A]))
-    return [float(x) for x in (own.energy(difference), own.energy(old), rest.energy(now), rest.energy(old))]
-
-
-def _ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
-    return max(float(part / whole), 0.0) if whole > 0 else 0.0
-
-
-def retrofit_warnings(features: FeatureSet) -> list[str]:
+def _warn_of_few_tokens(features: FeatureSet) -> list[str]:
     """Reasons to doubt what ``balanced`` makes of these features."""
-    widest = features.max_width
     if features.kind == "sketch":
         seen = sum(int(name.partition(":")[2]) for name in features.statistics.values())
-        told = f"the sketches hold {seen} rows"
+        source = f"the sketches hold {seen} rows"
     else:
         seen = sum(file.tokens for file in features.files.values())
-        told = f"the features come from {seen} tokens"
+        source = f"the features come from {seen} tokens"
+    if seen >= features.max_width:
+        return []
     unseen = "directions that no task shows count as shared by all; collect more"
-    return [f"{told} for inputs of width {widest}: {unseen}"] if seen < widest else []
+    return [f"{source} for inputs of width {features.max_width}: {unseen}"]
 
 
-def write_retrofitted(folder: Path, adapter: Adapter, layers: Iterable[tuple[str, LowRank]]) -> None:
-    """Write an adapter with other factors of the same ranks: settings, heads and types stay.
+def _warn_of_large_changes(changes: Mapping[str, RetrofitChange]) -> list[str]:
+    return [
+        f"{name}: {change.own:.0%} of the update on its own inputs has changed, so its own score will suffer; "
+        "--method balanced with a smaller --mu keeps more"
+        for name, change in changes.items()
+        if change.own > _LARGE_CHANGE
+    ]
+
+
+def _write_adapter(
+    stage: Path,
+    adapter: Adapter,
+    new: Mapping[str, LowRank],
+    features: FeatureSet,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write an adapter with its task, data and length, so that ``osrm eval`` scores it as it scores the old one.
 
     Args:
-        folder: An existing, empty folder that is being staged.
+        stage: An existing, empty folder that is being staged.
         adapter: The old one.
-        layers: New factors as they are to be stored.
+        new: New factors by layer, as they are to be stored.
+        features: Features that they were computed from.
+        settings: Of the retrofit.
+        facts: What the record says of the result.
     """
-    write_adapter(folder, layers, adapter.config, adapter.head_tensors(), adapter.dtype)
+    own = features.files[adapter.name]
+    origin = {key: value for key, value in adapter.origin().items() if key in ("start", "train")}
+    record = provenance.make_record(
+        "retrofit",
+        {**settings, "max_length": (adapter.record.get("settings") or {}).get("max_length")},
+        features.paths,
+        base=adapter.base or own.base,
+        task=adapter.record.get("task") or own.record["task"],
+        data=adapter.record.get("data") or {"source": (own.record.get("data") or {}).get("source")},
+        **origin,
+        **facts,
+    )
+    old = {"path": adapter.source, "commit": hub.commit_of(adapter.folder), "sha256": adapter.sha256()}
+    write_adapter(stage, new.items(), adapter.config, adapter.head_tensors(), adapter.dtype)
     # Ranks and scaling are the old ones, so the settings are too, down to those that this program does not use.
-    shutil.copyfile(adapter.folder / CONFIG_NAME, folder / CONFIG_NAME)
+    shutil.copyfile(adapter.folder / CONFIG_NAME, stage / CONFIG_NAME)
+    provenance.write_record(stage, {**record, "inputs": [old, *record["inputs"]]})

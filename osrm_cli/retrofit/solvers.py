@@ -1,4 +1,4 @@
-"""Solutions of a retrofit: A and B of the same rank that interfere less."""
+"""Closed-form retrofits: A and B of the same rank that interfere less."""
 
 import torch
 
@@ -15,22 +15,22 @@ def solve_projection(update: LowRank, A: torch.Tensor) -> LowRank:
         A: New A ``(r, d_in)``, of full rank.
     """
     A = A.double()
-    mixed: torch.Tensor = torch.linalg.lstsq(A.T, update.A.double().T).solution
-    return LowRank(update.B.double() @ mixed.T, A)
+    mixing: torch.Tensor = torch.linalg.lstsq(A.T, update.A.double().T).solution
+    return LowRank(update.B.double() @ mixing.T, A)
 
 
 def solve_balanced(A: torch.Tensor, C: torch.Tensor, others: torch.Tensor, mu: float, count: int = 1) -> torch.Tensor:
-    """``A'_t = A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}``, ``(r, d_in)``: an existing adapter repaired, B kept.
+    """``A'_t = A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}``, ``(r, d_in)``: A solved for, B unchanged.
 
     It minimises ``||(X - dW_t) C_t^{1/2}||^2 + mu sum_{u != t} ||X C_u^{1/2}||^2`` over ``X``, and keeps the rank. With
     ``mu = 1`` and unnormalised sums for the C, the repaired updates add up to RegMean's merge (arXiv:2212.09849).
-    Where the sum is singular, every task counts as having a little of what none of them shows, as in ``regmean``.
+    Where the sum is singular, a small ridge stands for the directions that no task uses, as in ``regmean``.
 
     Args:
         A: The adapter's A ``(r, d_in)``.
         C: The task's own second moment ``(d_in, d_in)``.
         others: Sum of the other tasks' second moments.
-        mu: What interference costs; 0 keeps the update.
+        mu: Weight of the interference; 0 keeps the update.
         count: Number of other tasks.
 
     Raises:
@@ -44,5 +44,5 @@ def solve_balanced(A: torch.Tensor, C: torch.Tensor, others: torch.Tensor, mu: f
         raise OsrmError("all second moments are zero", "collect the features again")
     L, added = second_moment.ridge_cholesky(total)
     right = A @ C + added / (1 + mu * count) * A
-    repaired: torch.Tensor = torch.cholesky_solve(right.T, L)
-    return repaired.T
+    solution: torch.Tensor = torch.cholesky_solve(right.T, L)
+    return solution.T

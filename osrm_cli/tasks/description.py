@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from osrm_cli.tasks.parsing import describe_value
@@ -30,7 +31,7 @@ def describe_split(data: TaskSplit) -> dict[str, Any]:
     }
 
 
-def format_description(described: dict[str, Any]) -> str:
+def format_description(described: Mapping[str, Any]) -> str:
     """The lines that a person reads."""
     labels = ", ".join(f"{name} {count}" for name, count in described["labels"].items())
     first = ", ".join(f"{name} = {describe_value(value)}" for name, value in described["first"].items())

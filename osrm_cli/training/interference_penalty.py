@@ -11,7 +11,6 @@ from peft.tuners.lora import LoraLayer
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX
-from osrm_cli.errors import OsrmError
 from osrm_cli.features.adapter_match import check_layers
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.statistics.table import SECOND_MOMENT
@@ -80,8 +79,7 @@ def open_penalty_features(folder: Path, start: Adapter, base: BaseModelId, unit:
     features, task = FeatureSet.open(folder), start.name
     tasks = features.other_tasks(task)
     if unit == "own":
-        if task not in features.files:
-            raise OsrmError(f"--penalty-unit own needs the features of '{task}' itself", f"osrm collect --task {task}")
+        features.require_task(task, "--penalty-unit own")
         tasks.append(task)
     features = features.only(tasks).select((SECOND_MOMENT, "sketch"), "the interference penalty")
     provenance.check_same_base_model({start.folder: base, features.paths[0]: features.base})

@@ -99,7 +99,7 @@ def test_incomplete_header_is_named(make: Make, missing: str) -> None:
 
 def test_safetensors_of_another_program(tmp_path: Path) -> None:
     safetensors_io.save_tensors(tmp_path / "model.safetensors", held(), {})
-    with pytest.raises(OsrmError, match="is no features file"):
+    with pytest.raises(OsrmError, match="is not a features file"):
         FeaturesFile.open(tmp_path / "model.safetensors")
 
 

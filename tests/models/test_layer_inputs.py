@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features import collect, shards
+from osrm_cli.features import shards
+from osrm_cli.features.collector import InputStatistics
 from osrm_cli.features.statistics.table import find_statistic
 from osrm_cli.models.batching import collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
@@ -46,7 +47,7 @@ class Subject:
         self.encodings = tokenize_examples(self.tokenizer, EXAMPLES, LENGTH)
 
     def collect(self, kind: str, batch_size: int = 4, order: list[int] | None = None, padded: bool = False) -> Any:
-        total = collect.InputStatistics(self.model, self.layers, [find_statistic(kind).load()], padded)
+        total = InputStatistics(self.model, self.layers, [find_statistic(kind).load()], padded)
         order = order or list(range(len(self.encodings)))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -251,7 +252,7 @@ def test_memory_does_not_grow_with_the_examples(subject: Callable[[str], Subject
 def test_layer_that_takes_no_part_is_named(subject: Callable[[str], Subject]) -> None:
     bert = subject("bert")
     idle = {"idle": torch.nn.Linear(16, 16)}
-    total = collect.InputStatistics(bert.model, {**bert.layers, **idle}, [find_statistic("mean").load()])
+    total = InputStatistics(bert.model, {**bert.layers, **idle}, [find_statistic("mean").load()])
     with pytest.raises(OsrmError, match="target layer idle takes no part"):
         total.add(collate_batch(bert.encodings[:1], bert.tokenizer, CPU), [0])
 

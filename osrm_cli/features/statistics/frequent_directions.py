@@ -57,8 +57,8 @@ class FrequentDirections(Accumulator):
             return
         _, values, directions = torch.linalg.svd(self._buffer, full_matrices=False)
         lowered = values[self.size].square() if len(values) > self.size else values.new_zeros(())
-        kept = (values[: self.size].square() - lowered).clamp(min=0).sqrt()
-        self._buffer = kept[:, None] * directions[: self.size]
+        shrunk = (values[: self.size].square() - lowered).clamp(min=0).sqrt()
+        self._buffer = shrunk[:, None] * directions[: self.size]
         self.error += float(lowered)
 
     def _merge(self, state: State) -> None:

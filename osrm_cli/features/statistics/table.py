@@ -1,4 +1,4 @@
-"""Table of the statistics that ``collect`` keeps of a layer's inputs. Importing it does not import torch."""
+"""The statistics that ``osrm collect`` can compute. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Statistic:
     Attributes:
         name: What the user types, and the tensor's name in a features file.
         summary: One line for help and completion.
-        accumulator: ``module:Class`` below ``osrm_cli.maths``; empty for what is no statistic of a layer's inputs.
+        accumulator: ``module:Class`` in ``features.statistics``; empty for the gradient, which is not one of inputs.
         size: Rows of a sketch; ``None`` for a statistic that has no size.
     """
 
@@ -38,12 +38,12 @@ class Statistic:
         return self.name.partition(":")[0]
 
     def load(self) -> Callable[[int], Accumulator]:
-        """Return what makes an empty accumulator from ``d_in``; this imports torch."""
+        """The function that creates an empty accumulator for inputs of width ``d_in``; this imports torch."""
         module, _, name = self.accumulator.partition(":")
-        made: Callable[..., Accumulator] = getattr(
+        accumulator: Callable[..., Accumulator] = getattr(
             importlib.import_module(f"osrm_cli.features.statistics.{module}"), name
         )
-        return made if self.size is None else partial(made, size=self.size)
+        return accumulator if self.size is None else partial(accumulator, size=self.size)
 
 
 STATISTICS = (
@@ -65,20 +65,20 @@ def find_statistic(name: str) -> Statistic:
     """Look a statistic up by name; ``sketch:64`` is a sketch of 64 rows.
 
     Raises:
-        OsrmError: If there is no such statistic, or a sketch has no positive size.
+        OsrmError: If the name is unknown, or a sketch has no positive size.
     """
     kind, _, size = name.strip().replace("_", "-").partition(":")
-    found = {row.kind: row for row in STATISTICS}.get(kind)
-    if found is None or (size and found.kind != "sketch"):
+    statistic = {row.kind: row for row in STATISTICS}.get(kind)
+    if statistic is None or (size and statistic.kind != "sketch"):
         names = [row.name for row in STATISTICS]
         near = difflib.get_close_matches(kind, names, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else None
         raise OsrmError(f"unknown statistic '{name}', expected one of: {', '.join(names)}", hint)
-    if found.kind != "sketch":
-        return found
+    if statistic.kind != "sketch":
+        return statistic
     if not (size.isascii() and size.isdigit() and int(size) > 0):
         raise OsrmError(f"statistic '{name}' has no size, expected sketch:m with m rows", "for example sketch:64")
-    return replace(found, name=f"sketch:{int(size)}", size=int(size))
+    return replace(statistic, name=f"sketch:{int(size)}", size=int(size))
 
 
 SECOND_MOMENT = "second-moment"

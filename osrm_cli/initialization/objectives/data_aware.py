@@ -1,4 +1,4 @@
-"""Objectives that weigh what a task needs against what the other tasks feel."""
+"""Objectives that weigh a task's own energy against the other tasks'."""
 
 import math
 
@@ -12,7 +12,7 @@ from osrm_cli.linalg.subspaces import orthonormal_rows
 from osrm_cli.seeding import gaussian
 
 EPS_FLOORS = (1e-9, 1e-7, 1e-5, 1e-3)  # cond(M) <= 1 + d_in / eps, which Cholesky in float64 still resolves at 1e-9
-FREE_ENERGY = 0.99  # of the others' energy that the directions kept out must hold where there is no null space
+EXCLUDED_ENERGY = 0.99  # of the others' energy, in the excluded directions where there is no null space
 NULL = 1e-12  # relative to the largest eigenvalue of a second moment: below it, float64 sums say nothing
 
 
@@ -38,7 +38,7 @@ def loss_aware(problem: LayerProblem) -> torch.Tensor:
         OsrmError: If the gradient or the others' features are missing.
     """
     if problem.gradient is None:
-        raise OsrmError(f"objective 'loss-aware' was given no gradient of its own task's loss for {problem.layer}")
+        raise OsrmError(f"objective 'loss-aware' needs the gradient of its own task's loss for {problem.layer}")
     return _generalised(problem, "loss-aware", SecondMoment(problem.gradient, factored=True))
 
 
@@ -52,39 +52,41 @@ def eva(problem: LayerProblem) -> torch.Tensor:
 
 
 def osrm_in(problem: LayerProblem) -> torch.Tensor:
-    """The directions of largest own energy that the other tasks leave free, ``(r, d_in)``.
+    """The task's principal directions among those that the other tasks do not use, ``(r, d_in)``.
 
-    InfLoRA's construction (arXiv:2404.00228), here for merging. Free is the null space of the others' features; where
-    that has fewer than ``r`` dimensions, the complement of their main directions that hold 99 % of their energy.
+    InfLoRA's construction (arXiv:2404.00228), here for merging. Unused is the null space of the others' features; where
+    that has fewer than ``r`` dimensions, the complement of the principal directions that hold 99 % of their energy.
 
     Raises:
         OsrmError: If the own or the others' features are missing.
     """
-    kept_out = _excluded_rows(problem)
-    return _padded_with_random_rows(_principal_rows(problem, "osrm-in", kept_out), problem, "osrm-in", kept_out)
+    excluded = _excluded_rows(problem)
+    return _padded_with_random_rows(_principal_rows(problem, "osrm-in", excluded), problem, "osrm-in", excluded)
 
 
-def _principal_rows(problem: LayerProblem, name: str, kept_out: torch.Tensor) -> torch.Tensor:
-    """At most ``r`` main own directions orthogonal to the rows of ``kept_out``, those without energy left out."""
+def _principal_rows(problem: LayerProblem, name: str, excluded: torch.Tensor) -> torch.Tensor:
+    """At most ``r`` principal own directions orthogonal to the rows of ``excluded``, without those of no energy."""
     own = problem.require_own(name).to(torch.float64)
     if own.factored:
-        rows = _orthogonal_complement(_orthogonal_complement(own.matrix, kept_out), kept_out)
+        rows = _orthogonal_complement(_orthogonal_complement(own.matrix, excluded), excluded)
         _, values, Vh = torch.linalg.svd(rows, full_matrices=False)
         Vh = Vh[values > own.matrix.norm() * max(rows.shape) * torch.finfo(rows.dtype).eps]
         return eigen.fix_signs(Vh[: problem.rank])
     C = own.matrix
 
-    def free(V: torch.Tensor) -> torch.Tensor:
-        return _orthogonal_complement((C @ _orthogonal_complement(V.T, kept_out).T).T, kept_out).T
+    def projected(V: torch.Tensor) -> torch.Tensor:
+        return _orthogonal_complement((C @ _orthogonal_complement(V.T, excluded).T).T, excluded).T
 
-    rows = _orthogonal_complement(eigen.largest_eigenvectors(free, _random_rows(problem, name, problem.rank)), kept_out)
+    rows = _orthogonal_complement(
+        eigen.largest_eigenvectors(projected, _random_rows(problem, name, problem.rank)), excluded
+    )
     energy = ((rows @ C) * rows).sum(dim=1)
-    # What has none is any vector, perhaps one of those that are kept out.
+    # A direction without energy is arbitrary, perhaps one of the excluded ones.
     return eigen.fix_signs(orthonormal_rows(rows[energy > NULL * C.trace()]))
 
 
 def _excluded_rows(problem: LayerProblem) -> torch.Tensor:
-    """Orthonormal rows ``(q, d_in)``, ``q <= d_in - r``, that ``osrm_in`` stays away from."""
+    """Orthonormal rows ``(q, d_in)``, ``q <= d_in - r``, that the result of ``osrm_in`` must be orthogonal to."""
     others = problem.require_others("osrm-in").to(torch.float64)
     if others.factored:
         _, values, directions = torch.linalg.svd(others.matrix, full_matrices=False)
@@ -92,12 +94,12 @@ def _excluded_rows(problem: LayerProblem) -> torch.Tensor:
     else:
         energy, vectors = torch.linalg.eigh(others.matrix)
         energy, directions, null = energy.clamp(min=0).flip(0), vectors.flip(1).T, NULL
-    room = problem.d_in - problem.rank
+    most = problem.d_in - problem.rank
     rank = int((energy > null * energy.max()).sum())
-    if rank > room:
-        rank = 1 + int((energy.cumsum(0) < FREE_ENERGY * energy.sum()).sum())
-    kept_out: torch.Tensor = directions[: min(rank, room)]
-    return kept_out
+    if rank > most:
+        rank = 1 + int((energy.cumsum(0) < EXCLUDED_ENERGY * energy.sum()).sum())
+    excluded: torch.Tensor = directions[: min(rank, most)]
+    return excluded
 
 
 def _generalised(problem: LayerProblem, name: str, own: SecondMoment) -> torch.Tensor:
@@ -116,7 +118,7 @@ def _generalised(problem: LayerProblem, name: str, own: SecondMoment) -> torch.T
 
     top = eigen.largest_eigenvectors(whitened, _random_rows(problem, name, min(problem.rank, len(L)))[:, : len(L)])
     values = (top * whitened(top.T).T).sum(dim=1)
-    top = top[values > len(L) * torch.finfo(values.dtype).eps * values[0]]  # the rest is no signal at all
+    top = top[values > len(L) * torch.finfo(values.dtype).eps * values[0]]  # the rest is rounding
     A = torch.linalg.solve_triangular(L.T, top.T, upper=True).T
     return _padded_with_random_rows(eigen.fix_signs(orthonormal_rows(A if basis is None else A @ basis)), problem, name)
 
@@ -140,14 +142,14 @@ def _factor(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
 
 
 def _padded_with_random_rows(
-    A: torch.Tensor, problem: LayerProblem, name: str, kept_out: torch.Tensor | None = None
+    A: torch.Tensor, problem: LayerProblem, name: str, excluded: torch.Tensor | None = None
 ) -> torch.Tensor:
     """A with seeded random orthonormal rows added where the features have fewer than ``r`` directions."""
     missing = problem.rank - A.shape[0]
     if missing == 0:
         return A
-    held = A if kept_out is None else torch.cat([kept_out, A])
-    added = orthonormal_rows(torch.cat([held, _random_rows(problem, name, missing)]))[held.shape[0] :]
+    taken = A if excluded is None else torch.cat([excluded, A])
+    added = orthonormal_rows(torch.cat([taken, _random_rows(problem, name, missing)]))[len(taken) :]
     return torch.cat([A, added])
 
 
@@ -155,9 +157,9 @@ def _random_rows(problem: LayerProblem, name: str, rows: int) -> torch.Tensor:
     return gaussian(rows, problem.d_in, problem.seed, name, problem.task, problem.layer)
 
 
-def _orthogonal_complement(rows: torch.Tensor, kept_out: torch.Tensor) -> torch.Tensor:
-    """Rows without their part in the span of ``kept_out``."""
-    return rows - (rows @ kept_out.T) @ kept_out
+def _orthogonal_complement(rows: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
+    """Rows without their part in the span of ``excluded``."""
+    return rows - (rows @ excluded.T) @ excluded
 
 
 def _no_rows(problem: LayerProblem) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The initialization problem of one layer: what an objective is given."""
+"""The initialization problem of one layer: the input of an objective."""
 
 from dataclasses import dataclass
 
@@ -53,7 +53,7 @@ class LayerProblem:
             OsrmError: If there is none.
         """
         if self.others is None:
-            raise OsrmError(f"objective '{objective}' was given no features of other tasks for {self.layer}")
+            raise OsrmError(f"objective '{objective}' needs features of other tasks for {self.layer}")
         return self.others
 
     def require_own(self, objective: str) -> SecondMoment:
@@ -63,7 +63,7 @@ class LayerProblem:
             OsrmError: If there is none.
         """
         if self.own is None:
-            raise OsrmError(f"objective '{objective}' was given no features of its own task for {self.layer}")
+            raise OsrmError(f"objective '{objective}' needs features of its own task for {self.layer}")
         return self.own
 
     def own_energy_share(self, A: torch.Tensor) -> torch.Tensor:

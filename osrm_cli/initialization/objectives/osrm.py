@@ -39,6 +39,6 @@ def official(problem: LayerProblem) -> torch.Tensor:
         OsrmError: If there are no rows of other tasks.
     """
     if problem.others is None or not problem.others.factored:
-        raise OsrmError(f"objective 'official' was given no means of other tasks for {problem.layer}")
+        raise OsrmError(f"objective 'official' needs means of other tasks for {problem.layer}")
     Vh: torch.Tensor = torch.linalg.svd(problem.others.matrix.to(torch.float64), full_matrices=True).Vh
     return Vh[-problem.rank :]

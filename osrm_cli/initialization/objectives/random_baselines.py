@@ -1,4 +1,4 @@
-"""Starts for A that read no features: PEFT's two, and the controls."""
+"""Initializations of A that read no features: PEFT's two, and the controls."""
 
 import math
 
@@ -36,6 +36,6 @@ def random_orthonormal(problem: LayerProblem) -> torch.Tensor:
 def last_coordinates(problem: LayerProblem) -> torch.Tensor:
     """Unit vectors of the last ``r`` inputs, ``(r, d_in)``, the same for every task and layer.
 
-    What the published OSRM code amounts to on LAPACK, whose full SVD of a few mean vectors completes the basis there.
+    The published OSRM code yields the same on LAPACK, whose full SVD of a few mean vectors completes the basis there.
     """
     return torch.eye(problem.d_in, dtype=torch.float64)[-problem.rank :]

@@ -14,10 +14,10 @@ def rescale_rows(A: torch.Tensor, how: str, problem: LayerProblem) -> torch.Tens
     """A ``(r, d_in)`` at another size.
 
     Args:
-        A: Any start.
+        A: Any initialization.
         how: ``orthonormal``: the nearest matrix with orthonormal rows. ``kaiming``, ``gaussian``: the root-mean-square
-            row norm that PEFT's start has in expectation, ``1/sqrt(3)`` and ``sqrt(d_in)/r``. A number: that row norm.
-            ``match-output``: ``tr(A C_in A^T) = r tr(C_in) / (3 d_in)``, what the Kaiming start has in expectation.
+            row norm of PEFT's initializations in expectation, ``1/sqrt(3)`` and ``sqrt(d_in)/r``. A number: that norm.
+            ``match-output``: ``tr(A C_in A^T) = r tr(C_in) / (3 d_in)``, the expectation of the Kaiming initialization.
         problem: The layer, its rank, and for ``match-output`` the own features.
 
     Raises:

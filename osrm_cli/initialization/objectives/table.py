@@ -1,4 +1,4 @@
-"""Table of the objectives for A that ``init`` offers. Importing it does not import torch."""
+"""The objectives by which ``osrm init`` chooses A. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Objective:
     Attributes:
         name: What the user types.
         summary: One line for help and completion.
-        function: ``module:function`` below ``osrm_cli.maths``.
+        function: ``module:function`` in ``initialization.objectives``.
         source: Where it comes from.
         statistics: Kinds of statistic that can serve it, the preferred one first; empty if it reads no features.
         needs_others: Whether it reads the other tasks' statistic.
@@ -44,47 +44,48 @@ class Objective:
     orthonormal: bool = True
 
     def load(self) -> Callable[[LayerProblem], torch.Tensor]:
-        """Return the function from a request to A; this imports torch."""
+        """The function from a layer's problem to A; this imports torch."""
         module, _, name = self.function.partition(":")
         loaded: Callable[[LayerProblem], torch.Tensor] = getattr(
             importlib.import_module(f"osrm_cli.initialization.objectives.{module}"), name
         )
         return loaded
 
-    def choose_statistic(self, held: tuple[str, ...], wanted: str | None = None) -> str | None:
-        """The held statistic that serves this objective best; ``None`` if it reads no features.
+    def choose_statistic(self, available: tuple[str, ...], name: str | None = None) -> str | None:
+        """The available statistic that serves this objective best; ``None`` if it reads no features.
 
         Args:
-            held: Names of the statistics at hand, such as ``("mean", "sketch:64")``.
-            wanted: Take this one, given by name or, as ``sketch``, by kind.
+            available: Names such as ``("mean", "sketch:64")``.
+            name: Take this one, by name or, as ``sketch``, by kind.
 
         Raises:
-            OsrmError: If none of them can serve it, or the wanted one cannot.
+            OsrmError: If none of them can serve it, or the named one cannot.
         """
-        if wanted:
-            return self._take(held, wanted)
+        if name:
+            return self._find_statistic(available, name)
         if not self.statistics:
             return None
         for kind in self.statistics:
-            for name in held:
-                if name.partition(":")[0] == kind:
-                    return name
+            for each in available:
+                if each.partition(":")[0] == kind:
+                    return each
         raise OsrmError(
-            f"objective '{self.name}' needs one of: {', '.join(self.statistics)}; the features hold: {', '.join(held)}",
+            f"objective '{self.name}' needs one of: {', '.join(self.statistics)}; "
+            f"the features hold: {', '.join(available)}",
             f"collect them again with --statistic {self.statistics[0]}",
         )
 
-    def _take(self, held: tuple[str, ...], wanted: str) -> str:
-        wanted = wanted.strip().replace("_", "-")
-        if wanted.partition(":")[0] not in self.statistics:
+    def _find_statistic(self, available: tuple[str, ...], name: str) -> str:
+        name = name.strip().replace("_", "-")
+        if name.partition(":")[0] not in self.statistics:
             kinds = ", ".join(self.statistics) or "none, it reads no features"
-            raise OsrmError(f"objective '{self.name}' cannot be chosen from '{wanted}', but from: {kinds}")
-        for name in held:
-            if wanted in (name, name.partition(":")[0]):
-                return name
+            raise OsrmError(f"objective '{self.name}' cannot be chosen from '{name}', but from: {kinds}")
+        for each in available:
+            if name in (each, each.partition(":")[0]):
+                return each
         raise OsrmError(
-            f"the features hold no '{wanted}', they all hold: {', '.join(held)}",
-            f"collect them again with --statistic {wanted}",
+            f"the features hold no '{name}', they all hold: {', '.join(available)}",
+            f"collect them again with --statistic {name}",
         )
 
 
@@ -168,7 +169,7 @@ OBJECTIVES = (
     ),
 )
 
-# What ``init`` takes unless told otherwise: the best start of studies/glue-minilm, or the paper's where the features do
+# The defaults of ``osrm init``: the best initialization of studies/glue-minilm, or the paper's where the features do
 # not serve that one.
 DEFAULT_OBJECTIVES = ("gevd", "osrm")
 
@@ -177,13 +178,13 @@ def find_objective(name: str) -> Objective:
     """Look an objective up by name.
 
     Raises:
-        OsrmError: If there is no such objective.
+        OsrmError: If the name is unknown.
     """
-    wanted = name.strip().replace("_", "-")
+    spelled = name.strip().replace("_", "-")
     for row in OBJECTIVES:
-        if row.name == wanted:
+        if row.name == spelled:
             return row
     names = [row.name for row in OBJECTIVES]
-    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(spelled, names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else None
     raise OsrmError(f"unknown objective '{name}', expected one of: {', '.join(names)}", hint)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from osrm_cli.features import collect
+from osrm_cli.features.collector import InputStatistics
 from osrm_cli.features.statistics.accumulators import SecondMomentAccumulator
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.from_data.task_models import TaskModel
@@ -59,7 +59,7 @@ class SequentialMoments(LayerData):
 
     def _collect(self, model: TaskModel, layer: str, hooks: Mapping[str, OutputHook]) -> torch.Tensor:
         shell = model.with_head_loaded()
-        totals = collect.InputStatistics(shell, {layer: shell.get_submodule(layer)}, [SecondMomentAccumulator])
+        totals = InputStatistics(shell, {layer: shell.get_submodule(layer)}, [SecondMomentAccumulator])
         with with_output_hooks(shell, hooks):
             for rows in model.batches():
                 totals.add(model.batch(rows), rows)

@@ -25,13 +25,13 @@ def test_enough_features_raise_no_doubt(name):
 
 def test_more_rows_than_free_directions():
     (reason,) = start_warnings("osrm", rows(57))
-    assert "57 rows of other tasks leave 7 of 64 directions free, rank 8 needs more" in reason
+    assert "57 rows of other tasks leave 7 of 64 directions unused, fewer than rank 8" in reason
     assert start_warnings("osrm", rows(56)) == []
 
 
 def test_fewer_tokens_than_directions():
     (reason,) = start_warnings("osrm", MOMENTS, out_tokens=40)
-    assert "rank 40 of 64" in reason
+    assert "too few tokens of other tasks (40) for width 64" in reason
     assert "all 24 of these" in reason
 
 
@@ -48,7 +48,7 @@ def test_osrm_in_without_a_null_space_says_what_it_does():
 
 def test_a_vanishing_eps_on_a_deficient_moment():
     (reason,) = start_warnings("gevd", replace(MOMENTS, eps=0.0), out_tokens=40)
-    assert "unseen directions count as free" in reason
+    assert "unseen directions count as unused" in reason
 
 
 def test_a_sketch_that_may_hide_more_than_an_average_direction_holds():

@@ -1,0 +1,160 @@
+"""A base model under observation: statistics of its target layers' inputs, and gradients of a task's loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from osrm_cli.features.statistics.table import Statistic
+from osrm_cli.models import target_modules
+from osrm_cli.models.batching import Encoding, collate_batch, tokenize_examples
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.distributed import reduce_to_first
+from osrm_cli.models.layer_inputs import SharedInputs, find_shared_inputs, record_inputs
+from osrm_cli.models.target_modules import layer_widths
+from osrm_cli.progress import Advance
+from osrm_cli.tasks.task import TaskSplit
+
+
+class InputStatistics:
+    """Statistics of every target layer's inputs, growing batch by batch.
+
+    Args:
+        model: The classifier, in evaluation mode.
+        targets: Target layers by name.
+        kinds: For each statistic, the function that makes an accumulator for inputs of width ``d_in``.
+        padded: Count padding as text.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        targets: Mapping[str, torch.nn.Module],
+        kinds: Sequence[Callable[[int], Any]],
+        padded: bool = False,
+    ) -> None:
+        self.model, self.targets, self.kinds, self.padded = model, targets, kinds, padded
+        self.inputs: SharedInputs | None = None
+        self.sums: dict[str, list[Any]] = {}
+
+    def add(self, batch: Mapping[str, torch.Tensor], rows: list[int]) -> None:
+        """Run one batch; ``rows`` are its examples' numbers in the sample."""
+        inputs = self.probe(batch)
+
+        def record(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> None:
+            for total in self.sums[name]:
+                total.add(inputs, mask, rows)
+
+        record_inputs(self.model, self.targets, inputs, batch, record, self.padded)
+
+    def probe(self, batch: Mapping[str, torch.Tensor]) -> SharedInputs:
+        """Find out which inputs there are, if that is not known yet; nothing is counted."""
+        if self.inputs is None:
+            self.inputs = find_shared_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
+            for name in self.inputs.distinct:
+                self.sums[name] = [kind(layer_widths(self.targets[name])[0]) for kind in self.kinds]
+        return self.inputs
+
+    @property
+    def layers(self) -> dict[str, dict[str, Any]]:
+        """Each target layer's widths and the layer that holds its statistics, for the file's header."""
+        sources = self.inputs.sources if self.inputs else {}
+        widths = {name: layer_widths(self.targets[name]) for name in self.targets if name in sources}
+        return {n: {"source": sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in widths.items()}
+
+    @property
+    def tokens(self) -> int:
+        """Positions counted, in the layer that has most."""
+        return max((int(total.tokens) for totals in self.sums.values() for total in totals), default=0)
+
+    @property
+    def examples(self) -> int:
+        """Examples read."""
+        return max((int(total.examples) for totals in self.sums.values() for total in totals), default=0)
+
+
+class FeatureCollector:
+    """A base model, and the target layers whose inputs are recorded.
+
+    Attributes:
+        layers: Target layers by name.
+        target_modules: The same, as PEFT's configuration names them.
+    """
+
+    def __init__(
+        self, base_dir: Path, device: torch.device, dtype: torch.dtype, modules: Sequence[str] | None, seed: int
+    ) -> None:
+        """Load the model.
+
+        Args:
+            base_dir: Its folder.
+            device: Where to compute.
+            dtype: Precision of its weights.
+            modules: ``target_modules``; ``None`` for PEFT's defaults.
+            seed: Of weights that the checkpoint lacks.
+        """
+        self.base_dir, self.device, self.dtype, self.seed = base_dir, device, dtype, seed
+        self.tokenizer = load_tokenizer(base_dir)
+        classifier = load_classifier(base_dir, 1, self.tokenizer, dtype, seed)
+        chosen = list(modules or []) or target_modules.default_target_modules(classifier.model)
+        self.layers = target_modules.find_target_layers(classifier, chosen)
+        self.target_modules = target_modules.as_target_modules(classifier, chosen, self.layers)
+        self.model = _move(classifier.model, device)
+
+    def tokenize(self, data: TaskSplit, max_length: int) -> list[Encoding]:
+        """The examples as tokens."""
+        return tokenize_examples(self.tokenizer, data.examples, max_length)
+
+    def accumulate(
+        self,
+        encodings: Sequence[Encoding],
+        kinds: Sequence[Statistic],
+        batches: Sequence[Sequence[int]],
+        pad_to: int | None,
+        advance: Advance,
+    ) -> InputStatistics:
+        """Statistics of every target layer's inputs, over some examples of one task.
+
+        Args:
+            encodings: All examples.
+            kinds: Statistics to accumulate.
+            batches: Which examples to run, batch by batch; perhaps none.
+            pad_to: Pad each example to this length and count padding as text.
+            advance: Called with the number of examples done.
+        """
+        total = InputStatistics(self.model, self.layers, [kind.load() for kind in kinds], padded=pad_to is not None)
+
+        def collate(rows: Sequence[int]) -> dict[str, torch.Tensor]:
+            return collate_batch([encodings[row] for row in rows], self.tokenizer, self.device, pad_to=pad_to)
+
+        longest = max(range(len(encodings)), key=lambda row: len(encodings[row]["input_ids"]))
+        total.probe(collate([longest]))  # a shard may be empty
+        for rows in batches:
+            total.add(collate(rows), list(rows))
+            advance(len(rows))
+        reduce_to_first(total.sums)
+        return total
+
+    def gradients(
+        self, data: TaskSplit, encodings: Sequence[Encoding], batch_size: int, advance: Advance
+    ) -> dict[str, torch.Tensor]:
+        """Gradient of the task's loss at a fitted head, by target layer, on a classifier of its own."""
+        from osrm_cli.features.loss_gradients import compute_loss_gradients
+
+        fresh = load_classifier(self.base_dir, data.task.num_labels, self.tokenizer, self.dtype, self.seed).model
+        model = _move(fresh, self.device)
+        layers = {name: model.get_submodule(name) for name in self.layers}
+        return compute_loss_gradients(model, layers, data, encodings, self.tokenizer, batch_size, advance)
+
+    def record(self) -> dict[str, Any]:
+        """What an initialization has to know of the target layers."""
+        conv1d = any(target_modules.is_conv1d(layer) for layer in self.layers.values())
+        return {"target_modules": self.target_modules, "fan_in_fan_out": conv1d}
+
+
+def _move(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    module: torch.nn.Module = model  # transformers' own method "to" is not typed
+    module.to(device)
+    return model
