@@ -1,3 +1,60 @@
-"""Make LoRA adapters mergeable: orthogonal starts before fine-tuning, exact merging after it."""
+"""Make LoRA adapters mergeable: the functions behind the commands, imported when they are first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from osrm_cli.calibration.calibrate import calibrate_folder
+    from osrm_cli.diagnosis.diagnose import diagnose
+    from osrm_cli.errors import OsrmError
+    from osrm_cli.evaluation.evaluate import evaluate_folder
+    from osrm_cli.features.collect import collect_features
+    from osrm_cli.initialization.initialize import initialize_adapters
+    from osrm_cli.merging.merge import merge_adapters
+    from osrm_cli.reporting.write import write_report
+    from osrm_cli.retrofit.retrofit import retrofit_adapters
+    from osrm_cli.sweep.sweep import run_sweep
+    from osrm_cli.training.train import train_adapter, train_adapters
 
 __version__ = "0.1.0"
+
+# In the order of the work. torch is imported with the first of them, not with the package.
+_MODULES = {
+    "collect_features": "features.collect",
+    "initialize_adapters": "initialization.initialize",
+    "train_adapter": "training.train",
+    "train_adapters": "training.train",
+    "merge_adapters": "merging.merge",
+    "evaluate_folder": "evaluation.evaluate",
+    "run_sweep": "sweep.sweep",
+    "calibrate_folder": "calibration.calibrate",
+    "retrofit_adapters": "retrofit.retrofit",
+    "diagnose": "diagnosis.diagnose",
+    "write_report": "reporting.write",
+    "OsrmError": "errors",
+}
+
+__all__ = [
+    "OsrmError",
+    "calibrate_folder",
+    "collect_features",
+    "diagnose",
+    "evaluate_folder",
+    "initialize_adapters",
+    "merge_adapters",
+    "retrofit_adapters",
+    "run_sweep",
+    "train_adapter",
+    "train_adapters",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -188,7 +188,7 @@ def calibrate_folder(
 
     Example:
         >>> from osrm_cli import calibrate_folder
-        >>> calibrate_folder("merged", samples=128).rows["sst2"]["used"]
+        >>> calibrate_folder("merged", samples=128).rows["mini-mood"]["used"]
         True
     """
     folder, path = Path(folder), Path(out)

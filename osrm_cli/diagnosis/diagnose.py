@@ -72,7 +72,7 @@ def diagnose(
 
     Example:
         >>> from osrm_cli import diagnose
-        >>> diagnose("features").findings["tasks"]["sst2"]["gain"]
+        >>> diagnose("features").findings["tasks"]["mini-mood"]["gain"]
         4.2
     """
     check_number("energy", energy, 0.01, 1)

@@ -88,8 +88,8 @@ def evaluate_folder(
     Example:
         >>> from osrm_cli import evaluate_folder
         >>> result = evaluate_folder("merged", limit=100)
-        >>> result.scores["sst2"].headline
-        91.0
+        >>> result.scores["mini-mood"].headline
+        84.0
     """
     folder = Path(folder)
     path = Path(out) if out else folder / scores.SCORES_NAME

@@ -104,7 +104,7 @@ def collect_features(
 
     Example:
         >>> from osrm_cli import collect_features
-        >>> collect_features(["mini-mood"], "mini").paths["mini-mood"]
+        >>> collect_features(["mini-inference", "mini-mood"], "mini").paths["mini-mood"]
         PosixPath('features/mini-mood.safetensors')
     """
     config = StatisticsConfig.of(statistics, shard, private, clip, batch_size, pooling)

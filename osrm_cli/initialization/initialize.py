@@ -89,7 +89,7 @@ def initialize_adapters(
 
     Example:
         >>> from osrm_cli import initialize_adapters
-        >>> initialize_adapters(["mini-mood"], rank=4).paths["mini-mood"]
+        >>> initialize_adapters(["mini-inference", "mini-mood"], rank=4).paths["mini-mood"]
         PosixPath('starts/mini-mood')
     """
     chosen = find_objective(objective) if objective else None

@@ -87,7 +87,7 @@ def merge_adapters(
 
     Example:
         >>> from osrm_cli import merge_adapters
-        >>> result = merge_adapters(["adapters/cola", "adapters/sst2"], "ties", options={"density": 0.3})
+        >>> result = merge_adapters(["adapters/mini-inference", "adapters/mini-mood"], "ties", options={"density": 0.3})
         >>> result.summary["layers"]
         12
     """

@@ -38,14 +38,14 @@ class ReportResult:
 
 
 def write_report(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     *,
     arms: Sequence[tuple[str, str]] = (),
     only: Sequence[str] = (),
     baseline: str | None = None,
     resamples: int = 2000,
     seed: int = 0,
-    out: Path = Path("report"),
+    out: Path | str = "report",
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> ReportResult:
@@ -65,9 +65,15 @@ def write_report(
 
     Raises:
         OsrmError: If a file is damaged, or files do not belong together.
+
+    Example:
+        >>> from osrm_cli import write_report
+        >>> write_report(["sweep"]).arms
+        ('gevd, fitted head, epochs 1',)
     """
+    out = Path(out)
     atomic.refuse_existing(out, overwrite)
-    inputs = read_inputs(paths, arms, only)
+    inputs = read_inputs([Path(path) for path in paths], arms, only)
     check_files(inputs.files)
     table = tabulate_runs(inputs.files, group_arms(inputs.files, inputs.arms))
     comparison = compare_arms(table, find_baseline(table.arms.arms, baseline), resamples, seed)

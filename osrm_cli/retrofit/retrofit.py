@@ -82,7 +82,7 @@ def retrofit_adapters(
 
     Example:
         >>> from osrm_cli import retrofit_adapters
-        >>> retrofit_adapters(["adapters/sst2", "adapters/mrpc"], mu=0.1).changes["sst2"].others
+        >>> retrofit_adapters(["adapters/mini-inference", "adapters/mini-mood"], mu=0.1).changes["mini-mood"].others
         0.4
     """
     if method not in METHODS:

@@ -104,8 +104,8 @@ def run_sweep(
 
     Example:
         >>> from osrm_cli import run_sweep
-        >>> report = run_sweep(["adapters/cola", "adapters/sst2"], ["ties"], {"lambda": [0.3, 0.5, 1.0]})
-        >>> report.result.best()
+        >>> adapters = ["adapters/mini-inference", "adapters/mini-mood"]
+        >>> run_sweep(adapters, ["ties"], {"lambda": [0.3, 0.5, 1.0]}, predictions=True).result.best()
         [1]
     """
     path, grid = Path(out), grid or {}

@@ -62,8 +62,8 @@ def train_adapter(start: Path | str, **options: Any) -> dict[str, Any]:
 
     Example:
         >>> from osrm_cli import train_adapter
-        >>> train_adapter("starts/sst2", epochs=1)["dev"]["headline"]
-        90.5
+        >>> train_adapter("starts/mini-mood", epochs=1)["dev"]["headline"]
+        87.5
     """
     (report,) = train_adapters([start], **options).reports.values()
     return report
@@ -128,6 +128,11 @@ def train_adapters(
 
     Raises:
         OsrmError: If data, base model or features are missing or do not fit, or a training diverges.
+
+    Example:
+        >>> from osrm_cli import train_adapters
+        >>> train_adapters(["starts/mini-inference"], epochs=1).paths["mini-inference"]
+        PosixPath('adapters/mini-inference')
     """
     torch_device = pick_device(device)
     torch_dtype = pick_training_dtype(dtype, torch_device)
