@@ -20,19 +20,29 @@ T = TypeVar("T")
 Values = tuple[FiniteFloat, ...]
 
 
-def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+def _check_numbers(value: Any) -> Any:
+    """Refuse what JSON cannot hold, wherever it is inside a value."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is not a number")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(part)
+    return value
+
+
+def _check_lambda(options: dict[str, Any]) -> dict[str, Any]:
     scale = options.get("lambda")
-    if scale is not None and (
-        isinstance(scale, bool) or not isinstance(scale, int | float) or not -1e300 < scale < 1e300
-    ):
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if scale is not None and not (is_number and abs(scale) < _MAX_LAMBDA):
         raise ValueError("lambda is not a number")
     return options
 
 
-Options = Annotated[dict[str, Any], AfterValidator(_check_options)]
+Settings = Annotated[dict[str, Any], AfterValidator(_check_numbers)]
+Options = Annotated[Settings, AfterValidator(_check_lambda)]
 Count = Annotated[int, Field(ge=0)]
 
 _WRITERS = ("eval", "sweep")
+_MAX_LAMBDA = 1e15
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,9 @@ class AdapterRecord:
 
     path: str
     sha256: str = ""
-    start: dict[str, Any] | None = None
-    train: dict[str, Any] | None = None
-    retrofit: dict[str, Any] | None = None
+    start: Settings | None = None
+    train: Settings | None = None
+    retrofit: Settings | None = None
     drift: FiniteFloat | None = None
 
 
@@ -182,7 +192,7 @@ def read_record(path: Path, commands: tuple[str, ...] = _WRITERS) -> tuple[dict[
     expected = " or ".join(f"'osrm {command}'" for command in commands)
     try:
         content = path.read_bytes()
-        record = json.loads(content, parse_float=_parse_finite, parse_constant=_parse_finite)
+        record = json.loads(content)
     except FileNotFoundError:
         raise OsrmError(f"{path} is missing", f"make it with {expected}") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -194,13 +204,6 @@ def read_record(path: Path, commands: tuple[str, ...] = _WRITERS) -> tuple[dict[
         )
         raise OsrmError(f"{path} is not a file of scores: {reason}", f"give a file of {expected}")
     return record, content
-
-
-def _parse_finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a number that JSON can hold")
-    return value
 
 
 def parse_score_file(name: str, record: Mapping[str, Any], content: bytes) -> ScoreFile:
