@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 # Okabe and Ito's colours, which people of any colour vision can tell apart; they are seen on black and on white.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a68a00", "#8c6bb1")
 _MARKERS = "osD^vPX*"
+_LINES = ("-", "--", ":", "-.")
 _GRAY = "#808080"
 _INK = "#123457"  # stands for the page's own colour until the SVG is put there
 _PANEL = (4.4, 3.2)  # inches
@@ -69,8 +70,8 @@ class Plot:
 def line_style(place: int, baseline: bool = False) -> dict[str, Any]:
     """How an arm's lines look: gray for the baseline, else by the arm's place."""
     colour = _GRAY if baseline else _COLOURS[place % len(_COLOURS)]
-    dashed = "--" if place >= len(_COLOURS) and not baseline else "-"
-    return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": dashed, "markersize": 5}
+    line = "-" if baseline else _LINES[place // len(_COLOURS) % len(_LINES)]
+    return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": line, "markersize": 5}
 
 
 def render_png(plot: Plot) -> bytes:

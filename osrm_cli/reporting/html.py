@@ -7,7 +7,7 @@ from pathlib import Path
 from osrm_cli.plotting.figure import Plot, render_svgs, render_wide_svg
 from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, Table
 
-_LINES = {"-": "solid", "--": "dashed"}
+_LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # CSS has no dash and dot
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
