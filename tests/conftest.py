@@ -80,12 +80,12 @@ def _save_words(folder: Path, family: str) -> int:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``tiny("bert")``: the folder of a small base model without a head, made once per session."""
-    made: dict[str, Path] = {}
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``tiny_model("bert")``: the folder of a small base model without a head, made once per session."""
+    folders: dict[str, Path] = {}
 
     def make(family: str) -> Path:
-        if family not in made:
+        if family not in folders:
             import torch
             import transformers
 
@@ -96,14 +96,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             config = getattr(transformers, name)(vocab_size=size, decoder_start_token_id=0, **ids, **sizes)
             torch.manual_seed(0)
             transformers.AutoModel.from_config(config).save_pretrained(folder)
-            made[family] = folder
-        return made[family]
+            folders[family] = folder
+        return folders[family]
 
     return make
 
 
 @pytest.fixture(scope="session")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def text_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three small tasks of one's own: one text, a pair, and a score."""
     folder = tmp_path_factory.mktemp("tasks")
     draw = random.Random(0)
@@ -137,12 +137,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def project(tiny: Callable[[str], Path], words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tiny_model: Callable[[str], Path], text_tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Features, starts, adapters and a merged folder of three tasks on a tiny BERT; never written to by a test."""
     from tests.run_cli import osrm
 
     folder = tmp_path_factory.mktemp("project")
-    (folder / "osrm.toml").write_text(f'model = "{tiny("bert")}"\ndata = "{words}"\nquiet = true\n')
+    (folder / "osrm.toml").write_text(f'model = "{tiny_model("bert")}"\ndata = "{text_tasks}"\nquiet = true\n')
     for command in (
         "collect --samples 20 --statistic mean --statistic second-moment --statistic samples",
         "init --each --objective osrm --rank 2",
@@ -155,6 +155,6 @@ def project(tiny: Callable[[str], Path], words: Path, tmp_path_factory: pytest.T
 
 
 @pytest.fixture
-def work(project: Path, tmp_path: Path) -> Path:
-    """A copy of the project, to do with as one likes."""
+def project_copy(project: Path, tmp_path: Path) -> Path:
+    """A copy of the project that a test may change."""
     return Path(shutil.copytree(project, tmp_path / "work"))

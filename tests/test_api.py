@@ -57,9 +57,9 @@ def test_the_examples_run(minilm: str, tmp_path: Path, monkeypatch: pytest.Monke
             assert not isinstance(expected, PosixPath) or (value == expected and value.exists())
 
 
-def test_the_functions_do_what_the_commands_do(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_functions_do_what_the_commands_do(project_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pass through all of them; the written files are the commands', byte by byte where both are given alike."""
-    monkeypatch.chdir(work)
+    monkeypatch.chdir(project_copy)
     adapters = [f"adapters/{task}" for task in ("mood", "pair", "score")]
     merged = osrm_cli.merge_adapters(adapters, "task-arith", options={"lambda": 0.5}, out="merged-api")
     assert merged.summary["layers"] > 0
@@ -67,7 +67,7 @@ def test_the_functions_do_what_the_commands_do(work: Path, monkeypatch: pytest.M
         assert (Path("merged-api") / path.relative_to("merged")).read_bytes() == path.read_bytes()
     scores = osrm_cli.evaluate_folder("merged", out="scores-api.json").scores
     assert set(scores) == {"mood", "pair", "score"}
-    assert osrm("eval", "merged", "--out", "scores-cli.json", cwd=work).code == 0
+    assert osrm("eval", "merged", "--out", "scores-cli.json", cwd=project_copy).code == 0
     assert Path("scores-api.json").read_bytes() == Path("scores-cli.json").read_bytes()
     report = osrm_cli.run_sweep(adapters, ["task-arith"], {"lambda": [0.3, 0.5]}, out="sweep-api")
     assert report.points == 2

@@ -198,7 +198,7 @@ GLUE_ROWS: dict[str, Callable[[int], dict[str, object]]] = {
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pipeline(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the README's commands have run: what every guide begins with."""
     folder = tmp_path_factory.mktemp("pipeline")
     for task, row in GLUE_ROWS.items():
@@ -206,7 +206,7 @@ def pipeline(tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
             path = folder / "data" / task / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(size)))
-    (folder / "osrm.toml").write_text(f'model = "{tiny("bert")}"\ndata = "data"\nquiet = true\n')
+    (folder / "osrm.toml").write_text(f'model = "{tiny_model("bert")}"\ndata = "data"\nquiet = true\n')
     first = "collect --statistic mean --statistic second-moment --statistic sketch:8 --statistic gradient"
     for command in (first, "init --each --rank 2", "train starts/*", "merge adapters/*", "eval merged"):
         _run(command, folder)

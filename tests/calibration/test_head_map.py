@@ -95,10 +95,10 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def bed(family: str, tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bed:
+def bed(family: str, tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bed:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's remarks on Conv1D
-        return Bed(family, tiny(family), tmp_path_factory.mktemp("adapters"))
+        return Bed(family, tiny_model(family), tmp_path_factory.mktemp("adapters"))
 
 
 def test_representations_are_what_the_last_layer_is_fed_with(family: str, bed: Bed) -> None:
@@ -161,10 +161,10 @@ def test_a_map_that_does_not_help_leaves_the_head_alone() -> None:
     assert torch.equal(head["score.weight"], torch.ones(2, 3))
 
 
-def test_heads_that_cannot_be_calibrated(tiny: Callable[[str], Path]) -> None:
+def test_heads_that_cannot_be_calibrated(tiny_model: Callable[[str], Path]) -> None:
     with pytest.raises(OsrmError, match=r"the head has no score\.weight"):
         calibrated_head({"classifier.weight": torch.ones(1)}, "score", identity(3, 0.9))
-    model = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=3)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"), num_labels=3)
     adapted = get_peft_model(model, LoraConfig(target_modules=["query", "classifier"]))
     with pytest.raises(OsrmError, match="BertForSequenceClassification does not end in a plain linear layer of 3"):
         heads.find_head_layer(adapted)

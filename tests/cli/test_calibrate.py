@@ -28,7 +28,7 @@ ADAPTERS = [f"adapters/{task}" for task in LABELS]
 
 
 @pytest.fixture(scope="module")
-def made(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calibrated_project(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project with ``calibrated/`` in it; never written to by a test."""
     folder = Path(shutil.copytree(project, tmp_path_factory.mktemp("calibrated") / "work"))
     run = osrm("calibrate", "merged", cwd=folder)
@@ -54,59 +54,66 @@ def same(one: Path, two: Path) -> None:
         assert (one / path).read_bytes() == (two / path).read_bytes(), path
 
 
-def test_only_heads_records_and_card_change(made: Path, project: Path) -> None:
-    same(made / "merged", project / "merged")  # the input stays
-    assert listing(made / "calibrated") == listing(made / "merged")
+def test_only_heads_records_and_card_change(calibrated_project: Path, project: Path) -> None:
+    same(calibrated_project / "merged", project / "merged")  # the input stays
+    assert listing(calibrated_project / "calibrated") == listing(calibrated_project / "merged")
     changed = {
         path
-        for path in listing(made / "merged")
-        if (made / "merged" / path).read_bytes() != (made / "calibrated" / path).read_bytes()
+        for path in listing(calibrated_project / "merged")
+        if (calibrated_project / "merged" / path).read_bytes()
+        != (calibrated_project / "calibrated" / path).read_bytes()
     }
     tasks = {f"tasks/{task}/{name}" for task in LABELS for name in (WEIGHTS, "osrm.json")}
     assert changed == {"osrm.json", "README.md", *tasks}
     for task in LABELS:
-        old, new = (load_file(made / name / "tasks" / task / WEIGHTS) for name in ("merged", "calibrated"))
+        old, new = (
+            load_file(calibrated_project / name / "tasks" / task / WEIGHTS) for name in ("merged", "calibrated")
+        )
         assert {name for name in old if not torch.equal(old[name], new[name])} == {
             "base_model.model.classifier.weight",
             "base_model.model.classifier.bias",
         }
-    facts = provenance.read_record(made / "calibrated")
-    assert {key for key in facts if facts[key] != provenance.read_record(made / "merged").get(key)} == {"calibration"}
+    facts = provenance.read_record(calibrated_project / "calibrated")
+    assert {key for key in facts if facts[key] != provenance.read_record(calibrated_project / "merged").get(key)} == {
+        "calibration"
+    }
 
 
-def test_what_the_record_the_table_and_the_card_say(made: Path) -> None:
-    facts = record(made / "calibrated")
+def test_what_the_record_the_table_and_the_card_say(calibrated_project: Path) -> None:
+    facts = record(calibrated_project / "calibrated")
     assert facts["settings"] == {"samples": 128, "seed": 0, "dtype": "float32", "batch_size": 32}
-    card = (made / "calibrated/README.md").read_text()
-    assert card.startswith((made / "merged/README.md").read_text())
+    card = (calibrated_project / "calibrated/README.md").read_text()
+    assert card.startswith((calibrated_project / "merged/README.md").read_text())
     for task, row in facts["tasks"].items():
         assert row["samples"] == 48  # all there are
         assert row["used"]
         assert 0 <= row["error"] < row["before"]
         assert row["strength"] > 0
         assert row["spread"] == 1 if task == "score" else 1 <= row["spread"] <= 2
-        assert record(made / "calibrated/tasks" / task) == {"settings": facts["settings"], **row}
+        assert record(calibrated_project / "calibrated/tasks" / task) == {"settings": facts["settings"], **row}
         assert f"| {task} | 48 | {row['before']:.3g} |" in card
-    run = osrm("calibrate", "merged", "--out", "again", "--json", cwd=made)
+    run = osrm("calibrate", "merged", "--out", "again", "--json", cwd=calibrated_project)
     assert json.loads(run.stdout) == {"path": "again", "tasks": facts["tasks"]}
-    same(made / "again", made / "calibrated")
-    shown = osrm("calibrate", "merged", "--out", "again", "--overwrite", cwd=made).stdout
+    same(calibrated_project / "again", calibrated_project / "calibrated")
+    shown = osrm("calibrate", "merged", "--out", "again", "--overwrite", cwd=calibrated_project).stdout
     assert all(word in shown for word in (*LABELS, "before", "after", "calibrated"))
 
 
 @pytest.mark.parametrize("task", LABELS)
-def test_the_written_head_is_the_map_and_then_the_old_head(made: Path, tiny: Callable[[str], Path], task: str) -> None:
+def test_the_written_head_is_the_map_and_then_the_old_head(
+    calibrated_project: Path, tiny_model: Callable[[str], Path], task: str
+) -> None:
     """Through plain PEFT, beside a map that is fitted here from the same texts."""
-    place = tiny("bert")
+    place = tiny_model("bert")
     tokenizer = load_tokenizer(place)
-    adapter = Adapter.open(made / "adapters" / task)
+    adapter = Adapter.open(calibrated_project / "adapters" / task)
     sample = task_data.draw_texts([adapter], None, 128, 0)[0]
     encodings = tokenize_examples(tokenizer, sample.data.examples, sample.max_length)
     rest = (encodings, tokenizer, torch.device("cpu"), 32, lambda _: None)
 
     def peft(folder: str) -> PeftModel:
         model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=LABELS[task])
-        return PeftModel.from_pretrained(model, str(made / folder)).eval()
+        return PeftModel.from_pretrained(model, str(calibrated_project / folder)).eval()
 
     single = heads.compute_representations(peft(f"adapters/{task}"), *rest)
     merged = heads.compute_representations(peft(f"merged/tasks/{task}"), *rest)
@@ -115,33 +122,38 @@ def test_the_written_head_is_the_map_and_then_the_old_head(made: Path, tiny: Cal
     expected = linear(merged.double() @ found.M + found.shift, layer.weight.double(), layer.bias.double())
     logits = compute_logits(peft(f"calibrated/tasks/{task}"), *rest)
     torch.testing.assert_close(logits.double(), expected, atol=1e-5, rtol=1e-5)
-    assert record(made / "calibrated")["tasks"][task]["error"] == pytest.approx(found.error, rel=1e-3)
+    assert record(calibrated_project / "calibrated")["tasks"][task]["error"] == pytest.approx(found.error, rel=1e-3)
 
 
-def test_merge_calibrate_is_merge_and_then_calibrate(made: Path) -> None:
-    run = osrm("merge", *ADAPTERS, "--lambda", 0.5, "--calibrate", "--out", "one", cwd=made)
+def test_merge_calibrate_is_merge_and_then_calibrate(calibrated_project: Path) -> None:
+    run = osrm("merge", *ADAPTERS, "--lambda", 0.5, "--calibrate", "--out", "one", cwd=calibrated_project)
     assert run.code == 0, run
-    same(made / "one", made / "calibrated")
+    same(calibrated_project / "one", calibrated_project / "calibrated")
     run = osrm(
         *("merge", *ADAPTERS, "--lambda", 0.5, "--calibrate", "--samples", 9, "--seed", 3, "--out", "two", "--json"),
-        cwd=made,
+        cwd=calibrated_project,
     )
-    assert osrm("calibrate", "merged", "--samples", 9, "--seed", 3, "--out", "three", cwd=made).code == 0
-    same(made / "two", made / "three")
-    assert json.loads(run.stdout)["calibration"] == record(made / "three")["tasks"]
-    assert record(made / "two")["tasks"]["pair"]["samples"] == 9
-    assert head(made / "two/tasks/pair")["classifier.bias"].ne(head(made / "one/tasks/pair")["classifier.bias"]).any()
+    assert osrm("calibrate", "merged", "--samples", 9, "--seed", 3, "--out", "three", cwd=calibrated_project).code == 0
+    same(calibrated_project / "two", calibrated_project / "three")
+    assert json.loads(run.stdout)["calibration"] == record(calibrated_project / "three")["tasks"]
+    assert record(calibrated_project / "two")["tasks"]["pair"]["samples"] == 9
+    assert (
+        head(calibrated_project / "two/tasks/pair")["classifier.bias"]
+        .ne(head(calibrated_project / "one/tasks/pair")["classifier.bias"])
+        .any()
+    )
 
 
-def test_eval_reads_the_result(work: Path) -> None:
-    assert osrm("eval", "merged", cwd=work).code == 0
-    assert osrm("calibrate", cwd=work).code == 0
-    assert not (work / "calibrated/scores.json").exists()  # those of merged are not its own
-    run = osrm("eval", "calibrated", "--json", cwd=work)
+def test_eval_reads_the_result(project_copy: Path) -> None:
+    assert osrm("eval", "merged", cwd=project_copy).code == 0
+    assert osrm("calibrate", cwd=project_copy).code == 0
+    assert not (project_copy / "calibrated/scores.json").exists()  # those of merged are not its own
+    run = osrm("eval", "calibrated", "--json", cwd=project_copy)
     assert run.code == 0, run
     found = json.loads(run.stdout)["tasks"]
     assert {task: row["single"] for task, row in found.items()} == {
-        task: row["single"] for task, row in json.loads((work / "merged/scores.json").read_text())["tasks"].items()
+        task: row["single"]
+        for task, row in json.loads((project_copy / "merged/scores.json").read_text())["tasks"].items()
     }
 
 
@@ -169,11 +181,11 @@ def spoil(rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("change", [permute, drop, spoil])
-def test_labels_are_never_read(made: Path, words: Path, tmp_path: Path, change: Any) -> None:
+def test_labels_are_never_read(calibrated_project: Path, text_tasks: Path, tmp_path: Path, change: Any) -> None:
     for name in ("as they are", "changed"):
-        shutil.copytree(words, tmp_path / name / "data")
-        shutil.copytree(made / "merged", tmp_path / name / "merged")
-        shutil.copytree(made / "adapters", tmp_path / name / "adapters")
+        shutil.copytree(text_tasks, tmp_path / name / "data")
+        shutil.copytree(calibrated_project / "merged", tmp_path / name / "merged")
+        shutil.copytree(calibrated_project / "adapters", tmp_path / name / "adapters")
     change_labels(tmp_path / "changed/data", change)
     for name in ("as they are", "changed"):
         run = osrm("calibrate", "-q", "--data", "data", cwd=tmp_path / name)
@@ -181,37 +193,37 @@ def test_labels_are_never_read(made: Path, words: Path, tmp_path: Path, change: 
     same(tmp_path / "as they are/calibrated", tmp_path / "changed/calibrated")
 
 
-def test_a_lone_adapter_keeps_its_head(made: Path) -> None:
-    assert osrm("merge", "adapters/mood", "--lambda", 1, "--out", "alone", cwd=made).code == 0
-    run = osrm("calibrate", "alone", "--out", "alone-calibrated", cwd=made)
+def test_a_lone_adapter_keeps_its_head(calibrated_project: Path) -> None:
+    assert osrm("merge", "adapters/mood", "--lambda", 1, "--out", "alone", cwd=calibrated_project).code == 0
+    run = osrm("calibrate", "alone", "--out", "alone-calibrated", cwd=calibrated_project)
     assert run.code == 0, run
     assert "kept" in run.stdout
-    row = record(made / "alone-calibrated")["tasks"]["mood"]
+    row = record(calibrated_project / "alone-calibrated")["tasks"]["mood"]
     assert not row["used"]
     assert row["error"] >= row["before"]
-    ours, theirs = (made / name / "tasks/mood" / WEIGHTS for name in ("alone-calibrated", "alone"))
+    ours, theirs = (calibrated_project / name / "tasks/mood" / WEIGHTS for name in ("alone-calibrated", "alone"))
     assert ours.read_bytes() == theirs.read_bytes()
-    assert "| as merged |" in (made / "alone-calibrated/README.md").read_text()
+    assert "| as merged |" in (calibrated_project / "alone-calibrated/README.md").read_text()
 
 
-def test_every_form(made: Path) -> None:
+def test_every_form(calibrated_project: Path) -> None:
     """A whole model's heads are those of the adapter that has the same update; a task-aware merge has its own."""
     for form, *words in (("model", "--lambda", 0.5, "--as", "model"), ("aware", "--method", "emr")):
-        assert osrm("merge", *ADAPTERS, *words, "--out", form, cwd=made).code == 0
-        run = osrm("calibrate", form, "--out", f"{form}-calibrated", cwd=made)
+        assert osrm("merge", *ADAPTERS, *words, "--out", form, cwd=calibrated_project).code == 0
+        run = osrm("calibrate", form, "--out", f"{form}-calibrated", cwd=calibrated_project)
         assert run.code == 0, run
-        assert listing(made / form) == listing(made / f"{form}-calibrated")
-        run = osrm("merge", *ADAPTERS, *words, "--calibrate", "--out", f"{form}-at-once", cwd=made)
+        assert listing(calibrated_project / form) == listing(calibrated_project / f"{form}-calibrated")
+        run = osrm("merge", *ADAPTERS, *words, "--calibrate", "--out", f"{form}-at-once", cwd=calibrated_project)
         assert run.code == 0, run
-        same(made / f"{form}-calibrated", made / f"{form}-at-once")
-        assert osrm("eval", f"{form}-calibrated", cwd=made).code == 0
-        (made / f"{form}-calibrated/scores.json").unlink()
+        same(calibrated_project / f"{form}-calibrated", calibrated_project / f"{form}-at-once")
+        assert osrm("eval", f"{form}-calibrated", cwd=calibrated_project).code == 0
+        (calibrated_project / f"{form}-calibrated/scores.json").unlink()
     for task in LABELS:
-        for name, tensor in head(made / "calibrated/tasks" / task).items():
-            found, scale = head(made / "model-calibrated/tasks" / task)[name], float(tensor.abs().max())
+        for name, tensor in head(calibrated_project / "calibrated/tasks" / task).items():
+            found, scale = head(calibrated_project / "model-calibrated/tasks" / task)[name], float(tensor.abs().max())
             # Adding the update in two ways rounds differently, and a tiny model's map is ill-conditioned.
             torch.testing.assert_close(found, tensor, atol=5e-3 * scale, rtol=5e-3)
-        row = record(made / "aware-calibrated")["tasks"][task]
+        row = record(calibrated_project / "aware-calibrated")["tasks"][task]
         assert row["error"] < row["before"] if row["used"] else row["error"] >= row["before"]
 
 
@@ -219,11 +231,11 @@ HEADS = {"llama": "score", "t5": "classification_head.out_proj", "roberta": "cla
 
 
 @pytest.mark.parametrize("family", HEADS)
-def test_other_heads(family: str, tiny: Callable[[str], Path], words: Path, tmp_path: Path) -> None:
+def test_other_heads(family: str, tiny_model: Callable[[str], Path], text_tasks: Path, tmp_path: Path) -> None:
     """Merged and calibrated at once; plain PEFT loads it without a warning, which would be an error here."""
     targets = {"llama": ["q_proj", "v_proj"], "t5": ["q", "v"], "roberta": ["query", "value"]}[family]
     for seed, task in enumerate(("mood", "pair")):
-        model = AutoModelForSequenceClassification.from_pretrained(tiny(family), num_labels=LABELS[task])
+        model = AutoModelForSequenceClassification.from_pretrained(tiny_model(family), num_labels=LABELS[task])
         config = LoraConfig(
             task_type="SEQ_CLS", target_modules=targets, modules_to_save=[HEADS[family].partition(".")[0]], r=3
         )
@@ -234,7 +246,8 @@ def test_other_heads(family: str, tiny: Callable[[str], Path], words: Path, tmp_
                 parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
         adapter.save_pretrained(str(tmp_path / task))
     run = osrm(
-        *("merge", "mood", "pair", "--lambda", 1, "--calibrate", "--data", words, "--model", tiny(family)), cwd=tmp_path
+        *("merge", "mood", "pair", "--lambda", 1, "--calibrate", "--data", text_tasks, "--model", tiny_model(family)),
+        cwd=tmp_path,
     )
     assert run.code == 0, run
     old, new = head(tmp_path / "mood"), head(tmp_path / "merged/tasks/mood")
@@ -244,62 +257,62 @@ def test_other_heads(family: str, tiny: Callable[[str], Path], words: Path, tmp_
     assert (f"{HEADS[family]}.bias" in new) == (family != "llama")
     row = record(tmp_path / "merged")["tasks"]["mood"]
     assert row["error"] < row["before"]
-    fresh = AutoModelForSequenceClassification.from_pretrained(tiny(family), num_labels=2)
+    fresh = AutoModelForSequenceClassification.from_pretrained(tiny_model(family), num_labels=2)
     loaded = PeftModel.from_pretrained(fresh, str(tmp_path / "merged/tasks/mood"))
     name, layer = heads.find_head_layer(loaded)
     assert torch.equal(layer.weight, new[f"{name}.weight"])
 
 
-def test_adapters_that_have_moved(work: Path) -> None:
-    assert osrm("calibrate", "--out", "before", cwd=work).code == 0
-    (work / "adapters").rename(work / "elsewhere")
-    (work / "elsewhere/mood").rename(work / "elsewhere/renamed")
-    run = osrm("calibrate", cwd=work)
+def test_adapters_that_have_moved(project_copy: Path) -> None:
+    assert osrm("calibrate", "--out", "before", cwd=project_copy).code == 0
+    (project_copy / "adapters").rename(project_copy / "elsewhere")
+    (project_copy / "elsewhere/mood").rename(project_copy / "elsewhere/renamed")
+    run = osrm("calibrate", cwd=project_copy)
     assert run.error.startswith("the adapter that 'mood' was merged from is not available: ")
     assert "adapters/mood" in run.error
     assert "--adapters FOLDER" in run.stderr
-    assert not (work / "calibrated").exists()
-    run = osrm("calibrate", "--adapters", "elsewhere", cwd=work)
+    assert not (project_copy / "calibrated").exists()
+    run = osrm("calibrate", "--adapters", "elsewhere", cwd=project_copy)
     assert run.code == 0, run
-    same(work / "calibrated", work / "before")
+    same(project_copy / "calibrated", project_copy / "before")
 
 
-def test_adapters_that_have_changed(work: Path) -> None:
-    path = work / "adapters/mood" / WEIGHTS
+def test_adapters_that_have_changed(project_copy: Path) -> None:
+    path = project_copy / "adapters/mood" / WEIGHTS
     save_file({name: tensor * 2 for name, tensor in load_file(path).items()}, path)
-    run = osrm("calibrate", cwd=work)
+    run = osrm("calibrate", cwd=project_copy)
     assert run.error == "adapters/mood has changed since 'mood' was merged from it"
-    run = osrm("calibrate", "--adapters", "adapters", cwd=work)
+    run = osrm("calibrate", "--adapters", "adapters", cwd=project_copy)
     assert run.error == "none of the 3 adapters in adapters is the one that 'mood' was merged from"
 
 
-def test_refusals(made: Path) -> None:
-    before = listing(made)
+def test_refusals(calibrated_project: Path) -> None:
+    before = listing(calibrated_project)
     for words, error in (
         (("calibrated", "--out", "x"), "calibrated is calibrated already"),
         (("adapters/mood", "--out", "x"), "adapters/mood is not a merged folder"),
         (("nowhere", "--out", "x"), "nowhere is missing"),
         (("merged",), "calibrated exists already"),
         (("merged", "--out", "x", "--data", "nowhere"), "no data folder nowhere"),
-        (("merged", "--out", "x", "--model", made / "nowhere"), "is neither a folder nor"),
+        (("merged", "--out", "x", "--model", calibrated_project / "nowhere"), "is neither a folder nor"),
     ):
-        run = osrm("calibrate", *words, cwd=made)
+        run = osrm("calibrate", *words, cwd=calibrated_project)
         assert (run.code, run.stdout) == (1, "")
         assert error in run.error
-    assert osrm("calibrate", "merged", "--samples", 2, "--out", "x", cwd=made).code == 2
-    run = osrm("calibrate", "merged", "--out", "x", "--dry-run", cwd=made)
+    assert osrm("calibrate", "merged", "--samples", 2, "--out", "x", cwd=calibrated_project).code == 2
+    run = osrm("calibrate", "merged", "--out", "x", "--dry-run", cwd=calibrated_project)
     assert (run.code, run.stdout) == (0, "would write x: mood, pair, score\n")
-    run = osrm("merge", *ADAPTERS, "--samples", 9, "--out", "x", cwd=made)
+    run = osrm("merge", *ADAPTERS, "--samples", 9, "--out", "x", cwd=calibrated_project)
     assert run.error == "method task-arith does not use --samples"
-    assert listing(made) == before
+    assert listing(calibrated_project) == before
 
 
-def test_merged_without_heads(work: Path) -> None:
+def test_merged_without_heads(project_copy: Path) -> None:
     for task in LABELS:
-        path = work / "adapters" / task / WEIGHTS
+        path = project_copy / "adapters" / task / WEIGHTS
         save_file({name: tensor for name, tensor in load_file(path).items() if "lora_" in name}, path)
-    run = osrm("merge", *ADAPTERS, "--calibrate", "--out", "x", cwd=work)
+    run = osrm("merge", *ADAPTERS, "--calibrate", "--out", "x", cwd=project_copy)
     assert run.error == "no adapter has a head that could be calibrated"
-    assert osrm("merge", *ADAPTERS, "--out", "x", cwd=work).code == 0
-    run = osrm("calibrate", "x", cwd=work)
+    assert osrm("merge", *ADAPTERS, "--out", "x", cwd=project_copy).code == 0
+    run = osrm("calibrate", "x", cwd=project_copy)
     assert run.error == "x contains no head, only the merged update"

@@ -36,30 +36,30 @@ def test_epsilon_is_the_analytical_gaussian_mechanism_s(sigma: float, mechanisms
 
 
 @needs_accountant
-def test_the_file_holds_the_mean_and_its_price_alone(work: Path) -> None:
-    run = osrm(*ARGS, "new", "--private", 30, "--clip", 2.5, "--json", cwd=work)
+def test_the_file_holds_the_mean_and_its_price_alone(project_copy: Path) -> None:
+    run = osrm(*ARGS, "new", "--private", 30, "--clip", 2.5, "--json", cwd=project_copy)
     assert run.code == 0, run
-    held = load_file(work / "new/mood.safetensors")
+    held = load_file(project_copy / "new/mood.safetensors")
     assert {name.rpartition(".")[2] for name in held} == {"mean"}
-    features = FeaturesFile.open(work / "new/mood.safetensors")
+    features = FeaturesFile.open(project_copy / "new/mood.safetensors")
     mechanisms = len(held)
     price = {"sigma": 30.0, "clip": 2.5, "delta": 1e-5, "epsilon": privacy_epsilon(30, mechanisms)}
     assert features.record["private"] == {**price, "mechanisms": mechanisms}
     assert json.loads(run.stdout)["features"]["mood"]["private"] == features.record["private"]
     assert features.record["data"]["sha256"] is None
     assert (features.examples, features.tokens) == (20, 20)
-    assert "epsilon " in osrm(*ARGS, "text", "--private", 30, "--clip", 2.5, cwd=work).stdout
+    assert "epsilon " in osrm(*ARGS, "text", "--private", 30, "--clip", 2.5, cwd=project_copy).stdout
 
 
 @needs_accountant
-def test_noise_has_its_size_and_no_seed(work: Path) -> None:
+def test_noise_has_its_size_and_no_seed(project_copy: Path) -> None:
     sigma, clip = 0.5, 1.5
-    osrm(*ARGS, "plain", "--statistic", "samples", cwd=work)
-    plain = load_file(work / "plain/mood.safetensors")
+    osrm(*ARGS, "plain", "--statistic", "samples", cwd=project_copy)
+    plain = load_file(project_copy / "plain/mood.safetensors")
     noise = []
     for out in ("a", "b"):
-        assert osrm(*ARGS, out, "--private", sigma, "--clip", clip, cwd=work).code == 0
-        held = load_file(work / out / "mood.safetensors")
+        assert osrm(*ARGS, out, "--private", sigma, "--clip", clip, cwd=project_copy).code == 0
+        held = load_file(project_copy / out / "mood.safetensors")
         for name, mean in held.items():
             samples = plain[name.replace(".mean", ".samples")].double()
             clipped = samples * (clip / samples.norm(dim=1, keepdim=True).clamp(min=clip))
@@ -70,9 +70,9 @@ def test_noise_has_its_size_and_no_seed(work: Path) -> None:
 
 
 @needs_accountant
-def test_private_means_serve_osrm(work: Path) -> None:
-    osrm("collect", "--samples", 20, "--private", 5, "--clip", 2, "--out", "new", cwd=work)
-    assert osrm("init", "--each", "--features", "new", "--rank", 2, "--out", "s", cwd=work).code == 0
+def test_private_means_serve_osrm(project_copy: Path) -> None:
+    osrm("collect", "--samples", 20, "--private", 5, "--clip", 2, "--out", "new", cwd=project_copy)
+    assert osrm("init", "--each", "--features", "new", "--rank", 2, "--out", "s", cwd=project_copy).code == 0
 
 
 @needs_accountant
@@ -84,28 +84,28 @@ def test_private_means_serve_osrm(work: Path) -> None:
         (("--shard", "1/2"), "--private and --shard exclude one another"),
     ],
 )
-def test_nothing_raw_beside_it(work: Path, more: tuple[str, ...], error: str) -> None:
-    run = osrm(*ARGS, "new", "--private", 5, "--clip", 2, *more, cwd=work)
+def test_nothing_raw_beside_it(project_copy: Path, more: tuple[str, ...], error: str) -> None:
+    run = osrm(*ARGS, "new", "--private", 5, "--clip", 2, *more, cwd=project_copy)
     assert run.code == 1
     assert run.error.startswith(error)
-    assert not (work / "new").exists()
+    assert not (project_copy / "new").exists()
 
 
 @pytest.mark.parametrize("alone", [("--private", 5), ("--clip", 2)])
-def test_sigma_and_clip_go_together(work: Path, alone: tuple[object, ...]) -> None:
-    assert osrm(*ARGS, "new", *alone, cwd=work).code == 2
+def test_sigma_and_clip_go_together(project_copy: Path, alone: tuple[object, ...]) -> None:
+    assert osrm(*ARGS, "new", *alone, cwd=project_copy).code == 2
 
 
 @pytest.mark.parametrize(("sigma", "clip"), [(0, 1), (-1, 1), (1, 0), (1, -2), ("nan", 1), (1, "nan")])
-def test_values_that_protect_nobody(work: Path, sigma: object, clip: object) -> None:
-    run = osrm(*ARGS, "new", f"--private={sigma}", f"--clip={clip}", cwd=work)
+def test_values_that_protect_nobody(project_copy: Path, sigma: object, clip: object) -> None:
+    run = osrm(*ARGS, "new", f"--private={sigma}", f"--clip={clip}", cwd=project_copy)
     assert run.code == 1
     assert "above 0" in run.error
-    assert not (work / "new").exists()
+    assert not (project_copy / "new").exists()
 
 
-def test_without_the_accountant_the_way_to_it_is_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_accountant_the_way_to_it_is_told(project_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    run = osrm(*ARGS, "new", "--private", 5, "--clip", 2, cwd=work)
+    run = osrm(*ARGS, "new", "--private", 5, "--clip", 2, cwd=project_copy)
     assert (run.code, run.error) == (1, "a private mean needs the accountant dp-accounting, which is not installed")
     assert "hint: pip install dp-accounting" in run.stderr

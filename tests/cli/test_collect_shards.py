@@ -22,48 +22,54 @@ ARGS = ("--samples", 20, "--batch-size", 3)
 QUERY = "bert.encoder.layer.1.attention.self.query"
 
 
-def collect(work: Path, *more: object, task: str = "mood") -> None:
-    run = osrm("collect", "--task", task, *ARGS, *more, cwd=work)
+def collect(project_copy: Path, *more: object, task: str = "mood") -> None:
+    run = osrm("collect", "--task", task, *ARGS, *more, cwd=project_copy)
     assert run.code == 0, run
 
 
-def in_shards(work: Path, count: int, *more: object, out: str = "parts", task: str = "mood") -> None:
+def in_shards(project_copy: Path, count: int, *more: object, out: str = "parts", task: str = "mood") -> None:
     for index in range(1, count + 1):
-        collect(work, "--shard", f"{index}/{count}", "--out", out, *more, task=task)
+        collect(project_copy, "--shard", f"{index}/{count}", "--out", out, *more, task=task)
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])  # of seven batches: one share is empty
-def test_merged_shards_are_the_whole(work: Path, count: int) -> None:
-    in_shards(work, count, *ALL)
-    collect(work, *ALL, "--out", "whole")
-    assert osrm("collect", "--merge-shards", "--out", "parts", cwd=work).code == 0
-    merged, whole = load_file(work / "parts/mood.safetensors"), load_file(work / "whole/mood.safetensors")
+def test_merged_shards_are_the_whole(project_copy: Path, count: int) -> None:
+    in_shards(project_copy, count, *ALL)
+    collect(project_copy, *ALL, "--out", "whole")
+    assert osrm("collect", "--merge-shards", "--out", "parts", cwd=project_copy).code == 0
+    merged, whole = (
+        load_file(project_copy / "parts/mood.safetensors"),
+        load_file(project_copy / "whole/mood.safetensors"),
+    )
     assert merged.keys() == whole.keys()
     for name, tensor in whole.items():
         if not name.endswith("sketch:4"):
             torch.testing.assert_close(merged[name], tensor, rtol=2e-7, atol=1e-9)
-    facts = dict(FeaturesFile.open(work / "parts/mood.safetensors").record)
+    facts = dict(FeaturesFile.open(project_copy / "parts/mood.safetensors").record)
     bounds = facts.pop("bounds")
-    expected = dict(FeaturesFile.open(work / "whole/mood.safetensors").record)
+    expected = dict(FeaturesFile.open(project_copy / "whole/mood.safetensors").record)
     assert expected.pop("bounds").keys() == bounds.keys()
     assert facts == expected
 
 
-def test_sums_of_shards_are_exact(work: Path) -> None:
+def test_sums_of_shards_are_exact(project_copy: Path) -> None:
     """In float64, before anything is rounded to what the file holds."""
-    in_shards(work, 3, "--statistic", "second-moment")
-    collect(work, "--shard", "1/1", "--statistic", "second-moment", "--out", "whole")
-    whole = load_file(work / "whole/mood.shard-1-of-1.safetensors")
-    parts = [load_file(path) for path in shards.find_shards(work / "parts/mood.safetensors")]
+    in_shards(project_copy, 3, "--statistic", "second-moment")
+    collect(project_copy, "--shard", "1/1", "--statistic", "second-moment", "--out", "whole")
+    whole = load_file(project_copy / "whole/mood.shard-1-of-1.safetensors")
+    parts = [load_file(path) for path in shards.find_shards(project_copy / "parts/mood.safetensors")]
     for name, tensor in whole.items():
         total = sum(part[name] for part in parts)
         assert torch.equal(total, tensor) if tensor.dim() == 0 else (total - tensor).norm() <= 1e-14 * tensor.norm()
 
 
-def test_a_merged_sketch_keeps_its_bound(work: Path) -> None:
-    in_shards(work, 3, "--statistic", "sketch:4", "--statistic", "second-moment")
-    osrm("collect", "--task", "mood", "--merge-shards", "--out", "parts", cwd=work)
-    held, facts = load_file(work / "parts/mood.safetensors"), FeaturesFile.open(work / "parts/mood.safetensors").record
+def test_a_merged_sketch_keeps_its_bound(project_copy: Path) -> None:
+    in_shards(project_copy, 3, "--statistic", "sketch:4", "--statistic", "second-moment")
+    osrm("collect", "--task", "mood", "--merge-shards", "--out", "parts", cwd=project_copy)
+    held, facts = (
+        load_file(project_copy / "parts/mood.safetensors"),
+        FeaturesFile.open(project_copy / "parts/mood.safetensors").record,
+    )
     bound = facts["bounds"][f"{QUERY}.sketch:4"]
     C, S = held[f"{QUERY}.second-moment"].double() * facts["tokens"], held[f"{QUERY}.sketch:4"].double()
     lacking = torch.linalg.eigvalsh(C - S.T @ S)
@@ -72,78 +78,80 @@ def test_a_merged_sketch_keeps_its_bound(work: Path) -> None:
     assert 0 < lacking.max() <= bound["error"] * (1 + 1e-5)
 
 
-def test_a_set_of_shards_serves_as_the_file(work: Path) -> None:
-    (work / "features/pair.safetensors").unlink()
-    in_shards(work, 2, *ALL[:6], out="features", task="pair")
+def test_a_set_of_shards_serves_as_the_file(project_copy: Path) -> None:
+    (project_copy / "features/pair.safetensors").unlink()
+    in_shards(project_copy, 2, *ALL[:6], out="features", task="pair")
     for objective in ("osrm", "gevd"):
         args = ("init", "--each", "--objective", objective, "--overwrite", "--out")
-        assert osrm(*args, "from-parts", cwd=work).code == 0
-        assert osrm("collect", "--merge-shards", "--out", "features", "--overwrite", cwd=work).code == 0
-        assert osrm(*args, "from-whole", cwd=work).code == 0
-        (work / "features/pair.safetensors").unlink()
+        assert osrm(*args, "from-parts", cwd=project_copy).code == 0
+        assert osrm("collect", "--merge-shards", "--out", "features", "--overwrite", cwd=project_copy).code == 0
+        assert osrm(*args, "from-whole", cwd=project_copy).code == 0
+        (project_copy / "features/pair.safetensors").unlink()
         for task in ("mood", "score"):
-            ours, theirs = (work / out / task / "adapter_model.safetensors" for out in ("from-parts", "from-whole"))
+            ours, theirs = (
+                project_copy / out / task / "adapter_model.safetensors" for out in ("from-parts", "from-whole")
+            )
             assert ours.read_bytes() == theirs.read_bytes()
-    read = json.loads((work / "from-parts/mood/osrm.json").read_text())["inputs"]
+    read = json.loads((project_copy / "from-parts/mood/osrm.json").read_text())["inputs"]
     parts = [f"features/pair.shard-{i}-of-2.safetensors" for i in (1, 2)]
     assert [entry["path"] for entry in read] == ["features/mood.safetensors", *parts, "features/score.safetensors"]
 
 
-def test_regmean_reads_a_set_of_shards(work: Path) -> None:
+def test_regmean_reads_a_set_of_shards(project_copy: Path) -> None:
     merge = ("merge", "adapters/mood", "adapters/pair", "--method", "regmean", "--out")
-    (work / "features/pair.safetensors").unlink()
-    in_shards(work, 2, out="features", task="pair")
-    assert osrm(*merge, "parts", cwd=work).code == 0
-    used = json.loads((work / "parts/osrm.json").read_text())["features"]
+    (project_copy / "features/pair.safetensors").unlink()
+    in_shards(project_copy, 2, out="features", task="pair")
+    assert osrm(*merge, "parts", cwd=project_copy).code == 0
+    used = json.loads((project_copy / "parts/osrm.json").read_text())["features"]
     assert len(used) == 3
 
 
-def test_an_incomplete_set_names_what_is_missing(work: Path) -> None:
-    in_shards(work, 4)
+def test_an_incomplete_set_names_what_is_missing(project_copy: Path) -> None:
+    in_shards(project_copy, 4)
     for index in (2, 4):
-        (work / f"parts/mood.shard-{index}-of-4.safetensors").unlink()
+        (project_copy / f"parts/mood.shard-{index}-of-4.safetensors").unlink()
     wanted = "parts lacks shards 2, 4 of 4 of task 'mood'"
-    run = osrm("init", "--exclude", "pair", "--features", "parts", "--out", "new", cwd=work)
+    run = osrm("init", "--exclude", "pair", "--features", "parts", "--out", "new", cwd=project_copy)
     assert (run.code, run.error) == (1, wanted)
-    run = osrm("collect", "--merge-shards", "--out", "parts", cwd=work)
+    run = osrm("collect", "--merge-shards", "--out", "parts", cwd=project_copy)
     assert (run.code, run.error) == (1, wanted)
     assert "hint: osrm collect --task mood --shard 2/4" in run.stderr
 
 
-def test_shards_that_do_not_belong_together(work: Path) -> None:
-    in_shards(work, 2)
-    collect(work, "--shard", "2/2", "--seed", 1, "--overwrite", "--out", "parts")
-    run = osrm("collect", "--merge-shards", "--out", "parts", cwd=work)
+def test_shards_that_do_not_belong_together(project_copy: Path) -> None:
+    in_shards(project_copy, 2)
+    collect(project_copy, "--shard", "2/2", "--seed", 1, "--overwrite", "--out", "parts")
+    run = osrm("collect", "--merge-shards", "--out", "parts", cwd=project_copy)
     odd = "parts/mood.shard-2-of-2.safetensors differs from parts/mood.shard-1-of-2.safetensors in its data"
     assert (run.code, run.error) == (1, odd)
-    collect(work, "--shard", "2/2", "--batch-size", 4, "--overwrite", "--out", "parts")
-    assert osrm("collect", "--merge-shards", "--out", "parts", cwd=work).error.endswith("in its shards")
-    collect(work, "--shard", "1/3", "--out", "parts")
-    error = osrm("collect", "--merge-shards", "--out", "parts", cwd=work).error
+    collect(project_copy, "--shard", "2/2", "--batch-size", 4, "--overwrite", "--out", "parts")
+    assert osrm("collect", "--merge-shards", "--out", "parts", cwd=project_copy).error.endswith("in its shards")
+    collect(project_copy, "--shard", "1/3", "--out", "parts")
+    error = osrm("collect", "--merge-shards", "--out", "parts", cwd=project_copy).error
     assert error == "parts holds shards of 2 and of 3 of task 'mood'"
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "1/0", "a/b", "-1/2"])
-def test_a_shard_that_is_none(work: Path, shard: str) -> None:
-    run = osrm("collect", "--task", "mood", f"--shard={shard}", "--out", "new", cwd=work)
+def test_a_shard_that_is_none(project_copy: Path, shard: str) -> None:
+    run = osrm("collect", "--task", "mood", f"--shard={shard}", "--out", "new", cwd=project_copy)
     assert (run.code, run.error) == (1, f"shard '{shard}', expected i/n with i from 1 to n")
 
 
-def test_nothing_to_merge(work: Path) -> None:
-    error = osrm("collect", "--merge-shards", cwd=work).error
+def test_nothing_to_merge(project_copy: Path) -> None:
+    error = osrm("collect", "--merge-shards", cwd=project_copy).error
     assert error == "features holds no shards"
-    error = osrm("collect", "--merge-shards", "--task", "mood", "--out", "new", cwd=work).error
+    error = osrm("collect", "--merge-shards", "--task", "mood", "--out", "new", cwd=project_copy).error
     assert error == "new holds no shards of task 'mood'"
 
 
-def test_merging_refuses_what_exists_and_can_be_tried(work: Path) -> None:
-    in_shards(work, 2)
-    before = listing(work)
-    run = osrm("collect", "--merge-shards", "--out", "parts", "--dry-run", "--json", cwd=work)
+def test_merging_refuses_what_exists_and_can_be_tried(project_copy: Path) -> None:
+    in_shards(project_copy, 2)
+    before = listing(project_copy)
+    run = osrm("collect", "--merge-shards", "--out", "parts", "--dry-run", "--json", cwd=project_copy)
     assert json.loads(run.stdout) == {"would_write": ["parts/mood.safetensors"]}
-    assert listing(work) == before
+    assert listing(project_copy) == before
     for code in (0, 1):
-        assert osrm("collect", "--merge-shards", "--out", "parts", cwd=work).code == code
+        assert osrm("collect", "--merge-shards", "--out", "parts", cwd=project_copy).code == code
 
 
 def two_processes(launch: Callable[..., list[subprocess.Popen[str]]], *args: object) -> str:
@@ -176,19 +184,21 @@ def begin(command: list[str], settings: dict[str, str]) -> subprocess.Popen[str]
 @pytest.mark.slow
 @pytest.mark.parametrize("launch", [by_torchrun, by_mpi])
 def test_processes_of_a_launcher_share_the_work(
-    work: Path, monkeypatch: pytest.MonkeyPatch, launch: Callable[..., list[subprocess.Popen[str]]]
+    project_copy: Path, monkeypatch: pytest.MonkeyPatch, launch: Callable[..., list[subprocess.Popen[str]]]
 ) -> None:
-    monkeypatch.chdir(work)
+    monkeypatch.chdir(project_copy)
     names = ("--task", "mood", "--task", "score")
     args = ("collect", *names, *ARGS, *ALL, "--json", "--out")
     stdout = two_processes(launch, *args, "many")
     assert json.loads(stdout)["features"]["mood"]["examples"] == 20  # one line, of the first process
-    assert osrm(*args, "one", cwd=work).code == 0
+    assert osrm(*args, "one", cwd=project_copy).code == 0
     for task in ("mood", "score"):
-        ours, theirs = (load_file(work / out / f"{task}.safetensors") for out in ("many", "one"))
+        ours, theirs = (load_file(project_copy / out / f"{task}.safetensors") for out in ("many", "one"))
         for name, tensor in theirs.items():
             if not name.endswith("sketch:4"):
                 torch.testing.assert_close(ours[name], tensor, rtol=2e-7, atol=1e-9)
-        ours, theirs = (dict(FeaturesFile.open(work / out / f"{task}.safetensors").record) for out in ("many", "one"))
+        ours, theirs = (
+            dict(FeaturesFile.open(project_copy / out / f"{task}.safetensors").record) for out in ("many", "one")
+        )
         assert ours.pop("bounds").keys() == theirs.pop("bounds").keys()
         assert ours == theirs

@@ -18,24 +18,24 @@ def seed_of(folder: Path, *more: object, env: dict[str, str] | None = None) -> i
     return int(json.loads((folder / "new/mood/osrm.json").read_text())["settings"]["seed"])
 
 
-def test_order(work: Path) -> None:
-    assert seed_of(work) == 0
-    (work / "osrm.toml").write_text("seed = 5\n[train]\nseed = 9\n")
-    assert seed_of(work) == 5
-    (work / "osrm.toml").write_text("seed = 5\n[init]\nseed = 6\n")
-    assert seed_of(work) == 6
-    assert seed_of(work, env={"OSRM_SEED": "7"}) == 7
-    assert seed_of(work, "--seed", 8, env={"OSRM_SEED": "7"}) == 8
+def test_order(project_copy: Path) -> None:
+    assert seed_of(project_copy) == 0
+    (project_copy / "osrm.toml").write_text("seed = 5\n[train]\nseed = 9\n")
+    assert seed_of(project_copy) == 5
+    (project_copy / "osrm.toml").write_text("seed = 5\n[init]\nseed = 6\n")
+    assert seed_of(project_copy) == 6
+    assert seed_of(project_copy, env={"OSRM_SEED": "7"}) == 7
+    assert seed_of(project_copy, "--seed", 8, env={"OSRM_SEED": "7"}) == 8
 
 
-def test_lists_and_switches(work: Path) -> None:
-    (work / "osrm.toml").write_text(
-        (work / "osrm.toml").read_text()
+def test_lists_and_switches(project_copy: Path) -> None:
+    (project_copy / "osrm.toml").write_text(
+        (project_copy / "osrm.toml").read_text()
         + '[collect]\ntask = ["mood", "pair"]\nstatistic = ["mean"]\nout = "new"\njson = true\n'
     )
-    run = osrm("collect", cwd=work)
+    run = osrm("collect", cwd=project_copy)
     assert set(json.loads(run.stdout)["features"]) == {"mood", "pair"}
-    run = osrm("collect", "--task", "score", cwd=work)
+    run = osrm("collect", "--task", "score", cwd=project_copy)
     assert set(json.loads(run.stdout)["features"]) == {"score"}
 
 

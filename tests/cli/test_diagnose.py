@@ -22,16 +22,16 @@ WEIGHTS = "adapter_model.safetensors"
 LAYERS = [f"bert.encoder.layer.{i}.attention.self.{name}" for i in (0, 1) for name in ("query", "value")]
 
 
-def diagnose(work, *words):
-    run = osrm("diagnose", "features", *words, "--overwrite", "--json", "--quiet", cwd=work)
+def diagnose(project_copy, *words):
+    run = osrm("diagnose", "features", *words, "--overwrite", "--json", "--quiet", cwd=project_copy)
     assert run.code == 0, run
     return json.loads(run.stdout)
 
 
-def tokens(base, words, task):
+def tokens(base, text_tasks, task):
     """Inputs of every target layer of the base model, for all tokens that the features were collected from."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    texts = [example.texts for example in draw_examples(load_split(task, words, "train"), 20, 0).examples]
+    texts = [example.texts for example in draw_examples(load_split(task, text_tasks, "train"), 20, 0).examples]
     batch = tokenizer(*map(list, zip(*texts, strict=True)), padding=True, return_tensors="pt")
     model = AutoModelForSequenceClassification.from_pretrained(base).double().eval().requires_grad_(False)
     found = {}
@@ -48,16 +48,16 @@ def tokens(base, words, task):
     return model, found
 
 
-def test_interference_is_that_of_forward_passes(work, tiny, words):
+def test_interference_is_that_of_forward_passes(project_copy, tiny_model, text_tasks):
     """The mean over all real tokens of ``||s B A x||^2 / ||W0 x||^2``, by hooks and PEFT's own update."""
-    found = diagnose(work, *ADAPTERS)
+    found = diagnose(project_copy, *ADAPTERS)
     for u in TASKS:
-        base, inputs = tokens(tiny("bert"), words, u)
+        base, inputs = tokens(tiny_model("bert"), text_tasks, u)
         for t in TASKS:
             bare = AutoModelForSequenceClassification.from_pretrained(
-                tiny("bert"), num_labels=trained_adapters.LABELS[t]
+                tiny_model("bert"), num_labels=trained_adapters.LABELS[t]
             )
-            adapted = PeftModel.from_pretrained(bare, str(work / "adapters" / t))
+            adapted = PeftModel.from_pretrained(bare, str(project_copy / "adapters" / t))
             ratios = []
             for name in LAYERS:
                 x, W = inputs[name], base.get_submodule(name).weight
@@ -68,20 +68,22 @@ def test_interference_is_that_of_forward_passes(work, tiny, words):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
-def test_interference_of_other_architectures(tmp_path, tiny, words, family):
+def test_interference_of_other_architectures(tmp_path, tiny_model, text_tasks, family):
     """Conv1D weights, square and not, are stored the other way round; T5's key and value share an input."""
-    (tmp_path / "osrm.toml").write_text(f'model = "{tiny(family)}"\ndata = "{words}"\nquiet = true\n')
+    (tmp_path / "osrm.toml").write_text(f'model = "{tiny_model(family)}"\ndata = "{text_tasks}"\nquiet = true\n')
     names = [word for name in trained_adapters.TARGETS[family] for word in ("--target-modules", name)]
     kept = ("--statistic", "second-moment", "--samples", 20)
     assert osrm("collect", "--task", "mood", "--task", "pair", *names, *kept, cwd=tmp_path).code == 0
     for task in ("mood", "pair"):
-        trained_adapters.save(tmp_path / "adapters" / task, tiny(family), family, words)
+        trained_adapters.save(tmp_path / "adapters" / task, tiny_model(family), family, text_tasks)
     found = diagnose(tmp_path, "adapters/mood", "adapters/pair")
-    texts = [example.texts[0] for example in draw_examples(load_split("mood", words, "train"), 20, 0).examples]
-    tokenizer = AutoTokenizer.from_pretrained(tiny(family), padding_side="right")
+    texts = [example.texts[0] for example in draw_examples(load_split("mood", text_tasks, "train"), 20, 0).examples]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model(family), padding_side="right")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     batch = tokenizer(texts, padding=True, return_tensors="pt")
-    model = PeftModel.from_pretrained(trained_adapters.bare(tiny(family), "pair"), str(tmp_path / "adapters/pair"))
+    model = PeftModel.from_pretrained(
+        trained_adapters.bare(tiny_model(family), "pair"), str(tmp_path / "adapters/pair")
+    )
     model.base_model.model.config.pad_token_id = tokenizer.pad_token_id
     sums = {}
 
@@ -109,11 +111,11 @@ def test_interference_of_other_architectures(tmp_path, tiny, words, family):
         assert found["interference_by_layer"][name]["pair"]["mood"] == pytest.approx(update / base, rel=1e-4)
 
 
-def test_norms_are_those_of_the_dense_updates(work, tiny):
-    found = diagnose(work, *ADAPTERS)["adapters"]["pair"]
-    base = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=3).requires_grad_(False)
+def test_norms_are_those_of_the_dense_updates(project_copy, tiny_model):
+    found = diagnose(project_copy, *ADAPTERS)["adapters"]["pair"]
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"), num_labels=3).requires_grad_(False)
     whole = sum(float(base.get_submodule(name).weight.square().sum()) for name in LAYERS) ** 0.5
-    adapted = PeftModel.from_pretrained(base, str(work / "adapters/pair")).base_model.model
+    adapted = PeftModel.from_pretrained(base, str(project_copy / "adapters/pair")).base_model.model
     squares = sum(
         float(adapted.get_submodule(name).get_delta_weight("default").detach().square().sum()) for name in LAYERS
     )
@@ -121,11 +123,11 @@ def test_norms_are_those_of_the_dense_updates(work, tiny):
     assert found["relative_norm"] == pytest.approx(squares**0.5 / whole, rel=1e-5)
 
 
-def test_overlap_equals_the_plain_formulas(work, tiny, words):
-    found = diagnose(work, "--energy", 0.9)
+def test_overlap_equals_the_plain_formulas(project_copy, tiny_model, text_tasks):
+    found = diagnose(project_copy, "--energy", 0.9)
     group = found["groups"][1]
     assert group["layers"] == LAYERS[2:]  # query and value share their input
-    moments = {task: (x := tokens(tiny("bert"), words, task)[1][LAYERS[2]]).T @ x / len(x) for task in TASKS}
+    moments = {task: (x := tokens(tiny_model("bert"), text_tasks, task)[1][LAYERS[2]]).T @ x / len(x) for task in TASKS}
     moments = {task: (C / C.trace()).numpy() for task, C in moments.items()}
 
     def space(C):
@@ -154,9 +156,9 @@ def test_overlap_equals_the_plain_formulas(work, tiny, words):
         assert row["least"]["free"] == least <= row["most"]["free"]
 
 
-def rewrite(work, task, moment, width=16):
+def rewrite(project_copy, task, moment, width=16):
     """Give a task's features a second moment of our own in every layer."""
-    path = work / f"features/{task}.safetensors"
+    path = project_copy / f"features/{task}.safetensors"
     held = load_file(path)
     new = {name: moment.clone() for name in held if name.endswith("second-moment")}
     safetensors_io.save_tensors(path, {**held, **new}, safetensors_io.read_header_record(path))
@@ -166,26 +168,26 @@ def diagonal(first, last, tail=1e-3):
     return torch.diag(torch.tensor([1.0 if first <= i < last else tail for i in range(16)]))
 
 
-def test_tasks_in_different_directions_are_told_from_tasks_in_the_same(work):
+def test_tasks_in_different_directions_are_told_from_tasks_in_the_same(project_copy):
     for i, task in enumerate(TASKS):
-        rewrite(work, task, diagonal(5 * i, 5 * i + 5))
-    found = diagnose(work)
+        rewrite(project_copy, task, diagonal(5 * i, 5 * i + 5))
+    found = diagnose(project_copy)
     assert all(row["helps"] and row["free"] > 0.9 for row in found["tasks"].values())
     assert found["shares"]["mood"]["pair"] < 0.01
-    run = osrm("diagnose", "features", "--overwrite", cwd=work)
+    run = osrm("diagnose", "features", "--overwrite", cwd=project_copy)
     assert "mood, pair, score: An initialization can help" in run.stdout
     assert f" 0 {found['tasks']['mood']['least']['free']:.1%}" in run.stdout  # the layer's short name
     for task in TASKS:
-        rewrite(work, task, diagonal(0, 8))
-    found = diagnose(work)
+        rewrite(project_copy, task, diagonal(0, 8))
+    found = diagnose(project_copy)
     assert not any(row["helps"] for row in found["tasks"].values())
     assert {round(row["gain"], 6) for row in found["tasks"].values()} == {1.0}
     assert found["groups"][0]["pairs"]["mood"]["pair"]["overlap"] == pytest.approx(1)
 
 
-def listen(work, task, **rows):
+def listen(project_copy, task, **rows):
     """Let an adapter's A read given inputs with given weights; B adds them up."""
-    path = work / f"adapters/{task}" / WEIGHTS
+    path = project_copy / f"adapters/{task}" / WEIGHTS
     held = load_file(path)
     for name in held:
         if "lora_A" in name:
@@ -197,21 +199,21 @@ def listen(work, task, **rows):
     save_file(held, path)
 
 
-def test_the_pairs_that_will_hurt_come_first(work):
+def test_the_pairs_that_will_hurt_come_first(project_copy):
     """mood reads what pair is fed with, pair a little of what score is, score only its own."""
     for i, task in enumerate(TASKS):
-        rewrite(work, task, diagonal(5 * i, 5 * i + 5))
-    listen(work, "mood", i0=1.0, i5=2.0)
-    listen(work, "pair", i6=1.0, i11=0.5)
-    listen(work, "score", i12=1.0)
-    found = diagnose(work, *ADAPTERS)
+        rewrite(project_copy, task, diagonal(5 * i, 5 * i + 5))
+    listen(project_copy, "mood", i0=1.0, i5=2.0)
+    listen(project_copy, "pair", i6=1.0, i11=0.5)
+    listen(project_copy, "score", i12=1.0)
+    found = diagnose(project_copy, *ADAPTERS)
     pairs = [(row["update"], row["inputs"]) for row in found["prediction"]["pairs"]]
     assert pairs[:2] == [("mood", "pair"), ("pair", "score")]
     assert found["prediction"]["pairs"][0]["to_own"] == pytest.approx(4, rel=0.02)
     assert found["prediction"]["pairs"][1]["to_own"] == pytest.approx(0.25, rel=0.02)
     worst = [(row["task"], row["worst"]) for row in found["prediction"]["tasks"]]
     assert worst[:2] == [("pair", "mood"), ("score", "pair")]
-    run = osrm("diagnose", "features", *ADAPTERS, "--overwrite", cwd=work)
+    run = osrm("diagnose", "features", *ADAPTERS, "--overwrite", cwd=project_copy)
     assert "Worst pairs: mood on pair x4, pair on score x0.25" in run.stdout
 
 
@@ -222,175 +224,175 @@ def scores(path, **drops):
     path.write_text(json.dumps({**record, "tasks": rows, "adapters": {task: {"path": task} for task in drops}}))
 
 
-def test_measured_drops_are_ranked_against_the_prediction(work):
-    order = [row["task"] for row in diagnose(work, *ADAPTERS)["prediction"]["tasks"]]
-    matrix = diagnose(work, *ADAPTERS)["interference"]
+def test_measured_drops_are_ranked_against_the_prediction(project_copy):
+    order = [row["task"] for row in diagnose(project_copy, *ADAPTERS)["prediction"]["tasks"]]
+    matrix = diagnose(project_copy, *ADAPTERS)["interference"]
     hurt = sorted(TASKS, key=lambda task: sum(matrix[other][task] for other in TASKS if other != task))
-    scores(work / "good.json", **{task: 5.0 * rank for rank, task in enumerate(hurt)})
-    scores(work / "bad.json", **{task: -5.0 * rank for rank, task in enumerate(hurt)})
-    scores(work / "two.json", mood=1.0, pair=2.0)
+    scores(project_copy / "good.json", **{task: 5.0 * rank for rank, task in enumerate(hurt)})
+    scores(project_copy / "bad.json", **{task: -5.0 * rank for rank, task in enumerate(hurt)})
+    scores(project_copy / "two.json", mood=1.0, pair=2.0)
     args = [word for name in ("good", "bad", "two") for word in ("--scores", f"{name}.json")]
-    found = diagnose(work, *ADAPTERS, *args)["measured"]
+    found = diagnose(project_copy, *ADAPTERS, *args)["measured"]
     assert [(row["n"], row["rho"]) for row in found["merges"]] == [(3, pytest.approx(1)), (3, pytest.approx(-1))]
     assert found["merges"][0]["p"] == pytest.approx(2 / 6)
     assert found["pairs"] == {"n": 2, "rho": None, "p": None, "to_own": {"rho": None, "p": None}}
-    run = osrm("diagnose", "features", *ADAPTERS, *args, "--overwrite", cwd=work)
+    run = osrm("diagnose", "features", *ADAPTERS, *args, "--overwrite", cwd=project_copy)
     assert "good.json: rank correlation of prediction and drop +1.00 (n 3, p 0.33); over the own energy " in run.stdout
     assert set(order) == set(TASKS)
 
 
-def test_real_scores_are_read(work):
-    assert osrm("eval", "merged", cwd=work).code == 0
-    found = diagnose(work, *ADAPTERS, "--scores", "merged/scores.json")["measured"]
+def test_real_scores_are_read(project_copy):
+    assert osrm("eval", "merged", cwd=project_copy).code == 0
+    found = diagnose(project_copy, *ADAPTERS, "--scores", "merged/scores.json")["measured"]
     assert found["merges"][0]["n"] == 3
-    rows = json.loads((work / "merged/scores.json").read_text())["tasks"]
+    rows = json.loads((project_copy / "merged/scores.json").read_text())["tasks"]
     assert found["merges"][0]["drops"] == {task: row["single"] - row["headline"] for task, row in rows.items()}
 
 
-def test_drift_from_the_start_from_the_record_or_unknown(work):
-    found = diagnose(work, *ADAPTERS)["adapters"]["mood"]
-    log = json.loads((work / "adapters/mood/training.json").read_text())
+def test_drift_from_the_start_from_the_record_or_unknown(project_copy):
+    found = diagnose(project_copy, *ADAPTERS)["adapters"]["mood"]
+    log = json.loads((project_copy / "adapters/mood/training.json").read_text())
     assert (found["drift_from"], found["objective"], found["path"]) == ("start", "osrm", "starts/mood")
     assert found["drift"] == pytest.approx(log["drift"]["overall"], rel=1e-5)
-    start, end = (load_file(work / name / "mood" / WEIGHTS) for name in ("starts", "adapters"))
+    start, end = (load_file(project_copy / name / "mood" / WEIGHTS) for name in ("starts", "adapters"))
     names = [name for name in start if "lora_A" in name]
     kept = [scipy.linalg.subspace_angles(start[name].T.numpy(), end[name].T.numpy()) for name in names]
     assert found["kept"] == pytest.approx(sum(float((torch.tensor(a).cos() ** 2).mean()) for a in kept) / 4, rel=1e-4)
     assert found["chance"] == 2 / 16
     assert found["caught"] < 1e-6
-    (work / "starts/mood/more.txt").write_text("no longer what it was")
-    found = diagnose(work, *ADAPTERS)["adapters"]["mood"]
+    (project_copy / "starts/mood/more.txt").write_text("no longer what it was")
+    found = diagnose(project_copy, *ADAPTERS)["adapters"]["mood"]
     assert (found["drift_from"], found["drift"], found["path"]) == ("training.json", log["drift"]["overall"], None)
-    shutil.rmtree(work / "starts")
-    (work / "adapters/mood/training.json").unlink()
-    found = diagnose(work, *ADAPTERS)["adapters"]["mood"]
+    shutil.rmtree(project_copy / "starts")
+    (project_copy / "adapters/mood/training.json").unlink()
+    found = diagnose(project_copy, *ADAPTERS)["adapters"]["mood"]
     assert (found["drift_from"], found["drift"], found["kept"]) == (None, None, None)
 
 
-def warnings(work, *words):
-    run = osrm("diagnose", "features", *words, "--overwrite", "--quiet", cwd=work)
+def warnings(project_copy, *words):
+    run = osrm("diagnose", "features", *words, "--overwrite", "--quiet", cwd=project_copy)
     assert run.code == 0, run
     return [line for line in run.stderr.splitlines() if line.startswith("warning: ")]
 
 
-def test_nothing_to_warn_of(work):
-    assert warnings(work, *ADAPTERS) == []
+def test_nothing_to_warn_of(project_copy):
+    assert warnings(project_copy, *ADAPTERS) == []
 
 
-def test_features_that_the_start_was_not_made_from(work):
-    path = work / "features/pair.safetensors"
+def test_features_that_the_start_was_not_made_from(project_copy):
+    path = project_copy / "features/pair.safetensors"
     held = load_file(path)
-    start = load_file(work / "starts/mood" / WEIGHTS)
+    start = load_file(project_copy / "starts/mood" / WEIGHTS)
     for layer in {name.rpartition(".")[0] for name in held}:
         held[f"{layer}.mean"] = start[f"base_model.model.{layer}.lora_A.weight"][0].clone()
     safetensors_io.save_tensors(path, held, safetensors_io.read_header_record(path))
-    found = warnings(work, *ADAPTERS)
+    found = warnings(project_copy, *ADAPTERS)
     assert any("starts/mood: A captures" in line and "that 'osrm' avoids" in line for line in found)
     assert any("starts/mood: not made from these features of pair" in line for line in found)
     assert not any("starts/pair" in line for line in found)  # it did not read pair's own features
 
 
-def test_a_start_that_was_not_applied(work):
-    path = work / "adapters/mood" / WEIGHTS
-    held, start = load_file(path), load_file(work / "starts/mood" / WEIGHTS)
+def test_a_start_that_was_not_applied(project_copy):
+    path = project_copy / "adapters/mood" / WEIGHTS
+    held, start = load_file(path), load_file(project_copy / "starts/mood" / WEIGHTS)
     for name in [name for name in held if "lora_A" in name]:
         held[name] = torch.linalg.svd(start[name]).Vh[-2:].contiguous()
     save_file(held, path)
-    (line,) = warnings(work, *ADAPTERS)
+    (line,) = warnings(project_copy, *ADAPTERS)
     assert line.startswith("warning: adapters/mood: A shares 0% of its directions with its start, a random A 12%")
 
 
-def test_too_few_tokens(work):
-    assert osrm("collect", "--samples", 1, "--overwrite", cwd=work).code == 0
-    found = warnings(work)
+def test_too_few_tokens(project_copy):
+    assert osrm("collect", "--samples", 1, "--overwrite", cwd=project_copy).code == 0
+    found = warnings(project_copy)
     assert found
     assert all("too few tokens" in line and "for width 16" in line for line in found)
 
 
 @pytest.mark.parametrize("statistic", ["samples", "mean", "sketch:16"])
-def test_other_statistics_serve_with_a_statement(work, statistic):
-    whole = diagnose(work, *ADAPTERS)
+def test_other_statistics_serve_with_a_statement(project_copy, statistic):
+    whole = diagnose(project_copy, *ADAPTERS)
     args = ("--samples", 20, "--statistic", statistic, "--overwrite")
-    assert osrm("collect", *args, cwd=work).code == 0
-    shutil.rmtree(work / "starts")
-    found = diagnose(work, *ADAPTERS)
+    assert osrm("collect", *args, cwd=project_copy).code == 0
+    shutil.rmtree(project_copy / "starts")
+    found = diagnose(project_copy, *ADAPTERS)
     assert set(found["statistic"].values()) == {statistic}
     kind = statistic.partition(":")[0]
     if kind == "sketch":  # as many rows as inputs: the same numbers
         assert found["interference"]["mood"]["pair"] == pytest.approx(whole["interference"]["mood"]["pair"], rel=1e-4)
         assert found["tasks"]["mood"]["free"] == pytest.approx(whole["tasks"]["mood"]["free"], abs=1e-4)
     else:
-        (line,) = warnings(work)
+        (line,) = warnings(project_copy)
         assert line.startswith(f"warning: read from {kind}, so the numbers describe the")
     if kind == "mean":
         assert {(row["effective_rank"], row["gain"], row["helps"]) for row in found["tasks"].values()} == {
             (1.0, None, None)
         }
-        run = osrm("diagnose", "features", "--overwrite", cwd=work)
+        run = osrm("diagnose", "features", "--overwrite", cwd=project_copy)
         assert "cannot be told from these features" in run.stdout
 
 
-def test_adapters_of_other_programs_and_of_some_of_the_tasks(work, tiny, words):
+def test_adapters_of_other_programs_and_of_some_of_the_tasks(project_copy, tiny_model, text_tasks):
     settings = {"target_modules": ["value"], "use_rslora": True}
-    trained_adapters.save(work / "mood", tiny("bert"), "bert", words, **settings)
-    shutil.move(work / "mood", work / "run-7")
-    (work / "run-7/osrm.json").unlink()
-    found = diagnose(work, "run-7", "adapters/pair", "--task", "mood=run-7")
+    trained_adapters.save(project_copy / "mood", tiny_model("bert"), "bert", text_tasks, **settings)
+    shutil.move(project_copy / "mood", project_copy / "run-7")
+    (project_copy / "run-7/osrm.json").unlink()
+    found = diagnose(project_copy, "run-7", "adapters/pair", "--task", "mood=run-7")
     assert list(found["interference"]) == ["mood", "pair"]
     assert found["interference_by_layer"][LAYERS[0]]["mood"] == {"mood": 0, "pair": 0}  # it has no query
     assert found["adapters"]["mood"]["objective"] is None
     assert set(found["tasks"]) == set(TASKS)
 
 
-def test_same_bytes_in_any_order_json_in_one_line_dry_run_silent(work):
-    run = osrm("diagnose", "features", *ADAPTERS, "--json", "--quiet", cwd=work)
+def test_same_bytes_in_any_order_json_in_one_line_dry_run_silent(project_copy):
+    run = osrm("diagnose", "features", *ADAPTERS, "--json", "--quiet", cwd=project_copy)
     assert (run.stderr, run.stdout.count("\n")) == ("", 1)
-    assert listing(work / "diagnosis") == {"diagnosis.json", "overlap.png", "interference.png"}
-    assert osrm("diagnose", "features", *reversed(ADAPTERS), "--out", "again", cwd=work).code == 0
-    for name in listing(work / "diagnosis"):
-        assert (work / "again" / name).read_bytes() == (work / "diagnosis" / name).read_bytes()
-    facts = json.loads((work / "diagnosis/diagnosis.json").read_text())
+    assert listing(project_copy / "diagnosis") == {"diagnosis.json", "overlap.png", "interference.png"}
+    assert osrm("diagnose", "features", *reversed(ADAPTERS), "--out", "again", cwd=project_copy).code == 0
+    for name in listing(project_copy / "diagnosis"):
+        assert (project_copy / "again" / name).read_bytes() == (project_copy / "diagnosis" / name).read_bytes()
+    facts = json.loads((project_copy / "diagnosis/diagnosis.json").read_text())
     assert facts["interference"] == json.loads(run.stdout)["interference"]
     assert {entry["path"] for entry in facts["inputs"]} == {
         *ADAPTERS,
         *(f"features/{task}.safetensors" for task in TASKS),
     }
-    before = listing(work)
-    run = osrm("diagnose", "features", "--out", "new", "--dry-run", cwd=work)
+    before = listing(project_copy)
+    run = osrm("diagnose", "features", "--out", "new", "--dry-run", cwd=project_copy)
     assert run.stdout == "would write new: mood, pair, score\n"
-    assert listing(work) == before
+    assert listing(project_copy) == before
 
 
-def test_report_reads_it(work):
-    assert osrm("eval", "merged", "--task", "mood", "--task", "pair", "--predictions", cwd=work).code == 0
-    diagnose(work, *ADAPTERS)
-    run = osrm("report", "merged/scores.json", "diagnosis/diagnosis.json", cwd=work)
+def test_report_reads_it(project_copy):
+    assert osrm("eval", "merged", "--task", "mood", "--task", "pair", "--predictions", cwd=project_copy).code == 0
+    diagnose(project_copy, *ADAPTERS)
+    run = osrm("report", "merged/scores.json", "diagnosis/diagnosis.json", cwd=project_copy)
     assert run.code == 0, run
-    assert (work / "report/interference.png").is_file()
+    assert (project_copy / "report/interference.png").is_file()
 
 
-def refuse(work, *words):
-    before = listing(work)
-    run = osrm("diagnose", *words, cwd=work)
+def refuse(project_copy, *words):
+    before = listing(project_copy)
+    run = osrm("diagnose", *words, cwd=project_copy)
     assert run.code == 1
-    assert listing(work) == before
+    assert listing(project_copy) == before
     return run.error, run.stderr.partition("hint: ")[2].strip()
 
 
-def test_what_cannot_work_is_refused(work, tiny):
-    assert refuse(work, "nowhere")[0] == "nowhere is missing"
-    assert refuse(work, "features", "--scores", "x.json")[0] == "--scores needs the adapters that were merged"
-    assert refuse(work, "features", *ADAPTERS, "--scores", "x.json")[0] == "x.json is missing"
-    scores(work / "x.json", other=1.0)
+def test_what_cannot_work_is_refused(project_copy, tiny_model):
+    assert refuse(project_copy, "nowhere")[0] == "nowhere is missing"
+    assert refuse(project_copy, "features", "--scores", "x.json")[0] == "--scores needs the adapters that were merged"
+    assert refuse(project_copy, "features", *ADAPTERS, "--scores", "x.json")[0] == "x.json is missing"
+    scores(project_copy / "x.json", other=1.0)
     assert (
         "x.json has task 'other', the adapters are of: mood, pair"
-        in refuse(work, "features", *ADAPTERS, "--scores", "x.json")[0]
+        in refuse(project_copy, "features", *ADAPTERS, "--scores", "x.json")[0]
     )
-    error, _ = refuse(work, "features", *ADAPTERS, "--model", tiny("roberta"))
+    error, _ = refuse(project_copy, "features", *ADAPTERS, "--model", tiny_model("roberta"))
     assert "was made for base model" in error
-    (work / "features/score.safetensors").unlink()
-    error, hint = refuse(work, "features", *ADAPTERS)
+    (project_copy / "features/score.safetensors").unlink()
+    error, hint = refuse(project_copy, "features", *ADAPTERS)
     assert error == "adapters/score is of task 'score', the features are of: mood, pair"
     assert hint.startswith("osrm collect --task score")
-    (work / "features/pair.safetensors").unlink()
-    assert refuse(work, "features")[0] == "features holds features of one task alone"
+    (project_copy / "features/pair.safetensors").unlink()
+    assert refuse(project_copy, "features")[0] == "features holds features of one task alone"

@@ -109,15 +109,15 @@ def described(path: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def repositories(tiny, words, tmp_path_factory) -> Path:
+def repositories(tiny_model, text_tasks, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     base = root / "user/base" / COMMITS["user/base"]
-    shutil.copytree(tiny("bert"), base)
+    shutil.copytree(tiny_model("bert"), base)
     shutil.copytree(base, root / "user/base" / OLD)
     (root / "user/base" / OLD / "model.safetensors").write_bytes(changed((base / "model.safetensors").read_bytes()))
     for name, task in (("user/adapter-a", "mood"), ("user/adapter-b", "pair")):
         folder = root / name / COMMITS[name]
-        save(folder.parent / task, base, "bert", words)
+        save(folder.parent / task, base, "bert", text_tasks)
         shutil.copytree(folder.parent / task, folder, ignore=shutil.ignore_patterns("osrm.json"))
         path = folder / "adapter_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "user/base"}))
@@ -230,9 +230,9 @@ def test_merge_by_hub_id_then_again_without_a_network(hub, repositories, tmp_pat
     assert len(hub.asked) == asked
 
 
-def test_collect_on_a_base_model_of_one_revision(hub, words, tmp_path):
+def test_collect_on_a_base_model_of_one_revision(hub, text_tasks, tmp_path):
     env = online(tmp_path, hub.url)
-    given = ("collect", "--data", words, "--task", "mood", "--samples", "4", "--quiet", "--model", "user/base")
+    given = ("collect", "--data", text_tasks, "--task", "mood", "--samples", "4", "--quiet", "--model", "user/base")
     run = process(*given, "--revision", "v1", cwd=tmp_path, env=env)
     assert (run.code, run.stderr) == (0, "")
     from osrm_cli.features.feature_set import FeatureSet

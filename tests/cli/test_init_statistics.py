@@ -87,21 +87,23 @@ def test_without_a_gradient_the_command_that_makes_one_is_told(everything: Path,
     assert osrm("init", "--exclude", "mood", "--objective", "loss-aware", "--rank", 2, cwd=tmp_path).code == 0
 
 
-def test_a_step_on_b_lowers_the_loss_most_per_interference(everything: Path, tmp_path: Path, tiny, words) -> None:
+def test_a_step_on_b_lowers_the_loss_most_per_interference(
+    everything: Path, tmp_path: Path, tiny_model, text_tasks
+) -> None:
     """The real loss of the real model, on the examples and at the heads that the gradient was taken at."""
     decrease = {}
     for name in ("loss-aware", "random-orthonormal", "osrm", "eva"):
         out = tmp_path / name
         args = ("--objective", name, "--rank", 2, "--eps", 0.01, "--out", out)
         assert osrm("init", "--exclude", "mood", *args, cwd=everything).code == 0
-        decrease[name] = _decrease_per_interference(everything, out / "mood", tiny("bert"), words)
+        decrease[name] = _decrease_per_interference(everything, out / "mood", tiny_model("bert"), text_tasks)
     assert decrease["loss-aware"] > 1.05 * max(decrease[name] for name in decrease if name != "loss-aware"), decrease
 
 
-def _decrease_per_interference(work: Path, start: Path, folder: Path, words: Path) -> float:
+def _decrease_per_interference(project_copy: Path, start: Path, folder: Path, text_tasks: Path) -> float:
     """``(L(0) - L(step)) / h`` of a step on B along its own gradient whose interference has norm ``h``, small."""
     tokenizer = load_tokenizer(folder)
-    data = draw_examples(load_split("mood", words, "train"), 30, 0)
+    data = draw_examples(load_split("mood", text_tasks, "train"), 30, 0)
     encodings = tokenize_examples(tokenizer, data.examples, 128)
     classifier = load_classifier(folder, 2, tokenizer, torch.float32, 0)
     model = to_peft_model(classifier, Adapter.open(start), None).double().eval()
@@ -123,7 +125,7 @@ def _decrease_per_interference(work: Path, start: Path, folder: Path, words: Pat
     for value in losses():
         before += float(value.detach())
         slopes = [slope + more for slope, more in zip(slopes, torch.autograd.grad(value, Bs), strict=True)]
-    out = [load_file(work / f"features/{task}.safetensors") for task in ("pair", "score")]
+    out = [load_file(project_copy / f"features/{task}.safetensors") for task in ("pair", "score")]
     energy = 0.0
     for (name, layer), slope in zip(layers.items(), slopes, strict=True):
         source = name.removeprefix("base_model.model.").replace("value", "query")
@@ -186,7 +188,7 @@ def test_a_budget_without_preferences_is_even(everything: Path, tmp_path: Path) 
     assert json.loads((tmp_path / "new/mood/adapter_config.json").read_text())["rank_pattern"] == {}
 
 
-def test_ranks_by_budget_go_through_training_merging_and_peft(everything: Path, tmp_path: Path, tiny) -> None:
+def test_ranks_by_budget_go_through_training_merging_and_peft(everything: Path, tmp_path: Path, tiny_model) -> None:
     (tmp_path / "osrm.toml").write_text((everything / "osrm.toml").read_text())
     features = ("--features", everything / "features")
     run = osrm("init", "--each", "--objective", "eva", "--rank-budget", 9, "--alpha", 9, *features, cwd=tmp_path)
@@ -195,7 +197,7 @@ def test_ranks_by_budget_go_through_training_merging_and_peft(everything: Path, 
     assert osrm(*train, cwd=tmp_path).code == 0
     for task, labels in (("mood", 2), ("pair", 3)):
         start, adapter = (Adapter.open(tmp_path / place / task) for place in ("starts", "adapters"))
-        base = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=labels)
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"), num_labels=labels)
         model = PeftModel.from_pretrained(base, str(tmp_path / "adapters" / task))
         for layer in adapter.layers:
             assert adapter.config.scaling(layer) == start.config.scaling(layer) == pytest.approx(9 / (9 / 4))

@@ -29,7 +29,7 @@ def template(tmp_path_factory):
 
 
 @pytest.fixture
-def work(template, tmp_path):
+def project_copy(template, tmp_path):
     shutil.copytree(template, tmp_path / "work")
     return tmp_path / "work"
 
@@ -39,30 +39,30 @@ def edit(folder, **settings):
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
 
 
-def refused(work, *words):
+def refused(project_copy, *words):
     """Run; expect exit 1, one line, an empty stdout, and nothing new on disk."""
-    before = sorted(path.relative_to(work) for path in work.rglob("*"))
-    run = osrm("merge", *words, cwd=work)
+    before = sorted(path.relative_to(project_copy) for path in project_copy.rglob("*"))
+    run = osrm("merge", *words, cwd=project_copy)
     assert run.code == 1
     assert run.stdout == ""
-    assert sorted(path.relative_to(work) for path in work.rglob("*")) == before
+    assert sorted(path.relative_to(project_copy) for path in project_copy.rglob("*")) == before
     return run
 
 
-def test_the_users_own_command(work):
-    run = osrm("merge", *GIVEN, "--method", "task-arith", "--lambda", "0.3", cwd=work)
+def test_the_users_own_command(project_copy):
+    run = osrm("merge", *GIVEN, "--method", "task-arith", "--lambda", "0.3", cwd=project_copy)
     assert run.code == 0
     assert run.stdout == "merged: cola, mnli, sst2 by task-arith (lambda 0.3), 6 layers, rank 12, exact\n"
-    found = Adapter.open(work / "merged")
-    adapters = [Adapter.open(work / path) for path in GIVEN]
+    found = Adapter.open(project_copy / "merged")
+    adapters = [Adapter.open(project_copy / path) for path in GIVEN]
     for layer in found.layers:
         exact = 0.3 * sum(dense(adapter, layer) for adapter in adapters)
         assert float((dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
-    assert sorted(path.name for path in (work / "merged" / "tasks").iterdir()) == list(NAMES)
+    assert sorted(path.name for path in (project_copy / "merged" / "tasks").iterdir()) == list(NAMES)
 
 
-def test_json_is_one_line_and_quiet_is_quiet(work):
-    run = osrm("merge", *GIVEN, "-m", "svd", "--rank", "2", "--json", "--quiet", cwd=work)
+def test_json_is_one_line_and_quiet_is_quiet(project_copy):
+    run = osrm("merge", *GIVEN, "-m", "svd", "--rank", "2", "--json", "--quiet", cwd=project_copy)
     facts = json.loads(run.stdout)
     assert run.stdout.count("\n") == 1
     assert facts["method"] == "svd"
@@ -72,22 +72,22 @@ def test_json_is_one_line_and_quiet_is_quiet(work):
     assert run.stderr.startswith("warning: recompression lost up to")
 
 
-def test_a_folder_of_adapters_is_told_from_an_adapter(work):
-    run = refused(work, "adapters")
+def test_a_folder_of_adapters_is_told_from_an_adapter(project_copy):
+    run = refused(project_copy, "adapters")
     assert run.error == "adapters is not an adapter: adapter_config.json is missing"
     assert "hint: it contains adapters: give adapters/*" in run.stderr
 
 
-def test_a_recompressed_model_is_not_told_to_become_one(work):
-    run = osrm("merge", *GIVEN, "--rank", "1", "--as", "model", "--model", "base", cwd=work)
+def test_a_recompressed_model_is_not_told_to_become_one(project_copy):
+    run = osrm("merge", *GIVEN, "--rank", "1", "--as", "model", "--model", "base", cwd=project_copy)
     assert run.code == 0, run.stderr
     assert "a higher --rank keeps more, none keeps all" in run.stderr
 
 
-def test_list_names_every_method(work):
-    run = osrm("merge", "--list", cwd=work)
+def test_list_names_every_method(project_copy):
+    run = osrm("merge", "--list", cwd=project_copy)
     assert [line.split()[0] for line in run.stdout.splitlines()[1:]] == [row.name for row in METHODS]
-    methods = json.loads(osrm("merge", "--list", "--json", cwd=work).stdout)["methods"]
+    methods = json.loads(osrm("merge", "--list", "--json", cwd=project_copy).stdout)["methods"]
     results = {row["name"]: row["result"] for row in methods}
     assert (results["cat"], results["svd"], results["ties"]) == ("exact", "recompressed", "recompressed")
     assert results["emr"] == "task-aware"
@@ -104,96 +104,100 @@ def test_every_option_of_every_method_has_a_flag():
     assert MethodOptions.__dataclass_fields__.keys() <= flags
 
 
-def test_dry_run_checks_and_writes_nothing(work):
-    run = osrm("merge", *GIVEN, "--dry-run", cwd=work)
+def test_dry_run_checks_and_writes_nothing(project_copy):
+    run = osrm("merge", *GIVEN, "--dry-run", cwd=project_copy)
     assert run.code == 0
     assert run.stdout.startswith("would write merged: cola, mnli, sst2 by task-arith")
-    assert not (work / "merged").exists()
+    assert not (project_copy / "merged").exists()
 
 
-def test_existing_output(work):
-    assert osrm("merge", *GIVEN, cwd=work).code == 0
-    before = (work / "merged" / "osrm.json").read_bytes()
-    assert refused(work, *GIVEN, "--lambda", "0.5").error == "merged exists already"
-    assert osrm("merge", *GIVEN, "--lambda", "0.5", "--overwrite", cwd=work).code == 0
-    assert (work / "merged" / "osrm.json").read_bytes() != before
+def test_existing_output(project_copy):
+    assert osrm("merge", *GIVEN, cwd=project_copy).code == 0
+    before = (project_copy / "merged" / "osrm.json").read_bytes()
+    assert refused(project_copy, *GIVEN, "--lambda", "0.5").error == "merged exists already"
+    assert osrm("merge", *GIVEN, "--lambda", "0.5", "--overwrite", cwd=project_copy).code == 0
+    assert (project_copy / "merged" / "osrm.json").read_bytes() != before
 
 
-def test_weights_act_as_scaled_adapters(work):
-    assert osrm("merge", *GIVEN, "--weight", "sst2=-0.5", "--weight", "cola=0", cwd=work).code == 0
-    found = Adapter.open(work / "merged")
+def test_weights_act_as_scaled_adapters(project_copy):
+    assert osrm("merge", *GIVEN, "--weight", "sst2=-0.5", "--weight", "cola=0", cwd=project_copy).code == 0
+    found = Adapter.open(project_copy / "merged")
     for layer in found.layers:
-        exact = dense(Adapter.open(work / GIVEN[1]), layer) - 0.5 * dense(Adapter.open(work / GIVEN[2]), layer)
+        exact = dense(Adapter.open(project_copy / GIVEN[1]), layer) - 0.5 * dense(
+            Adapter.open(project_copy / GIVEN[2]), layer
+        )
         assert float((dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
 
 
-def test_flags_go_before_the_recipe(work):
+def test_flags_go_before_the_recipe(project_copy):
     recipe = {
         "method": "ties",
         "adapters": [{"path": path, "weight": 0.5} for path in GIVEN],
         "options": {"lambda": 0.3, "density": 0.4},
     }
-    (work / "r.yaml").write_text(yaml.safe_dump(recipe))
-    assert osrm("merge", "--recipe", "r.yaml", "--lambda", "0.7", "--weight", "mnli=2", cwd=work).code == 0
-    effective = yaml.safe_load((work / "merged" / "merge.yaml").read_text())
+    (project_copy / "r.yaml").write_text(yaml.safe_dump(recipe))
+    assert osrm("merge", "--recipe", "r.yaml", "--lambda", "0.7", "--weight", "mnli=2", cwd=project_copy).code == 0
+    effective = yaml.safe_load((project_copy / "merged" / "merge.yaml").read_text())
     assert effective["options"] == {"lambda": 0.7, "density": 0.4, "aggregate": "mean"}
     assert [entry["weight"] for entry in effective["adapters"]] == [0.5, 2.0, 0.5]
-    assert osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", cwd=work).code == 0
-    for path in (work / "merged").rglob("*"):
+    assert osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", cwd=project_copy).code == 0
+    for path in (project_copy / "merged").rglob("*"):
         if path.is_file():
-            assert path.read_bytes() == (work / "again" / path.relative_to(work / "merged")).read_bytes()
+            assert (
+                path.read_bytes() == (project_copy / "again" / path.relative_to(project_copy / "merged")).read_bytes()
+            )
 
 
-def test_seed_from_the_environment_is_for_whoever_draws(work):
+def test_seed_from_the_environment_is_for_whoever_draws(project_copy):
     env = {"OSRM_SEED": "5"}
-    assert osrm("merge", *GIVEN, "-m", "dare", env=env, cwd=work).code == 0
-    assert provenance.read_record(work / "merged")["settings"]["options"]["seed"] == 5
-    assert osrm("merge", *GIVEN, "-m", "cat", "--overwrite", env=env, cwd=work).code == 0
-    assert "seed" not in provenance.read_record(work / "merged")["settings"]["options"]
+    assert osrm("merge", *GIVEN, "-m", "dare", env=env, cwd=project_copy).code == 0
+    assert provenance.read_record(project_copy / "merged")["settings"]["options"]["seed"] == 5
+    assert osrm("merge", *GIVEN, "-m", "cat", "--overwrite", env=env, cwd=project_copy).code == 0
+    assert "seed" not in provenance.read_record(project_copy / "merged")["settings"]["options"]
 
 
-def test_as_model(work):
-    run = osrm("merge", *GIVEN, "-m", "ties", "--as", "model", "--model", "base", cwd=work)
+def test_as_model(project_copy):
+    run = osrm("merge", *GIVEN, "-m", "ties", "--as", "model", "--model", "base", cwd=project_copy)
     assert run.code == 0
     assert "exact" in run.stdout
-    before, after = (load_file(work / name / "model.safetensors") for name in ("base", "merged"))
+    before, after = (load_file(project_copy / name / "model.safetensors") for name in ("base", "merged"))
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed == {
         f"encoder.layer.{i}.attention.self.{kind}.weight" for i in range(3) for kind in ("query", "value")
     }
-    assert provenance.read_record(work / "merged")["form"] == "model"
+    assert provenance.read_record(project_copy / "merged")["form"] == "model"
 
 
-def test_task_aware_says_that_it_is_not_one_model(work):
-    run = osrm("merge", *GIVEN, "-m", "emr", cwd=work)
+def test_task_aware_says_that_it_is_not_one_model(project_copy):
+    run = osrm("merge", *GIVEN, "-m", "emr", cwd=project_copy)
     assert run.code == 0
     assert "warning: this is not one model" in run.stderr
-    assert refused(work, *GIVEN, "-m", "emr", "--as", "model", "--out", "x").error.startswith(
+    assert refused(project_copy, *GIVEN, "-m", "emr", "--as", "model", "--out", "x").error.startswith(
         "emr makes no single model"
     )
 
 
-def nan(work):
-    file = work / GIVEN[1] / "adapter_model.safetensors"
+def nan(project_copy):
+    file = project_copy / GIVEN[1] / "adapter_model.safetensors"
     tensors = load_file(file)
     next(tensor for name, tensor in sorted(tensors.items()) if "layer.2" in name).view(-1)[3] = float("nan")
     save_file(tensors, file)
 
 
-def other_base(work):
+def other_base(project_copy):
     for path, name in zip(GIVEN, ("org/bert", "org/bert", "org/roberta"), strict=True):
-        edit(work / path, base_model_name_or_path=name)
+        edit(project_copy / path, base_model_name_or_path=name)
 
 
-def twice(work):
-    provenance.write_record(work / GIVEN[0], {"task": {"name": "sst2", **TASK}})
+def twice(project_copy):
+    provenance.write_record(project_copy / GIVEN[0], {"task": {"name": "sst2", **TASK}})
 
 
-def escape(work):
-    provenance.write_record(work / GIVEN[0], {"task": {"name": "../../sst2", **TASK}})
+def escape(project_copy):
+    provenance.write_record(project_copy / GIVEN[0], {"task": {"name": "../../sst2", **TASK}})
 
 
-def nothing(work):
+def nothing(project_copy):
     pass
 
 
@@ -201,12 +205,16 @@ REFUSALS = {
     "no adapters": (nothing, [], "no adapters to merge"),
     "missing": (nothing, ["nowhere/at/all"], "nowhere/at/all is missing"),
     "no config": (
-        lambda work: (work / GIVEN[0] / "adapter_config.json").unlink(),
+        lambda project_copy: (project_copy / GIVEN[0] / "adapter_config.json").unlink(),
         GIVEN,
         "adapter_config.json is missing",
     ),
     "nan": (nan, GIVEN, "NaN or infinity in base_model.model.bert.encoder.layer.2"),
-    "dora": (lambda work: edit(work / GIVEN[0], use_dora=True), GIVEN, "DoRA rescales the whole weight"),
+    "dora": (
+        lambda project_copy: edit(project_copy / GIVEN[0], use_dora=True),
+        GIVEN,
+        "DoRA rescales the whole weight",
+    ),
     "other base": (other_base, GIVEN, "adapters/cola belongs to base model org/bert, but adapters/sst2 to org/roberta"),
     "same task twice": (twice, GIVEN, "adapters/cola and adapters/sst2 are both adapters of 'sst2'"),
     "task name outside": (escape, GIVEN, "task.name: string should match pattern"),
@@ -236,17 +244,17 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("prepare", "words", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_refusals(work, prepare, words, message):
-    prepare(work)
-    assert message in refused(work, *words, "--quiet").error
+def test_refusals(project_copy, prepare, words, message):
+    prepare(project_copy)
+    assert message in refused(project_copy, *words, "--quiet").error
 
 
-def test_recipe_with_an_option_of_the_wrong_type(work):
+def test_recipe_with_an_option_of_the_wrong_type(project_copy):
     values = {"method": "ties", "adapters": GIVEN, "options": {"density": "low"}}
-    (work / "r.yaml").write_text(yaml.safe_dump(values))
-    assert refused(work, "--recipe", "r.yaml").error == "option 'density' is 'low', expected a number"
+    (project_copy / "r.yaml").write_text(yaml.safe_dump(values))
+    assert refused(project_copy, "--recipe", "r.yaml").error == "option 'density' is 'low', expected a number"
 
 
-def test_usage_errors_are_exit_2(work):
-    assert osrm("merge", *GIVEN, "--density", "2", cwd=work).code == 2
-    assert osrm("merge", *GIVEN, "--as", "gguf", cwd=work).code == 2
+def test_usage_errors_are_exit_2(project_copy):
+    assert osrm("merge", *GIVEN, "--density", "2", cwd=project_copy).code == 2
+    assert osrm("merge", *GIVEN, "--as", "gguf", cwd=project_copy).code == 2

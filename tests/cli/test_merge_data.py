@@ -28,15 +28,15 @@ QUICK = {"fisher": ["--samples", 4], "regmean++": ["--samples", 4], "adamerging"
 
 
 @pytest.fixture(scope="module")
-def template(tiny, words, tmp_path_factory):
+def template(tiny_model, text_tasks, tmp_path_factory):
     root = tmp_path_factory.mktemp("work")
     for task in LABELS:
-        save(root / "adapters" / task, tiny("bert"), "bert", words)
+        save(root / "adapters" / task, tiny_model("bert"), "bert", text_tasks)
     return root
 
 
 @pytest.fixture
-def work(template, tmp_path):
+def project_copy(template, tmp_path):
     shutil.copytree(template, tmp_path / "work")
     return tmp_path / "work"
 
@@ -55,60 +55,63 @@ def edit(folder, **settings):
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_written_recorded_and_loaded_by_plain_peft(work, tiny, words, method):
-    run = osrm(*command(method, "--json"), cwd=work)
+def test_written_recorded_and_loaded_by_plain_peft(project_copy, tiny_model, text_tasks, method):
+    run = osrm(*command(method, "--json"), cwd=project_copy)
     assert run.code == 0, run
-    facts = provenance.read_record(work / "merged")
+    facts = provenance.read_record(project_copy / "merged")
     told = json.loads(run.stdout)
     for task in CASES[method]:
         count = QUICK[method][1]
-        drawn = draw_examples(load_split(task, words, "train"), count, 0)
-        expected = {"source": str(words), "split": "train", "examples": count, "sha256": drawn.sha256}
+        drawn = draw_examples(load_split(task, text_tasks, "train"), count, 0)
+        expected = {"source": str(text_tasks), "split": "train", "examples": count, "sha256": drawn.sha256}
         assert facts["examples"][task] == told["examples"][task] == expected
-        assert Adapter.open(work / "merged" / "tasks" / task).head_tensors()
-        model = PeftModel.from_pretrained(bare(tiny("bert"), task), str(work / "merged/tasks" / task))
+        assert Adapter.open(project_copy / "merged" / "tasks" / task).head_tensors()
+        model = PeftModel.from_pretrained(bare(tiny_model("bert"), task), str(project_copy / "merged/tasks" / task))
         assert torch.isfinite(model(input_ids=torch.tensor([[1, 7, 8, 2]])).logits).all()
     assert facts["settings"]["method"] == method
     assert facts["base"]["sha256"]
-    assert sorted(path.name for path in work.iterdir()) == ["adapters", "merged"]  # no scratch is left
-    whole = Adapter.open(work / "merged")
-    plain = osrm("merge", *command(method)[1 : 1 + len(CASES[method])], "--out", "plain", "--quiet", cwd=work)
+    assert sorted(path.name for path in project_copy.iterdir()) == ["adapters", "merged"]  # no scratch is left
+    whole = Adapter.open(project_copy / "merged")
+    plain = osrm("merge", *command(method)[1 : 1 + len(CASES[method])], "--out", "plain", "--quiet", cwd=project_copy)
     assert plain.code == 0
     for layer in whole.layers:
-        assert not torch.equal(whole.delta(layer).dense(), Adapter.open(work / "plain").delta(layer).dense())
+        assert not torch.equal(whole.delta(layer).dense(), Adapter.open(project_copy / "plain").delta(layer).dense())
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_same_inputs_same_bytes(work, method):
-    assert osrm(*command(method), cwd=work).code == 0
+def test_same_inputs_same_bytes(project_copy, method):
+    assert osrm(*command(method), cwd=project_copy).code == 0
     turned = command(method)
     turned[1], turned[2] = turned[2], turned[1]
-    assert osrm(*turned, "--out", "again", "--jobs", 2, cwd=work).code == 0
-    assert files(work / "merged") == files(work / "again")
-    assert osrm(*command(method), "--seed", 1, "--out", "other", cwd=work).code == 0
-    names = [name for name in files(work / "other") if name.name == "adapter_model.safetensors"]
-    assert all(files(work / "other")[name] != files(work / "merged")[name] for name in names)
+    assert osrm(*turned, "--out", "again", "--jobs", 2, cwd=project_copy).code == 0
+    assert files(project_copy / "merged") == files(project_copy / "again")
+    assert osrm(*command(method), "--seed", 1, "--out", "other", cwd=project_copy).code == 0
+    names = [name for name in files(project_copy / "other") if name.name == "adapter_model.safetensors"]
+    assert all(files(project_copy / "other")[name] != files(project_copy / "merged")[name] for name in names)
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_the_written_recipe_repeats_it(work, method):
-    assert osrm(*command(method), cwd=work).code == 0
+def test_the_written_recipe_repeats_it(project_copy, method):
+    assert osrm(*command(method), cwd=project_copy).code == 0
     if method == "adamerging":  # without data
         for task in CASES[method]:
-            facts = provenance.read_record(work / "adapters" / task)
-            provenance.write_record(work / "adapters" / task, {"task": facts["task"]})
-    run = osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", "--quiet", cwd=work)
+            facts = provenance.read_record(project_copy / "adapters" / task)
+            provenance.write_record(project_copy / "adapters" / task, {"task": facts["task"]})
+    run = osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", "--quiet", cwd=project_copy)
     assert run.code == 0, run
     for name in ("adapter_model.safetensors", "tasks/pair/adapter_model.safetensors", "merge.yaml"):
-        assert (work / "merged" / name).read_bytes() == (work / "again" / name).read_bytes()
+        assert (project_copy / "merged" / name).read_bytes() == (project_copy / "again" / name).read_bytes()
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_as_model_is_the_same_update(work, tiny, method):
-    assert osrm(*command(method, "--as", "model"), cwd=work).code == 0
-    assert osrm(*command(method), "--out", "small", cwd=work).code == 0
-    before, after = load_file(tiny("bert") / "model.safetensors"), load_file(work / "merged" / "model.safetensors")
-    small, kept = Adapter.open(work / "small"), provenance.read_record(work / "small")["kept_energy"]
+def test_as_model_is_the_same_update(project_copy, tiny_model, method):
+    assert osrm(*command(method, "--as", "model"), cwd=project_copy).code == 0
+    assert osrm(*command(method), "--out", "small", cwd=project_copy).code == 0
+    before, after = (
+        load_file(tiny_model("bert") / "model.safetensors"),
+        load_file(project_copy / "merged" / "model.safetensors"),
+    )
+    small, kept = Adapter.open(project_copy / "small"), provenance.read_record(project_copy / "small")["kept_energy"]
     for layer in small.layers:
         name = next(name for name in before if f"bert.{name}" == f"{layer}.weight")
         update, expected = after[name] - before[name], small.delta(layer).dense()
@@ -117,61 +120,65 @@ def test_as_model_is_the_same_update(work, tiny, method):
         assert (lost > 1e-6) == (method == "fisher")
 
 
-def test_adamerging_says_and_keeps_what_it_learned(work):
-    run = osrm(*command("adamerging", "--lambda", 0.5)[:-1], cwd=work)
+def test_adamerging_says_and_keeps_what_it_learned(project_copy):
+    run = osrm(*command("adamerging", "--lambda", 0.5)[:-1], cwd=project_copy)
     assert run.code == 0, run
     assert "mood: mean entropy" in run.stderr
-    facts = provenance.read_record(work / "merged")
+    facts = provenance.read_record(project_copy / "merged")
     assert set(facts["entropy"]) == {"mood", "pair"}
-    recipe = yaml.safe_load((work / "merged" / "merge.yaml").read_text())
+    recipe = yaml.safe_load((project_copy / "merged" / "merge.yaml").read_text())
     assert (recipe["method"], recipe["options"]) == ("task-arith", {"lambda": 1.0})
-    layers = Adapter.open(work / "adapters/mood").layers
+    layers = Adapter.open(project_copy / "adapters/mood").layers
     for entry in recipe["adapters"]:
         assert len(entry["weight"]) == len(layers)
         assert all(abs(weight - 0.5) < 4e-3 for weight in entry["weight"].values())
         assert len(set(entry["weight"].values())) > 1
-    assert "| mood | adapters/mood | by layer |" in (work / "merged/README.md").read_text()
+    assert "| mood | adapters/mood | by layer |" in (project_copy / "merged/README.md").read_text()
 
 
-def test_data_can_be_given(work, words):
+def test_data_can_be_given(project_copy, text_tasks):
     for task in CASES["fisher"]:
-        (work / "adapters" / task / "osrm.json").unlink()  # as another program writes adapters
-    assert "does not record its training data" in refused(work, *command("fisher")).error
-    run = osrm(*command("fisher", "--data", words), cwd=work)
+        (project_copy / "adapters" / task / "osrm.json").unlink()  # as another program writes adapters
+    assert "does not record its training data" in refused(project_copy, *command("fisher")).error
+    run = osrm(*command("fisher", "--data", text_tasks), cwd=project_copy)
     assert run.code == 0, run
-    assert yaml.safe_load((work / "merged/merge.yaml").read_text())["data"] == str(words)
-    assert osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", "--quiet", cwd=work).code == 0
-    assert files(work / "merged") == files(work / "again")
+    assert yaml.safe_load((project_copy / "merged/merge.yaml").read_text())["data"] == str(text_tasks)
+    assert osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", "--quiet", cwd=project_copy).code == 0
+    assert files(project_copy / "merged") == files(project_copy / "again")
 
 
-def test_defaults_for_other_commands_are_no_error(work, words):
-    (work / "osrm.toml").write_text(f'data = "{words}"\nsamples = 7\nseed = 3\n')
-    assert osrm("merge", "adapters/mood", "--quiet", cwd=work).code == 0
-    assert provenance.read_record(work / "merged")["settings"]["options"] == {"lambda": 1.0}
-    assert osrm("merge", "adapters/mood", "-m", "fisher", "--overwrite", "--quiet", cwd=work).code == 0
-    assert provenance.read_record(work / "merged")["settings"]["options"] == {"lambda": 1.0, "samples": 7, "seed": 3}
+def test_defaults_for_other_commands_are_no_error(project_copy, text_tasks):
+    (project_copy / "osrm.toml").write_text(f'data = "{text_tasks}"\nsamples = 7\nseed = 3\n')
+    assert osrm("merge", "adapters/mood", "--quiet", cwd=project_copy).code == 0
+    assert provenance.read_record(project_copy / "merged")["settings"]["options"] == {"lambda": 1.0}
+    assert osrm("merge", "adapters/mood", "-m", "fisher", "--overwrite", "--quiet", cwd=project_copy).code == 0
+    assert provenance.read_record(project_copy / "merged")["settings"]["options"] == {
+        "lambda": 1.0,
+        "samples": 7,
+        "seed": 3,
+    }
 
 
-def test_regmean_plus_plus_needs_no_head(work):
+def test_regmean_plus_plus_needs_no_head(project_copy):
     for task in CASES["regmean++"]:
-        headless(work / "adapters" / task)
-    assert osrm(*command("regmean++"), cwd=work).code == 0
-    assert not (work / "merged" / "tasks").exists()
+        headless(project_copy / "adapters" / task)
+    assert osrm(*command("regmean++"), cwd=project_copy).code == 0
+    assert not (project_copy / "merged" / "tasks").exists()
 
 
-def test_dry_run_reads_data_and_writes_nothing(work):
-    run = osrm(*command("fisher", "--dry-run"), cwd=work)
+def test_dry_run_reads_data_and_writes_nothing(project_copy):
+    run = osrm(*command("fisher", "--dry-run"), cwd=project_copy)
     assert run.stdout.startswith("would write merged: mood, pair, score by fisher (lambda 1.0, samples 4, seed 0)")
-    assert not (work / "merged").exists()
+    assert not (project_copy / "merged").exists()
 
 
-def refused(work, *words):
+def refused(project_copy, *words):
     """Run; expect exit 1, one line, an empty stdout, and nothing new on disk."""
-    before = sorted(path.relative_to(work) for path in work.rglob("*"))
-    run = osrm(*words, cwd=work)
+    before = sorted(path.relative_to(project_copy) for path in project_copy.rglob("*"))
+    run = osrm(*words, cwd=project_copy)
     assert run.code == 1, run
     assert run.stdout == ""
-    assert sorted(path.relative_to(work) for path in work.rglob("*")) == before
+    assert sorted(path.relative_to(project_copy) for path in project_copy.rglob("*")) == before
     return run
 
 
@@ -226,23 +233,25 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("prepare", "method", "more", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_refusals(work, prepare, method, more, message):
-    prepare(work / "adapters" / "mood")
+def test_refusals(project_copy, prepare, method, more, message):
+    prepare(project_copy / "adapters" / "mood")
     words = command(method, *more)
     if more == ["--recipe"]:
         entries = [f"adapters/{task}" for task in CASES[method]]
-        (work / "r.yaml").write_text(yaml.safe_dump({"method": method, "adapters": entries, "options": {"samples": 0}}))
+        (project_copy / "r.yaml").write_text(
+            yaml.safe_dump({"method": method, "adapters": entries, "options": {"samples": 0}})
+        )
         words = ["merge", "--recipe", "r.yaml", "--quiet"]
-    assert message in refused(work, *words).error
+    assert message in refused(project_copy, *words).error
 
 
 @pytest.mark.parametrize("option", ["--data", "--model", "--revision", "--samples", "--steps"])
-def test_inputs_that_a_method_does_not_use(work, option):
+def test_inputs_that_a_method_does_not_use(project_copy, option):
     words = ["merge", "adapters/mood", "-m", "ties", option, "7", "--quiet"]
-    assert refused(work, *words).error == f"method ties does not use {option}"
+    assert refused(project_copy, *words).error == f"method ties does not use {option}"
 
 
-def test_merging_adapters_alone_imports_no_transformers(work):
+def test_merging_adapters_alone_imports_no_transformers(project_copy):
     code = (
         "import sys; from osrm_cli.cli.app import app; from typer.testing import CliRunner as R; "
         "found = R().invoke(app, sys.argv[1:]); print(found.exit_code, *sorted(sys.modules))"
@@ -250,7 +259,7 @@ def test_merging_adapters_alone_imports_no_transformers(work):
     words = ["merge", "adapters/mood", "adapters/pair", "-m", "ties", "--quiet"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=work, capture_output=True, text=True, env=env, check=True
+        [sys.executable, "-c", code, *words], cwd=project_copy, capture_output=True, text=True, env=env, check=True
     )
     code, *modules = done.stdout.split()
     assert code == "0"

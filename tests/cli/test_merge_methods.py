@@ -24,23 +24,23 @@ DENSE = [row for row in METHODS if row.space == "element" and not row.data_stati
 
 
 @pytest.mark.parametrize("method", [row for row in METHODS if not row.is_task_aware], ids=lambda row: row.name)
-def test_plain_peft_loads_what_the_method_made(work: Path, method) -> None:
+def test_plain_peft_loads_what_the_method_made(project_copy: Path, method) -> None:
     names = ADAPTERS.get(method.name, TASKS)
     more = ["--steps", 3] if method.name == "adamerging" else []
-    run = osrm("merge", *(f"adapters/{n}" for n in names), "-m", method.name, *more, "--out", "made", cwd=work)
+    run = osrm("merge", *(f"adapters/{n}" for n in names), "-m", method.name, *more, "--out", "made", cwd=project_copy)
     assert run.code == 0, run
-    base = json.loads((work / "made/adapter_config.json").read_text())["base_model_name_or_path"]
+    base = json.loads((project_copy / "made/adapter_config.json").read_text())["base_model_name_or_path"]
     labels = {"mood": 2, "pair": 3, "score": 1}
     for name in names:  # a warning is an error here
         plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels[name])
-        loaded = PeftModel.from_pretrained(plain, str(work / "made/tasks" / name))
+        loaded = PeftModel.from_pretrained(plain, str(project_copy / "made/tasks" / name))
         assert loaded.peft_config["default"].modules_to_save
     if method.data_statistic:
         return  # what their rules are told is compared in test_merge_data.py
     deltas = {n: m.get_delta_weight("default") for n, m in loaded.named_modules() if hasattr(m, "get_delta_weight")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(work)
-        plan = MergePlan.of(read_recipe(work / "made/merge.yaml"))
+        patch.chdir(project_copy)
+        plan = MergePlan.of(read_recipe(project_copy / "made/merge.yaml"))
         for layer in merge_layers(plan, open_layer_data(plan), plan.layers):
             expected = layer.result.dense() if isinstance(layer.result, LowRank) else layer.result
             found = deltas[f"base_model.model.{layer.name}"]
@@ -48,14 +48,14 @@ def test_plain_peft_loads_what_the_method_made(work: Path, method) -> None:
 
 
 @pytest.mark.parametrize("method", DENSE, ids=lambda row: row.name)
-def test_as_model_holds_what_an_adapter_only_approaches(work: Path, method) -> None:
+def test_as_model_holds_what_an_adapter_only_approaches(project_copy: Path, method) -> None:
     given = [f"adapters/{name}" for name in TASKS]
     for form, out in (("model", "whole"), ("adapter", "part")):
-        run = osrm("merge", *given, "-m", method.name, "--as", form, "--out", out, cwd=work)
+        run = osrm("merge", *given, "-m", method.name, "--as", form, "--out", out, cwd=project_copy)
         assert run.code == 0, run
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(work)
-        whole, part = (MergePlan.of(read_recipe(work / name / "merge.yaml")) for name in ("whole", "part"))
+        patch.chdir(project_copy)
+        whole, part = (MergePlan.of(read_recipe(project_copy / name / "merge.yaml")) for name in ("whole", "part"))
         merges = (merge_layers(plan, LayerData(), plan.layers) for plan in (whole, part))
         for exact, near in zip(*merges, strict=True):
             assert isinstance(exact.result, torch.Tensor)

@@ -28,9 +28,9 @@ def same(ours: Path, theirs: Path) -> None:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
-def test_result_on_stdout_the_rest_on_stderr(work: Path) -> None:
-    (work / "osrm.toml").write_text((work / "osrm.toml").read_text().replace("quiet = true", ""))
-    run = osrm(*ARGS, cwd=work)
+def test_result_on_stdout_the_rest_on_stderr(project_copy: Path) -> None:
+    (project_copy / "osrm.toml").write_text((project_copy / "osrm.toml").read_text().replace("quiet = true", ""))
+    run = osrm(*ARGS, cwd=project_copy)
     assert run.code == 0
     assert run.stdout.startswith("new/mood  dev ")
     assert run.stdout.count("\n") == 1
@@ -38,20 +38,22 @@ def test_result_on_stdout_the_rest_on_stderr(work: Path) -> None:
     assert "steps/s" in run.stderr
 
 
-def test_json_is_one_line_and_quiet_is_silent(work: Path) -> None:
-    run = osrm(*ARGS, "--json", "--quiet", cwd=work)
+def test_json_is_one_line_and_quiet_is_silent(project_copy: Path) -> None:
+    run = osrm(*ARGS, "--json", "--quiet", cwd=project_copy)
     assert run.stderr == ""
     assert run.stdout.count("\n") == 1
     found = json.loads(run.stdout)["adapters"]["mood"]
-    log = json.loads((work / "new/mood/training.json").read_text())
+    log = json.loads((project_copy / "new/mood/training.json").read_text())
     assert found["dev"] == log["dev"]["scores"]
     assert found["drift"] == log["drift"]
     assert [step for step, _ in log["losses"]] == [1, 2, 3]  # 48 examples in batches of 16
 
 
 @pytest.mark.parametrize(("task", "outputs"), [("mood", 2), ("pair", 3), ("score", 1)])
-def test_adapter_is_a_plain_peft_folder(project: Path, tiny: Callable[[str], Path], task: str, outputs: int) -> None:
-    base = AutoModelForSequenceClassification.from_pretrained(tiny("bert"), num_labels=outputs)
+def test_adapter_is_a_plain_peft_folder(
+    project: Path, tiny_model: Callable[[str], Path], task: str, outputs: int
+) -> None:
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"), num_labels=outputs)
     model = PeftModel.from_pretrained(base, str(project / "adapters" / task))
     config = json.loads((project / "adapters" / task / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["classifier"]
@@ -65,108 +67,108 @@ def test_adapter_is_a_plain_peft_folder(project: Path, tiny: Callable[[str], Pat
 
 
 @pytest.mark.parametrize("letter", ["A", "B"])
-def test_frozen_factor_stays(work: Path, letter: str) -> None:
-    run = osrm(*ARGS, "--freeze", letter, cwd=work)
+def test_frozen_factor_stays(project_copy: Path, letter: str) -> None:
+    run = osrm(*ARGS, "--freeze", letter, cwd=project_copy)
     assert run.code == 0
-    start, end = (load_file(work / name / WEIGHTS) for name in ("starts/mood", "new/mood"))
+    start, end = (load_file(project_copy / name / WEIGHTS) for name in ("starts/mood", "new/mood"))
     for name, tensor in start.items():
         frozen = f"lora_{letter}" in name or letter == "B"  # with B zero for ever, A has no gradient either
         assert torch.equal(tensor, end[name]) == frozen, name
     assert ("B is zero and stays frozen" in run.stderr) == (letter == "B")
-    drift = json.loads((work / "new/mood/training.json").read_text())["drift"]["overall"]
+    drift = json.loads((project_copy / "new/mood/training.json").read_text())["drift"]["overall"]
     assert drift < 1e-6
 
 
-def test_keep_best_keeps_the_weights_of_the_best_epoch(work: Path) -> None:
+def test_keep_best_keeps_the_weights_of_the_best_epoch(project_copy: Path) -> None:
     """A learning rate at which the score goes up and down; the kept weights are scored again by ``eval``."""
     args = ("train", "starts/mood", "--epochs", 6, "--lr", 0.05, "--batch-size", 8, "--dtype", "float32")
-    assert osrm(*args, "--keep-best", "--out", "new", cwd=work).code == 0
-    assert osrm(*args, "--out", "last", cwd=work).code == 0
-    log, last = (json.loads((work / out / "mood/training.json").read_text()) for out in ("new", "last"))
+    assert osrm(*args, "--keep-best", "--out", "new", cwd=project_copy).code == 0
+    assert osrm(*args, "--out", "last", cwd=project_copy).code == 0
+    log, last = (json.loads((project_copy / out / "mood/training.json").read_text()) for out in ("new", "last"))
     heads = {row["epoch"]: row["headline"] for row in log["epochs"]}
     assert log["epochs"] == last["epochs"]
     assert last["best_epoch"] == 6
     assert log["best_epoch"] == max(heads, key=lambda epoch: (heads[epoch], -epoch)) < 6  # else nothing is tested
     for out, epoch in (("new", log["best_epoch"]), ("last", 6)):
-        assert osrm("eval", f"{out}/mood", cwd=work).code == 0
-        scores = json.loads((work / out / "mood/scores.json").read_text())
+        assert osrm("eval", f"{out}/mood", cwd=project_copy).code == 0
+        scores = json.loads((project_copy / out / "mood/scores.json").read_text())
         assert scores["tasks"]["mood"]["headline"] == pytest.approx(heads[epoch])
 
 
-def test_training_goes_on_with_the_head_of_an_adapter(work: Path) -> None:
+def test_training_goes_on_with_the_head_of_an_adapter(project_copy: Path) -> None:
     """At a rate of zero the head stays what it was, instead of being drawn anew."""
-    run = osrm("train", "adapters/mood", "--epochs", 1, "--lr", 0, "--seed", 3, "--out", "new", cwd=work)
+    run = osrm("train", "adapters/mood", "--epochs", 1, "--lr", 0, "--seed", 3, "--out", "new", cwd=project_copy)
     assert run.code == 0
-    before, after = (load_file(work / name / WEIGHTS) for name in ("adapters/mood", "new/mood"))
+    before, after = (load_file(project_copy / name / WEIGHTS) for name in ("adapters/mood", "new/mood"))
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
 
 
-def test_limits_and_seed(work: Path) -> None:
-    assert osrm(*ARGS, "--limit", 16, "--dev-limit", 5, "--batch-size", 4, cwd=work).code == 0
-    log = json.loads((work / "new/mood/training.json").read_text())
+def test_limits_and_seed(project_copy: Path) -> None:
+    assert osrm(*ARGS, "--limit", 16, "--dev-limit", 5, "--batch-size", 4, cwd=project_copy).code == 0
+    log = json.loads((project_copy / "new/mood/training.json").read_text())
     assert log["dev"]["examples"] == 5
     assert [step for step, _ in log["losses"]] == [1, 2, 3, 4]
-    osrm(*ARGS[:-1], "other", "--limit", 16, "--batch-size", 4, "--seed", 1, cwd=work)
-    other = json.loads((work / "other/mood/training.json").read_text())
+    osrm(*ARGS[:-1], "other", "--limit", 16, "--batch-size", 4, "--seed", 1, cwd=project_copy)
+    other = json.loads((project_copy / "other/mood/training.json").read_text())
     assert other["losses"] != log["losses"]
 
 
-def test_bfloat16_trains_float32_weights(work: Path) -> None:
-    assert osrm(*ARGS, "--dtype", "bfloat16", cwd=work).code == 0
-    assert {t.dtype for t in load_file(work / "new/mood" / WEIGHTS).values()} == {torch.float32}
-    run = osrm(*ARGS[:-1], "half", "--dtype", "float16", cwd=work)
+def test_bfloat16_trains_float32_weights(project_copy: Path) -> None:
+    assert osrm(*ARGS, "--dtype", "bfloat16", cwd=project_copy).code == 0
+    assert {t.dtype for t in load_file(project_copy / "new/mood" / WEIGHTS).values()} == {torch.float32}
+    run = osrm(*ARGS[:-1], "half", "--dtype", "float16", cwd=project_copy)
     assert (run.code, run.error) == (1, "float16 is too narrow to train in")
 
 
-def test_dry_run_writes_nothing(work: Path) -> None:
-    before = listing(work)
-    run = osrm("train", "starts/mood", "starts/pair", "--out", "new", "--dry-run", cwd=work)
+def test_dry_run_writes_nothing(project_copy: Path) -> None:
+    before = listing(project_copy)
+    run = osrm("train", "starts/mood", "starts/pair", "--out", "new", "--dry-run", cwd=project_copy)
     assert run.code == 0
     assert run.stdout == ("would write new/mood: 48 examples of mood\nwould write new/pair: 48 examples of pair\n")
-    assert listing(work) == before
+    assert listing(project_copy) == before
 
 
-def test_output_that_exists(work: Path) -> None:
-    run = osrm("train", "starts/mood", cwd=work)
+def test_output_that_exists(project_copy: Path) -> None:
+    run = osrm("train", "starts/mood", cwd=project_copy)
     assert (run.code, run.error) == (1, "adapters/mood exists already")
-    before = (work / "adapters/mood" / WEIGHTS).read_bytes()
-    assert osrm("train", "starts/mood", "--epochs", 1, "--overwrite", cwd=work).code == 0
-    assert (work / "adapters/mood" / WEIGHTS).read_bytes() != before
+    before = (project_copy / "adapters/mood" / WEIGHTS).read_bytes()
+    assert osrm("train", "starts/mood", "--epochs", 1, "--overwrite", cwd=project_copy).code == 0
+    assert (project_copy / "adapters/mood" / WEIGHTS).read_bytes() != before
 
 
-def test_diverged_loss_is_one_line_and_nothing_is_written(work: Path) -> None:
-    before = listing(work)
-    run = osrm(*ARGS[:2], "--epochs", 2, "--lr", 1e30, "--out", "new", cwd=work)
+def test_diverged_loss_is_one_line_and_nothing_is_written(project_copy: Path) -> None:
+    before = listing(project_copy)
+    run = osrm(*ARGS[:2], "--epochs", 2, "--lr", 1e30, "--out", "new", cwd=project_copy)
     assert run.code == 1
     assert "the training loss is" in run.error or "hold NaN or infinity" in run.error
     assert "try a lower --lr" in run.stderr
-    assert listing(work) == before
+    assert listing(project_copy) == before
 
 
-def no_config(work: Path) -> None:
-    (work / "starts/mood/adapter_config.json").unlink()
+def no_config(project_copy: Path) -> None:
+    (project_copy / "starts/mood/adapter_config.json").unlink()
 
 
-def wrong_width(work: Path) -> None:
-    path = work / "starts/mood" / WEIGHTS
+def wrong_width(project_copy: Path) -> None:
+    path = project_copy / "starts/mood" / WEIGHTS
     save_file({n: t[:, :9].contiguous() if "lora_A" in n else t for n, t in load_file(path).items()}, path)
 
 
-def missing_layer(work: Path) -> None:
-    path = work / "starts/mood" / WEIGHTS
+def missing_layer(project_copy: Path) -> None:
+    path = project_copy / "starts/mood" / WEIGHTS
     save_file({n: t for n, t in load_file(path).items() if "layer.1.attention.self.value" not in n}, path)
 
 
-def unknown_task(work: Path) -> None:
-    path = work / "starts/mood/osrm.json"
+def unknown_task(project_copy: Path) -> None:
+    path = project_copy / "starts/mood/osrm.json"
     path.write_text(path.read_text().replace('"name": "mood"', '"name": "modo"'))
 
 
-def head_of_another_task(work: Path) -> None:
-    shutil.rmtree(work / "starts/mood")
-    shutil.copytree(work / "adapters/pair", work / "starts/mood")
-    path = work / "starts/mood/osrm.json"
+def head_of_another_task(project_copy: Path) -> None:
+    shutil.rmtree(project_copy / "starts/mood")
+    shutil.copytree(project_copy / "adapters/pair", project_copy / "starts/mood")
+    path = project_copy / "starts/mood/osrm.json"
     path.write_text(path.read_text().replace('"name": "pair"', '"name": "mood"'))
 
 
@@ -180,12 +182,12 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("breaking", "error"), BROKEN, ids=[breaking.__name__ for breaking, _ in BROKEN])
-def test_bad_start_is_one_line(work: Path, breaking: Callable[[Path], None], error: str) -> None:
-    breaking(work)
-    run = osrm(*ARGS, cwd=work)
+def test_bad_start_is_one_line(project_copy: Path, breaking: Callable[[Path], None], error: str) -> None:
+    breaking(project_copy)
+    run = osrm(*ARGS, cwd=project_copy)
     assert run.code == 1
     assert error in run.error
-    assert not (work / "new/mood").exists()
+    assert not (project_copy / "new/mood").exists()
 
 
 @pytest.mark.parametrize(
@@ -197,29 +199,29 @@ def test_bad_start_is_one_line(work: Path, breaking: Callable[[Path], None], err
         (("starts/nosuch",), "starts/nosuch"),
     ],
 )
-def test_bad_options_are_one_line(work: Path, more: tuple[object, ...], error: str) -> None:
-    before = listing(work)
-    run = osrm(*ARGS, *more, cwd=work)
+def test_bad_options_are_one_line(project_copy: Path, more: tuple[object, ...], error: str) -> None:
+    before = listing(project_copy)
+    run = osrm(*ARGS, *more, cwd=project_copy)
     assert run.code == 1
     assert error in run.error
-    assert listing(work) == before
+    assert listing(project_copy) == before
 
 
-def test_wrong_base(work: Path, tiny: Callable[[str], Path]) -> None:
-    run = osrm(*ARGS, "--model", tiny("roberta"), cwd=work)
+def test_wrong_base(project_copy: Path, tiny_model: Callable[[str], Path]) -> None:
+    run = osrm(*ARGS, "--model", tiny_model("roberta"), cwd=project_copy)
     assert run.code == 1
     assert "starts/mood was made for base model" in run.error
 
 
-def test_label_out_of_range_in_dev_is_found_before_training(work: Path, words: Path) -> None:
-    data = Path(shutil.copytree(words, work / "data"))
+def test_label_out_of_range_in_dev_is_found_before_training(project_copy: Path, text_tasks: Path) -> None:
+    data = Path(shutil.copytree(text_tasks, project_copy / "data"))
     (data / "pair/task.toml").write_text('labels = ["yes", "no", "maybe"]\n')
     with (data / "pair/dev.jsonl").open("a") as file:
         file.write('{"a": "w1", "b": "w2", "label": "perhaps"}\n')
-    run = osrm("train", "starts/mood", "starts/pair", "--data", "data", "--epochs", 1, "--out", "new", cwd=work)
+    run = osrm("train", "starts/mood", "starts/pair", "--data", "data", "--epochs", 1, "--out", "new", cwd=project_copy)
     assert run.code == 1
     assert "dev.jsonl:25: label 'perhaps'" in run.error
-    assert not (work / "new").exists()
+    assert not (project_copy / "new").exists()
 
 
 # Unfinished runs
@@ -227,13 +229,13 @@ def test_label_out_of_range_in_dev_is_found_before_training(work: Path, words: P
 LONG = ("train", "starts/mood", "--epochs", "6", "--lr", "0.01", "--batch-size", "4", "--out", "new")
 
 
-def unfinished(work: Path, how: signal.Signals, epochs: int = 2) -> Run:
+def unfinished(project_copy: Path, how: signal.Signals, epochs: int = 2) -> Run:
     """Begin a run as a process and end it by force once it has checkpoints of some epochs."""
     command = [sys.executable, "-m", "osrm_cli", *LONG]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    wanted = work / f"new/.mood.training/checkpoint-{12 * epochs}/trainer_state.json"
+    wanted = project_copy / f"new/.mood.training/checkpoint-{12 * epochs}/trainer_state.json"
     deadline = time.monotonic() + 120
-    with subprocess.Popen(command, cwd=work, env=environment, stdout=PIPE, stderr=PIPE, text=True) as child:
+    with subprocess.Popen(command, cwd=project_copy, env=environment, stdout=PIPE, stderr=PIPE, text=True) as child:
         while not wanted.exists() and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         child.send_signal(how)
@@ -284,22 +286,22 @@ def test_unfinished_run_is_not_trodden_on(broken_off: Path) -> None:
     same(broken_off / "new/mood", broken_off / "whole/mood")
 
 
-def test_resume_without_an_unfinished_run_begins_one(work: Path) -> None:
-    assert osrm(*ARGS, "--resume", cwd=work).code == 0
-    assert (work / "new/mood" / WEIGHTS).is_file()
+def test_resume_without_an_unfinished_run_begins_one(project_copy: Path) -> None:
+    assert osrm(*ARGS, "--resume", cwd=project_copy).code == 0
+    assert (project_copy / "new/mood" / WEIGHTS).is_file()
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
 )
-def test_interrupted_run_can_be_resumed(work: Path, number: signal.Signals, code: int) -> None:
-    run = unfinished(work, number, 1)
+def test_interrupted_run_can_be_resumed(project_copy: Path, number: signal.Signals, code: int) -> None:
+    run = unfinished(project_copy, number, 1)
     assert (run.code, run.stdout) == (code, "")
     assert "Traceback" not in run.stderr
     if number is signal.SIGINT:
         assert run.error == "interrupted"
-    assert not (work / "new/mood").exists()
-    assert osrm(*LONG, "--resume", cwd=work).code == 0
+    assert not (project_copy / "new/mood").exists()
+    assert osrm(*LONG, "--resume", cwd=project_copy).code == 0
 
 
 LAUNCHERS = {
@@ -311,10 +313,10 @@ LAUNCHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "steps"), LAUNCHERS.items(), ids=["accelerate", "torchrun"])
-def test_launchers_train_and_one_process_writes(work: Path, launcher: str, steps: list[int]) -> None:
+def test_launchers_train_and_one_process_writes(project_copy: Path, launcher: str, steps: list[int]) -> None:
     done = subprocess.run(
         [*launcher.split(), *map(str, ARGS), "--json", "--device", "cpu"],
-        cwd=work,
+        cwd=project_copy,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -324,7 +326,7 @@ def test_launchers_train_and_one_process_writes(work: Path, launcher: str, steps
     assert done.returncode == 0, done
     assert done.stdout.count("\n") == 1
     found = json.loads(done.stdout)["adapters"]["mood"]
-    log = json.loads((work / "new/mood/training.json").read_text())
+    log = json.loads((project_copy / "new/mood/training.json").read_text())
     assert log["dev"]["scores"] == found["dev"]
     assert [step for step, _ in log["losses"]] == steps
-    assert listing(work / "new") == {f"mood/{name}" for name in listing(work / "adapters/mood")}
+    assert listing(project_copy / "new") == {f"mood/{name}" for name in listing(project_copy / "adapters/mood")}

@@ -25,9 +25,9 @@ def made(folder, data, task_name, k=12, names=None):
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "t5", "llama", "gpt2"])
 @pytest.mark.parametrize("task", ["mood", "pair", "score"])
-def test_equals_the_slow_way(tiny, words, family, task):
+def test_equals_the_slow_way(tiny_model, text_tasks, family, task):
     """One example at a time through transformers' own loss, at the head fitted on the other half."""
-    model, layers, data, encodings, tokenizer = made(tiny(family), words, task, k=16)
+    model, layers, data, encodings, tokenizer = made(tiny_model(family), text_tasks, task, k=16)
     counted = []
     found = compute_loss_gradients(model, layers, data, encodings, tokenizer, 5, counted.append)
     assert sum(counted) == len(encodings)
@@ -65,7 +65,7 @@ def test_halves_share_out_every_class():
         assert {labels[i] for i in half} == {0, 1}
 
 
-def test_a_class_that_is_too_rare_is_named(tiny, words):
+def test_a_class_that_is_too_rare_is_named(tiny_model, text_tasks):
     data = TaskSplit(
         Task("t", ("text",), ("a", "b"), ("accuracy",)),
         "train",

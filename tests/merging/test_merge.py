@@ -26,7 +26,7 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def work(root, tmp_path, monkeypatch):
+def project_copy(root, tmp_path, monkeypatch):
     (tmp_path / "adapters").symlink_to(root / "adapters")
     (tmp_path / "base").symlink_to(root / "base")
     monkeypatch.chdir(tmp_path)
@@ -40,13 +40,13 @@ def read(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_folder_as_the_command(work):
+def test_the_same_folder_as_the_command(project_copy):
     result = merge_adapters(
         GIVEN, "ties", options={"lambda": 0.5, "density": 0.3}, weights={"cola": 2.0}, form="model", model="base"
     )
     words = ["ties", "--lambda", 0.5, "--density", 0.3, "--weight", "cola=2", "--as", "model", "--model", "base"]
-    assert osrm("merge", *GIVEN, "-m", *words, "--out", "other", cwd=work).code == 0
-    assert read(work / "merged") == read(work / "other")
+    assert osrm("merge", *GIVEN, "-m", *words, "--out", "other", cwd=project_copy).code == 0
+    assert read(project_copy / "merged") == read(project_copy / "other")
     assert result.summary["form"] == "model"
     assert result.line.startswith("cola, mnli by ties (aggregate mean, density 0.3, lambda 0.5), 6 layers")
     assert not result.warnings
@@ -62,19 +62,19 @@ def test_the_same_folder_as_the_command(work):
     ],
     ids=["features", "data", "model", "option"],
 )
-def test_what_is_not_used_is_refused_unless_it_may_be(work, given, message):
+def test_what_is_not_used_is_refused_unless_it_may_be(project_copy, given, message):
     with pytest.raises(OsrmError, match=message):
         merge_adapters(GIVEN, **given)
     merge_adapters(GIVEN, **given, must_use=())
     merge_adapters(GIVEN, out="other")
-    assert read(work / "merged") == read(work / "other")
+    assert read(project_copy / "merged") == read(project_copy / "other")
 
 
-def test_a_further_step_sees_the_whole_folder_before_it_is_in_place(work):
+def test_a_further_step_sees_the_whole_folder_before_it_is_in_place(project_copy):
     class Step:
         def apply(self, stage, base_dir, device, progress):
             assert (stage / "merge.yaml").is_file()
-            assert not (work / "merged").exists()
+            assert not (project_copy / "merged").exists()
             (stage / "extra").write_text(f"{base_dir} {device}")
             return {"cola": {"before": 2.0, "error": 1.0, "used": False}}
 
@@ -84,7 +84,7 @@ def test_a_further_step_sees_the_whole_folder_before_it_is_in_place(work):
         return Step()
 
     result = merge_adapters(GIVEN, calibrate=prepare, data="mini", model="base", device="cpu")
-    assert (work / "merged" / "extra").read_text() == "base cpu"
+    assert (project_copy / "merged" / "extra").read_text() == "base cpu"
     assert result.notes == ["cola: difference 2 before calibration, 1 after: uncalibrated is kept"]
 
     def fail(adapters, data):
@@ -96,10 +96,10 @@ def test_a_further_step_sees_the_whole_folder_before_it_is_in_place(work):
 
     with pytest.raises(OsrmError):
         merge_adapters(GIVEN, calibrate=fail, data="mini", model="base", out="other")
-    assert sorted(path.name for path in work.iterdir()) == ["adapters", "base", "merged"]
+    assert sorted(path.name for path in project_copy.iterdir()) == ["adapters", "base", "merged"]
 
 
-def test_layers_that_depend_on_each_other_are_merged_in_their_own_order(work):
+def test_layers_that_depend_on_each_other_are_merged_in_their_own_order(project_copy):
     plan = MergePlan.of(MergeRecipe("task-arith", tuple(map(AdapterEntry, GIVEN))))
     seen = []
 
@@ -115,11 +115,11 @@ def test_layers_that_depend_on_each_other_are_merged_in_their_own_order(work):
     assert seen == [(layer, Ordered.sequence[:index]) for index, layer in enumerate(Ordered.sequence)]
 
 
-def test_a_dry_run_reads_the_base_models_headers(work):
+def test_a_dry_run_reads_the_base_models_headers(project_copy):
     odd = dataclasses.replace(factories.model("bert").bert.config, hidden_size=8)
     type(factories.model("bert").bert)(odd).save_pretrained("odd")
     with pytest.raises(OsrmError, match=r"is \(8, 8\), expected \(16, 16\)"):
         merge_adapters(GIVEN, form="model", model="odd", dry_run=True)
     result = merge_adapters(GIVEN, form="model", model="base", dry_run=True)
     assert result.summary["layers"] == 6
-    assert not (work / "merged").exists()
+    assert not (project_copy / "merged").exists()

@@ -160,8 +160,8 @@ def test_a_model_sees_the_same_text_in_any_batch(side, batch_size):
             torch.testing.assert_close(hidden[row, : len(alone[index])], alone[index], atol=1e-5, rtol=0)
 
 
-def test_an_empty_text_is_read_as_the_end_token(tiny):
-    tokenizer = load_tokenizer(tiny("gpt2"))  # adds nothing of its own
+def test_an_empty_text_is_read_as_the_end_token(tiny_model):
+    tokenizer = load_tokenizer(tiny_model("gpt2"))  # adds nothing of its own
     encodings = tokenize_examples(tokenizer, [Example(("",), 0), Example(("w1 w2",), 0)], 8)
     assert encodings[0]["input_ids"] == [tokenizer.eos_token_id]
     assert collate_batch(encodings, tokenizer, CPU)["attention_mask"].tolist() == [[1, 0], [1, 1]]

@@ -35,17 +35,17 @@ def load(folder: Path, num_labels: int = 2, seed: int = 0) -> Classifier:
 
 
 @pytest.fixture
-def copy(tiny: Tiny, tmp_path: Path) -> Path:
+def copy(tiny_model: Tiny, tmp_path: Path) -> Path:
     """A BERT of one's own, to damage."""
-    return Path(shutil.copytree(tiny("bert"), tmp_path / "model"))
+    return Path(shutil.copytree(tiny_model("bert"), tmp_path / "model"))
 
 
 # Finding and identifying
 
 
-def test_folder_is_itself_and_its_digest_is_that_of_the_weights(tiny: Tiny, copy: Path) -> None:
+def test_folder_is_itself_and_its_digest_is_that_of_the_weights(tiny_model: Tiny, copy: Path) -> None:
     assert find_base_model(str(copy)) == copy
-    found, theirs = identify_base_model(str(copy)), identify_base_model(str(tiny("bert")))
+    found, theirs = identify_base_model(str(copy)), identify_base_model(str(tiny_model("bert")))
     assert found.name == str(copy)
     assert found.revision is None
     assert found.sha256 == theirs.sha256
@@ -107,28 +107,28 @@ def test_unknown_name_offline_is_one_line(name: str) -> None:
     assert "--model" in str(caught.value.hint)
 
 
-def test_artifact_on_other_weights_is_refused(copy: Path, tiny: Tiny) -> None:
+def test_artifact_on_other_weights_is_refused(copy: Path, tiny_model: Tiny) -> None:
     recorded = identify_base_model(str(copy))
     assert resolve_base_model(Path("start"), recorded, None, None, None) == (copy, recorded)
-    moved, found = resolve_base_model(Path("start"), recorded, None, str(tiny("bert")), None)
-    assert moved == tiny("bert")
+    moved, found = resolve_base_model(Path("start"), recorded, None, str(tiny_model("bert")), None)
+    assert moved == tiny_model("bert")
     assert found.sha256 == recorded.sha256
     with pytest.raises(OsrmError, match=r"start was made for base model .*model \(weights .*, found .*roberta"):
-        resolve_base_model(Path("start"), recorded, None, str(tiny("roberta")), None)
+        resolve_base_model(Path("start"), recorded, None, str(tiny_model("roberta")), None)
     with pytest.raises(OsrmError, match="start does not record its base model"):
         resolve_base_model(Path("start"), None, None, None, None)
     assert resolve_base_model(Path("start"), None, str(copy), None, None)[0] == copy
 
 
-def test_record_of_a_hub_model_brings_its_revision(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_of_a_hub_model_brings_its_revision(tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     def fetch(kind: str, name: str, revision: str | None, config: str, files: list[str]) -> Path:
         asked.append((name, revision))
-        return tiny("bert")
+        return tiny_model("bert")
 
     monkeypatch.setattr(hub, "fetch", fetch)
-    recorded = BaseModelId("someone/tiny", "c0ffee", identify_base_model(str(tiny("bert"))).sha256)
+    recorded = BaseModelId("someone/tiny", "c0ffee", identify_base_model(str(tiny_model("bert"))).sha256)
     resolve_base_model(Path("start"), recorded, None, None, None)
     assert set(asked) == {("someone/tiny", "c0ffee")}
 
@@ -137,11 +137,11 @@ def test_record_of_a_hub_model_brings_its_revision(tiny: Tiny, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_heads_are_what_the_checkpoint_lacks(tiny: Tiny, family: str) -> None:
-    classifier = load(tiny(family), 3)
+def test_heads_are_what_the_checkpoint_lacks(tiny_model: Tiny, family: str) -> None:
+    classifier = load(tiny_model(family), 3)
     assert classifier.heads == HEADS.get(family, ["classifier"])
     assert classifier.model.config.num_labels == 3
-    again, other = load(tiny(family), 3), load(tiny(family), 3, seed=1)
+    again, other = load(tiny_model(family), 3), load(tiny_model(family), 3, seed=1)
     same = [torch.equal(a, b) for a, b in zip(classifier.model.parameters(), again.model.parameters(), strict=True)]
     assert all(same)
     differ = {
@@ -170,8 +170,8 @@ def test_weights_that_the_backbone_lacks_travel_with_the_adapter(copy: Path) -> 
     assert "bert.pooler.dense" not in layers
 
 
-def test_weights_of_another_model_are_refused(copy: Path, tiny: Tiny) -> None:
-    shutil.copy(tiny("gpt2") / "model.safetensors", copy)
+def test_weights_of_another_model_are_refused(copy: Path, tiny_model: Tiny) -> None:
+    shutil.copy(tiny_model("gpt2") / "model.safetensors", copy)
     with pytest.raises(OsrmError, match=r"its weights are not those of a BertForSequenceClassification: \d+ of \d+"):
         load(copy)
 
@@ -199,11 +199,11 @@ def test_model_without_a_tokenizer(copy: Path) -> None:
         load_tokenizer(copy)
 
 
-def test_tokenizer_pads_with_the_end_token_where_it_has_none(tiny: Tiny) -> None:
-    assert AutoTokenizer.from_pretrained(tiny("gpt2")).pad_token_id is None
-    tokenizer = load_tokenizer(tiny("gpt2"))
+def test_tokenizer_pads_with_the_end_token_where_it_has_none(tiny_model: Tiny) -> None:
+    assert AutoTokenizer.from_pretrained(tiny_model("gpt2")).pad_token_id is None
+    tokenizer = load_tokenizer(tiny_model("gpt2"))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
-    assert load(tiny("gpt2")).model.config.pad_token_id == 2
+    assert load(tiny_model("gpt2")).model.config.pad_token_id == 2
 
 
 # Lengths
@@ -213,19 +213,19 @@ def test_tokenizer_pads_with_the_end_token_where_it_has_none(tiny: Tiny) -> None
     ("family", "most"),
     [("bert", 256), ("roberta", 255), ("deberta-v2", 256), ("mpnet", 254), ("gpt2", 256), ("llama", 256), ("t5", None)],
 )
-def test_length_beyond_the_positions_is_refused(tiny: Tiny, family: str, most: int | None) -> None:
+def test_length_beyond_the_positions_is_refused(tiny_model: Tiny, family: str, most: int | None) -> None:
     if most is None:
-        check_max_length(tiny(family), 10_000)  # relative positions
+        check_max_length(tiny_model(family), 10_000)  # relative positions
         return
-    check_max_length(tiny(family), most)
+    check_max_length(tiny_model(family), most)
     with pytest.raises(OsrmError, match=f"positions for {most} tokens, fewer than the length of {most + 1}") as caught:
-        check_max_length(tiny(family), most + 1)
+        check_max_length(tiny_model(family), most + 1)
     assert caught.value.hint == f"give --max-length {most} or less"
 
 
 @pytest.mark.parametrize(("family", "most"), [("bert", 256), ("roberta", 255), ("mpnet", 254), ("gpt2", 256)])
-def test_that_many_tokens_do_run_and_one_more_does_not(tiny: Tiny, family: str, most: int) -> None:
-    model = AutoModel.from_pretrained(tiny(family))
+def test_that_many_tokens_do_run_and_one_more_does_not(tiny_model: Tiny, family: str, most: int) -> None:
+    model = AutoModel.from_pretrained(tiny_model(family))
     ids = torch.full((1, most), 7)
     model(input_ids=ids, attention_mask=torch.ones_like(ids))
     more = torch.full((1, most + 1), 7)
@@ -237,8 +237,8 @@ def test_that_many_tokens_do_run_and_one_more_does_not(tiny: Tiny, family: str, 
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_targets_are_those_that_peft_adapts(tiny: Tiny, family: str) -> None:
-    classifier = load(tiny(family))
+def test_targets_are_those_that_peft_adapts(tiny_model: Tiny, family: str) -> None:
+    classifier = load(tiny_model(family))
     names = default_target_modules(classifier.model)
     found = find_target_layers(classifier, names)
     config = LoraConfig(target_modules=names, task_type="SEQ_CLS", fan_in_fan_out=family == "gpt2")
@@ -250,8 +250,8 @@ def test_targets_are_those_that_peft_adapts(tiny: Tiny, family: str) -> None:
         assert layer_widths(found[name]) == (layer.in_features, layer.out_features)
 
 
-def test_conv1d_is_told_from_linear(tiny: Tiny) -> None:
-    layers = find_target_layers(load(tiny("gpt2")), ["c_attn"])
+def test_conv1d_is_told_from_linear(tiny_model: Tiny) -> None:
+    layers = find_target_layers(load(tiny_model("gpt2")), ["c_attn"])
     assert all(is_conv1d(layer) for layer in layers.values())
     assert {layer_widths(layer) for layer in layers.values()} == {(16, 48)}
     assert not is_conv1d(torch.nn.Linear(16, 48))
@@ -259,8 +259,8 @@ def test_conv1d_is_told_from_linear(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "t5", "llama"])
 @pytest.mark.parametrize("names", [["all-linear"], ["dense"], ["q", "query", "query_proj", "q_proj"]])
-def test_spelling_means_the_same_layers_with_and_without_heads(tiny: Tiny, family: str, names: list[str]) -> None:
-    classifier = load(tiny(family))
+def test_spelling_means_the_same_layers_with_and_without_heads(tiny_model: Tiny, family: str, names: list[str]) -> None:
+    classifier = load(tiny_model(family))
     try:
         found = find_target_layers(classifier, names)
     except OsrmError:
@@ -273,14 +273,14 @@ def test_spelling_means_the_same_layers_with_and_without_heads(tiny: Tiny, famil
     assert spelled == names or spelled == list(found)
 
 
-def test_unknown_targets_are_told_what_there_is(tiny: Tiny) -> None:
+def test_unknown_targets_are_told_what_there_is(tiny_model: Tiny) -> None:
     with pytest.raises(OsrmError, match="no linear layer matches --target-modules nosuch") as caught:
-        find_target_layers(load(tiny("bert")), ["nosuch"])
+        find_target_layers(load(tiny_model("bert")), ["nosuch"])
     assert "query" in str(caught.value.hint)
 
 
-def test_architecture_without_defaults(tiny: Tiny) -> None:
-    model = load(tiny("bert")).model
+def test_architecture_without_defaults(tiny_model: Tiny) -> None:
+    model = load(tiny_model("bert")).model
     model.config.model_type = "novel"
     with pytest.raises(OsrmError, match="no default target layers are known for model type 'novel'") as caught:
         default_target_modules(model)
@@ -288,10 +288,10 @@ def test_architecture_without_defaults(tiny: Tiny) -> None:
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_a_checkpoint_s_code_is_never_run(tiny, tmp_path, monkeypatch, file):
+def test_a_checkpoint_s_code_is_never_run(tiny_model, tmp_path, monkeypatch, file):
     """Not even where the answer to transformers' question comes through a pipe."""
     folder, planted = tmp_path / "base", tmp_path / "planted"
-    shutil.copytree(tiny("bert"), folder)
+    shutil.copytree(tiny_model("bert"), folder)
     (folder / "evil.py").write_text(
         f"from pathlib import Path\nPath({str(planted)!r}).touch()\n"
         "from transformers import BertConfig as Evil, BertTokenizerFast as EvilTokenizer\n"
@@ -304,7 +304,7 @@ def test_a_checkpoint_s_code_is_never_run(tiny, tmp_path, monkeypatch, file):
     (folder / file).write_text(json.dumps(values))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
-    tokenizer = load_tokenizer(tiny("bert"))
+    tokenizer = load_tokenizer(tiny_model("bert"))
     for attempt in (
         lambda: load_tokenizer(folder),
         lambda: load_classifier(folder, 2, tokenizer, torch.float32, 0),

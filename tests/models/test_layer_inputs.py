@@ -76,12 +76,12 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def subject(tiny: Tiny) -> Callable[[str], Subject]:
+def subject(tiny_model: Tiny) -> Callable[[str], Subject]:
     made: dict[str, Subject] = {}
 
     def make(family: str) -> Subject:
         if family not in made:
-            made[family] = Subject(tiny(family), TARGETS.get(family))
+            made[family] = Subject(tiny_model(family), TARGETS.get(family))
         return made[family]
 
     return make
@@ -136,14 +136,14 @@ def test_batch_size_and_order_change_nothing(family: Subject) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
-def test_saved_padding_side_changes_nothing(tiny: Tiny, tmp_path: Path, name: str) -> None:
+def test_saved_padding_side_changes_nothing(tiny_model: Tiny, tmp_path: Path, name: str) -> None:
     from transformers import AutoTokenizer
 
     found = []
     for side in ("left", "right"):
         folder = tmp_path / side
         folder.mkdir()
-        for path in tiny(name).iterdir():
+        for path in tiny_model(name).iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.padding_side = side
@@ -162,8 +162,8 @@ def test_saved_padding_side_changes_nothing(tiny: Tiny, tmp_path: Path, name: st
         ("llama", ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"], {"q_proj", "k_proj", "v_proj"}),
     ],
 )
-def test_layers_with_one_input_share_one_entry(tiny: Tiny, name: str, names: list[str], shared: set[str]) -> None:
-    subject = Subject(tiny(name), names)
+def test_layers_with_one_input_share_one_entry(tiny_model: Tiny, name: str, names: list[str], shared: set[str]) -> None:
+    subject = Subject(tiny_model(name), names)
     total = subject.collect("mean")
     inputs = subject.naive()
     for layer, facts in total.layers.items():
@@ -257,8 +257,8 @@ def test_layer_that_takes_no_part_is_named(subject: Callable[[str], Subject]) ->
         total.add(collate_batch(bert.encodings[:1], bert.tokenizer, CPU), [0])
 
 
-def test_layer_behind_the_pooler_is_averaged_over_examples(tiny: Tiny) -> None:
-    subject = Subject(tiny("bert"), ["bert.pooler.dense"])
+def test_layer_behind_the_pooler_is_averaged_over_examples(tiny_model: Tiny) -> None:
+    subject = Subject(tiny_model("bert"), ["bert.pooler.dense"])
     found = shards.finalized_tensors(subject.collect("mean").sums, ["mean"])["bert.pooler.dense.mean"]
     inputs = subject.naive()["bert.pooler.dense"]  # (d_in,) for each example
     check(found, torch.stack(inputs).mean(0))

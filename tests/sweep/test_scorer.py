@@ -33,26 +33,28 @@ def trained(folder: Path, base: Path, family: str) -> PeftModel:
         settings = LoraConfig(
             task_type="SEQ_CLS", target_modules=TARGETS[family], r=3, lora_alpha=5, modules_to_save=[HEADS[family]]
         )
-        made = get_peft_model(model, settings)
-        for name, parameter in made.named_parameters():
+        peft_model = get_peft_model(model, settings)
+        for name, parameter in peft_model.named_parameters():
             if "lora_" in name or "modules_to_save" in name:
                 parameter.data = torch.randn(parameter.shape) * 0.3
-        made.save_pretrained(str(folder))
-    return made.eval()
+        peft_model.save_pretrained(str(folder))
+    return peft_model.eval()
 
 
 @pytest.mark.parametrize("family", TARGETS)
-def test_scorer_puts_out_what_peft_does(tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str) -> None:
-    base, folder = tiny(family), tmp_path / "score"
+def test_scorer_puts_out_what_peft_does(
+    tiny_model: Callable[[str], Path], text_tasks: Path, tmp_path: Path, family: str
+) -> None:
+    base, folder = tiny_model(family), tmp_path / "score"
     plain = trained(folder, base, family)
     plan = MergePlan.of(MergeRecipe("task-arith", (AdapterEntry(str(folder)),)))
-    entrants = SweepDataSpec(str(words), "dev", "train", None, 64, 0, 0).load_tasks(plan.adapters, [])
+    entrants = SweepDataSpec(str(text_tasks), "dev", "train", None, 64, 0, 0).load_tasks(plan.adapters, [])
     scorer = SweepScorer(plan, entrants, base, torch.device("cpu"), torch.float32, 8)
     results = {layer.name: layer.result for layer in merge_layers(plan, LayerData(), plan.layers)}
     (halved,) = scorer.score(ScaledDelta(results, 0.5, torch.float32), lambda _: None)
     singles = scorer.score_single_adapters(lambda _: None)  # after another update: the base weights are back
     tokenizer = load_tokenizer(base)
-    texts = [example.texts[0] for example in load_split("score", words, "dev").examples]
+    texts = [example.texts[0] for example in load_split("score", text_tasks, "dev").examples]
 
     def expected() -> list[float]:
         with torch.inference_mode():

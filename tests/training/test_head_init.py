@@ -29,14 +29,14 @@ UNTRAINED = ("--epochs", 1, "--lr", 0, "--dtype", "float32")
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "t5", "llama", "gpt2"])
 def test_head_predicts_what_a_regression_on_the_frozen_model_does(
-    tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str
+    tiny_model: Callable[[str], Path], text_tasks: Path, tmp_path: Path, family: str
 ) -> None:
     """Trained at a rate of zero, so that the head is as it was fitted; the reference takes plain PEFT and one text at
     a time.
     """
-    folder = tiny(family)
+    folder = tiny_model(family)
     for line in (
-        f"collect --model {folder} --data {words} --samples 5",
+        f"collect --model {folder} --data {text_tasks} --samples 5",
         "init --each --rank 2",
         "train starts/mood",
     ):
@@ -46,7 +46,7 @@ def test_head_predicts_what_a_regression_on_the_frozen_model_does(
     tokenizer = load_tokenizer(folder)
     base.config.pad_token_id = tokenizer.pad_token_id
     model = PeftModel.from_pretrained(base, str(tmp_path / "adapters/mood")).eval()
-    data = load_split("mood", str(words), "train")
+    data = load_split("mood", str(text_tasks), "train")
     seen: list[torch.Tensor] = []
     *_, last = [
         module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 2
@@ -67,39 +67,39 @@ def test_head_predicts_what_a_regression_on_the_frozen_model_does(
 
 
 @pytest.mark.parametrize("task", ["mood", "pair", "score"])
-def test_fitted_head_is_better_than_a_fresh_one(work: Path, task: str) -> None:
+def test_fitted_head_is_better_than_a_fresh_one(project_copy: Path, task: str) -> None:
     loss = {}
     for head in ("fitted", "fresh"):
-        assert osrm("train", f"starts/{task}", *UNTRAINED, "--head", head, "--out", head, cwd=work).code == 0
-        log = json.loads((work / head / task / "training.json").read_text())
+        assert osrm("train", f"starts/{task}", *UNTRAINED, "--head", head, "--out", head, cwd=project_copy).code == 0
+        log = json.loads((project_copy / head / task / "training.json").read_text())
         loss[head] = log["losses"][-1][1]
     assert loss["fitted"] < loss["fresh"]
 
 
-def test_head_of_a_start_is_kept(work: Path) -> None:
-    assert osrm("train", "adapters/mood", *UNTRAINED, "--head", "fitted", "--out", "new", cwd=work).code == 0
-    old, new = (load_file(work / name / "mood" / WEIGHTS) for name in ("adapters", "new"))
+def test_head_of_a_start_is_kept(project_copy: Path) -> None:
+    assert osrm("train", "adapters/mood", *UNTRAINED, "--head", "fitted", "--out", "new", cwd=project_copy).code == 0
+    old, new = (load_file(project_copy / name / "mood" / WEIGHTS) for name in ("adapters", "new"))
     assert all(torch.equal(old[name], new[name]) for name in old)
 
 
-def test_class_without_an_example_leaves_the_head_fresh(work: Path, tmp_path: Path) -> None:
+def test_class_without_an_example_leaves_the_head_fresh(project_copy: Path, tmp_path: Path) -> None:
     """One training example: nothing can be fitted, and training goes on."""
     weights = {}
     for head in ("fitted", "fresh"):
         args = ("train", "starts/mood", *UNTRAINED, "--limit", 1, "--head", head, "--out", head)
-        run = osrm(*args, cwd=work)
+        run = osrm(*args, cwd=project_copy)
         assert run.code == 0
-        weights[head] = (work / head / "mood" / WEIGHTS).read_bytes()
-        log = json.loads((work / head / "mood" / "training.json").read_text())
+        weights[head] = (project_copy / head / "mood" / WEIGHTS).read_bytes()
+        log = json.loads((project_copy / head / "mood" / "training.json").read_text())
         said = "has no training example: the head is initialized randomly"
         assert (said in run.stderr) == (said in log.get("head", "")) == (head == "fitted")
     assert weights["fitted"] == weights["fresh"]
 
 
-def test_a_file_sorted_by_label_gives_a_fitted_head(tiny: Callable[[str], Path], monkeypatch) -> None:
+def test_a_file_sorted_by_label_gives_a_fitted_head(tiny_model: Callable[[str], Path], monkeypatch) -> None:
     """The first rows are of one class: a draw from the top would leave the head random."""
-    tokenizer, task = load_tokenizer(tiny("bert")), Task("t", ("text",), ("a", "b"), ("accuracy",))
-    model = load_classifier(tiny("bert"), 2, tokenizer, torch.float32, 0).model
+    tokenizer, task = load_tokenizer(tiny_model("bert")), Task("t", ("text",), ("a", "b"), ("accuracy",))
+    model = load_classifier(tiny_model("bert"), 2, tokenizer, torch.float32, 0).model
     monkeypatch.setattr("osrm_cli.training.head_init._MAX_EXAMPLES", 20)
     encodings = tokenize_examples(tokenizer, [Example((f"w{i % 60}",), None) for i in range(60)], 16)
     examples = [{**encoding, "label": int(row >= 50)} for row, encoding in enumerate(encodings)]

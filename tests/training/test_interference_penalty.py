@@ -68,18 +68,20 @@ def naive(model: PeftModel, layer: str, x: torch.Tensor) -> tuple[float, float]:
     ],
 )
 def test_penalty_is_the_mean_over_the_tokens_of_the_others(
-    tiny: Callable[[str], Path], words: Path, tmp_path: Path, family: str, targets: list[str], statistic: str
+    tiny_model: Callable[[str], Path], text_tasks: Path, tmp_path: Path, family: str, targets: list[str], statistic: str
 ) -> None:
     """Real tokens, hooked one text at a time; each other task weighs the same, by its trace."""
-    folder = tiny(family)
-    run = osrm("collect", "--model", folder, "--data", words, "--samples", 12, "--statistic", statistic, cwd=tmp_path)
+    folder = tiny_model(family)
+    run = osrm(
+        "collect", "--model", folder, "--data", text_tasks, "--samples", 12, "--statistic", statistic, cwd=tmp_path
+    )
     assert run.code == 0
     features = FeatureSet.open(tmp_path / "features").select()
     model = adapted(folder, target_modules=targets)
     layers = list(features.target_layers)
     seen = {}
     for task in ("mood", "pair", "score"):
-        drawn = draw_examples(load_split(task, str(words), "train"), 12, 0)
+        drawn = draw_examples(load_split(task, str(text_tasks), "train"), 12, 0)
         seen[task] = tokens(model, folder, [example.texts for example in drawn.examples], layers)
     expected, relative = [], []
     for layer in layers:
@@ -95,8 +97,8 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
         assert found.interference().item() == pytest.approx(sum(wanted) / len(wanted), rel=1e-5)
 
 
-def test_gradient_reaches_both_factors_and_only_them(tiny: Callable[[str], Path]) -> None:
-    model = adapted(tiny("bert"))
+def test_gradient_reaches_both_factors_and_only_them(tiny_model: Callable[[str], Path]) -> None:
+    model = adapted(tiny_model("bert"))
     names = [name for name, _ in model.named_modules() if name.endswith((".query", ".value"))]
     inputs = {name.removeprefix("base_model.model."): SecondMoment(torch.eye(16), factored=False) for name in names}
     InterferencePenalty(model, inputs, None, 1.0).interference().backward()
@@ -125,17 +127,17 @@ def test_rows_and_moment_agree(count: int, seed: int) -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
 
 
-def test_training_with_a_penalty_interferes_less_and_says_so(work: Path) -> None:
+def test_training_with_a_penalty_interferes_less_and_says_so(project_copy: Path) -> None:
     """The interference of each epoch is reported; what is left at the end is what the factors amount to."""
     args = ("train", "starts/mood", "--epochs", 3, "--lr", 0.05, "--batch-size", 8)
     left = {}
     for mu in (0.001, 30):
-        assert osrm(*args, "--interference-penalty", mu, "--out", f"mu{mu}", cwd=work).code == 0
-        log = json.loads((work / f"mu{mu}/mood/training.json").read_text())
+        assert osrm(*args, "--interference-penalty", mu, "--out", f"mu{mu}", cwd=project_copy).code == 0
+        log = json.loads((project_copy / f"mu{mu}/mood/training.json").read_text())
         assert len(log["epochs"]) == 3
         assert all(row["interference"] > 0 for row in log["epochs"])
         left[mu] = log["epochs"][-1]["interference"]
-        facts = json.loads((work / f"mu{mu}/mood/osrm.json").read_text())
+        facts = json.loads((project_copy / f"mu{mu}/mood/osrm.json").read_text())
         assert facts["settings"]["interference_penalty"] == mu
         assert {entry["path"] for entry in facts["inputs"]} == {
             "starts/mood",
@@ -145,36 +147,51 @@ def test_training_with_a_penalty_interferes_less_and_says_so(work: Path) -> None
     assert left[30] < 0.3 * left[0.001]
 
 
-def test_no_penalty_and_a_penalty_of_zero_train_the_same(work: Path) -> None:
+def test_no_penalty_and_a_penalty_of_zero_train_the_same(project_copy: Path) -> None:
     args = ("train", "starts/mood", "--epochs", 1, "--lr", 0.05)
-    assert osrm(*args, "--out", "none", cwd=work).code == 0
-    assert osrm(*args, "--interference-penalty", 0, "--out", "zero", cwd=work).code == 0
-    first, second = (work / name / "mood/adapter_model.safetensors" for name in ("none", "zero"))
+    assert osrm(*args, "--out", "none", cwd=project_copy).code == 0
+    assert osrm(*args, "--interference-penalty", 0, "--out", "zero", cwd=project_copy).code == 0
+    first, second = (project_copy / name / "mood/adapter_model.safetensors" for name in ("none", "zero"))
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_features_that_cannot_serve(work: Path) -> None:
+def test_features_that_cannot_serve(project_copy: Path) -> None:
     args = ("train", "starts/mood", "--epochs", 1, "--interference-penalty", 1, "--out", "new")
-    run = osrm(*args, "--features", "nowhere", cwd=work)
+    run = osrm(*args, "--features", "nowhere", cwd=project_copy)
     assert run.code == 1
     assert "nowhere" in run.error
-    run = osrm("collect", "--samples", 5, "--statistic", "mean", "--out", "means", cwd=work)
-    run = osrm(*args, "--features", "means", cwd=work)
+    run = osrm("collect", "--samples", 5, "--statistic", "mean", "--out", "means", cwd=project_copy)
+    run = osrm(*args, "--features", "means", cwd=project_copy)
     assert run.code == 1
     assert "second-moment" in run.error
-    assert not (work / "new").exists()
+    assert not (project_copy / "new").exists()
 
 
-def test_another_base_model_s_features_are_refused(work: Path, tiny: Callable[[str], Path], words: Path) -> None:
-    osrm("collect", "--model", tiny("roberta"), "--data", words, "--samples", 5, "--out", "other", cwd=work)
-    run = osrm("train", "starts/mood", "--interference-penalty", 1, "--features", "other", "--out", "new", cwd=work)
+def test_another_base_model_s_features_are_refused(
+    project_copy: Path, tiny_model: Callable[[str], Path], text_tasks: Path
+) -> None:
+    osrm(
+        "collect",
+        "--model",
+        tiny_model("roberta"),
+        "--data",
+        text_tasks,
+        "--samples",
+        5,
+        "--out",
+        "other",
+        cwd=project_copy,
+    )
+    run = osrm(
+        "train", "starts/mood", "--interference-penalty", 1, "--features", "other", "--out", "new", cwd=project_copy
+    )
     assert run.code == 1
     assert "base model" in run.error
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2", "mpnet", "t5", "llama", "gpt2"])
-def test_dropout_of_zero_reaches_every_module(tiny: Callable[[str], Path], family: str) -> None:
-    folder = tiny(family)
+def test_dropout_of_zero_reaches_every_module(tiny_model: Callable[[str], Path], family: str) -> None:
+    folder = tiny_model(family)
     tokenizer = load_tokenizer(folder)
     model = load_classifier(folder, 2, tokenizer, torch.float32, 0, dropout=0.0).model.train()
     encoded = tokenize_examples(tokenizer, [replace(_EXAMPLE, texts=("w1 w2 w3 good",))], 16)

@@ -14,8 +14,8 @@ from osrm_cli.training.fit import EncodedTask, TrainingConfig, fit_adapter
 CPU = torch.device("cpu")
 
 
-def test_dev_batches_hold_examples_of_like_length(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = tiny("bert")
+def test_dev_batches_hold_examples_of_like_length(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tiny_model("bert")
     tokenizer = load_tokenizer(folder)
     model = get_peft_model(
         load_classifier(folder, 2, tokenizer, torch.float32, 0).model,

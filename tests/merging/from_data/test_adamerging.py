@@ -17,10 +17,10 @@ TASKS = ("mood", "pair")
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
-def made(request, tiny, words, tmp_path_factory):
-    root, base = tmp_path_factory.mktemp(request.param), tiny(request.param)
+def made(request, tiny_model, text_tasks, tmp_path_factory):
+    root, base = tmp_path_factory.mktemp(request.param), tiny_model(request.param)
     for task in TASKS:
-        trained_adapters.save(root / task, base, request.param, words)
+        trained_adapters.save(root / task, base, request.param, text_tasks)
     return root, base
 
 

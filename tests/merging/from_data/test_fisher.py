@@ -36,10 +36,10 @@ def naive(model, task_model, layers):
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
-def made(request, tiny, words, tmp_path_factory):
-    root, base = tmp_path_factory.mktemp(request.param), tiny(request.param)
+def made(request, tiny_model, text_tasks, tmp_path_factory):
+    root, base = tmp_path_factory.mktemp(request.param), tiny_model(request.param)
     for task in trained_adapters.LABELS:
-        trained_adapters.save(root / task, base, request.param, words)
+        trained_adapters.save(root / task, base, request.param, text_tasks)
     return root, base
 
 
@@ -60,10 +60,10 @@ def test_equal_to_autograd_on_the_dense_weights(made, task):
         assert error < 3e-5, name  # two computations in float32
 
 
-def test_layers_that_an_adapter_does_not_change_are_measured_too(tiny, words, tmp_path):
-    base = tiny("bert")
-    trained_adapters.save(tmp_path / "mood", base, "bert", words, target_modules=["query"])
-    trained_adapters.save(tmp_path / "pair", base, "bert", words)
+def test_layers_that_an_adapter_does_not_change_are_measured_too(tiny_model, text_tasks, tmp_path):
+    base = tiny_model("bert")
+    trained_adapters.save(tmp_path / "mood", base, "bert", text_tasks, target_modules=["query"])
+    trained_adapters.save(tmp_path / "pair", base, "bert", text_tasks)
     plan, models = trained_adapters.models("fisher", [tmp_path / "mood", tmp_path / "pair"], base, samples=3)
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     found = fisher.fisher_diagonal(models[0], shapes, lambda _: None)
@@ -72,10 +72,10 @@ def test_layers_that_an_adapter_does_not_change_are_measured_too(tiny, words, tm
     torch.testing.assert_close(found[value].double(), expected[value], rtol=1e-4, atol=1e-10)
 
 
-def test_merged_by_the_formula_in_float64(tiny, words, tmp_path):
-    base = tiny("bert")
+def test_merged_by_the_formula_in_float64(tiny_model, text_tasks, tmp_path):
+    base = tiny_model("bert")
     for task in ("mood", "pair"):
-        trained_adapters.save(tmp_path / task, base, "bert", words)
+        trained_adapters.save(tmp_path / task, base, "bert", text_tasks)
     plan, models = trained_adapters.models(
         "fisher", [tmp_path / "mood", tmp_path / "pair"], base, samples=4, **{"lambda": 0.7}
     )
@@ -100,11 +100,11 @@ def test_merged_by_the_formula_in_float64(tiny, words, tmp_path):
         assert (layer.result.double() - expected).norm() / expected.norm() < 1e-4
 
 
-def test_every_task_has_the_same_say(tiny, words, tmp_path):
+def test_every_task_has_the_same_say(tiny_model, text_tasks, tmp_path):
     """Each task has the same norm over all layers, whatever its loss and its numbers are."""
-    base = tiny("bert")
+    base = tiny_model("bert")
     for task in ("pair", "score"):
-        trained_adapters.save(tmp_path / task, base, "bert", words)
+        trained_adapters.save(tmp_path / task, base, "bert", text_tasks)
     plan, models = trained_adapters.models("fisher", [tmp_path / "pair", tmp_path / "score"], base, samples=4)
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     (tmp_path / "files").mkdir()

@@ -30,11 +30,11 @@ def moments(model, task_model, layers):
 
 
 @pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
-def done(request, tiny, words, tmp_path_factory):
+def done(request, tiny_model, text_tasks, tmp_path_factory):
     """Everything that a merge was moments_seen, and its results."""
-    root, base = tmp_path_factory.mktemp(request.param), tiny(request.param)
+    root, base = tmp_path_factory.mktemp(request.param), tiny_model(request.param)
     for task in TASKS:
-        trained_adapters.save(root / task, base, request.param, words)
+        trained_adapters.save(root / task, base, request.param, text_tasks)
     plan, models = trained_adapters.models("regmean++", [root / task for task in TASKS], base, samples=7)
     moments_seen = {}
 
