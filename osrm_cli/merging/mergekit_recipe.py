@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -82,7 +82,9 @@ class MergekitRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    merge_method: str = Field(description=", ".join(_METHODS))
+    merge_method: Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"] = Field(
+        description=", ".join(_METHODS)
+    )
     models: list[Annotated[_Model, BeforeValidator(_check_model)]] = Field(
         min_length=1, description="a list of 'model: base+adapter'"
     )
@@ -106,8 +108,6 @@ def translate_mergekit(recipe: MergekitRecipe) -> MergeRecipe:
         ValueError: If the recipe asks for something that has no equal here.
     """
     name = recipe.merge_method
-    if name not in _METHODS:
-        raise ValueError(f"mergekit's method {name!r}, expected {', '.join(_METHODS)}")
     _check_files(recipe)
     base = _single_base(recipe)
     method, divides = _METHODS[name]

@@ -111,7 +111,9 @@ def _convert(recipe: RecipeSchema) -> MergeRecipe:
 
 def _describe(error: ValidationError, schema: type[BaseModel], values: Mapping[str, Any]) -> str:
     """The first wrong value in words."""
-    first = error.errors(include_url=False)[0]
+    # What a recipe cannot ask for at all counts before values that are missing because of it.
+    errors = error.errors(include_url=False)
+    first = min(errors, key=lambda row: (row["loc"][0] != "merge_method", row["type"] != "extra_forbidden"))
     key = first["loc"][0]
     fields = {field.alias or name: field for name, field in schema.model_fields.items()}
     if first["type"] == "value_error":

@@ -109,7 +109,8 @@ MODELS = [
     {"model": "b+y", "parameters": {"weight": 0.5}},
 ]
 MERGEKIT_REFUSED = {
-    "method": ({"merge_method": "slerp"}, "mergekit's method 'slerp'"),
+    "method": ({"merge_method": "slerp"}, "'merge_method' is 'slerp', expected linear"),
+    "slices": ({"merge_method": "slerp", "slices": [], "parameters": {"t": 0.5}}, "'merge_method' is 'slerp'"),
     "key": ({"slices": []}, "mergekit's key 'slices' has no equal here"),
     "parameter": ({"parameters": {"gamma": 1}}, "mergekit's parameter 'gamma'"),
     "rescale": ({"merge_method": "dare_linear", "parameters": {"rescale": False}}, "rescale: false"),
