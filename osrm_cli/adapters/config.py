@@ -2,12 +2,12 @@
 
 import json
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from osrm_cli.adapters.patterns import check_pattern, pattern_matches
 from osrm_cli.errors import OsrmError
 
 CONFIG_NAME = "adapter_config.json"
@@ -159,13 +159,8 @@ def read_config(folder: Path) -> AdapterConfig:
             rank_pattern=_patterns(values, "rank_pattern", _positive_int),
             alpha_pattern=_patterns(values, "alpha_pattern", _finite_number),
         )
-    except (TypeError, ValueError, re.error) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise OsrmError(f"{path}: {error}", "save the adapter again, or correct the file") from None
-
-
-def pattern_matches(key: str, layer: str) -> bool:
-    """Whether a regular expression matches a layer: it must match the end of the name, from a dot on."""
-    return re.match(rf"(.*\.)?({key})$", layer) is not None
 
 
 def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
@@ -199,17 +194,19 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _target_modules(values: Mapping[str, Any]) -> tuple[str, ...] | str:
-    targets = values.get("target_modules") or ()
-    if targets == "all-linear" or values.get("layers_to_transform") is not None or values.get("exclude_modules"):
+    targets, excluded = values.get("target_modules") or (), values.get("exclude_modules")
+    if isinstance(excluded, str):
+        check_pattern(excluded, is_whole=True)
+    if targets == "all-linear" or values.get("layers_to_transform") is not None or excluded:
         return ()
-    return targets if isinstance(targets, str) else tuple(sorted(targets))
+    return check_pattern(targets, is_whole=True) if isinstance(targets, str) else tuple(sorted(targets))
 
 
 def _patterns(values: Mapping[str, Any], name: str, convert: Any) -> dict[str, Any]:
     patterns = values.get(name) or {}
-    for key in patterns:
-        re.compile(key)
-    return {key: convert(value) for key, value in patterns.items()}
+    if not isinstance(patterns, dict):
+        raise ValueError(f"{name} is {type(patterns).__name__}, expected an object of layer patterns")
+    return {check_pattern(key): convert(value) for key, value in patterns.items()}
 
 
 def _positive_int(value: Any) -> int:

@@ -16,7 +16,8 @@ from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe, read_recipe
+from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
 from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64

@@ -1,8 +1,16 @@
 """mergekit's recipes in our words, as far as both mean the same. Anything else is refused, never guessed."""
 
+import math
 import re
-from collections.abc import Mapping
-from typing import Any
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from osrm_cli.merging.recipe import AdapterEntry, DepthWeights, MergeRecipe, Weight
 
 # mergekit's method -> ours, and whether it divides by the sum of the weights unless told otherwise.
 _METHODS = {
@@ -12,12 +20,85 @@ _METHODS = {
     "dare_linear": ("dare", False),
     "dare_ties": ("dare-ties", False),
 }
-_KEYS = {"merge_method", "models", "parameters", "base_model", "dtype", "out_dtype"}
-_MODEL_PARAMETERS = {"weight", "density"}
-_PARAMETERS = {"normalize", "lambda", "weight", "density", "int8_mask", "rescale"}
+_PARAMETERS = ("normalize", "lambda", "weight", "density", "int8_mask", "rescale")
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_WEIGHT = ".weight"  # mergekit's filters are parts of names of tensors, ours of layers
 
 
-def translate_mergekit(values: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ModelReference:
+    """A model of mergekit's: ``base+adapter``, a base model, or here also an adapter alone.
+
+    Attributes:
+        name: What stands before the plus, without a revision; all of it where there is none.
+        adapter: What stands after the plus.
+    """
+
+    name: str
+    adapter: str | None = None
+
+
+def _parse_reference(value: Any) -> ModelReference:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"model {reprlib.repr(value)}, expected 'model: base+adapter'")
+    name, plus, adapter = value.partition("+")
+    if not plus or Path(value).is_dir():  # a folder's name may have a plus
+        return ModelReference(value)
+    if not name.strip() or not adapter.strip() or "+" in adapter:
+        raise ValueError(f"model {value!r}, expected one base model and one adapter: 'model: base+adapter'")
+    return ModelReference(name.strip().partition("@")[0], adapter.strip())
+
+
+def _check_parameters(known: Sequence[str], value: Any) -> dict[str, Any]:
+    parameters = {} if value is None else value
+    if not isinstance(parameters, dict):
+        raise ValueError(f"'parameters' is {reprlib.repr(value)}, expected a mapping")
+    for name in parameters:
+        if name not in known:
+            raise ValueError(f"mergekit's parameter {name!r} has no equal here, expected {', '.join(known)}")
+    return parameters
+
+
+_Reference = Annotated[ModelReference, BeforeValidator(_parse_reference)]
+
+
+class _Model(BaseModel):
+    model: _Reference
+    parameters: Annotated[
+        dict[str, Any], BeforeValidator(lambda value: _check_parameters(("weight", "density"), value))
+    ] = Field(default_factory=dict)
+
+
+def _check_model(value: Any) -> Any:
+    if not isinstance(value, dict) or not isinstance(value.get("model"), str):
+        raise ValueError(f"model {reprlib.repr(value)}, expected 'model: base+adapter'")
+    if unknown := [key for key in value if key not in ("model", "parameters")]:
+        raise ValueError(f"mergekit's key {unknown[0]!r} has no equal here, expected model, parameters")
+    return value
+
+
+class MergekitRecipe(BaseModel):
+    """The keys of a mergekit recipe that can have an equal here."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    merge_method: Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"] = Field(
+        description=", ".join(_METHODS)
+    )
+    models: list[Annotated[_Model, BeforeValidator(_check_model)]] = Field(
+        min_length=1, description="a list of 'model: base+adapter'"
+    )
+    parameters: Annotated[dict[str, Any], BeforeValidator(lambda value: _check_parameters(_PARAMETERS, value))] = Field(
+        default_factory=dict, description="a mapping"
+    )
+    base_model: _Reference | None = Field(None, description="a folder or hub id")
+    dtype: str | None = Field(None, description=", ".join(_DTYPES))
+    out_dtype: str | None = Field(None, description=", ".join(_DTYPES))
+    tokenizer_source: str | None = Field(None, description="base: the base model's tokenizer is kept")
+    chat_template: str | None = Field(None, description="auto: the base model's template is kept")
+
+
+def translate_mergekit(recipe: MergekitRecipe) -> MergeRecipe:
     """Turn a mergekit recipe whose models are adapters into one of ours.
 
     A model is ``base+adapter``, or an adapter's path alone. mergekit's filters, which are parts of tensor names, become
@@ -26,79 +107,167 @@ def translate_mergekit(values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If the recipe asks for something that has no equal here.
     """
-    _check_keys("key", values, _KEYS)
-    name = values["merge_method"]
-    if name not in _METHODS:
-        raise ValueError(f"mergekit's method '{name}', expected {', '.join(_METHODS)}")
+    name = recipe.merge_method
+    _check_files(recipe)
+    base = _single_base(recipe)
     method, divides = _METHODS[name]
-    shared = values.get("parameters") or {}
-    _check_keys("parameter", shared, _PARAMETERS)
-    if shared.get("rescale") is False:
-        raise ValueError("'rescale: false' has no equal here")
-    models = [_model(model) for model in values.get("models") or ()]
-    # The base model itself, listed as a model, adds nothing to a sum; to an average of models it would.
-    listed = [(path, own) for path, own in models if name == "linear" or path != values.get("base_model")]
-    adapters = [
-        {"path": path, "weight": _weight(path, own.get("weight", shared.get("weight")))} for path, own in listed
+    shared = recipe.parameters
+    is_dare = method in ("dare", "dare-ties")
+    if _flag(shared, "rescale", is_dare) != is_dare:
+        raise ValueError(f"'rescale: {str(not is_dare).lower()}' of {name} has no equal here")
+    # The base model itself, listed as a model, adds nothing to a sum; in an average it counts with its weight.
+    listed = [model for model in recipe.models if model.model.adapter or model.model.name != base]
+    if not listed:
+        raise ValueError("none of the models is an adapter, expected 'model: base+adapter'")
+    entries = [
+        AdapterEntry(model.model.adapter or model.model.name, _weight(model, shared), base or None, is_strict=False)
+        for model in listed
     ]
-    options: dict[str, Any] = {"lambda": float(shared.get("lambda", 1.0))}
+    options: dict[str, Any] = {"lambda": _number("lambda", shared.get("lambda", 1.0))}
     if method in ("ties", "dare", "dare-ties"):
-        densities = {own.get("density", shared.get("density", 1.0)) for _, own in listed}
+        densities = {
+            _number("density", model.parameters.get("density", shared.get("density", 1.0))) for model in listed
+        }
         if len(densities) != 1:
             raise ValueError(f"densities {sorted(densities)}, expected one for all adapters")
         options["density"] = densities.pop()
-    method = _divided(method, bool(shared.get("normalize", divides)), [item["weight"] for item in adapters], options)
-    dtype = values.get("out_dtype") or values.get("dtype")
-    return {"method": method, "adapters": adapters, "options": options} | ({"dtype": dtype} if dtype else {})
+    others = [_weight(model, shared) for model in recipe.models if model not in listed] if name == "linear" else []
+    divide = _flag(shared, "normalize", divides)
+    method, entries = _divided(method, divide, entries, others, options)
+    return MergeRecipe(method, tuple(entries), options, dtype=recipe.out_dtype or recipe.dtype)
 
 
-def _divided(method: str, divide: bool, weights: list[Any], options: dict[str, Any]) -> str:
+def _check_files(recipe: MergekitRecipe) -> None:
+    """Check what a recipe says of the files that it writes: types, tokenizer, chat template."""
+    for key in ("dtype", "out_dtype"):
+        value = getattr(recipe, key)
+        if value is not None and value not in _DTYPES:
+            raise ValueError(f"'{key}' is {value!r}, expected {', '.join(_DTYPES)}")
+    for key, kept in (("tokenizer_source", "base"), ("chat_template", "auto")):
+        value = getattr(recipe, key)
+        if value not in (None, kept):
+            raise ValueError(f"'{key}: {value}' has no equal here: the base model's is kept, as '{key}: {kept}' says")
+
+
+def _single_base(recipe: MergekitRecipe) -> str:
+    """The base model that every update belongs to; empty where the recipe names none."""
+    base = recipe.base_model
+    if base and base.adapter:
+        raise ValueError(
+            f"'base_model: {base.name}+{base.adapter}' has no equal here: updates belong to the base model alone"
+        )
+    bases = [model.model.name for model in recipe.models if model.model.adapter]
+    name = base.name.partition("@")[0] if base else next(iter(bases), "")
+    for other in bases:
+        if other != name:
+            raise ValueError(f"base models {name} and {other}, expected one for all adapters")
+    return name
+
+
+def _divided(
+    method: str, divide: bool, entries: list[AdapterEntry], others: Sequence[Weight], options: dict[str, Any]
+) -> tuple[str, list[AdapterEntry]]:
     """Our method that divides by the weights, or does not; what it needs beyond its name goes into ``options``.
 
     mergekit divides the entries that agree by the sum of their weights, TIES by their number: the same up to one factor
     if all weights are equal, else nothing here is equal to it.
+
+    Args:
+        method: Our method.
+        divide: Whether mergekit divides.
+        entries: The adapters with mergekit's weights.
+        others: Weights of the base model where it is one of the models of an average.
+        options: Options of the method.
     """
+    weights = [entry.weight for entry in entries]
+    numbers = [weight for weight in (*weights, *others) if isinstance(weight, float)]
+    is_plain, total = len(numbers) == len(weights) + len(others), math.fsum(numbers)
     if method == "task-arith":
-        return "average" if divide else method
-    if method == "average" and not divide:
-        if all(isinstance(weight, int | float) for weight in weights) and abs(sum(weights) - 1) < 1e-9:
-            return "task-arith"
-        raise ValueError("'normalize: false' scales the base model unless the weights add up to 1")
+        return ("average" if divide else method), entries
+    if method == "average" and divide and not others:
+        return method, entries
+    if method == "average":
+        if not is_plain or (not divide and abs(total - 1) >= 1e-9):
+            what = "a base model among the models" if divide else "'normalize: false'"
+            raise ValueError(f"{what} scales the base model unless the weights are numbers that add up to 1")
+        if abs(total) < 1e-12:
+            raise ValueError("the weights add up to 0, an average needs another sum")
+        factor = 1 / total if divide else 1.0
+        return "task-arith", [_scaled(entry, factor) for entry in entries]
     if method == "dare" and divide:
         raise ValueError("'normalize: true' of dare_linear has no equal here, divide 'lambda' instead")
-    if method in ("ties", "dare-ties"):
-        options["aggregate"] = "mean" if divide else "sum"
-        if divide:
-            if any(not isinstance(weight, int | float) or weight != weights[0] or weight <= 0 for weight in weights):
-                raise ValueError("'normalize: true' with different weights has no equal here")
-            options["lambda"] /= weights[0]
-    return method
+    options["aggregate"] = "mean" if divide else "sum"
+    if method == "dare":
+        del options["aggregate"]
+    elif divide:
+        if not is_plain or len(set(numbers)) > 1 or numbers[0] <= 0:
+            raise ValueError("'normalize: true' with different weights has no equal here")
+        options["lambda"] /= numbers[0]
+    return method, entries
 
 
-def _model(value: Any) -> tuple[str, Mapping[str, Any]]:
-    if not isinstance(value, dict) or not isinstance(value.get("model"), str):
-        raise ValueError(f"model {value!r}, expected 'model: base+adapter'")
-    _check_keys("key", value, {"model", "parameters"})
-    own = value.get("parameters") or {}
-    _check_keys("parameter", own, _MODEL_PARAMETERS)
-    return value["model"].rpartition("+")[2].strip(), own
+def _scaled(entry: AdapterEntry, factor: float) -> AdapterEntry:
+    if not isinstance(entry.weight, float):
+        raise TypeError(f"{entry.path}: weight {entry.weight!r}, expected a number")
+    return AdapterEntry(entry.path, entry.weight * factor, entry.base, entry.is_strict)
 
 
-def _weight(path: str, value: Any) -> Any:
-    """A weight without mergekit's ``- filter: ... value: ...``; the last one without a filter is for all others."""
-    if value is None:
-        raise ValueError(f"model {path} has no weight")
-    if not isinstance(value, list) or not any(isinstance(item, dict) for item in value):
-        return value
-    weights = {}
-    for item in value:
-        if not isinstance(item, dict) or "value" not in item:
-            raise ValueError(f"weight {item!r}, expected 'filter' and 'value'")
-        wanted = item.get("filter")
-        weights[".*" if wanted in (None, "*") else f".*{re.escape(wanted)}.*"] = item["value"]
-    return weights
+def _weight(model: _Model, shared: Mapping[str, Any]) -> Weight:
+    """A model's weight: the value of the first filter that matches; below its own values come those for all models."""
+    path = model.model.adapter or model.model.name
+    patterns: dict[str, DepthWeights] = {}
+    for value in (model.parameters.get("weight"), shared.get("weight")):
+        if value is None:
+            continue
+        for condition in value if _is_conditional(value) else [{"value": value}]:
+            if not isinstance(condition, dict) or "value" not in condition or condition.keys() - {"value", "filter"}:
+                raise ValueError(f"weight {reprlib.repr(condition)}, expected 'filter' and 'value'")
+            pattern = _filter_pattern(condition.get("filter"))
+            patterns.setdefault(pattern, _depth_weights(condition["value"]))
+            if pattern == ".*":
+                return patterns if len(patterns) > 1 else patterns[".*"]
+    if patterns:
+        raise ValueError(f"model {path} has no weight where no filter matches: add '- value: NUMBER' at the end")
+    raise ValueError(f"model {path} has no weight")
 
 
-def _check_keys(kind: str, found: Mapping[str, Any], expected: set[str]) -> None:
-    if unknown := sorted(found.keys() - expected):
-        raise ValueError(f"mergekit's {kind} '{unknown[0]}' has no equal here, expected {', '.join(sorted(expected))}")
+def _is_conditional(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+
+def _filter_pattern(text: Any) -> str:
+    """A regular expression over layers for a part of a tensor's name, which ends in ``.weight``."""
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"filter {reprlib.repr(text)}, expected a part of a tensor's name")
+    if text in (None, "*", "") or text in _WEIGHT:
+        return ".*"
+    ends = [text.removesuffix(_WEIGHT[:size]) for size in range(1, len(_WEIGHT) + 1) if text.endswith(_WEIGHT[:size])]
+    return "|".join([f".*{re.escape(text)}.*", *(f".*{re.escape(end)}" for end in ends)])
+
+
+def _depth_weights(value: Any) -> DepthWeights:
+    if isinstance(value, list) and value:
+        return tuple(_number("weight", item) for item in value)
+    return _number("weight", value)
+
+
+def _number(name: str, value: Any) -> float:
+    """A finite number; like mergekit, also one that YAML has read as a text."""
+    if isinstance(value, list | dict) and name != "weight":
+        raise ValueError(f"{name} {reprlib.repr(value)}: a {name} over depth or by filter has no equal here")
+    if not isinstance(value, int | float | str) or isinstance(value, bool):
+        raise ValueError(f"{name} {reprlib.repr(value)}, expected a number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} {reprlib.repr(value)}, expected a finite number")
+    return number
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"'{name}' is {reprlib.repr(value)}, expected true or false")
+    return value

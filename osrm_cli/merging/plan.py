@@ -12,7 +12,13 @@ from pathlib import Path
 
 import torch
 
-from osrm_cli.adapters.adapter import Adapter, check_same_architecture, check_task_names, combine_layers
+from osrm_cli.adapters.adapter import (
+    Adapter,
+    check_same_architecture,
+    check_task_names,
+    combine_layers,
+    short_model_name,
+)
 from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
@@ -75,8 +81,10 @@ class MergePlan:
         check_same_architecture(adapters)
         pinned = [replace(entry, path=adapter.pinned_source) for adapter, entry in opened]
         entries = _with_weights(pinned, adapters, weights or {})
-        for entry, adapter in zip(entries, adapters, strict=True):
-            entry.check_patterns(adapter.layers)
+        entries = tuple(
+            entry.with_patterns_of(adapter.layers) for entry, adapter in zip(entries, adapters, strict=True)
+        )
+        _check_bases(entries, adapters)
         effective = replace(
             recipe,
             method=method.name,
@@ -161,6 +169,17 @@ class MergePlan:
         }
         last = max(blocks.values()) or 1
         return {layer: block / last for layer, block in blocks.items()}
+
+
+def _check_bases(entries: Sequence[AdapterEntry], adapters: Sequence[Adapter]) -> None:
+    """Check that each adapter belongs to the base model that its recipe names, as far as names can tell."""
+    for entry, adapter in zip(entries, adapters, strict=True):
+        known = adapter.base.name if adapter.base else adapter.config.base_model
+        if entry.base and known and short_model_name(entry.base) != short_model_name(known):
+            raise OsrmError(
+                f"{adapter.source} belongs to base model {known}, the recipe has it on {entry.base}",
+                "an update counts on its own base model only; if they are the same, correct the recipe",
+            )
 
 
 def _with_weights(

@@ -1,39 +1,19 @@
-"""Recipes: one YAML file that fully describes a merge. The effective one is written beside each result.
+"""A recipe: everything that decides the result of a merge. The effective one is written beside each result."""
 
-    method: task-arith
-    adapters:
-      - path: adapters/sst2
-        weight: 0.7
-      - path: adapters/cola
-        weight: [0.2, 1.0]            # from the first block to the last
-      - path: adapters/mrpc
-        weight: {query: 0.5, value: [0, 1]}
-    options: {lambda: 0.3}
-
-Paths are relative to the folder that the command runs in. A weight is a number, a list of numbers that is interpolated
-over depth, or either of them by regular expression over layer names: the first that matches the end of the name counts.
-mergekit's recipes are understood too, see ``mergekit.py``.
-"""
-
-import math
-import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from osrm_cli.adapters.config import pattern_matches
+from osrm_cli.adapters.patterns import pattern_matches
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.mergekit_recipe import translate_mergekit
 
 RECIPE_NAME = "merge.yaml"
 
 DepthWeights = float | Sequence[float]
 Weight = DepthWeights | Mapping[str, DepthWeights]
-
-_KEYS = ("method", "adapters", "options", "features", "data", "as", "dtype")
 
 
 @dataclass(frozen=True)
@@ -43,10 +23,14 @@ class AdapterEntry:
     Attributes:
         path: Folder or hub id.
         weight: A number, numbers over depth, or either by regular expression over layer names.
+        base: The base model that the recipe says the adapter is for; ``None`` if it does not say.
+        is_strict: Whether every regular expression has to match a layer.
     """
 
     path: str
     weight: Weight = 1.0
+    base: str | None = None
+    is_strict: bool = True
 
     def weight_of(self, layer: str, depth: float) -> float:
         """The weight of one layer.
@@ -65,18 +49,20 @@ class AdapterEntry:
         upper = min(lower + 1, len(weight) - 1)
         return weight[lower] + (position - lower) * (weight[upper] - weight[lower])
 
-    def check_patterns(self, layers: Collection[str]) -> None:
-        """Check that every regular expression means a layer.
+    def with_patterns_of(self, layers: Collection[str]) -> "AdapterEntry":
+        """The entry without the regular expressions that match none of its adapter's layers.
 
         Raises:
-            OsrmError: Naming one that matches none.
+            OsrmError: Naming one, if each has to match.
         """
-        if isinstance(self.weight, Mapping):
-            for pattern in self.weight:
-                if not any(pattern_matches(pattern, layer) for layer in layers):
-                    raise OsrmError(
-                        f"the weight of {self.path} for '{pattern}' matches no layer", f"layers: {min(layers)}, ..."
-                    )
+        if not isinstance(self.weight, Mapping):
+            return self
+        unused = [key for key in self.weight if not any(pattern_matches(key, layer) for layer in layers)]
+        if unused and self.is_strict:
+            raise OsrmError(
+                f"the weight of {self.path} for '{unused[0]}' matches no layer", f"layers: {min(layers)}, ..."
+            )
+        return replace(self, weight={key: value for key, value in self.weight.items() if key not in unused})
 
 
 @dataclass(frozen=True)
@@ -113,69 +99,3 @@ class MergeRecipe:
         values |= {key: value for key, value in more.items() if value}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         (folder / RECIPE_NAME).write_text(text, encoding="utf-8")
-
-
-def read_recipe(path: Path) -> MergeRecipe:
-    """Read a recipe, ours or mergekit's.
-
-    Raises:
-        OsrmError: If the file is missing, no YAML, or says something that is not understood.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise OsrmError(f"{path} is missing") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise OsrmError(f"{path} is no YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise OsrmError(f"{path} holds {type(values).__name__}, expected a mapping with 'method' and 'adapters'")
-    try:
-        if "merge_method" in values:
-            values = translate_mergekit(values)
-        return _recipe(values)
-    except (TypeError, ValueError, re.error) as error:
-        raise OsrmError(f"{path}: {error}", "the README has a recipe with every key") from None
-
-
-def _recipe(values: Mapping[str, Any]) -> MergeRecipe:
-    unknown = sorted(values.keys() - set(_KEYS))
-    if unknown:
-        raise ValueError(f"unknown key '{unknown[0]}', expected {', '.join(_KEYS)}")
-    if not isinstance(values.get("method"), str):
-        raise ValueError("'method' is missing")
-    adapters, options = values.get("adapters"), values.get("options") or {}
-    if not isinstance(adapters, list) or not adapters:
-        raise ValueError("'adapters' is missing, expected a list of paths")
-    if not isinstance(options, dict):
-        raise ValueError(f"'options' is {options!r}, expected a mapping such as {{lambda: 0.3}}")
-    output = values.get("as", "adapter")
-    if output not in ("adapter", "model"):
-        raise ValueError(f"'as' is {output!r}, expected adapter or model")
-    dtype = values.get("dtype")
-    if dtype not in (None, "float32", "bfloat16", "float16", "float64"):
-        raise ValueError(f"'dtype' is {dtype!r}, expected float32, bfloat16, float16 or float64")
-    entries = tuple(map(_entry, adapters))
-    return MergeRecipe(values["method"], entries, options, values.get("features"), output, dtype, values.get("data"))
-
-
-def _entry(value: Any) -> AdapterEntry:
-    if isinstance(value, str):
-        return AdapterEntry(value)
-    if not isinstance(value, dict) or not isinstance(value.get("path"), str) or value.keys() - {"path", "weight"}:
-        raise ValueError(f"adapter {value!r}, expected a path, or 'path' and 'weight'")
-    weight = value.get("weight", 1.0)
-    if not isinstance(weight, dict):
-        return AdapterEntry(value["path"], _gradient(weight))
-    for pattern in weight:
-        re.compile(pattern)
-    return AdapterEntry(value["path"], {pattern: _gradient(number) for pattern, number in weight.items()})
-
-
-def _gradient(value: Any) -> DepthWeights:
-    numbers = value if isinstance(value, list) else [value]
-    for number in numbers:
-        if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
-            raise ValueError(f"weight {number!r}, expected a number or a list of numbers")
-    if not numbers:
-        raise ValueError("a weight is an empty list")
-    return tuple(map(float, numbers)) if isinstance(value, list) else float(value)

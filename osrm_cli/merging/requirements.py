@@ -1,15 +1,20 @@
 """Options of each merging method: which it takes, their defaults, and what cannot be combined."""
 
+import reprlib
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import Method
-from osrm_cli.merging.methods.options import MethodOptions
+from osrm_cli.merging.methods.options import DataOptions, MethodOptions
 from osrm_cli.merging.recipe import MergeRecipe
 
-# What passes over the model take beside the rule's own options, by ``Method.data_statistic``.
+Options = TypeVar("Options", MethodOptions, DataOptions)
+
+# Options of the methods that compute a statistic of data, with their defaults, by ``Method.data_statistic``.
 DATA_OPTIONS: Mapping[str, Mapping[str, int]] = {
     "second-moments": {"samples": 100, "seed": 0},
     "fisher": {"samples": 100, "seed": 0},
@@ -18,14 +23,11 @@ DATA_OPTIONS: Mapping[str, Mapping[str, int]] = {
 # Every option of any method, by its name on the command line without dashes.
 OPTIONS = tuple(
     sorted(
-        {
-            "lambda",
-            *(each.name for each in fields(MethodOptions) if each.name != "scale"),
-            *(name for row in DATA_OPTIONS.values() for name in row),
-        }
+        {"lambda"}
+        | {each.name for each in fields(MethodOptions) if each.name != "scale"}
+        | {each.name for each in fields(DataOptions)}
     )
 )
-_WHOLE = ("rank", "seed", "agreement", "samples", "steps")
 
 
 def check_method(method: Method, recipe: MergeRecipe) -> None:
@@ -70,13 +72,20 @@ def resolve_options(
         if name not in allowed:
             takes = ", ".join("--" + option.replace("_", "-") for option in sorted(allowed))
             raise OsrmError(f"method {method.name} does not use --{name.replace('_', '-')}", f"it takes {takes}")
-        expected = str if name == "aggregate" else int if name in _WHOLE else int | float
-        if not isinstance(value, expected) or isinstance(value, bool):
-            raise OsrmError(f"option '{key}' is {value!r}, expected {getattr(expected, '__name__', 'a number')}")
-        if name in ("samples", "steps") and int(value) < 1:
-            raise OsrmError(f"option '{key}' is {value}, expected 1 or more")
         used[name] = value
-    used = {name: value for name, value in used.items() if value is not None}
+    used = {name: value for name, value in used.items() if value is not None or name not in ("rank", "energy")}
     names = {each.name for each in fields(MethodOptions)}
-    own = {name: value for name, value in used.items() if name in names}
-    return used, MethodOptions(scale=used["lambda"], **own)
+    values = {"scale": used["lambda"], **{name: value for name, value in used.items() if name in names}}
+    options = _check(MethodOptions, values, given)
+    _check(DataOptions, {name: used[name] for name in DATA_OPTIONS.get(method.data_statistic or "", {})}, given)
+    return used, options
+
+
+def _check(schema: type[Options], values: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        key = str(error.errors(include_input=False)[0]["loc"][0])
+        name = "lambda" if key == "scale" else next((name for name in given if name.replace("-", "_") == key), key)
+        expected = schema.__pydantic_fields__[key].description  # type: ignore[attr-defined]  # of pydantic's dataclasses
+        raise OsrmError(f"option '{name}' is {reprlib.repr(values[key])}, expected {expected}") from None

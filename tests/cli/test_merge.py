@@ -226,7 +226,7 @@ REFUSALS = {
     "weight of nobody": (nothing, [*GIVEN, "--weight", "rte=1"], "--weight rte=1: no adapter has that name"),
     "weight no number": (nothing, [*GIVEN, "--weight", "cola"], "--weight cola, expected NAME=NUMBER"),
     "weight nan": (nothing, [*GIVEN, "--weight", "cola=nan"], "weight of adapter 'cola' is nan"),
-    "lambda nan": (nothing, [*GIVEN, "--lambda", "nan"], "lambda is nan, expected a finite number"),
+    "lambda nan": (nothing, [*GIVEN, "--lambda", "nan"], "option 'lambda' is nan, expected a finite number"),
     "weights cancel": (
         nothing,
         [*GIVEN[:2], "-m", "average", "--weight", "cola=-1"],
@@ -252,7 +252,10 @@ def test_refusals(project_copy, prepare, words, message):
 def test_recipe_with_an_option_of_the_wrong_type(project_copy):
     values = {"method": "ties", "adapters": GIVEN, "options": {"density": "low"}}
     (project_copy / "r.yaml").write_text(yaml.safe_dump(values))
-    assert refused(project_copy, "--recipe", "r.yaml").error == "option 'density' is 'low', expected a number"
+    assert (
+        refused(project_copy, "--recipe", "r.yaml").error
+        == "option 'density' is 'low', expected a share above 0, at most 1"
+    )
 
 
 def test_usage_errors_are_exit_2(project_copy):

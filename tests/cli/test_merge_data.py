@@ -225,7 +225,12 @@ REFUSALS = {
     "regression": (nothing, "adamerging", ["adapters/score"], "task 'score' predicts a number"),
     "no base": (no_base, "fisher", [], "does not record its base model"),
     "other base": (other_widths, "regmean++", [], "(d_in, d_out) = (8, 16)"),
-    "no samples": (nothing, "fisher", ["--recipe"], "option 'samples' is 0, expected 1 or more"),
+    "no samples": (
+        nothing,
+        "fisher",
+        ["--recipe"],
+        "option 'samples' is 0, expected a whole number from 1 to 1,000,000,000",
+    ),
     "steps of fisher": (nothing, "fisher", ["--steps", 3], "method fisher does not use --steps"),
     "features of fisher": (nothing, "fisher", ["--features", "f"], "method fisher does not use --features"),
     "pico before": (nothing, "adamerging", ["-m", "pico+adamerging"], "the weights are learned for the plain sum"),

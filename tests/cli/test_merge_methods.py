@@ -14,7 +14,7 @@ from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import read_recipe
+from osrm_cli.merging.recipe_file import read_recipe
 from tests.run_cli import osrm
 
 TASKS = ("mood", "pair", "score")

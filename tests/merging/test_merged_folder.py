@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import stack
-from osrm_cli.merging import recipe
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
@@ -19,6 +18,7 @@ from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipe_file import read_recipe
 from osrm_cli.merging.task_masks import read_task_delta
 from osrm_cli.storage import provenance, safetensors_io
 from tests import factories
@@ -238,7 +238,7 @@ def test_the_recipe_written_beside_the_result_repeats_it(adapters, tmp_path, mon
     monkeypatch.chdir(adapters.parent)
     paths = [f"{adapters.name}/{name}" for name in MIXED]
     run(tmp_path / "one", "dare-ties", paths, weights=WEIGHTS, density=0.5, seed=7, dtype="bfloat16")
-    again = recipe.read_recipe(tmp_path / "one" / "merge.yaml")
+    again = read_recipe(tmp_path / "one" / "merge.yaml")
     plan = MergePlan.of(again)
     write(tmp_path / "two", plan)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")

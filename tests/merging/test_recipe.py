@@ -1,15 +1,14 @@
-"""Recipes: ours, and mergekit's read as what mergekit would compute."""
+"""Recipes: every key, and every value that cannot be one refused in one line."""
+
+import os
 
 import pytest
-import torch
-import yaml
 
-from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging import recipe
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from tests.factories import dense, save
+from osrm_cli.merging.recipe_file import read_recipe
+from tests.factories import save
 
 
 def write(path, text):
@@ -36,7 +35,7 @@ as: model
 dtype: bfloat16
 """,
     )
-    assert recipe.read_recipe(path) == MergeRecipe(
+    assert read_recipe(path) == MergeRecipe(
         "ties",
         (
             AdapterEntry("adapters/cola"),
@@ -55,7 +54,7 @@ def test_written_recipes_read_back(tmp_path):
     entries = (AdapterEntry("a", (0.5, 1.0)), AdapterEntry("b", {"query": (1.0, 2.0), ".*": 0.1}))
     asked = MergeRecipe("dare", entries, {"lambda": 0.3, "seed": 3}, "features", "model", "float16")
     asked.write(tmp_path)
-    assert recipe.read_recipe(tmp_path / "merge.yaml") == asked
+    assert read_recipe(tmp_path / "merge.yaml") == asked
 
 
 @pytest.mark.parametrize(
@@ -81,8 +80,8 @@ def test_weight_of_a_layer(weight, layer, depth, expected):
 
 REFUSED = {
     "list": ("- a", "holds list, expected a mapping"),
-    "syntax": ("a: [", "is no YAML"),
-    "tag": ("!!python/object/apply:os.system ['true']", "is no YAML"),
+    "syntax": ("a: [", "is not YAML"),
+    "tag": ("!!python/object/apply:os.system ['true']", "is not YAML"),
     "method": ("adapters: [a]", "'method' is missing"),
     "adapters": ("method: ties", "'adapters' is missing"),
     "key": ("{method: ties, adapters: [a], lamda: 3}", "unknown key 'lamda'"),
@@ -97,128 +96,84 @@ REFUSED = {
 }
 
 
+HEAD = "method: task-arith\nadapters: [a, b]\n"
+WEIGHT = "method: average\nadapters: [{path: a, weight: "
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+REFUSED |= {
+    "features": (HEAD + "features: 5", "'features' is 5, expected a folder"),
+    "features list": (HEAD + "features: [a]", "'features' is .'a'., expected a folder"),
+    "data map": (HEAD + "data: {a: 1}", "'data' is .*, expected hub, mini or a folder"),
+    "as list": (HEAD + "as: [adapter]", "'as' is .'adapter'., expected adapter or model"),
+    "dtype map": (HEAD + "dtype: {a: 1}", "'dtype' is"),
+    "integer key": (HEAD + "1: 2", "unknown key 1, expected method"),
+    "null key": (HEAD + "null: 2\nx: 3", "unknown key"),
+    "integer option": (HEAD + "options: {1: 2}", "'options' is"),
+    "integer pattern": (WEIGHT + "{1: 2}}]", "the key 1 of a weight"),
+    "huge weight": (WEIGHT + "9" * 400 + "}]", "expected a number or a list"),
+    "null weight": (WEIGHT + "null}]", "weight None, expected a number"),
+    "slow pattern": (WEIGHT + "{'([a-z0-9.]+)+!': 2}}]", "can take forever"),
+    "repetition": (WEIGHT + "{'a{99999999999}': 2}}]", "is not a regular expression"),
+    "flags": (WEIGHT + "{'(?i)query': 2}}]", "is not a regular expression"),
+    "int of nothing": (HEAD + "options: {lambda: !!int ''}", "is not YAML"),
+    "float of nothing": (HEAD + "options: {lambda: !!float ''}", "is not YAML"),
+    "bool of text": (HEAD + "options: {lambda: !!bool x}", "is not YAML"),
+    "timestamp of text": (HEAD + "options: {lambda: !!timestamp x}", "is not YAML"),
+    "no date": (HEAD + "options: {lambda: 2020-13-45}", "is not YAML"),
+    "5000 digits": (HEAD + "options: {lambda: " + "9" * 5000 + "}", "is not YAML"),
+    "deep": (HEAD + "options: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+    "aliases": (BOMB + HEAD, "more than 1048576 values"),
+    "itself": ("method: x\nadapters: &a [*a]", "contains itself"),
+    "two documents": (HEAD + "---\n" + HEAD, "is not YAML"),
+}
+
+
 @pytest.mark.parametrize(("text", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_is_not_understood_is_refused(tmp_path, text, message):
     with pytest.raises(OsrmError, match=message):
-        recipe.read_recipe(write(tmp_path / "merge.yaml", text))
+        read_recipe(write(tmp_path / "merge.yaml", text))
     with pytest.raises(OsrmError, match="is missing"):
-        recipe.read_recipe(tmp_path / "none.yaml")
+        read_recipe(tmp_path / "none.yaml")
 
 
-# --- mergekit ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def adapters(tmp_path_factory):
-    root = tmp_path_factory.mktemp("adapters")
-    for seed, name in enumerate("abc"):
-        save(root / name, "bert", seed)
-    return root
-
-
-def plan_of(adapters, tmp_path, method, weights, parameters, density=None):
-    own = {"density": density} if density else {}
-    models = [
-        {"model": f"org/bert+{adapters / name}", "parameters": {"weight": weight, **own}}
-        for name, weight in zip("abc", weights, strict=True)
-    ]
-    values = {"merge_method": method, "base_model": "org/bert", "models": models, "parameters": parameters}
-    return MergePlan.of(recipe.read_recipe(write(tmp_path / "mergekit.yml", yaml.safe_dump(values))))
-
-
-def mergekit(updates, weights, normalize, scale=1.0, density=None):
-    """mergekit's generalised task arithmetic, in float64; ``density`` trims by magnitude and elects signs."""
-    weights = torch.tensor(weights, dtype=torch.float64)[:, None, None]
-    stacked = torch.stack(updates)
-    if density is None:
-        mixed, divisor = (stacked * weights).sum(0), weights.sum(0)
-    else:
-        keep = int(density * updates[0].numel())
-        cut = stacked.abs().flatten(1).sort(dim=1, descending=True).values[:, keep - 1][:, None, None]
-        weighted = torch.where(stacked.abs() >= cut, stacked, 0.0) * weights
-        mask = weighted.sign() == torch.where(weighted.sum(0) >= 0, 1.0, -1.0)
-        mixed, divisor = (weighted * mask).sum(0), (weights * mask).sum(0)
-        divisor[divisor == 0] = 1
-    return scale * (mixed / divisor if normalize else mixed)
-
-
-CASES = {
-    "task arithmetic": ("task_arithmetic", (0.5, -0.2, 1.1), {"lambda": 0.7}, None),
-    "task arithmetic, normalised": ("task_arithmetic", (0.5, 0.2, 1.1), {"normalize": True}, None),
-    "linear": ("linear", (0.5, 0.2, 1.1), {}, None),
-    "linear of weights that add up to 1": ("linear", (0.5, 0.2, 0.3), {"normalize": False}, None),
-    "ties": ("ties", (0.4, 0.4, 0.4), {"lambda": 0.5}, 0.3),
-    "ties, not normalised": ("ties", (0.4, 1.2, 0.4), {"normalize": False, "int8_mask": True}, 0.3),
-}
-
-
-@pytest.mark.parametrize(("method", "weights", "parameters", "density"), CASES.values(), ids=CASES)
-def test_mergekit_recipes_compute_what_mergekit_computes(adapters, tmp_path, method, weights, parameters, density):
-    plan = plan_of(adapters, tmp_path, method, weights, parameters, density)
-    opened = [Adapter.open(adapters / name) for name in "abc"]
-    normalize = parameters.get("normalize", method in ("linear", "ties"))
-    rule = plan.method.load()
-    for layer in plan.layers[:2]:
-        updates = plan.read_updates(layer, {})
-        found = rule(updates, plan.options)
-        found = found if isinstance(found, torch.Tensor) else found.dense()
-        parts = [dense(adapter, layer) for adapter in opened]
-        expected = mergekit(parts, weights, normalize, parameters.get("lambda", 1.0), density)
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_mergekits_filters_and_gradients(adapters, tmp_path):
-    weight = [{"filter": "self.query", "value": [0.0, 1.0]}, {"value": 0.25}]
-    plan = plan_of(adapters, tmp_path, "task_arithmetic", (weight, 1.0, 1.0), {})
-    entry = plan.recipe.adapters[0]
-    assert entry.weight_of("bert.encoder.layer.1.attention.self.query", 0.5) == 0.5
-    assert entry.weight_of("bert.encoder.layer.1.attention.self.value", 0.5) == 0.25
-
-
-def test_mergekits_dtype_and_base_as_a_model(adapters, tmp_path):
-    values = {
-        "merge_method": "dare_ties",
-        "base_model": "org/bert",
-        "dtype": "bfloat16",
-        "models": [{"model": "org/bert"}, {"model": str(adapters / "a"), "parameters": {"density": 0.5, "weight": 2}}],
-    }
-    read = recipe.read_recipe(write(tmp_path / "m.yml", yaml.safe_dump(values)))
-    assert read == MergeRecipe(
-        "dare-ties",
-        (AdapterEntry(str(adapters / "a"), 2.0),),
-        {"lambda": 1.0, "density": 0.5, "aggregate": "sum"},
-        dtype="bfloat16",
-    )
-
-
-MODELS = [
-    {"model": "b+x", "parameters": {"weight": 1.0, "density": 0.5}},
-    {"model": "b+y", "parameters": {"weight": 0.5}},
-]
-MERGEKIT_REFUSED = {
-    "method": ({"merge_method": "slerp"}, "mergekit's method 'slerp'"),
-    "key": ({"slices": []}, "mergekit's key 'slices' has no equal here"),
-    "parameter": ({"parameters": {"gamma": 1}}, "mergekit's parameter 'gamma'"),
-    "rescale": ({"merge_method": "dare_linear", "parameters": {"rescale": False}}, "rescale: false"),
-    "densities": ({"merge_method": "ties"}, "expected one for all adapters"),
-    "weights": (
-        {"merge_method": "ties", "models": [*MODELS[1:], {"model": "b+z", "parameters": {"weight": 1}}]},
-        "different weights",
-    ),
-    "linear": ({"merge_method": "linear", "parameters": {"normalize": False}}, "unless the weights add up to 1"),
-    "dare": ({"merge_method": "dare_linear", "models": MODELS[:1], "parameters": {"normalize": True}}, "dare_linear"),
-    "no weight": ({"models": [{"model": "b+x"}]}, "model x has no weight"),
-    "model": ({"models": ["b+x"]}, "expected 'model: base"),
-}
-
-
-@pytest.mark.parametrize(("change", "message"), MERGEKIT_REFUSED.values(), ids=MERGEKIT_REFUSED)
-def test_what_mergekit_means_otherwise_is_refused(tmp_path, change, message):
-    values = {"merge_method": "task_arithmetic", "base_model": "b", "models": MODELS, **change}
-    with pytest.raises(OsrmError, match=message):
-        recipe.read_recipe(write(tmp_path / "m.yml", yaml.safe_dump(values)))
-
-
-def test_a_pattern_that_matches_nothing_is_refused(adapters):
+def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
+    save(tmp_path / "a", "bert", 1)
     with pytest.raises(OsrmError, match="for 'nowhere' matches no layer"):
-        MergePlan.of(MergeRecipe("task-arith", (AdapterEntry(str(adapters / "a"), {"nowhere": 2.0}),)))
+        MergePlan.of(MergeRecipe("task-arith", (AdapterEntry(str(tmp_path / "a"), {"nowhere": 2.0}),)))
+
+
+OPTIONS = {
+    "base 60": ("task-arith", "lambda: 1:30", "option 'lambda' is '1:30', expected a finite number"),
+    "null": ("task-arith", "lambda: null", "option 'lambda' is None, expected a finite number"),
+    "not finite": ("task-arith", "lambda: .nan", "option 'lambda' is nan, expected a finite number"),
+    "400 digits": ("task-arith", "lambda: " + "9" * 400, "option 'lambda' is 9+...9+, expected a finite number"),
+    "truth": ("task-arith", "lambda: true", "option 'lambda' is True, expected a finite number"),
+    "rank": ("task-arith", "rank: 1" + "0" * 30, "expected a whole number from 1 to 1,000,000,000"),
+    "word": ("ties", "aggregate: zzz", "option 'aggregate' is 'zzz', expected 'mean' or 'sum'"),
+    "density": ("ties", "density: 0", "option 'density' is 0, expected a share above 0, at most 1"),
+    "floor": ("svc", "floor: -1", "option 'floor' is -1, expected a number that is not negative"),
+    "floor nan": ("svc", "floor: .nan", "option 'floor' is nan"),
+    "mask scale": ("consensus", "mask-scale: .nan", "option 'mask-scale' is nan, expected a number that is not neg"),
+    "agreement": ("consensus", "agreement: 1.5", "option 'agreement' is 1.5, expected a whole number"),
+    "steps": ("adamerging", "steps: 1" + "0" * 30, "expected a whole number from 1 to 1,000,000"),
+    "seed": ("dare", "seed: -1", "option 'seed' is -1, expected a whole number"),
+}
+
+
+@pytest.mark.parametrize(("method", "option", "message"), OPTIONS.values(), ids=OPTIONS)
+def test_options_out_of_range_are_refused(tmp_path, method, option, message):
+    path = write(tmp_path / "merge.yaml", f"method: {method}\nadapters: [a]\noptions: {{{option}}}\n")
+    with pytest.raises(OsrmError, match=message):
+        MergePlan.of(read_recipe(path))
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    text = "method: ties\nadapters: [a]\noptions: {lambda: 1e-1, density: .5}\n"
+    assert read_recipe(write(tmp_path / "merge.yaml", text)).options == {"lambda": 0.1, "density": 0.5}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "merge.yaml")
+    with pytest.raises(OsrmError, match="is not a file"):
+        read_recipe(tmp_path / "merge.yaml")

@@ -1,13 +1,26 @@
 """Options of the merging methods, with their defaults and ranges. No torch in this file."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from osrm_cli.errors import OsrmError
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+
+_SHARE = "a share above 0, at most 1"
+_COUNT = "a whole number from 1 to 1,000,000,000"
+
+Scale = Annotated[float, Field(description="a finite number")]
+Share = Annotated[float, Field(gt=0, le=1, description=_SHARE)]
+ShareOrZero = Annotated[float, Field(ge=0, le=1, description="a share from 0 to 1")]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1, description="a share from 0, below 1")]
+NotNegative = Annotated[float, Field(ge=0, description="a number that is not negative")]
+Count = Annotated[int, Field(ge=1, le=10**9, description=_COUNT)]
+Steps = Annotated[int, Field(ge=1, le=10**6, description="a whole number from 1 to 1,000,000")]
+Seed = Annotated[int, Field(ge=0, lt=2**64, description="a whole number from 0, below 2 ** 64")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class MethodOptions:
     """What a user may set; each row of the table names the options that its rule reads.
 
@@ -27,29 +40,31 @@ class MethodOptions:
         alpha: RegMean: factor on the off-diagonal entries of the second moments, in ``[0, 1]``.
     """
 
-    scale: float = 1.0
-    density: float = 0.2
-    seed: int = 0
-    rank: int | None = None
-    energy: float | None = None
-    aggregate: Literal["mean", "sum"] = "mean"
-    window: float = 0.1
-    outliers: float = 0.01
-    mask_scale: float = 0.4
-    agreement: int = 2
-    common: float = 0.8
-    floor: float = 1.0
-    alpha: float = 0.9
+    scale: Scale = 1.0
+    density: Share = 0.2
+    seed: Seed = 0
+    rank: Annotated[Count | None, Field(description=_COUNT)] = None
+    energy: Annotated[Share | None, Field(description=_SHARE)] = None
+    aggregate: Annotated[Literal["mean", "sum"], Field(description="'mean' or 'sum'")] = "mean"
+    window: ShareBelowOne = 0.1
+    outliers: ShareBelowOne = 0.01
+    mask_scale: NotNegative = 0.4
+    agreement: Count = 2
+    common: Share = 0.8
+    floor: NotNegative = 1.0
+    alpha: ShareOrZero = 0.9
 
-    def __post_init__(self) -> None:
-        for name, low in (("density", 0.0), ("energy", 0.0), ("common", 0.0), ("alpha", -math.ulp(0.0))):
-            value = getattr(self, name)
-            if value is not None and not low < value <= 1:
-                raise OsrmError(f"{name} is {value}, expected a share up to 1")
-        for name in ("window", "outliers"):
-            if not 0 <= getattr(self, name) < 1:
-                raise OsrmError(f"{name} is {getattr(self, name)}, expected a share below 1")
-        if self.rank is not None and self.rank < 1:
-            raise OsrmError(f"rank is {self.rank}, expected 1 or more")
-        if not math.isfinite(self.scale):
-            raise OsrmError(f"lambda is {self.scale}, expected a finite number")
+
+@dataclass(frozen=True, config=_STRICT)
+class DataOptions:
+    """What the methods take that compute a statistic of data.
+
+    Attributes:
+        samples: Examples read of each task.
+        seed: Decides which.
+        steps: AdaMerging: steps of learning.
+    """
+
+    samples: Count = 100
+    seed: Seed = 0
+    steps: Steps = 300
