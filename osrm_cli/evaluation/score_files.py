@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, Validation
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.scores import ScoredMerge, TaskScore, TaskScores
+from osrm_cli.storage.record_schema import describe_error
 
 T = TypeVar("T")
 Values = tuple[FiniteFloat, ...]
@@ -228,13 +229,6 @@ def _validate(name: str, schema: type[T], content: bytes, command: str) -> T:
         return TypeAdapter(schema).validate_json(content, strict=True)
     except ValidationError as error:
         raise _schema_error(name, describe_error(error), command) from None
-
-
-def describe_error(error: ValidationError) -> str:
-    """The first wrong value: its key and what is wrong with it."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    key = ".".join(map(str, first["loc"]))
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}" if key else str(first["msg"])
 
 
 def _schema_error(name: str, reason: str, command: str) -> OsrmError:

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation.score_files import AdapterRecord, ScoreFile, Values, describe_error
+from osrm_cli.evaluation.score_files import AdapterRecord, ScoreFile, Values
 from osrm_cli.evaluation.scores import ScoredMerge, TaskScore, TaskScores
 from osrm_cli.storage import provenance
+from osrm_cli.storage.record_schema import describe_error
 
 _KEY = b"osrm"  # of the table's own record, in the file's metadata
 
