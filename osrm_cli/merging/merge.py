@@ -118,7 +118,7 @@ def merge_adapters(
         if value is not None and not uses[name] and _counts(name, must_use):
             raise OsrmError(f"method {plan.method.name} does not use --{name}", "osrm merge --list shows what it needs")
 
-    place = pick_device(device)
+    target_device = pick_device(device)
     base_dir, base = None, next(iter(plan.bases.values()), None)
     if reads_base:
         base_dir, base = resolve_adapters_base(plan.adapters, model, revision)
@@ -131,14 +131,14 @@ def merge_adapters(
 
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
-            plan, layer_data = _gather_layer_data(plan, samples, base_dir, place, Path(scratch), progress)
+            plan, layer_data = _gather_layer_data(plan, samples, base_dir, target_device, Path(scratch), progress)
         with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
             order = target.order if target else plan.layers
-            layers = merge_layers(plan, layer_data, order, jobs, with_float64(place), advance)
+            layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
             record = layer_data.record()
             contents = write_merged_folder(stage, plan, heads, layers, record, base, target)
         plan.write_recipe(stage)
-        rows = step.apply(stage, base_dir, place, progress) if base_dir and step else {}
+        rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
     return describe_result(path, plan, contents, record, rows)
 
 

@@ -1,4 +1,4 @@
-"""mergekit's recipes in our words, as far as both mean the same. Anything else is refused, never guessed."""
+"""Translation of mergekit's recipes, as far as both programs mean the same; anything else is refused."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from osrm_cli.merging.recipe import AdapterEntry, DepthWeights, MergeRecipe, Weight
 
-# mergekit's method -> ours, and whether it divides by the sum of the weights unless told otherwise.
+# mergekit's method -> ours, and whether it divides by the sum of the weights by default.
 _METHODS = {
     "linear": ("average", True),
     "task_arithmetic": ("task-arith", False),
@@ -143,10 +143,12 @@ def _check_files(recipe: MergekitRecipe) -> None:
         value = getattr(recipe, key)
         if value is not None and value not in _DTYPES:
             raise ValueError(f"'{key}' is {value!r}, expected {', '.join(_DTYPES)}")
-    for key, kept in (("tokenizer_source", "base"), ("chat_template", "auto")):
+    for key, default in (("tokenizer_source", "base"), ("chat_template", "auto")):
         value = getattr(recipe, key)
-        if value not in (None, kept):
-            raise ValueError(f"'{key}: {value}' has no equal here: the base model's is kept, as '{key}: {kept}' says")
+        if value not in (None, default):
+            raise ValueError(
+                f"'{key}: {value}' has no equal here: the base model's is kept, as '{key}: {default}' says"
+            )
 
 
 def _single_base(recipe: MergekitRecipe) -> str:

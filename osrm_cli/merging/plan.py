@@ -104,10 +104,10 @@ class MergePlan:
         Args:
             learned: By adapter and layer.
         """
-        named = {adapter.name: adapter.layers for adapter in self.adapters}
+        layers_of = {adapter.name: adapter.layers for adapter in self.adapters}
         entries = tuple(
             replace(entry, weight={f"^{re.escape(layer)}": learned[name][layer] for layer in layers})
-            for entry, (name, layers) in zip(self.recipe.adapters, named.items(), strict=True)
+            for entry, (name, layers) in zip(self.recipe.adapters, layers_of.items(), strict=True)
         )
         recipe, options = replace(self.recipe, adapters=entries), replace(self.options, scale=1.0)
         return replace(self, recipe=recipe, options=options, learned=True)
@@ -129,8 +129,8 @@ class MergePlan:
         """Write ``merge.yaml``, which repeats this merge: where weights were learned, it has them and needs no data."""
         recipe = self.recipe
         if self.learned:
-            kept = {name: value for name, value in recipe.options.items() if name in ("rank", "energy")}
-            recipe = replace(recipe, method="task-arith", options={"lambda": 1.0, **kept}, data=None)
+            truncation = {name: value for name, value in recipe.options.items() if name in ("rank", "energy")}
+            recipe = replace(recipe, method="task-arith", options={"lambda": 1.0, **truncation}, data=None)
         recipe.write(folder)
 
     def weight(self, index: int, layer: str) -> float:
@@ -165,7 +165,7 @@ class MergePlan:
     def _depths(self) -> dict[str, float]:
         """Position of each layer's block in the model: 0 for the first, 1 for the last; 0 outside the blocks."""
         blocks = {
-            layer: int(found[0]) if (found := re.findall(r"(?<=\.)\d+(?=\.)", layer)) else 0 for layer in self.layers
+            layer: int(number[0]) if (number := re.search(r"(?<=\.)\d+(?=\.)", layer)) else 0 for layer in self.layers
         }
         last = max(blocks.values()) or 1
         return {layer: block / last for layer, block in blocks.items()}

@@ -1,4 +1,4 @@
-"""How a merged folder was made: ``osrm.json``, and the model card that says it in words."""
+"""Record of a merge: ``osrm.json`` and the model card."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ model = PeftModel.from_pretrained(base, "tasks/{task}")
 def card_text(
     plan: MergePlan, form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]], heads: Heads
 ) -> str:
-    """The card: what was merged, by which formula, with which flags, and the scores that are known."""
+    """The model card: adapters, method, options and the known scores."""
     base = next((adapter.config.base_model for adapter in plan.adapters if adapter.config.base_model), None)
     rows = "\n".join(_row(source) for source in inputs)
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sorted(plan.recipe.options.items()))
@@ -63,7 +63,7 @@ Made by `osrm merge --method {plan.method.name} {flags}`; `merge.yaml` repeats i
 
 
 def calibration_text(settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the card says below if the heads were calibrated."""
+    """The section of the model card on calibrated heads."""
     table = "\n".join(
         f"| {task} | {row['samples']} | {row['before']:.3g} | {row['error']:.3g} | "
         f"{'calibrated' if row['used'] else 'as merged'} |"
@@ -83,7 +83,7 @@ difference of the representations, on examples left out of the fit:
 
 
 def _loading(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
-    """How to load the result, by the example of the first task that has a head."""
+    """Instructions for loading the result, with the first task that has a head as the example."""
     task, head = next(((task, head) for task, head in heads.items() if head), (plan.adapters[0].name, {}))
     if form == "adapter" and not head:
         form = "headless"
@@ -93,8 +93,8 @@ def _loading(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
 
 
 def _row(source: Mapping[str, Any]) -> str:
-    found = (source["dev"] or {}).get("scores", {})
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(found.items())) or "-"
+    dev_scores = (source["dev"] or {}).get("scores", {})
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(dev_scores.items())) or "-"
     weight = "by layer" if isinstance(source["weight"], Mapping) else source["weight"]
     return f"| {source['task']} | {source['path']} | {weight} | {scores} |"
 
@@ -114,7 +114,7 @@ def write_merge_record(
 
     Args:
         stage: The folder that is being staged.
-        plan: What was done.
+        plan: The merge.
         data_record: What was read beside the adapters, see ``LayerData.record``.
         base: The base model, where it is known.
         form: See ``FolderContents``.

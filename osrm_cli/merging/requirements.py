@@ -38,6 +38,8 @@ def check_method(method: Method, recipe: MergeRecipe) -> None:
     """
     if method.data_statistic == "weights" and method.wrappers:
         raise OsrmError(f"{method.name}: the weights are learned for the plain sum", "leave out what goes before it")
+    if recipe.output not in ("adapter", "model"):
+        raise OsrmError(f"output form {recipe.output!r}, expected adapter or model")
     if method.is_task_aware and recipe.output == "model":
         raise OsrmError(f"{method.name} makes no single model: each task has its own", "leave out --as model")
 

@@ -1,4 +1,4 @@
-"""What a task-aware method writes: one update for all tasks, and a mask and a factor for each. It is not one model.
+"""Files of a task-aware method: one update for all tasks, and a mask and a factor for each. It is not one model.
 
     merged/
       unified.safetensors                 ``<layer>``: the unified update, (d_out, d_in)

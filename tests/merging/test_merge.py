@@ -70,6 +70,11 @@ def test_what_is_not_used_is_refused_unless_it_may_be(project_copy, given, messa
     assert read(project_copy / "merged") == read(project_copy / "other")
 
 
+def test_a_form_that_there_is_not_is_refused(project_copy):
+    with pytest.raises(OsrmError, match="output form 'gguf', expected adapter or model"):
+        merge_adapters(GIVEN, form="gguf")
+
+
 def test_a_further_step_sees_the_whole_folder_before_it_is_in_place(project_copy):
     class Step:
         def apply(self, stage, base_dir, device, progress):

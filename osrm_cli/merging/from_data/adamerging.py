@@ -18,14 +18,14 @@ Weights = dict[str, dict[str, float]]
 
 
 class LearnedWeights(LayerData):
-    """What ``osrm.json`` says of learned weights; the rule is told nothing more than the weights."""
+    """Record of learned weights for ``osrm.json``; the method needs no further input than the weights."""
 
-    def __init__(self, facts: Mapping[str, Any]) -> None:
-        self._facts = facts
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self._record = record
 
     def record(self) -> Mapping[str, Any]:
         """The examples that were read, the entropy before and after."""
-        return self._facts
+        return self._record
 
 
 class WeightedDeltas:
@@ -46,10 +46,10 @@ class WeightedDeltas:
         self.changes = {layer: self._change(models, plan, layer, index) for index, layer in enumerate(plan.layers)}
 
     def _change(self, models: Sequence[TaskModel], plan: MergePlan, layer: str, column: int) -> OutputHook:
-        held = [(row, update) for row, model in enumerate(models) if (update := model.delta(layer))]
-        A = torch.cat([update.A for _, update in held])  # noqa: N806 - the papers' letters
-        B = torch.cat([update.B * plan.weight(row, layer) for row, update in held], dim=1)  # noqa: N806
-        owners = torch.tensor([row for row, update in held for _ in range(update.rank)], device=A.device)
+        deltas = [(row, update) for row, model in enumerate(models) if (update := model.delta(layer))]
+        A = torch.cat([update.A for _, update in deltas])  # noqa: N806 - the papers' letters
+        B = torch.cat([update.B * plan.weight(row, layer) for row, update in deltas], dim=1)  # noqa: N806
+        owners = torch.tensor([row for row, update in deltas for _ in range(update.rank)], device=A.device)
         return lambda x, y: y + (x @ A.T * self.coefficients[owners, column]) @ B.T
 
 
@@ -66,17 +66,17 @@ def learn_weights(
         advance: Called with 1 after each step.
 
     Returns:
-        The weight ``c_tl w_tl`` by adapter and layer, and the facts for ``osrm.json``: examples, entropy before and
+        The weight ``c_tl w_tl`` by adapter and layer, and the record for ``osrm.json``: examples, entropy before and
         after by task, in nats.
     """
     mixture = WeightedDeltas(models, plan)
     options = plan.recipe.options
     before = {model.name: mean_prediction_entropy(model, mixture) for model in models}
     adam = torch.optim.Adam([mixture.coefficients], lr=LEARNING_RATE)
-    drawn = [_batches(model, options["seed"]) for model in models]
+    batches = [_batches(model, options["seed"]) for model in models]
     for _ in range(options["steps"]):
         adam.zero_grad()
-        for model, indices in zip(models, drawn, strict=True):  # one graph at a time
+        for model, indices in zip(models, batches, strict=True):  # one graph at a time
             loss = prediction_entropy(model, mixture, next(indices)).mean() / len(models)
             loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
@@ -86,10 +86,10 @@ def learn_weights(
         model.name: {layer: plan.weight(row, layer) * learned[row][column] for column, layer in enumerate(plan.layers)}
         for row, model in enumerate(models)
     }
-    facts = {
+    entropy = {
         model.name: {"before": before[model.name], "after": mean_prediction_entropy(model, mixture)} for model in models
     }
-    return weights, {"examples": {model.name: model.sample.record() for model in models}, "entropy": facts}
+    return weights, {"examples": {model.name: model.sample.record() for model in models}, "entropy": entropy}
 
 
 def prediction_entropy(model: TaskModel, mixture: WeightedDeltas, indices: Sequence[int]) -> Tensor:
@@ -97,15 +97,15 @@ def prediction_entropy(model: TaskModel, mixture: WeightedDeltas, indices: Seque
     shell = model.with_head_loaded()
     with with_output_hooks(shell, mixture.changes):
         log_p = shell(**model.batch(indices)).logits.float().log_softmax(dim=-1)
-    found: Tensor = -(log_p.exp() * log_p).sum(dim=-1)
-    return found
+    entropy: Tensor = -(log_p.exp() * log_p).sum(dim=-1)
+    return entropy
 
 
 def mean_prediction_entropy(model: TaskModel, mixture: WeightedDeltas) -> float:
     """Mean entropy over all of a task's examples, in nats."""
     with torch.no_grad():
-        found = [prediction_entropy(model, mixture, indices).to(torch.float64).cpu() for indices in model.batches()]
-    return float(torch.cat(found).mean())
+        entropies = [prediction_entropy(model, mixture, indices).to(torch.float64).cpu() for indices in model.batches()]
+    return float(torch.cat(entropies).mean())
 
 
 def _batches(model: TaskModel, seed: int) -> Iterator[list[int]]:

@@ -43,9 +43,11 @@ class FisherInformation(LayerData):
         self._paths = [folder / f"{model.name}.safetensors" for model in models]
         self._norms: dict[str, float] = {}
         for model, path in zip(models, self._paths, strict=True):
-            found = fisher_diagonal(model, shapes, advance)
-            norm = math.sqrt(sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in found.values()))
-            safetensors_io.save_tensors(path, {name: F / (norm or 1.0) for name, F in found.items()}, {})
+            diagonal = fisher_diagonal(model, shapes, advance)
+            norm = math.sqrt(
+                sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in diagonal.values())
+            )
+            safetensors_io.save_tensors(path, {name: F / (norm or 1.0) for name, F in diagonal.items()}, {})
             self._norms[model.name] = norm
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:

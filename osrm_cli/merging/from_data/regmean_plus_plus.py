@@ -17,7 +17,7 @@ from osrm_cli.models.layer_inputs import find_shared_inputs
 class SequentialMoments(LayerData):
     """Moments that are collected when a layer is asked for, with the results of the layers before it in the model.
 
-    Layers are merged in the order in which they run. Layers that are fed with the same tensor share one pass over each
+    Layers are merged in the order in which they run. Layers with the same input tensor share one pass over each
     task's text, which ends at the first of them. So a layer depends on everything below it, also within its own block.
 
     Args:

@@ -1,4 +1,4 @@
-"""What merging and calibrating read of each task: a draw of its training examples, checked against its adapter."""
+"""Training examples that a data-dependent method reads of each task, checked against its adapter."""
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.task_data import TaskSample, data_source

@@ -19,13 +19,13 @@ def find_method(name: str) -> Method:
     Raises:
         OsrmError: If there is none; names the nearest ones.
     """
-    wanted = name.strip().lower().replace("_", "-")
-    if wanted.startswith("pico+"):
-        return _split_wrappers("pico", find_method(wanted.removeprefix("pico+")))
+    key = name.strip().lower().replace("_", "-")
+    if key.startswith("pico+"):
+        return _split_wrappers("pico", find_method(key.removeprefix("pico+")))
     rows = {label: method for method in METHODS for label in (method.name, *method.aliases)}
-    if wanted in rows:
-        return rows[wanted]
-    near = difflib.get_close_matches(wanted, rows, n=3)
+    if key in rows:
+        return rows[key]
+    near = difflib.get_close_matches(key, rows, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "osrm merge --list"
     raise OsrmError(f"unknown method '{name}'", hint)
 

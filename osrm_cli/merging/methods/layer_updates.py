@@ -21,7 +21,7 @@ class LayerUpdates:
     Attributes:
         name: Full name of the layer; keys the random draws.
         adapters: Names of the adapters, each once; they key the random draws.
-        updates: ``dW_t`` as factors, all of one ``(d_out, d_in)``; ranks may differ, and are 0 for an adapter that
+        deltas: ``dW_t`` as factors, all of one ``(d_out, d_in)``; ranks may differ, and are 0 for an adapter that
             does not change the layer.
         weights: ``w_t``, any sign.
         second_moments: ``C_t = E[x x^T]`` of the layer's inputs, ``(d_in, d_in)``, for the rules that need features.

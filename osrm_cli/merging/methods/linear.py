@@ -38,5 +38,5 @@ def svd(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     rank = options.rank
     if rank is None and options.energy is None:
         rank = max(update.rank for update in layer.deltas)
-    found, kept = truncate(task_arith(layer, options), rank, options.energy)
-    return replace(found, kept_energy=kept)
+    best, kept_energy = truncate(task_arith(layer, options), rank, options.energy)
+    return replace(best, kept_energy=kept_energy)

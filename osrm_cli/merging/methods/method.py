@@ -28,13 +28,13 @@ class Method:
         space: ``low-rank``: the result is natively an adapter; ``element``: it is dense.
         needs: What must be there beyond the adapters.
         default_lambda: Scale on the result when the user gives none.
-        options: Fields of ``Options`` that the method reads, beyond ``scale``.
+        options: Fields of ``MethodOptions`` that the method reads, beyond ``scale``.
         aliases: Other names.
         source: arXiv id, or nothing.
-        within: Functions of ``spaces`` that the rule is wrapped in, outermost first.
-        passes: What passes over the model on each task's data find for the rule: fields of ``LayerUpdates``, or the
+        wrappers: Functions of ``spaces`` that the rule is wrapped in, outermost first.
+        data_statistic: The statistic of each task's data that the rule needs: a field of ``LayerUpdates``, or the
             weights.
-        task_aware: Whether the result is a ``TaskAware``, which needs the task's name at inference.
+        is_task_aware: Whether the result is a ``MaskedDelta``, which needs the task's name at inference.
     """
 
     name: str

@@ -90,10 +90,10 @@ def _magnitude_threshold(update: LowRank, count: int) -> Tensor:
             reaching += int(torch.count_nonzero(inside))
             inside &= magnitude <= high
             between.append(magnitude[inside])
-        place = rank - (_entries(update) - reaching)
+        offset = rank - (_entries(update) - reaching)
         bracket = torch.cat(between)
-        if 0 <= place < len(bracket):
-            return bracket.kthvalue(place + 1).values
+        if 0 <= offset < len(bracket):
+            return bracket.kthvalue(offset + 1).values
     return torch.cat([rows.abs_().flatten() for rows in row_blocks(update)]).kthvalue(rank + 1).values
 
 
