@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
+from osrm_cli.features.statistics.table import find_statistic
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId
 
@@ -77,24 +78,18 @@ class FeaturesFile:
             record, files = parts.record, parts.paths
         else:
             record, files = safetensors_io.read_header_record(path), [path]
-        if record.get("command") != "collect":
-            raise OsrmError(f"{path} is not a features file", "features files are written by 'osrm collect'")
-        try:
-            return cls(
-                path=files[0],
-                task=record["task"]["name"],
-                base=BaseModelId(**record["base"]),
-                layers={name: FeatureLayer(**layer) for name, layer in record["layers"].items()},
-                statistics=record["statistics"],
-                tokens=record["tokens"],
-                examples=record["examples"],
-                record=record,
-                files=files,
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise OsrmError(
-                f"{path}: its header is incomplete: {error!r}", "collect this task's features again"
-            ) from None
+            shards.check_header(path, record)
+        return cls(
+            path=files[0],
+            task=record["task"]["name"],
+            base=BaseModelId(**record["base"]),
+            layers={name: FeatureLayer(**layer) for name, layer in record["layers"].items()},
+            statistics=record["statistics"],
+            tokens=record["tokens"],
+            examples=record["examples"],
+            record=record,
+            files=files,
+        )
 
     def input_records(self) -> list[dict[str, Any]]:
         """Its files with their digests, as records of what was made from them name them."""
@@ -134,13 +129,15 @@ class FeaturesReader:
             tensor: torch.Tensor = self.file.get_tensor(entry)
         except (SafetensorError, KeyError):
             raise OsrmError(f"{path} lacks {entry}", "collect this task's features again") from None
-        d_in = self.features.layers[layer].d_in
-        if tensor.shape[-1:] != (d_in,):
+        known = self.features.layers[layer]
+        expected = find_statistic(statistic).shape(known.d_in, known.d_out)
+        if len(tensor.shape) != len(expected) or any(n not in (m, None) for n, m in zip(expected, tensor.shape, strict=False)):
+            shape = ", ".join("any" if size is None else str(size) for size in expected)
             raise OsrmError(
-                f"{path}: {entry} has shape {tuple(tensor.shape)}, expected width {d_in}",
+                f"{path}: {entry} has shape {tuple(tensor.shape)}, expected ({shape})",
                 "collect this task's features again",
             )
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.float()).all():  # files hold float32; a larger number is damage as well
             raise OsrmError(f"{path}: NaN or infinity in {entry}", "collect this task's features again")
         return tensor.to(torch.float64)
 

@@ -42,7 +42,7 @@ def merge_shards(
         OsrmError: If there are no shards, one is missing or damaged, or they do not fit together.
 
     Example:
-        >>> from osrm_cli import merge_shards
+        >>> from osrm_cli.features.merge_shards import merge_shards
         >>> merge_shards(["mini-mood"]).shards
         {'mini-mood': 2}
     """

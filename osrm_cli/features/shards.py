@@ -78,15 +78,29 @@ def _merged_record(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """The header of the whole that shards add up to."""
     _check_complete(whole, [share for path in paths if (share := shard_of_name(path))])
     headers = [safetensors_io.read_header_record(path) for path in paths]
+    for path, header in zip(paths, headers, strict=True):
+        check_header(path, header)
     plain = [{key: value for key, value in header.items() if key not in _COUNTS} for header in headers]
-    for path, header, other in zip(paths, plain, headers, strict=True):
+    for path, header in zip(paths, plain, strict=True):
         if header != plain[0]:
             odd = next(key for key in sorted(header.keys() | plain[0].keys()) if header.get(key) != plain[0].get(key))
             raise OsrmError(f"{path} differs from {paths[0]} in its {odd}", "collect all shards with the same options")
-        if not {*_COUNTS, "shards", "layers", "statistics"} <= other.keys():
-            raise OsrmError(f"{path}: its header is incomplete", "collect this shard again")
     counts = {key: sum(header[key] for header in headers) for key in _COUNTS}
     return {key: value for key, value in plain[0].items() if key != "shards"} | counts
+
+
+def check_header(path: Path, record: Mapping[str, Any]) -> None:
+    """Check the header of a features file or a shard.
+
+    Raises:
+        OsrmError: If it was not written by ``collect``, or a value is missing or cannot be used.
+    """
+    from osrm_cli.features.header_schema import find_header_error  # pydantic: only those who read features need it
+
+    if record.get("command") != "collect":
+        raise OsrmError(f"{path} is not a features file", "features files are written by 'osrm collect'")
+    if wrong := find_header_error(record):
+        raise OsrmError(f"{path}: its header cannot be used: {wrong}", "collect this task's features again")
 
 
 def _check_complete(whole: Path, shares: Sequence[Shard]) -> None:
@@ -185,9 +199,27 @@ class MergedShards:
         """
         layer, _, name = entry.rpartition(".")
         total = find_statistic(name).load()(self._widths[layer])
-        for file, keys in zip(self._files, self._keys, strict=True):
-            parts = {part: f"{entry}.{part}" for part in total.state()}
+        empty = total.state()
+        parts = {part: f"{entry}.{part}" for part in empty}
+        for path, file, keys in zip(self.paths, self._files, self._keys, strict=True):
             if not set(parts.values()) <= keys:
                 raise KeyError(entry)
-            total.merge_state({part: file.get_tensor(key) for part, key in parts.items()})
+            state = {part: file.get_tensor(key) for part, key in parts.items()}
+            if not _is_state(state, empty):
+                raise OsrmError(f"{path}: the sums of {entry} are damaged", "collect this shard again")
+            total.merge_state(state)
         return total
+
+
+def _is_state(state: Mapping[str, torch.Tensor], empty: Mapping[str, torch.Tensor]) -> bool:
+    """Whether tensors can be an accumulator's state, given that of an empty one: a size of 0 there may be any."""
+    rows = set()
+    for part, tensor in state.items():
+        expected = empty[part]
+        if tensor.dtype != expected.dtype or tensor.ndim != expected.ndim or not torch.isfinite(tensor).all():
+            return False
+        rows |= {size for size, known in zip(tensor.shape, expected.shape, strict=True) if known == 0}
+        if any(known not in (0, size) for size, known in zip(tensor.shape, expected.shape, strict=True)):
+            return False
+    counts = [int(state[part]) for part in ("tokens", "examples")]
+    return len(rows) <= 1 and min(counts) >= 0

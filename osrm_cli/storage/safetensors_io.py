@@ -159,7 +159,7 @@ def read_header_record(path: Path) -> dict[str, Any]:
         text = (file.metadata() or {}).get("osrm", "{}")
     try:
         return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise OsrmError(
             f"{path}: its metadata cannot be read: {error}", "recreate it with the command that wrote it"
         ) from None

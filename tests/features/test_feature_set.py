@@ -35,8 +35,10 @@ def write(folder: Path, task: str, *statistics: str) -> None:
         tensors |= {f"{layer}.{name}": made[name] for name in statistics}
     if "gradient" in statistics:
         tensors["value.gradient"] = tokens(task)[4:8]
-    facts = {"command": "collect", "task": {"name": task}, "base": BASE, "layers": LAYERS, "tokens": 30, "examples": 3}
+    described = {"name": task, "columns": ["text"], "labels": ["no", "yes"], "metrics": ["accuracy"]}
+    facts = {"command": "collect", "task": described, "base": BASE, "layers": LAYERS, "tokens": 30, "examples": 3}
     facts |= {"statistics": statistics, "target_modules": ["query", "value", "wo"], "fan_in_fan_out": False}
+    facts |= {"settings": {"pooling": "masked"}}
     if "sketch:30" in statistics:
         facts["bounds"] = {"query.sketch:30": {"error": float(ord(task)), "energy": 1000.0}}
     safetensors_io.save_tensors(folder / f"{task}.safetensors", tensors, facts)

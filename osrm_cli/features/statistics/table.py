@@ -37,6 +37,17 @@ class Statistic:
         """The name without its size: ``sketch`` for ``sketch:64``."""
         return self.name.partition(":")[0]
 
+    def shape(self, d_in: int, d_out: int) -> tuple[int | None, ...]:
+        """Shape of its tensor for a layer; ``None`` for any number of rows."""
+        shapes: dict[str, tuple[int | None, ...]] = {
+            "mean": (d_in,),
+            "samples": (None, d_in),
+            "second-moment": (d_in, d_in),
+            "sketch": (self.size, d_in),
+            "gradient": (d_out, d_in),
+        }
+        return shapes[self.kind]
+
     def load(self) -> Callable[[int], Accumulator]:
         """The function that creates an empty accumulator for inputs of width ``d_in``; this imports torch."""
         module, _, name = self.accumulator.partition(":")
@@ -76,8 +87,10 @@ def find_statistic(name: str) -> Statistic:
         raise OsrmError(f"unknown statistic '{name}', expected one of: {', '.join(names)}", hint)
     if statistic.kind != "sketch":
         return statistic
-    if not (size.isascii() and size.isdigit() and int(size) > 0):
-        raise OsrmError(f"statistic '{name}' has no size, expected sketch:m with m rows", "for example sketch:64")
+    if not (size.isascii() and size.isdigit() and len(size) <= 6 and int(size) > 0):
+        raise OsrmError(
+            f"statistic '{name}' has no valid size, expected sketch:m with 1 to 999999 rows", "for example sketch:64"
+        )
     return replace(statistic, name=f"sketch:{int(size)}", size=int(size))
 
 
