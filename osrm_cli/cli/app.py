@@ -3,7 +3,7 @@
 import signal
 import sys
 import warnings
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from typer.core import TyperGroup
@@ -124,5 +124,6 @@ def _terminate(signum: int, _frame: Any) -> None:
 def main() -> None:
     """Run the program."""
     signal.signal(signal.SIGTERM, _terminate)
+    sys.stderr = cast("TextIO", console.ExpendableStream(sys.stderr))
     warnings.simplefilter("ignore", FutureWarning)  # of libraries: users cannot fix them
     app(prog_name="osrm")

@@ -4,11 +4,44 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+from osrm_cli.errors import OsrmError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+class ExpendableStream:
+    """A stream whose text may be lost: a note that cannot be printed must not end the work.
+
+    Args:
+        stream: Where it goes, if anywhere.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write ``text`` if that is possible."""
+        with suppress(OSError):
+            if self._stream:
+                self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush if that is possible."""
+        with suppress(OSError):
+            if self._stream:
+                self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether somebody may be watching."""
+        return self._stream is not None and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Console:
@@ -27,14 +60,27 @@ class Console:
                 os.environ.setdefault(f"HF_{library}_DISABLE_PROGRESS_BARS", "1")
 
     def result(self, record: Mapping[str, Any], text: "str | Table") -> None:
-        """Print the command's result: ``record`` under ``--json``, else ``text``."""
-        if self.json:
-            print(json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False))
-        elif isinstance(text, str):
-            print(text)
-        else:
-            _rich(sys.stdout).print(text)
-        sys.stdout.flush()
+        """Print the command's result: ``record`` under ``--json``, else ``text``.
+
+        Raises:
+            OsrmError: If stdout is closed or full.
+        """
+        written = "what the command has written is complete"
+        if sys.stdout is None:
+            raise OsrmError("the result cannot be printed: stdout is closed", written)
+        try:
+            if self.json:
+                print(json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False))
+            elif isinstance(text, str):
+                print(text)
+            else:
+                _rich(sys.stdout).print(text)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has seen enough
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+            raise OsrmError(f"the result cannot be printed: {error.strerror}", written) from None
 
     def note(self, text: str) -> None:
         """Print a note; silent under ``--quiet``."""
