@@ -152,7 +152,9 @@ def test_a_shard_that_is_none(project_copy: Path, shard: str) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_damaged_sums_are_named_and_no_task_is_merged(project_copy: Path, tensor: str, value: torch.Tensor | None) -> None:
+def test_damaged_sums_are_named_and_no_task_is_merged(
+    project_copy: Path, tensor: str, value: torch.Tensor | None
+) -> None:
     """The first task's shards are whole: its file is not written either."""
     in_shards(project_copy, 2, *ALL)
     in_shards(project_copy, 2, *ALL, task="pair")
