@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from osrm_cli.cli import options
-from osrm_cli.cli.console import Console
+from osrm_cli.cli.console import Console, align_columns
 from osrm_cli.cli.options import Device, DType, Pooling
 from osrm_cli.features.statistics.table import STATISTICS
 
@@ -24,7 +24,9 @@ def collect(
         list[str] | None,
         typer.Option(
             "--statistic",
-            help="Statistic to collect; repeat for more. Default: mean and second-moment.",
+            help="What to collect: {}; repeat for more. See --list. Default: mean and second-moment.".format(
+                ", ".join(row.name for row in STATISTICS)
+            ),
             autocompletion=options.completer(STATISTICS),
         ),
     ] = None,
@@ -64,6 +66,7 @@ def collect(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write <task>.safetensors to.")] = Path("features"),
     overwrite: options.Overwrite = False,
+    list_statistics: Annotated[bool, typer.Option("--list", help="List the statistics and exit.")] = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -72,6 +75,11 @@ def collect(
 
     Example: osrm collect --task mini-mood --data mini
     """
+    if list_statistics:
+        rows = [{"name": row.name, "summary": row.summary} for row in STATISTICS]
+        text = align_columns([("statistic", "what it is"), *(tuple(row.values()) for row in rows)])
+        Console(json, quiet).result({"statistics": rows}, text)
+        return
     if merge_shards:
         _merge_shards(task or [], out, overwrite, dry_run, Console(json, quiet))
         return

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -133,6 +133,14 @@ def table(*columns: str, title: str | None = None) -> "Table":
     for index, name in enumerate(columns):
         rich_table.add_column(name, justify="right" if index else "left", no_wrap=True)
     return rich_table
+
+
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of plain text as lines whose columns begin below one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _rate(speed: float) -> str:

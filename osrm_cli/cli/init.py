@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from osrm_cli.cli import options
-from osrm_cli.cli.console import Console
+from osrm_cli.cli.console import Console, align_columns
 from osrm_cli.features.statistics.table import STATISTICS
-from osrm_cli.initialization.objectives.table import DEFAULT_OBJECTIVES, OBJECTIVES
+from osrm_cli.initialization.objectives.table import DEFAULT_OBJECTIVES, OBJECTIVES, Objective
 
 
 def init(
@@ -36,7 +36,9 @@ def init(
         str | None,
         typer.Option(
             "--objective",
-            help="How A is chosen. Default: {}; {} where the features do not serve that.".format(*DEFAULT_OBJECTIVES),
+            help="How A is chosen: {}. See --list. Default: {}; {} where the features cannot serve that.".format(
+                ", ".join(row.name for row in OBJECTIVES), *DEFAULT_OBJECTIVES
+            ),
             autocompletion=options.completer(OBJECTIVES),
             show_default=False,
         ),
@@ -45,7 +47,7 @@ def init(
         str | None,
         typer.Option(
             "--statistic",
-            help="What to choose A from, where the features hold several. Default: the objective's first choice.",
+            help="What A is chosen from, where the features hold several. Default: the objective's first in --list.",
             autocompletion=options.completer(STATISTICS),
             show_default=False,
         ),
@@ -65,6 +67,7 @@ def init(
     seed: options.Seed = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to write <task>/ to.")] = Path("starts"),
     overwrite: options.Overwrite = False,
+    list_objectives: Annotated[bool, typer.Option("--list", help="List the objectives and exit.")] = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -73,6 +76,10 @@ def init(
 
     Example: osrm init --exclude mini-mood --rank 8
     """
+    console = Console(json, quiet)
+    if list_objectives:
+        _list(console)
+        return
     if each == bool(exclude):
         raise typer.BadParameter("give one of them: some tasks, or each", param_hint="--exclude, --each")
     if rank_budget is not None and options.given_on_command_line(context, "rank"):
@@ -80,7 +87,6 @@ def init(
 
     from osrm_cli.initialization.initialize import initialize_adapters
 
-    console = Console(json, quiet)
     result = initialize_adapters(
         exclude or [],
         features,
@@ -110,3 +116,19 @@ def init(
     lines = [f"{path}  {ranks}, {result.layers} layers, objective {result.objective}" for path in result.paths.values()]
     starts = {task: str(path) for task, path in result.paths.items()}
     console.result({"starts": starts, "objective": result.objective, "concerns": result.warnings}, "\n".join(lines))
+
+
+def _list(console: Console) -> None:
+    keys = ("name", "summary", "statistics", "source")
+    objectives = [{key: getattr(row, key) for key in keys} | {"needs": _needs(row)} for row in OBJECTIVES]
+    rows = [("objective", "statistics", "of", "what it chooses")]
+    rows += [
+        (row.name, ", ".join(row.statistics) or "-", ", ".join(_needs(row)) or "-", row.summary) for row in OBJECTIVES
+    ]
+    console.result({"objectives": objectives}, align_columns(rows))
+
+
+def _needs(objective: Objective) -> list[str]:
+    """Whose features an objective reads."""
+    needs = {"others": objective.needs_others, "own": objective.needs_own, "own gradient": objective.needs_gradient}
+    return [name for name, needed in needs.items() if needed]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from osrm_cli.cli import options
-from osrm_cli.cli.console import Console
+from osrm_cli.cli.console import Console, align_columns
 from osrm_cli.cli.options import Aggregate, Device, DType, OutputFormat
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import METHODS
@@ -165,6 +165,4 @@ def _list(console: Console) -> None:
     methods = [{key: getattr(row, key) for key in keys} for row in METHODS]
     rows = [("method", "needs", "result", "what it does")]
     rows += [(row.name, ", ".join(row.needs) or "-", row.result, row.summary) for row in METHODS]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    console.result({"methods": methods}, "\n".join(lines))
+    console.result({"methods": methods}, align_columns(rows))

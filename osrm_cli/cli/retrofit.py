@@ -45,7 +45,7 @@ def retrofit(
         str,
         typer.Option(
             "--objective",
-            help="projection: how A is chosen.",
+            help="projection: how A is chosen. See osrm init --list.",
             autocompletion=options.completer(OBJECTIVES),
         ),
     ] = "osrm",

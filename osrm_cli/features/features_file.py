@@ -131,9 +131,8 @@ class FeaturesReader:
             raise OsrmError(f"{path} lacks {entry}", "collect this task's features again") from None
         known = self.features.layers[layer]
         expected = find_statistic(statistic).shape(known.d_in, known.d_out)
-        if len(tensor.shape) != len(expected) or any(
-            n not in (m, None) for n, m in zip(expected, tensor.shape, strict=False)
-        ):
+        sizes = zip(expected, tensor.shape, strict=False)
+        if tensor.ndim != len(expected) or any(known not in (size, None) for known, size in sizes):
             shape = ", ".join("any" if size is None else str(size) for size in expected)
             raise OsrmError(
                 f"{path}: {entry} has shape {tuple(tensor.shape)}, expected ({shape})",

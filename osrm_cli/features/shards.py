@@ -188,7 +188,10 @@ class MergedShards:
             OsrmError: If a shard lacks a tensor.
         """
         names = self.record["statistics"]
-        sums = {layer: [self._total(f"{layer}.{name}") for name in names] for layer in self._widths}
+        try:
+            sums = {layer: [self._total(f"{layer}.{name}") for name in names] for layer in self._widths}
+        except KeyError as error:
+            raise OsrmError(f"a shard beside {self.paths[0]} lacks {error.args[0]}", "collect it again") from None
         return finalized_tensors(sums, names), self.record | sketch_bounds(sums, names)
 
     def _total(self, entry: str) -> Accumulator:

@@ -1,7 +1,7 @@
-"""The few eigenvectors of a symmetric matrix that are wanted, not all of them.
+"""A few eigenvectors of a symmetric matrix, from either end of its spectrum.
 
-Block Krylov iteration with full reorthogonalisation. Each answer is checked by its residual, and what does not converge
-is solved densely.
+Block Krylov iteration with full reorthogonalization. Each result is checked by its residual; what does not converge is
+solved densely.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ NULL_THRESHOLDS = (
     1e-6,
 )  # of the mean eigenvalue: less counts as zero; float32 storage needs the larger ones
 RESIDUAL = 1e-5  # relative; the eigenvalue's own error is about its square over the gap
-SHIFT_TOLERANCE = 1e-2  # the same, good enough to move the shift
+SHIFT_TOLERANCE = 1e-2  # the same, sufficient to move the shift
 OVERSAMPLED = 8
 BLOCKS = 32
 CHECK = 4
@@ -48,11 +48,11 @@ def smallest_eigenvectors(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     if float(_rayleigh(S, null).max()) <= -shift:
         return null.T
     columns = _oversampled(start)
-    for enough in (SHIFT_TOLERANCE, RESIDUAL, RESIDUAL):
-        found = krylov(solve, columns, rank, enough)
-        if found.residual <= RESIDUAL:
-            return found.vectors[:, :rank].T
-        columns, values = found.vectors, _rayleigh(S, found.vectors)[:rank]
+    for tolerance in (SHIFT_TOLERANCE, RESIDUAL, RESIDUAL):
+        pairs = krylov(solve, columns, rank, tolerance)
+        if pairs.residual <= RESIDUAL:
+            return pairs.vectors[:, :rank].T
+        columns, values = pairs.vectors, _rayleigh(S, pairs.vectors)[:rank]
         low, spread = float(values.min()), float(values.max() - values.min())
         below = [low - spread * 2.0**k for k in range(3)]
         solve, shift = _factored(S, [nearer for nearer in below if nearer > shift]) or (solve, shift)
@@ -68,9 +68,9 @@ def largest_eigenvectors(apply: Operator, start: torch.Tensor) -> torch.Tensor:
     """
     rank, width = start.shape
     if width > DENSE:
-        found = krylov(apply, _oversampled(start), rank, RESIDUAL)
-        if found.residual <= RESIDUAL:
-            return found.vectors[:, :rank].T
+        pairs = krylov(apply, _oversampled(start), rank, RESIDUAL)
+        if pairs.residual <= RESIDUAL:
+            return pairs.vectors[:, :rank].T
     S = apply(torch.eye(width, dtype=start.dtype, device=start.device))
     vectors: torch.Tensor = torch.linalg.eigh((S + S.T) / 2).eigenvectors
     return vectors[:, width - rank :].flip(1).T
@@ -78,23 +78,25 @@ def largest_eigenvectors(apply: Operator, start: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RitzPairs:
-    """What ``krylov`` found: as many Ritz vectors ``(d, b)`` as the block has columns, the largest value first.
+    """Approximate eigenvectors.
 
-    ``residual`` is the largest among those that must converge, relative to its value.
+    Attributes:
+        vectors: ``(d, b)``, as many as the block has columns, that of the largest value first.
+        residual: The largest among those that must converge, relative to its value.
     """
 
     vectors: torch.Tensor
     residual: float
 
 
-def krylov(apply: Operator, start: torch.Tensor, rank: int, enough: float) -> RitzPairs:
+def krylov(apply: Operator, start: torch.Tensor, rank: int, tolerance: float) -> RitzPairs:
     """Eigenvectors of the largest eigenvalues by block Krylov iteration, every block orthogonal to all before.
 
     Args:
         apply: Product of a symmetric positive semi-definite operator with columns ``(d, b)``.
         start: First block ``(d, b)``, ``b >= rank``.
         rank: Number of eigenvectors that must converge.
-        enough: Residual that will do.
+        tolerance: Largest residual allowed.
     """
     width = start.shape[1]
     blocks = min(BLOCKS, len(start) // width)  # at least one: a block is never wider than the space
@@ -105,11 +107,11 @@ def krylov(apply: Operator, start: torch.Tensor, rank: int, enough: float) -> Ri
         V[:, columns], W[:, columns] = block, apply(block)
         basis, images = V[:, : columns.stop], W[:, : columns.stop]
         if step % CHECK == 0 or step == blocks:
-            found = _ritz(basis, images, rank, width)
-            if found.residual <= enough:
+            pairs = _ritz(basis, images, rank, width)
+            if pairs.residual <= tolerance:
                 break
         block = _orthonormal(_outside(_orthonormal(_outside(W[:, columns], basis)), basis))
-    return found
+    return pairs
 
 
 def _ritz(basis: torch.Tensor, images: torch.Tensor, rank: int, width: int) -> RitzPairs:
@@ -170,8 +172,8 @@ def _rayleigh(S: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 def _dense_smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(S)
     null = int((values <= NULL_THRESHOLDS[0] * values.mean()).sum())
-    wanted: torch.Tensor = vectors[:, : max(null, len(start))]
-    return wanted.T if null < len(start) else _orthonormal(wanted @ (wanted.T @ start.T)).T
+    lowest: torch.Tensor = vectors[:, : max(null, len(start))]
+    return lowest.T if null < len(start) else _orthonormal(lowest @ (lowest.T @ start.T)).T
 
 
 def _outside(block: torch.Tensor, V: torch.Tensor) -> torch.Tensor:

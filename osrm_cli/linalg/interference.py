@@ -4,7 +4,6 @@
 work once ``A C A^T`` is known.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,23 +32,6 @@ def delta_energy_of_rows(update: LowRank, rows: torch.Tensor) -> torch.Tensor:
 def weight_energy(W: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
     """``E ||W0 x||^2 = tr(W0 C W0^T)``, a scalar; W ``(d_out, d_in)``."""
     return ((W @ C) * W).sum()
-
-
-def matrix(updates: Sequence[LowRank], moments: Sequence[torch.Tensor]) -> torch.Tensor:
-    """``(T, U)``, float64: entry ``t, u`` is the energy of update ``t`` on the inputs of task ``u`` in one layer."""
-    doubled = [update.to(torch.float64) for update in updates]
-    columns = [torch.stack([delta_energy(update, C.double()) for update in doubled]) for C in moments]
-    return torch.stack(columns, dim=1)
-
-
-def relative(energies: Sequence[torch.Tensor], bases: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean over layers of energy in units of the base model's own, ``(T, U)``.
-
-    Args:
-        energies: ``matrix`` of each layer, ``(T, U)``.
-        bases: ``base_energy`` of each layer on each task's inputs, ``(U,)``.
-    """
-    return torch.stack([energy / base for energy, base in zip(energies, bases, strict=True)]).mean(dim=0)
 
 
 class _Energies(torch.autograd.Function):

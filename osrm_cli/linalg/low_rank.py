@@ -150,10 +150,10 @@ def truncate(update: LowRank | Tensor, rank: int | None = None, energy: float | 
     else:
         U, sigma, Vh, total = _decompose(update, rank, energy)
     shares = sigma.square().cumsum(0) / total if total > 0 else torch.ones_like(sigma)
-    kept = _rank_to_keep(sigma, shares, rank, energy)
-    U, Vh, root = U[:, :kept], Vh[:kept], sigma[:kept].sqrt()
+    size = _rank_to_keep(sigma, shares, rank, energy)
+    U, Vh, root = U[:, :size], Vh[:size], sigma[:size].sqrt()
     signs = torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0).to(U.dtype)
-    return LowRank(U * signs * root, (signs * root).T * Vh), min(float(shares[kept - 1]), 1.0)
+    return LowRank(U * signs * root, (signs * root).T * Vh), min(float(shares[size - 1]), 1.0)
 
 
 MIN_GAIN = 1e-6  # subspace iteration ends when a round raises the kept share by less
@@ -192,14 +192,14 @@ def _subspace(W: Tensor, rank: int, total: float) -> Tensor:
     """Nearly the best ``rank`` left singular vectors of ``W``, and a few more: ``(d_out, rank + oversampling)``."""
     width = min(rank + max(8, rank // 2), W.shape[0])
     start = torch.randn(W.shape[1], width, generator=torch.Generator().manual_seed(0), dtype=W.dtype)
-    Q, kept = torch.linalg.qr(W @ start.to(W.device)).Q, -1.0
+    Q, energy = torch.linalg.qr(W @ start.to(W.device)).Q, -1.0
     best: Tensor = Q
     for _ in range(MAX_ITERATIONS):
         projected = W.T @ Q
         values, turn = torch.linalg.eigh((projected.T @ projected).to(torch.float64))
-        if float(values[-rank:].sum()) <= kept + MIN_GAIN * total:
+        if float(values[-rank:].sum()) <= energy + MIN_GAIN * total:
             break
-        kept = float(values[-rank:].sum())
+        energy = float(values[-rank:].sum())
         best = Q.to(torch.float64) @ turn.flip(1)
         Q = torch.linalg.qr(W @ torch.linalg.qr(projected).Q).Q
     return best

@@ -6,6 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.features.statistics.table import STATISTICS
 from tests.run_cli import listing, osrm
 
 ARGS = ("collect", "--task", "mood", "--samples", 8, "--out", "new")
@@ -119,6 +120,18 @@ def test_output_that_exists_is_refused_before_anything_is_read(project_copy: Pat
     assert (run.code, run.error) == (1, "features/mood.safetensors exists already")
     assert osrm("collect", "--task", "mood", "--samples", 3, "--overwrite", cwd=project_copy).code == 0
     assert (project_copy / "features/mood.safetensors").read_bytes() != old
+
+
+def test_list_names_every_statistic_and_help_too(tmp_path: Path) -> None:
+    run = osrm("collect", "--list", cwd=tmp_path)
+    rows = json.loads(osrm("collect", "--list", "--json", cwd=tmp_path).stdout)["statistics"]
+    text = osrm("collect", "--help", cwd=tmp_path).stdout.replace("-\n", "-").replace(" ", "").replace("\n", "")
+    assert (run.code, run.stderr) == (0, "")
+    assert [row["name"] for row in rows] == [row.name for row in STATISTICS]
+    for row, line in zip(STATISTICS, run.stdout.splitlines()[1:], strict=True):
+        assert line.startswith(row.name)
+        assert line.endswith(row.summary)
+        assert row.name in text
 
 
 @pytest.mark.parametrize(

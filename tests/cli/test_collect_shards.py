@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from osrm_cli.features import shards
 from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.storage import safetensors_io
 from tests.run_cli import ROOT, listing, osrm
 
 ALL = ("--statistic", "mean", "--statistic", "second-moment", "--statistic", "samples", "--statistic", "sketch:4")
@@ -131,10 +132,41 @@ def test_shards_that_do_not_belong_together(project_copy: Path) -> None:
     assert error == "parts holds shards of 2 and of 3 of task 'mood'"
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "1/0", "a/b", "-1/2"])
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "1/0", "a/b", "-1/2", "1/" + "9" * 5000])
 def test_a_shard_that_is_none(project_copy: Path, shard: str) -> None:
     run = osrm("collect", "--task", "mood", f"--shard={shard}", "--out", "new", cwd=project_copy)
     assert (run.code, run.error) == (1, f"shard '{shard}', expected i/n with i from 1 to n")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value"),
+    [
+        (f"{QUERY}.mean.sum", None),
+        (f"{QUERY}.mean.sum", torch.ones(3, dtype=torch.float64)),
+        (f"{QUERY}.mean.sum", torch.full((16,), float("nan"), dtype=torch.float64)),
+        (f"{QUERY}.mean.tokens", torch.tensor(-4)),
+        (f"{QUERY}.mean.tokens", torch.ones(2, dtype=torch.int64)),
+        (f"{QUERY}.samples.rows", torch.arange(50)),
+        (f"{QUERY}.second-moment.sum", torch.ones(16, dtype=torch.float64)),
+        (f"{QUERY}.sketch:4.rows", torch.ones(2, 3, dtype=torch.float64)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_damaged_sums_are_named_and_no_task_is_merged(
+    project_copy: Path, tensor: str, value: torch.Tensor | None
+) -> None:
+    """The first task's shards are whole: its file is not written either."""
+    in_shards(project_copy, 2, *ALL)
+    in_shards(project_copy, 2, *ALL, task="pair")
+    path = project_copy / "parts/pair.shard-2-of-2.safetensors"
+    facts, contents = safetensors_io.read_header_record(path), load_file(path)
+    del contents[tensor]
+    safetensors_io.save_tensors(path, contents if value is None else {**contents, tensor: value}, facts)
+    before = listing(project_copy)
+    run = osrm("collect", "--merge-shards", "--out", "parts", cwd=project_copy)
+    assert run.code == 1
+    assert tensor.rpartition(".")[0] in run.error
+    assert listing(project_copy) == before
 
 
 def test_nothing_to_merge(project_copy: Path) -> None:

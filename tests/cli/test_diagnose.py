@@ -10,6 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from osrm_cli.diagnosis import diagnose as room
+from osrm_cli.errors import OsrmError
 from osrm_cli.storage import safetensors_io
 from osrm_cli.tasks.loading import draw_examples, load_split
 from tests import trained_adapters
@@ -396,3 +398,9 @@ def test_what_cannot_work_is_refused(project_copy, tiny_model):
     assert hint.startswith("osrm collect --task score")
     (project_copy / "features/pair.safetensors").unlink()
     assert refuse(project_copy, "features")[0] == "features holds features of one task alone"
+
+
+@pytest.mark.parametrize("energy", [float("nan"), 0.0, 1.5])
+def test_energy_is_a_share(project_copy, energy):
+    with pytest.raises(OsrmError, match=r"--energy is .*, expected 0\.01 to 1"):
+        room.diagnose(project_copy / "features", energy=energy)

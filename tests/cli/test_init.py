@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import FeaturesReader
+from osrm_cli.initialization import initialize
 from osrm_cli.initialization.objectives.table import OBJECTIVES, Objective
 from osrm_cli.storage import safetensors_io
 from tests.run_cli import listing, osrm
@@ -190,6 +192,13 @@ BAD_OPTIONS = [
     (("--objective", "gevd", "--statistic", "mean"), "'gevd' cannot be chosen from 'mean', but from: second-moment"),
     (("--objective", "kaiming", "--statistic", "mean"), "cannot be chosen from 'mean', but from: none, it reads no"),
     (("--exclude", "../mood"), "'../mood' cannot be the name of a task"),
+    (("--alpha", "nan"), "--alpha is nan, expected 1e-06 to 1e+06"),
+    (("--alpha", "inf"), "--alpha is inf, expected 1e-06 to 1e+06"),
+    (("--alpha", 0), "--alpha is 0, expected 1e-06 to 1e+06"),
+    (("--eps", "inf"), "--eps is inf, expected 0 or more"),
+    (("--rank", 10**30), "does not fit"),
+    (("--rank-budget", 10**30), "rank budget"),
+    (("--objective", "kaiming", "--a-scale", "nan"), "unknown scale 'nan'"),
 ]
 
 
@@ -201,6 +210,33 @@ def test_bad_options_are_one_line(project_copy: Path, more: tuple[object, ...], 
     assert error in run.error
     assert run.stdout == ""
     assert listing(project_copy) == before
+
+
+def test_starts_of_all_tasks_are_written_or_none(project_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = initialize.write_adapter
+
+    def fail_for_score(folder: Path, *rest: object) -> None:
+        if folder.name == "score":
+            raise OsrmError("no more")
+        write(folder, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(initialize, "write_adapter", fail_for_score)
+    before = listing(project_copy)
+    run = osrm("init", "--each", "--out", "new", cwd=project_copy)
+    assert (run.code, run.error) == (1, "no more")
+    assert listing(project_copy) == before
+
+
+def test_list_names_every_objective_and_help_too(tmp_path: Path) -> None:
+    run = osrm("init", "--list", cwd=tmp_path)
+    rows = json.loads(osrm("init", "--list", "--json", cwd=tmp_path).stdout)["objectives"]
+    text = osrm("init", "--help", cwd=tmp_path).stdout.replace("-\n", "-").replace(" ", "").replace("\n", "")
+    assert (run.code, run.stderr) == (0, "")
+    assert [row["name"] for row in rows] == [row.name for row in OBJECTIVES]
+    for row, line in zip(OBJECTIVES, run.stdout.splitlines()[1:], strict=True):
+        assert line.startswith(row.name)
+        assert line.endswith(row.summary)
+        assert row.name in text
 
 
 def truncated(path: Path) -> None:

@@ -9,7 +9,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.retrofit import retrofit as room
 from osrm_cli.storage import safetensors_io
 from tests.run_cli import listing, osrm
 from tests.trained_adapters import bare, save
@@ -277,3 +279,23 @@ def test_one_task_alone_is_refused(project_copy):
     for task in ("pair", "score"):
         (project_copy / f"features/{task}.safetensors").unlink()
     assert refuse(project_copy, "adapters/mood")[0] == "features holds no features of a task other than 'mood'"
+
+
+@pytest.mark.parametrize("option", ["mu", "eps"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_numbers_are_finite(project_copy, option, value, monkeypatch):
+    monkeypatch.chdir(project_copy)
+    with pytest.raises(OsrmError, match=f"--{option} is .*, expected 0 or more"):
+        room.retrofit_adapters(ADAPTERS, **{option: value})
+
+
+def test_adapters_are_all_written_or_none(project_copy, monkeypatch):
+    write = room.write_adapter
+
+    def fail_for_pair(folder, *rest):
+        if folder.name == "pair":
+            raise OsrmError("no more")
+        write(folder, *rest)
+
+    monkeypatch.setattr(room, "write_adapter", fail_for_pair)
+    assert refuse(project_copy, *ADAPTERS)[0] == "no more"

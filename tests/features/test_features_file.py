@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
@@ -97,15 +98,87 @@ def test_incomplete_header_is_named(make: Make, missing: str) -> None:
         FeaturesFile.open(path)
 
 
+WRONG: list[tuple[str, Any]] = [
+    ("task", None),
+    ("task", 3),
+    ("task", {"name": ["sst2"]}),
+    ("task", {"name": "../x", "columns": ["text"], "labels": None, "metrics": []}),
+    ("task", {"name": "a\0b", "columns": ["text"], "labels": None, "metrics": []}),
+    ("base", "minilm"),
+    ("base", {**BASE, "sha256": 7}),
+    ("base", {**BASE, "more": 1}),
+    ("layers", []),
+    ("layers", {}),
+    ("layers", {"l": None}),
+    ("layers", {"l": {"source": "l", "d_in": "4", "d_out": 6}}),
+    ("layers", {"l": {"source": "l", "d_in": 10**400, "d_out": 6}}),
+    ("layers", {"l": {"source": "l", "d_in": -4, "d_out": 6}}),
+    ("layers", {"l": {"source": "elsewhere", "d_in": 4, "d_out": 6}}),
+    ("statistics", "mean"),
+    ("statistics", []),
+    ("statistics", [None]),
+    ("statistics", ["median"]),
+    ("statistics", ["sketch:99999999999"]),
+    ("tokens", "9"),
+    ("tokens", -1),
+    ("tokens", 10**400),
+    ("tokens", 9.5),
+    ("examples", None),
+    ("settings", []),
+    ("settings", {"pooling": 3}),
+    ("bounds", [1]),
+    ("bounds", {"l.0.query.mean": {"error": "big", "energy": 1.0}}),
+    ("target_modules", "query"),
+    ("target_modules", [1]),
+    ("fan_in_fan_out", "no"),
+    ("private", 4),
+    ("data", "mini"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG, ids=lambda value: str(value)[:40].replace("\0", "NUL"))
+def test_a_value_of_the_wrong_type_is_named(tmp_path: Path, key: str, value: Any) -> None:
+    safetensors_io.save_tensors(tmp_path / "sst2.safetensors", held(), {**facts("sst2"), key: value})
+    with pytest.raises(OsrmError, match=rf"sst2\.safetensors: its header cannot be used: .*{key[:5]}"):
+        FeatureSet.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1", "3", "[" * 100_000, '{"tokens": ' + "9" * 5000 + "}"], ids=lambda text: text[:9]
+)
+def test_a_header_that_is_no_object(tmp_path: Path, text: str) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "sst2.safetensors", metadata={"osrm": text})
+    with pytest.raises(OsrmError, match=r"sst2\.safetensors: its metadata cannot be read"):
+        FeatureSet.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "shape", "expected"),
+    [
+        ("second-moment", (3, 4), r"\(4, 4\)"),
+        ("second-moment", (4,), r"\(4, 4\)"),
+        ("sketch:8", (7, 4), r"\(8, 4\)"),
+        ("samples", (4,), r"\(any, 4\)"),
+        ("mean", (1, 4), r"\(4\)"),
+        ("gradient", (4, 6), r"\(6, 4\)"),
+    ],
+)
+def test_a_tensor_of_another_shape_is_named(make: Make, statistic: str, shape: tuple[int, ...], expected: str) -> None:
+    contents = {f"l.0.query.{statistic}": torch.ones(shape)}
+    reader = FeaturesFile.open(make("sst2", contents, statistics=[statistic])).reader()
+    with pytest.raises(OsrmError, match=rf"l\.0\.query\.{statistic} has shape .*, expected {expected}"):
+        reader.read("l.0.query", statistic)
+
+
 def test_safetensors_of_another_program(tmp_path: Path) -> None:
     safetensors_io.save_tensors(tmp_path / "model.safetensors", held(), {})
     with pytest.raises(OsrmError, match="is not a features file"):
         FeaturesFile.open(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 def test_nan_inside_is_found_when_it_is_read(make: Make, value: float) -> None:
-    contents = held()
+    contents = {name: tensor.double() for name, tensor in held().items()}
     contents["l.1.dense.mean"][2] = value
     reader = FeaturesFile.open(make("sst2", contents)).reader()
     reader.read("l.0.value", "mean")

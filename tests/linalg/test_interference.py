@@ -36,23 +36,10 @@ def test_energy_is_the_mean_over_tokens():
     torch.testing.assert_close(by_rows, expected, rtol=1e-12, atol=0)
 
 
-def test_the_matrix_reads_update_by_task():
-    found = interference.matrix([update(t, torch.float32) for t in range(TASKS)], [moment(u) for u in range(TASKS)])
-    assert found.dtype == torch.float64
-    for t in range(TASKS):
-        for u in range(TASKS):
-            expected = (inputs(u) @ update(t).dense().T).square().sum(dim=1).mean()
-            torch.testing.assert_close(found[t, u], expected, rtol=1e-6, atol=0)
-
-
-def test_relative_energy_is_the_mean_over_layers_in_units_of_the_base():
+def test_energy_of_the_base_model_is_the_mean_over_tokens():
     W = draw(D_OUT, D_IN, seed=9)
-    bases = torch.stack([interference.weight_energy(W, moment(u)) for u in range(TASKS)])
-    torch.testing.assert_close(bases[1], (inputs(1) @ W.T).square().sum(dim=1).mean(), rtol=1e-12, atol=0)
-    energies = torch.arange(9.0, dtype=torch.float64).reshape(3, 3)
-    found = interference.relative([energies, 3 * energies], [bases, bases * torch.tensor([1.0, 1, 3])])
-    torch.testing.assert_close(found[2, 0], energies[2, 0] * 2 / bases[0])
-    torch.testing.assert_close(found[2, 2], energies[2, 2] / bases[2])
+    expected = (inputs(1) @ W.T).square().sum(dim=1).mean()
+    torch.testing.assert_close(interference.weight_energy(W, moment(1)), expected, rtol=1e-12, atol=0)
 
 
 def test_energies_and_their_gradients_are_a_peft_layer_s():

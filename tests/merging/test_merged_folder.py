@@ -409,7 +409,7 @@ def write_features(folder, task, layers, digest="1" * 64, statistic="second-mome
         "statistics": [statistic],
         "tokens": 50,
         "examples": 5,
-        "settings": {"pooling": "mask"},
+        "settings": {"pooling": "masked"},
     }
     folder.mkdir(exist_ok=True)
     safetensors_io.save_tensors(folder / f"{task}.safetensors", held, facts)

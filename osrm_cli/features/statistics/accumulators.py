@@ -5,7 +5,6 @@ All sums are kept in float64: on the device that the inputs are on, or on the CP
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 
@@ -40,10 +39,6 @@ class Accumulator(ABC):
         self._add(x.detach(), mask, rows)
         self.tokens += int(mask.sum())
         self.examples += int(mask.any(dim=1).sum())
-
-    def merge(self, other: Self) -> None:
-        """Take over everything that another accumulator of the same kind has counted on other examples."""
-        self.merge_state(other.state())
 
     def state(self) -> State:
         """Everything needed to go on elsewhere, as tensors: ``tokens``, ``examples`` and the sums."""

@@ -92,7 +92,7 @@ class Objective:
 OBJECTIVES = (
     Objective(
         "osrm",
-        "orthogonal to the other tasks' features",
+        "orthogonal to the other tasks' activations",
         "osrm:osrm",
         "arXiv:2505.22934",
         ("mean", "samples", "second-moment", "sketch"),
@@ -100,7 +100,7 @@ OBJECTIVES = (
     ),
     Objective(
         "osrm-in",
-        "the task's own main directions among those the others leave free",
+        "the task's principal directions outside the others' principal subspace",
         "data_aware:osrm_in",
         "arXiv:2404.00228",
         ("second-moment", "sketch", "samples"),
@@ -109,7 +109,7 @@ OBJECTIVES = (
     ),
     Objective(
         "gevd",
-        "most own signal per unit of interference",
+        "most energy of the own activations per unit of interference",
         "data_aware:gevd",
         "arXiv:2603.00191",
         ("second-moment", "sketch", "samples"),
@@ -118,7 +118,7 @@ OBJECTIVES = (
     ),
     Objective(
         "eva",
-        "the task's own main directions (control)",
+        "the task's principal directions (control)",
         "data_aware:eva",
         "arXiv:2410.07170",
         ("second-moment", "sketch", "samples"),
@@ -126,7 +126,7 @@ OBJECTIVES = (
     ),
     Objective(
         "loss-aware",
-        "steepest decrease of the own loss per unit of interference",
+        "steepest decrease of the task's loss per unit of interference",
         "data_aware:loss_aware",
         "generalised eigenproblem of gevd with the gradient in place of the features",
         ("second-moment", "sketch", "samples", "mean"),
@@ -155,14 +155,14 @@ OBJECTIVES = (
     ),
     Objective(
         "kaiming",
-        "PEFT's default random start (baseline)",
+        "PEFT's default random initialization (baseline)",
         "random_baselines:kaiming",
         "arXiv:2106.09685",
         orthonormal=False,
     ),
     Objective(
         "gaussian",
-        "PEFT's Gaussian random start (baseline)",
+        "PEFT's Gaussian random initialization (baseline)",
         "random_baselines:gaussian",
         "arXiv:2106.09685",
         orthonormal=False,

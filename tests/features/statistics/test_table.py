@@ -30,7 +30,9 @@ def test_names_are_read_leniently():
     assert find_statistic("sketch:64").kind == "sketch"
 
 
-@pytest.mark.parametrize("name", ["sketch", "sketch:", "sketch:0", "sketch:-3", "sketch:x", "mean:3", "", "sktch:4"])
+@pytest.mark.parametrize(
+    "name", ["sketch", "sketch:", "sketch:0", "sketch:-3", "sketch:x", "mean:3", "", "sktch:4", "sketch:" + "9" * 5000]
+)
 def test_a_bad_name_is_one_line(name):
     with pytest.raises(OsrmError) as raised:
         find_statistic(name)
