@@ -67,14 +67,14 @@ class _Header(_Open):
         for name, layer in self.layers.items():
             source = self.layers.get(layer.source)
             if source is None or source.d_in != layer.d_in:
-                raise ValueError(f"layer {name} has its statistics under {layer.source}, which does not fit")
+                raise ValueError(f"layer {name!r} has its statistics under {layer.source!r}, which does not fit")
         for statistic in self.statistics:
             try:
                 known = find_statistic(statistic).name == statistic
             except OsrmError:
                 known = False
             if not known:
-                raise ValueError(f"unknown statistic '{statistic}'")
+                raise ValueError(f"unknown statistic {statistic!r}")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The interference penalty: what the adapter in training does to the other tasks' inputs, added to the loss."""
+"""The interference penalty: energy of the update on the other tasks' inputs, added to the training loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,17 +20,17 @@ from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.storage import provenance
 from osrm_cli.storage.provenance import BaseModelId
 
-_LEAST_OWN = 1e-3  # added to the own energy, in units of the base model's: B starts at zero
+_MIN_OWN_ENERGY = 1e-3  # added to the own energy, in units of the base model's: B starts at zero
 
 
 @dataclass(frozen=True)
 class _LayerMoments:
-    """What the inputs of some layers are.
+    """Second moments of some layers' inputs.
 
     Attributes:
-        moments: One for neighbours that read the same input.
+        moments: One for neighbouring layers that read the same input.
         counts: How many layers read each.
-        unit: What turns an update's energy, without its scaling, into a share of the base model's, ``(L,)``.
+        unit: Factors from an update's energy, without its scaling, to a share of the base model's, ``(L,)``.
     """
 
     moments: Sequence[SecondMoment]
@@ -48,7 +48,7 @@ class _LayerMoments:
 
 @dataclass(frozen=True)
 class _SameShapeLayers:
-    """Adapted layers of one shape, which are computed together.
+    """Adapted layers of one shape, computed together.
 
     Attributes:
         modules: The LoraLayers; a resumed run may give them other parameters.
@@ -62,12 +62,12 @@ class _SameShapeLayers:
         return replace(self, inputs=[inputs.to(like) for inputs in self.inputs])
 
     def interference(self) -> torch.Tensor:
-        """``(L,)``."""
+        """Relative energy of each layer's update, ``(L,)``."""
         A, B = (torch.stack(factors) for factors in zip(*map(_factors, self.modules), strict=True))  # noqa: N806
         with torch.no_grad():
             AC = torch.stack([inputs.times(A) for inputs in self.inputs])  # noqa: N806
         shares = interference.layer_energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
-        return shares[0] if len(shares) == 1 else shares[0] / (shares[1] + _LEAST_OWN)
+        return shares[0] if len(shares) == 1 else shares[0] / (shares[1] + _MIN_OWN_ENERGY)
 
 
 def open_penalty_features(folder: Path, start: Adapter, base: BaseModelId, unit: str) -> FeatureSet:
@@ -91,14 +91,14 @@ def open_penalty_features(folder: Path, start: Adapter, base: BaseModelId, unit:
 class InterferencePenalty:
     """Mean over the layers of ``tr[(B^T B)(A C_out A^T)] / tr(W0 C_out W0^T)``, the scaling in B.
 
-    In units of the own energy, that is divided by the same ratio on the task's own inputs: then learning more costs
-    nothing in itself.
+    In units of the own energy, it is divided by the same ratio on the task's own inputs, so that a larger update alone
+    costs nothing.
     """
 
     def __init__(
         self, model: PeftModel, others: Mapping[str, SecondMoment], own: Mapping[str, SecondMoment] | None, mu: float
     ) -> None:
-        """Find the layers of a model, and what the base model does to the inputs.
+        """Find the adapted layers of a model, and the base model's energy on their inputs.
 
         Args:
             model: The classifier in training, on its device.
@@ -155,7 +155,7 @@ def penalty_from_features(
 
     Args:
         model: The classifier in training, on its device.
-        features: What ``open_penalty_features`` has opened.
+        features: From ``open_penalty_features``.
         task: The task in training.
         settings: ``interference_penalty``, the factor in the loss, and ``penalty_unit``.
 

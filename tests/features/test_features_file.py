@@ -118,6 +118,7 @@ WRONG: list[tuple[str, Any]] = [
     ("statistics", []),
     ("statistics", [None]),
     ("statistics", ["median"]),
+    ("statistics", ["\ud800"]),
     ("statistics", ["sketch:99999999999"]),
     ("tokens", "9"),
     ("tokens", -1),
