@@ -96,7 +96,9 @@ def test_sigma_and_clip_go_together(project_copy: Path, alone: tuple[object, ...
     assert osrm(*ARGS, "new", *alone, cwd=project_copy).code == 2
 
 
-@pytest.mark.parametrize(("sigma", "clip"), [(0, 1), (-1, 1), (1, 0), (1, -2), ("nan", 1), (1, "nan")])
+@pytest.mark.parametrize(
+    ("sigma", "clip"), [(0, 1), (-1, 1), (1, 0), (1, -2), ("nan", 1), (1, "nan"), (1e308, 1), (1, 1e308)]
+)
 def test_values_that_protect_nobody(project_copy: Path, sigma: object, clip: object) -> None:
     run = osrm(*ARGS, "new", f"--private={sigma}", f"--clip={clip}", cwd=project_copy)
     assert run.code == 1

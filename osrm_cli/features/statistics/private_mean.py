@@ -1,12 +1,11 @@
 """A mean that reveals little about any one example, and what it reveals."""
 
-import math
-
 import torch
 
 from osrm_cli.errors import OsrmError
 
 DELTA = 1e-5
+MAX_NOISE = 1e9  # of sigma and of clip: beyond, nothing is left of the mean
 MIN_SIGMA = 0.01  # noise multiplier; below, epsilon is in the thousands and beyond what the accountant can count
 
 
@@ -16,8 +15,11 @@ def check_privacy(sigma: float, clip: float) -> None:
     Raises:
         OsrmError: If sigma protects nobody, clip is not a positive number, or the accountant is not installed.
     """
-    if not (MIN_SIGMA <= sigma < math.inf and 0 < clip < math.inf):
-        raise OsrmError(f"sigma is {sigma:g} and clip {clip:g}, expected {MIN_SIGMA} or more and a number above 0")
+    if not (MIN_SIGMA <= sigma <= MAX_NOISE and 0 < clip <= MAX_NOISE):
+        raise OsrmError(
+            f"sigma is {sigma:g} and clip {clip:g}, expected {MIN_SIGMA} or more and a number above 0, "
+            f"both up to {MAX_NOISE:g}"
+        )
     privacy_epsilon(sigma, 1)
 
 

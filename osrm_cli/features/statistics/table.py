@@ -87,11 +87,13 @@ def find_statistic(name: str) -> Statistic:
         raise OsrmError(f"unknown statistic '{name}', expected one of: {', '.join(names)}", hint)
     if statistic.kind != "sketch":
         return statistic
-    if not (size.isascii() and size.isdigit() and len(size) <= 6 and int(size) > 0):
+    if not (size.isascii() and size.isdigit() and len(size) < 10 and 0 < int(size) <= MAX_SKETCH_ROWS):
         raise OsrmError(
-            f"statistic '{name}' has no valid size, expected sketch:m with 1 to 999999 rows", "for example sketch:64"
+            f"statistic '{name}' has no valid size, expected sketch:m with 1 to {MAX_SKETCH_ROWS} rows",
+            "for example sketch:64",
         )
     return replace(statistic, name=f"sketch:{int(size)}", size=int(size))
 
 
 SECOND_MOMENT = "second-moment"
+MAX_SKETCH_ROWS = 2**16  # far beyond the width of any layer, above which a second moment is smaller
