@@ -1,16 +1,22 @@
 """``merged/`` as a model: the base model's files with the update added, tensor by tensor."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.checkpoint import Checkpoint
+
+# Model types whose layers with these names are Conv1D: their weights are stored as ``(d_in, d_out)``.
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D_LAYERS = ("c_attn", "c_fc", "c_proj", "q_attn")
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,20 @@ class ModelTarget:
             OsrmError: If the base model's files are damaged or do not fit the adapters.
         """
         checkpoint = Checkpoint.open(base_dir)
-        conv = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
-        weights = {
-            name: checkpoint.find_weight(name, (layer.d_out, layer.d_in), conv or layer.embedding)
-            for name, layer in plan.shapes.items()
-        }
+        is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
+        has_conv1d = _read_model_type(base_dir) in _CONV1D_MODELS
+        weights: dict[str, tuple[str, bool]] = {}
+        owners: dict[str, str] = {}
+        for name, layer in plan.shapes.items():
+            # PEFT writes one flag for all layers, that of the last one: where the architecture is known, it decides.
+            is_conv1d = name.rpartition(".")[2] in _CONV1D_LAYERS if has_conv1d else is_flagged
+            weights[name] = checkpoint.find_weight(name, (layer.d_out, layer.d_in), is_conv1d or layer.embedding)
+            other = owners.setdefault(weights[name][0], name)
+            if other != name:
+                raise OsrmError(
+                    f"layers {other} and {name} are both {weights[name][0]} of {base_dir}",
+                    "use adapters that were trained on one class of model",
+                )
         return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights)
 
     @property
@@ -72,3 +87,14 @@ class ModelTarget:
         self.checkpoint.write(stage, {weight: add for weight, _ in self.weights.values()}, self.dtype)
         next(layers, None)  # lets the last layer count in the progress
         return kept
+
+
+def _read_model_type(base_dir: Path) -> str | None:
+    """The architecture that ``config.json`` names."""
+    path = base_dir / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OsrmError(f"{path} cannot be read: {error}", "give the right base model with --model") from None
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    return model_type if isinstance(model_type, str) else None

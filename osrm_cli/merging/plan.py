@@ -14,6 +14,7 @@ import torch
 
 from osrm_cli.adapters.adapter import (
     Adapter,
+    align_layers,
     check_same_architecture,
     check_task_names,
     combine_layers,
@@ -76,10 +77,12 @@ class MergePlan:
         check_method(method, recipe)
         used, options = resolve_options(method, recipe.options, optional)
         opened = sorted(((Adapter.open(entry.path), entry) for entry in recipe.adapters), key=lambda pair: pair[0].name)
-        adapters = tuple(adapter for adapter, _ in opened)
+        adapters = tuple(align_layers([adapter for adapter, _ in opened]))
         check_task_names(adapters)
         check_same_architecture(adapters)
-        pinned = [replace(entry, path=adapter.pinned_source) for adapter, entry in opened]
+        pinned = [
+            replace(entry, path=adapter.pinned_source) for adapter, (_, entry) in zip(adapters, opened, strict=True)
+        ]
         entries = _with_weights(pinned, adapters, weights or {})
         entries = tuple(
             entry.with_patterns_of(adapter.layers) for entry, adapter in zip(entries, adapters, strict=True)
