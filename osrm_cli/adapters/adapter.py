@@ -125,13 +125,20 @@ class Adapter:
         return LowRank(factors.B * self.layers[layer].scaling, factors.A)
 
     def head_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of ``modules_to_save`` by their name in the base model, as they are stored.
+        """The tensors of the task's head by their name in the classifier, as they are stored.
 
         Raises:
-            OsrmError: If one contains NaN or infinity.
+            OsrmError: If one holds NaN or infinity.
         """
-        names = sorted(name for name in self.tensors if tensor_kind(name) == "other")
-        return {name.removeprefix(PREFIX): self._read(name) for name in names}
+        return self._read_saved(is_base_module=False)
+
+    def module_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of base-model modules that were trained as a whole, such as embeddings, by their name there.
+
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        return self._read_saved(is_base_module=True)
 
     def sha256(self) -> str:
         """Digest of the settings and the weights; other files of the folder do not count."""
@@ -169,6 +176,16 @@ class Adapter:
             tensors[f"{PREFIX}{names[layer]}{dot}{suffix}" if dot else name] = location
         layers = {names[name]: layer for name, layer in self.layers.items()}
         return replace(self, layers=layers, tensors=tensors)
+
+    def _read_saved(self, is_base_module: bool) -> dict[str, torch.Tensor]:
+        """Tensors of ``modules_to_save``: those of the base model's modules, or those of the head."""
+        names = sorted(name for name in self.tensors if tensor_kind(name) == "other")
+        saved = {name.removeprefix(PREFIX): name for name in names}
+        return {
+            name: self._read(stored)
+            for name, stored in saved.items()
+            if self.config.is_base_module(name) == is_base_module
+        }
 
     def _read(self, name: str) -> torch.Tensor:
         path = self.tensors[name].path

@@ -63,3 +63,58 @@ def test_two_results_for_one_weight_are_refused(base, tmp_path):
     save_file(tensors, path)
     with pytest.raises(OsrmError, match=r"layers .*h\.0.* are both transformer\.h\.0\.attn\.c_attn\.weight of"):
         merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "merged")
+
+
+# --- modules trained as a whole ---------------------------------------------------------------------------------------
+
+WHOLE = {"target_modules": ["c_attn"], "modules_to_save": ["lm_head", "ln_f"], "fan_in_fan_out": True}
+
+
+def test_modules_of_one_adapter_are_carried_over_exactly(base, tmp_path):
+    save(tmp_path / "a", base, **WHOLE)
+    expected = with_adapter(base, tmp_path / "a")
+    result = merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "model")
+    assert result.notes[0].startswith(
+        "lm_head.weight, transformer.ln_f.bias, transformer.ln_f.weight: stored as a whole"
+    )
+    torch.testing.assert_close(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model")), expected, atol=1e-5, rtol=1e-4
+    )
+    merge_adapters([tmp_path / "a"], out=tmp_path / "adapter")
+    assert torch.equal(with_adapter(base, tmp_path / "adapter"), expected)
+    assert not (tmp_path / "adapter" / "tasks").exists()
+    assert "num_labels" not in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_modules_that_adapters_share_are_written_once(base, tmp_path):
+    for name in "ab":
+        save(tmp_path / name, base, **WHOLE)
+    merge_adapters([tmp_path / "a", tmp_path / "b"], options={"lambda": 0.5}, out=tmp_path / "merged")
+    torch.testing.assert_close(
+        with_adapter(base, tmp_path / "merged"), with_adapter(base, tmp_path / "a"), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("other", [WHOLE, {**WHOLE, "modules_to_save": None}], ids=["other values", "none"])
+def test_modules_that_differ_are_refused(base, tmp_path, other):
+    save(tmp_path / "a", base, 1, **WHOLE)
+    save(tmp_path / "b", base, 2, **other)
+    with pytest.raises(OsrmError, match=r"a and .*b differ in lm_head\.weight, which modules_to_save stores as a whole"):
+        merge_adapters([tmp_path / "a", tmp_path / "b"], out=tmp_path / "merged")
+
+
+def test_modules_that_the_base_model_cannot_hold_are_refused(base, tmp_path):
+    save(tmp_path / "a", base, **WHOLE)
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.lm_head.weight"
+    save_file({**tensors, name: torch.cat([tensors[name], tensors[name][:4]])}, path)
+    with pytest.raises(OsrmError, match=r"lm_head.weight is \(64, 16\) in the adapter, \(60, 16\) in"):
+        merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "merged")
+    with pytest.raises(OsrmError, match=r"trained lm_head\.weight as a whole, which emr cannot hold"):
+        merge_adapters([tmp_path / "a"], "emr", out=tmp_path / "merged")
+    save(tmp_path / "b", base, **WHOLE)
+    config = base / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": True}))
+    with pytest.raises(OsrmError, match="ties its output layer to the embeddings"):
+        merge_adapters([tmp_path / "b"], form="model", model=str(base), out=tmp_path / "merged")
