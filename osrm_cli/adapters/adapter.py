@@ -6,7 +6,7 @@ Opening one reads its settings and the headers of its weights; a layer's factors
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, read_config
 from osrm_cli.adapters.layers import (
     FACTORS,
-    PREFIX,
     AdapterLayer,
     check_no_other_tensors,
     list_layers,
@@ -24,6 +23,7 @@ from osrm_cli.adapters.layers import (
     tensor_kind,
     widest_factor_dtype,
 )
+from osrm_cli.adapters.names import PREFIX, align_layer_names
 from osrm_cli.adapters.training_record import recorded_drift
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
@@ -125,13 +125,20 @@ class Adapter:
         return LowRank(factors.B * self.layers[layer].scaling, factors.A)
 
     def head_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of ``modules_to_save`` by their name in the base model, as they are stored.
+        """The tensors of the task's head by their name in the classifier, as they are stored.
 
         Raises:
-            OsrmError: If one contains NaN or infinity.
+            OsrmError: If one holds NaN or infinity.
         """
-        names = sorted(name for name in self.tensors if tensor_kind(name) == "other")
-        return {name.removeprefix(PREFIX): self._read(name) for name in names}
+        return self._read_saved(is_base_module=False)
+
+    def module_tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of base-model modules that were trained as a whole, such as embeddings, by their name there.
+
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        return self._read_saved(is_base_module=True)
 
     def sha256(self) -> str:
         """Digest of the settings and the weights; other files of the folder do not count."""
@@ -157,12 +164,51 @@ class Adapter:
         origin = {"start": self.record.get("start"), "train": own.get("train", self.record.get("train"))}
         return {**origin, "retrofit": own["retrofit"]} if "retrofit" in own else origin
 
+    def with_layer_names(self, names: Mapping[str, str]) -> "Adapter":
+        """The same adapter with other names for its layers.
+
+        Args:
+            names: The new name by the old.
+        """
+        tensors = {}
+        for name, location in self.tensors.items():
+            layer, dot, suffix = name.removeprefix(PREFIX).partition(".lora_")
+            tensors[f"{PREFIX}{names[layer]}{dot}{suffix}" if dot else name] = location
+        layers = {names[name]: layer for name, layer in self.layers.items()}
+        return replace(self, layers=layers, tensors=tensors)
+
+    def _read_saved(self, is_base_module: bool) -> dict[str, torch.Tensor]:
+        """Tensors of ``modules_to_save``: those of the base model's modules, or those of the head."""
+        names = sorted(name for name in self.tensors if tensor_kind(name) == "other")
+        saved = {name.removeprefix(PREFIX): name for name in names}
+        return {
+            name: self._read(stored)
+            for name, stored in saved.items()
+            if self.config.is_base_module(name) == is_base_module
+        }
+
     def _read(self, name: str) -> torch.Tensor:
         path = self.tensors[name].path
-        tensor = self._open.setdefault(path, safetensors_io.TensorFile(path)).get_tensor(name)
+        tensor = self._open.setdefault(path, safetensors_io.TensorFile(path)).get_tensor(self.tensors[name].name)
         if not safetensors_io.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor
+
+
+def align_layers(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Adapters with one name for each layer, whatever model they were trained on: bare, with a head, or compiled.
+
+    Raises:
+        OsrmError: If the names of one fit several places.
+    """
+    try:
+        names = align_layer_names([adapter.layers for adapter in adapters])
+    except ValueError as error:
+        raise OsrmError(
+            f"the layers of {', '.join(adapter.source for adapter in adapters)} do not fit together: {error}",
+            "use adapters that were trained on one class of model",
+        ) from None
+    return [adapter.with_layer_names(new) for adapter, new in zip(adapters, names, strict=True)]
 
 
 def check_same_architecture(adapters: Sequence[Adapter]) -> None:

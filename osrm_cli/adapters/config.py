@@ -40,6 +40,11 @@ _ACCEPTED_SETTINGS = {
 }
 
 
+# Kinds of models whose head is the base model's own, and parts of base models that any adapter may train as a whole.
+_WITHOUT_HEAD = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+_BASE_MODULES = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte", "lm_head", "embed_out", "embed_in")
+
+
 @dataclass(frozen=True)
 class AdapterConfig:
     """The settings of a plain LoRA adapter.
@@ -97,6 +102,16 @@ class AdapterConfig:
                     raise OsrmError(
                         f"{path}: {name} '{key}' matches no layer of the adapter", "correct the pattern or remove it"
                     )
+
+    def is_base_module(self, tensor: str) -> bool:
+        """Whether a tensor of ``modules_to_save`` belongs to a module of the base model, trained as a whole.
+
+        Others are the head of the adapter's task, which the base model does not have.
+
+        Args:
+            tensor: Its name in the base model.
+        """
+        return self.task_type in _WITHOUT_HEAD or any(part in _BASE_MODULES for part in tensor.split("."))
 
     def write(self, folder: Path) -> None:
         """Write the file with sorted keys: equal settings give equal bytes."""

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.names import PREFIX, plain_tensor_name
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, list_headers
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 # Names of the two factors of a layer: linear layers and embeddings.
 FACTORS = {
     False: (".lora_A.weight", ".lora_B.weight"),
@@ -77,7 +77,15 @@ def list_tensors(folder: Path) -> dict[str, TensorLocation]:
                 f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS_NAME}",
                 "load it with PEFT where you trust it, and save it with save_pretrained",
             )
-    return list_headers(paths)
+    tensors: dict[str, TensorLocation] = {}
+    for stored, location in list_headers(paths).items():
+        name = plain_tensor_name(stored)
+        if name in tensors:
+            raise OsrmError(
+                f"{folder}: {tensors[name].name} and {stored} are two tensors of one layer", "save the adapter again"
+            )
+        tensors[name] = location
+    return tensors
 
 
 def list_layers(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> dict[str, AdapterLayer]:

@@ -124,8 +124,8 @@ def merge_adapters(
         base_dir, base = resolve_adapters_base(plan.adapters, model, revision)
     samples = _draw_samples(plan) if plan.method.data_statistic else []
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
-    heads = plan.read_heads()
-    target = ModelTarget.find(plan, base_dir) if base_dir and plan.recipe.output == "model" else None
+    modules = plan.read_saved_modules()
+    target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
     if dry_run:
         return describe_plan(path, plan)
 
@@ -136,10 +136,10 @@ def merge_adapters(
             order = target.order if target else plan.layers
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
             record = layer_data.record()
-            contents = write_merged_folder(stage, plan, heads, layers, record, base, target)
+            contents = write_merged_folder(stage, plan, modules, layers, record, base, target)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
-    return describe_result(path, plan, contents, record, rows)
+    return describe_result(path, plan, contents, record, rows, modules.shared)
 
 
 def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None, method: str | None) -> MergeRecipe:

@@ -26,7 +26,7 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging import record
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.merged_model import ModelTarget
-from osrm_cli.merging.plan import Heads, MergePlan
+from osrm_cli.merging.plan import Heads, MergePlan, SavedModules
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import write_task_masks
 from osrm_cli.storage import safetensors_io
@@ -51,7 +51,7 @@ class FolderContents:
 def write_merged_folder(
     stage: Path,
     plan: MergePlan,
-    heads: Heads,
+    modules: SavedModules,
     layers: Iterator[MergedLayer],
     data_record: Mapping[str, Any],
     base: BaseModelId | None,
@@ -62,7 +62,7 @@ def write_merged_folder(
     Args:
         stage: An existing, empty folder that is being staged.
         plan: What is merged.
-        heads: Each task's head.
+        modules: What the adapters hold beside their updates.
         layers: Results: in the order of ``plan.layers``, for a model in that of ``target.order``.
         data_record: Keys of ``osrm.json`` that say what the method read beside the adapters.
         base: The base model, where it is known.
@@ -77,17 +77,20 @@ def write_merged_folder(
         elif target:
             contents = FolderContents("model", {}, target.write(stage, layers))
         else:
-            contents = _write_adapter(stage, plan, layers, heads)
+            contents = _write_adapter(stage, plan, layers, modules)
         if contents.form != "adapter":
-            _write_heads(stage, heads)
+            _write_heads(stage, modules.heads)
         form, kept = contents.form, contents.kept
-        record.write_merge_record(stage, plan, data_record, base, form, kept, rescalers, list(inputs), heads)
+        record.write_merge_record(stage, plan, data_record, base, form, kept, rescalers, list(inputs), modules.heads)
     return contents
 
 
-def _write_adapter(stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], heads: Heads) -> FolderContents:
+def _write_adapter(
+    stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], modules: SavedModules
+) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
-    config = _config(plan, any(heads.values()))
+    heads, shared = modules.heads, modules.shared
+    config = _config(plan, modules)
     embeddings = {name for name, layer in plan.shapes.items() if layer.embedding}
     contents = FolderContents("adapter", ranks := {}, kept := {})
     with ExitStack() as stack:
@@ -96,13 +99,13 @@ def _write_adapter(stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], 
             folder.mkdir(parents=True, exist_ok=True)
             return stack.enter_context(write_adapter_stream(folder, plan.layers, own, head, plan.dtype, embeddings))
 
-        writers = [open_writer(stage, config, {})]
+        writers = [open_writer(stage, config, shared)]
         for adapter in plan.adapters:
             if head := heads[adapter.name]:
                 own = replace(
                     config, task_type=adapter.config.task_type, modules_to_save=adapter.config.modules_to_save
                 )
-                writers.append(open_writer(stage / TASKS_FOLDER / adapter.name, own, head))
+                writers.append(open_writer(stage / TASKS_FOLDER / adapter.name, own, {**head, **shared}))
         for layer in layers:
             if not isinstance(layer.result, LowRank):
                 raise TypeError(f"{layer.name}: {type(layer.result).__name__} cannot be written as an adapter")
@@ -121,7 +124,7 @@ def _write_heads(stage: Path, heads: Heads) -> None:
             safetensors_io.save_tensors(folder / HEAD_NAME, head, {"task": task})
 
 
-def _config(plan: MergePlan, heads: bool) -> AdapterConfig:
+def _config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
     """PEFT's settings of the update alone: without a head, its classes for classification could not load it."""
     configs = [adapter.config for adapter in plan.adapters]
     types = {config.task_type for config in configs}
@@ -131,7 +134,12 @@ def _config(plan: MergePlan, heads: bool) -> AdapterConfig:
     return AdapterConfig(
         base_model=next((config.base_model for config in configs if config.base_model), None),
         revision=next((config.revision for config in configs if config.revision), None),
-        task_type=types.pop() if len(types) == 1 and not heads else None,
+        task_type=types.pop() if len(types) == 1 and not any(modules.heads.values()) else None,
+        modules_to_save=tuple(
+            module
+            for module in configs[0].modules_to_save
+            if any(module in name.split(".") or name.startswith(f"{module}.") for name in modules.shared)
+        ),
         fan_in_fan_out=any(config.fan_in_fan_out for config in configs),
         target_modules=configs[0].target_modules if same else (),
     )

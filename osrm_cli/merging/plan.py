@@ -14,6 +14,7 @@ import torch
 
 from osrm_cli.adapters.adapter import (
     Adapter,
+    align_layers,
     check_same_architecture,
     check_task_names,
     combine_layers,
@@ -30,6 +31,19 @@ from osrm_cli.merging.requirements import check_method, resolve_options
 from osrm_cli.storage.provenance import BaseModelId
 
 Heads = Mapping[str, Mapping[str, torch.Tensor]]  # by task and name in the base model; empty without a head
+
+
+@dataclass(frozen=True)
+class SavedModules:
+    """What the adapters hold beside their updates.
+
+    Attributes:
+        heads: Each task's head.
+        shared: Tensors of base-model modules that were trained as a whole, by name: the same in every adapter.
+    """
+
+    heads: Heads
+    shared: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,10 +90,12 @@ class MergePlan:
         check_method(method, recipe)
         used, options = resolve_options(method, recipe.options, optional)
         opened = sorted(((Adapter.open(entry.path), entry) for entry in recipe.adapters), key=lambda pair: pair[0].name)
-        adapters = tuple(adapter for adapter, _ in opened)
+        adapters = tuple(align_layers([adapter for adapter, _ in opened]))
         check_task_names(adapters)
         check_same_architecture(adapters)
-        pinned = [replace(entry, path=adapter.pinned_source) for adapter, entry in opened]
+        pinned = [
+            replace(entry, path=adapter.pinned_source) for adapter, (_, entry) in zip(adapters, opened, strict=True)
+        ]
         entries = _with_weights(pinned, adapters, weights or {})
         entries = tuple(
             entry.with_patterns_of(adapter.layers) for entry, adapter in zip(entries, adapters, strict=True)
@@ -117,13 +133,23 @@ class MergePlan:
         """The names of ``shapes``."""
         return tuple(self.shapes)
 
-    def read_heads(self) -> Heads:
-        """Each task's head.
+    def read_saved_modules(self) -> SavedModules:
+        """Each task's head, and the base model's modules that the adapters have trained as a whole.
 
         Raises:
-            OsrmError: If one holds NaN or infinity.
+            OsrmError: If one holds NaN or infinity, or two adapters differ in a module.
         """
-        return {adapter.name: adapter.head_tensors() for adapter in self.adapters}
+        heads = {adapter.name: adapter.head_tensors() for adapter in self.adapters}
+        first, *others = self.adapters
+        shared = first.module_tensors()
+        for other in others:
+            _check_same_modules(first, shared, other)
+        if shared and self.method.is_task_aware:
+            raise OsrmError(
+                f"{first.source} trained {next(iter(shared))} as a whole, which {self.method.name} cannot hold",
+                "use another method, see osrm merge --list",
+            )
+        return SavedModules(heads, shared)
 
     def write_recipe(self, folder: Path) -> None:
         """Write ``merge.yaml``, which repeats this merge: where weights were learned, it has them and needs no data."""
@@ -179,6 +205,17 @@ def _check_bases(entries: Sequence[AdapterEntry], adapters: Sequence[Adapter]) -
             raise OsrmError(
                 f"{adapter.source} belongs to base model {known}, the recipe has it on {entry.base}",
                 "an update counts on its own base model only; if they are the same, correct the recipe",
+            )
+
+
+def _check_same_modules(first: Adapter, shared: Mapping[str, torch.Tensor], other: Adapter) -> None:
+    """Check that two adapters have trained the same modules to the same values: there is no sum of whole modules."""
+    modules = other.module_tensors()
+    for name in sorted(shared.keys() | modules.keys()):
+        if name not in shared or name not in modules or not torch.equal(shared[name], modules[name]):
+            raise OsrmError(
+                f"{first.source} and {other.source} differ in {name}, which modules_to_save stores as a whole",
+                "merge adapters that share it, or train them without modules_to_save",
             )
 
 

@@ -1,6 +1,6 @@
 """What ``merge_adapters`` returns: a merge summarized for people and programs, with its warnings."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def describe_result(
     contents: FolderContents,
     data_record: Mapping[str, Any],
     calibration: Mapping[str, Mapping[str, Any]],
+    shared: Collection[str],
 ) -> MergeResult:
     """A merge that has been carried out.
 
@@ -67,6 +68,7 @@ def describe_result(
         contents: What the folder holds.
         data_record: What the method read beside the adapters, see ``LayerData.record``.
         calibration: The fit of each task whose head was calibrated.
+        shared: Tensors of base-model modules that the adapters have trained as a whole.
     """
     planned, kept = describe_plan(path, plan), list(contents.kept.values())
     rank, least = max(contents.ranks.values(), default=None), min(kept)
@@ -85,6 +87,9 @@ def describe_result(
         f"{task}: mean entropy {entropy['before']:.4f} before, {entropy['after']:.4f} after"
         for task, entropy in summary.get("entropy", {}).items()
     ]
+    if shared:
+        names = ", ".join(sorted(shared))
+        notes.append(f"{names}: stored as a whole by modules_to_save, carried over as is whatever the weights are")
     notes += [
         f"{task}: difference {row['before']:.4g} before calibration, {row['error']:.4g} after"
         + ("" if row["used"] else ": uncalibrated is kept")

@@ -178,11 +178,13 @@ class TensorLocation:
         path: The safetensors file.
         shape: Its shape.
         dtype: Its type, as safetensors spells it.
+        name: Its name in the file.
     """
 
     path: Path
     shape: tuple[int, ...]
     dtype: str
+    name: str
 
 
 def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
@@ -196,5 +198,6 @@ def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
         with open_tensors(path) as file:
             for name in sorted(file.keys()):
                 tensor_slice = file.get_slice(name)
-                locations[name] = TensorLocation(path, tuple(tensor_slice.get_shape()), tensor_slice.get_dtype())
+                shape = tuple(tensor_slice.get_shape())
+                locations[name] = TensorLocation(path, shape, tensor_slice.get_dtype(), name)
     return locations

@@ -41,10 +41,10 @@ def adapters(tmp_path_factory):
 
 def write(out, plan, jobs=1, base=None, base_dir=None):
     """Merge into a new folder."""
-    target, data = ModelTarget.find(plan, base_dir) if base_dir else None, open_layer_data(plan)
+    target, data = ModelTarget.find(plan, base_dir, {}) if base_dir else None, open_layer_data(plan)
     out.mkdir(parents=True)
     layers = merge_layers(plan, data, target.order if target else plan.layers, jobs)
-    contents = write_merged_folder(out, plan, plan.read_heads(), layers, data.record(), base, target)
+    contents = write_merged_folder(out, plan, plan.read_saved_modules(), layers, data.record(), base, target)
     plan.write_recipe(out)
     return contents
 
@@ -403,7 +403,7 @@ def write_features(folder, task, layers, digest="1" * 64, statistic="second-mome
         held[f"{layer}.{statistic}"] = x.T @ x / 50
     facts = {
         "command": "collect",
-        "task": {"name": task},
+        "task": {"name": task, "columns": ["text"], "labels": ["0", "1"], "metrics": ["accuracy"]},
         "base": {"name": "minilm", "revision": None, "sha256": digest},
         "layers": {layer: {"source": layer, "d_in": 16, "d_out": 16} for layer in layers},
         "statistics": [statistic],
