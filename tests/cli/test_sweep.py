@@ -195,7 +195,7 @@ def test_interrupted_leaves_nothing(project_copy: Path, monkeypatch: pytest.Monk
         (("--lambda", ""), "--lambda: '' is neither a number"),
         (("--option", "nosuch=1"), "'nosuch' is not an option of a method"),
         (("--option", "lambda=1", "--lambda", "1"), "lambda is given twice"),
-        (("--method", "ties", "--density", "1.5"), "density is 1.5"),
+        (("--method", "ties", "--density", "1.5"), "option 'density' is 1.5, expected a share"),
         (("--task", "nosuch"), "no adapter belongs to task 'nosuch'"),
         (("--split", "nosuch"), "has no split 'nosuch'"),
         (("--limit", "1"), "two halves need two or more"),
