@@ -15,6 +15,7 @@ import torch
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, read_config
 from osrm_cli.adapters.layers import (
     FACTORS,
+    PREFIX,
     AdapterLayer,
     check_no_other_tensors,
     list_layers,
@@ -23,7 +24,7 @@ from osrm_cli.adapters.layers import (
     tensor_kind,
     widest_factor_dtype,
 )
-from osrm_cli.adapters.names import PREFIX, align_layer_names
+from osrm_cli.adapters.names import align_layer_names
 from osrm_cli.adapters.training_record import recorded_drift
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank

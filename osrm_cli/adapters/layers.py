@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
-from osrm_cli.adapters.names import PREFIX, plain_tensor_name
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, list_headers
 
 WEIGHTS_NAME = "adapter_model.safetensors"
+PREFIX = "base_model.model."
 # Names of the two factors of a layer: linear layers and embeddings.
 FACTORS = {
     False: (".lora_A.weight", ".lora_B.weight"),
@@ -48,6 +48,20 @@ class AdapterLayer:
 def natural_sort_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts ``layer.2`` before ``layer.10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def plain_tensor_name(stored: str) -> str:
+    """The name that PEFT gives a tensor, without what compiling, data-parallel training or other wrappers add.
+
+    Args:
+        stored: The name in the file, such as ``module.base_model.model._orig_mod.query.lora_A.default.weight``.
+    """
+    name = stored.replace("_orig_mod.", "").removeprefix("module.")
+    name = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name)
+    name = re.sub(r"\.(lora_embedding_[AB])\.[^.]+$", r".\1", name)
+    while name.startswith(2 * PREFIX):
+        name = name.removeprefix(PREFIX)
+    return name if name.startswith(PREFIX) or ".lora_" not in name else PREFIX + name
 
 
 def tensor_kind(name: str) -> str:

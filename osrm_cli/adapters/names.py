@@ -1,9 +1,6 @@
-"""Names of adapted layers: what wrappers add to a tensor's name, and one layer under the names of several models."""
+"""One name for a layer that adapters of several classes of model, or of several versions of it, call differently."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-
-PREFIX = "base_model.model."
 
 # How transformers 5 calls the parts of vision-language models, and how adapters of earlier versions call them.
 _RENAMED = (
@@ -14,20 +11,6 @@ _RENAMED = (
     ("vision_tower.", "model.vision_tower."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
-
-
-def plain_tensor_name(stored: str) -> str:
-    """The name that PEFT gives a tensor, without what compiling, data-parallel training or other wrappers add.
-
-    Args:
-        stored: The name in the file, such as ``module.base_model.model._orig_mod.query.lora_A.default.weight``.
-    """
-    name = stored.replace("_orig_mod.", "").removeprefix("module.")
-    name = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name)
-    name = re.sub(r"\.(lora_embedding_[AB])\.[^.]+$", r".\1", name)
-    while name.startswith(2 * PREFIX):
-        name = name.removeprefix(PREFIX)
-    return name if name.startswith(PREFIX) or ".lora_" not in name else PREFIX + name
 
 
 def align_layer_names(names: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
@@ -45,17 +28,22 @@ def align_layer_names(names: Sequence[Mapping[str, object]]) -> list[dict[str, s
     Raises:
         ValueError: If an adapter's names fit several places of another adapter's model.
     """
-    aligned = []
-    for own in names:
-        others = {name for layers in names if layers is not own for name in layers}
-        rename = _find_renaming(own, others) if not others & own.keys() else None
-        aligned.append({name: rename(name) if rename else name for name in own})
+    aligned = [{name: name for name in layers} for layers in names]
+    changed = True
+    while changed:  # an adapter may only fit one that has been renamed itself
+        changed = False
+        for layers in aligned:
+            current = set(layers.values())
+            # Layers of an adapter that shares names with this one are other layers.
+            others = {name for other in aligned if current.isdisjoint(other.values()) for name in other.values()}
+            if rename := _find_renaming(current, others):
+                layers.update({own: rename(name) for own, name in layers.items()})
+                changed = True
     return aligned
 
 
-def _find_renaming(own: Mapping[str, object], others: set[str]) -> Callable[[str], str] | None:
-    renamed = {name: _modern_name(name) for name in own}
-    if others & {new for name, new in renamed.items() if new != name}:
+def _find_renaming(own: set[str], others: set[str]) -> Callable[[str], str] | None:
+    if any(name != (new := _modern_name(name)) and new in others for name in own):
         return _modern_name
     prefixes = sorted({other.removesuffix(name) for name in own for other in others if other.endswith(f".{name}")})
     if len(prefixes) > 1:

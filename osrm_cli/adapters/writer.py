@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
-from osrm_cli.adapters.layers import FACTORS, WEIGHTS_NAME
-from osrm_cli.adapters.names import PREFIX
+from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import safetensors_io

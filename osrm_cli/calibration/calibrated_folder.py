@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from osrm_cli.adapters.layers import WEIGHTS_NAME
-from osrm_cli.adapters.names import PREFIX
+from osrm_cli.adapters.layers import PREFIX, WEIGHTS_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation import scores
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER, calibration_text

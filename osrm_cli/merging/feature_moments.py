@@ -10,7 +10,7 @@ from osrm_cli.features.adapter_match import check_layers
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.features.statistics.table import SECOND_MOMENT
-from osrm_cli.merging.layer_data import Fields, LayerData
+from osrm_cli.merging.layer_data import Fields, LayerData, NoLayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.storage.provenance import check_same_base_model
@@ -31,6 +31,7 @@ class FeatureMoments(LayerData):
         """``C_t`` of the base model's inputs, ``(d_in, d_in)``."""
         return {"second_moments": tuple(reader.read(layer, SECOND_MOMENT) for reader in self._readers)}
 
+    @property
     def record(self) -> Mapping[str, Any]:
         """The files with their digests."""
         return {"features": [row for features in self.features for row in features.input_records()]}
@@ -43,7 +44,7 @@ def open_layer_data(plan: MergePlan) -> LayerData:
         OsrmError: If one is missing, has no second moments, or does not fit the adapters.
     """
     if "features" not in plan.method.needs:
-        return LayerData()
+        return NoLayerData()
     files: dict[str, FeaturesFile] = {}
     for adapter in plan.adapters:
         path = Path(plan.recipe.features or "features") / f"{adapter.name}.safetensors"

@@ -1,5 +1,6 @@
 """Per-layer inputs of a merging rule beside the updates."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,8 @@ from osrm_cli.merging.methods.layer_updates import LayerResult
 Fields = Mapping[str, tuple[torch.Tensor, ...]]
 
 
-class LayerData:
-    """Extra inputs of a merging method, layer by layer. The base class supplies none.
+class LayerData(ABC):
+    """Extra inputs of a merging method, layer by layer.
 
     Attributes:
         sequence: Layers in the order in which they have to be merged, each after those that it depends on; empty where
@@ -19,6 +20,11 @@ class LayerData:
     """
 
     sequence: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def record(self) -> Mapping[str, Any]:
+        """Keys of ``osrm.json`` that say what was read."""
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """Fields of ``LayerUpdates``, in each of them one tensor per adapter, in the order of the adapters' names.
@@ -29,6 +35,8 @@ class LayerData:
         """
         return {}
 
-    def record(self) -> Mapping[str, Any]:
-        """Keys of ``osrm.json`` that say what was read."""
-        return {"features": []}
+
+class NoLayerData(LayerData):
+    """For the methods that need the updates alone."""
+
+    record: Mapping[str, Any] = {"features": []}

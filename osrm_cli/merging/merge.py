@@ -135,7 +135,7 @@ def merge_adapters(
         with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
             order = target.order if target else plan.layers
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
-            record = layer_data.record()
+            record = layer_data.record
             contents = write_merged_folder(stage, plan, modules, layers, record, base, target)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}

@@ -16,8 +16,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from osrm_cli.adapters.layers import AdapterLayer, list_tensors
-from osrm_cli.adapters.names import PREFIX
+from osrm_cli.adapters.layers import PREFIX, AdapterLayer, list_tensors
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.batching import Encoding, compute_logits, tokenize_examples

@@ -192,7 +192,7 @@ def _make_record(
     record = provenance.make_record(
         "sweep", {**settings, "max_length": lengths}, base=base, data=data, adapters=adapters
     )
-    files = [file for family in families for file in family.layer_data.record().get("features", [])]
+    files = [file for family in families for file in family.layer_data.record.get("features", [])]
     weights = [{"path": row["path"], "sha256": row["sha256"]} for row in adapters.values()]
     record["inputs"] = weights + [file for index, file in enumerate(files) if file not in files[:index]]
     return record

@@ -10,7 +10,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.names import PREFIX
+from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.features.adapter_match import check_layers
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.statistics.table import SECOND_MOMENT

@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora import LoraLayer
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.names import PREFIX
+from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.adapters.writer import write_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import subspaces

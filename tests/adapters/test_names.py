@@ -83,6 +83,16 @@ def test_layers_that_only_one_adapter_has_get_the_same_prefix():
     assert first == {"layers.0.q": "model.layers.0.q", "layers.0.up": "model.layers.0.up"}
 
 
+def test_several_bare_adapters_and_one_that_only_another_bare_one_fits():
+    names = align_layer_names([{"l.0.v": 0}, {"l.0.q": 0, "l.0.v": 0}, {"model.l.0.q": 0}, {"l.0.q": 0}])
+    assert names == [
+        {"l.0.v": "model.l.0.v"},
+        {"l.0.q": "model.l.0.q", "l.0.v": "model.l.0.v"},
+        {"model.l.0.q": "model.l.0.q"},
+        {"l.0.q": "model.l.0.q"},
+    ]
+
+
 def test_names_that_fit_two_places_are_refused():
     with pytest.raises(ValueError, match=r"below 'decoder\.' and below 'encoder\.'"):
         align_layer_names([{"layers.0.q": 0}, {"encoder.layers.0.q": 0, "decoder.layers.0.q": 0}])

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.linalg.low_rank import LowRank, truncate
 from osrm_cli.merging.feature_moments import open_layer_data
-from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.plan import MergePlan
@@ -56,7 +56,7 @@ def test_as_model_holds_what_an_adapter_only_approaches(project_copy: Path, meth
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project_copy)
         whole, part = (MergePlan.of(read_recipe(project_copy / name / "merge.yaml")) for name in ("whole", "part"))
-        merges = (merge_layers(plan, LayerData(), plan.layers) for plan in (whole, part))
+        merges = (merge_layers(plan, NoLayerData(), plan.layers) for plan in (whole, part))
         for exact, near in zip(*merges, strict=True):
             assert isinstance(exact.result, torch.Tensor)
             best, kept = truncate(exact.result, near.result.rank)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merge import merge_adapters
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
@@ -108,7 +108,7 @@ def test_layers_that_depend_on_each_other_are_merged_in_their_own_order(project_
     plan = MergePlan.of(MergeRecipe("task-arith", tuple(map(AdapterEntry, GIVEN))))
     seen = []
 
-    class Ordered(LayerData):
+    class Ordered(NoLayerData):
         sequence = tuple(reversed(plan.layers))
 
         def for_layer(self, layer, merged):

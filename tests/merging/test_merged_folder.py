@@ -12,7 +12,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import stack
 from osrm_cli.merging.feature_moments import open_layer_data
-from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
@@ -44,7 +44,7 @@ def write(out, plan, jobs=1, base=None, base_dir=None):
     target, data = ModelTarget.find(plan, base_dir, {}) if base_dir else None, open_layer_data(plan)
     out.mkdir(parents=True)
     layers = merge_layers(plan, data, target.order if target else plan.layers, jobs)
-    contents = write_merged_folder(out, plan, plan.read_saved_modules(), layers, data.record(), base, target)
+    contents = write_merged_folder(out, plan, plan.read_saved_modules(), layers, data.record, base, target)
     plan.write_recipe(out)
     return contents
 
@@ -196,7 +196,7 @@ def test_weights_by_pattern_and_over_depth(adapters, tmp_path):
         AdapterEntry(str(adapters / "mnli"), (1.0, 0.0, 2.0)),
     )
     plan = MergePlan.of(MergeRecipe("task-arith", entries))
-    found = {layer.name: layer.result for layer in merge_layers(plan, LayerData(), plan.layers)}
+    found = {layer.name: layer.result for layer in merge_layers(plan, NoLayerData(), plan.layers)}
     cola, mnli = Adapter.open(adapters / "cola"), Adapter.open(adapters / "mnli")
     for index in range(3):
         for kind, first in (("query", index / 2), ("value", 0.5)):
@@ -468,7 +468,7 @@ def test_layers_are_taken_one_at_a_time(adapters, monkeypatch):
     monkeypatch.setattr(MergePlan, "read_updates", counted)
     for jobs in (1, 3):
         read.clear()
-        for taken, _ in enumerate(merge_layers(plan, LayerData(), plan.layers, jobs)):
+        for taken, _ in enumerate(merge_layers(plan, NoLayerData(), plan.layers, jobs)):
             assert len(read) <= taken + jobs
 
 

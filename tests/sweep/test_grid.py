@@ -7,7 +7,7 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS, find_method
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
@@ -111,7 +111,7 @@ def test_lambda_is_a_factor(asked: MergeRecipe, method: str) -> None:
     for options, factor in family.points():
         plan = MergePlan.of(MergeRecipe(method, asked.adapters, options))
         change = ScaledDelta(shared, factor, plan.dtype)
-        for layer in merge_layers(plan, LayerData(), plan.layers):
+        for layer in merge_layers(plan, NoLayerData(), plan.layers):
             for index in range(len(NAMES)):
                 found = change.delta(layer.name, index)
                 if isinstance(layer.result, MaskedDelta):

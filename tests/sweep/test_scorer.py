@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
@@ -50,7 +50,7 @@ def test_scorer_puts_out_what_peft_does(
     plan = MergePlan.of(MergeRecipe("task-arith", (AdapterEntry(str(folder)),)))
     entrants = SweepDataSpec(str(text_tasks), "dev", "train", None, 64, 0, 0).load_tasks(plan.adapters, [])
     scorer = SweepScorer(plan, entrants, base, torch.device("cpu"), torch.float32, 8)
-    results = {layer.name: layer.result for layer in merge_layers(plan, LayerData(), plan.layers)}
+    results = {layer.name: layer.result for layer in merge_layers(plan, NoLayerData(), plan.layers)}
     (halved,) = scorer.score(ScaledDelta(results, 0.5, torch.float32), lambda _: None)
     singles = scorer.score_single_adapters(lambda _: None)  # after another update: the base weights are back
     tokenizer = load_tokenizer(base)

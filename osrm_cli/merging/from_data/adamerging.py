@@ -23,6 +23,7 @@ class LearnedWeights(LayerData):
     def __init__(self, record: Mapping[str, Any]) -> None:
         self._record = record
 
+    @property
     def record(self) -> Mapping[str, Any]:
         """The examples that were read, the entropy before and after."""
         return self._record

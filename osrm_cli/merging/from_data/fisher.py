@@ -54,6 +54,7 @@ class FisherInformation(LayerData):
         """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
         return {"fisher": tuple(safetensors_io.TensorFile(path).get_tensor(layer) for path in self._paths)}
 
+    @property
     def record(self) -> Mapping[str, object]:
         """The examples that were read, and each task's norm."""
         return {"examples": self._samples, "fisher_norms": self._norms}

@@ -46,6 +46,7 @@ class SequentialMoments(LayerData):
             self._moments[source] = tuple(self._collect(model, source, hooks) for model in self._models)
         return {"second_moments": self._moments[source]}
 
+    @property
     def record(self) -> Mapping[str, object]:
         """The examples that were read."""
         return {"examples": {model.name: model.sample.record() for model in self._models}}

@@ -87,7 +87,7 @@ def test_merged_by_the_formula_in_float64(tiny_model, text_tasks, tmp_path):
     info = {model.name: naive(dense[model.name], model, plan.layers) for model in models}
     for task, measured in info.items():
         norm = torch.cat([x.flatten() for x in measured.values()]).norm()
-        assert layer_data.record()["fisher_norms"][task] == pytest.approx(float(norm), rel=1e-4)
+        assert layer_data.record["fisher_norms"][task] == pytest.approx(float(norm), rel=1e-4)
         info[task] = {name: x / norm for name, x in measured.items()}
     whole = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, output="model"))
     for layer in merge_layers(whole, layer_data, plan.layers):

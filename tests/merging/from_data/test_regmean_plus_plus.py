@@ -90,7 +90,7 @@ def test_every_layer_sees_the_merged_model(done):
 
 
 def test_facts_name_the_examples(done):
-    facts = done[-1].record()["examples"]
+    facts = done[-1].record["examples"]
     assert set(facts) == set(TASKS)
     assert facts["mood"]["examples"] == 7
     assert len(facts["mood"]["sha256"]) == 64
