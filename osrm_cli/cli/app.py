@@ -9,10 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from osrm_cli import __version__
-from osrm_cli.cli import (
+from osrm_cli.cli import console
+from osrm_cli.cli.commands import (
     calibrate,
     collect,
-    console,
     demo,
     diagnose,
     evaluate,

@@ -97,7 +97,7 @@ def test_list_names_every_method(project_copy):
 def test_every_option_of_every_method_has_a_flag():
     import inspect
 
-    from osrm_cli.cli.merge import merge
+    from osrm_cli.cli.commands.merge import merge
 
     flags = set(inspect.signature(merge).parameters)
     assert {option for row in METHODS for option in row.options} <= flags

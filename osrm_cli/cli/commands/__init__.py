@@ -1,0 +1,1 @@
+"""The commands, one module each: they parse, call one public function and print."""
