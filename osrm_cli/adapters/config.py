@@ -41,7 +41,8 @@ _ACCEPTED_SETTINGS = {
 
 
 # Kinds of models whose head is the base model's own, and parts of base models that any adapter may train as a whole.
-_WITHOUT_HEAD = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+TEXT_TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+_WITHOUT_HEAD = (*TEXT_TASK_TYPES, "FEATURE_EXTRACTION")
 _BASE_MODULES = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte", "lm_head", "embed_out", "embed_in")
 
 

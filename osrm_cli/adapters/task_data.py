@@ -10,12 +10,13 @@ from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
 from osrm_cli.tasks.task import Task, TaskSplit
 
 MAX_LENGTH = 128  # unless the adapter or the task specifies another
+MAX_TEXT_LENGTH = 512  # of prompt and completion together
 DEFAULT_DATA = "hub"
 
 
 def resolve_max_length(recorded: int | None, task: Task) -> int:
-    """Maximum tokens per example: the recorded number, else the task's, else ``MAX_LENGTH``."""
-    return recorded or task.max_length or MAX_LENGTH
+    """Maximum tokens per example: the recorded number, else the task's, else the default of its kind."""
+    return recorded or task.max_length or (MAX_TEXT_LENGTH if task.is_text else MAX_LENGTH)
 
 
 @dataclass(frozen=True)
