@@ -142,16 +142,17 @@ class TextScorer:
         task = data.task
         with self.progress(f"loss {task.name}", len(encodings), "examples") as advance:
             losses = self.backbone.losses(model, encodings, self.batch_size, advance)
-        metrics, answers = loss_scores(losses.mean()), []
+        metrics = loss_scores(losses.mean())
+        answers: list[str] = []
         if not self.generate:
             task = replace(task, metrics=(LIKELIHOOD,))
         elif examples[0].choices:
             metrics |= self._score_choices(model, examples, completions, task)
         else:
-            answers = self._write_answers(model, examples, encodings, completions, task)
-            references = [example.reference for example in examples]
-            names = dict.fromkeys(("exact_match", *(name for name in task.metrics if name in ANSWER_METRICS)))
-            metrics |= compute_answer_scores(list(names), answers, references)
+            written, answers = score_answers(
+                self.backbone, model, task, examples, encodings, completions, self.batch_size, self.progress
+            )
+            metrics |= written
         if missing := [name for name in task.metrics if name not in metrics]:
             raise OsrmError(
                 f"task '{task.name}' has metric {missing[0]}, which needs rows with choices",
@@ -170,25 +171,6 @@ class TextScorer:
                 tuple(float(f"{value:.9g}") for value in losses.nll / losses.tokens),
             ),
         )
-
-    def _write_answers(
-        self,
-        model: torch.nn.Module,
-        examples: Sequence[TextExample],
-        encodings: Sequence[Encoding],
-        completions: CompletionTokenizer,
-        task: Task,
-    ) -> list[str]:
-        longest = max(int((encoding["labels"] != IGNORED).sum()) for encoding in encodings)
-        count = task.max_new_tokens or longest
-        prompts = completions.encode_prompts(examples, count)
-        if not all(len(prompt["input_ids"]) for prompt in prompts):
-            raise OsrmError(
-                f"task '{task.name}' has rows of text alone, which have no prompt to answer",
-                "score their loss alone: --no-generate",
-            )
-        with self.progress(f"generate {task.name}", len(prompts), "answers") as advance:
-            return self.backbone.generate(model, prompts, self.batch_size, count, task.stop, advance)
 
     def _score_choices(
         self, model: torch.nn.Module, examples: Sequence[TextExample], completions: CompletionTokenizer, task: Task
@@ -210,6 +192,44 @@ class TextScorer:
             hits["accuracy"] += int(own.argmin()) == right
             hits["accuracy_norm"] += int((own / sizes).argmin()) == right
         return {name: 100 * count / len(examples) for name, count in hits.items()}
+
+
+def score_answers(
+    backbone: TextBackbone,
+    model: torch.nn.Module,
+    task: Task,
+    examples: Sequence[TextExample],
+    encodings: Sequence[Encoding],
+    completions: CompletionTokenizer,
+    batch_size: int,
+    progress: Progress,
+) -> tuple[dict[str, float], list[str]]:
+    """Let a model answer prompts; exact match and the task's own metrics, and the answers.
+
+    Args:
+        backbone: Supplies tokenizer and device.
+        model: The backbone's model, perhaps with an update.
+        task: Its metrics, longest answer and stop strings; by default as many tokens as the longest reference has.
+        examples: Prompts and references.
+        encodings: The same as tokens.
+        completions: Made them.
+        batch_size: Maximum prompts per batch.
+        progress: Shows a progress bar.
+
+    Raises:
+        OsrmError: If a row has no prompt, or a metric cannot be computed.
+    """
+    count = task.max_new_tokens or max(int((encoding["labels"] != IGNORED).sum()) for encoding in encodings)
+    prompts = completions.encode_prompts(examples, count)
+    if not all(len(prompt["input_ids"]) for prompt in prompts):
+        raise OsrmError(
+            f"task '{task.name}' has rows of text alone, which have no prompt to answer",
+            "score their loss alone: --no-generate",
+        )
+    with progress(f"generate {task.name}", len(prompts), "answers") as advance:
+        answers = backbone.generate(model, prompts, batch_size, count, task.stop, advance)
+    names = dict.fromkeys(("exact_match", *(name for name in task.metrics if name in ANSWER_METRICS)))
+    return compute_answer_scores(list(names), answers, [example.reference for example in examples]), answers
 
 
 def _check_template(task: MergedTask, backbone: TextBackbone) -> None:
