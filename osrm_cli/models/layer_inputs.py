@@ -64,7 +64,7 @@ def find_shared_inputs(
 
         return observe
 
-    encoder = model.get_encoder() if model.config.is_encoder_decoder and "labels" in batch else None
+    encoder = model.get_encoder() if "labels" in batch and model.config.is_encoder_decoder else None
     encoded: list[torch.Tensor] = []
     of_encoder: set[str] = set()
 
@@ -95,7 +95,7 @@ def find_shared_inputs(
 
 def _model_inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A batch as the model takes it: an encoder-decoder makes its decoder's inputs of the labels."""
-    if model.config.is_encoder_decoder:
+    if "labels" not in batch or model.config.is_encoder_decoder:
         return dict(batch)
     return {name: values for name, values in batch.items() if name != "labels"}
 

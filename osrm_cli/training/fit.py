@@ -162,6 +162,10 @@ def fit_adapter(
         callbacks=[TrainingMonitor(advance, penalty)],
     )
     trainer.remove_callback(PrinterCallback)
+    if config.checkpointing:
+        base: Any = model.get_base_model()
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.enable_input_require_grads()  # the first layers are frozen
     with use_fast_dropout(device):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _collect_result(trainer, encoded_task.task, config)
@@ -175,8 +179,6 @@ def _training_arguments(
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
-        gradient_checkpointing=config.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.checkpointing else None,
         num_train_epochs=config.epochs,
         learning_rate=config.lr,
         lr_scheduler_type="linear",
