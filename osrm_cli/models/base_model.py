@@ -61,7 +61,7 @@ def _find_folder(name: str, revision: str | None) -> Path:
 def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
     """Digest a base model's weights, so that artifacts can tell whether they belong together."""
     folder = find_base_model(name, revision)
-    return BaseModelId(name=public_name(name), revision=hub.commit_of(folder), sha256=_digest(folder))
+    return BaseModelId(name=public_name(name), revision=provenance.commit_of(folder), sha256=_digest(folder))
 
 
 def _digest(folder: Path) -> str:

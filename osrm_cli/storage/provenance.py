@@ -108,6 +108,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def commit_of(folder: Path) -> str | None:
+    """The hub commit of a snapshot folder, or ``None`` for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def check_same_base_model(base_models: Mapping[Path, BaseModelId]) -> None:
     """Check that all artifacts belong to one base model, and name the one that does not.
 

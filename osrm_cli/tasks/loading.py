@@ -129,7 +129,8 @@ def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
         files = find_split_files(folder)
         share = _read_declared(folder, files).get("split_dev")
         table = _read_rows(files, actual, share, task.name, None)
-    examples = tuple(Example(texts, None) for texts in parse_texts(table, task.columns))
+    columns = [table.get_column(column) for column in task.columns]
+    examples = tuple(Example(texts, None) for texts in parse_texts(table, columns))
     return TaskSplit(task, split, examples, table.source, warnings=tuple(table.warnings))
 
 
@@ -230,14 +231,15 @@ def _read_rows(
 def _make_split(table: Table, task: Task, column: str, codes: bool, split: str, limit: int | None) -> TaskSplit:
     """Examples of rows; those without text or label are left out, which a warning says."""
     count = len(table)
-    texts = parse_texts(table, task.columns)
+    texts = parse_texts(table, [table.get_column(name) for name in task.columns])
     labels: list[Label | None]
-    if unlabelled := split.startswith("test") and is_unlabelled(table, column):
+    found = table.find_column(column)
+    if unlabelled := split.startswith("test") and (found is None or is_unlabelled(table, found)):
         labels = [None] * count
     elif task.labels is None:
-        labels = parse_scores(table, column)
+        labels = parse_scores(table, table.get_column(column))
     else:
-        labels = parse_classes(table, column, task.labels, codes)
+        labels = parse_classes(table, table.get_column(column), task.labels, codes)
     warnings = list(table.warnings)
     bare = [row for row, label in enumerate(labels) if label is None and not unlabelled]
     blank = [row for row, row_texts in enumerate(texts) if not any(map(str.strip, row_texts))]

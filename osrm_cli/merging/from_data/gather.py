@@ -31,8 +31,7 @@ def gather_layer_data(
         return plan, SequentialMoments(models, plan.layers)
     if plan.method.data_statistic == "fisher":
         shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
-        with progress("fisher", sum(len(model.encodings) for model in models), "examples") as advance:
-            return plan, FisherInformation(models, shapes, folder, advance)
+        return plan, FisherInformation(models, shapes, folder, progress)
     with progress("weights", plan.recipe.options["steps"], "steps") as advance:
         weights, record = adamerging.learn_weights(models, plan, advance)
     return plan.with_learned_weights(weights), LearnedWeights(record)
