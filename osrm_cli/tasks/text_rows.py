@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.parsing import describe_value, is_encodable
+from osrm_cli.tasks.parsing import describe_value
 from osrm_cli.tasks.schema import ID_COLUMNS, find_label_column
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import GENERATION, Messages, Task, TaskSplit, TextExample
+from osrm_cli.tasks.text_encoding import is_encodable
 
 PROMPT, COMPLETION, MESSAGES, TEXT, CHOICES = "prompt", "completion", "messages", "text", "choices"
 LAYOUTS = ((PROMPT, COMPLETION), (MESSAGES,), (TEXT,))
@@ -45,7 +46,8 @@ def complete_text_task(name: str, declared: Mapping[str, Any], table: Table) -> 
             'rename the columns, or leave out kind = "generation" in task.toml',
         )
     fields = {key: declared[key] for key in ("metrics", "max_length", "max_new_tokens", "stop") if key in declared}
-    return Task(name, columns, None, **{"metrics": DEFAULT_METRICS, **fields}, kind=GENERATION)
+    metrics = ("accuracy",) if CHOICES in table.columns else DEFAULT_METRICS
+    return Task(name, columns, None, **{"metrics": metrics, **fields}, kind=GENERATION)
 
 
 def make_text_split(table: Table, task: Task, split: str) -> TaskSplit:

@@ -15,6 +15,10 @@ from osrm_cli.models.completions import CompletionTokenizer
 from osrm_cli.tasks.loading import draw_examples, load_split
 
 
+def read_means(path: Path) -> dict[str, torch.Tensor]:
+    return {name.removesuffix(".mean"): mean for name, mean in load_file(path).items() if name.endswith(".mean")}
+
+
 def naive_means(folder: Path, tasks: Path, layers: list[str], tokens: str = "all") -> dict[str, torch.Tensor]:
     """Mean of each layer's inputs, one example at a time, by hooks."""
     is_t5 = "t5" in folder.name
@@ -49,7 +53,9 @@ def test_features_of_a_causal_model(
         ["backwards"], completion_tasks, model=str(folder), samples=10, max_length=64, tokens=tokens, batch_size=4,
         target_modules=["all-linear"], out=tmp_path,
     )  # fmt: skip
-    means = {n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n}
+    means = {
+        n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n
+    }
     assert not any("lm_head" in layer for layer in means)
     expected = naive_means(folder, completion_tasks, list(means), tokens)
     for layer, mean in means.items():
@@ -64,7 +70,9 @@ def test_features_of_encoder_and_decoder(
         ["backwards"], completion_tasks, model=str(folder), samples=10, max_length=64, batch_size=4,
         target_modules=["q", "v", "k", "o", "wi"], out=tmp_path,
     )  # fmt: skip
-    means = {n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n}
+    means = {
+        n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n
+    }
     assert {layer.partition(".")[0] for layer in means} == {"encoder", "decoder"}
     assert any("EncDecAttention.k" in layer for layer in means)
     expected = naive_means(folder, completion_tasks, list(means))

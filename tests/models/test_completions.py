@@ -151,8 +151,10 @@ def test_roles_that_the_template_refuses(chat: list[dict[str, str]], message: st
 
 
 def test_template_that_drops_the_system_message(tokenizer: Any) -> None:
-    tokenizer.chat_template = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content + ' ' }}{% endif %}{% endfor %}"
-    with pytest.raises(OsrmError, match="train.jsonl:7: the chat template drops the system message"):
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content + ' ' }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(OsrmError, match=r"train.jsonl:7: the chat template drops the system message"):
         CompletionTokenizer(tokenizer, False, 64).encode(
             [example([say("system", "w9"), say("user", "w1")], [say("assistant", "w2")])]
         )
