@@ -94,7 +94,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         envvar="OSRM_MODEL",
-        help="Base model: a folder, a hub id, or 'minilm' (all-MiniLM-L6-v2, from its PyPI wheel or the hub).",
+        help="Base model: a folder, a hub id, 'minilm' (all-MiniLM-L6-v2) or 'smollm2' (SmolLM2-135M-Instruct).",
     ),
 ]
 # Artifacts record their base model: the option is needed only if it has moved.
