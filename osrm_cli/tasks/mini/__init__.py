@@ -34,6 +34,3 @@ MINI: dict[str, dict[str, Any]] = {
     # Does the second sentence about an animal follow from the first?
     "mini-entail": {"columns": _PAIR, "labels": _ENTAILMENT, "metrics": ("accuracy",)},
 }
-
-# Tasks that are answered with text; their metrics are in their task.toml.
-MINI_TEXT: tuple[str, ...] = ()
