@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import LowRank, stack, truncate
+from osrm_cli.linalg.low_rank import LowRank, stack
+from osrm_cli.linalg.truncation import truncate
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 

@@ -6,6 +6,8 @@ from torch import Tensor
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import second_moment
 from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, stack
+from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.merging.methods.elementwise import formed
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
@@ -56,7 +58,7 @@ def wudi(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     return core.join(options.scale * (K @ U[:, :rank] / S[:rank]) @ Vh[:rank])
 
 
-def fisher(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def fisher(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """Fisher merging of the updates (arXiv:2111.09832): ``lambda * sum_t F_t * w_t dW_t / sum_t F_t``, per entry.
 
     ``F_t`` is the diagonal Fisher information of the merged weight's entries on task ``t``. Entries without any
@@ -67,14 +69,16 @@ def fisher(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """
     if layer.fisher is None:
         raise OsrmError(f"fisher needs the Fisher information of {layer.name}, none was given")
-    information = torch.zeros(layer.shape, dtype=layer.fisher[0].dtype, device=layer.fisher[0].device)
-    for F in layer.fisher:
-        information = information + F.to(torch.promote_types(F.dtype, torch.float32))
-    merged = torch.zeros_like(information)
-    for update, F in zip(layer.weighted, layer.fisher, strict=True):
-        share = torch.where(information > 0, F / information, 1 / len(layer.fisher))
-        merged = merged + share * update.dense()
-    return options.scale * merged
+    fisher = layer.fisher
+
+    def combine(place: slice, blocks: Tensor) -> Tensor:
+        shares = torch.stack([F[place].to(blocks) for F in fisher])
+        total = shares.sum(0)
+        mean = blocks.mean(0)
+        merged = blocks.mul_(shares.div_(total)).sum(0)
+        return torch.where(total > 0, merged, mean).mul_(options.scale)
+
+    return formed(layer.weighted).then(combine)
 
 
 def _damped(C: Tensor, alpha: float) -> Tensor:
