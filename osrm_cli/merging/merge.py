@@ -109,7 +109,7 @@ def merge_adapters(
     reads_base = reads_data or plan.recipe.output == "model"
     inputs = {"features": features, "data": data, "model": model, "revision": revision}
     uses = {
-        "features": "features" in plan.method.needs,
+        "features": plan.reads_features,
         "data": reads_data,
         "model": reads_base,
         "revision": reads_base,

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import torch
 
-from osrm_cli.linalg.low_rank import LowRank, truncate
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.reduced_rank import truncate_for_inputs
 from osrm_cli.merging.layer_data import LayerData
-from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
+from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.progress import Advance
 
@@ -61,7 +62,7 @@ def merge_layers(
 
     def merge_one(layer: str) -> MergedLayer:
         updates = plan.read_updates(layer, layer_data.for_layer(layer, results), device)
-        return _recompress(plan, layer, rule(updates, plan.options))
+        return _recompress(plan, updates, rule(updates, plan.options))
 
     if layer_data.sequence:
         merged = {}
@@ -76,8 +77,12 @@ def merge_layers(
         advance(1)
 
 
-def _recompress(plan: MergePlan, layer: str, result: LayerResult) -> MergedLayer:
-    """Recompress a rule's result where the recipe says so, or where an adapter could not hold it."""
+def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> MergedLayer:
+    """Recompress a rule's result where the recipe says so, or where an adapter could not hold it.
+
+    Where the inputs' second moments are at hand, by what the inputs see of it.
+    """
+    layer = updates.name
     if isinstance(result, MaskedDelta):
         return MergedLayer(layer, result)
     rank, energy = plan.options.rank, plan.options.energy
@@ -87,7 +92,7 @@ def _recompress(plan: MergePlan, layer: str, result: LayerResult) -> MergedLayer
         rank = sum(adapter.layers[layer].rank for adapter in plan.adapters if layer in adapter.layers)
     if rank is None and energy is None:
         return MergedLayer(layer, result)
-    return MergedLayer(layer, *truncate(result, rank, energy))
+    return MergedLayer(layer, *truncate_for_inputs(result, updates.second_moments, rank, energy))
 
 
 def _map_in_order(function: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[Answer]:

@@ -51,6 +51,19 @@ def used_options(method: Method) -> set[str]:
     return {"lambda", *method.options, *DATA_OPTIONS.get(method.data_statistic or "", {}), *recompressing}
 
 
+def reads_features(method: Method, recipe: MergeRecipe) -> bool:
+    """Whether a merge reads features: the method needs them, or they are given and its result is cut to a rank.
+
+    Args:
+        method: Row of the table.
+        recipe: Its ``features`` are the folder that the user names; its options have their values.
+    """
+    if "features" in method.needs or recipe.features is None or method.data_statistic or method.is_task_aware:
+        return "features" in method.needs
+    is_cut = not method.exact and recipe.output == "adapter"
+    return is_cut or "rank" in method.options or bool({"rank", "energy"} & set(recipe.options))
+
+
 def resolve_options(
     method: Method, given: Mapping[str, Any], optional: Collection[str] = ()
 ) -> tuple[dict[str, Any], MethodOptions]:

@@ -40,7 +40,9 @@ def merge(
     weight: Annotated[
         list[str] | None, typer.Option("--weight", metavar="NAME=NUMBER", help="An adapter's weight, of any sign.")
     ] = None,
-    rank: Annotated[int | None, _number("--rank", "Recompress to this rank.", 1)] = None,
+    rank: Annotated[
+        int | None, _number("--rank", "Recompress to this rank; with --features, by what inputs see.", 1)
+    ] = None,
     energy: Annotated[float | None, _number("--energy", "Recompress to this share of the energy.", 0, 1)] = None,
     density: Annotated[float | None, _number("--density", "Share of the entries to keep.", 0, 1)] = None,
     aggregate: Annotated[

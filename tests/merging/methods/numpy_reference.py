@@ -67,9 +67,12 @@ def average(updates: list[Array], weights: list[float], **_: object) -> Array:
     return sum(updates) / sum(weights)
 
 
-def svd(updates: list[Array], rank: int, **_: object) -> Array:
-    U, S, Vh = np.linalg.svd(sum(updates), full_matrices=False)
-    return U[:, :rank] * S[:rank] @ Vh[:rank]
+def svd(updates: list[Array], rank: int, moments: list[Array] | None = None, **_: object) -> Array:
+    C = sum(moments) if moments else np.eye(updates[0].shape[1])
+    values, vectors = np.linalg.eigh(C)
+    root, inverse = (vectors * values**power @ vectors.T for power in (0.5, -0.5))
+    U, S, Vh = np.linalg.svd(sum(updates) @ root, full_matrices=False)
+    return U[:, :rank] * S[:rank] @ Vh[:rank] @ inverse
 
 
 def ties(updates: list[Array], density: float, **_: object) -> Array:

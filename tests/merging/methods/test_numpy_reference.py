@@ -10,7 +10,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
-from tests.merging.methods.numpy_reference import RULES, emr, regmean, top
+from tests.merging.methods.numpy_reference import RULES, emr, regmean, svd, top
 from tests.merging.methods.strategies import COMPOSED, close, layer, merge
 
 # More room than rank, less room than rank, ranks above the width, ranks that fill it exactly, many blocks of rows.
@@ -54,6 +54,13 @@ def test_equals_the_dense_reference(method: Method, shape: tuple[int, int], rank
         given.pop("Bs")
     expected = torch.from_numpy(np.asarray(RULES[method.name](**given)))
     close(merge(method, several, **asdict(OPTIONS)), expected, within=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "ranks"), CASES)
+def test_svd_without_features_equals_the_dense_reference(shape: tuple[int, int], ranks: list[int]) -> None:
+    several = exact_layer(shape, ranks)
+    expected = torch.from_numpy(svd([dW.dense().numpy() for dW in several.weighted], rank=2))
+    close(merge(find_method("svd"), replace(several, second_moments=None), rank=2), expected, within=1e-9)
 
 
 @pytest.mark.parametrize(("shape", "ranks"), CASES)
