@@ -17,6 +17,7 @@ Options = TypeVar("Options", MethodOptions, DataOptions)
 # Options of the methods that compute a statistic of data, with their defaults, by ``Method.data_statistic``.
 DATA_OPTIONS: Mapping[str, Mapping[str, int]] = {
     "second-moments": {"samples": 100, "seed": 0},
+    "cross-moments": {"samples": 128, "seed": 0},
     "fisher": {"samples": 100, "seed": 0},
     "weights": {"samples": 100, "seed": 0, "steps": 300},
 }

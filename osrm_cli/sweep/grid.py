@@ -79,9 +79,9 @@ class MergeFamily:
 def lambda_is_a_factor(method: Method) -> bool:
     """Whether lambda is only a factor on the result.
 
-    It is, unless the activations of layers merged so far depend on it, or learned weights are initialized with it.
+    It is, unless the activations of layers merged so far depend on it, or what is learned is initialized with it.
     """
-    return method.data_statistic not in ("second-moments", "weights")
+    return method.data_statistic in (None, "fisher")
 
 
 def expand_grid(

@@ -55,6 +55,7 @@ def merge(
     common: Annotated[float | None, _number("--common", "iso-cts: share of common directions.", 0, 1)] = None,
     floor: Annotated[float | None, _number("--floor", "svc: smallest divisor.", 0)] = None,
     alpha: Annotated[float | None, _number("--alpha", "regmean: factor on off-diagonal moments.", 0, 1)] = None,
+    ridge: Annotated[float | None, _number("--ridge", "sequential: pull towards the mean update.", 0)] = None,
     seed: Annotated[
         int | None,
         typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of masks and samples.", show_default=False),

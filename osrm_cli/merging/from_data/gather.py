@@ -7,6 +7,7 @@ from osrm_cli.merging.from_data import adamerging
 from osrm_cli.merging.from_data.adamerging import LearnedWeights
 from osrm_cli.merging.from_data.fisher import FisherInformation
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
+from osrm_cli.merging.from_data.sequential import SequentialTargets
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.plan import MergePlan
@@ -29,6 +30,8 @@ def gather_layer_data(
     """
     if plan.method.data_statistic == "second-moments":  # collected while layers are merged
         return plan, SequentialMoments(models, plan.layers)
+    if plan.method.data_statistic == "cross-moments":
+        return plan, SequentialTargets(models, plan)
     if plan.method.data_statistic == "fisher":
         shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
         with progress("fisher", sum(len(model.encodings) for model in models), "examples") as advance:

@@ -27,7 +27,7 @@ def _draw_sample(plan: MergePlan, adapter: Adapter) -> TaskSample:
     source = data_source(adapter, plan.recipe.data, f"method {method}")
     options = plan.recipe.options
     data = draw_examples(load_split(adapter.name, source, "train"), options["samples"], options["seed"])
-    if plan.method.data_statistic != "second-moments":
+    if plan.method.data_statistic not in ("second-moments", "cross-moments"):
         _check_head(method, adapter, data)
     if plan.method.data_statistic == "weights" and data.task.regression:
         raise OsrmError(

@@ -47,7 +47,7 @@ class Method:
     aliases: tuple[str, ...] = ()
     source: str = ""
     wrappers: tuple[str, ...] = ()
-    data_statistic: Literal["second-moments", "fisher", "weights"] | None = None
+    data_statistic: Literal["second-moments", "cross-moments", "fisher", "weights"] | None = None
     is_task_aware: bool = False
 
     @property

@@ -38,6 +38,7 @@ class MethodOptions:
         common: Iso-CTS: share of the directions that the common part takes.
         floor: SVC: smallest divisor of a singular value; 1 never raises one.
         alpha: RegMean: factor on the off-diagonal entries of the second moments, in ``[0, 1]``.
+        ridge: Sequential: pull towards the tasks' mean update, in units of the mean squared input.
     """
 
     scale: Scale = 1.0
@@ -53,6 +54,7 @@ class MethodOptions:
     common: Share = 0.8
     floor: NotNegative = 1.0
     alpha: ShareOrZero = 0.9
+    ridge: NotNegative = 0.01
 
 
 @dataclass(frozen=True, config=_STRICT)

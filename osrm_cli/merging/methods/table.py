@@ -144,6 +144,15 @@ _REGRESSION = (
         data_statistic="second-moments",
     ),
     Method(
+        "sequential",
+        "least squares, layer by layer, on what the single models' layers put out",
+        "regression:sequential",
+        "element",
+        ("data",),
+        options=("ridge",),
+        data_statistic="cross-moments",
+    ),
+    Method(
         "fisher",
         "mean weighted by each entry's Fisher information",
         "regression:fisher",

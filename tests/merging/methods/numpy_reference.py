@@ -191,6 +191,15 @@ def regmean(updates: list[Array], moments: list[Array], alpha: float, **_: objec
     return sum(dW @ C for dW, C in zip(updates, damped, strict=True)) @ np.linalg.inv(sum(damped))
 
 
+def sequential(
+    updates: list[Array], moments: list[Array], cross: list[Array], drifts: list[Array], ridge: float, **_: object
+) -> Array:
+    size = len(moments[0])
+    rho = ridge * np.trace(sum(moments)) / size / len(moments) * np.eye(size)
+    targets = [dW @ (D + rho) + drift for dW, D, drift in zip(updates, cross, drifts, strict=True)]
+    return sum(targets) @ np.linalg.inv(sum(C + rho for C in moments))
+
+
 def fisher(updates: list[Array], information: list[Array], **_: object) -> Array:
     return sum(F * dW for F, dW in zip(information, updates, strict=True)) / sum(information)
 
@@ -235,6 +244,7 @@ PLAIN = {
     "wudi": wudi,
     "regmean": regmean,
     "regmean++": regmean,
+    "sequential": sequential,
     "fisher": fisher,
 }
 RULES = {**PLAIN, **{f"pico+{name}": pico(rule) for name, rule in PLAIN.items() if name != "pico"}}

@@ -44,7 +44,7 @@ def test_rows_are_complete(method: Method) -> None:
 def test_every_option_of_a_row_changes_its_result(method: Method) -> None:
     several = layer((30, 20), [3, 4, 3])
     other = {"density": 0.5, "seed": 1, "rank": 1, "energy": 0.3, "aggregate": "sum", "window": 0.0, "outliers": 0.3}
-    other |= {"mask_scale": 1.0, "agreement": 3, "common": 0.4, "floor": 2.0, "alpha": 0.1}
+    other |= {"mask_scale": 1.0, "agreement": 3, "common": 0.4, "floor": 2.0, "alpha": 0.1, "ridge": 1.0}
     for option in method.options:
         assert not torch.equal(merge(method, several, **{option: other[option]}), merge(method, several)), option
 
