@@ -54,7 +54,7 @@ def merge_layers(
         device: Where to compute.
         advance: Called with 1 after each layer.
     """
-    if plan.method.data_statistic == "weights" and not plan.learned:
+    if plan.method.learns_weights and not plan.learned:
         raise ValueError(f"{plan.method.name}: its weights have not been learned")
     rule = plan.method.load()
     results: dict[str, LayerResult] = {}
@@ -86,6 +86,8 @@ def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> 
     if isinstance(result, MaskedDelta):
         return MergedLayer(layer, result)
     rank, energy = plan.options.rank, plan.options.energy
+    if updates.factors and isinstance(result, LowRank):  # they were cut before they were learned
+        return MergedLayer(layer, result)
     if "rank" in plan.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
         return MergedLayer(layer, result, result.kept_energy)
     if isinstance(result, torch.Tensor) and plan.recipe.output == "adapter" and rank is None and energy is None:

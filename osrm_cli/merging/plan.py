@@ -27,7 +27,7 @@ from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.requirements import check_method, reads_features, resolve_options
+from osrm_cli.merging.requirements import check_method, reads_features, resolve_options, used_options
 from osrm_cli.storage.provenance import BaseModelId
 
 Heads = Mapping[str, Mapping[str, torch.Tensor]]  # by task and name in the base model; empty without a head
@@ -113,6 +113,15 @@ class MergePlan:
         dtype = getattr(torch, recipe.dtype) if recipe.dtype else widest
         bases = {adapter.folder: base for adapter in adapters if (base := adapter.base)}
         return cls(effective, method, options, adapters, combine_layers(adapters), dtype, bases)
+
+    def with_method(self, name: str) -> "MergePlan":
+        """Another method's merge into an adapter, of the same adapters and under the options that it has too.
+
+        Args:
+            name: The other method.
+        """
+        shared = {key: value for key, value in self.recipe.options.items() if key in used_options(find_method(name))}
+        return MergePlan.of(replace(self.recipe, method=name, options=shared, output="adapter"))
 
     def with_learned_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "MergePlan":
         """The same merge with a weight for each adapter's every layer, in the place of lambda.

@@ -10,7 +10,7 @@ import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, align_columns
-from osrm_cli.cli.options import Aggregate, Device, DType, OutputFormat
+from osrm_cli.cli.options import Aggregate, Device, DType, OutputFormat, Start
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import METHODS
 
@@ -65,7 +65,10 @@ def merge(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Calibrate the heads, on 128 texts per task or --samples.")
     ] = False,
-    steps: Annotated[int | None, _number("--steps", "adamerging: steps of learning; default 300.", 1)] = None,
+    steps: Annotated[int | None, _number("--steps", "Steps of learning; default the method's.", 1)] = None,
+    start: Annotated[
+        Start | None, typer.Option("--start", help="distill: where to begin; default tsv.", show_default=False)
+    ] = None,
     features: Annotated[
         Path | None, typer.Option("--features", help="Folder of features files; default features.", show_default=False)
     ] = None,

@@ -28,6 +28,7 @@ class LayerUpdates:
         cross_moments: ``D_t = E[x* x^T]``, ``(d_in, d_in)``: ``x`` the layer's inputs in the model merged so far,
             ``x*`` those in the single model.
         drifts: ``W_0 (D_t - C_t)``, ``(d_out, d_in)``: what the base weight ``W_0`` makes of their difference.
+        factors: ``B`` ``(d_out, r)`` and ``A`` ``(r, d_in)`` of the merged update, where they were learned from data.
         fisher: Diagonal Fisher information of the entries of ``dW_t``, ``E[(dL/dW)^2]``, ``(d_out, d_in)``.
     """
 
@@ -39,6 +40,7 @@ class LayerUpdates:
     fisher: tuple[Tensor, ...] | None = None
     cross_moments: tuple[Tensor, ...] | None = None
     drifts: tuple[Tensor, ...] | None = None
+    factors: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         order = sorted(range(len(self.adapters)), key=lambda index: self.adapters[index])

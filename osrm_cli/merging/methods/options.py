@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 _SHARE = "a share above 0, at most 1"
+_START = "'task-arith', 'tsv', 'ties' or 'sequential'"
 _COUNT = "a whole number from 1 to 1,000,000,000"
 
 Scale = Annotated[float, Field(description="a finite number")]
@@ -64,9 +65,11 @@ class DataOptions:
     Attributes:
         samples: Examples read of each task.
         seed: Decides which.
-        steps: AdaMerging: steps of learning.
+        steps: Steps of learning, at most.
+        start: Distill: the method whose result is the beginning.
     """
 
     samples: Count = 100
     seed: Seed = 0
     steps: Steps = 300
+    start: Annotated[Literal["task-arith", "tsv", "ties", "sequential"], Field(description=_START)] = "tsv"

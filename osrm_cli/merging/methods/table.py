@@ -171,6 +171,24 @@ _REGRESSION = (
         data_statistic="weights",
     ),
 )
+_LEARNED = (
+    Method(
+        "matched-weights",
+        "weighted sum, weights per layer that bring it nearest to the single models",
+        "linear:task_arith",
+        needs=("data",),
+        default_lambda=0.3,
+        data_statistic="matching-weights",
+    ),
+    Method(
+        "distill",
+        "another method's result, trained to do as the single models do",
+        "learned:distill",
+        needs=("data",),
+        source="2402.02705",
+        data_statistic="factors",
+    ),
+)
 _CORE = tuple(
     replace(
         row,
@@ -195,4 +213,4 @@ _TASK_AWARE = (
     ),
 )
 
-METHODS: tuple[Method, ...] = (*_LINEAR, *_ELEMENT, *_CORE, *_KNOTS, *_SPECTRAL, *_REGRESSION, *_TASK_AWARE)
+METHODS: tuple[Method, ...] = (*_LINEAR, *_ELEMENT, *_CORE, *_KNOTS, *_SPECTRAL, *_REGRESSION, *_LEARNED, *_TASK_AWARE)

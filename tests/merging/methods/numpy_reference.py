@@ -217,7 +217,7 @@ def pico(rule: object) -> object:
 
 
 PLAIN = {
-    **dict.fromkeys(("task-arith", "cat", "core-task-arith", "adamerging"), task_arith),
+    **dict.fromkeys(("task-arith", "cat", "core-task-arith", "adamerging", "matched-weights", "distill"), task_arith),
     "average": average,
     "svd": svd,
     "ties": ties,
