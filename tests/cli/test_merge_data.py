@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.storage import provenance
-from osrm_cli.tasks.loading import draw_examples, load_split
+from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
 from tests.run_cli import ROOT, osrm
 from tests.trained_adapters import LABELS, bare, save
 
@@ -68,7 +68,10 @@ def test_written_recorded_and_loaded_by_plain_peft(project_copy, tiny_model, tex
     told = json.loads(run.stdout)
     for task in CASES[method]:
         count = QUICK[method][1]
-        drawn = draw_examples(load_split(task, text_tasks, "train"), count, 0)
+        read = load_split(task, text_tasks, "train")
+        if method in ("sequential", "matched-weights", "distill"):
+            read = load_texts(read.task, text_tasks, "train")
+        drawn = draw_examples(read, count, 0)
         expected = {"source": str(text_tasks), "split": "train", "examples": count, "sha256": drawn.sha256}
         assert facts["examples"][task] == told["examples"][task] == expected
         assert Adapter.open(project_copy / "merged" / "tasks" / task).head_tensors()
@@ -171,6 +174,37 @@ def test_regmean_plus_plus_needs_no_head(project_copy):
         headless(project_copy / "adapters" / task)
     assert osrm(*command("regmean++"), cwd=project_copy).code == 0
     assert not (project_copy / "merged" / "tasks").exists()
+
+
+def test_auto_takes_texts_where_there_are_some(project_copy, text_tasks):
+    words = ["merge", "adapters/mood", "adapters/pair", "adapters/score", "-m", "auto", "--dry-run"]
+
+    def choice(*more):
+        run = osrm(*words, *more, cwd=project_copy)
+        assert run.code == 0, run
+        return run.stdout.partition(" by ")[2].split()[0], run.stderr
+
+    method, said = choice()
+    assert method == "distill"
+    assert "method distill: there are texts of every task" in said
+    assert choice("--data", "nowhere")[0] == "ties"
+    facts = provenance.read_record(project_copy / "adapters/pair")
+    provenance.write_record(project_copy / "adapters/pair", {**facts, "data": {"source": "hub"}})
+    method, said = choice()
+    assert method == "ties"  # what would have to be fetched is not at hand
+    assert "there are no texts of pair in hub" in said
+    assert choice("--data", text_tasks)[0] == "distill"
+    headless(project_copy / "adapters/mood")
+    method, said = choice("--data", text_tasks)
+    assert method == "ties"
+    assert "adapters/mood has no head" in said
+
+
+def test_auto_leaves_one_adapter_as_it_is_and_writes_what_it_chose(project_copy):
+    run = osrm("merge", "adapters/mood", "-m", "auto", cwd=project_copy)
+    assert run.code == 0, run
+    assert "method task-arith: one adapter is itself" in run.stderr
+    assert yaml.safe_load((project_copy / "merged/merge.yaml").read_text())["method"] == "task-arith"
 
 
 def test_dry_run_reads_data_and_writes_nothing(project_copy):

@@ -29,7 +29,7 @@ def merge(
         typer.Option(
             "--method",
             "-m",
-            help="How to merge; default task-arith. See --list.",
+            help="How to merge, or auto; default task-arith. See --list.",
             autocompletion=options.completer(METHODS),
             show_default=False,
         ),
@@ -56,6 +56,8 @@ def merge(
     floor: Annotated[float | None, _number("--floor", "svc: smallest divisor.", 0)] = None,
     alpha: Annotated[float | None, _number("--alpha", "regmean: factor on off-diagonal moments.", 0, 1)] = None,
     ridge: Annotated[float | None, _number("--ridge", "sequential: pull towards the mean update.", 0)] = None,
+    trim: Annotated[int | None, _number("--trim", "cat-merging: directions taken out for each task.", 1)] = None,
+    penalty: Annotated[float | None, _number("--penalty", "cat-merging: weight of a task's own loss.", 0)] = None,
     seed: Annotated[
         int | None,
         typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of masks and samples.", show_default=False),
@@ -133,8 +135,8 @@ def merge(
     )
     if dry_run:
         console.result({"would_write": str(out), **result.summary}, f"would write {out}: {result.line}")
-        return
-    console.result(result.summary, f"{out}: {result.line}")
+    else:
+        console.result(result.summary, f"{out}: {result.line}")
     for note in result.notes:
         console.note(note)
     for warning in result.warnings:

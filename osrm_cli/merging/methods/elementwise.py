@@ -22,7 +22,7 @@ def ties(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     its trimmed self. Not linear in the weights.
     """
     keep = [keep_largest(update, options.density) for update in layer.weighted]
-    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
+    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: elected(blocks, options.aggregate), keep)
 
 
 def magnitude(layer: LayerUpdates, options: MethodOptions) -> Tensor:
@@ -60,7 +60,7 @@ def dare_ties(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     linear in the weights.
     """
     keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
-    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
+    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: elected(blocks, options.aggregate), keep)
 
 
 def della(layer: LayerUpdates, options: MethodOptions) -> Tensor:
@@ -70,10 +70,10 @@ def della(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     linear in the weights.
     """
     keep = [drop_by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
-    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: _elected(blocks, options.aggregate), keep)
+    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: elected(blocks, options.aggregate), keep)
 
 
-def _elected(blocks: Tensor, aggregate: str) -> Tensor:
+def elected(blocks: Tensor, aggregate: str) -> Tensor:
     """The mean, or the sum, of the entries that have the elected sign; overwrites ``blocks``."""
     sign = elected_sign(blocks)
     agreeing = blocks.mul_(sign).clamp_min_(0)

@@ -40,6 +40,8 @@ class MethodOptions:
         floor: SVC: smallest divisor of a singular value; 1 never raises one.
         alpha: RegMean: factor on the off-diagonal entries of the second moments, in ``[0, 1]``.
         ridge: Sequential: pull towards the tasks' mean update, in units of the mean squared input.
+        trim: CAT Merging: output directions taken out for each task.
+        penalty: CAT Merging: weight of what an update loses on its own task's inputs.
     """
 
     scale: Scale = 1.0
@@ -56,6 +58,8 @@ class MethodOptions:
     floor: NotNegative = 1.0
     alpha: ShareOrZero = 0.9
     ridge: NotNegative = 0.01
+    trim: Count = 2
+    penalty: NotNegative = 1.0
 
 
 @dataclass(frozen=True, config=_STRICT)

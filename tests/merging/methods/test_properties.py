@@ -20,7 +20,7 @@ FLAT = {"iso-c", "iso-cts"}  # a flat spectrum is the method
 BY_SUM_OF_WEIGHTS = {"average", "pico+average"}  # dividing by the sum of the weights is the method
 BY_FACTORS = {row.name for row in EVERY if "pico" in row.wrappers}  # Pico reads B, not the update
 LINEAR = {  # in the weights
-    *("task-arith", "cat", "core-task-arith", "adamerging", "dare", "magnitude", "breadcrumbs"),
+    *("task-arith", "cat", "core-task-arith", "adamerging", "dare", "magnitude", "breadcrumbs", "della-linear"),
     *("regmean", "regmean++", "sequential", "fisher", "wudi"),
 }
 DATA = ("second_moments", "fisher", "cross_moments", "drifts")  # fields of LayerUpdates beside the updates
