@@ -1,8 +1,9 @@
 """How far a merged model is from the single models on texts without labels: the loss of the methods that learn it away.
 
 Three distances for each task: of the representations, per token, at some layers; of the pooled representation, which
-the head's last layer reads; and of the head's output. The first two, and scores, count in units of the single model's
-own variance, so that 1 is a model that says the same of every text; classes count by the Kullback-Leibler divergence.
+the head's last layer reads; and of the head's output, for classes the Kullback-Leibler divergence. Each counts in units
+of what the best constant would have: 1 is a model that says the same of every text. So a task whose single model says
+little, and whose divergence is therefore small whatever is done, counts as much as any other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from osrm_cli.models.heads import find_head_layer
 from osrm_cli.models.layer_inputs import find_shared_inputs
 
 HELD_OUT = 8  # every eighth text
+LEAST_INFORMATION = 1e-3  # nats
 STATES = 4  # layers whose inputs are compared
 
 
@@ -48,7 +50,7 @@ class TaskTargets:
         layers: Whose inputs ``states`` are.
         training: Batches to learn from: rows and outputs.
         held_out: Batches to stop by; those of ``training`` where there are too few texts.
-        scales: Variance of each of ``states``, of ``pooled`` and of ``logits``.
+        scales: Variance of each of ``states``, of ``pooled``, and of the scores, or the information of the classes.
     """
 
     model: TaskModel
@@ -83,9 +85,22 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
         )
     outputs = [each for _, each in learned_from]
     stacked = [torch.cat(states) for states in zip(*(each.states for each in outputs), strict=True)]
-    stacked += [torch.cat([each.pooled for each in outputs]), torch.cat([each.logits for each in outputs])]
-    scales = tuple(float((values - values.mean(0)).square().mean()) or 1.0 for values in stacked)
-    return TaskTargets(model, layers, learned_from, stopped_by, scales)
+    stacked.append(torch.cat([each.pooled for each in outputs]))
+    scales = [_variance(values) for values in stacked]
+    logits = torch.cat([each.logits for each in outputs])
+    scales.append(_variance(logits) if model.sample.data.task.regression else _information(logits))
+    return TaskTargets(model, layers, learned_from, stopped_by, tuple(scale or 1.0 for scale in scales))
+
+
+def _variance(values: Tensor) -> float:
+    return float((values - values.mean(0)).square().mean())
+
+
+def _information(logits: Tensor) -> float:
+    """Mean Kullback-Leibler divergence of the predictions from their mean, in nats, at least ``LEAST_INFORMATION``."""
+    log_p = logits.log_softmax(-1)
+    p = log_p.exp()
+    return max(float((p * (log_p - p.mean(0).log())).sum(-1).mean()), LEAST_INFORMATION)
 
 
 def run_model(model: TaskModel, hooks: Mapping[str, OutputHook], layers: Sequence[str], rows: Sequence[int]) -> Outputs:
@@ -116,8 +131,8 @@ def distance(targets: TaskTargets, outputs: Outputs, wanted: Outputs) -> Tensor:
     total = torch.stack(states).mean() + functional.mse_loss(outputs.pooled, wanted.pooled) / pooled_scale
     if targets.model.sample.data.task.regression:
         return total + functional.mse_loss(outputs.logits, wanted.logits) / logit_scale
-    expected = wanted.logits.log_softmax(-1)
-    return total + functional.kl_div(outputs.logits.log_softmax(-1), expected, reduction="batchmean", log_target=True)
+    found, expected = outputs.logits.log_softmax(-1), wanted.logits.log_softmax(-1)
+    return total + functional.kl_div(found, expected, reduction="batchmean", log_target=True) / logit_scale
 
 
 def mean_distance(targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> float:

@@ -79,7 +79,7 @@ def dense_distance(root, base, model, layers, scales, weights, rows):
     if model.name == "score":
         return total + (a - b).square().mean() / scales[-1]
     p = b.softmax(-1)
-    return total + (p * (p.log() - a.log_softmax(-1))).sum(-1).mean()
+    return total + (p * (p.log() - a.log_softmax(-1))).sum(-1).mean() / scales[-1]
 
 
 def test_the_distance_and_its_gradient_are_those_of_dense_weights(made):
@@ -117,6 +117,21 @@ def test_the_single_model_has_no_distance(made):
         texts = [text for part in (targets.training, targets.held_out) for rows, _ in part for text in rows]
         assert sorted(texts) == list(range(12))
         assert 1 <= len(targets.layers) <= matching.STATES
+
+
+def test_a_constant_has_distance_one_in_each_part(made):
+    plan, models = opened(made)
+    for index, model in enumerate(models):
+        targets = matching.compute_targets(model, index, plan)
+        wanted = [outputs for _, outputs in targets.training]
+        z, logits = (torch.cat([getattr(each, name) for each in wanted]) for name in ("pooled", "logits"))
+        best = logits.mean(0) if model.name == "score" else logits.softmax(-1).mean(0).log()
+        total, count = 0.0, 0
+        for each in wanted:
+            rows = len(each.logits)
+            constant = dataclasses.replace(each, pooled=z.mean(0).expand_as(each.pooled), logits=best.expand(rows, -1))
+            total, count = total + float(matching.distance(targets, constant, each)) * rows, count + rows
+        assert total / count == pytest.approx(2, rel=1e-4) or targets.scales[-1] == matching.LEAST_INFORMATION
 
 
 def total(record, when):
