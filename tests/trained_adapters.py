@@ -39,7 +39,10 @@ def save(folder: Path, base: Path, family: str, data: Path, **settings: object) 
 def models(method: str, paths: Sequence[Path], base: Path, **options: object) -> tuple[MergePlan, list[TaskModel]]:
     """A plan and the tasks' classifiers on the CPU."""
     plan = MergePlan.of(MergeRecipe(method, tuple(AdapterEntry(str(path)) for path in paths), options))
-    return plan, task_models.load_task_models(plan, samples.draw_for_plan(plan), base, torch.device("cpu"))
+    heads = plan.read_heads()
+    return plan, task_models.load_task_models(
+        plan, samples.draw_for_plan(plan, heads), heads, base, torch.device("cpu")
+    )
 
 
 def dense(folder: Path, base: Path, task: str) -> PreTrainedModel:

@@ -47,6 +47,9 @@ class Adapter:
         layers: Adapted layers by their full name in the base model, ``layer.2`` before ``layer.10``.
         tensors: Location of each tensor.
         dtype: Type of the stored factors; the widest one if they differ.
+        base: The base model with its digest, where this program recorded it.
+        data_source: The data that it was trained on, as ``--data`` names it, if this program recorded it.
+        max_length: Maximum tokens per example in training, if this program recorded it.
     """
 
     name: str
@@ -57,6 +60,9 @@ class Adapter:
     layers: Mapping[str, AdapterLayer]
     tensors: Mapping[str, TensorLocation]
     dtype: torch.dtype
+    base: BaseModelId | None
+    data_source: str | None
+    max_length: int | None
     _open: dict[Path, safetensors_io.TensorFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -76,34 +82,29 @@ class Adapter:
         layers = list_layers(folder, config, tensors)
         config.check_patterns(folder / CONFIG_NAME, layers)
         check_no_other_tensors(folder, config, tensors)
-        task = record.get("task") or {}
-        name = task.get("name") or hub.short_name(str(source))
-        return cls(name, str(source), folder, config, record, layers, tensors, widest_factor_dtype(folder, tensors))
-
-    @property
-    def base(self) -> BaseModelId | None:
-        """The base model with its digest, where this program recorded it."""
-        return BaseModelId.of(self.record)
+        return cls(
+            (record.get("task") or {}).get("name") or hub.short_name(str(source)),
+            str(source),
+            folder,
+            config,
+            record,
+            layers,
+            tensors,
+            dtype=widest_factor_dtype(folder, tensors),
+            base=BaseModelId.of(record),
+            data_source=(record.get("data") or {}).get("source"),
+            max_length=(record.get("settings") or {}).get("max_length"),
+        )
 
     @property
     def commit(self) -> str | None:
         """The commit of the hub that it was fetched from; ``None`` for a folder."""
-        return hub.commit_of(self.folder)
+        return provenance.commit_of(self.folder)
 
     @property
     def pinned_source(self) -> str:
         """``source`` with the commit, if it is a hub id."""
         return hub.pin_revision(self.source, self.folder)
-
-    @property
-    def data_source(self) -> str | None:
-        """The data that it was trained on, as ``--data`` names it, if this program recorded it."""
-        return (self.record.get("data") or {}).get("source")
-
-    @property
-    def max_length(self) -> int | None:
-        """Maximum tokens per example in training, if this program recorded it."""
-        return (self.record.get("settings") or {}).get("max_length")
 
     def lora_factors(
         self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"

@@ -41,7 +41,8 @@ _ACCEPTED_SETTINGS = {
 
 
 # Kinds of models whose head is the base model's own, and parts of base models that any adapter may train as a whole.
-_WITHOUT_HEAD = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+TEXT_TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
+_WITHOUT_HEAD = (*TEXT_TASK_TYPES, "FEATURE_EXTRACTION")
 _BASE_MODULES = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte", "lm_head", "embed_out", "embed_in")
 
 
@@ -78,18 +79,6 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
-    def rank(self, layer: str) -> int:
-        """The rank of a layer."""
-        return self.rank_pattern.get(_first_match(self.rank_pattern, layer), self.r)
-
-    def scaling(self, layer: str) -> float:
-        """``s`` of a layer: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` under rsLoRA (arXiv:2312.03732)."""
-        rank = self.rank(layer)
-        alpha = self.alpha_pattern.get(_first_match(self.alpha_pattern, layer), self.lora_alpha)
-        if alpha is None:
-            return 1.0
-        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
-
     def check_patterns(self, path: Path, layers: Collection[str]) -> None:
         """Check that every pattern matches a layer.
 
@@ -112,31 +101,6 @@ class AdapterConfig:
             tensor: Its name in the base model.
         """
         return self.task_type in _WITHOUT_HEAD or any(part in _BASE_MODULES for part in tensor.split("."))
-
-    def write(self, folder: Path) -> None:
-        """Write the file with sorted keys: equal settings give equal bytes."""
-        values = {
-            "alpha_pattern": dict(self.alpha_pattern),
-            "base_model_name_or_path": self.base_model,
-            "bias": "none",
-            "fan_in_fan_out": self.fan_in_fan_out,
-            "inference_mode": True,
-            "init_lora_weights": True,
-            "lora_alpha": self.r if self.lora_alpha is None else self.lora_alpha,
-            "lora_dropout": self.lora_dropout,
-            "modules_to_save": sorted(self.modules_to_save) or None,
-            "peft_type": "LORA",
-            "r": self.r,
-            "rank_pattern": dict(self.rank_pattern),
-            "revision": self.revision,
-            "target_modules": self.target_modules
-            if isinstance(self.target_modules, str)
-            else sorted(self.target_modules),
-            "task_type": self.task_type,
-            "use_dora": False,
-            "use_rslora": self.use_rslora,
-        }
-        (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_config(folder: Path) -> AdapterConfig:
@@ -234,8 +198,3 @@ def _finite_number(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{value!r}, expected a finite number")
     return value
-
-
-def _first_match(pattern: Mapping[str, Any], layer: str) -> str:
-    """The first key that matches, as PEFT picks it."""
-    return next((key for key in pattern if pattern_matches(key, layer)), "")

@@ -3,14 +3,17 @@
 import functools
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.patterns import pattern_matches
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, list_headers
 
@@ -136,13 +139,26 @@ def _pair_factors(
     if pair[1] not in tensors:
         raise OsrmError(f"{folder}: {pair[1]} is missing", "save the adapter again with PEFT")
     shape_a, shape_b = (tensors[name].shape for name in pair)
-    rank = config.rank(layer)
+    rank = config.rank_pattern.get(_first_match(config.rank_pattern, layer), config.r)
     if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[0] != rank or shape_b[1] != rank:
         raise OsrmError(
             f"{folder}: {layer} has lora_A {shape_a} and lora_B {shape_b}, expected ({rank}, d_in) and (d_out, {rank})",
             "adapters of linear layers and embeddings can be read, with the ranks that adapter_config.json states",
         )
-    return AdapterLayer(shape_b[0], shape_a[1], rank, config.scaling(layer), embedding)
+    return AdapterLayer(shape_b[0], shape_a[1], rank, _scaling(config, layer, rank), embedding)
+
+
+def _scaling(config: AdapterConfig, layer: str, rank: int) -> float:
+    """``s`` of a layer: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` under rsLoRA (arXiv:2312.03732)."""
+    alpha = config.alpha_pattern.get(_first_match(config.alpha_pattern, layer), config.lora_alpha)
+    if alpha is None:
+        return 1.0
+    return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def _first_match(pattern: Mapping[str, Any], layer: str) -> str:
+    """The first key that matches, as PEFT picks it."""
+    return next((key for key in pattern if pattern_matches(key, layer)), "")
 
 
 def check_no_other_tensors(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
@@ -10,12 +10,13 @@ from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
 from osrm_cli.tasks.task import Task, TaskSplit
 
 MAX_LENGTH = 128  # unless the adapter or the task specifies another
+MAX_TEXT_LENGTH = 512  # of prompt and completion together
 DEFAULT_DATA = "hub"
 
 
 def resolve_max_length(recorded: int | None, task: Task) -> int:
-    """Maximum tokens per example: the recorded number, else the task's, else ``MAX_LENGTH``."""
-    return recorded or task.max_length or MAX_LENGTH
+    """Maximum tokens per example: the recorded number, else the task's, else the default of its kind."""
+    return recorded or task.max_length or (MAX_TEXT_LENGTH if task.is_text else MAX_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,26 @@ class TaskSample:
     Attributes:
         adapter: The task's adapter.
         data: The examples.
-        source: The data that they were drawn from, as ``--data`` names it.
+        max_length: Maximum tokens per example: as in training, else the task's, else ``MAX_LENGTH``.
+        record: The entry in ``osrm.json``: source, split, number of examples and digest.
     """
 
     adapter: Adapter
     data: TaskSplit
-    source: str
+    max_length: int
+    record: Mapping[str, Any]
 
-    @property
-    def max_length(self) -> int:
-        """Maximum tokens per example: as in training, else the task's, else ``MAX_LENGTH``."""
-        return resolve_max_length(self.adapter.max_length, self.data.task)
+    @classmethod
+    def of(cls, adapter: Adapter, data: TaskSplit, source: str) -> Self:
+        """The sample of a task.
 
-    def record(self) -> Mapping[str, Any]:
-        """The entry in ``osrm.json``."""
-        examples = len(self.data.examples)
-        return {"source": self.source, "split": self.data.split, "examples": examples, "sha256": self.data.sha256}
+        Args:
+            adapter: The task's adapter.
+            data: The examples.
+            source: The data that they were drawn from, as ``--data`` names it.
+        """
+        record = {"source": source, "split": data.split, "examples": len(data.examples), "sha256": data.sha256}
+        return cls(adapter, data, resolve_max_length(adapter.max_length, data.task), record)
 
 
 def draw_texts(
@@ -65,7 +70,7 @@ def draw_texts(
         source, recorded = data_source(adapter, data, purpose), adapter.record.get("task")
         task = Task.from_dict(recorded) if recorded else load_split(adapter.name, source, "train", 1).task
         texts = load_texts(task, source, "train")
-        samples.append(TaskSample(adapter, draw_examples(texts, k, seed), source))
+        samples.append(TaskSample.of(adapter, draw_examples(texts, k, seed), source))
     return samples
 
 

@@ -1,5 +1,6 @@
 """Write LoRA adapters as plain PEFT folders, layer by layer."""
 
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
 from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
@@ -67,7 +68,7 @@ def write_adapter_stream(
         yield writer
         for name in sorted(heads.keys() - set(wide), key=lambda name: (-heads[name].element_size(), name)):
             stream.add(PREFIX + name, heads[name])
-    _with_ranks(config, writer.ranks).write(folder)
+    _write_config(folder, _with_ranks(config, writer.ranks))
 
 
 def write_adapter(
@@ -95,6 +96,32 @@ def _with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfi
         alpha_pattern=exceptions if config.lora_alpha is None else config.alpha_pattern,
         target_modules=config.target_modules or tuple(ranks),
     )
+
+
+def _write_config(folder: Path, config: AdapterConfig) -> None:
+    """Write the settings with sorted keys: equal settings give equal bytes."""
+    values = {
+        "alpha_pattern": dict(config.alpha_pattern),
+        "base_model_name_or_path": config.base_model,
+        "bias": "none",
+        "fan_in_fan_out": config.fan_in_fan_out,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": config.r if config.lora_alpha is None else config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "modules_to_save": sorted(config.modules_to_save) or None,
+        "peft_type": "LORA",
+        "r": config.r,
+        "rank_pattern": dict(config.rank_pattern),
+        "revision": config.revision,
+        "target_modules": config.target_modules
+        if isinstance(config.target_modules, str)
+        else sorted(config.target_modules),
+        "task_type": config.task_type,
+        "use_dora": False,
+        "use_rslora": config.use_rslora,
+    }
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:

@@ -122,10 +122,9 @@ class Calibration:
 
 
 def _describe(sample: TaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
-    record = sample.record()
     return {
-        **{name: record[name] for name in ("source", "split", "sha256")},
-        "samples": record["examples"],
+        **{name: sample.record[name] for name in ("source", "split", "sha256")},
+        "samples": sample.record["examples"],
         **{name: getattr(ridge_map, name) for name in ("strength", "prior", "spread", "error", "before")},
         "used": ridge_map.improves,
     }

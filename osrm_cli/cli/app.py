@@ -24,6 +24,7 @@ from osrm_cli.cli.commands import (
     train,
 )
 from osrm_cli.cli.config_file import read_defaults
+from osrm_cli.cli.expendable_stream import ExpendableStream
 from osrm_cli.errors import OsrmError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -124,6 +125,6 @@ def _terminate(signum: int, _frame: Any) -> None:
 def main() -> None:
     """Run the program."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.stderr = cast("TextIO", console.ExpendableStream(sys.stderr))
+    sys.stderr = cast("TextIO", ExpendableStream(sys.stderr))
     warnings.simplefilter("ignore", FutureWarning)  # of libraries: users cannot fix them
     app(prog_name="osrm")

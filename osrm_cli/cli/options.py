@@ -54,6 +54,14 @@ class Pooling(StrEnum):
     PADDED = "padded"
 
 
+class Tokens(StrEnum):
+    """Tokens of a text task that count: all, or those of the prompt or of the completion alone."""
+
+    ALL = "all"
+    PROMPT = "prompt"
+    COMPLETION = "completion"
+
+
 class Freeze(StrEnum):
     """The factor that is not trained."""
 
@@ -103,7 +111,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         envvar="OSRM_MODEL",
-        help="Base model: a folder, a hub id, or 'minilm' (all-MiniLM-L6-v2, from its PyPI wheel or the hub).",
+        help="Base model: a folder, a hub id, 'minilm' (all-MiniLM-L6-v2) or 'smollm2' (SmolLM2-135M-Instruct).",
     ),
 ]
 # Artifacts record their base model: the option is needed only if it has moved.
@@ -122,7 +130,9 @@ Revision = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        "--data", envvar="OSRM_DATA", help="'hub' (GLUE through datasets), 'mini' (generated), or a folder of tasks."
+        "--data",
+        envvar="OSRM_DATA",
+        help="'hub' (GLUE through datasets), 'mini' or 'mini-text' (generated), or a folder of tasks.",
     ),
 ]
 RecordedData = Annotated[
@@ -130,14 +140,20 @@ RecordedData = Annotated[
     typer.Option(
         "--data",
         envvar="OSRM_DATA",
-        help="'hub', 'mini' or a folder of tasks; by default the recorded data.",
+        help="'hub', 'mini', 'mini-text' or a folder of tasks; by default the recorded data.",
         show_default=False,
     ),
 ]
 MAX_LENGTH = 128  # unless the user or the task specifies another; the paper's
 MaxLength = Annotated[
     int | None,
-    typer.Option("--max-length", min=2, help="Maximum tokens per example. Default: the task's, else 128."),
+    typer.Option(
+        "--max-length", min=2, help="Maximum tokens per example. Default: the task's, else 128, 512 for text."
+    ),
+]
+SkipLong = Annotated[
+    bool,
+    typer.Option("--skip-long", help="Leave out text rows whose completion exceeds --max-length: no error."),
 ]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", min=1, help="Maximum examples per batch (fewer for long texts).")

@@ -16,7 +16,7 @@ from osrm_cli.features.adapter_match import check_features, open_adapters
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.base_model import resolve_base_model
 from osrm_cli.progress import Progress, no_progress
-from osrm_cli.storage import atomic, hub, provenance
+from osrm_cli.storage import atomic, provenance
 
 
 @dataclass(frozen=True)
@@ -124,5 +124,5 @@ def _make_record(
     features: FeatureSet, adapters: Sequence[Adapter], scores: Sequence[Path], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     record = provenance.make_record("diagnose", settings, [*features.paths, *scores], base=features.base)
-    read = [{"path": a.source, "commit": hub.commit_of(a.folder), "sha256": a.sha256()} for a in adapters]
+    read = [{"path": a.source, "commit": a.commit, "sha256": a.sha256()} for a in adapters]
     return {**record, "inputs": record["inputs"] + read}

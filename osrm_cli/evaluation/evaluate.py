@@ -1,23 +1,27 @@
 """Score each task of a folder and its single adapter: ``merged/`` -> ``scores.json``."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.evaluation import scores
-from osrm_cli.evaluation.merged_folder import MergedFolder, TaskClassifier
+from osrm_cli.evaluation.merged_folder import MergedFolder, MergedTask
+from osrm_cli.evaluation.scorers import ClassScorer, Scorer, TextScorer
 from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
+from osrm_cli.models.text_backbone import TextBackbone
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.tasks.loading import list_splits, load_split
-from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
-from osrm_cli.tasks.task import TaskSplit
+from osrm_cli.tasks.metrics import primary_score
+from osrm_cli.tasks.task import Task, TaskSplit
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ def evaluate_folder(
     limit: int | None = None,
     predictions: bool = False,
     single: bool = True,
+    base: bool = False,
+    generate: bool = True,
+    skip_long: bool = False,
     model: str | None = None,
     revision: str | None = None,
     max_length: int | None = None,
@@ -71,6 +78,9 @@ def evaluate_folder(
         limit: Examples per task, the first ones; all by default.
         predictions: Write every prediction, and the labels.
         single: Score the single adapters too.
+        base: Score the base model on text tasks too, to say what share of an improvement a merge keeps.
+        generate: Write answers of text tasks; otherwise the loss alone is scored.
+        skip_long: Leave out rows whose completion exceeds ``max_length``, instead of an error.
         model: The base model, if it has moved.
         revision: Its revision.
         max_length: Tokens per example; by default as in training.
@@ -96,31 +106,34 @@ def evaluate_folder(
     atomic.refuse_existing(path, overwrite)
     merged = MergedFolder.open(folder)
     adapters_and_method = merged.describe()
-    classifiers = merged.choose_tasks(list(tasks))
-    examples = {name: _load_sets(classifier, data, split, limit) for name, classifier in classifiers.items()}
+    tasks_on_disk = merged.choose_tasks(list(tasks))
+    examples = {name: _load_sets(task, data, split, limit) for name, task in tasks_on_disk.items()}
     lengths = {
-        name: max_length or resolve_max_length(classifier.max_length, examples[name][0].task)
-        for name, classifier in classifiers.items()
+        name: max_length or resolve_max_length(task.max_length, examples[name][0].task)
+        for name, task in tasks_on_disk.items()
     }
-    base_dir, base = merged.resolve_model(model, revision, max(lengths.values()))
-    result = EvaluationResult(path, list(classifiers))
+    base_dir, base_id = merged.resolve_model(model, revision, max(lengths.values()))
+    result = EvaluationResult(path, list(tasks_on_disk))
     result.warnings.extend(dict.fromkeys(text for pair in examples.values() for part in pair for text in part.warnings))
     if dry_run:
         return result
     torch_device = pick_device(device)
     torch_dtype = pick_dtype(dtype, torch_device)
-    scorer = _Scorer(Backbone.load(base_dir, torch_device, torch_dtype), dtype_name(torch_dtype), batch_size, progress)
-    for name, classifier in classifiers.items():
-        score = scorer.score(classifier, examples[name], lengths[name])
+    precision = dtype_name(torch_dtype)
+    scorers = _Scorers(base_dir, torch_device, torch_dtype, batch_size, generate, skip_long, progress, result.warnings)
+    for name, task in tasks_on_disk.items():
+        first, length = examples[name][0], lengths[name]
+        scorer = scorers.of(first.task)
+        score = scorer.score(task, examples[name], length)
         if single:
-            single_score = scorer.score_single_adapter(
-                classifier, score, examples[name][0], lengths[name], result.notes
-            )
-            score = replace(score, single=single_score)
+            score = _add_single_score(score, task, scorer, first, length, precision, result.notes)
+        if base and first.task.is_text:
+            alone = (scorer if merged.form != "model" else scorer.on(_base_folder(merged))).score(None, [first], length)
+            score = replace(score, base=alone.headline, base_loss=alone.metrics["loss"])
         result.scores[name] = score
-    settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": scorer.dtype}
+    settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": precision}
     weights = sorted(folder.rglob("*.safetensors"))
-    record = provenance.make_record("eval", settings, weights, base=base, **adapters_and_method)
+    record = provenance.make_record("eval", settings, weights, base=base_id, **adapters_and_method)
     result.summary.update(scores.summarize_scores(result.scores))
     contents = result.summary | (scores.predictions_record(result.scores) if predictions else {})
     with atomic.write_file(path, overwrite) as stage:
@@ -130,83 +143,77 @@ def evaluate_folder(
     return result
 
 
-def _load_sets(classifier: TaskClassifier, data: str | None, split: str, limit: int | None) -> list[TaskSplit]:
+def _load_sets(task: MergedTask, data: str | None, split: str, limit: int | None) -> list[TaskSplit]:
     """The split's examples; two sets where the task has a matched and a mismatched one."""
-    source = data or classifier.data_source or DEFAULT_DATA
-    splits = list_splits(classifier.task, source)
+    source = data or task.data_source or DEFAULT_DATA
+    splits = list_splits(task.task, source)
     pair = [name for name in (f"{split}_matched", f"{split}_mismatched") if name in splits]
-    return [load_split(classifier.task, source, name, limit) for name in pair or [split]]
+    return [load_split(task.task, source, name, limit) for name in pair or [split]]
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """One backbone, on which the classifiers are scored one after the other.
+def _base_folder(merged: MergedFolder) -> Path:
+    return merged.resolve_base_model(None, None)[0]
+
+
+@dataclass
+class _Scorers:
+    """Scorers by kind of task, each loaded when it is first needed.
 
     Attributes:
-        backbone: The base model, or the merged model.
-        dtype: Name of its precision.
+        base_dir: The base model, or the merged model.
+        device: Device of the computation.
+        dtype: Precision of the models.
         batch_size: Maximum examples per batch.
+        generate: Write answers of text tasks.
+        skip_long: Leave out examples whose completion is too long.
         progress: Shows progress bars.
+        warnings: Collects what the user should know about the examples.
     """
 
-    backbone: Backbone
-    dtype: str
+    base_dir: Path
+    device: torch.device
+    dtype: torch.dtype
     batch_size: int
+    generate: bool
+    skip_long: bool
     progress: Progress
+    warnings: list[str]
+    loaded: dict[bool, Scorer] = field(default_factory=dict)
 
-    def score(self, classifier: TaskClassifier, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
-        """Score one task on one set of examples, or two."""
-        first_set, predictions = sets[0], []
-        with self.backbone.attach(classifier, first_set.task.num_labels) as model:
-            for data in sets:
-                encodings = self.backbone.tokenize(data.examples, max_length)
-                with self.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
-                    logits = self.backbone.logits(model, encodings, self.batch_size, advance)
-                predictions.append(predictions_from_logits(data.task, logits.numpy()))
-        metrics_by_set = [
-            compute_scores(first_set.task, answers, data.labels)
-            for answers, data in zip(predictions, sets, strict=True)
-        ]
-        return TaskScore(
-            {
-                name: value
-                for data, row in zip(sets, metrics_by_set, strict=True)
-                for name, value in _metrics_by_name(data, row)
-            },
-            primary_score(first_set.task, metrics_by_set[0]),
-            None,
-            sum(len(data.examples) for data in sets),
-            first_set.sha256,
-            scores.round_answers(predictions[0].tolist()),
-            tuple(first_set.labels),
-        )
+    def of(self, task: Task) -> Scorer:
+        """The scorer of a task's kind."""
+        if task.is_text not in self.loaded:
+            self.loaded[task.is_text] = self._load_text() if task.is_text else self._load_classes()
+        return self.loaded[task.is_text]
 
-    def score_single_adapter(
-        self, merged: TaskClassifier, score: TaskScore, data: TaskSplit, max_length: int, notes: list[str]
-    ) -> float | None:
-        """The single adapter's primary score: recorded for the same examples, or measured if possible."""
-        if merged.is_single_adapter:
-            return score.headline
-        recorded = merged.single_adapter.get("dev") or {}
-        required = {"sha256": data.sha256, "max_length": max_length, "dtype": self.dtype}
-        if all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded:
-            return primary_score(data.task, recorded["scores"])
-        path = Path(merged.single_adapter.get("path") or "")
-        if not merged.single_adapter or not (path / CONFIG_NAME).is_file():
-            notes.append(f"{merged.task}: the single adapter is not available, so its score is missing")
-            return None
-        if Adapter.open(path).sha256() != merged.single_adapter.get("sha256"):
-            notes.append(f"{merged.task}: {path} has changed since it was merged, so its score is missing")
-            return None
-        single = MergedFolder.open(path)
-        scorer = self
-        if merged.form == "model":  # this backbone's weights are the merged ones
-            base_dir, _ = single.resolve_base_model(None, None)
-            backbone = Backbone.load(base_dir, self.backbone.device, self.backbone.model.dtype)
-            scorer = replace(self, backbone=backbone)
-        return scorer.score(next(iter(single.tasks.values())), [data], max_length).headline
+    def _load_classes(self) -> Scorer:
+        return ClassScorer(Backbone.load(self.base_dir, self.device, self.dtype), self.batch_size, self.progress)
+
+    def _load_text(self) -> Scorer:
+        backbone = TextBackbone.load(self.base_dir, self.device, self.dtype)
+        return TextScorer(backbone, self.batch_size, self.progress, self.generate, self.skip_long, self.warnings)
 
 
-def _metrics_by_name(data: TaskSplit, metrics: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    suffix = "_mismatched" if data.split.endswith("_mismatched") else ""
-    return ((name + suffix, value) for name, value in metrics.items())
+def _add_single_score(
+    score: TaskScore, merged: MergedTask, scorer: Scorer, data: TaskSplit, max_length: int, dtype: str, notes: list[str]
+) -> TaskScore:
+    """A task's score with the single adapter's: recorded for the same examples, or measured if possible."""
+    if merged.is_single_adapter:
+        return replace(score, single=score.headline, single_loss=score.metrics.get("loss"))
+    recorded = merged.single_adapter.get("dev") or {}
+    required = {"sha256": data.sha256, "max_length": max_length, "dtype": dtype}
+    is_recorded = all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded
+    if is_recorded and not data.task.is_text:  # training scores the loss of text alone
+        return replace(score, single=primary_score(data.task, recorded["scores"]))
+    path = Path(merged.single_adapter.get("path") or "")
+    if not merged.single_adapter or not (path / CONFIG_NAME).is_file():
+        notes.append(f"{merged.task}: the single adapter is not available, so its score is missing")
+        return score
+    if Adapter.open(path).sha256() != merged.single_adapter.get("sha256"):
+        notes.append(f"{merged.task}: {path} has changed since it was merged, so its score is missing")
+        return score
+    single = MergedFolder.open(path)
+    if merged.form == "model":  # this backbone's weights are the merged ones
+        scorer = scorer.on(_base_folder(single))
+    alone = scorer.score(next(iter(single.tasks.values())), [data], max_length)
+    return replace(score, single=alone.headline, single_loss=alone.metrics.get("loss"))

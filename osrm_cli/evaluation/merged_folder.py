@@ -12,24 +12,26 @@ import torch
 
 from osrm_cli.adapters import config as adapter_config
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import read_task_delta
 from osrm_cli.models.base_model import check_max_length, find_base_model, resolve_base_model
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
+from osrm_cli.tasks.task import GENERATION
 
 _HINT_IF_MOVED = "give their folder with --adapters FOLDER"
 
 
 @dataclass(frozen=True)
-class TaskClassifier:
-    """One task's classifier on disk; ``Backbone.attach`` attaches it to a model.
+class MergedTask:
+    """One task's model on disk; ``Backbone.attach`` attaches it to a model.
 
     Attributes:
         task: The task's name.
         form: ``adapter``, ``model`` or ``task-aware``, see ``merging.merged_folder``.
-        folder: The task's own folder.
+        folder: The task's own folder; of a task without a head, which is answered with text, the merged folder.
         root: The folder that was opened.
         record: The folder's ``osrm.json``; empty for an adapter of another program.
     """
@@ -43,7 +45,19 @@ class TaskClassifier:
     @property
     def data_source(self) -> str | None:
         """The task's data, as ``--data`` names it."""
-        return (self.record.get("data") or {}).get("source")
+        data = self.record.get("data") if self.is_single_adapter or self.has_folder else self.single_adapter.get("data")
+        return (data or {}).get("source")
+
+    @property
+    def template(self) -> Mapping[str, Any] | None:
+        """What the adapter saw in training beside the texts, see ``template_record``; of a text task alone."""
+        record = self.record if self.is_single_adapter else self.single_adapter
+        return record.get("template")
+
+    @property
+    def has_folder(self) -> bool:
+        """Whether the task has a folder of its own, with a head or a mask."""
+        return self.folder != self.root
 
     @property
     def max_length(self) -> int | None:
@@ -54,7 +68,7 @@ class TaskClassifier:
     @property
     def is_single_adapter(self) -> bool:
         """Whether this is an adapter folder, not a task of a merged folder."""
-        return self.folder == self.root
+        return "form" not in self.record
 
     @property
     def single_adapter(self) -> Mapping[str, Any]:
@@ -103,7 +117,7 @@ class MergedFolder:
     path: Path
     form: str
     record: Record
-    tasks: Mapping[str, TaskClassifier]
+    tasks: Mapping[str, MergedTask]
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -118,18 +132,19 @@ class MergedFolder:
         if "form" not in record:
             adapter_config.read_config(path)
             name = (record.get("task") or {}).get("name") or path.resolve().name
-            return cls(path, "adapter", record, {name: TaskClassifier(name, "adapter", path, path, record)})
+            return cls(path, "adapter", record, {name: MergedTask(name, "adapter", path, path, record)})
         form = record["form"]
-        folders = sorted(folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir())
+        folders = {folder.name: folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir()}
+        folders |= {name: path for name in _tasks_without_head(path, record) if name not in folders}
         if not folders:
             raise OsrmError(f"{path} contains no head, only the merged update", "merge adapters that have heads")
         tasks = {
-            folder.name: TaskClassifier(folder.name, form, folder, path, provenance.read_record(folder) or record)
-            for folder in folders
+            name: MergedTask(name, form, folder, path, (folder != path and provenance.read_record(folder)) or record)
+            for name, folder in sorted(folders.items())
         }
         return cls(path, form, record, tasks)
 
-    def choose_tasks(self, names: list[str]) -> dict[str, TaskClassifier]:
+    def choose_tasks(self, names: list[str]) -> dict[str, MergedTask]:
         """The classifiers of some tasks; of all if there are no names.
 
         Raises:
@@ -213,7 +228,16 @@ class MergedFolder:
         return adapters
 
 
-def _open_recorded(classifier: TaskClassifier) -> Adapter:
+def _tasks_without_head(path: Path, record: Record) -> list[str]:
+    """Tasks of a merged folder that are answered with text, or may be: another program's adapters do not say."""
+    tasks = record.get("tasks") or {}
+    is_language_model = record["form"] != "adapter" or adapter_config.read_config(path).task_type in TEXT_TASK_TYPES
+    return [
+        name for name, task in tasks.items() if (is_language_model if task is None else task.get("kind") == GENERATION)
+    ]
+
+
+def _open_recorded(classifier: MergedTask) -> Adapter:
     recorded, task = classifier.single_adapter, classifier.task
     try:
         adapter = Adapter.open(recorded["path"])

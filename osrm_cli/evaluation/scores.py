@@ -8,6 +8,28 @@ SCORES_NAME = "scores.json"
 
 
 @dataclass(frozen=True)
+class TextAnswers:
+    """What a language model wrote, and how likely it found the references.
+
+    Attributes:
+        answers: One for each example; empty if none were written.
+        references: The right answers, likewise.
+        prompts: Of the first examples, which are shown.
+        losses: Mean loss per token of each example.
+    """
+
+    answers: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    losses: tuple[float, ...] = ()
+
+    def samples(self) -> list[dict[str, str]]:
+        """The first answers beside prompt and reference."""
+        rows = zip(self.prompts, self.answers, self.references, strict=False)
+        return [{"prompt": prompt, "answer": answer, "reference": reference} for prompt, answer, reference in rows]
+
+
+@dataclass(frozen=True)
 class TaskScore:
     """One task's score on one set of examples; every number in percent, as GLUE gives them.
 
@@ -19,6 +41,10 @@ class TaskScore:
         sha256: Digest of those examples; empty if unknown.
         predictions: Classes or scores on the first set, see ``round_answers``; empty if unknown.
         labels: True labels; empty if unknown.
+        text: What was written, and losses, where the answer is text.
+        single_loss: Of text: the single adapter's loss on the same examples; ``None`` if unknown.
+        base: Of text: the base model's primary score; ``None`` unless it was scored.
+        base_loss: Of text: the base model's loss.
     """
 
     metrics: Mapping[str, float]
@@ -28,6 +54,22 @@ class TaskScore:
     sha256: str = ""
     predictions: tuple[float, ...] = ()
     labels: tuple[float, ...] = ()
+    text: TextAnswers | None = None
+    single_loss: float | None = None
+    base: float | None = None
+    base_loss: float | None = None
+
+    @property
+    def loss_ratio(self) -> float | None:
+        """The single adapter's loss relative to this one, in percent: losses fall as scores grow."""
+        return 100 * self.single_loss / self.metrics["loss"] if self.single_loss is not None else None
+
+    @property
+    def kept(self) -> float | None:
+        """Share of the single adapter's improvement of the base model's loss, in percent; ``None`` if unknown."""
+        if self.single_loss is None or self.base_loss is None or self.base_loss <= self.single_loss:
+            return None
+        return 100 * (self.base_loss - self.metrics["loss"]) / (self.base_loss - self.single_loss)
 
     @property
     def ratio(self) -> float | None:
@@ -67,23 +109,34 @@ def average(scores: TaskScores) -> float:
 def summarize_scores(scores: TaskScores) -> dict[str, Any]:
     """Tasks and their averages, as in ``scores.json``; an average is ``None`` unless every task has a value."""
     rows = {task: _row(score) for task, score in scores.items()}
-    return {
-        "tasks": rows,
-        "average": {key: _mean([row[key] for row in rows.values()]) for key in ("headline", "single", "ratio")},
-    }
+    keys = ["headline", "single", "ratio"]
+    if all(score.text for score in scores.values()):  # losses of different tasks do not add up, shares do
+        keys += ["base", "loss_ratio", "kept"]
+    return {"tasks": rows, "average": {key: _mean([row[key] for row in rows.values()]) for key in keys}}
 
 
 def _row(score: TaskScore) -> dict[str, Any]:
-    omitted = ("predictions", "labels")
-    return {name: value for name, value in asdict(score).items() if name not in omitted} | {"ratio": score.ratio}
+    of_text = ("single_loss", "base", "base_loss")
+    omitted = ("predictions", "labels", "text", *(() if score.text else of_text))
+    row = {name: value for name, value in asdict(score).items() if name not in omitted} | {"ratio": score.ratio}
+    if score.text:
+        row |= {"loss_ratio": score.loss_ratio, "kept": score.kept, "samples": score.text.samples()}
+    return row
 
 
 def predictions_record(scores: TaskScores) -> dict[str, Any]:
-    """Predictions and labels by task, as in ``scores.json``."""
-    return {
-        "predictions": {task: list(score.predictions) for task, score in scores.items()},
-        "labels": {task: list(score.labels) for task, score in scores.items()},
+    """Predictions and labels by task, as in ``scores.json``; of text, answers, references and losses."""
+    texts = {task: score.text for task, score in scores.items() if score.text}
+    classes = {task: score for task, score in scores.items() if not score.text}
+    record: dict[str, Any] = {
+        "predictions": {task: list(score.predictions) for task, score in classes.items()},
+        "labels": {task: list(score.labels) for task, score in classes.items()},
     }
+    if texts:
+        record["answers"] = {task: list(text.answers) for task, text in texts.items()}
+        record["references"] = {task: list(text.references) for task, text in texts.items()}
+        record["losses"] = {task: list(text.losses) for task, text in texts.items()}
+    return record
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -20,6 +20,7 @@ from osrm_cli.models.base_model import check_max_length, find_base_model, identi
 from osrm_cli.models.batching import Encoding, group_by_length
 from osrm_cli.models.devices import pick_device, pick_dtype
 from osrm_cli.models.distributed import local_device, process_count, process_group, process_rank
+from osrm_cli.models.layer_inputs import ALL_TOKENS
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.seeding import generator
 from osrm_cli.storage import atomic, provenance
@@ -47,7 +48,7 @@ class CollectedFeatures:
     layers: int
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    warnings: Sequence[str] = ()
+    warnings: list[str] = field(default_factory=list)
 
 
 def collect_features(
@@ -61,6 +62,8 @@ def collect_features(
     samples: int = 100,
     max_length: int | None = None,
     pooling: str = "masked",
+    tokens: str = "all",
+    skip_long: bool = False,
     batch_size: int = 32,
     seed: int = 0,
     device: str = "auto",
@@ -80,13 +83,15 @@ def collect_features(
     Args:
         tasks: Names of the tasks; all of the data by default.
         data: ``hub``, ``mini`` or a folder of tasks.
-        model: Base model: a folder, a hub id or ``minilm``.
+        model: Base model: a folder, a hub id, ``minilm`` or ``smollm2``.
         revision: Its revision on the hub.
         target_modules: Layers to adapt, as PEFT names them; PEFT's choice by default.
         statistics: Names of the statistics; mean and second moment by default.
         samples: Training examples per task.
         max_length: Tokens per example; by default the task's, else 128.
         pooling: ``masked``, or ``padded`` to count padding as text.
+        tokens: Which tokens of a text task count: ``all``, ``prompt`` or ``completion``.
+        skip_long: Leave out rows whose completion exceeds ``max_length``, instead of an error.
         batch_size: Maximum examples per batch.
         seed: Of the draw of examples.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -107,7 +112,7 @@ def collect_features(
         >>> collect_features(["mini-inference", "mini-mood"], "mini").paths["mini-mood"]
         PosixPath('features/mini-mood.safetensors')
     """
-    config = StatisticsConfig.of(statistics, shard, private, clip, batch_size, pooling)
+    config = StatisticsConfig.of(statistics, shard, private, clip, batch_size, pooling, tokens)
     names = list(dict.fromkeys(tasks or list_tasks(data)))
     paths = {name: config.path(Path(out) / f"{name}.safetensors") for name in names}
     for path in paths.values():
@@ -119,7 +124,16 @@ def collect_features(
     base_dir, base = find_base_model(model, revision), identify_base_model(model, revision)
     check_max_length(base_dir, max(lengths.values()))
     place = local_device(pick_device(device))
-    collector = FeatureCollector(base_dir, place, pick_dtype(dtype, place), target_modules, seed)
+    kinds = {split.task.is_text for split in drawn.values()}
+    if len(kinds) > 1:
+        raise OsrmError(
+            f"{data} holds tasks with labels and tasks that are answered with text, which need different models",
+            "collect them one after the other, with --task",
+        )
+    (is_text,) = kinds
+    if tokens != ALL_TOKENS and not is_text:
+        raise OsrmError(f"--tokens {tokens} is for tasks that are answered with text", "leave it out")
+    collector = FeatureCollector(base_dir, place, pick_dtype(dtype, place), target_modules, seed, is_text, skip_long)
     result = CollectedFeatures(
         paths,
         {name: len(split.examples) for name, split in drawn.items()},
@@ -135,12 +149,15 @@ def collect_features(
             if process_rank() == 0:  # under a launcher, one process writes
                 tensors, contents = config.contents(collected)
                 settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
+                settings |= {"tokens": str(tokens)} if is_text else {}
                 origin = {"source": str(data), "split": drawn[name].split, "sha256": config.digest(drawn[name])}
                 record = provenance.make_record(
                     "collect", settings | config.settings(), base=base, data=origin, **collector.record(), **contents
                 )
                 with atomic.write_file(path, overwrite) as stage:
                     write_features(stage, tensors, record)
+                result.warnings.extend(collector.warnings)
+                collector.warnings.clear()
                 result.files[name] = describe_features(path, record)
     return result
 
@@ -153,7 +170,7 @@ def _read_task(
     batches = config.batches(encodings)
     with progress(f"collect {data.task.name}", sum(map(len, batches)), "examples") as advance:
         pad_to = max_length if config.pooling == "padded" else None
-        inputs = collector.accumulate(encodings, config.accumulated, batches, pad_to, advance)
+        inputs = collector.accumulate(encodings, config.accumulated, batches, pad_to, advance, config.tokens)
     collected = CollectedTask(data, inputs)
     if config.has_gradient and process_rank() == 0:
         with progress(f"gradient {data.task.name}", len(encodings), "examples") as advance:
@@ -186,6 +203,7 @@ class StatisticsConfig:
         noise: ``(sigma, clip)`` of a private mean.
         batch_size: Maximum examples per batch.
         pooling: ``masked`` or ``padded``.
+        tokens: Which tokens of a text task count.
     """
 
     statistics: Sequence[Statistic]
@@ -193,6 +211,7 @@ class StatisticsConfig:
     noise: tuple[float, float] | None
     batch_size: int
     pooling: str
+    tokens: str = ALL_TOKENS
 
     @classmethod
     def of(
@@ -203,6 +222,7 @@ class StatisticsConfig:
         clip: float | None,
         batch_size: int,
         pooling: str,
+        tokens: str,
     ) -> "StatisticsConfig":
         """Check the options.
 
@@ -228,7 +248,7 @@ class StatisticsConfig:
             )
         if noise:
             check_privacy(*noise)
-        return cls(statistics, share, noise, batch_size, pooling)
+        return cls(statistics, share, noise, batch_size, pooling, tokens)
 
     @property
     def has_gradient(self) -> bool:

@@ -8,11 +8,13 @@ import torch
 from transformers import PreTrainedModel
 
 from osrm_cli.features.statistics.table import Statistic
-from osrm_cli.models import target_modules
+from osrm_cli.models import language_model, target_modules
 from osrm_cli.models.batching import Encoding, collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.completions import CompletionTokenizer
 from osrm_cli.models.distributed import reduce_to_first
-from osrm_cli.models.layer_inputs import SharedInputs, find_shared_inputs, record_inputs
+from osrm_cli.models.language_model import load_language_model
+from osrm_cli.models.layer_inputs import ALL_TOKENS, SharedInputs, find_shared_inputs, record_inputs
 from osrm_cli.models.target_modules import layer_widths
 from osrm_cli.progress import Advance
 from osrm_cli.tasks.task import TaskSplit
@@ -22,10 +24,11 @@ class InputStatistics:
     """Statistics of every target layer's inputs, growing batch by batch.
 
     Args:
-        model: The classifier, in evaluation mode.
+        model: The model, in evaluation mode.
         targets: Target layers by name.
         kinds: For each statistic, the function that makes an accumulator for inputs of width ``d_in``.
         padded: Count padding as text.
+        tokens: Which tokens of a text task count, see ``record_inputs``.
     """
 
     def __init__(
@@ -34,8 +37,9 @@ class InputStatistics:
         targets: Mapping[str, torch.nn.Module],
         kinds: Sequence[Callable[[int], Any]],
         padded: bool = False,
+        tokens: str = ALL_TOKENS,
     ) -> None:
-        self.model, self.targets, self.kinds, self.padded = model, targets, kinds, padded
+        self.model, self.targets, self.kinds, self.padded, self.tokens_counted = model, targets, kinds, padded, tokens
         self.inputs: SharedInputs | None = None
         self.sums: dict[str, list[Any]] = {}
 
@@ -47,7 +51,7 @@ class InputStatistics:
             for total in self.sums[name]:
                 total.add(inputs, mask, rows)
 
-        record_inputs(self.model, self.targets, inputs, batch, record, self.padded)
+        record_inputs(self.model, self.targets, inputs, batch, record, self.padded, self.tokens_counted)
 
     def probe(self, batch: Mapping[str, torch.Tensor]) -> SharedInputs:
         """Find out which inputs there are, if that is not known yet; nothing is counted."""
@@ -81,10 +85,18 @@ class FeatureCollector:
     Attributes:
         layers: Target layers by name.
         target_modules: The same, as PEFT's configuration names them.
+        warnings: What the user should know about the examples tokenized so far.
     """
 
     def __init__(
-        self, base_dir: Path, device: torch.device, dtype: torch.dtype, modules: Sequence[str] | None, seed: int
+        self,
+        base_dir: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        modules: Sequence[str] | None,
+        seed: int,
+        is_text: bool = False,
+        skip_long: bool = False,
     ) -> None:
         """Load the model.
 
@@ -94,18 +106,30 @@ class FeatureCollector:
             dtype: Precision of its weights.
             modules: ``target_modules``; ``None`` for PEFT's defaults.
             seed: Of weights that the checkpoint lacks.
+            is_text: Load it as a model that writes text.
+            skip_long: Leave out examples whose completion is too long.
         """
-        self.base_dir, self.device, self.dtype, self.seed = base_dir, device, dtype, seed
+        self.skip_long = skip_long
+        self.warnings: list[str] = []
+        self.base_dir, self.device, self.dtype, self.seed, self.is_text = base_dir, device, dtype, seed, is_text
         self.tokenizer = load_tokenizer(base_dir)
-        classifier = load_classifier(base_dir, 1, self.tokenizer, dtype, seed)
-        chosen = list(modules or []) or target_modules.default_target_modules(classifier.model)
-        self.layers = target_modules.find_target_layers(classifier, chosen)
-        self.target_modules = target_modules.as_target_modules(classifier, chosen, self.layers)
-        self.model = _move(classifier.model, device)
+        if is_text:
+            loaded = load_language_model(base_dir, self.tokenizer, dtype)
+            loaded.model.train(False)
+        else:
+            loaded = load_classifier(base_dir, 1, self.tokenizer, dtype, seed)
+        chosen = list(modules or []) or target_modules.default_target_modules(loaded.model)
+        self.layers = target_modules.find_target_layers(loaded, chosen)
+        self.target_modules = target_modules.as_target_modules(loaded, chosen, self.layers)
+        self.model = _move(loaded.model, device)
 
     def tokenize(self, data: TaskSplit, max_length: int) -> list[Encoding]:
         """The examples as tokens."""
-        return tokenize_examples(self.tokenizer, data.examples, max_length)
+        if not self.is_text:
+            return tokenize_examples(self.tokenizer, data.examples, max_length)
+        encoder_decoder = self.model.config.is_encoder_decoder
+        completions = CompletionTokenizer(self.tokenizer, encoder_decoder, max_length, self.skip_long, self.warnings)
+        return completions.encode(data.text_examples)[1]
 
     def accumulate(
         self,
@@ -114,6 +138,7 @@ class FeatureCollector:
         batches: Sequence[Sequence[int]],
         pad_to: int | None,
         advance: Advance,
+        tokens: str = ALL_TOKENS,
     ) -> InputStatistics:
         """Statistics of every target layer's inputs, over some examples of one task.
 
@@ -123,8 +148,10 @@ class FeatureCollector:
             batches: Which examples to run, batch by batch; perhaps none.
             pad_to: Pad each example to this length and count padding as text.
             advance: Called with the number of examples done.
+            tokens: Which tokens of a text task count, see ``record_inputs``.
         """
-        total = InputStatistics(self.model, self.layers, [kind.load() for kind in kinds], padded=pad_to is not None)
+        accumulators = [kind.load() for kind in kinds]
+        total = InputStatistics(self.model, self.layers, accumulators, pad_to is not None, tokens)
 
         def collate(rows: Sequence[int]) -> dict[str, torch.Tensor]:
             return collate_batch([encodings[row] for row in rows], self.tokenizer, self.device, pad_to=pad_to)
@@ -140,9 +167,11 @@ class FeatureCollector:
     def gradients(
         self, data: TaskSplit, encodings: Sequence[Encoding], batch_size: int, advance: Advance
     ) -> dict[str, torch.Tensor]:
-        """Gradient of the task's loss at a fitted head, by target layer, on a classifier of its own."""
-        from osrm_cli.features.loss_gradients import compute_loss_gradients
+        """Gradient of the task's loss, by target layer; of a classifier, one of its own with a fitted head."""
+        from osrm_cli.features.loss_gradients import compute_completion_gradients, compute_loss_gradients
 
+        if self.is_text:
+            return compute_completion_gradients(self.model, self.layers, encodings, self.tokenizer, batch_size, advance)
         fresh = load_classifier(self.base_dir, data.task.num_labels, self.tokenizer, self.dtype, self.seed).model
         model = _move(fresh, self.device)
         layers = {name: model.get_submodule(name) for name in self.layers}
@@ -151,7 +180,8 @@ class FeatureCollector:
     def record(self) -> dict[str, Any]:
         """What an initialization has to know of the target layers."""
         conv1d = any(target_modules.is_conv1d(layer) for layer in self.layers.values())
-        return {"target_modules": self.target_modules, "fan_in_fan_out": conv1d}
+        kind = {"task_type": language_model.task_type(self.model)} if self.is_text else {}
+        return {"target_modules": self.target_modules, "fan_in_fan_out": conv1d, **kind}
 
 
 def _move(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -145,6 +145,11 @@ class FeatureSet:
         """``target_modules`` and ``fan_in_fan_out``, as PEFT's configuration has them."""
         return {name: self._first.record[name] for name in ("target_modules", "fan_in_fan_out")}
 
+    def task_type(self, task: str) -> str:
+        """PEFT's ``task_type`` of a task's adapter; that of the other tasks where it has no features of its own."""
+        file = self.files.get(task, self._first)
+        return str(file.record.get("task_type", "SEQ_CLS"))
+
     @property
     def folder(self) -> Path:
         """Where the files are."""

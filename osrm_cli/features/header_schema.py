@@ -57,6 +57,7 @@ class _Header(_Open):
     examples: Count
     target_modules: list[str] = Field(default_factory=list)
     fan_in_fan_out: bool = False
+    task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"] | None = None
     settings: _Settings | None = None
     bounds: dict[str, _Bound] = Field(default_factory=dict)
     shards: _Shards | None = None

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import heads
-from osrm_cli.models.batching import Encoding, collate_batch, group_by_length
+from osrm_cli.models.batching import IGNORED, Encoding, collate_batch, group_by_length
+from osrm_cli.models.generation import completion_logits, token_losses
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.tasks.task import Label, Task, TaskSplit
 
@@ -60,6 +61,39 @@ def compute_loss_gradients(
             advance(len(chosen))
     named = zip(layers.items(), sums, strict=True)
     return {n: (total.T if is_conv1d(layer) else total) / len(encodings) for (n, layer), total in named}
+
+
+def compute_completion_gradients(
+    model: torch.nn.Module,
+    layers: Mapping[str, torch.nn.Module],
+    encodings: Sequence[Encoding],
+    tokenizer: Any,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> dict[str, torch.Tensor]:
+    """``dL/dW`` of the mean loss per completion token by target layer, ``(d_out, d_in)``, float32.
+
+    Args:
+        model: A language model in evaluation mode.
+        layers: Target layers by name.
+        encodings: With ``labels``, from ``CompletionTokenizer.encode``.
+        tokenizer: Knows how to pad.
+        batch_size: Examples in a batch.
+        advance: Called with the number of examples done.
+    """
+    device = next(model.parameters()).device
+    model.requires_grad_(False)
+    weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
+    sums, tokens = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights], 0
+    for rows in group_by_length([len(encoding["input_ids"]) for encoding in encodings], batch_size):
+        logits, labels = completion_logits(model, collate_batch([encodings[i] for i in rows], tokenizer, device))
+        for total, gradient in zip(sums, torch.autograd.grad(token_losses(logits, labels).sum(), weights), strict=True):
+            total += gradient
+        tokens += int((labels != IGNORED).sum())
+        advance(len(rows))
+    model.requires_grad_(False)
+    named = zip(layers.items(), sums, strict=True)
+    return {n: (total.T if is_conv1d(layer) else total) / tokens for (n, layer), total in named}
 
 
 def task_loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:

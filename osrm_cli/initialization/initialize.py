@@ -165,5 +165,5 @@ def _write_start(stage: Path, task: str, adapter: InitializedAdapter, features: 
         data=own["data"],
         concerns=adapter.warnings,
     )
-    write_adapter(stage, adapter.factors, config.adapter_config(features, adapter.ranks))
+    write_adapter(stage, adapter.factors, config.adapter_config(features, task, adapter.ranks))
     provenance.write_record(stage, record)

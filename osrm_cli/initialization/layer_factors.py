@@ -57,7 +57,7 @@ class InitConfig:
         budget = {} if self.rank_budget is None else {"rank_budget": self.rank_budget}
         return {"objective": self.objective.name, **settings, **budget}
 
-    def adapter_config(self, features: FeatureSet, ranks: Mapping[str, int]) -> AdapterConfig:
+    def adapter_config(self, features: FeatureSet, task: str, ranks: Mapping[str, int]) -> AdapterConfig:
         """PEFT's settings for an initialized adapter; PEFT would refuse an initialization of a name like 'osrm'."""
         highest = max(ranks.values())
         alpha = self.scaling * highest
@@ -65,7 +65,7 @@ class InitConfig:
         return AdapterConfig(
             base_model=features.base.name,
             revision=features.base.revision,
-            task_type="SEQ_CLS",
+            task_type=features.task_type(task),
             fan_in_fan_out=features.target_modules["fan_in_fan_out"],
             target_modules=tuple(features.target_modules["target_modules"]),
             lora_alpha=int(alpha) if alpha.is_integer() else alpha,

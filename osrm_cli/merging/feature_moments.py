@@ -1,6 +1,7 @@
 """Second moments of the features that ``osrm collect`` wrote, for methods that need them and for cuts to a rank."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ class FeatureMoments(LayerData):
         """``C_t`` of the base model's inputs, ``(d_in, d_in)``."""
         return {"second_moments": tuple(reader.read(layer, SECOND_MOMENT) for reader in self._readers)}
 
-    @property
-    def record(self) -> Mapping[str, Any]:
+    @cached_property
+    def record(self) -> Mapping[str, Any]:  # type: ignore[override]  # hashing takes long: not before it is read
         """The files with their digests."""
         return {"features": [row for features in self.features for row in features.input_records()]}
 

@@ -1,6 +1,5 @@
 """Per-layer inputs of a merging rule beside the updates."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,20 +10,17 @@ from osrm_cli.merging.methods.layer_updates import LayerResult
 Fields = Mapping[str, tuple[torch.Tensor, ...]]
 
 
-class LayerData(ABC):
+class LayerData:
     """Extra inputs of a merging method, layer by layer.
 
     Attributes:
         sequence: Layers in the order in which they have to be merged, each after those that it depends on; empty where
             any order will do.
+        record: Keys of ``osrm.json`` that say what was read.
     """
 
     sequence: tuple[str, ...] = ()
-
-    @property
-    @abstractmethod
-    def record(self) -> Mapping[str, Any]:
-        """Keys of ``osrm.json`` that say what was read."""
+    record: Mapping[str, Any]
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """Fields of ``LayerUpdates``: but for ``factors`` one tensor per adapter, in the order of the adapters' names.

@@ -16,17 +16,18 @@ from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
-from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
-from osrm_cli.models.base_model import resolve_adapters_base
+from osrm_cli.models.base_model import check_max_length, resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.task_data import TaskSample
+    from osrm_cli.merging.from_data.task_models import TaskModel
 
 
 class FolderStep(Protocol):
@@ -129,16 +130,18 @@ def merge_adapters(
     base_dir, base = None, next(iter(plan.bases.values()), None)
     if reads_base:
         base_dir, base = resolve_adapters_base(plan.adapters, model, revision)
-    samples = _draw_samples(plan) if plan.method.data_statistic else []
-    step = calibrate(plan.adapters, chosen.data) if calibrate else None
     modules = plan.read_saved_modules()
+    samples = _draw_samples(plan, modules.heads) if plan.method.data_statistic else []
+    step = calibrate(plan.adapters, chosen.data) if calibrate else None
     target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
     if dry_run:
         return replace(describe_plan(path, plan), notes=notes)
 
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
-            plan, layer_data = _gather_layer_data(plan, samples, base_dir, target_device, Path(scratch), progress)
+            check_max_length(base_dir, max(sample.max_length for sample in samples))
+            models = _load_task_models(plan, samples, modules.heads, base_dir, target_device)
+            plan, layer_data = _gather_layer_data(plan, models, Path(scratch), progress)
         with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
             order = target.order if target else plan.layers
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
@@ -166,21 +169,23 @@ def _counts(name: str, must_use: Collection[str] | None) -> bool:
     return must_use is None or name in must_use
 
 
-def _draw_samples(plan: MergePlan) -> "list[TaskSample]":
+def _draw_samples(plan: MergePlan, heads: Heads) -> "list[TaskSample]":
     from osrm_cli.merging.from_data import samples  # reading tasks is only for the methods that read data
 
-    return samples.draw_for_plan(plan)
+    return samples.draw_for_plan(plan, heads)
+
+
+def _load_task_models(
+    plan: MergePlan, samples: "list[TaskSample]", heads: Heads, base_dir: Path, device: torch.device
+) -> "list[TaskModel]":
+    from osrm_cli.merging.from_data import task_models  # it imports transformers
+
+    return task_models.load_task_models(plan, samples, heads, base_dir, device)
 
 
 def _gather_layer_data(
-    plan: MergePlan,
-    samples: "list[TaskSample]",
-    base_dir: Path,
-    device: torch.device,
-    scratch: Path,
-    progress: Progress,
+    plan: MergePlan, models: "list[TaskModel]", scratch: Path, progress: Progress
 ) -> tuple[MergePlan, LayerData]:
-    from osrm_cli.merging.from_data import task_models  # it imports transformers
     from osrm_cli.merging.from_data.gather import gather_layer_data
 
-    return gather_layer_data(plan, task_models.load_task_models(plan, samples, base_dir, device), scratch, progress)
+    return gather_layer_data(plan, models, scratch, progress)

@@ -147,13 +147,21 @@ class MergePlan:
         """The names of ``shapes``."""
         return tuple(self.shapes)
 
+    def read_heads(self) -> Heads:
+        """Each task's head.
+
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        return {adapter.name: adapter.head_tensors() for adapter in self.adapters}
+
     def read_saved_modules(self) -> SavedModules:
         """Each task's head, and the base model's modules that the adapters have trained as a whole.
 
         Raises:
             OsrmError: If one holds NaN or infinity, or two adapters differ in a module.
         """
-        heads = {adapter.name: adapter.head_tensors() for adapter in self.adapters}
+        heads = self.read_heads()
         first, *others = self.adapters
         shared = first.module_tensors()
         for other in others:

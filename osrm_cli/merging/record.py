@@ -150,4 +150,5 @@ def describe_input(adapter: Adapter, entry: AdapterEntry) -> dict[str, Any]:
         "sha256": adapter.sha256(),
         "weight": entry.weight,
         "dev": recorded_dev_scores(adapter.folder),
+        **{key: adapter.record[key] for key in ("template", "data") if "template" in adapter.record},
     }

@@ -45,12 +45,12 @@ class TaskHead:
         return self.classifier
 
 
-class ClassifierSource(Protocol):
-    """A task's classifier on disk.
+class TaskSource(Protocol):
+    """A task's model on disk.
 
     Attributes:
         form: ``adapter`` where ``folder`` is a complete PEFT folder; otherwise a head and possibly dense updates.
-        folder: The classifier's own folder.
+        folder: The task's own folder.
     """
 
     @property
@@ -118,7 +118,7 @@ class Backbone:
         return TaskHead(_make_classifier(self.model, tensors, num_labels, origin).requires_grad_(False), tensors)
 
     @contextmanager
-    def attach(self, source: ClassifierSource, num_labels: int) -> Iterator[torch.nn.Module]:
+    def attach(self, source: TaskSource, num_labels: int) -> Iterator[torch.nn.Module]:
         """Attach a folder's classifier to this model; its update is removed at the end.
 
         Args:
@@ -156,15 +156,24 @@ class Backbone:
         Raises:
             OsrmError: If one is missing or has another width.
         """
-        modules = dict(self.model.named_modules())
-        for name, layer in layers.items():
-            widths = layer_widths(modules[name]) if name in modules else None
-            if widths != (layer.d_in, layer.d_out):
-                raise OsrmError(
-                    f"the adapters change {name}, (d_in, d_out) = {(layer.d_in, layer.d_out)}; "
-                    f"{self.model.name_or_path} has {widths or 'no such layer'}",
-                    "give the right base model with --model",
-                )
+        check_layers(self.model, layers)
+
+
+def check_layers(model: PreTrainedModel, layers: Mapping[str, AdapterLayer]) -> None:
+    """Check that a model has the layers that adapters change, with equal widths.
+
+    Raises:
+        OsrmError: If one is missing or has another width.
+    """
+    modules = dict(model.named_modules())
+    for name, layer in layers.items():
+        widths = layer_widths(modules[name]) if name in modules else None
+        if widths != (layer.d_in, layer.d_out):
+            raise OsrmError(
+                f"the adapters change {name}, (d_in, d_out) = {(layer.d_in, layer.d_out)}; "
+                f"{model.name_or_path} has {widths or 'no such layer'}",
+                "give the right base model with --model",
+            )
 
 
 def with_empty_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
@@ -196,9 +205,16 @@ def with_peft_adapter(model: PreTrainedModel, folder: Path, num_labels: int) -> 
     names = {name.removeprefix(PREFIX) for name in list_tensors(folder)}
     _check_heads(classifier, names, folder)
     try:
-        peft_model = PeftModel.from_pretrained(classifier, str(folder), torch_device=str(model.device))
+        with with_peft_update(classifier, folder) as peft_model:
+            yield peft_model
     except RuntimeError as error:
         raise _shape_error(error, folder, num_labels) from error
+
+
+@contextmanager
+def with_peft_update(model: PreTrainedModel, folder: Path) -> Iterator[torch.nn.Module]:
+    """Attach a PEFT folder to a model that has its head, or needs none; in float32, to the weights themselves."""
+    peft_model = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
     layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
     weights = [layer.get_base_layer().get_parameter("weight") for layer in layers]
     try:

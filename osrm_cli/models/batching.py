@@ -12,6 +12,8 @@ from osrm_cli.tasks.task import Example
 
 Encoding = dict[str, NDArray[np.int32]]  # a list of ids takes several times the memory
 
+IGNORED = -100  # label of a position that does not count
+
 TOKENIZER_CHUNK = 256  # examples per call of the tokenizer, whose output takes far more memory than the ids
 # Maximum average per example of a batch, so that memory does not grow with the longest text.
 MAX_TOKENS_PER_EXAMPLE = 64
@@ -86,6 +88,7 @@ def collate_batch(
     tokenizer: Any,
     device: torch.device,
     pad_to: int | None = None,
+    left: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Stack encodings into tensors of shape ``(batch, length)``.
 
@@ -97,22 +100,27 @@ def collate_batch(
         tokenizer: Supplies the padding ids.
         device: Device of the tensors.
         pad_to: Minimum length; by default the longest encoding's.
+        left: Pad on the left, for generation, whose positions transformers derives from the mask.
 
     Raises:
         OsrmError: If the tokenizer has no padding token and the lengths differ.
     """
-    length = max(pad_to or 0, *(len(encoding["input_ids"]) for encoding in encodings))
-    padding = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "token_type_ids": tokenizer.pad_token_type_id}
-    if padding["input_ids"] is None and any(len(encoding["input_ids"]) < length for encoding in encodings):
+    lengths = {key: max(pad_to or 0, *(len(encoding[key]) for encoding in encodings)) for key in encodings[0]}
+    padding = {
+        "input_ids": tokenizer.pad_token_id,
+        "attention_mask": 0,
+        "token_type_ids": tokenizer.pad_token_type_id,
+        "labels": IGNORED,
+    }
+    if padding["input_ids"] is None and any(len(e["input_ids"]) < lengths["input_ids"] for e in encodings):
         raise OsrmError(
             f"the tokenizer of {tokenizer.name_or_path} has no padding token",
             "set pad_token in its tokenizer_config.json, or use --batch-size 1",
         )
-    shape = len(encodings), length
-    batch = {key: np.full(shape, padding[key] or 0, np.int64) for key in encodings[0]}
+    batch = {key: np.full((len(encodings), n), padding[key] or 0, np.int64) for key, n in lengths.items()}
     for row, encoding in enumerate(encodings):
         for key, ids in encoding.items():
-            batch[key][row, : len(ids)] = ids
+            batch[key][row, -len(ids) if left else 0 :][: len(ids)] = ids
     return {key: torch.from_numpy(rows).to(device) for key, rows in batch.items()}
 
 

@@ -41,8 +41,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A base model loaded as a sequence classifier.
+class LoadedModel:
+    """A base model loaded for one kind of task.
 
     Attributes:
         model: The whole model.
@@ -62,7 +62,7 @@ def load_classifier(
     seed: int,
     dropout: float | None = None,
     device: torch.device | None = None,
-) -> Classifier:
+) -> LoadedModel:
     """Load a base model as a sequence classifier whose new weights are drawn from ``seed``.
 
     Args:
@@ -83,7 +83,7 @@ def load_classifier(
         config.pad_token_id = tokenizer.pad_token_id
         config.problem_type = None  # the task decides, not the one that the checkpoint was trained for
         if dropout is not None:
-            config.update(_dropouts(config, dropout))
+            config.update(replace_dropouts(config, dropout))
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
@@ -108,10 +108,10 @@ def load_classifier(
     if device is not None:
         module: torch.nn.Module = model  # the method "to" of transformers is not typed
         module.to(device)
-    return Classifier(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
+    return LoadedModel(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
 
 
-def _dropouts(config: PretrainedConfig, rate: float) -> dict[str, float]:
+def replace_dropouts(config: PretrainedConfig, rate: float) -> dict[str, float]:
     """Every dropout rate among a model's settings (``attention_dropout``, ``resid_pdrop``, ...), set to ``rate``."""
     rates = ((name, value) for name, value in config.to_dict().items() if "drop" in name)
     return {name: rate for name, value in rates if isinstance(value, float | int) and not isinstance(value, bool)}

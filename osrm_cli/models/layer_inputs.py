@@ -1,14 +1,17 @@
 """Inputs of target layers, recorded by forward pre-hooks, one per distinct input tensor."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.models.batching import IGNORED
 
+ALL_TOKENS = "all"
 # Called with a layer's name, its inputs (batch, length, d_in) and the mask (batch, length) of positions that count.
 InputCallback = Callable[[str, torch.Tensor, torch.Tensor], None]
 
@@ -26,10 +29,13 @@ class SharedInputs:
             (for query, key and value: query).
         calls: Number of calls of the layers in ``sources.values()`` in one forward pass; more than their number if a
             model reuses a layer.
+        of_encoder: Layers of an encoder-decoder that read the prompt: the encoder's, and cross-attention's keys and
+            values.
     """
 
     sources: Mapping[str, str]
     calls: int
+    of_encoder: Collection[str] = ()
 
     @property
     def distinct(self) -> list[str]:
@@ -58,12 +64,40 @@ def find_shared_inputs(
 
         return observe
 
-    with _hooks((module, make_hook(name)) for name, module in targets.items()), torch.inference_mode():
-        model(**batch)
+    encoder = model.get_encoder() if "labels" in batch and model.config.is_encoder_decoder else None
+    encoded: list[torch.Tensor] = []
+    of_encoder: set[str] = set()
+
+    def keep_output(_module: torch.nn.Module, _args: Any, output: Any) -> None:
+        encoded.append(output[0])
+
+    def find_side(name: str) -> Callable[..., None]:
+        def observe(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            if not encoded or any(args[0] is output for output in encoded):
+                of_encoder.add(name)
+
+        return observe
+
+    hooks = [(module, make_hook(name)) for name, module in targets.items()]
+    with ExitStack() as stack:
+        stack.enter_context(_hooks(hooks))
+        if encoder is not None:
+            handle = encoder.register_forward_hook(keep_output)
+            stack.callback(handle.remove)
+            stack.enter_context(_hooks([(module, find_side(name)) for name, module in targets.items()]))
+        stack.enter_context(torch.inference_mode())
+        model(**_model_inputs(model, batch))
     for name in targets:
         if name not in sources:
-            raise OsrmError(f"target layer {name} takes no part in classification", "leave it out of --target-modules")
-    return SharedInputs(sources, sum(name in set(sources.values()) for name in calls))
+            raise OsrmError(f"target layer {name} takes no part in the task", "leave it out of --target-modules")
+    return SharedInputs(sources, sum(name in set(sources.values()) for name in calls), of_encoder)
+
+
+def _model_inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch as the model takes it: an encoder-decoder makes its decoder's inputs of the labels."""
+    if "labels" not in batch or model.config.is_encoder_decoder:
+        return dict(batch)
+    return {name: values for name, values in batch.items() if name != "labels"}
 
 
 def record_inputs(
@@ -73,26 +107,35 @@ def record_inputs(
     batch: Mapping[str, torch.Tensor],
     record: InputCallback,
     count_padding: bool = False,
+    tokens: str = ALL_TOKENS,
 ) -> None:
     """Run one batch up to the last target layer and hand each distinct input to ``record``.
 
     Args:
-        model: The classifier, in evaluation mode.
+        model: The model, in evaluation mode.
         targets: Target layers by name.
         inputs: As returned by ``find_shared_inputs``.
-        batch: Tokenized text, padded on the right, with its ``attention_mask``.
+        batch: Tokenized text, padded on the right, with its ``attention_mask``, and ``labels`` if it has completions.
         record: Receives each input once.
         count_padding: Count padding as text, as the code published with OSRM does.
+        tokens: ``all``, or those of the ``prompt`` or the ``completion`` alone; an encoder-decoder counts all.
     """
-    mask = batch["attention_mask"].bool()
+    masks = {True: batch["attention_mask"].bool()}  # by whether a layer reads the prompt of an encoder-decoder
+    masks[False] = masks[True]
+    if "labels" in batch:
+        completion = batch["labels"] != IGNORED
+        if model.config.is_encoder_decoder:
+            masks[False] = completion
+        elif tokens != ALL_TOKENS:
+            masks[False] = masks[True] & (completion if tokens == "completion" else ~completion)
     if count_padding:
-        mask = torch.ones_like(mask)
+        masks = {side: torch.ones_like(mask) for side, mask in masks.items()}
     calls = 0
 
     def make_hook(name: str) -> Callable[..., None]:
         def observe(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             nonlocal calls
-            record(name, *_per_token(name, args[0].detach(), mask))
+            record(name, *_per_token(name, args[0].detach(), masks[name in inputs.of_encoder]))
             calls += 1
             if calls == inputs.calls:
                 raise _StopForward
@@ -104,7 +147,7 @@ def record_inputs(
         torch.inference_mode(),
         suppress(_StopForward),
     ):
-        model(**batch)
+        model(**_model_inputs(model, batch))
 
 
 def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

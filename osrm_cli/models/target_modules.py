@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.classifier import Classifier
+from osrm_cli.models.classifier import LoadedModel
 
 ALL_LINEAR = "all-linear"
 
@@ -33,7 +33,7 @@ def default_target_modules(model: PreTrainedModel) -> list[str]:
     return list(names)
 
 
-def find_target_layers(classifier: Classifier, names: Sequence[str]) -> dict[str, torch.nn.Module]:
+def find_target_layers(classifier: LoadedModel, names: Sequence[str]) -> dict[str, torch.nn.Module]:
     """Linear layers (and GPT-2's Conv1D) that PEFT would adapt for these target names, in the model's order.
 
     Args:
@@ -52,7 +52,7 @@ def find_target_layers(classifier: Classifier, names: Sequence[str]) -> dict[str
     return matching
 
 
-def as_target_modules(classifier: Classifier, names: Sequence[str], targets: Collection[str]) -> list[str]:
+def as_target_modules(classifier: LoadedModel, names: Sequence[str], targets: Collection[str]) -> list[str]:
     """``target_modules`` that PEFT resolves to ``targets`` whether or not the adapter has heads.
 
     Returns ``names``, or the layers' full names where ``names`` would match a layer of a head too.
@@ -67,7 +67,10 @@ def _pattern(names: Sequence[str]) -> str | list[str]:
 
 
 def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    """Every linear layer but a language model's own output layer, which PEFT leaves out as well."""
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    linear = (pair for pair in model.named_modules() if isinstance(pair[1], torch.nn.Linear | Conv1D))
+    return {name: module for name, module in linear if module is not output}
 
 
 def layer_widths(layer: torch.nn.Module) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from osrm_cli.initialization.objectives.table import find_objective
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.retrofit.factors import RetrofitChange, balance_adapters, measure_changes, project_adapters
-from osrm_cli.storage import atomic, hub, provenance
+from osrm_cli.storage import atomic, provenance
 
 METHODS = ("balanced", "projection")
 _LARGE_CHANGE = 0.5  # of the update on its own inputs
@@ -179,7 +179,7 @@ def _write_adapter(
         **origin,
         **facts,
     )
-    old = {"path": adapter.source, "commit": hub.commit_of(adapter.folder), "sha256": adapter.sha256()}
+    old = {"path": adapter.source, "commit": adapter.commit, "sha256": adapter.sha256()}
     write_adapter(stage, new.items(), adapter.config, adapter.head_tensors() | adapter.module_tensors(), adapter.dtype)
     # Ranks and scaling are the old ones, so the settings are too, down to those that this program does not use.
     shutil.copyfile(adapter.folder / CONFIG_NAME, stage / CONFIG_NAME)

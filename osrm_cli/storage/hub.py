@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.storage.provenance import commit_of
 
 _ADAPTER_FILES = ["adapter_config.json", "adapter_model*.safetensors*", "osrm.json", "training.json"]
 _TIMEOUT = 4.0  # seconds that the hub has to answer
@@ -73,11 +74,6 @@ def pin_revision(source: str, folder: Path) -> str:
     """``source`` with the commit that ``folder`` is the snapshot of, if it is a hub id."""
     commit = None if Path(source).expanduser().exists() else commit_of(folder)
     return f"{source.partition('@')[0]}@{commit}" if commit else source
-
-
-def commit_of(folder: Path) -> str | None:
-    """The hub commit of a snapshot folder, or ``None`` for any other folder."""
-    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def _explain(error: Exception, subject: str, config: str, revision: str | None) -> OsrmError:

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,22 @@ def sha256(path: Path) -> str:
         return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def commit_of(folder: Path) -> str | None:
+    """The hub commit of a snapshot folder, or ``None`` for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
+def file_digest(path: Path) -> str:
+    """Like :func:`sha256` of a file, computed once in a process as long as its size and time stay."""
+    status = path.stat()
+    return _digest_of_state(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
+    return sha256(path)
 
 
 def check_same_base_model(base_models: Mapping[Path, BaseModelId]) -> None:

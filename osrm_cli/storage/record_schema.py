@@ -33,6 +33,9 @@ class _Task(_Closed):
     labels: list[Text | int] | None
     metrics: list[Text]
     max_length: PositiveInt | None = None
+    kind: Literal["classification", "generation"] = "classification"
+    max_new_tokens: PositiveInt | None = None
+    stop: list[Text] = Field(default_factory=list)
 
 
 class _Data(_Open):
@@ -40,11 +43,17 @@ class _Data(_Open):
     sha256: Text | None = None
 
 
+class _Template(_Closed):
+    chat_template: Text | None
+    eos_token: Text
+
+
 class _Input(_Open):
     path: Text
     sha256: Text | None = None
     task: Name | None = None
     dev: dict[str, Any] | None = None
+    template: _Template | None = None
 
 
 class _Settings(_Open):
@@ -61,6 +70,7 @@ class _Record(_Open):
     form: Literal["adapter", "model", "task-aware"] | None = None
     tasks: dict[Name, _Task | None] | None = None
     rescalers: dict[str, float] | None = None
+    template: _Template | None = None
     start: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
 

@@ -12,6 +12,7 @@ from osrm_cli.merging.from_data.gather import gather_layer_data
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
+from osrm_cli.models.base_model import check_max_length
 from osrm_cli.progress import Progress
 from osrm_cli.sweep.grid import MergeFamily, ScaledDelta
 
@@ -35,9 +36,11 @@ class GridMerges:
     def __init__(self, families: Sequence[MergeFamily], base_dir: Path, device: torch.device) -> None:
         self._base_dir, self._device = base_dir, device
         self._samples: dict[tuple[Any, ...], list[TaskSample]] = {}
+        reads_data = any(family.plan.method.data_statistic for family in families)
+        self._heads = families[0].plan.read_heads() if reads_data else {}
         for family in families:
             if family.plan.method.data_statistic and _sample_key(family.plan) not in self._samples:
-                self._samples[_sample_key(family.plan)] = samples.draw_for_plan(family.plan)
+                self._samples[_sample_key(family.plan)] = samples.draw_for_plan(family.plan, self._heads)
         self._models: dict[tuple[Any, ...], list[TaskModel]] = {}
 
     def merge(self, family: MergeFamily, scratch: Path, progress: Progress) -> list[tuple[dict[str, Any], ScaledDelta]]:
@@ -60,7 +63,9 @@ class GridMerges:
             return plan, family.layer_data
         key = _sample_key(plan)
         if key not in self._models:
-            self._models[key] = task_models.load_task_models(plan, self._samples[key], self._base_dir, self._device)
+            drawn = self._samples[key]
+            check_max_length(self._base_dir, max(sample.max_length for sample in drawn))
+            self._models[key] = task_models.load_task_models(plan, drawn, self._heads, self._base_dir, self._device)
         return gather_layer_data(plan, self._models[key], folder, progress)
 
 

@@ -1,50 +1,23 @@
 """Score many merges on one backbone: model, examples and heads are loaded once, and a merge takes one pass per task."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch.nn.functional import linear
 
-from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.evaluation.scores import TaskScore, round_answers
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.heads import find_head_layer
-from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.progress import Advance
 from osrm_cli.sweep.tasks import SweepTask
+from osrm_cli.sweep.weights import DeltaSource, SingleAdapterDeltas, UpdatedWeights
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.validation_split import TEST, VALIDATION, ValidationSplit
 
 ScoresBySplit = dict[str, dict[str, TaskScore]]  # by split, then by task
-
-
-class DeltaSource(Protocol):
-    """Updates to add to the backbone's weights."""
-
-    @property
-    def by_task(self) -> bool:
-        """Whether the tasks have different updates."""
-
-    def delta(self, layer: str, index: int) -> torch.Tensor | None:
-        """One layer's update ``(d_out, d_in)`` for the task of the adapter at ``index``; ``None`` if there is none."""
-
-
-@dataclass(frozen=True)
-class SingleAdapterDeltas:
-    """The update of each task's own adapter."""
-
-    adapters: Sequence[Adapter]
-    by_task: bool = True
-
-    def delta(self, layer: str, index: int) -> torch.Tensor | None:
-        """The adapter's update, float32."""
-        adapter = self.adapters[index]
-        return adapter.delta(layer).dense() if layer in adapter.layers else None
 
 
 class SweepHead:
@@ -110,12 +83,8 @@ class SweepScorer:
     ) -> None:
         self._backbone = Backbone.load(base_dir, device)
         self._backbone.check_layers(plan.shapes)
-        model = self._backbone.model
         self._adapters, self._batch_size = plan.adapters, batch_size
-        self._layers = {name: model.get_submodule(name) for name in plan.layers}
-        self._exact = {name: layer.get_parameter("weight").clone() for name, layer in self._layers.items()}
-        for parameter in model.parameters():  # buffers such as rotary frequencies keep their precision
-            parameter.data = parameter.data.to(dtype)
+        self._weights = UpdatedWeights(self._backbone.model, plan.layers, dtype)
         self._heads = [SweepHead(task, self._backbone) for task in tasks]
         self.examples = sum(len(head.encodings) + len(head.unlabelled) for head in self._heads)
 
@@ -127,7 +96,7 @@ class SweepScorer:
             if representations is not None:
                 head.target = representations[len(head.encodings) :]
             results[head.name] = _score_parts(head.task.parts, logits)
-        return _by_part(results)
+        return group_by_part(results)
 
     def score(self, deltas: DeltaSource, advance: Advance) -> list[ScoresBySplit]:
         """Score one merge on every task: unchanged, and with calibrated heads if there are unlabelled examples.
@@ -142,24 +111,14 @@ class SweepScorer:
                 count = len(head.encodings)
                 logits = head.calibrated_logits(representations[:count], representations[count:])
                 calibrated[head.name] = _score_parts(head.task.parts, logits)
-        return [_by_part(results) for results in (plain, calibrated) if results]
+        return [group_by_part(results) for results in (plain, calibrated) if results]
 
     def _heads_with(self, deltas: DeltaSource) -> Iterator[SweepHead]:
         """Yield each task's head after adding its update to the weights."""
         for position, head in enumerate(self._heads):
             if position == 0 or deltas.by_task:
-                self._add_to_weights(deltas, head.task.index)
+                self._weights.add(deltas, head.task.index)
             yield head
-
-    @torch.no_grad()
-    def _add_to_weights(self, deltas: DeltaSource, index: int) -> None:
-        """Add an update to the base model's weights, which are kept exactly: no error accumulates over many merges."""
-        for name, layer in self._layers.items():
-            delta, weight = deltas.delta(name, index), self._exact[name]
-            if delta is not None:
-                is_transposed = is_conv1d(layer) or isinstance(layer, torch.nn.Embedding)
-                weight = weight + (delta.T if is_transposed else delta).to(self._backbone.device)
-            layer.get_parameter("weight").copy_(weight)
 
     def _run(self, head: SweepHead, advance: Advance) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A task's logits, and the representations of all its examples if heads are calibrated."""
@@ -188,5 +147,6 @@ def _score_parts(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, Task
     return results
 
 
-def _by_part(results: Mapping[str, Mapping[str, TaskScore]]) -> ScoresBySplit:
+def group_by_part(results: Mapping[str, Mapping[str, TaskScore]]) -> ScoresBySplit:
+    """Scores by part and task, from scores by task and part."""
     return {part: {task: by_part[part] for task, by_part in results.items()} for part in (VALIDATION, TEST)}

@@ -2,12 +2,13 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
-from osrm_cli.evaluation.scores import ScoredMerge
+from osrm_cli.errors import OsrmError
+from osrm_cli.evaluation.scores import ScoredMerge, average
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.models.base_model import check_max_length, resolve_adapters_base
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
@@ -20,6 +21,7 @@ from osrm_cli.sweep.merges import GridMerges
 from osrm_cli.sweep.results import CURVE_NAME, SWEEP_NAME, SweepResult
 from osrm_cli.sweep.scorer import SweepScorer
 from osrm_cli.sweep.tasks import SweepDataSpec, SweepTask
+from osrm_cli.sweep.text_scorer import TextSweepScorer
 from osrm_cli.tasks.validation_split import TEST, VALIDATION
 
 
@@ -58,6 +60,7 @@ def run_sweep(
     validation_split: str | None = None,
     limit: int | None = None,
     predictions: bool = False,
+    generate: bool = False,
     form: str = "adapter",
     seed: int = 0,
     model: str | None = None,
@@ -86,6 +89,7 @@ def run_sweep(
         validation_split: Split that selects; by default a random half of ``split``.
         limit: Examples per task and split, the first ones; all by default.
         predictions: Write predictions of the single adapters and the best points.
+        generate: Let the best points write answers to text tasks; all points are scored by their loss.
         form: Score the merge as an ``adapter`` or as a ``model``.
         seed: Seed of the halves, of the draws of examples, and of random methods.
         model: The base model, if it has moved.
@@ -124,6 +128,7 @@ def run_sweep(
     unlabelled = (samples or DEFAULT_SAMPLES) if calibrate else 0
     spec = SweepDataSpec(data, split, validation_split, limit, max_length, unlabelled, seed)
     sweep_tasks = spec.load_tasks(opened_adapters, tasks)
+    is_text = _check_kind(sweep_tasks, calibrate, generate)
     check_max_length(base_dir, max(task.max_length for task in sweep_tasks))
     merges = GridMerges(families, base_dir, torch_device)
     names, points = [task.adapter.name for task in sweep_tasks], sum(len(family.lambdas) for family in families)
@@ -131,8 +136,9 @@ def run_sweep(
     if dry_run:
         return SweepReport(path, names, points, notes, warnings=warnings)
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
-        scorer = SweepScorer(families[0].plan, sweep_tasks, base_dir, torch_device, torch_dtype, batch_size)
-        result = _score_families(scorer, merges, families, Path(scratch), progress)
+        scorer_class = TextSweepScorer if is_text else SweepScorer
+        scorer = scorer_class(families[0].plan, sweep_tasks, base_dir, torch_device, torch_dtype, batch_size)
+        result = _score_families(scorer, merges, families, generate, Path(scratch), progress)
         settings = {
             "methods": list(dict.fromkeys(family.plan.method.name for family in families)),
             "grid": {**shared_options, **grid},
@@ -163,12 +169,39 @@ def _note_unused(inputs: Mapping[str, Any], families: Sequence[MergeFamily], cal
     return [f"none of the methods uses --{name}; osrm merge --list shows what they need" for name in unused]
 
 
+def _check_kind(tasks: Sequence[SweepTask], calibrate: bool, generate: bool) -> bool:
+    """Whether the tasks are answered with text.
+
+    Raises:
+        OsrmError: If some are and others are not, or the options are for the other kind.
+    """
+    kinds = {task.parts.task.is_text for task in tasks}
+    if len(kinds) > 1:
+        raise OsrmError(
+            "some tasks have labels, others are answered with text, and their scores have no common average",
+            "sweep them one after the other, with --task",
+        )
+    (is_text,) = kinds
+    if is_text and calibrate:
+        raise OsrmError("tasks that are answered with text have no head to calibrate", "leave out --calibrate")
+    if generate and not is_text:
+        raise OsrmError("--generate is for tasks that are answered with text", "leave it out")
+    return is_text
+
+
 def _score_families(
-    scorer: SweepScorer, merges: GridMerges, families: Sequence[MergeFamily], scratch: Path, progress: Progress
+    scorer: SweepScorer | TextSweepScorer,
+    merges: GridMerges,
+    families: Sequence[MergeFamily],
+    generate: bool,
+    scratch: Path,
+    progress: Progress,
 ) -> SweepResult:
     points = []
     with progress("sweep singles", scorer.examples, "examples") as advance:
         single = scorer.score_single_adapters(advance)
+    if generate and isinstance(scorer, TextSweepScorer):
+        single[TEST] = dict(scorer.add_answers(scorer.single_adapters, single[TEST], progress))
     for family in families:
         name = family.plan.method.name
         scaled = merges.merge(family, scratch, progress)
@@ -176,6 +209,11 @@ def _score_families(
             for options, deltas in scaled:
                 for calibrated, parts in enumerate(scorer.score(deltas, advance)):
                     points.append(ScoredMerge(name, options, bool(calibrated), parts[TEST], parts[VALIDATION]))
+        if generate and isinstance(scorer, TextSweepScorer):
+            own = points[-len(scaled) :]
+            best = max(range(len(own)), key=lambda index: average(own[index].validation))
+            test = scorer.add_answers(scaled[best][1], own[best].test, progress)
+            points[len(points) - len(own) + best] = replace(own[best], test=test)
     return SweepResult(**single, points=points)
 
 

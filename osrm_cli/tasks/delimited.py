@@ -11,27 +11,26 @@ from typing import Any, TextIO
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.table import Table
-from osrm_cli.tasks.text_encoding import read_text
+from osrm_cli.tasks.text_encoding import open_text
 
 DELIMITERS = (",", ";", "\t", "|")
 
 _SAMPLE = 1 << 18  # characters that are looked at to tell how a file is quoted
 
 
-def read_csv(path: Path, limit: int | None) -> Table:
+def read_csv(path: Path, limit: int | None, encoding: str | None) -> Table:
     """Read a ``.csv`` file; what separates its values is told from its header, a comma where that has nothing."""
-    return _read(path, ",", limit)
+    return _read(path, ",", limit, encoding)
 
 
-def read_tsv(path: Path, limit: int | None) -> Table:
+def read_tsv(path: Path, limit: int | None, encoding: str | None) -> Table:
     """Read a ``.tsv`` file; quotation marks are text, as in GLUE's own files, unless the file doubles them."""
-    return _read(path, "\t", limit)
+    return _read(path, "\t", limit, encoding)
 
 
-def _read(path: Path, default: str, limit: int | None) -> Table:
+def _read(path: Path, default: str, limit: int | None, encoding: str | None) -> Table:
     csv.field_size_limit(2**31 - 1)
-
-    def parse(file: TextIO) -> Table:
+    with open_text(path, encoding) as file:
         dialect = _find_dialect(_read_sample(file), default)
         try:
             return _parse(path, file, dialect, limit)
@@ -43,10 +42,6 @@ def _read(path: Path, default: str, limit: int | None) -> Table:
             except OsrmError:
                 pass
             raise
-
-    table, warnings = read_text(path, parse)
-    table.warnings += warnings
-    return table
 
 
 def _rewound(file: TextIO) -> TextIO:

@@ -10,11 +10,13 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.draws import are_sorted, order_by_hash
 from osrm_cli.tasks.glue import GLUE, GLUE_HUB_ID, list_glue_splits, load_glue_columns
 from osrm_cli.tasks.mini import MINI, MINI_FOLDER
+from osrm_cli.tasks.mini_text import MINI_TEXT, MINI_TEXT_FOLDER
 from osrm_cli.tasks.parsing import is_unlabelled, parse_classes, parse_scores, parse_texts
 from osrm_cli.tasks.readers import FORMATS, find_split_files, read_table
 from osrm_cli.tasks.schema import add_defaults, infer_schema
 from osrm_cli.tasks.table import Table
-from osrm_cli.tasks.task import Example, Label, Task, TaskSplit, check_task_name
+from osrm_cli.tasks.task import GENERATION, Example, Label, Task, TaskSplit, check_task_name
+from osrm_cli.tasks.text_rows import complete_text_task, find_text_columns, make_text_split
 
 
 def list_tasks(data: str | Path) -> list[str]:
@@ -27,10 +29,13 @@ def list_tasks(data: str | Path) -> list[str]:
         return list(GLUE)
     if str(data) == "mini":
         return list(MINI)
+    if str(data) == "mini-text":
+        return list(MINI_TEXT)
     folder = Path(data)
     if not folder.is_dir():
         raise OsrmError(
-            f"no data folder {folder}", "--data takes 'hub', 'mini', or a folder that holds TASK/train.jsonl"
+            f"no data folder {folder}",
+            "--data takes 'hub', 'mini', 'mini-text', or a folder that holds TASK/train.jsonl",
         )
     found = sorted(each.name for each in folder.iterdir() if each.is_dir() and find_split_files(each))
     if not found:
@@ -54,7 +59,7 @@ def list_splits(name: str, data: str | Path) -> tuple[str, ...]:
     if str(data) == "hub":
         return list_glue_splits(name)
     check_task_name(name)
-    folder = (MINI_FOLDER if str(data) == "mini" else Path(data)) / name
+    folder = _data_folder(data) / name
     files = find_split_files(folder)
     if "split_dev" in _read_declared(folder, files):
         return tuple(dict.fromkeys(("train", "dev", *files)))
@@ -77,9 +82,12 @@ def load_split(name: str, data: str | Path, split: str, limit: int | None = None
     if str(data) in ("hub", "mini"):
         table = _read_known(name, str(data), actual, limit)
         return _make_split(table, Task(name, **(GLUE | MINI)[name]), "label", True, split, limit)
-    folder = Path(data, name)
+    folder = _data_folder(data) / name
     files = find_split_files(folder)
-    fields = {**GLUE.get(name, {}), **_read_declared(folder, files)}
+    declared = _read_declared(folder, files)
+    fields = {**GLUE.get(name, {}), **declared}
+    if _is_text_task(name, declared, files):
+        return _load_text_split(name, folder, declared, files, actual, split, limit)
     codes, share = bool(fields.get("labels")), fields.pop("split_dev", None)
     if fields.keys() >= {"columns", "labels"}:
         table = _read_rows(files, actual, share, name, limit)
@@ -112,15 +120,18 @@ def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
     Raises:
         OsrmError: If there is no such task or split, or if a row's texts cannot be used.
     """
+    if task.is_text:  # a completion is no label: it is what the model was trained to write
+        return load_split(task.name, data, split)
     actual = _resolve_split(task.name, data, split)
     if str(data) in ("hub", "mini"):
         table = _read_known(task.name, str(data), actual, None)
     else:
-        folder = Path(data, task.name)
+        folder = _data_folder(data) / task.name
         files = find_split_files(folder)
         share = _read_declared(folder, files).get("split_dev")
         table = _read_rows(files, actual, share, task.name, None)
-    examples = tuple(Example(texts, None) for texts in parse_texts(table, task.columns))
+    columns = [table.get_column(column) for column in task.columns]
+    examples = tuple(Example(texts, None) for texts in parse_texts(table, columns))
     return TaskSplit(task, split, examples, table.source, warnings=tuple(table.warnings))
 
 
@@ -131,6 +142,37 @@ def draw_examples(data: TaskSplit, k: int, seed: int) -> TaskSplit:
     """
     order = order_by_hash(range(len(data.examples)), seed, data.task.name, data.split)
     return replace(data, examples=tuple(data.examples[i] for i in order[:k]))
+
+
+def _data_folder(data: str | Path) -> Path:
+    """The folder of a source's tasks."""
+    return {"mini": MINI_FOLDER, "mini-text": MINI_TEXT_FOLDER}.get(str(data), Path(data))
+
+
+def _is_text_task(name: str, declared: Mapping[str, Any], files: Mapping[str, Path]) -> bool:
+    """Whether a task of a folder is answered with text: ``task.toml`` says so, or the columns of its rows."""
+    if "kind" in declared or declared.keys() & {"columns", "labels", "label_column"} or name in GLUE:
+        return declared.get("kind") == GENERATION
+    return find_text_columns(read_table(next(iter(files.values())), 1)) is not None
+
+
+def _load_text_split(
+    name: str,
+    folder: Path,
+    declared: Mapping[str, Any],
+    files: Mapping[str, Path],
+    actual: str,
+    split: str,
+    limit: int | None,
+) -> TaskSplit:
+    """Read one split of a task that is answered with text."""
+    table = _read_rows(files, actual, declared.get("split_dev"), name, limit)
+    task = complete_text_task(name, declared, table)
+    if (toml := folder / "task.toml").is_file():
+        from osrm_cli.tasks.task_file import check_metrics
+
+        check_metrics({"labels": None, "metrics": task.metrics, "kind": GENERATION}, toml)
+    return make_text_split(table, task, split)
 
 
 def _resolve_split(name: str, data: str | Path, split: str) -> str:
@@ -190,14 +232,15 @@ def _read_rows(
 def _make_split(table: Table, task: Task, column: str, codes: bool, split: str, limit: int | None) -> TaskSplit:
     """Examples of rows; those without text or label are left out, which a warning says."""
     count = len(table)
-    texts = parse_texts(table, task.columns)
+    texts = parse_texts(table, [table.get_column(name) for name in task.columns])
     labels: list[Label | None]
-    if unlabelled := split.startswith("test") and is_unlabelled(table, column):
+    found = table.find_column(column)
+    if unlabelled := split.startswith("test") and (found is None or is_unlabelled(table, found)):
         labels = [None] * count
     elif task.labels is None:
-        labels = parse_scores(table, column)
+        labels = parse_scores(table, table.get_column(column))
     else:
-        labels = parse_classes(table, column, task.labels, codes)
+        labels = parse_classes(table, table.get_column(column), task.labels, codes)
     warnings = list(table.warnings)
     bare = [row for row, label in enumerate(labels) if label is None and not unlabelled]
     blank = [row for row, row_texts in enumerate(texts) if not any(map(str.strip, row_texts))]

@@ -8,6 +8,7 @@ from typing import Any
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import Label
+from osrm_cli.tasks.text_encoding import is_encodable
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII)
 _LARGEST = 10**300  # beyond it an integer is as good as infinite: it makes no float
@@ -39,10 +40,14 @@ def normalize_label(value: Any) -> Any:
 def parse_texts(table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
     """The texts of each row; a number is its digits, nothing is an empty text.
 
+    Args:
+        table: The rows.
+        columns: Their texts, as the table spells them.
+
     Raises:
-        OsrmError: If there is no such column, or it holds anything but text.
+        OsrmError: If a column holds anything but text.
     """
-    parsed = [list(_parse_column(table, get_column(table, column))) for column in columns]
+    parsed = [list(_parse_column(table, column)) for column in columns]
     return list(zip(*parsed, strict=True))
 
 
@@ -65,7 +70,7 @@ def parse_classes(table: Table, column: str, labels: Sequence[str | int], codes:
 
     Args:
         table: The rows.
-        column: Their label.
+        column: Their label, as the table spells it.
         labels: The classes.
         codes: Whether a row may hold the index itself in place of a name.
 
@@ -80,7 +85,7 @@ def parse_classes(table: Table, column: str, labels: Sequence[str | int], codes:
         index.setdefault(normalize_label(label), position)
     known: dict[Any, int | None] = {}
     parsed: list[Label | None] = []
-    for row, value in enumerate(table.columns[get_column(table, column)]):
+    for row, value in enumerate(table.columns[column]):
         key = (type(value), value) if value.__hash__ else None
         if key not in known:
             known[key] = _find_class(table, row, value, index)
@@ -113,7 +118,7 @@ def parse_scores(table: Table, column: str) -> list[Label | None]:
         OsrmError: If it is something else, or not finite.
     """
     parsed: list[Label | None] = []
-    for row, value in enumerate(table.columns[get_column(table, column)]):
+    for row, value in enumerate(table.columns[column]):
         score = parse_number(value)
         if score is None and value not in (None, "", "-"):
             raise OsrmError(f"{table.locate(row)}: label {describe_value(value)} is not a number, expected a score")
@@ -124,37 +129,12 @@ def parse_scores(table: Table, column: str) -> list[Label | None]:
 
 def is_unlabelled(table: Table, column: str) -> bool:
     """Whether no row has a label, as in the public test splits of GLUE."""
-    found = table.find_column(column)
-    return found is None or all(map(is_no_label, table.columns[found]))
-
-
-def get_column(table: Table, name: str) -> str:
-    """The column of that name as the table spells it.
-
-    Raises:
-        OsrmError: If there is none.
-    """
-    found = table.find_column(name)
-    if found is None:
-        raise OsrmError(
-            f"{table.source} has no column '{name}', found: {', '.join(table.columns)}",
-            "columns and label_column can be set in the task's task.toml",
-        )
-    return found
+    return all(map(is_no_label, table.columns[column]))
 
 
 def _check_finite(table: Table, row: int, value: float | None) -> None:
     if value is not None and not math.isfinite(value):
         raise OsrmError(f"{table.locate(row)}: label {value} is not a finite number")
-
-
-def is_encodable(text: str) -> bool:
-    """Whether a text is whole: JSON may hold half a surrogate pair, which no file can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def describe_value(value: Any) -> str:

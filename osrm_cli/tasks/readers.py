@@ -7,16 +7,16 @@ Text formats are read with the standard library and parquet with pyarrow, which 
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.delimited import read_csv, read_tsv
-from osrm_cli.tasks.parsing import is_encodable
-from osrm_cli.tasks.table import Table, make_columns
-from osrm_cli.tasks.text_encoding import open_binary, read_text
+from osrm_cli.tasks.table import Table
+from osrm_cli.tasks.text_encoding import WINDOWS, check_windows, is_encodable, open_binary, open_text
 
 SPLIT_STEMS = {
     "train": ("train",),
@@ -63,7 +63,7 @@ def read_table(path: Path, limit: int | None = None) -> Table:
     """
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     try:
-        table = FORMATS[kind](path, limit)
+        table = _read_as_text(FORMATS[kind], path, limit)
     except OSError as error:
         raise OsrmError(f"{path} cannot be read: {error.strerror or error}") from None
     if not len(table):
@@ -74,13 +74,21 @@ def read_table(path: Path, limit: int | None = None) -> Table:
     return table
 
 
-def _read_jsonl(path: Path, limit: int | None) -> Table:
-    def parse(file: TextIO) -> Table:
-        return Table(str(path), *make_columns(islice(_parse_lines(path, file), limit)))
-
-    table, warnings = read_text(path, parse)
-    table.warnings += warnings
+def _read_as_text(read: "Reader", path: Path, limit: int | None) -> Table:
+    """The rows of a file, which is read a second time if it turns out not to be UTF-8."""
+    try:
+        return read(path, limit, None)
+    except UnicodeDecodeError as error:
+        warning = check_windows(path, error)
+    table = read(path, limit, WINDOWS)
+    table.warnings.append(warning)
     return table
+
+
+def _read_jsonl(path: Path, limit: int | None, encoding: str | None) -> Table:
+    with open_text(path, encoding) as file:
+        columns, lines = _make_columns(islice(_parse_lines(path, file), limit))
+    return Table(str(path), columns, lines)
 
 
 def _parse_lines(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -96,19 +104,37 @@ def _parse_lines(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]
         yield number, values
 
 
-def _read_json(path: Path, limit: int | None) -> Table:
+def _make_columns(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[dict[str, list[Any]], Sequence[int]]:
+    """Columns and line numbers of rows that may lack some of the columns."""
+    columns: dict[str, list[Any]] = {}
+    lines = array("q")
+    for line, values in rows:
+        for name, value in values.items():
+            if (column := columns.get(name)) is None:
+                column = columns[name] = []
+            if len(column) < len(lines):
+                column.extend([None] * (len(lines) - len(column)))
+            column.append(value)
+        lines.append(line)
+    for column in columns.values():
+        column.extend([None] * (len(lines) - len(column)))
+    return columns, lines
+
+
+def _read_json(path: Path, limit: int | None, encoding: str | None) -> Table:
     """One JSON value that holds the rows in any of the usual ways, or else JSON lines."""
-    text, warnings = read_text(path, lambda file: file.read())
+    with open_text(path, encoding) as file:
+        text = file.read()
     if not text.strip():
         return Table(str(path), {})
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("{"):
-            return _read_jsonl(path, limit)
+            return _read_jsonl(path, limit, encoding)
         line = getattr(error, "lineno", 1)
         raise OsrmError(f"{path}:{line}: bad JSON: {error}", "write one array of JSON objects") from None
-    return Table(str(path), _find_rows(path, content, limit), warnings=warnings)
+    return Table(str(path), _find_rows(path, content, limit))
 
 
 def _find_rows(path: Path, content: Any, limit: int | None) -> dict[str, list[Any]]:
@@ -124,7 +150,7 @@ def _find_rows(path: Path, content: Any, limit: int | None) -> dict[str, list[An
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
                 raise OsrmError(f"{path}, row {number}: found {type(row).__name__}, expected a JSON object")
-        return make_columns(enumerate(rows))[0]
+        return _make_columns(enumerate(rows))[0]
     if isinstance(content, dict) and content:
         values = list(content.values())
         if all(isinstance(value, list) for value in values) and len(values) > 1:
@@ -157,7 +183,7 @@ def _name_pair(path: Path, columns: list[list[Any]]) -> dict[str, list[Any]]:
     return dict(zip(names, columns, strict=True))
 
 
-def _read_parquet(path: Path, limit: int | None) -> Table:
+def _read_parquet(path: Path, limit: int | None, _encoding: str | None) -> Table:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -183,7 +209,9 @@ def _read_parquet(path: Path, limit: int | None) -> Table:
     return Table(str(path), columns)
 
 
-FORMATS: dict[str, Callable[[Path, int | None], Table]] = {
+Reader = Callable[[Path, int | None, str | None], Table]  # of a path, a limit, and an encoding if it is known
+
+FORMATS: dict[str, Reader] = {
     "jsonl": _read_jsonl,
     "json": _read_json,
     "csv": read_csv,

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.parsing import describe_value, is_encodable, is_no_label, normalize_label, parse_number
+from osrm_cli.tasks.parsing import describe_value, is_no_label, normalize_label, parse_number
 from osrm_cli.tasks.table import Table
+from osrm_cli.tasks.text_encoding import is_encodable
 
 LABEL_COLUMNS = ("label", "labels", "gold_label", "score", "target", "class")  # the first that there is
 # Names that may as well be of something else: one of them must stand alone.

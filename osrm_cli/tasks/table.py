@@ -1,9 +1,11 @@
 """Rows of one file, held by column."""
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from osrm_cli.errors import OsrmError
 
 
 @dataclass
@@ -43,24 +45,21 @@ class Table:
         similar = [column for column in self.columns if column.strip().casefold() == name.strip().casefold()]
         return similar[0] if len(similar) == 1 else None
 
+    def get_column(self, name: str) -> str:
+        """The column of that name as the table spells it.
+
+        Raises:
+            OsrmError: If there is none.
+        """
+        found = self.find_column(name)
+        if found is None:
+            raise OsrmError(
+                f"{self.source} has no column '{name}', found: {', '.join(self.columns)}",
+                "columns and label_column can be set in the task's task.toml",
+            )
+        return found
+
     def take(self, rows: Sequence[int]) -> "Table":
         """Some of the rows, in the order given."""
         columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
         return Table(self.source, columns, array("q", (self.numbers[row] for row in rows)), self.by_line, self.warnings)
-
-
-def make_columns(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[dict[str, list[Any]], Sequence[int]]:
-    """Columns and line numbers of rows that may lack some of the columns."""
-    columns: dict[str, list[Any]] = {}
-    lines = array("q")
-    for line, values in rows:
-        for name, value in values.items():
-            if (column := columns.get(name)) is None:
-                column = columns[name] = []
-            if len(column) < len(lines):
-                column.extend([None] * (len(lines) - len(column)))
-            column.append(value)
-        lines.append(line)
-    for column in columns.values():
-        column.extend([None] * (len(lines) - len(column)))
-    return columns, lines

@@ -11,6 +11,8 @@ from typing import Any, Self
 from osrm_cli.errors import OsrmError
 
 Label = int | float
+CLASSIFICATION, GENERATION = "classification", "generation"
+_TEXT_FIELDS = ("kind", "max_new_tokens", "stop")
 TASK_NAME = re.compile(r"\w[\w.-]*")  # so that files and folders can be named after a task
 
 
@@ -32,10 +34,14 @@ class Task:
 
     Attributes:
         name: Such as ``sst2``.
-        columns: One text column, or two for a pair.
-        labels: Classes in the order of the model's outputs; ``None`` for regression.
-        metrics: Names of ``metrics.METRICS``; their mean is the primary score.
+        columns: One text column, or two for a pair; of a task that is answered with text, ``prompt`` and
+            ``completion``, ``messages``, or ``text``.
+        labels: Classes in the order of the model's outputs; ``None`` for regression and for text.
+        metrics: Names of ``metrics.METRICS`` or of ``text_metrics.TEXT_METRICS``; their mean is the primary score.
         max_length: Tokens to keep, or ``None`` for the caller's default.
+        kind: ``classification``, which includes regression, or ``generation``: the answer is text.
+        max_new_tokens: Longest answer in tokens, or ``None`` for the longest reference's.
+        stop: Strings at which an answer ends; they are not part of it.
     """
 
     name: str
@@ -43,11 +49,19 @@ class Task:
     labels: tuple[str | int, ...] | None
     metrics: tuple[str, ...]
     max_length: int | None = None
+    kind: str = CLASSIFICATION
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the answer is text."""
+        return self.kind == GENERATION
 
     @cached_property
     def regression(self) -> bool:
         """Whether the label is a number rather than a class."""
-        return self.labels is None
+        return self.labels is None and not self.is_text
 
     @cached_property
     def num_labels(self) -> int:
@@ -60,8 +74,9 @@ class Task:
         return "regression" if self.regression else "single_label_classification"
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The fields as JSON has them; those of text alone only where the answer is text."""
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return fields if self.is_text else {key: fields[key] for key in fields if key not in _TEXT_FIELDS}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> Self:
@@ -81,6 +96,35 @@ class Example:
 
     texts: tuple[str, ...]
     label: Label | None
+
+
+Messages = tuple[Mapping[str, Any], ...]  # a chat: each with ``role`` and ``content``
+
+
+@dataclass(frozen=True, slots=True)
+class TextExample(Example):
+    """A prompt and the text that answers it.
+
+    Attributes:
+        texts: One for each of the task's columns; chats as JSON.
+        label: None: the reference is text.
+        prompt: What the model reads; empty where the whole text counts.
+        completion: The reference.
+        place: Where the row stands, such as ``train.jsonl:7``.
+        choices: Answers of which one is right, if it is a choice.
+        all_turns: Whether the assistant's turns in the prompt count as well.
+    """
+
+    prompt: str | Messages
+    completion: str | Messages
+    place: str
+    choices: tuple[str, ...] = ()
+    all_turns: bool = False
+
+    @property
+    def reference(self) -> str:
+        """The right answer as text."""
+        return self.completion if isinstance(self.completion, str) else str(self.completion[-1]["content"])
 
 
 @dataclass(frozen=True)
@@ -110,6 +154,11 @@ class TaskSplit:
         for example in self.examples:
             digest.update(json.dumps([*example.texts, example.label]).encode() + b"\n")
         return digest.hexdigest()
+
+    @property
+    def text_examples(self) -> list[TextExample]:
+        """The examples of a task that is answered with text."""
+        return [example for example in self.examples if isinstance(example, TextExample)]
 
     @property
     def labels(self) -> list[Label]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.tasks.task import GENERATION
 
 TaskFields = dict[str, Any]  # the keys of task.toml; ``labels`` is None for regression
 
@@ -32,6 +33,9 @@ class TaskFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    kind: Literal["classification", "generation"] | None = Field(
+        None, description='"classification", or "generation" where the answer is text'
+    )
     columns: _Names | None = Field(None, min_length=1, max_length=2, description="one or two column names")
     label_column: str | None = Field(None, description="a column name")
     labels: Literal["float"] | _Classes | None = Field(
@@ -39,6 +43,8 @@ class TaskFile(BaseModel):
     )
     metrics: _Names | None = Field(None, min_length=1, max_length=5, description="one or more metric names")
     max_length: int | None = Field(None, gt=0, description="a number of tokens")
+    max_new_tokens: int | None = Field(None, gt=0, description="a number of tokens")
+    stop: _Names | None = Field(None, description="one or more strings that end an answer")
     split_dev: float | None = Field(None, gt=0, lt=1, description="the share of train that is dev, between 0 and 1")
 
 
@@ -77,9 +83,14 @@ def check_metrics(fields: TaskFields, path: Path) -> None:
         OsrmError: Naming those that do.
     """
     from osrm_cli.tasks.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS
+    from osrm_cli.tasks.text_metrics import TEXT_METRICS
 
-    known = REGRESSION_METRICS if fields["labels"] is None else CLASSIFICATION_METRICS
+    if fields.get("kind") == GENERATION:
+        known, kind = TEXT_METRICS, "text"
+    elif fields["labels"] is None:
+        known, kind = tuple(REGRESSION_METRICS), "regression"
+    else:
+        known, kind = tuple(CLASSIFICATION_METRICS), "classes"
     for metric in fields["metrics"]:
         if metric not in known:
-            kind = "regression" if fields["labels"] is None else "classes"
             raise OsrmError(f"{path}: '{metric}' is not a metric for {kind}", f"choose from: {', '.join(known)}")

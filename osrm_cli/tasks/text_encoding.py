@@ -4,16 +4,15 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 from osrm_cli.errors import OsrmError
 
-T = TypeVar("T")
-
-_WINDOWS = "cp1252"
+WINDOWS = "cp1252"
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -22,39 +21,26 @@ def open_binary(path: Path) -> BufferedReader | gzip.GzipFile:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def read_text(path: Path, read: Callable[[TextIO], T]) -> tuple[T, list[str]]:
-    """Call ``read`` with the file's text; line ends are left as they are.
+@contextmanager
+def open_text(path: Path, encoding: str | None = None) -> Iterator[TextIO]:
+    """Open a file's text; line ends are left as they are.
 
     Args:
         path: The file.
-        read: Called a second time if the file turns out not to be UTF-8.
-
-    Returns:
-        What ``read`` returned, and warnings for the user.
+        encoding: Its encoding; by default UTF-16 where its mark says so, else UTF-8.
 
     Raises:
-        OsrmError: If the encoding cannot be told, or a gzip file is damaged.
+        OsrmError: If a gzip file is damaged.
     """
-    try:
+    with _explained_damage(path):
         with open_binary(path) as file:
-            encoding = "utf-16" if file.read(2) in _UTF_16 else "utf-8-sig"
-        try:
-            return _read_as(path, encoding, read), []
-        except UnicodeDecodeError as error:
-            _check_windows(path, error)
-        warning = f"{path} is not UTF-8: read as {_WINDOWS} (Western Windows); if that is wrong, save it as UTF-8"
-        return _read_as(path, _WINDOWS, read), [warning]
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise OsrmError(f"{path}: damaged gzip file: {error}") from None
+            encoding = encoding or ("utf-16" if file.read(2) in _UTF_16 else "utf-8-sig")
+        with open_binary(path) as file, io.TextIOWrapper(file, encoding, newline="") as text:
+            yield text
 
 
-def _read_as(path: Path, encoding: str, read: Callable[[TextIO], T]) -> T:
-    with open_binary(path) as file, io.TextIOWrapper(file, encoding, newline="") as text:
-        return read(text)
-
-
-def _check_windows(path: Path, error: UnicodeDecodeError) -> None:
-    """Check that text which is not UTF-8 can be Windows' own.
+def check_windows(path: Path, error: UnicodeDecodeError) -> str:
+    """Check that text which is not UTF-8 can be Windows' own; returns a warning for the user.
 
     Raises:
         OsrmError: If it holds characters of UTF-8 all the same, so that it is damaged, or bytes that Windows lacks.
@@ -62,12 +48,30 @@ def _check_windows(path: Path, error: UnicodeDecodeError) -> None:
     hint = "save the file as UTF-8"
     if error.encoding.startswith("utf-16"):
         raise OsrmError(f"{path}: damaged UTF-16: {error.reason}", hint) from None
-    with open_binary(path) as file:
+    with _explained_damage(path), open_binary(path) as file:
         lines = file.read().splitlines()
     number, reason = next((number, reason) for number, line in enumerate(lines, 1) if (reason := _find_flaw(line)))
     content = b"\n".join(lines)
-    if b"\0" in content or not content.decode(errors="ignore").isascii() or _find_flaw(content, _WINDOWS):
+    if b"\0" in content or not content.decode(errors="ignore").isascii() or _find_flaw(content, WINDOWS):
         raise OsrmError(f"{path}:{number}: not UTF-8: {reason}", hint) from None
+    return f"{path} is not UTF-8: read as {WINDOWS} (Western Windows); if that is wrong, save it as UTF-8"
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text is whole: JSON may hold half a surrogate pair, which no file can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def _explained_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise OsrmError(f"{path}: damaged gzip file: {error}") from None
 
 
 def _find_flaw(content: bytes, encoding: str = "utf-8") -> str | None:

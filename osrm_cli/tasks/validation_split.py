@@ -18,7 +18,7 @@ class ValidationSplit:
     Attributes:
         task: The task.
         examples: All of them, each once.
-        labels: Their labels.
+        labels: Their labels; none where the answer is text.
         indices: Indices of the examples by part.
         sha256: Digest of the examples by split.
         warnings: What the user should know about how they were read.
@@ -33,7 +33,7 @@ class ValidationSplit:
 
     def labels_of(self, part: str) -> list[Label]:
         """One part's labels."""
-        return [self.labels[row] for row in self.indices[part]]
+        return [self.labels[row] for row in self.indices[part]] if self.labels else []
 
 
 def load_validation_split(
@@ -60,7 +60,7 @@ def load_validation_split(
     return ValidationSplit(
         test.task,
         validation.examples + test.examples,
-        validation.labels + test.labels,
+        [] if test.task.is_text else validation.labels + test.labels,
         {VALIDATION: tuple(range(first)), TEST: tuple(range(first, first + len(test.examples)))},
         {validation_split: validation.sha256, split: test.sha256},
         tuple(dict.fromkeys(validation.warnings + test.warnings)),
@@ -76,4 +76,5 @@ def _split_in_halves(data: TaskSplit, seed: int) -> ValidationSplit:
         )
     order = order_by_hash(range(count), "halves", seed, data.task.name, data.split)
     rows = {VALIDATION: tuple(sorted(order[: count // 2])), TEST: tuple(sorted(order[count // 2 :]))}
-    return ValidationSplit(data.task, data.examples, data.labels, rows, {data.split: data.sha256}, data.warnings)
+    labels = [] if data.task.is_text else data.labels
+    return ValidationSplit(data.task, data.examples, labels, rows, {data.split: data.sha256}, data.warnings)

@@ -16,9 +16,12 @@ from transformers import (
 )
 
 from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.completions import CompletionTokenizer
 from osrm_cli.models.fast_dropout import use_fast_dropout
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.task import Task, TaskSplit
+from osrm_cli.tasks.text_metrics import LOSS_METRICS
+from osrm_cli.training.completion_trainer import CompletionCollator, CompletionTrainer
 from osrm_cli.training.interference_penalty import InterferencePenalty
 from osrm_cli.training.trainer import PenaltyTrainer, TrainingMonitor
 
@@ -37,6 +40,8 @@ class TrainingConfig:
         keep_best: Keep the epoch with the best dev score instead of the last one.
         bf16: Compute in bfloat16 where that is safe; trained weights are float32.
         dropout: Dropout rate of the base model; ``None`` keeps its own rates.
+        accumulation: Batches whose gradients are added up before a step.
+        checkpointing: Compute activations again in the backward pass instead of keeping them.
     """
 
     lr: float = 4e-4
@@ -46,6 +51,8 @@ class TrainingConfig:
     keep_best: bool = False
     bf16: bool = False
     dropout: float | None = None
+    accumulation: int = 1
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,19 @@ class EncodedTask:
             _encode_with_labels(tokenizer, dev, max_length),
         )
 
+    @classmethod
+    def of_text(cls, completions: CompletionTokenizer, train: TaskSplit, dev: TaskSplit) -> "EncodedTask":
+        """Tokenize two splits of a task that is answered with text.
+
+        Raises:
+            OsrmError: If an example cannot be used.
+        """
+        return cls(train.task, completions.encode(train.text_examples)[1], completions.encode(dev.text_examples)[1])
+
     def steps(self, config: TrainingConfig, processes: int = 1) -> int:
         """Optimizer steps of a whole run."""
-        return math.ceil(math.ceil(len(self.train) / (config.batch_size * processes)) * config.epochs)
+        batches = math.ceil(len(self.train) / (config.batch_size * processes))
+        return math.ceil(math.ceil(batches / config.accumulation) * config.epochs)
 
 
 def _encode_with_labels(tokenizer: Any, data: TaskSplit, max_length: int) -> list[Encoding]:
@@ -118,7 +135,7 @@ def fit_adapter(
     """Train ``model`` in place.
 
     Args:
-        model: A PEFT classifier; trainable parameters require gradients.
+        model: A PEFT model of the task's kind; trainable parameters require gradients.
         tokenizer: Pads on the right.
         encoded_task: The task to learn.
         config: Hyperparameters.
@@ -131,19 +148,24 @@ def fit_adapter(
     Raises:
         OsrmError: If the loss is not finite.
     """
-    trainer = PenaltyTrainer(
+    is_text = encoded_task.task.is_text
+    trainer = (CompletionTrainer if is_text else PenaltyTrainer)(
         penalty,
         model=model,
         args=_training_arguments(encoded_task, config, checkpoint_folder, device),
         train_dataset=encoded_task.train,
         # Examples of similar length share a batch, which reduces padding; too large a batch fails at once.
         eval_dataset=sorted(encoded_task.dev, key=lambda encoding: -len(encoding["input_ids"])),
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=CompletionCollator(tokenizer) if is_text else DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=_make_metrics_function(encoded_task.task),
+        compute_metrics=None if is_text else _make_metrics_function(encoded_task.task),
         callbacks=[TrainingMonitor(advance, penalty)],
     )
     trainer.remove_callback(PrinterCallback)
+    if config.checkpointing:
+        base: Any = model.get_base_model()
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base.enable_input_require_grads()  # the first layers are frozen
     with use_fast_dropout(device):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return _collect_result(trainer, encoded_task.task, config)
@@ -156,6 +178,7 @@ def _training_arguments(
         output_dir=str(checkpoint_folder),
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
         num_train_epochs=config.epochs,
         learning_rate=config.lr,
         lr_scheduler_type="linear",
@@ -192,7 +215,7 @@ def _make_metrics_function(task: Task) -> Callable[[Any], dict[str, float]]:
 def _collect_result(trainer: Trainer, task: Task, config: TrainingConfig) -> TrainingResult:
     history = trainer.state.log_history
     losses = [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row]
-    score_names = (*task.metrics, "headline")
+    score_names = (*(LOSS_METRICS if task.is_text else task.metrics), "headline")
     interference = {row["step"]: {"interference": row["interference"]} for row in history if "interference" in row}
     epochs = [
         {

@@ -14,11 +14,11 @@ from osrm_cli.adapters.writer import write_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.models.classifier import Classifier
+from osrm_cli.models.classifier import LoadedModel
 from osrm_cli.storage.provenance import BaseModelId
 
 
-def to_peft_model(classifier: Classifier, start: Adapter, freeze: str | None) -> PeftModel:
+def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -> PeftModel:
     """Attach an initialized adapter to a classifier: its factors and the heads are trained, the rest is frozen.
 
     Args:
@@ -47,7 +47,7 @@ def to_peft_model(classifier: Classifier, start: Adapter, freeze: str | None) ->
     return model
 
 
-def _load_heads(classifier: Classifier, start: Adapter) -> None:
+def _load_heads(classifier: LoadedModel, start: Adapter) -> None:
     heads = start.head_tensors()
     try:
         unexpected = classifier.model.load_state_dict(heads, strict=False).unexpected_keys

@@ -14,9 +14,11 @@ from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.base_model import check_max_length, resolve_base_model
-from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
+from osrm_cli.models.completions import CompletionTokenizer, template_record
 from osrm_cli.models.devices import pick_device, pick_training_dtype
 from osrm_cli.models.distributed import process_count, process_rank
+from osrm_cli.models.language_model import CAUSAL_LM, SEQ_2_SEQ_LM, load_language_model
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.provenance import BaseModelId
@@ -78,7 +80,10 @@ def train_adapters(
     lr: float = 4e-4,
     epochs: float = 3,
     batch_size: int = 16,
+    gradient_accumulation: int = 1,
+    gradient_checkpointing: bool = False,
     max_length: int | None = None,
+    skip_long: bool = False,
     limit: int | None = None,
     dev_limit: int | None = None,
     freeze: str | None = None,
@@ -107,7 +112,10 @@ def train_adapters(
         lr: Peak learning rate.
         epochs: Passes over the training examples.
         batch_size: Examples per device and step.
-        max_length: Tokens per example; by default the task's, else 128.
+        gradient_accumulation: Batches whose gradients are added up before a step.
+        gradient_checkpointing: Compute activations again in the backward pass: less memory, a third more time.
+        max_length: Tokens per example; by default the task's, else 128, for text 512.
+        skip_long: Leave out rows whose completion exceeds ``max_length``, instead of an error.
         limit: Number of training examples, a seeded draw; all by default.
         dev_limit: Number of dev examples, the first ones; all by default.
         freeze: ``A`` or ``B`` to train only the other factor.
@@ -138,9 +146,13 @@ def train_adapters(
     torch_dtype = pick_training_dtype(dtype, torch_device)
     if torch_dtype == torch.float16:
         raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
-    config = TrainingConfig(lr, epochs, batch_size, seed, keep_best, bf16=torch_dtype.itemsize == 2, dropout=dropout)
+    bf16 = torch_dtype.itemsize == 2
+    config = TrainingConfig(
+        lr, epochs, batch_size, seed, keep_best, bf16, dropout, gradient_accumulation, gradient_checkpointing
+    )
     limits = {"limit": limit, "dev_limit": dev_limit, "max_length": max_length}
     settings = {**asdict(config), **limits, "freeze": freeze and str(freeze), "head": str(head)}
+    settings |= {"skip_long": skip_long}
     if interference_penalty:
         settings |= {"interference_penalty": interference_penalty, "penalty_unit": str(penalty_unit)}
     runs = [
@@ -227,6 +239,12 @@ def _prepare_run(
     if settings["limit"]:
         train = draw_examples(train, settings["limit"], config.seed)
     dev = load_split(start.name, source, "dev", settings["dev_limit"])
+    if (start.config.task_type in (CAUSAL_LM, SEQ_2_SEQ_LM)) != train.task.is_text and start.config.task_type:
+        answer = "is answered with text" if train.task.is_text else "has labels"
+        raise OsrmError(
+            f"{origin} was initialized for {start.config.task_type}, but task '{start.name}' {answer}",
+            "collect the task's features and initialize it again",
+        )
     base_dir, base = resolve_base_model(origin, start.base, start.config.base_model, model, revision)
     length = resolve_max_length(settings["max_length"], train.task)
     check_max_length(base_dir, length)
@@ -244,19 +262,18 @@ def _train(
     if is_first:
         prepare_checkpoint_folder(run.checkpoint_folder, record, resume, overwrite)
     tokenizer = load_tokenizer(run.base_dir)
-    classifier = load_classifier(
-        run.base_dir, run.train.task.num_labels, tokenizer, torch.float32, config.seed, config.dropout
-    )
-    model = to_peft_model(classifier, run.start, freeze)
+    loaded = _load_base(run, tokenizer)
+    model = to_peft_model(loaded, run.start, freeze)
     if freeze == "B" and not any(run.start.lora_factors(layer).B.any() for layer in run.start.layers):
         warnings.append(f"{run.origin}: B is zero and stays frozen, so that only the head is trained")
     penalty = penalty_from_features(model, run.features, run.start.name, run.settings) if run.features else None
     if config.bf16:  # the penalty has read the exact weights
         frozen_weights_to_bfloat16(model, device)
-    encoded = EncodedTask.of(tokenizer, run.train, run.dev, run.settings["max_length"])
+    encoded = _encode_task(run, tokenizer, loaded.model.config.is_encoder_decoder, warnings)
+    record |= {"template": template_record(tokenizer)} if run.train.task.is_text else {}
     checkpoint = newest_checkpoint(run.checkpoint_folder) if resume else None
     unfitted = None
-    if run.settings["head"] == "fitted" and not run.start.head_tensors() and not checkpoint:
+    if loaded.heads and run.settings["head"] == "fitted" and not run.start.head_tensors() and not checkpoint:
         unfitted = fit_new_head(model, tokenizer, encoded.task, encoded.train, device, config.bf16, config.seed)
         if unfitted:
             warnings.append(f"{run.start.name}: {unfitted}; a merge will cost this task more")
@@ -273,12 +290,30 @@ def _train(
     if is_first:
         log = _make_log(run, result, drift) | ({"head": unfitted} if unfitted else {})
         with atomic.write_folder(run.path, overwrite) as stage:
-            save_adapter(model, run.start, run.base, classifier.heads, stage)
+            save_adapter(model, run.start, run.base, loaded.heads, stage)
             draw_loss_curve(result, run.start.name, stage / "loss.png")
             (stage / "training.json").write_text(provenance.to_json(log), encoding="utf-8")
             provenance.write_record(stage, record)
         shutil.rmtree(run.checkpoint_folder)
     return {"path": str(run.path), "dev": result.scores, "drift": drift}
+
+
+def _load_base(run: _Run, tokenizer: Any) -> LoadedModel:
+    """The base model as the task needs it."""
+    task, config = run.train.task, run.config
+    if task.is_text:
+        return load_language_model(run.base_dir, tokenizer, torch.float32, config.dropout)
+    return load_classifier(run.base_dir, task.num_labels, tokenizer, torch.float32, config.seed, config.dropout)
+
+
+def _encode_task(run: _Run, tokenizer: Any, encoder_decoder: bool, warnings: list[str]) -> EncodedTask:
+    length = run.settings["max_length"]
+    if not run.train.task.is_text:
+        return EncodedTask.of(tokenizer, run.train, run.dev, length)
+    completions = CompletionTokenizer(tokenizer, encoder_decoder, length, run.settings["skip_long"])
+    encoded = EncodedTask.of_text(completions, run.train, run.dev)
+    warnings.extend(completions.warnings)
+    return encoded
 
 
 def _make_log(run: _Run, result: TrainingResult, drift: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_a_rank_budget_is_spent(everything: Path, tmp_path: Path, name: str) -> 
         ranks = [adapter.lora_factors(layer).rank for layer in adapter.layers]
         assert sum(ranks) == 11
         assert max(ranks) <= 6
-        assert {adapter.config.scaling(layer) for layer in adapter.layers} == {2.0}
+        assert {layer.scaling for layer in adapter.layers.values()} == {2.0}
         for layer in adapter.layers:
             A = adapter.lora_factors(layer, torch.float64).A
             assert (A @ A.T - torch.eye(len(A))).abs().max() < 1e-5
@@ -200,7 +200,7 @@ def test_ranks_by_budget_go_through_training_merging_and_peft(everything: Path, 
         base = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"), num_labels=labels)
         model = PeftModel.from_pretrained(base, str(tmp_path / "adapters" / task))
         for layer in adapter.layers:
-            assert adapter.config.scaling(layer) == start.config.scaling(layer) == pytest.approx(9 / (9 / 4))
+            assert adapter.layers[layer].scaling == start.layers[layer].scaling == pytest.approx(9 / (9 / 4))
             factors = adapter.lora_factors(layer, torch.float64)
             assert factors.rank == start.lora_factors(layer).rank
             delta = model.base_model.model.get_submodule(layer).get_delta_weight("default").double()

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.base_model import check_max_length, find_base_model, hub, identify_base_model, resolve_base_model
-from osrm_cli.models.classifier import Classifier, load_classifier, load_tokenizer
+from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
 from osrm_cli.models.target_modules import (
     as_target_modules,
     default_target_modules,
@@ -30,7 +30,7 @@ HEADS |= {"llama": ["score"], "qwen2": ["score"], "gpt2": ["score"]}
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def load(folder: Path, num_labels: int = 2, seed: int = 0) -> Classifier:
+def load(folder: Path, num_labels: int = 2, seed: int = 0) -> LoadedModel:
     return load_classifier(folder, num_labels, load_tokenizer(folder), torch.float32, seed)
 
 
@@ -268,7 +268,7 @@ def test_spelling_means_the_same_layers_with_and_without_heads(tiny_model: Tiny,
         return
     assert not any(name.startswith(tuple(classifier.heads)) for name in found)
     spelled = as_target_modules(classifier, names, found)
-    bare = Classifier(classifier.model, [])
+    bare = LoadedModel(classifier.model, [])
     assert list(find_target_layers(bare, spelled)) == list(found)
     assert spelled == names or spelled == list(found)
 

@@ -177,6 +177,8 @@ def test_a_damaged_gzip_file(tmp_path):
     assert refused(path).startswith(f"{path}: damaged gzip file")
     path.write_bytes(whole[:100] + bytes(100) + whole[200:])
     assert "damaged gzip file" in refused(path)
+    path.write_bytes(gzip.compress(b'{"a": "caf\xe9"}\n' + b'{"a": 1}\n' * 20_000)[:-20])  # not UTF-8 either
+    assert "damaged gzip file" in refused(path)
     (path := tmp_path / "a.parquet.gz").write_bytes(gzip.compress(encoded("parquet", ROWS))[:-20])
     assert "damaged or not a parquet file" in refused(path)
 

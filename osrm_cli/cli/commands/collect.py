@@ -8,7 +8,7 @@ import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, align_columns
-from osrm_cli.cli.options import Device, DType, Pooling
+from osrm_cli.cli.options import Device, DType, Pooling, Tokens
 from osrm_cli.features.statistics.table import STATISTICS
 
 
@@ -35,6 +35,10 @@ def collect(
     pooling: Annotated[
         Pooling, typer.Option("--pooling", help="'padded' counts padding as text, as the published code does.")
     ] = Pooling.MASKED,
+    tokens: Annotated[
+        Tokens, typer.Option("--tokens", help="Tokens of text tasks that count: all, of the prompt, or the completion.")
+    ] = Tokens.ALL,
+    skip_long: options.SkipLong = False,
     batch_size: options.BatchSize = 32,
     seed: options.Seed = 0,
     device: options.DeviceOption = Device.AUTO,
@@ -101,6 +105,8 @@ def collect(
         samples=samples,
         max_length=max_length,
         pooling=pooling,
+        tokens=tokens,
+        skip_long=skip_long,
         batch_size=batch_size,
         seed=seed,
         device=device,

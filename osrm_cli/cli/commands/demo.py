@@ -72,7 +72,9 @@ def _run(commands: Sequence[str], folder: Path, console: Console) -> None:
     Only the first shows its progress: two bars on one line would overwrite each other. The cores are divided among the
     processes, since oversubscribed threads are slower than one.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OSRM_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("OSRM_") or name == "OSRM_CACHE"
+    }
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // len(commands)))
     running = []
     for index, command in enumerate(commands):

@@ -10,11 +10,11 @@ from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, table
 from osrm_cli.cli.options import Device, DType
 
+_SAME_AS_LOSS = ("perplexity", "likelihood")  # in scores.json; the table shows the loss
+
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A merged folder, or any adapter folder with a head.")] = Path(
-        "merged"
-    ),
+    folder: Annotated[Path, typer.Argument(help="A merged folder, or an adapter folder.")] = Path("merged"),
     task: Annotated[
         list[str] | None, typer.Option("--task", help="Task to score; repeat for more. Default: all.")
     ] = None,
@@ -26,9 +26,17 @@ def evaluate(
     ] = None,
     predictions: Annotated[bool, typer.Option("--predictions", help="Write every prediction, and the labels.")] = False,
     single: Annotated[bool, typer.Option("--single/--no-single", help="Score the single adapters too.")] = True,
+    base: Annotated[
+        bool,
+        typer.Option("--base", help="Score the base model on text tasks too, to say how much is kept."),
+    ] = False,
+    generate: Annotated[
+        bool, typer.Option("--generate/--no-generate", help="Write answers to text tasks, or score their loss alone.")
+    ] = True,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
+    skip_long: options.SkipLong = False,
     batch_size: options.BatchSize = 64,
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.FLOAT32,
@@ -55,6 +63,9 @@ def evaluate(
         limit=limit,
         predictions=predictions,
         single=single,
+        base=base,
+        generate=generate,
+        skip_long=skip_long,
         model=model,
         revision=revision,
         max_length=max_length,
@@ -74,20 +85,45 @@ def evaluate(
         return
     for note in result.notes:
         console.note(note)
-    console.result({"path": str(result.path), **result.summary}, _make_table(result.summary, split))
+    console.result({"path": str(result.path), **result.summary}, _make_report(result.summary, split))
+
+
+def _make_report(summary: Mapping[str, Any], split: str) -> Any:
+    """The table of scores, and under it a few answers to text tasks."""
+    from rich.console import Group
+    from rich.markup import escape
+
+    lines = []
+    for name, row in summary["tasks"].items():
+        for sample in row.get("samples", ())[:1]:
+            lines += [f"{name}: {_shorten(sample['prompt'])}", f"  answer     {_shorten(sample['answer'])}"]
+            lines.append(f"  reference  {_shorten(sample['reference'])}")
+    scores = _make_table(summary, split)
+    return Group(scores, escape("\n".join(lines))) if lines else scores
 
 
 def _make_table(summary: Mapping[str, Any], split: str) -> Any:
-    rows = table("task", "single", "merged", "ratio", "examples", "metrics", title=f"Scores ({split})")
-    for name, row in summary["tasks"].items():
-        metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in row["metrics"].items())
-        rows.add_row(
-            name, _cell(row["single"]), _cell(row["headline"]), _percent(row["ratio"]), str(row["examples"]), metrics
-        )
     average = summary["average"]
+    base = ["base"] if average.get("base") is not None else []
+    kept = ["kept"] if base else []
+    rows = table("task", *base, "single", "merged", "ratio", *kept, "examples", "metrics", title=f"Scores ({split})")
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        numbers = [_cell(row[name]) for name in (*base, "single", "headline")]
+        return [*numbers, _percent(row["ratio"]), *(_percent(row[name]) for name in kept)]
+
+    for name, row in summary["tasks"].items():
+        shown = {metric: value for metric, value in row["metrics"].items() if metric not in _SAME_AS_LOSS}
+        metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in shown.items())
+        rows.add_row(name, *cells(row), str(row["examples"]), metrics)
     rows.add_section()
-    rows.add_row("average", _cell(average["single"]), _cell(average["headline"]), _percent(average["ratio"]), "", "")
+    rows.add_row("average", *cells(average), "", "")
     return rows
+
+
+def _shorten(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 100 else line[:97] + "..."
 
 
 def _cell(value: float | None) -> str:

@@ -86,6 +86,9 @@ def sweep(
             "--limit", min=1, help="Examples per task and split (the first ones). Default: all.", show_default=False
         ),
     ] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Let the best points write answers to text tasks; else loss alone.")
+    ] = False,
     predictions: Annotated[
         bool, typer.Option("--predictions", help="Write predictions of the single adapters and the best.")
     ] = False,
@@ -127,6 +130,7 @@ def sweep(
         validation_split=validation_split,
         limit=limit,
         predictions=predictions,
+        generate=generate,
         form=form,
         seed=seed,
         model=model,

@@ -18,7 +18,15 @@ def train(
     lr: Annotated[float, typer.Option("--lr", min=0, help="Peak learning rate.")] = 4e-4,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training examples.")] = 3,
     batch_size: options.BatchSize = 16,
+    gradient_accumulation: Annotated[
+        int, typer.Option("--gradient-accumulation", min=1, help="Batches whose gradients are added up before a step.")
+    ] = 1,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", help="Keep fewer activations: less memory, a third more time."),
+    ] = False,
     max_length: options.MaxLength = None,
+    skip_long: options.SkipLong = False,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -91,7 +99,10 @@ def train(
         lr=lr,
         epochs=epochs,
         batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        gradient_checkpointing=gradient_checkpointing,
         max_length=max_length,
+        skip_long=skip_long,
         limit=limit,
         dev_limit=dev_limit,
         freeze=freeze,

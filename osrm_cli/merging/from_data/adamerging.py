@@ -21,12 +21,7 @@ class LearnedWeights(LayerData):
     """Record of learned weights for ``osrm.json``; the method needs no further input than the weights."""
 
     def __init__(self, record: Mapping[str, Any]) -> None:
-        self._record = record
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """The examples that were read, the entropy before and after."""
-        return self._record
+        self.record = record
 
 
 class WeightedDeltas:
@@ -95,10 +90,8 @@ def learn_weights(
     entropy = {
         model.name: {"before": before[model.name], "after": mean_prediction_entropy(model, mixture)} for model in models
     }
-    return mixture.learned_weights(models, plan), {
-        "examples": {model.name: model.sample.record() for model in models},
-        "entropy": entropy,
-    }
+    examples = {model.name: model.sample.record for model in models}
+    return mixture.learned_weights(models, plan), {"examples": examples, "entropy": entropy}
 
 
 def prediction_entropy(model: TaskModel, mixture: WeightedDeltas, indices: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.models.backbone import OutputHook, low_rank_hook, with_output_hooks
+from osrm_cli.progress import Progress
 from osrm_cli.storage import safetensors_io
 from osrm_cli.tasks.task import Label, Task
 
@@ -29,7 +30,7 @@ class FisherInformation(LayerData):
         models: The tasks' classifiers, in the order of the adapters' names.
         shapes: ``(d_out, d_in)`` of every layer to measure, whether a task's adapter changes it or not.
         folder: An existing folder for the files; they can go when the merge is done.
-        advance: Called with 1 after each example.
+        progress: Draws a bar.
     """
 
     def __init__(
@@ -37,27 +38,23 @@ class FisherInformation(LayerData):
         models: Sequence[TaskModel],
         shapes: Mapping[str, tuple[int, int]],
         folder: Path,
-        advance: Callable[[int], None],
+        progress: Progress,
     ) -> None:
-        self._samples = {model.name: model.sample.record() for model in models}
         self._paths = [folder / f"{model.name}.safetensors" for model in models]
-        self._norms: dict[str, float] = {}
-        for model, path in zip(models, self._paths, strict=True):
-            diagonal = fisher_diagonal(model, shapes, advance)
-            norm = math.sqrt(
-                sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in diagonal.values())
-            )
-            safetensors_io.save_tensors(path, {name: F / (norm or 1.0) for name, F in diagonal.items()}, {})
-            self._norms[model.name] = norm
+        norms = {}
+        with progress("fisher", sum(len(model.encodings) for model in models), "examples") as advance:
+            for model, path in zip(models, self._paths, strict=True):
+                diagonal = fisher_diagonal(model, shapes, advance)
+                norm = math.sqrt(
+                    sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in diagonal.values())
+                )
+                safetensors_io.save_tensors(path, {name: F / (norm or 1.0) for name, F in diagonal.items()}, {})
+                norms[model.name] = norm
+        self.record = {"examples": {model.name: model.sample.record for model in models}, "fisher_norms": norms}
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
         return {"fisher": tuple(safetensors_io.TensorFile(path).get_tensor(layer) for path in self._paths)}
-
-    @property
-    def record(self) -> Mapping[str, object]:
-        """The examples that were read, and each task's norm."""
-        return {"examples": self._samples, "fisher_norms": self._norms}
 
 
 def fisher_diagonal(
@@ -69,7 +66,7 @@ def fisher_diagonal(
     again, from the layer's inputs ``x`` and the gradient ``g`` of its outputs: the whole weight's, not its factors'.
     """
     shell = model.with_head_loaded()
-    labels = model.sample.data.labels
+    labels = model.labels
     sums = {name: torch.zeros(shape, device=model.device) for name, shape in shapes.items()}
     calls: dict[str, list[tuple[Tensor, list[Tensor]]]] = {name: [] for name in shapes}
     watching = {name: _recording_hook(low_rank_hook(model.delta(name)), seen) for name, seen in calls.items()}

@@ -36,8 +36,7 @@ def gather_layer_data(
         return plan, SequentialTargets(models, plan)
     if plan.method.data_statistic == "fisher":
         shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
-        with progress("fisher", sum(len(model.encodings) for model in models), "examples") as advance:
-            return plan, FisherInformation(models, shapes, folder, advance)
+        return plan, FisherInformation(models, shapes, folder, progress)
     start = _merge_start(plan, models, folder, progress) if plan.method.data_statistic == "factors" else {}
     with progress(f"learn {plan.method.name}", plan.recipe.options["steps"], "steps") as advance:
         if plan.method.data_statistic == "factors":

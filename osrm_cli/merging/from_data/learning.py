@@ -39,16 +39,11 @@ class LearnedFactors(LayerData):
     """
 
     def __init__(self, factors: Factors, record: Mapping[str, Any]) -> None:
-        self._factors, self._record = factors, record
+        self._factors, self.record = factors, record
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``B`` ``(d_out, r)`` and ``A`` ``(r, d_in)``."""
         return {"factors": (self._factors[layer].B, self._factors[layer].A)}
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """The texts that were read, the distance before and after."""
-        return self._record
 
 
 def learn_factors(
@@ -140,7 +135,7 @@ def _minimise(
             parameter.copy_(value)
     distances = {name: {"before": before[name], "after": best[name]} for name in before}
     return {
-        "examples": {model.name: model.sample.record() for model in models},
+        "examples": {model.name: model.sample.record for model in models},
         "distance": distances,
         "steps": done,
     }

@@ -34,6 +34,7 @@ class SequentialMoments(LayerData):
         targets = {name: shell.get_submodule(name) for name in layers}
         self._sources = find_shared_inputs(shell, targets, models[0].batch([0])).sources
         self.sequence = tuple(self._sources)
+        self.record = {"examples": {model.name: model.sample.record for model in models}}
         self._moments: dict[str, tuple[torch.Tensor, ...]] = {}
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
@@ -45,11 +46,6 @@ class SequentialMoments(LayerData):
             hooks = {name: self._hook(name, result) for name, result in merged.items()}
             self._moments[source] = tuple(self._collect(model, source, hooks) for model in self._models)
         return {"second_moments": self._moments[source]}
-
-    @property
-    def record(self) -> Mapping[str, object]:
-        """The examples that were read."""
-        return {"examples": {model.name: model.sample.record() for model in self._models}}
 
     def _hook(self, layer: str, result: LayerResult) -> OutputHook:
         """A layer's result on top of its output, so that the layers above see the merged model."""

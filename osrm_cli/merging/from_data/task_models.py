@@ -1,6 +1,6 @@
 """Each task's own classifier on one backbone; updates are added by hooks, never to the weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.models.backbone import Backbone, TaskHead
-from osrm_cli.models.base_model import check_max_length
 from osrm_cli.models.batching import Encoding, collate_batch, group_by_length
+from osrm_cli.tasks.task import Label
 
 BATCH_SIZE = 16
 
@@ -39,6 +39,15 @@ class TaskModel:
         return self.sample.adapter.name
 
     @property
+    def labels(self) -> list[Label]:
+        """The examples' labels.
+
+        Raises:
+            OsrmError: If an example has none.
+        """
+        return self.sample.data.labels
+
+    @property
     def device(self) -> torch.device:
         """Where the model lies."""
         return self.backbone.device
@@ -62,23 +71,28 @@ class TaskModel:
 
 
 def load_task_models(
-    plan: MergePlan, samples: Sequence[TaskSample], folder: Path, device: torch.device
+    plan: MergePlan, samples: Sequence[TaskSample], heads: Heads, folder: Path, device: torch.device
 ) -> list[TaskModel]:
     """Load the base model once, in float32, and put every task's head on it.
 
+    Args:
+        plan: Its layers are those of the model.
+        samples: The tasks' examples, none longer than the base model's positions.
+        heads: Each task's head.
+        folder: The base model's folder.
+        device: Device of the model.
+
     Raises:
-        OsrmError: If an adapter or its head does not fit the base model, or its examples are too long for it.
+        OsrmError: If an adapter or its head does not fit the base model.
     """
-    check_max_length(folder, max(sample.max_length for sample in samples))
     backbone = Backbone.load(folder, device)
     backbone.check_layers(plan.shapes)
-    return [_load_task_model(backbone, sample) for sample in samples]
+    return [_load_task_model(backbone, sample, heads[sample.adapter.name]) for sample in samples]
 
 
-def _load_task_model(backbone: Backbone, sample: TaskSample) -> TaskModel:
-    tensors, adapter = sample.adapter.head_tensors(), sample.adapter
+def _load_task_model(backbone: Backbone, sample: TaskSample, tensors: Mapping[str, torch.Tensor]) -> TaskModel:
     # A statistic of layer inputs needs no head.
     head = TaskHead(backbone.model, {})
     if tensors:
-        head = backbone.add_head(tensors, sample.data.task.num_labels, adapter.folder)
+        head = backbone.add_head(tensors, sample.data.task.num_labels, sample.adapter.folder)
     return TaskModel(sample, backbone, head, backbone.tokenize(sample.data.examples, sample.max_length))

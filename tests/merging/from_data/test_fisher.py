@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.merging.from_data import fisher
 from osrm_cli.merging.merged_layer import merge_layers
+from osrm_cli.progress import no_progress
 from tests import trained_adapters
 
 torch.set_num_threads(1)
@@ -81,7 +82,7 @@ def test_merged_by_the_formula_in_float64(tiny_model, text_tasks, tmp_path):
     )
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     (tmp_path / "files").mkdir()
-    layer_data = fisher.FisherInformation(models, shapes, tmp_path / "files", lambda _: None)
+    layer_data = fisher.FisherInformation(models, shapes, tmp_path / "files", no_progress)
     dense = {model.name: trained_adapters.dense(tmp_path / model.name, base, model.name) for model in models}
     plain = trained_adapters.bare(base, "mood")
     info = {model.name: naive(dense[model.name], model, plan.layers) for model in models}
@@ -108,7 +109,7 @@ def test_every_task_has_the_same_say(tiny_model, text_tasks, tmp_path):
     plan, models = trained_adapters.models("fisher", [tmp_path / "pair", tmp_path / "score"], base, samples=4)
     shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
     (tmp_path / "files").mkdir()
-    layer_data = fisher.FisherInformation(models, shapes, tmp_path / "files", lambda _: None)
+    layer_data = fisher.FisherInformation(models, shapes, tmp_path / "files", no_progress)
     parts = [layer_data.for_layer(name, {})["fisher"] for name in plan.layers]
     for index in range(2):
         assert sum(float(each[index].double().square().sum()) for each in parts) == pytest.approx(1.0, rel=1e-5)

@@ -141,6 +141,7 @@ def total(record, when):
 @pytest.mark.parametrize("start", ["task-arith", "tsv", "sequential"])
 def test_distilled_factors_come_nearer_at_their_rank(made, tmp_path, start, monkeypatch):
     monkeypatch.setattr(learning, "FACTOR_RATE", 1e-2)  # the adapters are random and large
+    monkeypatch.setattr(matching, "HELD_OUT", 99)  # too few texts to hold one out: those that are learned from serve
     plan, models = opened(made, samples=20, steps=60, start=start, rank=4)
     done, layer_data = gather_layer_data(plan, models, tmp_path, no_progress)
     record = layer_data.record
@@ -172,7 +173,8 @@ def test_learning_ends_when_nothing_is_gained(made, monkeypatch):
     assert learned.record["steps"] == 0
 
 
-def test_matched_weights_come_nearer_and_replace_lambda(made, tmp_path):
+def test_matched_weights_come_nearer_and_replace_lambda(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(matching, "HELD_OUT", 99)  # too few texts to hold one out: those that are learned from serve
     plan, models = opened(made, "matched-weights", steps=40, **{"lambda": 0.3})
     done, layer_data = gather_layer_data(plan, models, tmp_path, no_progress)
     record = layer_data.record

@@ -1,0 +1,244 @@
+"""Score one task's model on its examples: classes and scores by a head, text by its loss and by what is written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.evaluation import scores
+from osrm_cli.evaluation.merged_folder import MergedTask
+from osrm_cli.evaluation.scores import TaskScore
+from osrm_cli.models.backbone import Backbone
+from osrm_cli.models.batching import IGNORED, Encoding
+from osrm_cli.models.completions import CompletionTokenizer, template_record
+from osrm_cli.models.text_backbone import TextBackbone
+from osrm_cli.progress import Progress
+from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
+from osrm_cli.tasks.task import Task, TaskSplit, TextExample
+from osrm_cli.tasks.text_metrics import ANSWER_METRICS, LIKELIHOOD, compute_answer_scores, loss_scores
+
+_SAMPLES = 3  # answers that are shown of each task
+
+
+class Scorer(Protocol):
+    """Scores tasks of one kind on one base model."""
+
+    def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
+        """Score a task's model, or the base model alone, on one set of examples or two."""
+
+    def on(self, base_dir: Path) -> "Scorer":
+        """The same on another base model."""
+
+
+@dataclass(frozen=True)
+class ClassScorer:
+    """One backbone, to which classifiers are attached one after the other.
+
+    Attributes:
+        backbone: The base model, or the merged model.
+        batch_size: Maximum examples per batch.
+        progress: Shows progress bars.
+    """
+
+    backbone: Backbone
+    batch_size: int
+    progress: Progress
+
+    def on(self, base_dir: Path) -> "ClassScorer":
+        """The same on another base model."""
+        return replace(self, backbone=Backbone.load(base_dir, self.backbone.device, self.backbone.model.dtype))
+
+    def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
+        """Score one task on one set of examples, or two.
+
+        Raises:
+            OsrmError: If it has no head, or one that does not fit.
+        """
+        first_set, predictions = sets[0], []
+        if task is None:
+            raise ValueError("a base model has no head to score")
+        with self.backbone.attach(task, first_set.task.num_labels) as model:
+            for data in sets:
+                encodings = self.backbone.tokenize(data.examples, max_length)
+                with self.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
+                    logits = self.backbone.logits(model, encodings, self.batch_size, advance)
+                predictions.append(predictions_from_logits(data.task, logits.numpy()))
+        metrics_by_set = [
+            compute_scores(first_set.task, answers, data.labels)
+            for answers, data in zip(predictions, sets, strict=True)
+        ]
+        return TaskScore(
+            {
+                name: value
+                for data, row in zip(sets, metrics_by_set, strict=True)
+                for name, value in _metrics_by_name(data, row)
+            },
+            primary_score(first_set.task, metrics_by_set[0]),
+            None,
+            sum(len(data.examples) for data in sets),
+            first_set.sha256,
+            scores.round_answers(predictions[0].tolist()),
+            tuple(first_set.labels),
+        )
+
+
+def _metrics_by_name(data: TaskSplit, metrics: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    suffix = "_mismatched" if data.split.endswith("_mismatched") else ""
+    return ((name + suffix, value) for name, value in metrics.items())
+
+
+@dataclass(frozen=True)
+class TextScorer:
+    """One language model, to which updates are added one after the other.
+
+    Attributes:
+        backbone: The base model, or the merged model.
+        batch_size: Maximum examples per batch.
+        progress: Shows progress bars.
+        generate: Write answers; otherwise the loss alone is scored, and the likelihood is the primary score.
+        skip_long: Leave out examples whose completion is too long.
+        warnings: Collects what the user should know about the examples.
+    """
+
+    backbone: TextBackbone
+    batch_size: int
+    progress: Progress
+    generate: bool
+    skip_long: bool
+    warnings: list[str]
+
+    def on(self, base_dir: Path) -> "TextScorer":
+        """The same on another base model."""
+        return replace(self, backbone=TextBackbone.load(base_dir, self.backbone.device, self.backbone.model.dtype))
+
+    def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
+        """Score one task.
+
+        Raises:
+            OsrmError: If an example cannot be used, or the adapter saw another template in training.
+        """
+        (data,) = sets
+        if task:
+            _check_template(task, self.backbone)
+        completions = self.backbone.completions(max_length, self.skip_long)
+        examples, encodings = completions.encode(data.text_examples)
+        self.warnings.extend(text for text in completions.warnings if text not in self.warnings)
+        if task is None:
+            return self._score(self.backbone.model, data, examples, encodings, completions)
+        with self.backbone.attach(task) as model:
+            return self._score(model, data, examples, encodings, completions)
+
+    def _score(
+        self,
+        model: torch.nn.Module,
+        data: TaskSplit,
+        examples: Sequence[TextExample],
+        encodings: Sequence[Encoding],
+        completions: CompletionTokenizer,
+    ) -> TaskScore:
+        task = data.task
+        with self.progress(f"loss {task.name}", len(encodings), "examples") as advance:
+            losses = self.backbone.losses(model, encodings, self.batch_size, advance)
+        metrics = loss_scores(losses.mean())
+        answers: list[str] = []
+        if not self.generate:
+            task = replace(task, metrics=(LIKELIHOOD,))
+        elif examples[0].choices:
+            metrics |= self._score_choices(model, examples, completions, task)
+        else:
+            written, answers = score_answers(
+                self.backbone, model, task, examples, encodings, completions, self.batch_size, self.progress
+            )
+            metrics |= written
+        if missing := [name for name in task.metrics if name not in metrics]:
+            raise OsrmError(
+                f"task '{task.name}' has metric {missing[0]}, which needs rows with choices",
+                "correct metrics in its task.toml",
+            )
+        return TaskScore(
+            metrics,
+            primary_score(task, metrics),
+            None,
+            len(examples),
+            data.sha256,
+            text=scores.TextAnswers(
+                tuple(answers),
+                tuple(example.reference for example in examples) if answers else (),
+                tuple(example.texts[0] for example in examples[:_SAMPLES]) if answers else (),
+                tuple(float(f"{value:.9g}") for value in losses.nll / losses.tokens),
+            ),
+        )
+
+    def _score_choices(
+        self, model: torch.nn.Module, examples: Sequence[TextExample], completions: CompletionTokenizer, task: Task
+    ) -> dict[str, float]:
+        """Share of examples whose right choice is the most likely, by log-likelihood, and by that per byte."""
+        rows = [replace(example, completion=choice) for example in examples for choice in example.choices]
+        kept, encodings = completions.encode(rows, with_end=False)
+        if len(kept) < len(rows):
+            raise OsrmError(f"choices of '{task.name}' are too long", "choose a larger --max-length")
+        with self.progress(f"choices {task.name}", len(encodings), "choices") as advance:
+            nll = self.backbone.losses(model, encodings, self.batch_size, advance).nll
+        hits = {"accuracy": 0, "accuracy_norm": 0}
+        start = 0
+        for example in examples:
+            own = nll[start : start + len(example.choices)]
+            start += len(example.choices)
+            right = example.choices.index(example.reference)
+            sizes = torch.tensor([len(choice.encode()) for choice in example.choices])
+            hits["accuracy"] += int(own.argmin()) == right
+            hits["accuracy_norm"] += int((own / sizes).argmin()) == right
+        return {name: 100 * count / len(examples) for name, count in hits.items()}
+
+
+def score_answers(
+    backbone: TextBackbone,
+    model: torch.nn.Module,
+    task: Task,
+    examples: Sequence[TextExample],
+    encodings: Sequence[Encoding],
+    completions: CompletionTokenizer,
+    batch_size: int,
+    progress: Progress,
+) -> tuple[dict[str, float], list[str]]:
+    """Let a model answer prompts; exact match and the task's own metrics, and the answers.
+
+    Args:
+        backbone: Supplies tokenizer and device.
+        model: The backbone's model, perhaps with an update.
+        task: Its metrics, longest answer and stop strings; by default as many tokens as the longest reference has.
+        examples: Prompts and references.
+        encodings: The same as tokens.
+        completions: Made them.
+        batch_size: Maximum prompts per batch.
+        progress: Shows a progress bar.
+
+    Raises:
+        OsrmError: If a row has no prompt, or a metric cannot be computed.
+    """
+    count = task.max_new_tokens or max(int((encoding["labels"] != IGNORED).sum()) for encoding in encodings)
+    prompts = completions.encode_prompts(examples, count)
+    if not all(len(prompt["input_ids"]) for prompt in prompts):
+        raise OsrmError(
+            f"task '{task.name}' has rows of text alone, which have no prompt to answer",
+            "score their loss alone: --no-generate",
+        )
+    with progress(f"generate {task.name}", len(prompts), "answers") as advance:
+        answers = backbone.generate(model, prompts, batch_size, count, task.stop, advance)
+    names = dict.fromkeys(("exact_match", *(name for name in task.metrics if name in ANSWER_METRICS)))
+    return compute_answer_scores(list(names), answers, [example.reference for example in examples]), answers
+
+
+def _check_template(task: MergedTask, backbone: TextBackbone) -> None:
+    """Refuse a model whose tokenizer has another template or end token than the adapter saw in training."""
+    actual = template_record(backbone.tokenizer)
+    for key, value in (task.template or {}).items():
+        if actual[key] != value:
+            raise OsrmError(
+                f"{task.task}: the adapter was trained with another {key.replace('_', ' ')} than the model's tokenizer "
+                "has",
+                "use the tokenizer that it was trained with",
+            )

@@ -1,0 +1,137 @@
+"""Losses of completions, and answers written by a language model, in batches of similar length."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.nn import functional
+
+from osrm_cli.models.batching import IGNORED, Encoding, collate_batch, group_by_length
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class CompletionLosses:
+    """Losses of some examples.
+
+    Attributes:
+        nll: Sum of ``-ln p`` over the completion's tokens of each example, ``(n,)``, float64.
+        tokens: Number of these tokens, ``(n,)``.
+    """
+
+    nll: torch.Tensor
+    tokens: torch.Tensor
+
+    def mean(self, rows: Sequence[int] | None = None) -> float:
+        """Mean loss per token of some examples, or of all: long completions count for more."""
+        chosen = slice(None) if rows is None else list(rows)
+        return float(self.nll[chosen].sum() / self.tokens[chosen].sum())
+
+
+def completion_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels at the positions that may count: logits before the first completion are not computed.
+
+    Args:
+        model: A language model of transformers, or PEFT's wrapper of one.
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, padded on the right.
+
+    Returns:
+        ``(batch, positions, vocabulary)``, and the label of each position's next token, ``(batch, positions)``.
+    """
+    labels = batch["labels"]
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base.config.is_encoder_decoder:
+        return model(**batch).logits, labels
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    counting = (labels != IGNORED).any(0).nonzero()
+    first = max(0, int(counting[0]) - 1)  # the token before predicts it
+    if "logits_to_keep" in inspect.signature(base.forward).parameters:
+        kept = torch.arange(first, labels.shape[1] - 1, device=labels.device)
+        return model(**inputs, logits_to_keep=kept).logits, labels[:, first + 1 :]
+    return model(**inputs).logits[:, first:-1], labels[:, first + 1 :]
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """``-ln p`` of each label, 0 where it does not count, ``(batch, positions)``, float32."""
+    flat = functional.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return flat.view(labels.shape)
+
+
+def compute_losses(
+    model: torch.nn.Module,
+    encodings: Sequence[Encoding],
+    tokenizer: Any,
+    device: torch.device,
+    batch_size: int,
+    advance: Advance,
+) -> CompletionLosses:
+    """Loss of each example's completion.
+
+    Args:
+        model: A language model in evaluation mode.
+        encodings: From ``CompletionTokenizer.encode``.
+        tokenizer: Supplies the padding ids.
+        device: Device of the model.
+        batch_size: Maximum examples per batch.
+        advance: Called with the number of examples processed.
+    """
+    nll = torch.zeros(len(encodings), dtype=torch.float64)
+    tokens = torch.zeros(len(encodings), dtype=torch.int64)
+    with torch.inference_mode():
+        for rows in group_by_length([len(encoding["input_ids"]) for encoding in encodings], batch_size):
+            batch = collate_batch([encodings[row] for row in rows], tokenizer, device)
+            logits, labels = completion_logits(model, batch)
+            nll[rows] = token_losses(logits, labels).double().sum(1).cpu()
+            tokens[rows] = (labels != IGNORED).sum(1).cpu()
+            advance(len(rows))
+    return CompletionLosses(nll, tokens)
+
+
+def generate_answers(
+    model: Any,
+    prompts: Sequence[Encoding],
+    tokenizer: Any,
+    device: torch.device,
+    batch_size: int,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    advance: Advance,
+) -> list[str]:
+    """Greedy answers, a batch at a time, with a cache of keys and values.
+
+    Args:
+        model: A language model in evaluation mode.
+        prompts: From ``CompletionTokenizer.encode_prompts``.
+        tokenizer: Decodes the answers.
+        device: Device of the model.
+        batch_size: Maximum prompts per batch.
+        max_new_tokens: Longest answer.
+        stop: Strings at which an answer ends; they are cut off.
+        advance: Called with the number of answers written.
+    """
+    answers: dict[int, str] = {}
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, "use_cache": True}
+    cleared = {"temperature": None, "top_p": None, "top_k": None, "max_length": None}  # they belong to sampling
+    if stop:
+        settings |= {"stop_strings": list(stop), "tokenizer": tokenizer}
+    with torch.inference_mode():
+        for rows in group_by_length([len(prompt["input_ids"]) for prompt in prompts], batch_size):
+            batch = collate_batch([prompts[row] for row in rows], tokenizer, device, left=True)
+            written = model.generate(
+                **batch, **settings, **cleared, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
+            )
+            start = 0 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+            texts = tokenizer.batch_decode(written[:, start:], skip_special_tokens=True)
+            answers.update(zip(rows, (_cut_at_stop(text, stop) for text in texts), strict=True))
+            advance(len(rows))
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    return min((text.partition(end)[0] for end in stop), key=len, default=text)

@@ -1,0 +1,69 @@
+"""Load base models that write: causal ones (Llama, GPT-2) and encoder-decoders (T5)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from osrm_cli.errors import OsrmError, first_line
+from osrm_cli.models.classifier import LoadedModel, replace_dropouts
+
+_HINT = "text tasks need a causal model (Llama, GPT-2) or an encoder-decoder (T5): give one with --model"
+CAUSAL_LM, SEQ_2_SEQ_LM = "CAUSAL_LM", "SEQ_2_SEQ_LM"  # PEFT's names
+
+
+def load_language_model(
+    folder: Path,
+    tokenizer: Any,
+    dtype: torch.dtype,
+    dropout: float | None = None,
+    device: torch.device | None = None,
+) -> LoadedModel:
+    """Load a base model with its own output layer.
+
+    Args:
+        folder: The model's folder.
+        tokenizer: Its padding token becomes the model's.
+        dtype: Of the weights.
+        dropout: Replaces every dropout rate of the model's own settings; ``None`` keeps them.
+        device: Device of the weights; ``None`` for main memory.
+
+    Raises:
+        OsrmError: If transformers knows no model of this kind that writes, or the weights are not the model's.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder:
+            raise OsrmError(f"{folder} cannot write text: a {config.model_type} is an encoder", _HINT)
+        config.pad_token_id = tokenizer.pad_token_id
+        if dropout is not None:
+            config.update(replace_dropouts(config, dropout))
+        auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        loaded: Any = auto_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        raise OsrmError(
+            f"{folder}: the model cannot be loaded as one that writes text: {first_line(error)}",
+            _HINT,
+        ) from None
+    model, loading = loaded
+    if missing := sorted(loading["missing_keys"]):
+        raise OsrmError(f"{folder} cannot write text: its weights lack {missing[0]}", _HINT)
+    if device is not None:
+        module: torch.nn.Module = model  # the method "to" of transformers is not typed
+        module.to(device)
+    return LoadedModel(model, [])
+
+
+def task_type(model: Any) -> str:
+    """PEFT's name for the kind of a language model."""
+    return SEQ_2_SEQ_LM if model.config.is_encoder_decoder else CAUSAL_LM

@@ -1,0 +1,90 @@
+"""One language model in memory, to which the updates of text tasks are added one after the other."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from osrm_cli.adapters.layers import AdapterLayer
+from osrm_cli.models.backbone import TaskSource, check_layers, with_deltas, with_peft_update
+from osrm_cli.models.batching import Encoding
+from osrm_cli.models.classifier import load_tokenizer
+from osrm_cli.models.completions import CompletionTokenizer
+from osrm_cli.models.generation import CompletionLosses, compute_losses, generate_answers
+from osrm_cli.models.language_model import load_language_model
+
+
+@dataclass(frozen=True)
+class TextBackbone:
+    """A language model in memory, frozen and without dropout.
+
+    Attributes:
+        folder: The base model's folder.
+        model: The model.
+        tokenizer: Pads on the right.
+        device: Device of the model.
+    """
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Self:
+        """Load a base model, or a merged one.
+
+        Raises:
+            OsrmError: If it cannot write text, or has no tokenizer.
+        """
+        tokenizer = load_tokenizer(folder)
+        model = load_language_model(folder, tokenizer, dtype, device=device).model
+        model.requires_grad_(False).train(False)
+        return cls(folder, model, tokenizer, device)
+
+    def completions(self, max_length: int, skip_long: bool = False) -> CompletionTokenizer:
+        """The tokenizer of prompts and completions."""
+        return CompletionTokenizer(self.tokenizer, self.model.config.is_encoder_decoder, max_length, skip_long)
+
+    @contextmanager
+    def attach(self, source: TaskSource) -> Iterator[Any]:
+        """Add a folder's update to this model; it is removed at the end.
+
+        Args:
+            source: The task's adapter or updates on disk; nothing is added where the model contains them already.
+        """
+        if source.form == "adapter":
+            with with_peft_update(self.model, source.folder) as model:
+                yield model
+            return
+        with with_deltas(self.model, source.read_delta, source.delta_layers):
+            yield self.model
+
+    def losses(
+        self, model: torch.nn.Module, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]
+    ) -> CompletionLosses:
+        """Loss of each completion, see ``compute_losses``."""
+        return compute_losses(model, encodings, self.tokenizer, self.device, batch_size, advance)
+
+    def generate(
+        self,
+        model: Any,
+        prompts: Sequence[Encoding],
+        batch_size: int,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        advance: Callable[[int], None],
+    ) -> list[str]:
+        """Greedy answers, see ``generate_answers``."""
+        return generate_answers(model, prompts, self.tokenizer, self.device, batch_size, max_new_tokens, stop, advance)
+
+    def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Check that the model has the layers that adapters change, with equal widths.
+
+        Raises:
+            OsrmError: If one is missing or has another width.
+        """
+        check_layers(self.model, layers)

@@ -1,0 +1,111 @@
+"""Score many merges of text tasks on one language model: by loss, and the best of them by what they write."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from osrm_cli.evaluation.scorers import score_answers
+from osrm_cli.evaluation.scores import TaskScore, TaskScores
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.models.text_backbone import TextBackbone
+from osrm_cli.progress import Advance, Progress
+from osrm_cli.sweep.scorer import ScoresBySplit, group_by_part
+from osrm_cli.sweep.tasks import SweepTask
+from osrm_cli.sweep.weights import DeltaSource, SingleAdapterDeltas, UpdatedWeights
+from osrm_cli.tasks.task import TextExample
+from osrm_cli.tasks.text_metrics import LIKELIHOOD, loss_scores
+from osrm_cli.tasks.validation_split import TEST
+
+
+class SweepText:
+    """A task that is answered with text, with its tokenized examples."""
+
+    def __init__(self, task: SweepTask, backbone: TextBackbone) -> None:
+        self.task, self.name, self.backbone = task, task.adapter.name, backbone
+        self.completions = backbone.completions(task.max_length)
+        self.examples = [example for example in task.parts.examples if isinstance(example, TextExample)]
+        self.encodings = self.completions.encode(self.examples)[1]
+
+    def score(self, batch_size: int, advance: Advance) -> dict[str, TaskScore]:
+        """Loss and likelihood on each part; the likelihood is the primary score."""
+        losses = self.backbone.losses(self.backbone.model, self.encodings, batch_size, advance)
+        results = {}
+        for part, rows in self.task.parts.indices.items():
+            scores = loss_scores(losses.mean(rows))
+            results[part] = TaskScore(scores, scores[LIKELIHOOD], examples=len(rows))
+        return results
+
+    def answer_scores(self, part: str, batch_size: int, progress: Progress) -> dict[str, float]:
+        """Metrics of the answers that the model writes to one part."""
+        rows = self.task.parts.indices[part]
+        examples, encodings = [self.examples[row] for row in rows], [self.encodings[row] for row in rows]
+        task, model = self.task.parts.task, self.backbone.model
+        return score_answers(self.backbone, model, task, examples, encodings, self.completions, batch_size, progress)[0]
+
+
+class TextSweepScorer:
+    """One language model in memory, on which the merges are scored one after the other.
+
+    Args:
+        plan: Supplies the layers and the adapters.
+        tasks: The tasks to score.
+        base_dir: Folder of the base model.
+        device: Device of the computation.
+        dtype: Precision of the model. Updates are always added in float32.
+        batch_size: Maximum examples per batch.
+
+    Attributes:
+        examples: Number of examples on which one merge is run.
+
+    Raises:
+        OsrmError: If an adapter does not fit the base model, or an example cannot be used.
+    """
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        tasks: Sequence[SweepTask],
+        base_dir: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        batch_size: int,
+    ) -> None:
+        backbone = TextBackbone.load(base_dir, device)
+        backbone.check_layers(plan.shapes)
+        self._adapters, self._batch_size = plan.adapters, batch_size
+        self._weights = UpdatedWeights(backbone.model, plan.layers, dtype)
+        self._texts = [SweepText(task, backbone) for task in tasks]
+        self.examples = sum(len(text.encodings) for text in self._texts)
+
+    def score_single_adapters(self, advance: Advance) -> ScoresBySplit:
+        """Score every task's own adapter."""
+        return self.score(self.single_adapters, advance)[0]
+
+    @property
+    def single_adapters(self) -> DeltaSource:
+        """The update of each task's own adapter."""
+        return SingleAdapterDeltas(self._adapters)
+
+    def score(self, deltas: DeltaSource, advance: Advance) -> list[ScoresBySplit]:
+        """Score one merge on every task."""
+        results = {text.name: text.score(self._batch_size, advance) for text in self._with_weights(deltas)}
+        return [group_by_part(results)]
+
+    def add_answers(self, deltas: DeltaSource, scores: TaskScores, progress: Progress) -> TaskScores:
+        """The scores on the test part with the metrics of written answers beside the loss."""
+        return {
+            text.name: replace(
+                scores[text.name],
+                metrics={**scores[text.name].metrics, **text.answer_scores(TEST, self._batch_size, progress)},
+            )
+            for text in self._with_weights(deltas)
+        }
+
+    def _with_weights(self, deltas: DeltaSource) -> Iterator[SweepText]:
+        """Yield each task after adding its update to the weights."""
+        for position, text in enumerate(self._texts):
+            if position == 0 or deltas.by_task:
+                self._weights.add(deltas, text.task.index)
+            yield text

@@ -1,0 +1,120 @@
+"""Metrics of answers that are text, in percent, through rouge-score and sacrebleu.
+
+``rouge_l``: F-measure of ROUGE-L (Lin, 2004), no stemming. ``chrf``: chrF of the whole set (Popović, 2015).
+``json_f1``: F1 of the answer's slots, mean over examples. ``accuracy``: share of rows whose right choice is the most
+likely one. Both libraries are imported where they compute.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from osrm_cli.errors import OsrmError
+
+
+def _exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Blanks around an answer do not count."""
+    return _mean([answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)])
+
+
+def _rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise _explain_missing("rouge_l", "rouge-score") from None
+    scorer = RougeScorer(["rougeL"])
+    pairs = zip(answers, references, strict=True)
+    return _mean([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
+
+
+def _chrf(answers: Sequence[str], references: Sequence[str]) -> float:
+    try:
+        from sacrebleu import corpus_chrf
+    except ImportError:
+        raise _explain_missing("chrf", "sacrebleu") from None
+    return float(corpus_chrf(list(answers), [list(references)]).score)
+
+
+def _json_f1(answers: Sequence[str], references: Sequence[str]) -> float:
+    return _mean([_slot_f1(answer, reference) for answer, reference in zip(answers, references, strict=True)])
+
+
+def _slot_f1(answer: str, reference: str) -> float:
+    wanted = _slots(reference)
+    if wanted is None:
+        raise OsrmError(f"json_f1 needs answers in JSON, found {reference[:40]!r}", 'say metrics = ["rouge_l"]')
+    given = _slots(answer) or Counter()
+    shared = (wanted & given).total()
+    return 2 * shared / (wanted.total() + given.total()) if shared else float(not wanted and not given)
+
+
+def _slots(text: str) -> Counter[tuple[str, str]] | None:
+    """Leaves of a JSON value with their paths; ``None`` if it is not JSON."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    slots: Counter[tuple[str, str]] = Counter()
+
+    def add(path: str, part: Any) -> None:
+        if isinstance(part, dict):
+            for key, item in part.items():
+                add(f"{path}/{key}", item)
+        elif isinstance(part, list):
+            for item in part:
+                add(f"{path}/[]", item)
+        else:
+            slots[path, json.dumps(part)] += 1
+
+    add("", value)
+    return slots
+
+
+def _mean(values: Sequence[float]) -> float:
+    return 100 * sum(values) / len(values)
+
+
+def _explain_missing(metric: str, package: str) -> OsrmError:
+    return OsrmError(
+        f"metric {metric} needs the package {package}",
+        "pip install 'osrm-cli[text]', or say metrics = [\"exact_match\"] in the task's task.toml",
+    )
+
+
+ANSWER_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+    "exact_match": _exact_match,
+    "rouge_l": _rouge_l,
+    "chrf": _chrf,
+    "json_f1": _json_f1,
+}
+CHOICE_METRICS = ("accuracy", "accuracy_norm")  # as lm-evaluation-harness has them: acc and acc_norm
+LIKELIHOOD = "likelihood"
+LOSS_METRICS = ("loss", "perplexity", LIKELIHOOD)
+TEXT_METRICS = (*ANSWER_METRICS, *CHOICE_METRICS, LIKELIHOOD)
+
+
+def loss_scores(loss: float) -> dict[str, float]:
+    """What a mean loss per token says: itself, perplexity, and the likelihood of a token, ``100 exp(-loss)``.
+
+    The likelihood is the geometric mean of the probabilities of the reference's tokens, in percent. It grows with
+    quality, so that it can be compared and averaged as scores are.
+    """
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), LIKELIHOOD: 100 * math.exp(-loss)}
+
+
+def compute_answer_scores(
+    metrics: Sequence[str], answers: Sequence[str], references: Sequence[str]
+) -> dict[str, float]:
+    """Metrics of written answers, each in percent.
+
+    Args:
+        metrics: Names of ``ANSWER_METRICS``.
+        answers: What the model wrote.
+        references: What is right.
+
+    Raises:
+        OsrmError: If a metric's library is missing, or a reference is not of the metric's kind.
+    """
+    return {name: ANSWER_METRICS[name](answers, references) for name in metrics}

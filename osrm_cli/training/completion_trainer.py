@@ -1,0 +1,67 @@
+"""transformers' Trainer for text tasks: the loss of completions alone, without logits that do not count."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from osrm_cli.models.batching import IGNORED, collate_batch
+from osrm_cli.models.generation import completion_logits, compute_losses, token_losses
+from osrm_cli.tasks.text_metrics import LIKELIHOOD, loss_scores
+from osrm_cli.training.trainer import PenaltyTrainer
+
+
+class CompletionCollator:
+    """Pads a batch on the right; labels of padding do not count."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, encodings: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Stack encodings, see ``collate_batch``."""
+        return collate_batch(encodings, self.tokenizer, torch.device("cpu"))
+
+
+class CompletionTrainer(PenaltyTrainer):
+    """Mean loss per completion token, and after each epoch the same on the dev examples."""
+
+    def completion_loss(self, model: torch.nn.Module, inputs: dict[str, Any], tokens: Any) -> torch.Tensor:
+        """Loss of a batch, divided by the tokens of the whole step, which may be several batches."""
+        logits, labels = completion_logits(model, inputs)
+        count = (labels != IGNORED).sum() if tokens is None else tokens
+        return token_losses(logits, labels).sum() / count
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+        **_: Any,
+    ) -> Any:
+        """The loss, with the penalty."""
+        loss = self.completion_loss(model, inputs, num_items_in_batch)
+        if self.penalty is not None:
+            share = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self.penalty.mu * self.penalty.interference() / share
+        return (loss, {}) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Dev scores, logged as Trainer logs its own."""
+        model: Any = self.model
+        model.eval()
+        examples: Any = self.eval_dataset
+        with self.compute_loss_context_manager():
+            losses = compute_losses(
+                model,
+                examples,
+                self.processing_class,
+                self.args.device,
+                self.args.eval_batch_size,
+                lambda _: None,
+            )
+        scores = loss_scores(losses.mean())
+        metrics = {f"eval_{name}": value for name, value in (scores | {"headline": scores[LIKELIHOOD]}).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics

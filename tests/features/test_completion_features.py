@@ -1,0 +1,110 @@
+"""Features of text tasks equal a naive loop over the same tokens."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.features.collect import collect_features
+from osrm_cli.models.classifier import load_tokenizer
+from osrm_cli.models.completions import CompletionTokenizer
+from osrm_cli.tasks.loading import draw_examples, load_split
+
+
+def read_means(path: Path) -> dict[str, torch.Tensor]:
+    return {name.removesuffix(".mean"): mean for name, mean in load_file(path).items() if name.endswith(".mean")}
+
+
+def naive_means(folder: Path, tasks: Path, layers: list[str], tokens: str = "all") -> dict[str, torch.Tensor]:
+    """Mean of each layer's inputs, one example at a time, by hooks."""
+    is_t5 = "t5" in folder.name
+    model = (AutoModelForSeq2SeqLM if is_t5 else AutoModelForCausalLM).from_pretrained(folder).eval()
+    data = draw_examples(load_split("backwards", tasks, "train"), 10, 0)
+    encodings = CompletionTokenizer(load_tokenizer(folder), is_t5, 64).encode(data.text_examples)[1]
+    rows: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
+    kept = torch.tensor([])
+
+    def hook(layer: str) -> Callable[..., None]:
+        return lambda _module, args: rows[layer].append(args[0][0] if is_t5 else args[0][0][kept])
+
+    handles = [model.get_submodule(layer).register_forward_pre_hook(hook(layer)) for layer in layers]
+    for encoding in encodings:
+        batch = {name: torch.from_numpy(values).long()[None] for name, values in encoding.items()}
+        completion = batch["labels"][0] != -100
+        kept = {"all": torch.ones_like(completion), "prompt": ~completion, "completion": completion}[tokens]
+        with torch.no_grad():
+            model(**batch)  # T5 shifts the labels to the right for its decoder
+    for handle in handles:
+        handle.remove()
+    return {layer: torch.cat(parts).double().mean(0) for layer, parts in rows.items()}
+
+
+@pytest.mark.parametrize("tokens", ["all", "prompt", "completion"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_features_of_a_causal_model(
+    family: str, tokens: str, tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
+) -> None:
+    folder = tiny_writer(family)
+    collect_features(
+        ["backwards"], completion_tasks, model=str(folder), samples=10, max_length=64, tokens=tokens, batch_size=4,
+        target_modules=["all-linear"], out=tmp_path,
+    )  # fmt: skip
+    means = {
+        n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n
+    }
+    assert not any("lm_head" in layer for layer in means)
+    expected = naive_means(folder, completion_tasks, list(means), tokens)
+    for layer, mean in means.items():
+        torch.testing.assert_close(mean.double(), expected[layer], atol=1e-6, rtol=1e-5)
+
+
+def test_features_of_encoder_and_decoder(
+    tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
+) -> None:
+    folder = tiny_writer("t5")
+    collect_features(
+        ["backwards"], completion_tasks, model=str(folder), samples=10, max_length=64, batch_size=4,
+        target_modules=["q", "v", "k", "o", "wi"], out=tmp_path,
+    )  # fmt: skip
+    means = {
+        n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n
+    }
+    assert {layer.partition(".")[0] for layer in means} == {"encoder", "decoder"}
+    assert any("EncDecAttention.k" in layer for layer in means)
+    expected = naive_means(folder, completion_tasks, list(means))
+    for layer, mean in means.items():
+        torch.testing.assert_close(mean.double(), expected[layer], atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_is_that_of_the_mean_loss(
+    tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
+) -> None:
+    folder = tiny_writer("llama")
+    collect_features(
+        ["same"], completion_tasks, model=str(folder), samples=8, statistics=["gradient"], batch_size=3, out=tmp_path
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    data = draw_examples(load_split("same", completion_tasks, "train"), 8, 0)
+    encodings = CompletionTokenizer(load_tokenizer(folder), False, 64).encode(data.text_examples)[1]
+    count = sum(int((encoding["labels"] != -100).sum()) for encoding in encodings)
+    for encoding in encodings:
+        batch = {name: torch.from_numpy(values).long()[None] for name, values in encoding.items()}
+        (model(**batch).loss * (batch["labels"] != -100).sum() / count).backward()
+    for name, gradient in load_file(tmp_path / "same.safetensors").items():
+        expected = model.get_submodule(name.removesuffix(".gradient")).weight.grad
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_tasks_of_two_kinds_are_collected_apart(
+    tiny_writer: Callable[[str], Path], completion_tasks: Path, text_tasks: Path, tmp_path: Path
+) -> None:
+    for source in (completion_tasks / "same", text_tasks / "mood"):
+        (tmp_path / "tasks").mkdir(exist_ok=True)
+        (tmp_path / "tasks" / source.name).symlink_to(source)
+    with pytest.raises(OsrmError, match="different models"):
+        collect_features(data=tmp_path / "tasks", model=str(tiny_writer("llama")), out=tmp_path / "features")
+    assert not (tmp_path / "features").exists()
