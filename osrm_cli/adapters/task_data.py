@@ -48,7 +48,9 @@ class TaskSample:
         return cls(adapter, data, resolve_max_length(adapter.max_length, data.task), record)
 
 
-def draw_texts(adapters: Sequence[Adapter], data: str | None, k: int, seed: int) -> list[TaskSample]:
+def draw_texts(
+    adapters: Sequence[Adapter], data: str | None, k: int, seed: int, purpose: str = "calibration"
+) -> list[TaskSample]:
     """Draw ``k`` texts from every task's training split; their labels are not read.
 
     The task of an adapter of another program is not recorded; it is then inferred from the data, as in training.
@@ -58,13 +60,14 @@ def draw_texts(adapters: Sequence[Adapter], data: str | None, k: int, seed: int)
         data: The value of ``--data``; by default the data that each adapter was trained on.
         k: Examples of each task; all of them where there are fewer.
         seed: Seed of the draw.
+        purpose: Feature that needs the texts, for messages.
 
     Raises:
         OsrmError: If the data is not known or missing.
     """
     samples = []
     for adapter in adapters:
-        source, recorded = data_source(adapter, data, "calibration"), adapter.record.get("task")
+        source, recorded = data_source(adapter, data, purpose), adapter.record.get("task")
         task = Task.from_dict(recorded) if recorded else load_split(adapter.name, source, "train", 1).task
         texts = load_texts(task, source, "train")
         samples.append(TaskSample.of(adapter, draw_examples(texts, k, seed), source))

@@ -97,6 +97,15 @@ class Aggregate(StrEnum):
     SUM = "sum"
 
 
+class Start(StrEnum):
+    """The method whose result distillation begins with."""
+
+    TASK_ARITH = "task-arith"
+    TSV = "tsv"
+    TIES = "ties"
+    SEQUENTIAL = "sequential"
+
+
 Model = Annotated[
     str,
     typer.Option(

@@ -1,4 +1,4 @@
-"""Second moments of the features that ``osrm collect`` wrote, for the methods that need them."""
+"""Second moments of the features that ``osrm collect`` wrote, for methods that need them and for cuts to a rank."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -39,12 +39,12 @@ class FeatureMoments(LayerData):
 
 
 def open_layer_data(plan: MergePlan) -> LayerData:
-    """Open and check the features files that a plan's method reads, one per adapter; nothing where it reads none.
+    """Open and check the features files that a merge reads, one per adapter; nothing where it reads none.
 
     Raises:
         OsrmError: If one is missing, has no second moments, or does not fit the adapters.
     """
-    if "features" not in plan.method.needs:
+    if not plan.reads_features:
         return NoLayerData()
     files: dict[str, FeaturesFile] = {}
     for adapter in plan.adapters:

@@ -23,7 +23,7 @@ class LayerData:
     record: Mapping[str, Any]
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
-        """Fields of ``LayerUpdates``, in each of them one tensor per adapter, in the order of the adapters' names.
+        """Fields of ``LayerUpdates``: but for ``factors`` one tensor per adapter, in the order of the adapters' names.
 
         Args:
             layer: Full name.

@@ -10,6 +10,7 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
+from osrm_cli.merging.auto import AUTO, choose_method
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
@@ -64,7 +65,8 @@ def merge_adapters(
 
     Args:
         adapters: Adapter folders or hub ids, in any order; none where a recipe names them.
-        method: Name of the merging method; by default the recipe's, else ``task-arith``.
+        method: Name of the merging method; by default the recipe's, else ``task-arith``. ``auto`` takes the best
+            for what is at hand, and leaves out what that does not use.
         options: The method's options, such as ``{"lambda": 0.3, "density": 0.2}``; they replace the recipe's.
         weights: Weights by the adapter's name; they replace the recipe's.
         recipe: YAML file that describes the merge.
@@ -104,13 +106,18 @@ def merge_adapters(
         output=form or chosen.output,
         dtype=chosen.dtype if dtype == "auto" else dtype,
     )
+    notes: list[str] = []
+    if chosen.method == AUTO:
+        chosen, reason = choose_method(chosen)
+        notes.append(f"method {chosen.method}: {reason}")
+        must_use = ()
     plan = MergePlan.of(chosen, weights, [name for name in options or {} if not _counts(name, must_use)])
     layer_data = open_layer_data(plan)
     reads_data = bool(plan.method.data_statistic) or calibrate is not None
     reads_base = reads_data or plan.recipe.output == "model"
     inputs = {"features": features, "data": data, "model": model, "revision": revision}
     uses = {
-        "features": "features" in plan.method.needs,
+        "features": plan.reads_features,
         "data": reads_data,
         "model": reads_base,
         "revision": reads_base,
@@ -128,7 +135,7 @@ def merge_adapters(
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
     target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
     if dry_run:
-        return describe_plan(path, plan)
+        return replace(describe_plan(path, plan), notes=notes)
 
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
@@ -142,7 +149,8 @@ def merge_adapters(
             contents = write_merged_folder(stage, plan, modules, layers, record, base, target)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
-    return describe_result(path, plan, contents, record, rows, modules.shared)
+    result = describe_result(path, plan, contents, record, rows, modules.shared)
+    return replace(result, notes=[*notes, *result.notes])
 
 
 def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None, method: str | None) -> MergeRecipe:

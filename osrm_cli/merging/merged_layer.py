@@ -7,10 +7,10 @@ import torch
 
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.parallel import map_in_order
+from osrm_cli.linalg.reduced_rank import truncate_for_inputs
 from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.linalg.truncation import truncate
 from osrm_cli.merging.layer_data import LayerData
-from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
+from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.progress import Advance
 
@@ -50,7 +50,7 @@ def merge_layers(
         device: Where to compute.
         advance: Called with 1 after each layer.
     """
-    if plan.method.data_statistic == "weights" and not plan.learned:
+    if plan.method.learns_weights and not plan.learned:
         raise ValueError(f"{plan.method.name}: its weights have not been learned")
     rule = plan.method.load()
     results: dict[str, LayerResult] = {}
@@ -58,7 +58,7 @@ def merge_layers(
 
     def merge_one(layer: str) -> MergedLayer:
         updates = plan.read_updates(layer, layer_data.for_layer(layer, results), device)
-        return _recompress(plan, layer, rule(updates, plan.options))
+        return _recompress(plan, updates, rule(updates, plan.options))
 
     if layer_data.sequence:
         merged = {}
@@ -73,15 +73,21 @@ def merge_layers(
         advance(1)
 
 
-def _recompress(plan: MergePlan, layer: str, result: LayerResult) -> MergedLayer:
-    """Recompress a rule's result where the recipe says so, or where an adapter could not hold it."""
+def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> MergedLayer:
+    """Recompress a rule's result where the recipe says so, or where an adapter could not hold it.
+
+    Where the inputs' second moments are at hand, by what the inputs see of it.
+    """
+    layer = updates.name
     if isinstance(result, MaskedDelta):
         return MergedLayer(layer, result)
     rank, energy = plan.options.rank, plan.options.energy
+    if updates.factors and isinstance(result, LowRank):  # they were cut before they were learned
+        return MergedLayer(layer, result)
     if "rank" in plan.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
         return MergedLayer(layer, result, result.kept_energy)
     if isinstance(result, RowStream) and plan.recipe.output == "adapter" and rank is None and energy is None:
         rank = sum(adapter.layers[layer].rank for adapter in plan.adapters if layer in adapter.layers)
     if rank is None and energy is None:
         return MergedLayer(layer, result)
-    return MergedLayer(layer, *truncate(result, rank, energy))
+    return MergedLayer(layer, *truncate_for_inputs(result, updates.second_moments, rank, energy))

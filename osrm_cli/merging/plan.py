@@ -27,7 +27,7 @@ from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.requirements import check_method, resolve_options
+from osrm_cli.merging.requirements import check_method, reads_features, resolve_options, used_options
 from osrm_cli.storage.provenance import BaseModelId
 
 Heads = Mapping[str, Mapping[str, torch.Tensor]]  # by task and name in the base model; empty without a head
@@ -106,13 +106,22 @@ class MergePlan:
             method=method.name,
             adapters=entries,
             options=used,
-            features=recipe.features if "features" in method.needs else None,
+            features=recipe.features if reads_features(method, replace(recipe, options=used)) else None,
             data=recipe.data if method.data_statistic else None,
         )
         widest = functools.reduce(torch.promote_types, (adapter.dtype for adapter in adapters))
         dtype = getattr(torch, recipe.dtype) if recipe.dtype else widest
         bases = {adapter.folder: base for adapter in adapters if (base := adapter.base)}
         return cls(effective, method, options, adapters, combine_layers(adapters), dtype, bases)
+
+    def with_method(self, name: str) -> "MergePlan":
+        """Another method's merge into an adapter, of the same adapters and under the options that it has too.
+
+        Args:
+            name: The other method.
+        """
+        shared = {key: value for key, value in self.recipe.options.items() if key in used_options(find_method(name))}
+        return MergePlan.of(replace(self.recipe, method=name, options=shared, output="adapter"))
 
     def with_learned_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "MergePlan":
         """The same merge with a weight for each adapter's every layer, in the place of lambda.
@@ -127,6 +136,11 @@ class MergePlan:
         )
         recipe, options = replace(self.recipe, adapters=entries), replace(self.options, scale=1.0)
         return replace(self, recipe=recipe, options=options, learned=True)
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether second moments are read, for the method or to cut its result to a rank by what the inputs see."""
+        return reads_features(self.method, self.recipe)
 
     @cached_property
     def layers(self) -> tuple[str, ...]:

@@ -15,10 +15,13 @@ from osrm_cli.merging.recipe import MergeRecipe
 Options = TypeVar("Options", MethodOptions, DataOptions)
 
 # Options of the methods that compute a statistic of data, with their defaults, by ``Method.data_statistic``.
-DATA_OPTIONS: Mapping[str, Mapping[str, int]] = {
+DATA_OPTIONS: Mapping[str, Mapping[str, int | str]] = {
     "second-moments": {"samples": 100, "seed": 0},
+    "cross-moments": {"samples": 128, "seed": 0},
     "fisher": {"samples": 100, "seed": 0},
     "weights": {"samples": 100, "seed": 0, "steps": 300},
+    "matching-weights": {"samples": 128, "seed": 0, "steps": 100},
+    "factors": {"samples": 128, "seed": 0, "steps": 300, "start": "tsv"},
 }
 # Every option of any method, by its name on the command line without dashes.
 OPTIONS = tuple(
@@ -36,8 +39,10 @@ def check_method(method: Method, recipe: MergeRecipe) -> None:
     Raises:
         OsrmError: If not.
     """
-    if method.data_statistic == "weights" and method.wrappers:
+    if method.learns_weights and method.wrappers:
         raise OsrmError(f"{method.name}: the weights are learned for the plain sum", "leave out what goes before it")
+    if method.data_statistic == "factors" and method.wrappers:
+        raise OsrmError(f"{method.name}: the factors are learned as a whole", "leave out what goes before it")
     if recipe.output not in ("adapter", "model"):
         raise OsrmError(f"output form {recipe.output!r}, expected adapter or model")
     if method.is_task_aware and recipe.output == "model":
@@ -49,6 +54,19 @@ def used_options(method: Method) -> set[str]:
     # Any result can be recompressed, but the point of 'cat' is that it is not.
     recompressing = set() if method.name == "cat" or method.is_task_aware else {"rank", "energy"}
     return {"lambda", *method.options, *DATA_OPTIONS.get(method.data_statistic or "", {}), *recompressing}
+
+
+def reads_features(method: Method, recipe: MergeRecipe) -> bool:
+    """Whether a merge reads features: the method needs them, or they are given and its result is cut to a rank.
+
+    Args:
+        method: Row of the table.
+        recipe: Its ``features`` are the folder that the user names; its options have their values.
+    """
+    if "features" in method.needs or recipe.features is None or method.data_statistic or method.is_task_aware:
+        return "features" in method.needs
+    is_cut = not method.exact and recipe.output == "adapter"
+    return is_cut or "rank" in method.options or bool({"rank", "energy"} & set(recipe.options))
 
 
 def resolve_options(

@@ -87,6 +87,10 @@ def describe_result(
         f"{task}: mean entropy {entropy['before']:.4f} before, {entropy['after']:.4f} after"
         for task, entropy in summary.get("entropy", {}).items()
     ]
+    notes += [
+        f"{task}: distance to the single model {distance['before']:.3f} before, {distance['after']:.3f} after"
+        for task, distance in summary.get("distance", {}).items()
+    ]
     if shared:
         names = ", ".join(sorted(shared))
         notes.append(f"{names}: stored as a whole by modules_to_save, carried over as is whatever the weights are")

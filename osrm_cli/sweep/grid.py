@@ -23,7 +23,7 @@ from osrm_cli.merging.requirements import OPTIONS, used_options
 Value = int | float | str
 
 MAX_VALUES = 1000  # values of one option
-_AGGREGATES = ("mean", "sum")
+_WORDS = {"aggregate": ("mean", "sum"), "start": ("task-arith", "tsv", "ties", "sequential")}  # options that take words
 _DECIMAL_PATTERN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -79,9 +79,9 @@ class MergeFamily:
 def lambda_is_a_factor(method: Method) -> bool:
     """Whether lambda is only a factor on the result.
 
-    It is, unless the activations of layers merged so far depend on it, or learned weights are initialized with it.
+    It is, unless the activations of layers merged so far depend on it, or what is learned is initialized with it.
     """
-    return method.data_statistic not in ("second-moments", "weights")
+    return method.data_statistic in (None, "fisher")
 
 
 def expand_grid(
@@ -134,12 +134,15 @@ def parse_option(text: str) -> tuple[str, list[Value]]:
     if option not in OPTIONS:
         options = ", ".join(known_option.replace("_", "-") for known_option in OPTIONS)
         raise OsrmError(f"--option {text}: '{name}' is not an option of a method", f"options: {options}")
-    if option != "aggregate":
+    if option not in _WORDS:
         return option, parse_values(f"--option {text}", [values])
-    aggregates: list[Value] = list(values.split(","))
-    if any(word not in _AGGREGATES for word in aggregates):
-        raise OsrmError(f"--option {text}, expected mean, sum or both", "for example --option aggregate=mean,sum")
-    return option, aggregates
+    words: list[Value] = list(values.split(","))
+    if any(word not in _WORDS[option] for word in words):
+        raise OsrmError(
+            f"--option {text}, expected some of {', '.join(_WORDS[option])}",
+            f"for example --option {option}={','.join(_WORDS[option][:2])}",
+        )
+    return option, words
 
 
 def parse_values(flag: str, texts: Sequence[str]) -> list[Value]:

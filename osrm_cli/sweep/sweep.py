@@ -162,7 +162,7 @@ def _note_unused(inputs: Mapping[str, Any], families: Sequence[MergeFamily], cal
     """Remarks on inputs that no method uses; ``expand_grid`` checks the options of the grid."""
     methods = [family.plan.method for family in families]
     is_used = {
-        "features": any("features" in method.needs for method in methods),
+        "features": any(family.plan.reads_features for family in families),
         "samples": calibrate or any(method.data_statistic for method in methods),
     }
     unused = [name for name, value in inputs.items() if value is not None and not is_used[name]]

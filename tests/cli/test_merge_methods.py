@@ -16,6 +16,7 @@ from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe_file import read_recipe
+from osrm_cli.merging.requirements import used_options
 from tests.run_cli import osrm
 
 TASKS = ("mood", "pair", "score")
@@ -27,7 +28,7 @@ DENSE = [row for row in METHODS if row.space == "element" and not row.data_stati
 @pytest.mark.parametrize("method", [row for row in METHODS if not row.is_task_aware], ids=lambda row: row.name)
 def test_plain_peft_loads_what_the_method_made(project_copy: Path, method) -> None:
     names = ADAPTERS.get(method.name, TASKS)
-    more = ["--steps", 3] if method.name == "adamerging" else []
+    more = ["--steps", 3] if "steps" in used_options(method) else []
     run = osrm("merge", *(f"adapters/{n}" for n in names), "-m", method.name, *more, "--out", "made", cwd=project_copy)
     assert run.code == 0, run
     base = json.loads((project_copy / "made/adapter_config.json").read_text())["base_model_name_or_path"]

@@ -16,6 +16,7 @@ from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
+from osrm_cli.merging.methods import find_method
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipe_file import read_recipe
@@ -450,6 +451,52 @@ def test_regmean_without_what_it_needs_says_which_command_makes_it(adapters, tmp
     write_features(tmp_path / "features", "mnli", layers, digest="2" * 64)
     with pytest.raises(OsrmError, match="comes from base model minilm"):
         run(tmp_path / "m", "regmean", paths, **asked)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("task-arith", {"rank": 2}),
+        ("tsv", {"rank": 2}),
+        ("svd", {"rank": 2}),
+        ("regmean", {"rank": 2}),
+        ("ties", {"rank": 2, "density": 0.5}),
+        ("ties", {"density": 0.5}),
+    ],
+    ids=str,
+)
+def test_with_features_a_rank_is_cut_by_what_the_inputs_see(adapters, tmp_path, method, options):
+    paths = [adapters / name for name in ("cola", "mnli")]
+    layers = list(Adapter.open(paths[0]).layers)
+    held = [write_features(tmp_path / "features", path.name, layers) for path in paths]
+    plan, contents = run(tmp_path / "m", method, paths, features=str(tmp_path / "features"), **options)
+    found = Adapter.open(tmp_path / "m")
+    rule = find_method("task-arith" if method == "svd" else method).load()
+    for layer in layers:
+        moments = tuple(each[f"{layer}.second-moment"] for each in held)
+        whole = rule(plan.read_updates(layer, {"second_moments": moments}), plan.options)
+        update = (whole if isinstance(whole, torch.Tensor) else whole.dense()).double()
+        rank = options.get("rank", sum(Adapter.open(path).layers[layer].rank for path in paths))
+        U, S, _ = torch.linalg.svd(update @ torch.linalg.cholesky(sum(moments)))
+        close(factories.dense(found, layer), U[:, :rank] @ U[:, :rank].T @ update, 1e-5)
+        assert contents.kept[layer] == pytest.approx(float(S[:rank].square().sum() / S.square().sum()), rel=1e-6)
+    assert len(provenance.read_record(tmp_path / "m")["features"]) == 2
+
+
+def test_features_are_left_out_where_nothing_is_cut(adapters):
+    entries = tuple(AdapterEntry(str(adapters / name)) for name in ("cola", "mnli"))
+
+    def used(method, output="adapter", **options):
+        return MergePlan.of(MergeRecipe(method, entries, options, "here", output)).recipe.features == "here"
+
+    assert used("task-arith", rank=2)
+    assert used("tsv", energy=0.9)
+    assert used("pico+svd")
+    assert used("ties")
+    assert used("ties", "model", rank=2)
+    assert used("regmean")
+    assert not any(map(used, ("task-arith", "cat", "emr", "regmean++", "fisher")))
+    assert not used("ties", "model")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_options_by_name() -> None:
     assert grid.parse_option("aggregate=sum,mean") == ("aggregate", ["sum", "mean"])
     for text, said in (
         ("nosuch=1", "'nosuch' is not an option"),
-        ("aggregate=max", "expected mean, sum"),
+        ("aggregate=max", "expected some of mean, sum"),
         ("rank", "rank"),
     ):
         with pytest.raises(OsrmError, match=said):

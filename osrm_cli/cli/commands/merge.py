@@ -10,7 +10,7 @@ import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, align_columns
-from osrm_cli.cli.options import Aggregate, Device, DType, OutputFormat
+from osrm_cli.cli.options import Aggregate, Device, DType, OutputFormat, Start
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import METHODS
 
@@ -29,7 +29,7 @@ def merge(
         typer.Option(
             "--method",
             "-m",
-            help="How to merge; default task-arith. See --list.",
+            help="How to merge, or auto; default task-arith. See --list.",
             autocompletion=options.completer(METHODS),
             show_default=False,
         ),
@@ -40,7 +40,9 @@ def merge(
     weight: Annotated[
         list[str] | None, typer.Option("--weight", metavar="NAME=NUMBER", help="An adapter's weight, of any sign.")
     ] = None,
-    rank: Annotated[int | None, _number("--rank", "Recompress to this rank.", 1)] = None,
+    rank: Annotated[
+        int | None, _number("--rank", "Recompress to this rank; with --features, by what inputs see.", 1)
+    ] = None,
     energy: Annotated[float | None, _number("--energy", "Recompress to this share of the energy.", 0, 1)] = None,
     density: Annotated[float | None, _number("--density", "Share of the entries to keep.", 0, 1)] = None,
     aggregate: Annotated[
@@ -53,6 +55,9 @@ def merge(
     common: Annotated[float | None, _number("--common", "iso-cts: share of common directions.", 0, 1)] = None,
     floor: Annotated[float | None, _number("--floor", "svc: smallest divisor.", 0)] = None,
     alpha: Annotated[float | None, _number("--alpha", "regmean: factor on off-diagonal moments.", 0, 1)] = None,
+    ridge: Annotated[float | None, _number("--ridge", "sequential: pull towards the mean update.", 0)] = None,
+    trim: Annotated[int | None, _number("--trim", "cat-merging: directions taken out for each task.", 1)] = None,
+    penalty: Annotated[float | None, _number("--penalty", "cat-merging: weight of a task's own loss.", 0)] = None,
     seed: Annotated[
         int | None,
         typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of masks and samples.", show_default=False),
@@ -62,7 +67,10 @@ def merge(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Calibrate the heads, on 128 texts per task or --samples.")
     ] = False,
-    steps: Annotated[int | None, _number("--steps", "adamerging: steps of learning; default 300.", 1)] = None,
+    steps: Annotated[int | None, _number("--steps", "Steps of learning; default the method's.", 1)] = None,
+    start: Annotated[
+        Start | None, typer.Option("--start", help="distill: where to begin; default tsv.", show_default=False)
+    ] = None,
     features: Annotated[
         Path | None, typer.Option("--features", help="Folder of features files; default features.", show_default=False)
     ] = None,
@@ -127,8 +135,8 @@ def merge(
     )
     if dry_run:
         console.result({"would_write": str(out), **result.summary}, f"would write {out}: {result.line}")
-        return
-    console.result(result.summary, f"{out}: {result.line}")
+    else:
+        console.result(result.summary, f"{out}: {result.line}")
     for note in result.notes:
         console.note(note)
     for warning in result.warnings:

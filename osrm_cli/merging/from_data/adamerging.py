@@ -41,6 +41,16 @@ class WeightedDeltas:
         self.coefficients = torch.full(shape, plan.options.scale, device=device, requires_grad=True)
         self.changes = {layer: self._change(models, plan, layer, index) for index, layer in enumerate(plan.layers)}
 
+    def learned_weights(self, models: Sequence[TaskModel], plan: MergePlan) -> Weights:
+        """The weight ``c_tl w_tl`` by adapter and layer."""
+        learned = self.coefficients.tolist()
+        return {
+            model.name: {
+                layer: plan.weight(row, layer) * learned[row][column] for column, layer in enumerate(plan.layers)
+            }
+            for row, model in enumerate(models)
+        }
+
     def _change(self, models: Sequence[TaskModel], plan: MergePlan, layer: str, column: int) -> OutputHook:
         deltas = [(row, update) for row, model in enumerate(models) if (update := model.delta(layer))]
         A = torch.cat([update.A for _, update in deltas])  # noqa: N806 - the papers' letters
@@ -77,15 +87,11 @@ def learn_weights(
             loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
         advance(1)
-    learned = mixture.coefficients.tolist()
-    weights = {
-        model.name: {layer: plan.weight(row, layer) * learned[row][column] for column, layer in enumerate(plan.layers)}
-        for row, model in enumerate(models)
-    }
     entropy = {
         model.name: {"before": before[model.name], "after": mean_prediction_entropy(model, mixture)} for model in models
     }
-    return weights, {"examples": {model.name: model.sample.record for model in models}, "entropy": entropy}
+    examples = {model.name: model.sample.record for model in models}
+    return mixture.learned_weights(models, plan), {"examples": examples, "entropy": entropy}
 
 
 def prediction_entropy(model: TaskModel, mixture: WeightedDeltas, indices: Sequence[int]) -> Tensor:

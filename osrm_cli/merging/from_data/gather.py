@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from osrm_cli.merging.from_data import adamerging
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.from_data import adamerging, learning
 from osrm_cli.merging.from_data.adamerging import LearnedWeights
 from osrm_cli.merging.from_data.fisher import FisherInformation
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
+from osrm_cli.merging.from_data.sequential import SequentialTargets
 from osrm_cli.merging.from_data.task_models import TaskModel
-from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.layer_data import LayerData, NoLayerData
+from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.progress import Progress
 
@@ -29,9 +32,25 @@ def gather_layer_data(
     """
     if plan.method.data_statistic == "second-moments":  # collected while layers are merged
         return plan, SequentialMoments(models, plan.layers)
+    if plan.method.data_statistic == "cross-moments":
+        return plan, SequentialTargets(models, plan)
     if plan.method.data_statistic == "fisher":
         shapes = {name: (layer.d_out, layer.d_in) for name, layer in plan.shapes.items()}
         return plan, FisherInformation(models, shapes, folder, progress)
-    with progress("weights", plan.recipe.options["steps"], "steps") as advance:
-        weights, record = adamerging.learn_weights(models, plan, advance)
+    start = _merge_start(plan, models, folder, progress) if plan.method.data_statistic == "factors" else {}
+    with progress(f"learn {plan.method.name}", plan.recipe.options["steps"], "steps") as advance:
+        if plan.method.data_statistic == "factors":
+            return plan, learning.learn_factors(models, plan, start, advance)
+        learn = adamerging.learn_weights if plan.method.data_statistic == "weights" else learning.learn_matching_weights
+        weights, record = learn(models, plan, advance)
     return plan.with_learned_weights(weights), LearnedWeights(record)
+
+
+def _merge_start(plan: MergePlan, models: Sequence[TaskModel], folder: Path, progress: Progress) -> dict[str, LowRank]:
+    """The factors to begin with: another method's, under the options that it shares."""
+    start = plan.with_method(plan.recipe.options["start"])
+    layer_data: LayerData = NoLayerData()
+    if start.method.data_statistic:
+        start, layer_data = gather_layer_data(start, models, folder, progress)
+    results = {layer.name: layer.result for layer in merge_layers(start, layer_data, start.layers)}
+    return {name: result for name, result in results.items() if isinstance(result, LowRank)}

@@ -1,11 +1,13 @@
 """Training examples that a data-dependent method reads of each task, checked against its adapter."""
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.task_data import TaskSample, data_source
+from osrm_cli.adapters.task_data import TaskSample, data_source, draw_texts
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.tasks.task import TaskSplit
+
+TEXTS_ALONE = ("cross-moments", "matching-weights", "factors")  # statistics that need no labels, nor a column for them
 
 
 def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
@@ -18,16 +20,29 @@ def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
     Raises:
         OsrmError: If data, labels or a head are missing, or the method cannot treat a task.
     """
-    return [_draw_sample(plan, adapter, bool(heads[adapter.name])) for adapter in plan.adapters]
+    for adapter in plan.adapters:
+        _check_adapter(plan.method.name, adapter)
+    options, statistic = plan.recipe.options, plan.method.data_statistic
+    if statistic not in TEXTS_ALONE:
+        return [_draw_sample(plan, adapter, bool(heads[adapter.name])) for adapter in plan.adapters]
+    purpose = f"method {plan.method.name}"
+    samples = draw_texts(plan.adapters, plan.recipe.data, options["samples"], options["seed"], purpose)
+    if statistic != "cross-moments":
+        for sample in samples:
+            _check_head(plan.method.name, sample.adapter, bool(heads[sample.adapter.name]), sample.data)
+    return samples
 
 
-def _draw_sample(plan: MergePlan, adapter: Adapter, has_head: bool) -> TaskSample:
-    method = plan.method.name
+def _check_adapter(method: str, adapter: Adapter) -> None:
     if embedding := next((name for name, layer in adapter.layers.items() if layer.embedding), None):
         raise OsrmError(
             f"{adapter.source} adapts the embedding {embedding}, {method} takes linear layers only",
             "use another method, see osrm merge --list",
         )
+
+
+def _draw_sample(plan: MergePlan, adapter: Adapter, has_head: bool) -> TaskSample:
+    method = plan.method.name
     source = data_source(adapter, plan.recipe.data, f"method {method}")
     options = plan.recipe.options
     data = draw_examples(load_split(adapter.name, source, "train"), options["samples"], options["seed"])

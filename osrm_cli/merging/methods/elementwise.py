@@ -25,7 +25,7 @@ def ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     its trimmed self. Not linear in the weights.
     """
     keep = [keep_largest(update, options.density) for update in layer.weighted]
-    return formed(layer.weighted, keep).then(lambda _, blocks: _elected(blocks, options))
+    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
 
 
 def magnitude(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -63,7 +63,7 @@ def dare_ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     linear in the weights.
     """
     keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.weighted, keep).then(lambda _, blocks: _elected(blocks, options))
+    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
 
 
 def della(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -73,7 +73,7 @@ def della(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     linear in the weights.
     """
     keep = [drop_by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.weighted, keep).then(lambda _, blocks: _elected(blocks, options))
+    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
 
 
 def formed(updates: Sequence[LowRank], keep: Sequence[RowFilter] | None = None) -> RowStream:
@@ -89,14 +89,14 @@ def formed(updates: Sequence[LowRank], keep: Sequence[RowFilter] | None = None) 
     return RowStream(first.shape, first.B.dtype, first.B.device, form, near=stack(updates))
 
 
-def _elected(blocks: Tensor, options: MethodOptions) -> Tensor:
+def elected(blocks: Tensor, options: MethodOptions) -> Tensor:
     """The mean, or the sum, of the entries that have the elected sign, times lambda; overwrites ``blocks``."""
-    sign, agreeing, total = _elect(blocks)
+    sign, agreeing, total = elect(blocks)
     total.mul_(sign).mul_(options.scale)
     return total if options.aggregate == "sum" else total.div_(agreeing.sign_().sum(0).clamp_min_(1))
 
 
-def _elect(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def elect(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``gamma = sign(sum_t x_t)``, each ``max(gamma x_t, 0)``, and their sum; overwrites ``blocks``.
 
     The sign is 0 where the sum is nothing but rounding, so that opposite updates cancel. The authors of TIES give such
@@ -143,7 +143,7 @@ def emr(layer: LayerUpdates, options: MethodOptions) -> MaskedDelta:
 
     def unify(place: slice, blocks: Tensor) -> Tensor:
         sizes = blocks.abs().sum(2)
-        sign, agreeing, _ = _elect(blocks)
+        sign, agreeing, _ = elect(blocks)
         largest = agreeing.amax(0).mul_(sign.abs())
         torch.mul(largest, sign, out=unified[place])
         used = agreeing.sign_().mul_(sign.abs())

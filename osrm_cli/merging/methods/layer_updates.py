@@ -26,6 +26,10 @@ class LayerUpdates:
             does not change the layer.
         weights: ``w_t``, any sign.
         second_moments: ``C_t = E[x x^T]`` of the layer's inputs, ``(d_in, d_in)``, for the rules that need features.
+        cross_moments: ``D_t = E[x* x^T]``, ``(d_in, d_in)``: ``x`` the layer's inputs in the model merged so far,
+            ``x*`` those in the single model.
+        drifts: ``W_0 (D_t - C_t)``, ``(d_out, d_in)``: what the base weight ``W_0`` makes of their difference.
+        factors: ``B`` ``(d_out, r)`` and ``A`` ``(r, d_in)`` of the merged update, where they were learned from data.
         fisher: Diagonal Fisher information of the entries of ``dW_t``, ``E[(dL/dW)^2]``, ``(d_out, d_in)``.
     """
 
@@ -35,10 +39,13 @@ class LayerUpdates:
     weights: tuple[float, ...]
     second_moments: tuple[Tensor, ...] | None = None
     fisher: tuple[Tensor, ...] | None = None
+    cross_moments: tuple[Tensor, ...] | None = None
+    drifts: tuple[Tensor, ...] | None = None
+    factors: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         order = sorted(range(len(self.adapters)), key=lambda index: self.adapters[index])
-        for field in ("deltas", "weights", "second_moments", "fisher", "adapters"):
+        for field in ("deltas", "weights", "second_moments", "fisher", "cross_moments", "drifts", "adapters"):
             values = getattr(self, field)
             if values is not None:
                 if len(values) != len(order):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank, stack
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.reduced_rank import truncate_for_inputs
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
@@ -34,10 +34,11 @@ def average(layer: LayerUpdates, options: MethodOptions) -> LowRank:
 def svd(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """The best approximation of ``task-arith`` at ``rank``, or at the rank that keeps ``energy`` (Eckart-Young).
 
-    Without either, the largest rank among the inputs. Equal to PEFT's ``svd`` where adapters have no rsLoRA.
+    Without either, the largest rank among the inputs. Equal to PEFT's ``svd`` where adapters have no rsLoRA. With
+    features at hand, the best for the inputs: least ``sum_t E_{x ~ t} ||(W - X) x||^2``.
     """
     rank = options.rank
     if rank is None and options.energy is None:
         rank = max(update.rank for update in layer.deltas)
-    best, kept_energy = truncate(task_arith(layer, options), rank, options.energy)
+    best, kept_energy = truncate_for_inputs(task_arith(layer, options), layer.second_moments, rank, options.energy)
     return replace(best, kept_energy=kept_energy)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Requirement = Literal["features", "data", "labels", "seed"]
 
 
+DataStatistic = Literal["second-moments", "cross-moments", "fisher", "weights", "matching-weights", "factors"]
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to merge.
@@ -32,7 +35,7 @@ class Method:
         aliases: Other names.
         source: arXiv id, or nothing.
         wrappers: Functions of ``spaces`` that the rule is wrapped in, outermost first.
-        data_statistic: The statistic of each task's data that the rule needs: a field of ``LayerUpdates``, or the
+        data_statistic: The statistic of each task's data that the rule needs: a field of ``LayerUpdates``, or
             weights.
         is_task_aware: Whether the result is a ``MaskedDelta``, which needs the task's name at inference.
     """
@@ -47,8 +50,13 @@ class Method:
     aliases: tuple[str, ...] = ()
     source: str = ""
     wrappers: tuple[str, ...] = ()
-    data_statistic: Literal["second-moments", "fisher", "weights"] | None = None
+    data_statistic: DataStatistic | None = None
     is_task_aware: bool = False
+
+    @property
+    def learns_weights(self) -> bool:
+        """Whether weights per task and layer are learned from data."""
+        return self.data_statistic in ("weights", "matching-weights")
 
     @property
     def exact(self) -> bool:

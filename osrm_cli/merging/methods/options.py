@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 _SHARE = "a share above 0, at most 1"
+_START = "'task-arith', 'tsv', 'ties' or 'sequential'"
 _COUNT = "a whole number from 1 to 1,000,000,000"
 
 Scale = Annotated[float, Field(description="a finite number")]
@@ -38,6 +39,9 @@ class MethodOptions:
         common: Iso-CTS: share of the directions that the common part takes.
         floor: SVC: smallest divisor of a singular value; 1 never raises one.
         alpha: RegMean: factor on the off-diagonal entries of the second moments, in ``[0, 1]``.
+        ridge: Sequential: pull towards the tasks' mean update, in units of the mean squared input.
+        trim: CAT Merging: output directions taken out for each task.
+        penalty: CAT Merging: weight of what an update loses on its own task's inputs.
     """
 
     scale: Scale = 1.0
@@ -53,6 +57,9 @@ class MethodOptions:
     common: Share = 0.8
     floor: NotNegative = 1.0
     alpha: ShareOrZero = 0.9
+    ridge: NotNegative = 0.01
+    trim: Count = 2
+    penalty: NotNegative = 1.0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -62,9 +69,11 @@ class DataOptions:
     Attributes:
         samples: Examples read of each task.
         seed: Decides which.
-        steps: AdaMerging: steps of learning.
+        steps: Steps of learning, at most.
+        start: Distill: the method whose result is the beginning.
     """
 
     samples: Count = 100
     seed: Seed = 0
     steps: Steps = 300
+    start: Annotated[Literal["task-arith", "tsv", "ties", "sequential"], Field(description=_START)] = "tsv"

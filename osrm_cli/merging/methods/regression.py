@@ -38,6 +38,36 @@ def regmean(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     return stack(updates).scaled(options.scale)
 
 
+def sequential(layer: LayerUpdates, options: MethodOptions) -> RowStream:
+    """Least squares on the single models' outputs: each layer corrects the errors of the merged layers below it.
+
+    ``min_X sum_t E ||(W_0 + X) x_t - (W_0 + w_t dW_t) x_t*||^2 + sum_t rho ||X - w_t dW_t||_F^2``; ``x_t`` are the
+    layer's inputs in the model merged so far, ``x_t*`` those of the same tokens in the single model. With
+    ``C_t = E[x_t x_t^T]`` and ``D_t = E[x_t* x_t^T]``, the result is ``lambda`` times
+    ``(sum_t w_t dW_t (D_t + rho I) + W_0 (D_t - C_t)) (sum_t C_t + rho I)^{-1}``; ``rho`` is ``ridge`` times the mean
+    diagonal entry of the ``C_t``. At a rank it is the reduced-rank regression, since it is cut in the norm of the
+    inputs; the layers above then correct that error too. RegMean++ takes the targets at ``x_t``, so ``D_t = C_t``. One
+    adapter is itself.
+
+    Raises:
+        OsrmError: If there are no such moments.
+    """
+    if layer.second_moments is None or layer.cross_moments is None or layer.drifts is None:
+        raise OsrmError(
+            f"sequential needs moments of {layer.name}'s inputs in merged and single models, none were given"
+        )
+    total = torch.stack([C.to(torch.float64) for C in layer.second_moments]).sum(0)
+    share = options.ridge * float(total.diagonal().mean()) / len(layer.deltas)
+    identity = torch.eye(len(total), dtype=total.dtype, device=total.device)
+    factor, added = second_moment.ridge_cholesky(total + share * len(layer.deltas) * identity)
+    share += added / len(layer.deltas)
+    targets = torch.zeros(layer.shape, dtype=total.dtype, device=total.device)
+    for update, D, drift in zip(layer.weighted, layer.cross_moments, layer.drifts, strict=True):
+        exact = update.to(torch.float64)
+        targets += exact.B @ (exact.A @ D.to(torch.float64) + share * exact.A) + drift.to(torch.float64)
+    return RowStream.of(options.scale * torch.cholesky_solve(targets.T, factor).T)
+
+
 def wudi(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """WUDI (arXiv:2503.08099) in closed form: ``min_X sum_t ||(X - w_t dW_t) dW_t^T||_F^2 / ||dW_t||_F^2``.
 

@@ -14,6 +14,13 @@ _LINEAR = (
     ),
     Method("average", "weighted mean of the updates", "linear:average", aliases=("linear",), source="2203.05482"),
     Method("cat", "weighted sum, always stored as stacked factors", "linear:task_arith"),
+    Method(
+        "model-stock",
+        "mean, drawn to the base model as far as the updates disagree",
+        "averages:model_stock",
+        source="2403.19522",
+    ),
+    Method("karcher", "mean direction on the sphere, at the mean length", "averages:karcher", aliases=("slerp",)),
     Method("svd", "best approximation of the weighted sum at a rank", "linear:svd", options=("rank", "energy")),
 )
 _ELEMENT = (
@@ -60,6 +67,31 @@ _ELEMENT = (
         "element",
         options=("density", "outliers"),
         source="2312.06795",
+    ),
+    Method(
+        "breadcrumbs-ties",
+        "drop the largest and the small entries, elect signs",
+        "elementwise_mixed:breadcrumbs_ties",
+        "element",
+        options=("density", "outliers", "aggregate"),
+        source="2312.06795",
+    ),
+    Method(
+        "della-linear",
+        "drop small entries more often, rescale, add",
+        "elementwise_mixed:della_linear",
+        "element",
+        ("seed",),
+        options=("density", "seed", "window"),
+        source="2406.11617",
+    ),
+    Method(
+        "sce",
+        "select entries that vary, weigh by energy, erase minority signs",
+        "elementwise_mixed:sce",
+        "element",
+        options=("density",),
+        source="2408.07990",
     ),
     Method(
         "magnitude",
@@ -124,6 +156,14 @@ _SPECTRAL = (
     ),
 )
 _REGRESSION = (
+    Method(
+        "cat-merging",
+        "sum, without what the other tasks' inputs see most of each update",
+        "conflicts:cat_merging",
+        needs=("features",),
+        options=("trim", "penalty"),
+        source="2505.06977",
+    ),
     Method("wudi", "least interference on the updates' own rows", "regression:wudi", source="2503.08099"),
     Method(
         "regmean",
@@ -144,6 +184,15 @@ _REGRESSION = (
         data_statistic="second-moments",
     ),
     Method(
+        "sequential",
+        "least squares, layer by layer, on what the single models' layers put out",
+        "regression:sequential",
+        "element",
+        ("data",),
+        options=("ridge",),
+        data_statistic="cross-moments",
+    ),
+    Method(
         "fisher",
         "mean weighted by each entry's Fisher information",
         "regression:fisher",
@@ -160,6 +209,24 @@ _REGRESSION = (
         default_lambda=0.3,
         source="2310.02575",
         data_statistic="weights",
+    ),
+)
+_LEARNED = (
+    Method(
+        "matched-weights",
+        "weighted sum, weights per layer that bring it nearest to the single models",
+        "linear:task_arith",
+        needs=("data",),
+        default_lambda=0.3,
+        data_statistic="matching-weights",
+    ),
+    Method(
+        "distill",
+        "another method's result, trained to do as the single models do",
+        "learned:distill",
+        needs=("data",),
+        source="2402.02705",
+        data_statistic="factors",
     ),
 )
 _CORE = tuple(
@@ -186,4 +253,4 @@ _TASK_AWARE = (
     ),
 )
 
-METHODS: tuple[Method, ...] = (*_LINEAR, *_ELEMENT, *_CORE, *_KNOTS, *_SPECTRAL, *_REGRESSION, *_TASK_AWARE)
+METHODS: tuple[Method, ...] = (*_LINEAR, *_ELEMENT, *_CORE, *_KNOTS, *_SPECTRAL, *_REGRESSION, *_LEARNED, *_TASK_AWARE)

@@ -78,9 +78,12 @@ def average(updates: list[Array], weights: list[float], **_: object) -> Array:
     return sum(updates) / sum(weights)
 
 
-def svd(updates: list[Array], rank: int, **_: object) -> Array:
-    U, S, Vh = np.linalg.svd(sum(updates), full_matrices=False)
-    return U[:, :rank] * S[:rank] @ Vh[:rank]
+def svd(updates: list[Array], rank: int, moments: list[Array] | None = None, **_: object) -> Array:
+    C = sum(moments) if moments else np.eye(updates[0].shape[1])
+    values, vectors = np.linalg.eigh(C)
+    root, inverse = (vectors * values**power @ vectors.T for power in (0.5, -0.5))
+    U, S, Vh = np.linalg.svd(sum(updates) @ root, full_matrices=False)
+    return U[:, :rank] * S[:rank] @ Vh[:rank] @ inverse
 
 
 def ties(updates: list[Array], density: float, **_: object) -> Array:
@@ -105,6 +108,70 @@ def dare_ties(updates: list[Array], keys: list[tuple[object, ...]], density: flo
 
 def della(updates: list[Array], keys: list[tuple[object, ...]], density: float, window: float, **_: object) -> Array:
     return elect([magprune(dW, density, window, *key) for dW, key in zip(updates, keys, strict=True)])
+
+
+def breadcrumbs_ties(updates: list[Array], density: float, outliers: float, **_: object) -> Array:
+    return elect([middle(dW, density, outliers) for dW in updates])
+
+
+def della_linear(
+    updates: list[Array], keys: list[tuple[object, ...]], density: float, window: float, **_: object
+) -> Array:
+    return sum(magprune(dW, density, window, *key) for dW, key in zip(updates, keys, strict=True))
+
+
+def sce(updates: list[Array], density: float, **_: object) -> Array:
+    variance = np.var(np.stack(updates), axis=0)
+    varied = np.sort(variance[variance > 1e-12 * variance.max()])[::-1]
+    least = varied[int(density * len(varied)) - 1]
+    chosen = [np.where(variance >= least, dW, 0) for dW in updates]
+    coefficients = [(dW**2).sum() for dW in chosen]
+    sign, merged = np.sign(sum(chosen)), np.zeros_like(variance)
+    for place in np.ndindex(*merged.shape):
+        rows = [(c, x[place]) for c, x in zip(coefficients, chosen, strict=True) if x[place] * sign[place] > 0]
+        merged[place] = sum(c * x for c, x in rows) / sum(c for c, _ in rows) if rows else 0
+    return merged
+
+
+def cosine(a: Array, b: Array) -> float:
+    return float((a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def model_stock(updates: list[Array], **_: object) -> Array:
+    count = len(updates)
+    c = np.mean([cosine(updates[i], updates[j]) for i in range(count) for j in range(i)])
+    c = max(c, 0)
+    return count * c / (1 + (count - 1) * c) * sum(updates) / count
+
+
+def karcher(updates: list[Array], **_: object) -> Array:
+    units = [dW / np.linalg.norm(dW) for dW in updates]
+    p = sum(units) / np.linalg.norm(sum(units))
+    for _ in range(2000):
+        logs = []
+        for u in units:
+            angle = np.arccos(np.clip((p * u).sum(), -1, 1))
+            logs.append(angle / np.sin(angle) * (u - np.cos(angle) * p))
+        step = sum(logs) / len(logs)
+        size = np.linalg.norm(step)
+        if size < 1e-13:
+            break
+        p = np.cos(size) * p + np.sin(size) * step / size
+    return np.mean([np.linalg.norm(dW) for dW in updates]) * p
+
+
+def cat_merging(updates: list[Array], moments: list[Array], trim: int, penalty: float, **_: object) -> Array:
+    count, bases = len(updates), []
+    for k in range(count):
+        M = sum(updates[i] @ (moments[k] - penalty * moments[i]) @ updates[i].T for i in range(count) if i != k)
+        values, vectors = np.linalg.eigh((M + M.T) / 2)
+        leading = [j for j in np.argsort(-values)[:trim] if values[j] > 1e-10 * np.abs(values).max()]
+        bases.append(vectors[:, leading])
+    merged = 0
+    for i in range(count):
+        B = np.concatenate([bases[k] for k in range(count) if k != i], axis=1)
+        merged = merged + updates[i] - B @ np.linalg.pinv(B, rcond=1e-9) @ updates[i]
+    return merged
 
 
 def consensus(updates: list[Array], mask_scale: float, agreement: int, **_: object) -> Array:
@@ -199,6 +266,15 @@ def regmean(updates: list[Array], moments: list[Array], alpha: float, **_: objec
     return sum(dW @ C for dW, C in zip(updates, damped, strict=True)) @ np.linalg.inv(sum(damped))
 
 
+def sequential(
+    updates: list[Array], moments: list[Array], cross: list[Array], drifts: list[Array], ridge: float, **_: object
+) -> Array:
+    size = len(moments[0])
+    rho = ridge * np.trace(sum(moments)) / size / len(moments) * np.eye(size)
+    targets = [dW @ (D + rho) + drift for dW, D, drift in zip(updates, cross, drifts, strict=True)]
+    return sum(targets) @ np.linalg.inv(sum(C + rho for C in moments))
+
+
 def fisher(updates: list[Array], information: list[Array], **_: object) -> Array:
     return sum(F * dW for F, dW in zip(information, updates, strict=True)) / sum(information)
 
@@ -210,14 +286,23 @@ def pico(rule: object) -> object:
         calibrated = [dW - U @ np.diag(1 - a) @ U.T @ dW for dW in updates]
         options["weights"] = [1.0] * len(updates)
         result = rule(calibrated, **options)
-        return result * np.mean([np.linalg.norm(dW) for dW in updates]) / np.linalg.norm(result)
+        return result * np.mean([np.linalg.norm(dW) for dW in updates]) / (np.linalg.norm(result) or 1)
 
     return merged
 
 
 PLAIN = {
-    **dict.fromkeys(("task-arith", "cat", "core-task-arith", "adamerging"), task_arith),
+    **dict.fromkeys(("task-arith", "cat", "core-task-arith", "adamerging", "matched-weights", "distill"), task_arith),
     "average": average,
+    "model-stock": model_stock,
+    "karcher": karcher,
+    "cat-merging": cat_merging,
+    "breadcrumbs-ties": breadcrumbs_ties,
+    "della-linear": della_linear,
+    "sce": sce,
+    "core-breadcrumbs-ties": core(breadcrumbs_ties),
+    "core-della-linear": core(della_linear),
+    "core-sce": core(sce),
     "svd": svd,
     "ties": ties,
     "magnitude": magnitude,
@@ -243,6 +328,7 @@ PLAIN = {
     "wudi": wudi,
     "regmean": regmean,
     "regmean++": regmean,
+    "sequential": sequential,
     "fisher": fisher,
 }
 RULES = {**PLAIN, **{f"pico+{name}": pico(rule) for name, rule in PLAIN.items() if name != "pico"}}

@@ -49,6 +49,8 @@ def layer(
         "deltas": tuple(updates),
         "weights": (1.0,) * len(ranks),
         "second_moments": tuple(x.T @ x / len(x) for x in inputs),
+        "cross_moments": tuple(x.T @ x / len(x) for x in inputs),  # as if no layer below had changed anything
+        "drifts": tuple(torch.zeros(shape) for _ in ranks),
         "fisher": tuple(torch.rand(shape, generator=generator) for _ in ranks),
     }
     return LayerUpdates(**{**fields, **changes})

@@ -21,6 +21,8 @@ def moved(updates: LayerUpdates) -> LayerUpdates:
         updates,
         deltas=tuple(LowRank(update.B.to(DEVICE), update.A.to(DEVICE)) for update in updates.deltas),
         second_moments=tuple(moment.to(DEVICE) for moment in updates.second_moments or ()),
+        cross_moments=tuple(moment.to(DEVICE) for moment in updates.cross_moments or ()),
+        drifts=tuple(drift.to(DEVICE) for drift in updates.drifts or ()),
         fisher=tuple(information.to(DEVICE) for information in updates.fisher or ()),
     )
 

@@ -10,14 +10,14 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
-from tests.merging.methods.numpy_reference import RULES, emr, regmean, top
+from tests.merging.methods.numpy_reference import RULES, emr, regmean, svd, top
 from tests.merging.methods.strategies import COMPOSED, close, layer, merge
 
 # More room than rank, less room than rank, ranks above the width, ranks that fill it exactly, many blocks of rows.
 CASES = [((12, 9), [2, 3, 1]), ((7, 15), [3, 3]), ((6, 5), [4, 4, 4]), ((10, 10), [1, 4, 3, 2]), ((150, 8), [2, 3])]
 
 # float64 factors, so that the comparison can be strict and no entry falls on the other side of a threshold.
-OPTIONS = MethodOptions(density=0.4, rank=2, outliers=0.06, window=0.3, common=0.7, alpha=0.8)
+OPTIONS = MethodOptions(density=0.4, rank=2, outliers=0.06, window=0.3, common=0.7, alpha=0.8, ridge=0.1)
 
 
 def exact_layer(shape: tuple[int, int], ranks: list[int]) -> LayerUpdates:
@@ -26,6 +26,8 @@ def exact_layer(shape: tuple[int, int], ranks: list[int]) -> LayerUpdates:
         several,
         deltas=tuple(dW.to(torch.float64) for dW in several.deltas),
         weights=(1.0, 0.7, -0.4, 1.3)[: len(ranks)],
+        cross_moments=tuple(C + 0.3 * torch.eye(shape[1]) - 0.2 * C.roll(1, 0) for C in several.second_moments),
+        drifts=tuple(0.1 * F.double() for F in several.fisher),
         fisher=tuple(F.double() for F in several.fisher),
     )
 
@@ -38,6 +40,8 @@ def arguments(several: LayerUpdates) -> dict[str, object]:
         "weights": list(several.weights),
         "keys": [(OPTIONS.seed, several.name, adapter) for adapter in several.adapters],
         "moments": [C.numpy() for C in several.second_moments],
+        "cross": [D.numpy() for D in several.cross_moments],
+        "drifts": [drift.numpy() for drift in several.drifts],
         "information": [F.numpy() for F in several.fisher],
     }
 
@@ -54,6 +58,13 @@ def test_equals_the_dense_reference(method: Method, shape: tuple[int, int], rank
         given.pop("Bs")
     expected = torch.from_numpy(np.asarray(RULES[method.name](**given)))
     close(merge(method, several, **asdict(OPTIONS)), expected, within=1e-9)
+
+
+@pytest.mark.parametrize(("shape", "ranks"), CASES)
+def test_svd_without_features_equals_the_dense_reference(shape: tuple[int, int], ranks: list[int]) -> None:
+    several = exact_layer(shape, ranks)
+    expected = torch.from_numpy(svd([dW.dense().numpy() for dW in several.weighted], rank=2))
+    close(merge(find_method("svd"), replace(several, second_moments=None), rank=2), expected, within=1e-9)
 
 
 @pytest.mark.parametrize(("shape", "ranks"), CASES)
@@ -109,7 +120,9 @@ def test_fisher_without_information_takes_the_mean() -> None:
     close(merge(find_method("fisher"), several), sum(dW.dense() for dW in several.weighted) / 2)
 
 
-@pytest.mark.parametrize(("name", "field"), [("regmean", "second_moments"), ("fisher", "fisher")])
+@pytest.mark.parametrize(
+    ("name", "field"), [("regmean", "second_moments"), ("sequential", "drifts"), ("fisher", "fisher")]
+)
 def test_a_method_says_what_it_lacks(name: str, field: str) -> None:
     with pytest.raises(OsrmError, match="needs"):
         merge(find_method(name), replace(layer((4, 3), [2, 2]), **{field: None}))

@@ -20,9 +20,11 @@ FLAT = {"iso-c", "iso-cts"}  # a flat spectrum is the method
 BY_SUM_OF_WEIGHTS = {"average", "pico+average"}  # dividing by the sum of the weights is the method
 BY_FACTORS = {row.name for row in EVERY if "pico" in row.wrappers}  # Pico reads B, not the update
 LINEAR = {  # in the weights
-    *("task-arith", "cat", "core-task-arith", "adamerging", "dare", "magnitude", "breadcrumbs"),
-    *("regmean", "regmean++", "fisher", "wudi"),
+    *("task-arith", "cat", "core-task-arith", "adamerging", "dare", "magnitude", "breadcrumbs", "della-linear"),
+    *("regmean", "regmean++", "sequential", "fisher", "wudi"),
 }
+DATA = ("second_moments", "fisher", "cross_moments", "drifts")  # fields of LayerUpdates beside the updates
+WITHOUT = dict.fromkeys(DATA)
 CUTS = {"svd", "pico+svd"}  # below the rank of the sum something is lost, that is the method
 
 every = pytest.mark.parametrize("method", EVERY, ids=lambda row: row.name)
@@ -46,7 +48,7 @@ def test_one_adapter_is_itself(method: Method, one: LayerUpdates) -> None:
 def test_order_of_adapters_changes_no_byte(method: Method, several: LayerUpdates, random: object) -> None:
     order = list(range(len(several.adapters)))
     random.shuffle(order)
-    fields = ("adapters", "deltas", "weights", "second_moments", "fisher")
+    fields = ("adapters", "deltas", "weights", *DATA)
     shuffled = replace(several, **{field: tuple(getattr(several, field)[i] for i in order) for field in fields})
     assert torch.equal(merge(method, several), merge(method, shuffled))
 
@@ -71,8 +73,7 @@ def test_opposite_adapters_cancel(method: Method, one: LayerUpdates) -> None:
             adapters=NAMES[:2],
             deltas=(dW, LowRank(-dW.B, dW.A)),
             weights=(1.0, 1.0),
-            second_moments=one.second_moments * 2,
-            fisher=one.fisher * 2,
+            **{field: getattr(one, field) * 2 for field in DATA},
         )
         close(merge(method, both), torch.zeros(one.shape), float(dW.dense().norm()), within=1e-6)
 
@@ -166,7 +167,7 @@ def test_same_seed_same_bytes(name: str) -> None:
 def test_a_mask_depends_on_its_own_adapter_alone() -> None:
     several = layer((9, 8), [3, 1, 2])
     alone = [
-        replace(several, adapters=(name,), deltas=(dW,), weights=(1.0,), second_moments=None, fisher=None)
+        replace(several, adapters=(name,), deltas=(dW,), weights=(1.0,), **WITHOUT)
         for name, dW in zip(several.adapters, several.deltas, strict=True)
     ]
     close(merge(find_method("dare"), several), sum(merge(find_method("dare"), one) for one in alone))
@@ -175,9 +176,7 @@ def test_a_mask_depends_on_its_own_adapter_alone() -> None:
 def test_dare_is_right_in_expectation() -> None:
     several = layer((6, 5), [2, 2])
     for name in ("dare", "core-dare", "della"):
-        alone = replace(
-            several, adapters=("a",), deltas=several.deltas[:1], weights=(1.0,), second_moments=None, fisher=None
-        )
+        alone = replace(several, adapters=("a",), deltas=several.deltas[:1], weights=(1.0,), **WITHOUT)
         mean = sum(merge(find_method(name), alone, density=0.5, seed=seed) for seed in range(800)) / 800
         close(mean, alone.deltas[0].dense().double(), within=0.1)
 

@@ -13,7 +13,18 @@ from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 from tests.merging.methods.strategies import layer, merge
 
-ELEMENT_RULES = {"ties", "dare", "dare-ties", "della", "breadcrumbs", "magnitude", "consensus"}
+ELEMENT_RULES = {
+    "breadcrumbs-ties",
+    "della-linear",
+    "sce",
+    "ties",
+    "dare",
+    "dare-ties",
+    "della",
+    "breadcrumbs",
+    "magnitude",
+    "consensus",
+}
 
 
 def test_labels_are_unique_kebab_case() -> None:
@@ -44,7 +55,16 @@ def test_rows_are_complete(method: Method) -> None:
 def test_every_option_of_a_row_changes_its_result(method: Method) -> None:
     several = layer((30, 20), [3, 4, 3])
     other = {"density": 0.5, "seed": 1, "rank": 1, "energy": 0.3, "aggregate": "sum", "window": 0.0, "outliers": 0.3}
-    other |= {"mask_scale": 1.0, "agreement": 3, "common": 0.4, "floor": 2.0, "alpha": 0.1}
+    other |= {
+        "mask_scale": 1.0,
+        "agreement": 3,
+        "common": 0.4,
+        "floor": 2.0,
+        "alpha": 0.1,
+        "ridge": 1.0,
+        "trim": 1,
+        "penalty": 0.0,
+    }
     for option in method.options:
         assert not torch.equal(merge(method, several, **{option: other[option]}), merge(method, several)), option
 

@@ -1,0 +1,145 @@
+"""Learn what makes a merged model like the single ones: its factors (``distill``), or a weight per task and layer.
+
+The single models are teachers of themselves alone: each on its own task's texts, through its own head. Nothing is read
+but texts. Compare Representation Surgery (arXiv:2402.02705), which matches the pooled states by a module beside the
+model, and ProDistill (arXiv:2502.12706), which matches the states layer by layer.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from osrm_cli import seeding
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.from_data.adamerging import WeightedDeltas, Weights
+from osrm_cli.merging.from_data.matching import TaskTargets, compute_targets, distance, mean_distance, run_model
+from osrm_cli.merging.from_data.task_models import TaskModel
+from osrm_cli.merging.layer_data import Fields, LayerData
+from osrm_cli.merging.methods.layer_updates import LayerResult
+from osrm_cli.merging.plan import MergePlan
+from osrm_cli.models.backbone import OutputHook
+
+FACTOR_RATE = 1e-3
+WEIGHT_RATE = 1e-2
+INTERVAL = 20  # steps from one look at the held-out texts to the next
+PATIENCE = 4  # looks without a gain
+
+Factors = Mapping[str, LowRank]
+
+
+class LearnedFactors(LayerData):
+    """Factors of the merged update that were learned.
+
+    Args:
+        factors: By layer.
+        record: The texts that were read, the distance before and after.
+    """
+
+    def __init__(self, factors: Factors, record: Mapping[str, Any]) -> None:
+        self._factors, self.record = factors, record
+
+    def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
+        """``B`` ``(d_out, r)`` and ``A`` ``(r, d_in)``."""
+        return {"factors": (self._factors[layer].B, self._factors[layer].A)}
+
+
+def learn_factors(
+    models: Sequence[TaskModel], plan: MergePlan, start: Factors, advance: Callable[[int], None]
+) -> LearnedFactors:
+    """Minimise the mean over tasks of ``matching.distance`` over the factors of the merged update, by Adam.
+
+    Args:
+        models: The tasks' classifiers, in the order of the adapters' names.
+        plan: Its options say how many steps at most, and the seed of the batches.
+        start: Where to begin, by layer; its ranks are kept.
+        advance: Called with the number of steps done.
+    """
+    device = models[0].device
+    pairs = {layer: LowRank(_parameter(delta.B, device), _parameter(delta.A, device)) for layer, delta in start.items()}
+    hooks: dict[str, OutputHook] = {layer: _factor_hook(pair) for layer, pair in pairs.items()}
+    parameters = [factor for pair in pairs.values() for factor in (pair.B, pair.A)]
+    record = _minimise(models, plan, parameters, hooks, FACTOR_RATE, advance)
+    return LearnedFactors({layer: LowRank(pair.B.detach(), pair.A.detach()) for layer, pair in pairs.items()}, record)
+
+
+def learn_matching_weights(
+    models: Sequence[TaskModel], plan: MergePlan, advance: Callable[[int], None]
+) -> tuple[Weights, dict[str, Any]]:
+    """Minimise the same over one coefficient for each task's every layer, as in AdaMerging, but not by entropy.
+
+    Args:
+        models: The tasks' classifiers, in the order of the adapters' names.
+        plan: Its lambda is where every coefficient starts; its options say how many steps at most, and the seed.
+        advance: Called with the number of steps done.
+
+    Returns:
+        The weight ``c_tl w_tl`` by adapter and layer, and the record for ``osrm.json``.
+    """
+    mixture = WeightedDeltas(models, plan)
+    record = _minimise(models, plan, [mixture.coefficients], mixture.changes, WEIGHT_RATE, advance)
+    return mixture.learned_weights(models, plan), record
+
+
+def _parameter(factor: Tensor, device: torch.device) -> Tensor:
+    return factor.to(device, torch.float32, copy=True).requires_grad_()
+
+
+def _factor_hook(pair: LowRank) -> OutputHook:
+    return lambda x, y: y + (x @ pair.A.T) @ pair.B.T
+
+
+def _minimise(
+    models: Sequence[TaskModel],
+    plan: MergePlan,
+    parameters: Sequence[Tensor],
+    hooks: Mapping[str, OutputHook],
+    rate: float,
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """Change parameters in place to those that are best on the held-out texts; returns the record.
+
+    Every step takes a batch of each task. The rate falls to zero as half a cosine. What is best is looked for every
+    ``INTERVAL`` steps, and learning ends when ``PATIENCE`` looks have found nothing better.
+    """
+    steps, seed = plan.recipe.options["steps"], plan.recipe.options["seed"]
+    targets = [compute_targets(model, index, plan) for index, model in enumerate(models)]
+    before = best = _held_out_distances(targets, hooks)
+    kept, done, since = [parameter.detach().clone() for parameter in parameters], 0, 0
+    adam = torch.optim.Adam(parameters, lr=rate)
+    draws = [seeding.generator(seed, "matching", each.model.name) for each in targets]
+    for step in range(1, steps + 1):
+        adam.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+        adam.zero_grad()
+        for each, draw in zip(targets, draws, strict=True):  # one graph at a time
+            rows, wanted = each.training[int(torch.randint(len(each.training), (), generator=draw))]
+            found = run_model(each.model, hooks, each.layers, rows)
+            loss = distance(each, found, wanted) / len(targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        advance(1)
+        if step % INTERVAL and step < steps:
+            continue
+        found_distances = _held_out_distances(targets, hooks)
+        since += 1
+        if sum(found_distances.values()) < sum(best.values()):
+            best, done, since = found_distances, step, 0
+            kept = [parameter.detach().clone() for parameter in parameters]
+        if since == PATIENCE:
+            advance(steps - step)
+            break
+    with torch.no_grad():
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+    distances = {name: {"before": before[name], "after": best[name]} for name in before}
+    return {
+        "examples": {model.name: model.sample.record for model in models},
+        "distance": distances,
+        "steps": done,
+    }
+
+
+def _held_out_distances(targets: Sequence[TaskTargets], hooks: Mapping[str, OutputHook]) -> dict[str, float]:
+    return {each.model.name: mean_distance(each, hooks) for each in targets}

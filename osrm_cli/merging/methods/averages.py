@@ -1,0 +1,74 @@
+"""Averages whose coefficients depend on the angles between the updates: exact on factors."""
+
+import torch
+from torch import Tensor
+
+from osrm_cli.linalg.low_rank import LowRank, core_space, stack
+from osrm_cli.merging.methods.layer_updates import LayerUpdates
+from osrm_cli.merging.methods.options import MethodOptions
+
+ROUNDS = 100
+
+
+def model_stock(layer: LayerUpdates, options: MethodOptions) -> LowRank:
+    """Model Stock (arXiv:2403.19522): the mean, drawn towards the base model as far as the updates disagree.
+
+    ``lambda * t * sum_t w_t dW_t / T``, ``t = T c / (1 + (T - 1) c)`` (Eq. 7), ``c`` the mean cosine of the angles
+    between two updates, as in mergekit; below 0 it counts as 0, where the formula has no meaning. LoRA adapters of
+    different tasks are nearly orthogonal, so that little is left of them: it is meant for fine-tunings of one task. One
+    adapter is itself. Not linear in the weights.
+    """
+    count, cosines = len(layer.deltas), _cosines(layer)
+    pairs = count * (count - 1)
+    cosine = max(float(cosines.sum() - cosines.diagonal().sum()) / pairs, 0.0) if pairs else 1.0
+    ratio = count * cosine / (1 + (count - 1) * cosine)
+    return stack(layer.weighted).scaled(options.scale * ratio / count)
+
+
+def karcher(layer: LayerUpdates, options: MethodOptions) -> LowRank:
+    """The Karcher mean of the updates' directions on the sphere, at their mean length: SLERP for any number.
+
+    The unit vector ``p`` with the least ``sum_t angle(p, w_t dW_t)^2``, by the fixed point ``p <- exp_p(mean_t
+    log_p(u_t))``; result ``lambda * mean_t ||w_t dW_t||_F * p``. For two updates of equal norm it is SLERP (Shoemake
+    1985) at the middle. mergekit's ``karcher`` does this with whole weights, its ``multislerp`` takes one step. The
+    result is a sum of the updates with coefficients, so it is exact. One adapter is itself; opposite ones cancel. Not
+    linear in the weights.
+    """
+    norms, cosines = _norms(layer), _cosines(layer)
+    present = norms > 0
+    units = present.to(torch.float64)  # coefficients of the unit updates
+    length = float((units @ cosines @ units).clamp_min(0).sqrt())
+    if length <= 1e-9 * float(units.sum()):  # nothing, or directions that cancel: no mean
+        return stack(layer.weighted).scaled(0.0)
+    point = units / length
+    for _ in range(ROUNDS):
+        cosine = (cosines @ point).clamp(-1, 1)
+        angle = cosine.acos()
+        factor = torch.where(angle > 1e-8, angle / angle.sin().clamp_min(1e-300), 1.0) * units / units.sum()
+        step = factor - (factor @ cosine) * point
+        size = float((step @ cosines @ step).clamp_min(0).sqrt())
+        if size < 1e-14:
+            break
+        turn = torch.tensor(size, dtype=torch.float64)
+        point = turn.cos() * point + turn.sin() / size * step
+    scales = options.scale * norms.mean() * point / norms.clamp_min(torch.finfo(torch.float64).tiny)
+    scaled = [update.scaled(float(c)) for update, c in zip(layer.weighted, scales, strict=True)]
+    return stack(scaled)
+
+
+def _gram(layer: LayerUpdates) -> Tensor:
+    """Inner products of the weighted updates, ``(T, T)``, float64, on the CPU."""
+    flat = core_space(layer.weighted).cores.flatten(1)
+    return (flat @ flat.T).cpu()
+
+
+def _norms(layer: LayerUpdates) -> Tensor:
+    return _gram(layer).diagonal().clamp_min(0).sqrt()
+
+
+def _cosines(layer: LayerUpdates) -> Tensor:
+    """Cosines of the angles between the updates, 0 with one that is zero."""
+    gram = _gram(layer)
+    norms = gram.diagonal().clamp_min(0).sqrt()
+    inverse = torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return inverse[:, None] * gram * inverse

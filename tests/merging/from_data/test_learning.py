@@ -1,0 +1,204 @@
+"""Learning from the single models: distances and gradients beside dense weights, and what learning does to them."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
+
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.from_data import learning, matching
+from osrm_cli.merging.from_data.gather import gather_layer_data
+from osrm_cli.merging.merged_layer import merge_layers
+from osrm_cli.models.backbone import low_rank_hook
+from osrm_cli.progress import no_progress
+from tests import trained_adapters
+
+torch.set_num_threads(1)
+TASKS = ("mood", "pair", "score")
+
+
+@pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
+def made(request, tiny_model, text_tasks, tmp_path_factory):
+    root, base = tmp_path_factory.mktemp(request.param), tiny_model(request.param)
+    for task in TASKS:
+        trained_adapters.save(root / task, base, request.param, text_tasks)
+    return root, base
+
+
+def opened(made, method="distill", tasks=TASKS, **options):
+    root, base = made
+    return trained_adapters.models(
+        method, [root / task for task in tasks], base, **{"samples": 12, "steps": 20, **options}
+    )
+
+
+def sum_of(models, plan):
+    """The sum of the updates, as factors."""
+    parts = [{layer: model.delta(layer) for layer in plan.layers} for model in models]
+    return {
+        layer: LowRank(torch.cat([p[layer].B for p in parts], 1), torch.cat([p[layer].A for p in parts]))
+        for layer in plan.layers
+    }
+
+
+def dense_distance(root, base, model, layers, scales, weights, rows):
+    """The same distance from models whose dense weights are the merged and the single one, one text at a time."""
+    single = trained_adapters.dense(root / model.name, base, model.name)  # for its head and its outputs
+    ours, kinds = trained_adapters.bare(base, model.name), (True, False)
+    ours.load_state_dict({name: x for name, x in single.state_dict().items() if name not in weights}, strict=False)
+    _, head = matching.find_head_layer(ours)
+    heads = {id(ours): head, id(single): matching.find_head_layer(single)[1]}
+    seen = {True: [], False: []}
+    for index in rows:
+        for own, shell in zip(kinds, (ours, single), strict=True):
+            states, pooled = {}, []
+            handles = [
+                shell.get_submodule(name).register_forward_pre_hook(
+                    lambda _, args, name=name, states=states: states.update({name: args[0][0]})
+                )
+                for name in layers
+            ]
+            handles.append(
+                heads[id(shell)].register_forward_pre_hook(lambda _, args, pooled=pooled: pooled.append(args[0]))
+            )
+            batch = model.batch([index])
+            logits = (functional_call(shell, weights, (), batch) if own else shell(**batch)).logits
+            state = pooled[0][:, -1] if pooled[0].dim() == 3 else pooled[0]
+            seen[own].append(([states[name] for name in layers], state, logits))
+            for handle in handles:
+                handle.remove()
+    found, wanted = ([*zip(*seen[own], strict=True)] for own in kinds)
+    parts = []
+    for place, scale in enumerate(scales[:-2]):
+        a, b = (torch.cat([states[place] for states in side[0]]) for side in (found, wanted))
+        parts.append((a - b).square().mean() / scale)
+    total = sum(parts) / len(parts) + (torch.cat(found[1]) - torch.cat(wanted[1])).square().mean() / scales[-2]
+    a, b = torch.cat(found[2]), torch.cat(wanted[2])
+    if model.name == "score":
+        return total + (a - b).square().mean() / scales[-1]
+    p = b.softmax(-1)
+    return total + (p * (p.log() - a.log_softmax(-1))).sum(-1).mean() / scales[-1]
+
+
+def test_the_distance_and_its_gradient_are_those_of_dense_weights(made):
+    root, base = made
+    plan, models = opened(made)
+    start = sum_of(models, plan)
+    for index, model in enumerate(models):
+        targets = matching.compute_targets(model, index, plan)
+        pairs = {name: LowRank(x.B.clone().requires_grad_(), x.A) for name, x in start.items()}
+        rows, wanted = targets.training[0]
+        found = matching.run_model(model, {name: low_rank_hook(x) for name, x in pairs.items()}, targets.layers, rows)
+        ours = matching.distance(targets, found, wanted)
+        copies = {name: x.B.detach().clone().requires_grad_() for name, x in pairs.items()}
+        weights = {}
+        for name in plan.layers:
+            module = trained_adapters.bare(base, model.name).get_submodule(name)
+            delta = copies[name] @ start[name].A
+            weights[f"{name}.weight"] = module.weight.detach() + (delta.T if isinstance(module, Conv1D) else delta)
+        theirs = dense_distance(root, base, model, targets.layers, targets.scales, weights, rows)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+        grads = torch.autograd.grad(ours, [x.B for x in pairs.values()], allow_unused=True)
+        expected = torch.autograd.grad(theirs, list(copies.values()), allow_unused=True)
+        assert max(float(x.abs().max()) for x in expected if x is not None) > 1e-6
+        for grad, x in zip(grads, expected, strict=True):
+            if x is not None and x.norm() > 1e-6:
+                assert (grad - x).norm() / x.norm() < 1e-2
+
+
+def test_the_single_model_has_no_distance(made):
+    plan, models = opened(made)
+    for index, model in enumerate(models):
+        targets = matching.compute_targets(model, index, plan)
+        hooks = {name: low_rank_hook(model.delta(name)) for name in plan.layers}
+        assert matching.mean_distance(targets, hooks) < 1e-6
+        texts = [text for part in (targets.training, targets.held_out) for rows, _ in part for text in rows]
+        assert sorted(texts) == list(range(12))
+        assert 1 <= len(targets.layers) <= matching.STATES
+
+
+def test_a_constant_has_distance_one_in_each_part(made):
+    plan, models = opened(made)
+    for index, model in enumerate(models):
+        targets = matching.compute_targets(model, index, plan)
+        wanted = [outputs for _, outputs in targets.training]
+        z, logits = (torch.cat([getattr(each, name) for each in wanted]) for name in ("pooled", "logits"))
+        best = logits.mean(0) if model.name == "score" else logits.softmax(-1).mean(0).log()
+        total, count = 0.0, 0
+        for each in wanted:
+            rows = len(each.logits)
+            constant = dataclasses.replace(each, pooled=z.mean(0).expand_as(each.pooled), logits=best.expand(rows, -1))
+            total, count = total + float(matching.distance(targets, constant, each)) * rows, count + rows
+        assert total / count == pytest.approx(2, rel=1e-4) or targets.scales[-1] == matching.LEAST_INFORMATION
+
+
+def total(record, when):
+    return sum(row[when] for row in record["distance"].values())
+
+
+@pytest.mark.parametrize("start", ["task-arith", "tsv", "sequential"])
+def test_distilled_factors_come_nearer_at_their_rank(made, tmp_path, start, monkeypatch):
+    monkeypatch.setattr(learning, "FACTOR_RATE", 1e-2)  # the adapters are random and large
+    monkeypatch.setattr(matching, "HELD_OUT", 99)  # too few texts to hold one out: those that are learned from serve
+    plan, models = opened(made, samples=20, steps=60, start=start, rank=4)
+    done, layer_data = gather_layer_data(plan, models, tmp_path, no_progress)
+    record = layer_data.record
+    assert total(record, "after") < total(record, "before")
+    assert 0 < record["steps"] <= 60
+    results = {layer.name: layer for layer in merge_layers(done, layer_data, done.layers)}
+    assert {layer.result.rank for layer in results.values()} == {4}
+    hooks = {name: low_rank_hook(layer.result) for name, layer in results.items()}
+    for index, model in enumerate(models):
+        after = matching.mean_distance(matching.compute_targets(model, index, plan), hooks)
+        assert after == pytest.approx(record["distance"][model.name]["after"], rel=1e-4, abs=1e-6)
+
+
+def test_a_perfect_start_is_kept(made, tmp_path):
+    plan, models = opened(made, tasks=("mood",), start="task-arith", steps=5)
+    _, layer_data = gather_layer_data(plan, models, tmp_path, no_progress)
+    for layer in merge_layers(plan, layer_data, plan.layers):
+        torch.testing.assert_close(layer.result.dense(), models[0].delta(layer.name).dense(), rtol=1e-4, atol=1e-5)
+
+
+def test_learning_ends_when_nothing_is_gained(made, monkeypatch):
+    plan, models = opened(made, steps=1000)
+    monkeypatch.setattr(learning, "FACTOR_RATE", 0.0)
+    monkeypatch.setattr(learning, "INTERVAL", 1)
+    advanced = []
+    learned = learning.learn_factors(models, plan, sum_of(models, plan), advanced.append)
+    assert len(advanced) == learning.PATIENCE + 1
+    assert sum(advanced) == 1000
+    assert learned.record["steps"] == 0
+
+
+def test_matched_weights_come_nearer_and_replace_lambda(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(matching, "HELD_OUT", 99)  # too few texts to hold one out: those that are learned from serve
+    plan, models = opened(made, "matched-weights", steps=40, **{"lambda": 0.3})
+    done, layer_data = gather_layer_data(plan, models, tmp_path, no_progress)
+    record = layer_data.record
+    assert total(record, "after") < total(record, "before")
+    weights = [done.weight(index, layer) for index in range(len(TASKS)) for layer in done.layers]
+    assert len(set(weights)) > 1
+    assert done.options.scale == 1.0
+    hooks = {layer.name: low_rank_hook(layer.result) for layer in merge_layers(done, layer_data, done.layers)}
+    after = sum(matching.mean_distance(matching.compute_targets(m, i, plan), hooks) for i, m in enumerate(models))
+    assert after == pytest.approx(total(record, "after"), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["distill", "matched-weights"])
+def test_no_label_is_read(made, tmp_path, method):
+    """Other labels, the same result."""
+    plan, models = opened(made, method, steps=3)
+    blind = []
+    for model in models:
+        data = model.sample.data
+        unlabelled = tuple(dataclasses.replace(example, label=None) for example in data.examples)
+        sample = dataclasses.replace(model.sample, data=dataclasses.replace(data, examples=unlabelled))
+        blind.append(dataclasses.replace(model, sample=sample))
+    results = []
+    for each in (models, blind):
+        done, layer_data = gather_layer_data(plan, each, tmp_path, no_progress)
+        results.append([layer.result.dense() for layer in merge_layers(done, layer_data, done.layers)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
