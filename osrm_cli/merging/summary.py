@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.merging.merged_folder import FolderContents
 from osrm_cli.merging.plan import MergePlan
 
+VLLM_MAX_RANK = 512  # of its LoRAConfig
 _LOSSY = 0.95  # kept energy below this is worth a warning
 
 
@@ -99,15 +101,27 @@ def describe_result(
         + ("" if row["used"] else ": uncalibrated is kept")
         for task, row in calibration.items()
     ]
-    return MergeResult(path, summary, line, notes, _list_warnings(plan, contents, least))
+    return MergeResult(path, summary, line, notes, _list_warnings(plan, contents, least, shared))
 
 
-def _list_warnings(plan: MergePlan, contents: FolderContents, least: float) -> list[str]:
+def _list_serving_problems(contents: FolderContents, shared: Collection[str]) -> list[str]:
+    """What vLLM would refuse; its rules are in docs/guides/text-tasks.md."""
+    problems = []
+    if shared:
+        problems.append("vLLM loads no adapter with modules_to_save: serve it with --as model")
+    if (rank := max(contents.ranks.values())) > VLLM_MAX_RANK:
+        problems.append(f"vLLM loads ranks up to {VLLM_MAX_RANK}, this one is {rank}: give --rank {VLLM_MAX_RANK}")
+    return problems
+
+
+def _list_warnings(plan: MergePlan, contents: FolderContents, least: float, shared: Collection[str]) -> list[str]:
     warnings = []
     if contents.form == "model" and any(layer.embedding for layer in plan.shapes.values()):
         warnings.append("an embedding was merged: where the output layer is tied to it, the outputs change too")
     if contents.form == "task-aware":
         warnings.append("this is not one model: every task needs its own mask, so its name must be known at inference")
+    if contents.form == "adapter" and all(a.config.task_type in TEXT_TASK_TYPES for a in plan.adapters):
+        warnings += _list_serving_problems(contents, shared)
     if least < _LOSSY:
         warnings.append(
             f"recompression lost up to {1 - least:.1%} of a layer's energy; a higher --rank keeps more, "
