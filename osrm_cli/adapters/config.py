@@ -9,6 +9,7 @@ from typing import Any
 
 from osrm_cli.adapters.patterns import check_pattern, pattern_matches
 from osrm_cli.errors import OsrmError
+from osrm_cli.storage.regular_file import read_json
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -152,10 +153,7 @@ def read_config(folder: Path) -> AdapterConfig:
             f"it contains adapters: give {folder}/*" if nested else "give a folder written by PEFT or by 'osrm train'"
         )
         raise OsrmError(f"{folder} is not an adapter: {CONFIG_NAME} is missing", hint)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OsrmError(f"{path} cannot be read: {error}", "save the adapter again") from None
+    values = read_json(path, "save the adapter again")
     if not isinstance(values, dict):
         raise OsrmError(f"{path} contains {type(values).__name__}, expected a JSON object")
     _check_kind(path, values)

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, list_headers
+from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, list_headers, read_index
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -79,11 +78,7 @@ def list_tensors(folder: Path) -> dict[str, TensorLocation]:
     """
     index = folder / f"{WEIGHTS_NAME}.index.json"
     if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise OsrmError(f"{index} cannot be read: {error!r}", "save the adapter again") from None
-        paths = [folder / Path(shard).name for shard in shards]
+        paths = [folder / name for name in read_index(index)]
     else:
         paths = [folder / WEIGHTS_NAME]
         if not paths[0].exists() and (pickle := next(iter(sorted(folder.glob("adapter_model.bin"))), None)):

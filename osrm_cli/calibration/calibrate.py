@@ -20,7 +20,7 @@ from osrm_cli.models.base_model import check_max_length
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.models.heads import find_head_layer
 from osrm_cli.progress import Advance, Progress, no_progress
-from osrm_cli.storage import atomic
+from osrm_cli.storage import atomic, provenance
 
 DEFAULT_SAMPLES = 128
 DEFAULT_BATCH_SIZE = 32
@@ -206,6 +206,7 @@ def calibrate_folder(
     with atomic.write_folder(path, overwrite) as stage:
         copy_merged_folder(folder, stage)
         result.rows.update(calibration.apply(stage, base_dir, torch_device, progress))
+        provenance.write_digests(stage)
     uncalibrated = [task for task, row in result.rows.items() if not row["used"]]
     result.notes.extend(
         f"{task}: no map reduces the error on held-out examples: the head is not changed" for task in uncalibrated

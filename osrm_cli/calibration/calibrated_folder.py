@@ -17,6 +17,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation import scores
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER, calibration_text
 from osrm_cli.storage import provenance, safetensors_io
+from osrm_cli.storage.regular_file import check_folder
 from osrm_cli.storage.safetensors_io import write_stream
 
 CALIBRATION_KEY = "calibration"
@@ -37,6 +38,7 @@ def check_not_calibrated(folder: Path) -> None:
 
 def copy_merged_folder(folder: Path, stage: Path) -> None:
     """Copy a merged folder into one that is being staged, without its scores, which do not apply to the copy."""
+    check_folder(folder, recursive=True)
     shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(scores.SCORES_NAME, ".*"), dirs_exist_ok=True)
 
 

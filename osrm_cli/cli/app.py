@@ -22,6 +22,7 @@ from osrm_cli.cli.commands import (
     retrofit,
     sweep,
     train,
+    verify,
 )
 from osrm_cli.cli.config_file import read_defaults
 from osrm_cli.errors import OsrmError
@@ -113,6 +114,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)
+app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 
 

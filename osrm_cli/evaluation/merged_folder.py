@@ -18,6 +18,7 @@ from osrm_cli.merging.task_masks import read_task_delta
 from osrm_cli.models.base_model import check_max_length, find_base_model, resolve_base_model
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
+from osrm_cli.storage.regular_file import check_folder
 
 _HINT_IF_MOVED = "give their folder with --adapters FOLDER"
 
@@ -120,6 +121,8 @@ class MergedFolder:
             name = (record.get("task") or {}).get("name") or path.resolve().name
             return cls(path, "adapter", record, {name: TaskClassifier(name, "adapter", path, path, record)})
         form = record["form"]
+        if (path / TASKS_FOLDER).is_dir():
+            check_folder(path / TASKS_FOLDER, recursive=True)
         folders = sorted(folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir())
         if not folders:
             raise OsrmError(f"{path} contains no head, only the merged update", "merge adapters that have heads")

@@ -22,7 +22,7 @@ from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
 from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
-from osrm_cli.storage import atomic
+from osrm_cli.storage import atomic, provenance
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.task_data import TaskSample
@@ -139,6 +139,7 @@ def merge_adapters(
             contents = write_merged_folder(stage, plan, modules, layers, record, base, target)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
+        provenance.write_digests(stage)
     return describe_result(path, plan, contents, record, rows, modules.shared)
 
 

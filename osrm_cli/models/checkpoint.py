@@ -15,7 +15,14 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import safetensors_io
-from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, TensorStream, list_headers, write_stream
+from osrm_cli.storage.safetensors_io import (
+    DTYPES,
+    TensorLocation,
+    TensorStream,
+    list_headers,
+    read_index,
+    write_stream,
+)
 
 _INDEX_NAME = "model.safetensors.index.json"
 _CHUNK_BYTES = 1 << 26  # bytes copied at a time
@@ -43,11 +50,8 @@ class Checkpoint:
             OsrmError: If there are no safetensors files, or one is damaged.
         """
         index = folder / _INDEX_NAME
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            names = ["model.safetensors"]
-        return cls(folder, list_headers([folder / Path(name).name for name in names]))
+        names = read_index(index) if index.is_file() else ["model.safetensors"]
+        return cls(folder, list_headers([folder / name for name in names]))
 
     def find_weight(self, layer: str, shape: tuple[int, int], transposed: bool) -> tuple[str, bool]:
         """The name of a layer's weight, and whether the weight is stored as ``(d_in, d_out)``.

@@ -60,6 +60,7 @@ class _Record(_Open):
     inputs: list[_Input] = Field(default_factory=list)
     form: Literal["adapter", "model", "task-aware"] | None = None
     tasks: dict[Name, _Task | None] | None = None
+    files: dict[Text, Text] | None = None
     rescalers: dict[str, float] | None = None
     start: dict[str, Any] | None = None
     train: dict[str, Any] | None = None

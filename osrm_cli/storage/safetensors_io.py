@@ -4,6 +4,7 @@ The format is a header's length in 8 bytes, the header as JSON, then the tensors
 space for it is reserved at the beginning, and it is written last.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.storage.regular_file import check_regular, read_json
 
 DTYPES = {
     torch.float64: "F64",
@@ -102,9 +104,29 @@ REOPEN_AFTER_BYTES = 2 << 20  # bytes read from a file before it is reopened
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors in the order of their names; call it on a staging path of ``atomic``."""
+    """Write tensors with a record and their digest; call it on a staging path of ``atomic``."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    save_file(ordered, path, metadata={"osrm": json.dumps(record, sort_keys=True, allow_nan=False)})
+    about = {"osrm": json.dumps(record, sort_keys=True, allow_nan=False), "sha256": _digest(ordered.items())}
+    save_file(ordered, path, metadata=about)
+
+
+def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}\0{DTYPES[tensor.dtype]}\0{list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_digest(path: Path) -> bool | None:
+    """Whether the tensors are those that ``save_tensors`` wrote; ``None`` for a file of another writer.
+
+    Raises:
+        OsrmError: If the file is missing or damaged.
+    """
+    with open_tensors(path) as file:
+        recorded = (file.metadata() or {}).get("sha256")
+        return recorded and recorded == _digest((name, file.get_tensor(name)) for name in sorted(file.keys()))
 
 
 def open_tensors(path: Path) -> Any:
@@ -113,8 +135,7 @@ def open_tensors(path: Path) -> Any:
     Raises:
         OsrmError: If the file is missing, empty, damaged, or not safetensors.
     """
-    if not path.is_file():
-        raise OsrmError(f"{path} is missing" if not path.exists() else f"{path} is a folder, expected a file")
+    check_regular(path)
     if path.stat().st_size == 0:
         raise OsrmError(f"{path} is empty", "recreate it with the command that wrote it")
     try:
@@ -185,6 +206,21 @@ class TensorLocation:
     shape: tuple[int, ...]
     dtype: str
     name: str
+
+
+def read_index(path: Path) -> list[str]:
+    """Names of the files that the index of a model or adapter in several files lists.
+
+    Raises:
+        OsrmError: If it cannot be read, or lists none.
+    """
+    remedy = "save the model again with save_pretrained"
+    value = read_json(path, remedy)
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name for name in names):
+        raise OsrmError(f"{path} does not list the files of the weights", remedy)
+    return sorted({Path(name).name for name in names})
 
 
 def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:

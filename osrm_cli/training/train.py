@@ -277,6 +277,7 @@ def _train(
             draw_loss_curve(result, run.start.name, stage / "loss.png")
             (stage / "training.json").write_text(provenance.to_json(log), encoding="utf-8")
             provenance.write_record(stage, record)
+            provenance.write_digests(stage)
         shutil.rmtree(run.checkpoint_folder)
     return {"path": str(run.path), "dev": result.scores, "drift": drift}
 
