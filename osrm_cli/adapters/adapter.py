@@ -141,6 +141,14 @@ class Adapter:
         """
         return self._read_saved(is_base_module=True)
 
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Every tensor by the name that PEFT gives it.
+
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        return {name: self._read(name) for name in self.tensors}
+
     def sha256(self) -> str:
         """Digest of the settings and the weights; other files of the folder do not count."""
         digest = hashlib.sha256()

@@ -159,10 +159,10 @@ def read_config(folder: Path) -> AdapterConfig:
     _check_kind(path, values)
     try:
         return AdapterConfig(
-            base_model=values.get("base_model_name_or_path") or None,
-            revision=values.get("revision"),
-            task_type=values.get("task_type"),
-            modules_to_save=tuple(sorted(values.get("modules_to_save") or ())),
+            base_model=_text(values, "base_model_name_or_path") or None,
+            revision=_text(values, "revision"),
+            task_type=_text(values, "task_type"),
+            modules_to_save=_texts(values, "modules_to_save"),
             fan_in_fan_out=bool(values.get("fan_in_fan_out", False)),
             target_modules=_target_modules(values),
             r=_positive_int(values.get("r", 8)),
@@ -212,7 +212,21 @@ def _target_modules(values: Mapping[str, Any]) -> tuple[str, ...] | str:
         check_pattern(excluded, is_whole=True)
     if targets == "all-linear" or values.get("layers_to_transform") is not None or excluded:
         return ()
-    return check_pattern(targets, is_whole=True) if isinstance(targets, str) else tuple(sorted(targets))
+    return check_pattern(targets, is_whole=True) if isinstance(targets, str) else _texts(values, "target_modules")
+
+
+def _text(values: Mapping[str, Any], name: str) -> str | None:
+    value = values.get(name)
+    if value is not None and (not isinstance(value, str) or "\0" in value):
+        raise ValueError(f"{name} is {value!r:.60}, expected a text")
+    return value
+
+
+def _texts(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = values.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+        raise ValueError(f"{name} is {value!r:.60}, expected a list of names")
+    return tuple(sorted(value))
 
 
 def _patterns(values: Mapping[str, Any], name: str, convert: Any) -> dict[str, Any]:

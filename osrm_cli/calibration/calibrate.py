@@ -195,6 +195,8 @@ def calibrate_folder(
     check_not_calibrated(folder)
     atomic.refuse_existing(path, overwrite)
     merged = MergedFolder.open(folder)
+    for classifier in merged.tasks.values():
+        classifier.read_head()  # errors name this folder, not the copy that is staged
     base_dir, _ = merged.resolve_base_model(model, revision)
     torch_device = pick_device(device)
     settings = CalibrationSettings(samples, seed, dtype_name(pick_dtype(dtype, torch_device)), batch_size)

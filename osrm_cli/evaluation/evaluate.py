@@ -8,6 +8,7 @@ from typing import Any
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
+from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.merged_folder import MergedFolder, TaskClassifier
 from osrm_cli.evaluation.scores import TaskScore
@@ -15,6 +16,7 @@ from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
+from osrm_cli.storage.safetensors_io import all_finite
 from osrm_cli.tasks.loading import list_splits, load_split
 from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
 from osrm_cli.tasks.task import TaskSplit
@@ -162,6 +164,10 @@ class _Scorer:
                 encodings = self.backbone.tokenize(data.examples, max_length)
                 with self.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
                     logits = self.backbone.logits(model, encodings, self.batch_size, advance)
+                if not all_finite(logits):
+                    raise OsrmError(
+                        f"{classifier.folder}: outputs are NaN or infinite", "osrm verify names changed files"
+                    )
                 predictions.append(predictions_from_logits(data.task, logits.numpy()))
         metrics_by_set = [
             compute_scores(first_set.task, answers, data.labels)
@@ -189,7 +195,8 @@ class _Scorer:
             return score.headline
         recorded = merged.single_adapter.get("dev") or {}
         required = {"sha256": data.sha256, "max_length": max_length, "dtype": self.dtype}
-        if all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded:
+        is_same = all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded
+        if is_same and set(data.task.metrics) <= recorded["scores"].keys():
             return primary_score(data.task, recorded["scores"])
         path = Path(merged.single_adapter.get("path") or "")
         if not merged.single_adapter or not (path / CONFIG_NAME).is_file():

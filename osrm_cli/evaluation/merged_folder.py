@@ -64,6 +64,19 @@ class TaskClassifier:
             return {}
         return next((dict(row) for row in self.record.get("inputs", []) if row.get("task") == self.task), {})
 
+    def recorded_adapter(self) -> tuple[str, str]:
+        """Path and digest of the adapter that this classifier comes from.
+
+        Raises:
+            OsrmError: If they are not recorded.
+        """
+        row = self.single_adapter
+        if not row.get("path") or not row.get("sha256"):
+            raise OsrmError(
+                f"{self.folder} does not record the adapter that '{self.task}' was merged from", "merge again"
+            )
+        return row["path"], row["sha256"]
+
     def read_head(self) -> dict[str, torch.Tensor]:
         """The tensors of the head, by their name in the base model.
 
@@ -73,7 +86,11 @@ class TaskClassifier:
         if self.form == "adapter":
             return Adapter.open(self.folder).head_tensors()
         with safetensors_io.open_tensors(self.head_path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        for name, tensor in head.items():
+            if not safetensors_io.all_finite(tensor):
+                raise OsrmError(f"{self.head_path}: NaN or infinity in {name}", "merge again")
+        return head
 
     @property
     def head_path(self) -> Path:
@@ -206,25 +223,25 @@ class MergedFolder:
         by_digest = {adapter.sha256(): adapter for adapter in moved}
         adapters = []
         for task, classifier in self.tasks.items():
-            digest = classifier.single_adapter["sha256"]
+            path, digest = classifier.recorded_adapter()
             if digest not in by_digest:
                 raise OsrmError(
                     f"none of the {len(moved)} adapters in {folder} is the one that '{task}' was merged from",
-                    f"it was {classifier.single_adapter['path']}; merge again if it has changed",
+                    f"it was {path}; merge again if it has changed",
                 )
             adapters.append(replace(by_digest[digest], name=task))
         return adapters
 
 
 def _open_recorded(classifier: TaskClassifier) -> Adapter:
-    recorded, task = classifier.single_adapter, classifier.task
+    task, (path, digest) = classifier.task, classifier.recorded_adapter()
     try:
-        adapter = Adapter.open(recorded["path"])
+        adapter = Adapter.open(path)
     except OsrmError as error:
         raise OsrmError(
             f"the adapter that '{task}' was merged from is not available: {error}", _HINT_IF_MOVED
         ) from None
-    if adapter.sha256() != recorded["sha256"]:
+    if adapter.sha256() != digest:
         raise OsrmError(f"{adapter.source} has changed since '{task}' was merged from it", _HINT_IF_MOVED)
     return adapter
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel, PeftModelForSequenceClassification, set_peft_model_state_dict
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from osrm_cli.adapters.layers import PREFIX, AdapterLayer, list_tensors
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.layers import PREFIX, AdapterLayer
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.batching import Encoding, compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.heads import compute_representations
+from osrm_cli.models.lora_config import find_adapted_layers, make_lora_config
 from osrm_cli.models.target_modules import is_conv1d, layer_widths
 from osrm_cli.tasks.task import Example
 
@@ -193,14 +194,17 @@ def with_peft_adapter(model: PreTrainedModel, folder: Path, num_labels: int) -> 
         OsrmError: If the folder has no head, or one for another number of classes.
     """
     classifier = with_empty_head(model, num_labels)
-    names = {name.removeprefix(PREFIX) for name in list_tensors(folder)}
-    _check_heads(classifier, names, folder)
+    adapter = Adapter.open(folder)
+    _check_heads(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, folder)
+    config = make_lora_config(adapter)
+    kind = PeftModel if config.task_type is None else PeftModelForSequenceClassification
     try:
-        peft_model = PeftModel.from_pretrained(classifier, str(folder), torch_device=str(model.device))
-    except RuntimeError as error:
+        peft_model = kind(classifier, config)
+        set_peft_model_state_dict(peft_model, adapter.state_dict())
+    except (RuntimeError, ValueError) as error:
         raise _shape_error(error, folder, num_labels) from error
-    layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
-    weights = [layer.get_base_layer().get_parameter("weight") for layer in layers]
+    layers = find_adapted_layers(peft_model, adapter)
+    weights = [layer.get_base_layer().get_parameter("weight") for layer in layers.values()]
     try:
         with _restored_afterwards(weights if model.dtype == torch.float32 else []) as copies:
             if copies:  # in narrower types the sum would lose small updates
@@ -260,9 +264,10 @@ def _check_heads(classifier: PreTrainedModel, names: Collection[str], folder: Pa
         )
 
 
-def _shape_error(error: RuntimeError, folder: Path, num_labels: int) -> Exception:
-    """The user's error if a shape does not fit; otherwise the original error."""
-    line = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
+def _shape_error(error: Exception, folder: Path, num_labels: int) -> Exception:
+    """The user's error if a shape or layer does not fit; otherwise the original error."""
+    signs = ("size mismatch", "not found in the base model")
+    line = next((line.strip() for line in str(error).splitlines() if any(sign in line for sign in signs)), None)
     return OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {line}") if line else error
 
 

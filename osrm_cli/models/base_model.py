@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.errors import OsrmError, first_line
+from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.storage import hub, provenance
 from osrm_cli.storage.provenance import BaseModelId
 from osrm_cli.storage.regular_file import check_folder
@@ -141,12 +141,10 @@ def check_max_length(folder: Path, length: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    try:
+    with library_errors(f"{folder}: the model cannot be built"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError) as error:
-        raise OsrmError(f"{folder}: the model cannot be built: {first_line(error)}") from None
     positions = getattr(config, "max_position_embeddings", None)
     for name, table in model.named_modules():
         # RoBERTa, MPNet and others count positions from the one after that of padding.

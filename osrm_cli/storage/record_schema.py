@@ -6,7 +6,16 @@ Only keys that commands read are checked; all other keys are for people.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 # Names become files and folders.
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=255)]
@@ -40,11 +49,18 @@ class _Data(_Open):
     sha256: Text | None = None
 
 
+class _Dev(_Open):
+    scores: dict[str, FiniteFloat]
+    sha256: Text | None = None
+    max_length: PositiveInt | None = None
+    dtype: Text | None = None
+
+
 class _Input(_Open):
     path: Text
     sha256: Text | None = None
     task: Name | None = None
-    dev: dict[str, Any] | None = None
+    dev: _Dev | None = None
 
 
 class _Settings(_Open):

@@ -34,6 +34,7 @@ DTYPES = {
 }
 _MAX_ENTRY_BYTES = 192  # bytes that one tensor's dtype, shape and offsets take in the header, at most
 _LENGTH_BYTES = 8
+_DIGEST_KEY = "tensors"  # of the header, beside the record
 
 
 class TensorStream:
@@ -106,8 +107,9 @@ REOPEN_AFTER_BYTES = 2 << 20  # bytes read from a file before it is reopened
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
     """Write tensors with a record and their digest; call it on a staging path of ``atomic``."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    about = {"osrm": json.dumps(record, sort_keys=True, allow_nan=False), "sha256": _digest(ordered.items())}
-    save_file(ordered, path, metadata=about)
+    about = {**record, _DIGEST_KEY: _digest(ordered.items())}
+    # One key only: safetensors writes several in an order of its own, and equal contents are to give equal bytes.
+    save_file(ordered, path, metadata={"osrm": json.dumps(about, sort_keys=True, allow_nan=False)})
 
 
 def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -125,8 +127,10 @@ def check_digest(path: Path) -> bool | None:
         OsrmError: If the file is missing or damaged.
     """
     with open_tensors(path) as file:
-        recorded = (file.metadata() or {}).get("sha256")
-        return recorded and recorded == _digest((name, file.get_tensor(name)) for name in sorted(file.keys()))
+        recorded = _metadata(path, file).get(_DIGEST_KEY)
+        if recorded is None:
+            return None
+        return bool(recorded == _digest((name, file.get_tensor(name)) for name in sorted(file.keys())))
 
 
 def open_tensors(path: Path) -> Any:
@@ -175,11 +179,15 @@ class TensorFile:
 
 
 def read_header_record(path: Path) -> dict[str, Any]:
-    """The JSON object under the file's ``osrm`` key; empty for a file of another tool."""
+    """The record that was saved with the tensors; empty for a file of another tool."""
     with open_tensors(path) as file:
-        text = (file.metadata() or {}).get("osrm", "{}")
+        return {key: value for key, value in _metadata(path, file).items() if key != _DIGEST_KEY}
+
+
+def _metadata(path: Path, file: Any) -> dict[str, Any]:
+    """The JSON object under the file's ``osrm`` key."""
     try:
-        return dict(json.loads(text))
+        return dict(json.loads((file.metadata() or {}).get("osrm", "{}")))
     except (ValueError, TypeError, RecursionError) as error:
         raise OsrmError(
             f"{path}: its metadata cannot be read: {error}", "recreate it with the command that wrote it"

@@ -15,10 +15,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.models.batching import tokenize_examples
 from osrm_cli.models.fast_dropout import use_fast_dropout
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.task import Task, TaskSplit
+from osrm_cli.training.checkpoints import RESUME_HINT, check_checkpoint
 from osrm_cli.training.interference_penalty import InterferencePenalty
 from osrm_cli.training.trainer import PenaltyTrainer, TrainingMonitor
 
@@ -129,8 +131,10 @@ def fit_adapter(
         penalty: Added to the loss of every step.
 
     Raises:
-        OsrmError: If the loss is not finite.
+        DivergenceError: If the loss is not finite.
+        OsrmError: If the checkpoint cannot be resumed.
     """
+    monitor = TrainingMonitor(advance, penalty)
     trainer = PenaltyTrainer(
         penalty,
         model=model,
@@ -141,11 +145,18 @@ def fit_adapter(
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=_make_metrics_function(encoded_task.task),
-        callbacks=[TrainingMonitor(advance, penalty)],
+        callbacks=[monitor],
     )
     trainer.remove_callback(PrinterCallback)
+    if checkpoint:
+        check_checkpoint(checkpoint, model)
     with use_fast_dropout(device):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception as error:
+            if checkpoint is None or monitor.has_stepped or isinstance(error, OsrmError):
+                raise
+            raise OsrmError(f"{checkpoint} cannot be resumed: {first_line(error)}", RESUME_HINT) from error
     return _collect_result(trainer, encoded_task.task, config)
 
 

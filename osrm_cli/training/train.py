@@ -27,7 +27,7 @@ from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, d
 from osrm_cli.training.head_init import fit_new_head
 from osrm_cli.training.interference_penalty import open_penalty_features, penalty_from_features
 from osrm_cli.training.peft_model import measure_adapter_drift, save_adapter, to_peft_model
-from osrm_cli.training.trainer import frozen_weights_to_bfloat16
+from osrm_cli.training.trainer import DivergenceError, frozen_weights_to_bfloat16
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,6 @@ def _train(
 ) -> dict[str, Any]:
     record, config, freeze = run.make_record(), run.config, run.settings["freeze"]
     is_first = process_rank() == 0  # under a launcher, one process writes
-    if is_first:
-        prepare_checkpoint_folder(run.checkpoint_folder, record, resume, overwrite)
     tokenizer = load_tokenizer(run.base_dir)
     classifier = load_classifier(
         run.base_dir, run.train.task.num_labels, tokenizer, torch.float32, config.seed, config.dropout
@@ -254,6 +252,8 @@ def _train(
     if config.bf16:  # the penalty has read the exact weights
         frozen_weights_to_bfloat16(model, device)
     encoded = EncodedTask.of(tokenizer, run.train, run.dev, run.settings["max_length"])
+    if is_first:
+        prepare_checkpoint_folder(run.checkpoint_folder, record, resume, overwrite)
     checkpoint = newest_checkpoint(run.checkpoint_folder) if resume else None
     unfitted = None
     if run.settings["head"] == "fitted" and not run.start.head_tensors() and not checkpoint:
@@ -265,7 +265,7 @@ def _train(
             result = fit_adapter(
                 model, tokenizer, encoded, config, run.checkpoint_folder, device, checkpoint, advance, penalty
             )
-    except OsrmError:  # it diverged: there is nothing to resume
+    except DivergenceError:
         if is_first:
             shutil.rmtree(run.checkpoint_folder)
         raise

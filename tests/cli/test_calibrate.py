@@ -75,7 +75,8 @@ def test_only_heads_records_and_card_change(calibrated_project: Path, project: P
         }
     facts = provenance.read_record(calibrated_project / "calibrated")
     assert {key for key in facts if facts[key] != provenance.read_record(calibrated_project / "merged").get(key)} == {
-        "calibration"
+        "calibration",
+        "files",
     }
 
 

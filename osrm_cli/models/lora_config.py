@@ -1,0 +1,56 @@
+"""Adapters in PEFT, which does not check its settings: the configuration from checked ones, and the layers it makes."""
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CONFIG_NAME
+from osrm_cli.adapters.layers import PREFIX
+from osrm_cli.errors import OsrmError
+
+_CLASSIFIER_TYPES = (None, "SEQ_CLS", "FEATURE_EXTRACTION")
+
+
+def make_lora_config(adapter: Adapter) -> LoraConfig:
+    """The configuration with which PEFT builds an adapter's layers on a sequence classifier.
+
+    Args:
+        adapter: The adapter; ``find_adapted_layers`` compares its layers with those that PEFT has found.
+
+    Raises:
+        OsrmError: If it was trained for something other than a classifier.
+    """
+    config = adapter.config
+    if config.task_type not in _CLASSIFIER_TYPES:
+        raise OsrmError(
+            f"{adapter.folder / CONFIG_NAME}: task_type is {config.task_type}, expected SEQ_CLS",
+            "only classifiers and regressions can be trained, scored and calibrated",
+        )
+    targets = config.target_modules
+    return LoraConfig(
+        task_type=config.task_type,
+        r=config.r,
+        lora_alpha=config.r if config.lora_alpha is None else config.lora_alpha,  # type: ignore[arg-type] # 0.5 is used
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
+        target_modules=targets if isinstance(targets, str) else list(targets or adapter.layers),
+        modules_to_save=list(config.modules_to_save) or None,
+        fan_in_fan_out=config.fan_in_fan_out,
+        inference_mode=True,
+    )
+
+
+def find_adapted_layers(model: torch.nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
+    """The layers of a PEFT model that carry an adapter's factors, by their name in the base model.
+
+    Raises:
+        OsrmError: If they are not those that the adapter has factors for.
+    """
+    layers = {name.removeprefix(PREFIX): part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    if differing := sorted(layers.keys() ^ adapter.layers.keys()):
+        problem = "the adapter has no factors" if differing[0] in layers else "the base model has no layer"
+        raise OsrmError(f"{adapter.folder} does not fit its base model: {problem} for {differing[0]}")
+    return layers
