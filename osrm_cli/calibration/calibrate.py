@@ -75,6 +75,11 @@ class Calibration:
             raise OsrmError("no adapter has a head that could be calibrated", "train adapters with 'osrm train'")
         return cls(task_data.draw_texts(adapters, data, settings.samples, settings.seed), settings)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know about how the examples were read."""
+        return list(dict.fromkeys(text for sample in self.samples for text in sample.data.warnings))
+
     def apply(self, stage: Path, base_dir: Path, device: torch.device, progress: Progress) -> Rows:
         """Fit each task's map and fold it into the folder's head.
 
@@ -140,12 +145,14 @@ class CalibrationResult:
         tasks: Names of the tasks.
         rows: By task, the fit as recorded in ``osrm.json``; empty under ``dry_run``.
         notes: Tasks whose head was not changed.
+        warnings: Warnings about the data.
     """
 
     path: Path
     tasks: Sequence[str]
     rows: Rows = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: Sequence[str] = ()
 
 
 def calibrate_folder(
@@ -202,7 +209,7 @@ def calibrate_folder(
     settings = CalibrationSettings(samples, seed, dtype_name(pick_dtype(dtype, torch_device)), batch_size)
     single_adapters = merged.open_single_adapters(Path(adapters) if adapters else None)
     calibration = Calibration.draw(single_adapters, data, settings)
-    result = CalibrationResult(path, list(merged.tasks))
+    result = CalibrationResult(path, list(merged.tasks), warnings=calibration.warnings)
     if dry_run:
         return result
     with atomic.write_folder(path, overwrite) as stage:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 class FolderStep(Protocol):
     """A further step on the merged folder while it is staged, such as calibration."""
 
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Warnings about the data that it reads."""
+
     def apply(
         self, stage: Path, base_dir: Path, device: torch.device, progress: Progress
     ) -> Mapping[str, Mapping[str, Any]]:
@@ -126,8 +130,10 @@ def merge_adapters(
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
     modules = plan.read_saved_modules()
     target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
+    warnings = [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
+    warnings = list(dict.fromkeys(warnings))
     if dry_run:
-        return describe_plan(path, plan)
+        return replace(describe_plan(path, plan), warnings=warnings)
 
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
@@ -140,7 +146,8 @@ def merge_adapters(
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
         provenance.write_digests(stage)
-    return describe_result(path, plan, contents, record, rows, modules.shared)
+    result = describe_result(path, plan, contents, record, rows, modules.shared)
+    return replace(result, warnings=warnings + result.warnings)
 
 
 def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None, method: str | None) -> MergeRecipe:

@@ -60,6 +60,8 @@ def calibrate(
         dry_run=dry_run,
         progress=console.progress,
     )
+    for warning in result.warnings:
+        console.warn(warning)
     if dry_run:
         console.result({"would_write": str(out)}, f"would write {out}: {', '.join(result.tasks)}")
         return

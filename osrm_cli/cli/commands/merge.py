@@ -125,14 +125,14 @@ def merge(
         calibrate=step,
         progress=console.progress,
     )
+    for warning in result.warnings:
+        console.warn(warning)
     if dry_run:
         console.result({"would_write": str(out), **result.summary}, f"would write {out}: {result.line}")
         return
     console.result(result.summary, f"{out}: {result.line}")
     for note in result.notes:
         console.note(note)
-    for warning in result.warnings:
-        console.warn(warning)
 
 
 def _parameter(option: str) -> str:
