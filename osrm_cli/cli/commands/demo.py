@@ -22,7 +22,9 @@ def demo(
     model: options.Model = "minilm",
     scale: Annotated[float, typer.Option("--lambda", help="Scale of the merged update.")] = 0.3,
     seed: options.Seed = 0,
-    out: Annotated[Path, typer.Option("--out", help="Folder to work in; it is kept.")] = Path("osrm-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to work in; it is kept.")] = Path(
+        "osrm-demo"
+    ),
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -77,7 +77,7 @@ def merge(
     dtype: options.DTypeOption = DType.AUTO,
     device: options.DeviceOption = Device.AUTO,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Layers merged at a time.")] = 1,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("merged"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write.")] = Path("merged"),
     overwrite: options.Overwrite = False,
     list_methods: Annotated[bool, typer.Option("--list", help="List the methods and exit.")] = False,
     dry_run: options.DryRun = False,
