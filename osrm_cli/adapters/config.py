@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,15 @@ _ALTERING_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _ACCEPTED_SETTINGS = {
     *("auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules"),
-    *("fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config"),
+    *(
+        "merge_weights",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+    ),
     *("lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save"),
     *("peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "alpha_pattern", "revision"),
     *("runtime_config", "target_modules", "task_type", "use_rslora", "velora_config"),
@@ -90,19 +98,6 @@ class AdapterConfig:
         if alpha is None:
             return 1.0
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
-
-    def check_patterns(self, path: Path, layers: Collection[str]) -> None:
-        """Check that every pattern matches a layer.
-
-        Raises:
-            OsrmError: If a key of ``rank_pattern`` or ``alpha_pattern`` matches no layer. PEFT ignores it.
-        """
-        for name in ("rank_pattern", "alpha_pattern"):
-            for key in getattr(self, name):
-                if not any(pattern_matches(key, layer) for layer in layers):
-                    raise OsrmError(
-                        f"{path}: {name} '{key}' matches no layer of the adapter", "correct the pattern or remove it"
-                    )
 
     def is_base_module(self, tensor: str) -> bool:
         """Whether a tensor of ``modules_to_save`` belongs to a module of the base model, trained as a whole.
@@ -182,7 +177,8 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
         raise OsrmError(f"{path}: PEFT type {kind}, expected LORA", "only LoRA adapters can be read")
     for key, reason in _UNSUPPORTED_SETTINGS.items():
         if values.get(key):
-            raise OsrmError(f"{path}: {key} is set: {reason}", "only plain LoRA adapters can be read")
+            remedy = "only plain LoRA adapters can be read; peft.convert_to_lora makes one that comes close"
+            raise OsrmError(f"{path}: {key} is set: {reason}", remedy)
     if values.get("bias", "none") != "none":
         raise OsrmError(
             f"{path}: bias is '{values['bias']}', expected 'none': trained biases are not a low-rank update",

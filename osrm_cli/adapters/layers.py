@@ -111,12 +111,11 @@ def list_layers(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tenso
                 layers[layer] = _pair_factors(
                     folder, config, tensors, layer, (name, PREFIX + layer + suffix_b), embedding
                 )
-    factors = sum(tensor_kind(name) == "factor" for name in tensors)
-    if not layers or factors != 2 * len(layers):
-        raise OsrmError(
-            f"{folder}: {factors} LoRA factors for {len(layers)} layers, expected a lora_A and a lora_B for each",
-            "save the adapter again with PEFT",
-        )
+    paired = {PREFIX + layer + suffix for layer in layers for pair in FACTORS.values() for suffix in pair}
+    lone = sorted(name for name in tensors if tensor_kind(name) == "factor" and name not in paired)
+    if lone or not layers:
+        problem = f"{lone[0]} is not one of a lora_A and lora_B of one layer" if lone else "it holds no LoRA factors"
+        raise OsrmError(f"{folder}: {problem}", "save the adapter again with PEFT")
     return layers
 
 

@@ -95,7 +95,7 @@ class Calibration:
         Raises:
             OsrmError: If an adapter does not fit, or its examples are too long or too few.
         """
-        check_max_length(base_dir, max(sample.max_length for sample in self.samples))
+        check_max_length(base_dir, max(sample.max_length for sample in self.samples), is_option=False)
         with progress(
             "calibrate", 2 * sum(len(sample.data.examples) for sample in self.samples), "examples"
         ) as advance:

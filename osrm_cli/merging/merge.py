@@ -1,5 +1,6 @@
 """Merge adapters: recipe -> plan -> base model and data -> layers -> ``merged/``."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
+from osrm_cli.merging.tokenizer_files import find_tokenizer_files
 from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
@@ -130,8 +132,9 @@ def merge_adapters(
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
     modules = plan.read_saved_modules()
     target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
+    tokenizer, difference = find_tokenizer_files(plan.adapters)
     warnings = [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
-    warnings = list(dict.fromkeys(warnings))
+    warnings = list(dict.fromkeys(warnings)) + ([difference] if difference else [])
     if dry_run:
         return replace(describe_plan(path, plan), warnings=warnings)
 
@@ -143,6 +146,8 @@ def merge_adapters(
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
             record = layer_data.record
             contents = write_merged_folder(stage, plan, modules, layers, record, base, target)
+        for file in tokenizer:
+            shutil.copyfile(file, stage / file.name)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
         provenance.write_digests(stage)

