@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from osrm_cli.features.statistics.table import Statistic
 from osrm_cli.models import target_modules
-from osrm_cli.models.batching import Encoding, collate_batch, tokenize_examples
+from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.distributed import reduce_to_first
 from osrm_cli.models.layer_inputs import SharedInputs, find_shared_inputs, record_inputs
@@ -105,7 +105,9 @@ class FeatureCollector:
 
     def tokenize(self, data: TaskSplit, max_length: int) -> list[Encoding]:
         """The examples as tokens."""
-        return tokenize_examples(self.tokenizer, data.examples, max_length)
+        encodings = tokenize_examples(self.tokenizer, data.examples, max_length)
+        check_vocabulary(self.tokenizer, encodings, self.model, self.base_dir)
+        return encodings
 
     def accumulate(
         self,

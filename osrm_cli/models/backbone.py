@@ -19,7 +19,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX, AdapterLayer
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.models.batching import Encoding, compute_logits, tokenize_examples
+from osrm_cli.models.batching import Encoding, check_vocabulary, compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.heads import compute_representations
 from osrm_cli.models.lora_config import find_adapted_layers, make_lora_config
@@ -103,7 +103,9 @@ class Backbone:
 
     def tokenize(self, examples: Sequence[Example], max_length: int) -> list[Encoding]:
         """Token ids of each example, see ``tokenize_examples``."""
-        return tokenize_examples(self.tokenizer, examples, max_length)
+        encodings = tokenize_examples(self.tokenizer, examples, max_length)
+        check_vocabulary(self.tokenizer, encodings, self.model, self.folder)
+        return encodings
 
     def add_head(self, tensors: Mapping[str, torch.Tensor], num_labels: int, origin: Path) -> TaskHead:
         """Attach a head to the backbone, beside those of other tasks.

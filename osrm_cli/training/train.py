@@ -14,6 +14,7 @@ from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.base_model import check_max_length, resolve_base_model
+from osrm_cli.models.batching import check_vocabulary
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.devices import pick_device, pick_training_dtype
 from osrm_cli.models.distributed import process_count, process_rank
@@ -252,6 +253,7 @@ def _train(
     if config.bf16:  # the penalty has read the exact weights
         frozen_weights_to_bfloat16(model, device)
     encoded = EncodedTask.of(tokenizer, run.train, run.dev, run.settings["max_length"])
+    check_vocabulary(tokenizer, [*encoded.train, *encoded.dev], model, run.base_dir)
     if is_first:
         prepare_checkpoint_folder(run.checkpoint_folder, record, resume, overwrite)
     checkpoint = newest_checkpoint(run.checkpoint_folder) if resume else None

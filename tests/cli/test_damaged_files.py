@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from tests.run_cli import Run, listing, osrm
 
@@ -73,9 +74,17 @@ def test_recorded_scores_of_a_wrong_type(project_copy: Path) -> None:
     refused(osrm("eval", "merged", cwd=project_copy), "merged/tasks/mood/osrm.json", "accuracy")
 
 
+def add_tokens(folder: Path) -> None:
+    """Words for which the model has no embedding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"w{i}w" for i in range(9)] + [" w1", "w2 "])
+    tokenizer.save_pretrained(folder)
+
+
 BASE_DAMAGE: dict[str, Callable[[Path], object]] = {
     "tokenizer.json": lambda path: path.write_bytes(path.read_bytes()[:700]),
     "tokenizer_config.json": lambda path: change(path, pad_token=[1]),
+    "special_tokens_map.json": lambda path: add_tokens(path.parent),
     "config.json": lambda path: change(path, num_attention_heads=[[]]),
     "model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:2000]),
 }
