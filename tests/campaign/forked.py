@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,9 @@ def _become_osrm(words: Sequence[str], folder: Path, log: Path, limit: int, prep
         except BaseException:
             traceback.print_exc()
             code = TRACEBACK
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                if stream is not None:
+                    stream.flush()
     finally:
         os._exit(code)

@@ -66,7 +66,7 @@ def lose_streams(project: Path, work: Path) -> Iterator[str]:
                 def lose(number: int = number, path: str | None = path) -> None:
                     if path is None:
                         os.close(number)
-                        (sys.stdout, sys.stderr)[number - 1].close()
+                        setattr(sys, ("stdout", "stderr")[number - 1], None)  # as Python begins without the stream
                     else:
                         os.dup2(os.open(path, os.O_WRONLY), number)
 
