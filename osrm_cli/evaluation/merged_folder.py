@@ -14,7 +14,7 @@ from osrm_cli.adapters import config as adapter_config
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
-from osrm_cli.merging.task_masks import read_task_delta
+from osrm_cli.merging.task_masks import list_task_layers, read_task_delta
 from osrm_cli.models.base_model import check_max_length, find_base_model, resolve_base_model
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
@@ -100,7 +100,7 @@ class TaskClassifier:
     @property
     def delta_layers(self) -> list[str]:
         """Layers to which the task's own update is added; none if the model contains it already."""
-        return list(self.record["rescalers"]) if self.form == "task-aware" else []
+        return list_task_layers(self.root, self.task) if self.form == "task-aware" else []
 
     def read_delta(self, layer: str) -> torch.Tensor:
         """The task's own update of one of ``delta_layers``, ``(d_out, d_in)``."""

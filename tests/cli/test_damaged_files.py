@@ -177,3 +177,27 @@ def test_a_checkpoint_whose_log_is_damaged_counts_as_incomplete(project_copy: Pa
     change(unfinished / "trainer_state.json", log_history=[{"loss": "x"}])
     run = osrm(*RESUME, "--resume", cwd=project_copy)
     assert run.code == 0, run
+
+
+@pytest.fixture
+def task_aware(project_copy: Path) -> Path:
+    assert osrm("merge", "adapters/mood", "adapters/pair", "--method", "emr", "-o", "emr", cwd=project_copy).code == 0
+    return project_copy / "emr/tasks/mood"
+
+
+def test_a_factor_under_another_name(project_copy: Path, task_aware: Path) -> None:
+    record = json.loads((task_aware / "osrm.json").read_text())
+    factors = list(record["rescalers"].items())
+    for name in ("", "x", factors[1][0]):
+        change(task_aware / "osrm.json", rescalers=dict([(name, 1.0), *factors[1:]]))
+        run = osrm("eval", "emr", "--no-single", cwd=project_copy)
+        refused(run, "holds nothing for layer")
+
+
+def test_masks_of_another_size(project_copy: Path, task_aware: Path) -> None:
+    path = task_aware / "masks.safetensors"
+    masks = load_file(path)
+    save_file({name: mask[:-1] for name, mask in masks.items()}, path)
+    refused(osrm("eval", "emr", "--no-single", cwd=project_copy), "emr/tasks/mood/masks.safetensors", "does not fit")
+    save_file({name: mask.to(torch.int16) for name, mask in masks.items()}, path)
+    refused(osrm("eval", "emr", "--no-single", cwd=project_copy), "emr/tasks/mood/masks.safetensors", "does not fit")
