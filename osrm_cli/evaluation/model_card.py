@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
@@ -29,17 +30,28 @@ def add_scores(folder: Path, scores: TaskScores, split: str) -> str | None:
     if not path.is_file():
         return None
     try:
-        card = ModelCard.load(path)
-        card.data.model_name = folder.resolve().name
-        card.data.eval_results = _eval_results(scores, split)
-        old = re.escape(_BEGIN) + ".*?" + re.escape(_END) + "\n"
-        card.text = re.sub(old, "", card.text, flags=re.S).rstrip("\n") + "\n\n" + _table(scores, split)
+        card = ModelCard(without_scores(path.read_text(encoding="utf-8")))
+        data: Any = card.data
+        data.model_name, data.eval_results = folder.resolve().name, _eval_results(scores, split)
+        card.text = card.text.rstrip("\n") + "\n\n" + _table(scores, split)
         text = str(card)
     except Exception as error:  # people edit cards, and the library raises whatever YAML makes of that
         return f"{path}: the scores could not be added: {first_line(error)}"
     with atomic.write_file(path, overwrite=True) as stage:
         stage.write_text(text, encoding="utf-8")
     return None
+
+
+def without_scores(text: str) -> str:
+    """A model card without the scores that ``add_scores`` has written into it."""
+    if _BEGIN not in text:
+        return text
+    card = ModelCard(text)
+    data: Any = card.data
+    data.model_name = data.eval_results = None
+    old = re.escape(_BEGIN) + ".*?" + re.escape(_END) + "\n?"
+    card.text = re.sub(old, "", card.text, flags=re.S).rstrip("\n") + "\n"
+    return str(card)
 
 
 def _eval_results(scores: TaskScores, split: str) -> list[EvalResult]:

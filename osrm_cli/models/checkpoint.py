@@ -6,7 +6,6 @@ Memory holds one changed weight at a time; the other tensors are copied as bytes
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import safetensors_io
+from osrm_cli.storage.atomic import copy_files
+from osrm_cli.storage.provenance import CARD_NAME
 from osrm_cli.storage.regular_file import read_json
 from osrm_cli.storage.safetensors_io import (
     DTYPES,
@@ -32,7 +33,6 @@ _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".gguf"),
     *(".index.json", ".tflite", ".mlmodel", ".npz"),
 )
-_CARD = "README.md"
 _TYPES = {label: kind for kind, label in DTYPES.items()}
 
 
@@ -135,7 +135,7 @@ class Checkpoint:
             weight_map = {name: location.path.name for name, location in sorted(self.tensors.items())}
             index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
             (folder / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        copy_companions(self.folder, folder)
+        copy_files(self.folder, folder, _is_companion)
         if dtype is not None:
             _write_dtype(folder / "config.json", dtype)
 
@@ -160,19 +160,9 @@ class Checkpoint:
         out.add(name, (change(tensor) if change else tensor).to(target))
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copy what lies beside a model's weights: settings, tokenizer, templates, code, licence, further modules.
-
-    Args:
-        source: The model's folder.
-        target: An existing folder that is being staged.
-    """
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        is_hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not is_hidden and name.as_posix() != _CARD and not path.name.endswith(_WEIGHTS):
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target / name)
+def _is_companion(name: Path) -> bool:
+    """Whether a file lies beside the weights: settings, tokenizer, templates, code, licence, further modules."""
+    return name.as_posix() != CARD_NAME and not name.name.endswith(_WEIGHTS)
 
 
 def _write_dtype(path: Path, dtype: torch.dtype) -> None:

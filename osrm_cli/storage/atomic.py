@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -86,6 +86,21 @@ def write_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             if os.path.lexists(old) and not os.path.lexists(path):
                 old.rename(path)
             raise
+
+
+def copy_files(source: Path, stage: Path, is_wanted: Callable[[Path], bool]) -> None:
+    """Copy a folder's files and those of its folders into one that is being staged; hidden ones are left out.
+
+    Args:
+        source: The folder.
+        stage: An existing folder.
+        is_wanted: Whether to copy a file, by its path below the folder.
+    """
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts) and is_wanted(name):
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, stage / name)
 
 
 @contextmanager

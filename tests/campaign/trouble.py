@@ -24,7 +24,7 @@ def fill_disk(project: Path, work: Path, seed: str, index: int) -> str | None:
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(project, work)
     target = work / output
-    old = digest_tree(target) if target.exists() else None
+    old = (digest_tree(target) or None) if target.exists() else None  # an empty folder is no output
     limit = int(10 ** draw.uniform(1, 5))
 
     def restrict() -> None:
@@ -37,7 +37,7 @@ def fill_disk(project: Path, work: Path, seed: str, index: int) -> str | None:
         return None
     if outcome.code != 1 or "Traceback" in outcome.stderr or outcome.stderr.count("error: ") > 1:
         return f"{told}: {outcome}"
-    new = digest_tree(target) if target.exists() else None
+    new = (digest_tree(target) or None) if target.exists() else None
     several = output in (
         "features",
         "adapters/mood",

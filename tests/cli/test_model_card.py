@@ -34,6 +34,17 @@ def test_scores_are_those_of_the_last_evaluation(project_copy: Path) -> None:
     assert (project_copy / "merged/README.md").read_bytes() == first
 
 
+def test_scores_of_a_merge_are_not_those_of_its_calibration(project_copy: Path) -> None:
+    plain = (project_copy / "merged/README.md").read_text()
+    assert osrm("eval", "merged", cwd=project_copy).code == 0
+    assert osrm("calibrate", "merged", "--samples", 12, cwd=project_copy).code == 0
+    card = ModelCard.load(project_copy / "calibrated/README.md")
+    assert "## Calibrated" in card.text
+    assert card.text.startswith(ModelCard(plain).text.rstrip("\n"))
+    assert card.data.eval_results is None
+    assert "## Scores" not in card.text
+
+
 def test_scores_written_elsewhere_leave_the_card_alone(project_copy: Path) -> None:
     before = (project_copy / "merged/README.md").read_bytes()
     assert osrm("eval", "merged", "-o", "scores.json", cwd=project_copy).code == 0
