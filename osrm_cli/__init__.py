@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from osrm_cli.retrofit.retrofit import retrofit_adapters
     from osrm_cli.sweep.sweep import run_sweep
     from osrm_cli.training.train import train_adapter, train_adapters
+    from osrm_cli.verification.verify import verify_artifacts
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ _MODULES = {
     "retrofit_adapters": "retrofit.retrofit",
     "diagnose": "diagnosis.diagnose",
     "write_report": "reporting.write",
+    "verify_artifacts": "verification.verify",
     "OsrmError": "errors",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "run_sweep",
     "train_adapter",
     "train_adapters",
+    "verify_artifacts",
     "write_report",
 ]
 

@@ -1,6 +1,16 @@
-"""``python -m osrm_cli``: the same program as ``osrm``, for launchers such as ``accelerate launch -m osrm_cli``."""
+"""``python -m osrm_cli``, and the program ``osrm``: ended at once while it is still importing."""
 
-from osrm_cli.cli.app import main
+import sys
+
+
+def main() -> None:
+    """Import and run the program."""
+    try:
+        from osrm_cli.cli.app import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

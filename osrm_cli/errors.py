@@ -1,6 +1,8 @@
 """User errors: reported in one line, without a traceback."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class OsrmError(Exception):
@@ -18,8 +20,30 @@ class OsrmError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, or its type if it has no message."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The first line of a library's error, with its type where the message alone says little."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    if not line or isinstance(error, LookupError | TypeError | AttributeError):
+        return f"{type(error).__name__} {line}".strip()
+    return line
+
+
+@contextmanager
+def library_errors(problem: str, hint: str | None = None) -> Iterator[None]:
+    """Report whatever a library raises on files that it reads as the user's error.
+
+    Args:
+        problem: The file and what cannot be done with it.
+        hint: What to do about it.
+
+    Raises:
+        OsrmError: In place of any other error.
+    """
+    try:
+        yield
+    except OsrmError:
+        raise
+    except Exception as error:
+        raise OsrmError(f"{problem}: {first_line(error)}", hint) from error
 
 
 def check_number(option: str, value: float, low: float, high: float = math.inf) -> None:

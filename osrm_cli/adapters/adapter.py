@@ -5,9 +5,10 @@ Opening one reads its settings and the headers of its weights; a layer's factors
 
 import hashlib
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import hub, provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
 from osrm_cli.storage.safetensors_io import TensorLocation
-from osrm_cli.tasks.task import TASK_NAME
+from osrm_cli.tasks.task import TASK_NAME, check_task_name
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Adapter:
     """An adapter folder: its settings are in memory, its tensors are read on request.
 
     Attributes:
-        name: The task's name if ``osrm.json`` has one, else the folder's.
+        name: ``alias``, else the task's name if ``osrm.json`` has one, else the folder's.
         source: The folder or hub id, as the user gave it.
         folder: The local folder.
         config: PEFT's settings.
@@ -50,6 +51,7 @@ class Adapter:
         base: The base model with its digest, where this program recorded it.
         data_source: The data that it was trained on, as ``--data`` names it, if this program recorded it.
         max_length: Maximum tokens per example in training, if this program recorded it.
+        alias: The name that the user gave it, if so.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Adapter:
     base: BaseModelId | None
     data_source: str | None
     max_length: int | None
+    alias: str | None = None
     _open: dict[Path, safetensors_io.TensorFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -70,21 +73,21 @@ class Adapter:
         """Check an adapter and list its layers.
 
         Args:
-            source: A folder, or a hub id such as ``owner/name`` or ``owner/name@revision``.
+            source: A folder, or a hub id such as ``owner/name`` or ``owner/name@revision``; perhaps as ``NAME=SOURCE``.
 
         Raises:
             OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
         """
-        folder = hub.locate_adapter(str(source))
+        alias, source = _split_name(str(source))
+        folder = hub.locate_adapter(source)
         config = read_config(folder)
         record = provenance.read_record(folder)
         tensors = list_tensors(folder)
         layers = list_layers(folder, config, tensors)
-        config.check_patterns(folder / CONFIG_NAME, layers)
         check_no_other_tensors(folder, config, tensors)
         return cls(
-            (record.get("task") or {}).get("name") or hub.short_name(str(source)),
-            str(source),
+            alias or (record.get("task") or {}).get("name") or hub.short_name(source),
+            source,
             folder,
             config,
             record,
@@ -94,6 +97,7 @@ class Adapter:
             base=BaseModelId.of(record),
             data_source=(record.get("data") or {}).get("source"),
             max_length=(record.get("settings") or {}).get("max_length"),
+            alias=alias,
         )
 
     @property
@@ -103,8 +107,9 @@ class Adapter:
 
     @property
     def pinned_source(self) -> str:
-        """``source`` with the commit, if it is a hub id."""
-        return hub.pin_revision(self.source, self.folder)
+        """``source`` with the commit, if it is a hub id, and with the user's name."""
+        pinned = hub.pin_revision(self.source, self.folder)
+        return f"{self.alias}={pinned}" if self.alias else pinned
 
     def lora_factors(
         self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -141,6 +146,14 @@ class Adapter:
             OsrmError: If one holds NaN or infinity.
         """
         return self._read_saved(is_base_module=True)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Every tensor by the name that PEFT gives it.
+
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        return {name: self._read(name) for name in self.tensors}
 
     def sha256(self) -> str:
         """Digest of the settings and the weights; other files of the folder do not count."""
@@ -195,6 +208,15 @@ class Adapter:
         if not safetensors_io.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor
+
+
+def _split_name(source: str) -> tuple[str | None, str]:
+    """The name and the folder or hub id of ``NAME=SOURCE``; a folder's own name may have a ``=``."""
+    name, equals, rest = source.partition("=")
+    if not equals or Path(source).expanduser().exists():
+        return None, source
+    check_task_name(name)
+    return name, rest
 
 
 def align_layers(adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -257,11 +279,10 @@ def _check_base_names(first: Adapter, second: Adapter) -> None:
 
 
 def short_model_name(name: str) -> str:
-    """The last part of a path or hub id; of a snapshot in the hub's cache, the last part of its id."""
-    path = Path(name)
-    if path.parent.name == "snapshots":
-        return path.parent.parent.name.rpartition("--")[2]
-    return path.name
+    """The last part of a path or hub id (of a snapshot, that of its id), without what says that it is quantized."""
+    path = PureWindowsPath(name)  # which takes both kinds of slashes
+    last = path.parent.parent.name.rpartition("--")[2] if path.parent.name == "snapshots" else path.name
+    return re.sub(r"(-unsloth)?-bnb-4bit$", "", last)
 
 
 def check_task_names(adapters: Sequence[Adapter]) -> None:
@@ -274,11 +295,12 @@ def check_task_names(adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         if not TASK_NAME.fullmatch(adapter.name):
             raise OsrmError(
-                f"{adapter.source}: '{adapter.name}' cannot be a folder's name", "rename the task or folder"
+                f"{adapter.source}: '{adapter.name}' cannot be a folder's name",
+                f"give it a name: NAME={adapter.source}",
             )
         other = owners.setdefault(adapter.name, adapter)
         if other is not adapter:
             raise OsrmError(
                 f"{other.source} and {adapter.source} are both adapters of '{adapter.name}'",
-                "give one adapter per task, or rename a folder",
+                f"give one adapter per task, or a name: NAME={other.source}",
             )

@@ -1,14 +1,14 @@
 """PEFT's ``adapter_config.json``: settings that determine the update ``s B A``, and settings that are not supported."""
 
-import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.patterns import check_pattern, pattern_matches
+from osrm_cli.adapters.patterns import check_pattern
 from osrm_cli.errors import OsrmError
+from osrm_cli.storage.regular_file import read_json
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -33,7 +33,15 @@ _ALTERING_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 _ACCEPTED_SETTINGS = {
     *("auto_mapping", "base_model_name_or_path", "bias", "corda_config", "eva_config", "exclude_modules"),
-    *("fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config"),
+    *(
+        "merge_weights",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+    ),
     *("lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save"),
     *("peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "alpha_pattern", "revision"),
     *("runtime_config", "target_modules", "task_type", "use_rslora", "velora_config"),
@@ -79,19 +87,6 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
-    def check_patterns(self, path: Path, layers: Collection[str]) -> None:
-        """Check that every pattern matches a layer.
-
-        Raises:
-            OsrmError: If a key of ``rank_pattern`` or ``alpha_pattern`` matches no layer. PEFT ignores it.
-        """
-        for name in ("rank_pattern", "alpha_pattern"):
-            for key in getattr(self, name):
-                if not any(pattern_matches(key, layer) for layer in layers):
-                    raise OsrmError(
-                        f"{path}: {name} '{key}' matches no layer of the adapter", "correct the pattern or remove it"
-                    )
-
     def is_base_module(self, tensor: str) -> bool:
         """Whether a tensor of ``modules_to_save`` belongs to a module of the base model, trained as a whole.
 
@@ -116,19 +111,16 @@ def read_config(folder: Path) -> AdapterConfig:
             f"it contains adapters: give {folder}/*" if nested else "give a folder written by PEFT or by 'osrm train'"
         )
         raise OsrmError(f"{folder} is not an adapter: {CONFIG_NAME} is missing", hint)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OsrmError(f"{path} cannot be read: {error}", "save the adapter again") from None
+    values = read_json(path, "save the adapter again")
     if not isinstance(values, dict):
         raise OsrmError(f"{path} contains {type(values).__name__}, expected a JSON object")
     _check_kind(path, values)
     try:
         return AdapterConfig(
-            base_model=values.get("base_model_name_or_path") or None,
-            revision=values.get("revision"),
-            task_type=values.get("task_type"),
-            modules_to_save=tuple(sorted(values.get("modules_to_save") or ())),
+            base_model=_text(values, "base_model_name_or_path") or None,
+            revision=_text(values, "revision"),
+            task_type=_text(values, "task_type"),
+            modules_to_save=_texts(values, "modules_to_save"),
             fan_in_fan_out=bool(values.get("fan_in_fan_out", False)),
             target_modules=_target_modules(values),
             r=_positive_int(values.get("r", 8)),
@@ -148,7 +140,8 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
         raise OsrmError(f"{path}: PEFT type {kind}, expected LORA", "only LoRA adapters can be read")
     for key, reason in _UNSUPPORTED_SETTINGS.items():
         if values.get(key):
-            raise OsrmError(f"{path}: {key} is set: {reason}", "only plain LoRA adapters can be read")
+            remedy = "only plain LoRA adapters can be read; peft.convert_to_lora makes one that comes close"
+            raise OsrmError(f"{path}: {key} is set: {reason}", remedy)
     if values.get("bias", "none") != "none":
         raise OsrmError(
             f"{path}: bias is '{values['bias']}', expected 'none': trained biases are not a low-rank update",
@@ -178,7 +171,21 @@ def _target_modules(values: Mapping[str, Any]) -> tuple[str, ...] | str:
         check_pattern(excluded, is_whole=True)
     if targets == "all-linear" or values.get("layers_to_transform") is not None or excluded:
         return ()
-    return check_pattern(targets, is_whole=True) if isinstance(targets, str) else tuple(sorted(targets))
+    return check_pattern(targets, is_whole=True) if isinstance(targets, str) else _texts(values, "target_modules")
+
+
+def _text(values: Mapping[str, Any], name: str) -> str | None:
+    value = values.get(name)
+    if value is not None and (not isinstance(value, str) or "\0" in value):
+        raise ValueError(f"{name} is {value!r:.60}, expected a text")
+    return value
+
+
+def _texts(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value = values.get(name) or []
+    if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
+        raise ValueError(f"{name} is {value!r:.60}, expected a list of names")
+    return tuple(sorted(value))
 
 
 def _patterns(values: Mapping[str, Any], name: str, convert: Any) -> dict[str, Any]:

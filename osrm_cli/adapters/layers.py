@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import torch
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.patterns import pattern_matches
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, list_headers
+from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, list_headers, read_index
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -82,11 +81,7 @@ def list_tensors(folder: Path) -> dict[str, TensorLocation]:
     """
     index = folder / f"{WEIGHTS_NAME}.index.json"
     if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise OsrmError(f"{index} cannot be read: {error!r}", "save the adapter again") from None
-        paths = [folder / Path(shard).name for shard in shards]
+        paths = [folder / name for name in read_index(index)]
     else:
         paths = [folder / WEIGHTS_NAME]
         if not paths[0].exists() and (pickle := next(iter(sorted(folder.glob("adapter_model.bin"))), None)):
@@ -119,12 +114,11 @@ def list_layers(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tenso
                 layers[layer] = _pair_factors(
                     folder, config, tensors, layer, (name, PREFIX + layer + suffix_b), embedding
                 )
-    factors = sum(tensor_kind(name) == "factor" for name in tensors)
-    if not layers or factors != 2 * len(layers):
-        raise OsrmError(
-            f"{folder}: {factors} LoRA factors for {len(layers)} layers, expected a lora_A and a lora_B for each",
-            "save the adapter again with PEFT",
-        )
+    paired = {PREFIX + layer + suffix for layer in layers for pair in FACTORS.values() for suffix in pair}
+    lone = sorted(name for name in tensors if tensor_kind(name) == "factor" and name not in paired)
+    if lone or not layers:
+        problem = f"{lone[0]} is not one of a lora_A and lora_B of one layer" if lone else "it holds no LoRA factors"
+        raise OsrmError(f"{folder}: {problem}", "save the adapter again with PEFT")
     return layers
 
 

@@ -1,8 +1,10 @@
 """Read an adapter's ``training.json``: its dev scores and the drift of A."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.storage.regular_file import read_json
 
 
 def recorded_dev_scores(folder: Path) -> dict[str, Any] | None:
@@ -20,6 +22,7 @@ def recorded_drift(folder: Path) -> float | None:
 
 def _read_entry(folder: Path, name: str) -> Any:
     try:
-        return json.loads((folder / "training.json").read_text(encoding="utf-8"))[name]
-    except (OSError, ValueError, KeyError, TypeError):
+        log = read_json(folder / "training.json", "")
+    except OsrmError:
         return None
+    return log.get(name) if isinstance(log, dict) else None

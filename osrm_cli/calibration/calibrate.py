@@ -20,7 +20,7 @@ from osrm_cli.models.base_model import check_max_length
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.models.heads import find_head_layer
 from osrm_cli.progress import Advance, Progress, no_progress
-from osrm_cli.storage import atomic
+from osrm_cli.storage import atomic, provenance
 
 DEFAULT_SAMPLES = 128
 DEFAULT_BATCH_SIZE = 32
@@ -75,6 +75,11 @@ class Calibration:
             raise OsrmError("no adapter has a head that could be calibrated", "train adapters with 'osrm train'")
         return cls(task_data.draw_texts(adapters, data, settings.samples, settings.seed), settings)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know about how the examples were read."""
+        return list(dict.fromkeys(text for sample in self.samples for text in sample.data.warnings))
+
     def apply(self, stage: Path, base_dir: Path, device: torch.device, progress: Progress) -> Rows:
         """Fit each task's map and fold it into the folder's head.
 
@@ -90,7 +95,7 @@ class Calibration:
         Raises:
             OsrmError: If an adapter does not fit, or its examples are too long or too few.
         """
-        check_max_length(base_dir, max(sample.max_length for sample in self.samples))
+        check_max_length(base_dir, max(sample.max_length for sample in self.samples), is_option=False)
         with progress(
             "calibrate", 2 * sum(len(sample.data.examples) for sample in self.samples), "examples"
         ) as advance:
@@ -139,12 +144,14 @@ class CalibrationResult:
         tasks: Names of the tasks.
         rows: By task, the fit as recorded in ``osrm.json``; empty under ``dry_run``.
         notes: Tasks whose head was not changed.
+        warnings: Warnings about the data.
     """
 
     path: Path
     tasks: Sequence[str]
     rows: Rows = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: Sequence[str] = ()
 
 
 def calibrate_folder(
@@ -194,17 +201,20 @@ def calibrate_folder(
     check_not_calibrated(folder)
     atomic.refuse_existing(path, overwrite)
     merged = MergedFolder.open(folder)
+    for classifier in merged.tasks.values():
+        classifier.read_head()  # errors name this folder, not the copy that is staged
     base_dir, _ = merged.resolve_base_model(model, revision)
     torch_device = pick_device(device)
     settings = CalibrationSettings(samples, seed, dtype_name(pick_dtype(dtype, torch_device)), batch_size)
     single_adapters = merged.open_single_adapters(Path(adapters) if adapters else None)
     calibration = Calibration.draw(single_adapters, data, settings)
-    result = CalibrationResult(path, list(merged.tasks))
+    result = CalibrationResult(path, list(merged.tasks), warnings=calibration.warnings)
     if dry_run:
         return result
     with atomic.write_folder(path, overwrite) as stage:
         copy_merged_folder(folder, stage)
         result.rows.update(calibration.apply(stage, base_dir, torch_device, progress))
+        provenance.write_digests(stage)
     uncalibrated = [task for task, row in result.rows.items() if not row["used"]]
     result.notes.extend(
         f"{task}: no map reduces the error on held-out examples: the head is not changed" for task in uncalibrated

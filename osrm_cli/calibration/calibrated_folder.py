@@ -5,7 +5,6 @@
 ``error`` and that ``before``, and whether the head was changed (``used``). A task's own ``osrm.json`` has its own row.
 """
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,13 @@ from typing import Any
 import torch
 
 from osrm_cli.adapters.layers import PREFIX, WEIGHTS_NAME
-from osrm_cli.errors import OsrmError
+from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.evaluation import scores
+from osrm_cli.evaluation.model_card import without_scores
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER, calibration_text
 from osrm_cli.storage import provenance, safetensors_io
+from osrm_cli.storage.atomic import copy_files
+from osrm_cli.storage.regular_file import check_folder
 from osrm_cli.storage.safetensors_io import write_stream
 
 CALIBRATION_KEY = "calibration"
@@ -37,7 +39,8 @@ def check_not_calibrated(folder: Path) -> None:
 
 def copy_merged_folder(folder: Path, stage: Path) -> None:
     """Copy a merged folder into one that is being staged, without its scores, which do not apply to the copy."""
-    shutil.copytree(folder, stage, ignore=shutil.ignore_patterns(scores.SCORES_NAME, ".*"), dirs_exist_ok=True)
+    check_folder(folder, recursive=True)
+    copy_files(folder, stage, lambda name: name.name != scores.SCORES_NAME)
 
 
 def write_calibrated_heads(
@@ -69,7 +72,9 @@ def write_calibrated_heads(
         )
     provenance.write_record(stage, {**record, CALIBRATION_KEY: {"settings": settings, "tasks": rows}})
     path = stage / "README.md"
-    path.write_text(path.read_text(encoding="utf-8") + calibration_text(settings, rows), encoding="utf-8")
+    with library_errors(f"{path.name} of the merged folder cannot be read", "merge again, or remove its scores"):
+        card = without_scores(path.read_text(encoding="utf-8"))
+    path.write_text(card + calibration_text(settings, rows), encoding="utf-8")
 
 
 def _replace_tensors(path: Path, replacements: Mapping[str, torch.Tensor]) -> None:

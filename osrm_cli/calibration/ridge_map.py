@@ -64,12 +64,17 @@ def fit_ridge_map(
         intercept: Whether there is a shift; a head without a bias cannot represent one, nor the offset of stretching.
 
     Raises:
-        OsrmError: If the shapes differ or there are fewer than three examples.
+        OsrmError: If the shapes differ, there are fewer than three examples, or an entry is not finite.
     """
     if merged.shape != single.shape or merged.ndim != 2 or len(merged) < 3:
         raise OsrmError(
             f"representations of shape {tuple(merged.shape)} and {tuple(single.shape)} cannot be calibrated",
             "expected two equal shapes (examples, width) with at least three examples",
+        )
+    if not (torch.isfinite(merged).all() and torch.isfinite(single).all()):
+        raise OsrmError(
+            "NaN or infinity in the representations: weights of the base model, the merge or an adapter are damaged",
+            "osrm verify FOLDER names files that have changed",
         )
     Z, Y = merged.double(), single.double()
     error_without_map = float((Y - Z).square().mean())

@@ -22,12 +22,14 @@ from osrm_cli.cli.commands import (
     retrofit,
     sweep,
     train,
+    verify,
 )
 from osrm_cli.cli.config_file import read_defaults
 from osrm_cli.cli.expendable_stream import ExpendableStream
 from osrm_cli.errors import OsrmError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class _Pipeline(TyperGroup):
@@ -114,17 +116,40 @@ app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)
+app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
+
+
+_received: list[int] = []  # signals that ask the program to end
 
 
 def _terminate(signum: int, _frame: Any) -> None:
     """Exit as after Ctrl-C, so that staged files are removed."""
+    for number in _ENDING:  # once is enough
+        signal.signal(number, signal.SIG_IGN)
+    _received.append(signum)
+    sys.unraisablehook = _ignore
     sys.exit(128 + signum)
+
+
+def _ignore(_unraisable: Any) -> None:
+    """What a library cannot raise where the signal has hit it."""
 
 
 def main() -> None:
     """Run the program."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _terminate)
     sys.stderr = cast("TextIO", ExpendableStream(sys.stderr))
     warnings.simplefilter("ignore", FutureWarning)  # of libraries: users cannot fix them
-    app(prog_name="osrm")
+    try:
+        app(prog_name="osrm")
+    except BaseException:
+        if _received:  # libraries turn what interrupts them into errors of their own
+            sys.exit(128 + _received[0])
+        raise
+    finally:  # nothing is staged any more: from here on, a signal ends the process at once
+        for number in (*_ENDING, signal.SIGINT):
+            if signal.getsignal(number) in (_terminate, signal.default_int_handler):
+                signal.signal(number, signal.SIG_DFL)

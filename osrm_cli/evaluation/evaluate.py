@@ -13,6 +13,7 @@ from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.harness import check_harness, run_harness
 from osrm_cli.evaluation.merged_folder import MergedFolder, MergedTask
+from osrm_cli.evaluation.model_card import add_scores
 from osrm_cli.evaluation.scorers import ClassScorer, Scorer, TextScorer
 from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.models.backbone import Backbone
@@ -159,6 +160,8 @@ def evaluate_folder(
     contents = result.summary | (scores.predictions_record(result.scores) if predictions else {})
     with atomic.write_file(path, overwrite) as stage:
         stage.write_text(provenance.to_json({**record, **contents}), encoding="utf-8")
+    if out is None and (problem := add_scores(folder, result.scores, split)):
+        result.notes.append(problem)
     if merged.form == "task-aware":
         result.notes.append("Each task was scored with its own mask: this is not one model.")
     return result
@@ -223,8 +226,8 @@ def _add_single_score(
         return replace(score, single=score.headline, single_loss=score.metrics.get("loss"))
     recorded = merged.single_adapter.get("dev") or {}
     required = {"sha256": data.sha256, "max_length": max_length, "dtype": dtype}
-    is_recorded = all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded
-    if is_recorded and not data.task.is_text:  # training scores the loss of text alone
+    is_same = all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded
+    if is_same and set(data.task.metrics) <= recorded["scores"].keys():  # training scores the loss of text alone
         return replace(score, single=primary_score(data.task, recorded["scores"]))
     path = Path(merged.single_adapter.get("path") or "")
     if not merged.single_adapter or not (path / CONFIG_NAME).is_file():

@@ -15,10 +15,11 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
-from osrm_cli.merging.task_masks import read_task_delta
+from osrm_cli.merging.task_masks import list_task_layers, read_task_delta
 from osrm_cli.models.base_model import check_max_length, find_base_model, resolve_base_model
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
+from osrm_cli.storage.regular_file import check_folder
 from osrm_cli.tasks.task import GENERATION
 
 _HINT_IF_MOVED = "give their folder with --adapters FOLDER"
@@ -77,6 +78,19 @@ class MergedTask:
             return {}
         return next((dict(row) for row in self.record.get("inputs", []) if row.get("task") == self.task), {})
 
+    def recorded_adapter(self) -> tuple[str, str]:
+        """Path and digest of the adapter that this classifier comes from.
+
+        Raises:
+            OsrmError: If they are not recorded.
+        """
+        row = self.single_adapter
+        if not row.get("path") or not row.get("sha256"):
+            raise OsrmError(
+                f"{self.folder} does not record the adapter that '{self.task}' was merged from", "merge again"
+            )
+        return row["path"], row["sha256"]
+
     def read_head(self) -> dict[str, torch.Tensor]:
         """The tensors of the head, by their name in the base model.
 
@@ -86,7 +100,11 @@ class MergedTask:
         if self.form == "adapter":
             return Adapter.open(self.folder).head_tensors()
         with safetensors_io.open_tensors(self.head_path) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        for name, tensor in head.items():
+            if not safetensors_io.all_finite(tensor):
+                raise OsrmError(f"{self.head_path}: NaN or infinity in {name}", "merge again")
+        return head
 
     @property
     def head_path(self) -> Path:
@@ -96,7 +114,7 @@ class MergedTask:
     @property
     def delta_layers(self) -> list[str]:
         """Layers to which the task's own update is added; none if the model contains it already."""
-        return list(self.record["rescalers"]) if self.form == "task-aware" else []
+        return list_task_layers(self.root, self.task) if self.form == "task-aware" else []
 
     def read_delta(self, layer: str) -> torch.Tensor:
         """The task's own update of one of ``delta_layers``, ``(d_out, d_in)``."""
@@ -134,6 +152,8 @@ class MergedFolder:
             name = (record.get("task") or {}).get("name") or path.resolve().name
             return cls(path, "adapter", record, {name: MergedTask(name, "adapter", path, path, record)})
         form = record["form"]
+        if (path / TASKS_FOLDER).is_dir():
+            check_folder(path / TASKS_FOLDER, recursive=True)
         folders = {folder.name: folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir()}
         folders |= {name: path for name in _tasks_without_head(path, record) if name not in folders}
         if not folders:
@@ -218,11 +238,11 @@ class MergedFolder:
         by_digest = {adapter.sha256(): adapter for adapter in moved}
         adapters = []
         for task, classifier in self.tasks.items():
-            digest = classifier.single_adapter["sha256"]
+            path, digest = classifier.recorded_adapter()
             if digest not in by_digest:
                 raise OsrmError(
                     f"none of the {len(moved)} adapters in {folder} is the one that '{task}' was merged from",
-                    f"it was {classifier.single_adapter['path']}; merge again if it has changed",
+                    f"it was {path}; merge again if it has changed",
                 )
             adapters.append(replace(by_digest[digest], name=task))
         return adapters
@@ -238,14 +258,14 @@ def _tasks_without_head(path: Path, record: Record) -> list[str]:
 
 
 def _open_recorded(classifier: MergedTask) -> Adapter:
-    recorded, task = classifier.single_adapter, classifier.task
+    task, (path, digest) = classifier.task, classifier.recorded_adapter()
     try:
-        adapter = Adapter.open(recorded["path"])
+        adapter = Adapter.open(path)
     except OsrmError as error:
         raise OsrmError(
             f"the adapter that '{task}' was merged from is not available: {error}", _HINT_IF_MOVED
         ) from None
-    if adapter.sha256() != recorded["sha256"]:
+    if adapter.sha256() != digest:
         raise OsrmError(f"{adapter.source} has changed since '{task}' was merged from it", _HINT_IF_MOVED)
     return adapter
 

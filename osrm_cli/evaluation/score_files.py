@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, Validation
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.scores import ScoredMerge, TaskScore, TaskScores
 from osrm_cli.storage.record_schema import describe_error
+from osrm_cli.storage.regular_file import read_bytes
 
 T = TypeVar("T")
 Values = tuple[FiniteFloat, ...]
@@ -191,12 +192,12 @@ def read_record(path: Path, commands: tuple[str, ...] = _WRITERS) -> tuple[dict[
         OsrmError: If the file is missing, is not a JSON object, or was written by another command.
     """
     expected = " or ".join(f"'osrm {command}'" for command in commands)
+    if not path.exists():
+        raise OsrmError(f"{path} is missing", f"make it with {expected}")
+    content = read_bytes(path)
     try:
-        content = path.read_bytes()
         record = json.loads(content)
-    except FileNotFoundError:
-        raise OsrmError(f"{path} is missing", f"make it with {expected}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise OsrmError(f"{path} cannot be read: {error}", f"expected JSON of {expected}") from None
     command = record.get("command") if isinstance(record, dict) else None
     if command not in commands:

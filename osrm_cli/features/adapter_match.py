@@ -67,6 +67,11 @@ def _check_base(adapter: Adapter, file: FeaturesFile) -> None:
         )
 
 
+def _target_options(adapter: Adapter) -> str:
+    """The options of ``osrm collect`` for an adapter's layers."""
+    return " ".join(f"--target-modules {name}" for name in sorted({name.rpartition(".")[2] for name in adapter.layers}))
+
+
 def check_layers(adapter: Adapter, file: FeaturesFile) -> None:
     """Check that a features file describes every layer of an adapter, with the same widths.
 
@@ -81,5 +86,5 @@ def check_layers(adapter: Adapter, file: FeaturesFile) -> None:
             widths = f"({known.d_in}, {known.d_out})" if known else "nothing"
             raise OsrmError(
                 f"{file.path} has {widths} for {name}, expected ({layer.d_in}, {layer.d_out}) (d_in, d_out)",
-                f"osrm collect --task {file.task} --target-modules {name.rpartition('.')[2]} --overwrite",
+                f"osrm collect --task {file.task} --overwrite {_target_options(adapter)}",
             )

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from osrm_cli.features.statistics.table import Statistic
 from osrm_cli.models import language_model, target_modules
-from osrm_cli.models.batching import Encoding, collate_batch, tokenize_examples
+from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.completions import CompletionTokenizer
 from osrm_cli.models.distributed import reduce_to_first
@@ -126,10 +126,15 @@ class FeatureCollector:
     def tokenize(self, data: TaskSplit, max_length: int) -> list[Encoding]:
         """The examples as tokens."""
         if not self.is_text:
-            return tokenize_examples(self.tokenizer, data.examples, max_length)
-        encoder_decoder = self.model.config.is_encoder_decoder
-        completions = CompletionTokenizer(self.tokenizer, encoder_decoder, max_length, self.skip_long, self.warnings)
-        return completions.encode(data.text_examples)[1]
+            encodings = tokenize_examples(self.tokenizer, data.examples, max_length)
+        else:
+            encoder_decoder = self.model.config.is_encoder_decoder
+            completions = CompletionTokenizer(
+                self.tokenizer, encoder_decoder, max_length, self.skip_long, self.warnings
+            )
+            encodings = completions.encode(data.text_examples)[1]
+        check_vocabulary(self.tokenizer, encodings, self.model, self.base_dir)
+        return encodings
 
     def accumulate(
         self,

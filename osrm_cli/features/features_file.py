@@ -159,7 +159,17 @@ class FeaturesReader:
 
 
 def write_features(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-    """Write a features file, or a shard; call it on a staging path of ``atomic``."""
+    """Write a features file, or a shard; call it on a staging path of ``atomic``.
+
+    Raises:
+        OsrmError: If a statistic is not finite.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not safetensors_io.all_finite(tensor):
+            raise OsrmError(
+                f"NaN or infinity in {name}: a weight of the base model is damaged, or its precision too narrow",
+                "osrm verify names files that have changed; or try --dtype float32",
+            )
     safetensors_io.save_tensors(path, tensors, record)
 
 

@@ -167,3 +167,4 @@ def _write_start(stage: Path, task: str, adapter: InitializedAdapter, features: 
     )
     write_adapter(stage, adapter.factors, config.adapter_config(features, task, adapter.ranks))
     provenance.write_record(stage, record)
+    provenance.write_digests(stage)

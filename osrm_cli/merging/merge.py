@@ -1,5 +1,6 @@
 """Merge adapters: recipe -> plan -> base model and data -> layers -> ``merged/``."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -20,10 +21,11 @@ from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
+from osrm_cli.merging.tokenizer_files import find_tokenizer_files
 from osrm_cli.models.base_model import check_max_length, resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
-from osrm_cli.storage import atomic
+from osrm_cli.storage import atomic, provenance
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.task_data import TaskSample
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 class FolderStep(Protocol):
     """A further step on the merged folder while it is staged, such as calibration."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """Warnings about the data that it reads."""
 
     def apply(
         self, stage: Path, base_dir: Path, device: torch.device, progress: Progress
@@ -134,8 +140,11 @@ def merge_adapters(
     samples = _draw_samples(plan, modules.heads) if plan.method.data_statistic else []
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
     target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
+    tokenizer, difference = find_tokenizer_files(plan.adapters)
+    warnings = [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
+    warnings = list(dict.fromkeys(warnings)) + ([difference] if difference else [])
     if dry_run:
-        return replace(describe_plan(path, plan), notes=notes)
+        return replace(describe_plan(path, plan), notes=notes, warnings=warnings)
 
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
@@ -147,10 +156,13 @@ def merge_adapters(
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
             record = layer_data.record
             contents = write_merged_folder(stage, plan, modules, layers, record, base, target)
+        for file in tokenizer:
+            shutil.copyfile(file, stage / file.name)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
+        provenance.write_digests(stage)
     result = describe_result(path, plan, contents, record, rows, modules.shared)
-    return replace(result, notes=[*notes, *result.notes])
+    return replace(result, notes=[*notes, *result.notes], warnings=warnings + result.warnings)
 
 
 def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None, method: str | None) -> MergeRecipe:

@@ -1,7 +1,6 @@
 """``merged/`` as a model: the base model's files with the update added, tensor by tensor."""
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.checkpoint import Checkpoint
+from osrm_cli.storage.regular_file import read_json
 
 # Model types whose layers with these names are Conv1D: their weights are stored as ``(d_in, d_out)``.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
@@ -132,9 +132,5 @@ def _replaced(new: torch.Tensor, _old: torch.Tensor) -> torch.Tensor:
 
 def _read_config(base_dir: Path) -> dict[str, Any]:
     """The base model's ``config.json``."""
-    path = base_dir / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OsrmError(f"{path} cannot be read: {error}", "give the right base model with --model") from None
+    config = read_json(base_dir / "config.json", "give the right base model with --model")
     return config if isinstance(config, dict) else {}

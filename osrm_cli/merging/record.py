@@ -14,6 +14,7 @@ from osrm_cli.storage.provenance import BaseModelId
 TASKS_FOLDER = "tasks"  # folder of one folder per task
 HEAD_NAME = "head.safetensors"
 
+_LIBRARIES = {"adapter": "peft", "model": "transformers"}  # as the hub calls them
 _LOADING = {
     "adapter": """```python
 from peft import PeftModel
@@ -42,6 +43,7 @@ def card_text(
     least = min(kept.values())
     energy = f" Recompression kept at least {least:.1%} of each layer's energy." if least < 1 else ""
     front = f"base_model: {base}\n" if base else ""
+    front += f"library_name: {_LIBRARIES[form]}\n" if form in _LIBRARIES else ""
     return f"""---
 {front}tags:
 - lora
@@ -138,7 +140,7 @@ def write_merge_record(
         if folder.is_dir():
             own = {"task": tasks[adapter.name], "data": adapter.record.get("data")}
             provenance.write_record(folder, {**facts, **own, "rescalers": rescalers.get(adapter.name)})
-    (stage / "README.md").write_text(card_text(plan, form, kept, inputs, heads), encoding="utf-8")
+    (stage / provenance.CARD_NAME).write_text(card_text(plan, form, kept, inputs, heads), encoding="utf-8")
 
 
 def describe_input(adapter: Adapter, entry: AdapterEntry) -> dict[str, Any]:

@@ -52,6 +52,25 @@ def write_task_masks(stage: Path, plan: MergePlan, layers: Iterable[MergedLayer]
     return rescalers
 
 
+def list_task_layers(folder: Path, task: str) -> list[str]:
+    """The layers that one task changes.
+
+    Raises:
+        OsrmError: If update, masks and factors are not of the same layers, or a file is missing or damaged.
+    """
+    own = folder / TASKS_FOLDER / task
+    layers = {
+        folder / UNIFIED_NAME: set(safetensors_io.list_headers([folder / UNIFIED_NAME])),
+        own / MASKS_NAME: set(safetensors_io.list_headers([own / MASKS_NAME])),
+        own / provenance.RECORD_NAME: set(provenance.read_record(own).get("rescalers") or {}),
+    }
+    every = set().union(*layers.values())
+    for path, found in layers.items():
+        if missing := sorted(every - found):
+            raise OsrmError(f"{path} holds nothing for layer {missing[0]!r}, others of the merge do", "merge again")
+    return sorted(every)
+
+
 def read_task_delta(folder: Path, task: str, layer: str) -> torch.Tensor:
     """One task's update of one layer, ``(d_out, d_in)``.
 
@@ -67,7 +86,12 @@ def read_task_delta(folder: Path, task: str, layer: str) -> torch.Tensor:
     with safetensors_io.open_tensors(folder / UNIFIED_NAME) as file:
         unified: torch.Tensor = file.get_tensor(layer)
     with safetensors_io.open_tensors(own / MASKS_NAME) as file:
-        bits = np.unpackbits(file.get_tensor(layer).numpy(), count=unified.numel())
+        packed: torch.Tensor = file.get_tensor(layer)
+    if packed.dtype != torch.uint8 or packed.numel() != -(-unified.numel() // 8) or unified.ndim != 2:
+        raise OsrmError(f"{own / MASKS_NAME}: the mask of {layer} does not fit its update", "merge again")
+    if not safetensors_io.all_finite(unified):
+        raise OsrmError(f"{folder / UNIFIED_NAME}: NaN or infinity in {layer}", "merge again")
+    bits = np.unpackbits(packed.numpy(), count=unified.numel())
     mask = torch.from_numpy(bits).reshape(unified.shape)
     update: torch.Tensor = unified * mask * rescalers[layer]
     return update

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, set_peft_model_state_dict
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from osrm_cli.adapters.layers import PREFIX, AdapterLayer, list_tensors
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.layers import PREFIX, AdapterLayer
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.models.batching import Encoding, compute_logits, tokenize_examples
+from osrm_cli.models.batching import Encoding, check_vocabulary, compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.heads import compute_representations
+from osrm_cli.models.lora_config import CLASSIFIER_TYPES, check_task_type, find_adapted_layers, make_lora_config
 from osrm_cli.models.target_modules import is_conv1d, layer_widths
 from osrm_cli.tasks.task import Example
 
@@ -102,7 +103,9 @@ class Backbone:
 
     def tokenize(self, examples: Sequence[Example], max_length: int) -> list[Encoding]:
         """Token ids of each example, see ``tokenize_examples``."""
-        return tokenize_examples(self.tokenizer, examples, max_length)
+        encodings = tokenize_examples(self.tokenizer, examples, max_length)
+        check_vocabulary(self.tokenizer, encodings, self.model, self.folder)
+        return encodings
 
     def add_head(self, tensors: Mapping[str, torch.Tensor], num_labels: int, origin: Path) -> TaskHead:
         """Attach a head to the backbone, beside those of other tasks.
@@ -202,21 +205,31 @@ def with_peft_adapter(model: PreTrainedModel, folder: Path, num_labels: int) -> 
         OsrmError: If the folder has no head, or one for another number of classes.
     """
     classifier = with_empty_head(model, num_labels)
-    names = {name.removeprefix(PREFIX) for name in list_tensors(folder)}
-    _check_heads(classifier, names, folder)
+    adapter = Adapter.open(folder)
+    _check_heads(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, folder)
+    check_task_type(adapter, CLASSIFIER_TYPES)
     try:
-        with with_peft_update(classifier, folder) as peft_model:
-            yield peft_model
-    except RuntimeError as error:
+        peft_model = make_peft_model(classifier, adapter)
+    except (RuntimeError, ValueError) as error:
         raise _shape_error(error, folder, num_labels) from error
+    with with_update(model, peft_model, adapter) as updated:
+        yield updated
+
+
+def make_peft_model(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
+    """A model with an adapter's factors, and with what the adapter holds beside them."""
+    config = make_lora_config(adapter)
+    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING[config.task_type] if config.task_type else PeftModel
+    peft_model: PeftModel = kind(model, config)
+    set_peft_model_state_dict(peft_model, adapter.state_dict())
+    return peft_model
 
 
 @contextmanager
-def with_peft_update(model: PreTrainedModel, folder: Path) -> Iterator[torch.nn.Module]:
-    """Attach a PEFT folder to a model that has its head, or needs none; in float32, to the weights themselves."""
-    peft_model = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
-    layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
-    weights = [layer.get_base_layer().get_parameter("weight") for layer in layers]
+def with_update(model: PreTrainedModel, peft_model: PeftModel, adapter: Adapter) -> Iterator[torch.nn.Module]:
+    """Use a PEFT model, in float32 with its update added to the weights; the base is as before at the end."""
+    layers = find_adapted_layers(peft_model, adapter)
+    weights = [layer.get_base_layer().get_parameter("weight") for layer in layers.values()]
     try:
         with _restored_afterwards(weights if model.dtype == torch.float32 else []) as copies:
             if copies:  # in narrower types the sum would lose small updates
@@ -276,9 +289,10 @@ def _check_heads(classifier: PreTrainedModel, names: Collection[str], folder: Pa
         )
 
 
-def _shape_error(error: RuntimeError, folder: Path, num_labels: int) -> Exception:
-    """The user's error if a shape does not fit; otherwise the original error."""
-    line = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
+def _shape_error(error: Exception, folder: Path, num_labels: int) -> Exception:
+    """The user's error if a shape or layer does not fit; otherwise the original error."""
+    signs = ("size mismatch", "not found in the base model")
+    line = next((line.strip() for line in str(error).splitlines() if any(sign in line for sign in signs)), None)
     return OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {line}") if line else error
 
 

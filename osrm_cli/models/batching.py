@@ -1,6 +1,7 @@
 """Tokenize examples, group them by length into padded batches, and compute a classifier's logits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,29 @@ def collate_batch(
         for key, ids in encoding.items():
             batch[key][row, -len(ids) if left else 0 :][: len(ids)] = ids
     return {key: torch.from_numpy(rows).to(device) for key, rows in batch.items()}
+
+
+def check_vocabulary(
+    tokenizer: Any, encodings: Sequence[Mapping[str, Any]], model: torch.nn.Module, folder: Path
+) -> None:
+    """Check that a model has an embedding for every token.
+
+    Args:
+        tokenizer: Supplies the padding id.
+        encodings: Of all examples.
+        model: The model.
+        folder: The base model's folder, for the error.
+
+    Raises:
+        OsrmError: If it has not: the tokenizer is another model's.
+    """
+    embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
+    largest = max([tokenizer.pad_token_id or 0, *(int(encoding["input_ids"].max()) for encoding in encodings)])
+    if largest >= embeddings.weight.shape[0]:
+        raise OsrmError(
+            f"{folder}: its tokenizer gives token {largest}, its model has {embeddings.weight.shape[0]} embeddings",
+            "save the tokenizer of this model there: tokenizer.save_pretrained(folder)",
+        )
 
 
 def compute_logits(

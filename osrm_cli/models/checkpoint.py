@@ -6,7 +6,6 @@ Memory holds one changed weight at a time; the other tensors are copied as bytes
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,25 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import safetensors_io
-from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, TensorStream, list_headers, write_stream
+from osrm_cli.storage.atomic import copy_files
+from osrm_cli.storage.provenance import CARD_NAME
+from osrm_cli.storage.regular_file import read_json
+from osrm_cli.storage.safetensors_io import (
+    DTYPES,
+    TensorLocation,
+    TensorStream,
+    list_headers,
+    read_index,
+    write_stream,
+)
 
 _INDEX_NAME = "model.safetensors.index.json"
 _CHUNK_BYTES = 1 << 26  # bytes copied at a time
-_COMPANION_FILES = ("*.json", "*.txt", "*.model", "*.jinja")  # config, tokenizer, generation settings
+# Weights, of whatever program: the changed ones are written, and the others are not those of the result.
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".gguf"),
+    *(".index.json", ".tflite", ".mlmodel", ".npz"),
+)
 _TYPES = {label: kind for kind, label in DTYPES.items()}
 
 
@@ -43,11 +56,8 @@ class Checkpoint:
             OsrmError: If there are no safetensors files, or one is damaged.
         """
         index = folder / _INDEX_NAME
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        else:
-            names = ["model.safetensors"]
-        return cls(folder, list_headers([folder / Path(name).name for name in names]))
+        names = read_index(index) if index.is_file() else ["model.safetensors"]
+        return cls(folder, list_headers([folder / name for name in names]))
 
     def find_weight(self, layer: str, shape: tuple[int, int], transposed: bool) -> tuple[str, bool]:
         """The name of a layer's weight, and whether the weight is stored as ``(d_in, d_out)``.
@@ -125,9 +135,9 @@ class Checkpoint:
             weight_map = {name: location.path.name for name, location in sorted(self.tensors.items())}
             index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
             (folder / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        for path in sorted(path for pattern in _COMPANION_FILES for path in self.folder.glob(pattern)):
-            if not path.name.endswith(".index.json"):
-                shutil.copyfile(path, folder / path.name)
+        copy_files(self.folder, folder, _is_companion)
+        if dtype is not None:
+            _write_dtype(folder / "config.json", dtype)
 
     def _target(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
         """The type that a tensor is written in; ``None`` if torch may not know it: the tensor is copied unchanged."""
@@ -148,6 +158,21 @@ class Checkpoint:
         with safetensors_io.open_tensors(location.path) as file:
             tensor = file.get_tensor(name)
         out.add(name, (change(tensor) if change else tensor).to(target))
+
+
+def _is_companion(name: Path) -> bool:
+    """Whether a file lies beside the weights: settings, tokenizer, templates, code, licence, further modules."""
+    return name.as_posix() != CARD_NAME and not name.name.endswith(_WEIGHTS)
+
+
+def _write_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Let a model's settings say the type of the weights, in which transformers then loads them."""
+    config = read_json(path, "give the right base model with --model")
+    for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
+        if part is config or part.keys() & {"dtype", "torch_dtype"}:
+            part.pop("torch_dtype", None)
+            part["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _chunks(path: Path, name: str) -> Iterator[bytes]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -16,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from osrm_cli.errors import OsrmError, first_line
+from osrm_cli.errors import OsrmError, library_errors
 
 hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -29,10 +28,10 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         OsrmError: If there is none, or it would need code from the checkpoint.
     """
-    try:
+    with library_errors(
+        f"{folder}: its tokenizer cannot be loaded", "save it again: tokenizer.save_pretrained(folder)"
+    ):
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise OsrmError(f"{folder}: its tokenizer cannot be loaded: {first_line(error)}") from None
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # transformers' substitute where the files are missing
         raise OsrmError(f"{folder} has no tokenizer", "save it there: tokenizer.save_pretrained(folder)")
     if tokenizer.pad_token_id is None:
@@ -78,7 +77,7 @@ def load_classifier(
         OsrmError: If transformers cannot load it as a sequence classifier, or the weights are not the model's.
     """
     torch.manual_seed(seed)
-    try:
+    with library_errors(f"{folder}: the model cannot be loaded as a sequence classifier"):
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
         config.pad_token_id = tokenizer.pad_token_id
         config.problem_type = None  # the task decides, not the one that the checkpoint was trained for
@@ -93,8 +92,6 @@ def load_classifier(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head for another number of classes is replaced by random weights
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise OsrmError(f"{folder}: the model cannot be loaded as a sequence classifier: {first_line(error)}") from None
     outside = {name for name, part in model.named_children() if name != model.base_model_prefix and _has_weights(part)}
     missing = {key for key in loading["missing_keys"] if key.partition(".")[0] not in outside}
     mismatched = {key for key, *_ in loading["mismatched_keys"] if key.partition(".")[0] not in outside}

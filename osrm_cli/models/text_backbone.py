@@ -8,13 +8,16 @@ from typing import Any, Self
 
 import torch
 
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.layers import AdapterLayer
-from osrm_cli.models.backbone import TaskSource, check_layers, with_deltas, with_peft_update
+from osrm_cli.models.backbone import TaskSource, check_layers, make_peft_model, with_deltas, with_update
 from osrm_cli.models.batching import Encoding
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.completions import CompletionTokenizer
 from osrm_cli.models.generation import CompletionLosses, compute_losses, generate_answers
 from osrm_cli.models.language_model import load_language_model
+from osrm_cli.models.lora_config import check_task_type
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,9 @@ class TextBackbone:
             source: The task's adapter or updates on disk; nothing is added where the model contains them already.
         """
         if source.form == "adapter":
-            with with_peft_update(self.model, source.folder) as model:
+            adapter = Adapter.open(source.folder)
+            check_task_type(adapter, TEXT_TASK_TYPES)
+            with with_update(self.model, make_peft_model(self.model, adapter), adapter) as model:
                 yield model
             return
         with with_deltas(self.model, source.read_delta, source.delta_layers):

@@ -184,3 +184,4 @@ def _write_adapter(
     # Ranks and scaling are the old ones, so the settings are too, down to those that this program does not use.
     shutil.copyfile(adapter.folder / CONFIG_NAME, stage / CONFIG_NAME)
     provenance.write_record(stage, {**record, "inputs": [old, *record["inputs"]]})
+    provenance.write_digests(stage)

@@ -1,11 +1,18 @@
-"""Whole files or none: everything is staged beside its target and renamed when complete."""
+"""Whole files or none: everything is staged beside its target and renamed when complete.
+
+A staging folder is ``.<name>.<random>.partial``. Its writer holds a lock on the file ``lock`` inside. The system
+releases it with the process, so that the next writer of the same target can tell what was abandoned, and removes it.
+"""
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from osrm_cli.errors import OsrmError
@@ -27,6 +34,10 @@ _PATH_ERRORS = {
     errno.ENAMETOOLONG: "the name is too long",
 }
 
+_LOCK = "lock"  # held by the process that writes into the staging folder
+_OLD = "replaced"  # where a folder's old contents wait for the new ones
+_BEGINNING = 60.0  # seconds that a writer may take between making its staging folder and locking it
+
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Stop before any work is done if ``path`` exists.
@@ -44,7 +55,7 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 def write_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a staging path beside ``path``; on success it becomes ``path``, on any failure it is removed."""
     with _staging_folder(path, overwrite) as folder:
-        stage = folder / path.name
+        stage = folder / "new" / path.name
         yield stage
         _set_mode_and_sync(stage)
         refuse_existing(path, overwrite)  # another process may have written it meanwhile
@@ -59,8 +70,9 @@ def write_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     second rename fails.
     """
     with _staging_folder(path, overwrite) as folder:
-        stage, old = folder / path.name, folder / "replaced"
+        stage, old = folder / "new" / path.name, folder / _OLD / path.name
         stage.mkdir()
+        old.parent.mkdir()
         yield stage
         for member in sorted(stage.rglob("*")):
             if member.is_file():
@@ -76,13 +88,32 @@ def write_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             raise
 
 
+def copy_files(source: Path, stage: Path, is_wanted: Callable[[Path], bool]) -> None:
+    """Copy a folder's files and those of its folders into one that is being staged; hidden ones are left out.
+
+    Args:
+        source: The folder.
+        stage: An existing folder.
+        is_wanted: Whether to copy a file, by its path below the folder.
+    """
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts) and is_wanted(name):
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, stage / name)
+
+
 @contextmanager
 def _staging_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     refuse_existing(path, overwrite)
     folder: Path | None = None
+    lock: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        _remove_abandoned(path)
+        refuse_existing(path, overwrite)  # an abandoned folder may have held the old output
+        folder, lock = _make_locked_folder(path)
+        (folder / "new").mkdir()
         yield folder
     except Exception as error:
         reason = _explain_write_error(error, path, folder)
@@ -92,6 +123,64 @@ def _staging_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _make_locked_folder(path: Path) -> tuple[Path, int]:
+    """A new staging folder, and the open file whose lock says that its writer lives."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+        except OSError:
+            folder.rmdir()
+            raise
+        if _try_lock(lock) is not False and (folder / _LOCK).exists():
+            return folder, lock
+        os.close(lock)  # another writer took it for abandoned, before it was locked
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove staging folders of ``path`` whose writers were killed; put back an old output that one has moved away."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.partial")
+    try:
+        folders = [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
+    except OSError:  # one may write into a folder that one may not list
+        return
+    for folder in folders:
+        lock = None
+        with suppress(OSError):
+            lock = os.open(folder / _LOCK, os.O_RDWR)
+        try:
+            # Without the file its writer was killed as it began, or is just beginning.
+            if _try_lock(lock) if lock is not None else _age(folder) > _BEGINNING:
+                old = folder / _OLD / path.name
+                if os.path.lexists(old) and not os.path.lexists(path):
+                    old.rename(path)
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+
+def _try_lock(file: int) -> bool | None:
+    """Lock an open file for this process; false where another holds it, ``None`` where the file system has no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _age(path: Path) -> float:
+    """Seconds since a folder was changed; none if it is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _explain_write_error(error: Exception, path: Path, folder: Path | None) -> str | None:

@@ -6,6 +6,7 @@ No timestamps and no details of the machine: the same inputs give the same bytes
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 from osrm_cli import __version__
 from osrm_cli.errors import OsrmError
+from osrm_cli.storage.regular_file import read_json
 
 Record = dict[str, Any]
 
 RECORD_NAME = "osrm.json"  # the record's file inside a folder
+CARD_NAME = "README.md"  # the model card
 
 
 @dataclass(frozen=True)
@@ -79,21 +82,38 @@ def read_record(folder: Path) -> Record:
     Raises:
         OsrmError: If the record is there and cannot be read, or holds a value that cannot be used.
     """
+    path = folder / RECORD_NAME
+    return parse_record(path) if path.exists() else {}
+
+
+def parse_record(path: Path) -> Record:
+    """The record in a JSON file that a command wrote.
+
+    Raises:
+        OsrmError: If it cannot be read, or holds a value that cannot be used.
+    """
     from osrm_cli.storage.record_schema import find_record_error  # pydantic: a TAB need not wait for it
 
-    path = folder / RECORD_NAME
-    if not path.exists():
-        return {}
-    remedy = "recreate the folder with the command that wrote it"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OsrmError(f"{path} cannot be read: {error}", remedy) from None
+    remedy = "recreate it with the command that wrote it"
+    value = read_json(path, remedy)
     if not isinstance(value, dict):
         raise OsrmError(f"{path} contains {type(value).__name__}, expected a JSON object", remedy)
     if wrong := find_record_error(value):
         raise OsrmError(f"{path} cannot be read: {wrong}", remedy)
     return value
+
+
+def write_digests(folder: Path) -> None:
+    """Add to the record of a folder that is being staged the digest of every other file, as ``files``.
+
+    The model card is left out: it is for people, who may go on writing it.
+    """
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
+        digests = dict(zip(names, pool.map(sha256, paths), strict=True))
+    files = {name: digest for name, digest in digests.items() if name not in (RECORD_NAME, CARD_NAME)}
+    write_record(folder, {**read_record(folder), "files": files})
 
 
 def sha256(path: Path) -> str:

@@ -6,7 +6,16 @@ Only keys that commands read are checked; all other keys are for people.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 # Names become files and folders.
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=255)]
@@ -48,11 +57,18 @@ class _Template(_Closed):
     eos_token: Text
 
 
+class _Dev(_Open):
+    scores: dict[str, FiniteFloat]
+    sha256: Text | None = None
+    max_length: PositiveInt | None = None
+    dtype: Text | None = None
+
+
 class _Input(_Open):
     path: Text
     sha256: Text | None = None
     task: Name | None = None
-    dev: dict[str, Any] | None = None
+    dev: _Dev | None = None
     template: _Template | None = None
 
 
@@ -69,6 +85,7 @@ class _Record(_Open):
     inputs: list[_Input] = Field(default_factory=list)
     form: Literal["adapter", "model", "task-aware"] | None = None
     tasks: dict[Name, _Task | None] | None = None
+    files: dict[Text, Text] | None = None
     rescalers: dict[str, float] | None = None
     template: _Template | None = None
     start: dict[str, Any] | None = None

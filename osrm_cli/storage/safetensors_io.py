@@ -4,6 +4,7 @@ The format is a header's length in 8 bytes, the header as JSON, then the tensors
 space for it is reserved at the beginning, and it is written last.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.storage.regular_file import check_regular, read_json
 
 DTYPES = {
     torch.float64: "F64",
@@ -32,6 +34,7 @@ DTYPES = {
 }
 _MAX_ENTRY_BYTES = 192  # bytes that one tensor's dtype, shape and offsets take in the header, at most
 _LENGTH_BYTES = 8
+_DIGEST_KEY = "tensors"  # of the header, beside the record
 
 
 class TensorStream:
@@ -102,9 +105,32 @@ REOPEN_AFTER_BYTES = 2 << 20  # bytes read from a file before it is reopened
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-    """Write tensors in the order of their names; call it on a staging path of ``atomic``."""
+    """Write tensors with a record and their digest; call it on a staging path of ``atomic``."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    save_file(ordered, path, metadata={"osrm": json.dumps(record, sort_keys=True, allow_nan=False)})
+    about = {**record, _DIGEST_KEY: _digest(ordered.items())}
+    # One key only: safetensors writes several in an order of its own, and equal contents are to give equal bytes.
+    save_file(ordered, path, metadata={"osrm": json.dumps(about, sort_keys=True, allow_nan=False)})
+
+
+def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}\0{DTYPES[tensor.dtype]}\0{list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_digest(path: Path) -> bool | None:
+    """Whether the tensors are those that ``save_tensors`` wrote; ``None`` for a file of another writer.
+
+    Raises:
+        OsrmError: If the file is missing or damaged.
+    """
+    with open_tensors(path) as file:
+        recorded = _metadata(path, file).get(_DIGEST_KEY)
+        if recorded is None:
+            return None
+        return bool(recorded == _digest((name, file.get_tensor(name)) for name in sorted(file.keys())))
 
 
 def open_tensors(path: Path) -> Any:
@@ -113,8 +139,7 @@ def open_tensors(path: Path) -> Any:
     Raises:
         OsrmError: If the file is missing, empty, damaged, or not safetensors.
     """
-    if not path.is_file():
-        raise OsrmError(f"{path} is missing" if not path.exists() else f"{path} is a folder, expected a file")
+    check_regular(path)
     if path.stat().st_size == 0:
         raise OsrmError(f"{path} is empty", "recreate it with the command that wrote it")
     try:
@@ -154,11 +179,15 @@ class TensorFile:
 
 
 def read_header_record(path: Path) -> dict[str, Any]:
-    """The JSON object under the file's ``osrm`` key; empty for a file of another tool."""
+    """The record that was saved with the tensors; empty for a file of another tool."""
     with open_tensors(path) as file:
-        text = (file.metadata() or {}).get("osrm", "{}")
+        return {key: value for key, value in _metadata(path, file).items() if key != _DIGEST_KEY}
+
+
+def _metadata(path: Path, file: Any) -> dict[str, Any]:
+    """The JSON object under the file's ``osrm`` key."""
     try:
-        return dict(json.loads(text))
+        return dict(json.loads((file.metadata() or {}).get("osrm", "{}")))
     except (ValueError, TypeError, RecursionError) as error:
         raise OsrmError(
             f"{path}: its metadata cannot be read: {error}", "recreate it with the command that wrote it"
@@ -185,6 +214,21 @@ class TensorLocation:
     shape: tuple[int, ...]
     dtype: str
     name: str
+
+
+def read_index(path: Path) -> list[str]:
+    """Names of the files that the index of a model or adapter in several files lists.
+
+    Raises:
+        OsrmError: If it cannot be read, or lists none.
+    """
+    remedy = "save the model again with save_pretrained"
+    value = read_json(path, remedy)
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name for name in names):
+        raise OsrmError(f"{path} does not list the files of the weights", remedy)
+    return sorted({Path(name).name for name in names})
 
 
 def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:

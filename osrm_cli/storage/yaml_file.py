@@ -8,6 +8,7 @@ import yaml
 from yaml.nodes import Node
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.storage.regular_file import check_regular
 
 MAX_BYTES = 16 << 20
 MAX_NODES = 1 << 20  # with what each alias stands for: without a limit, a file of 300 bytes can hold 10 ** 9
@@ -43,10 +44,7 @@ def read_yaml(path: Path) -> Any:
     Raises:
         OsrmError: If the file is missing, not a file, too large, or not YAML of plain values.
     """
-    if not path.exists():
-        raise OsrmError(f"{path} is missing")
-    if not path.is_file():  # a pipe or a device could go on for ever
-        raise OsrmError(f"{path} is not a file")
+    check_regular(path)
     if path.stat().st_size > MAX_BYTES:
         raise OsrmError(f"{path} has more than {MAX_BYTES >> 20} MiB, which is too large for a recipe")
     try:

@@ -15,12 +15,14 @@ from transformers import (
     TrainingArguments,
 )
 
+from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.models.batching import tokenize_examples
 from osrm_cli.models.completions import CompletionTokenizer
 from osrm_cli.models.fast_dropout import use_fast_dropout
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.task import Task, TaskSplit
 from osrm_cli.tasks.text_metrics import LOSS_METRICS
+from osrm_cli.training.checkpoints import RESUME_HINT, check_checkpoint
 from osrm_cli.training.completion_trainer import CompletionCollator, CompletionTrainer
 from osrm_cli.training.interference_penalty import InterferencePenalty
 from osrm_cli.training.trainer import PenaltyTrainer, TrainingMonitor
@@ -146,9 +148,11 @@ def fit_adapter(
         penalty: Added to the loss of every step.
 
     Raises:
-        OsrmError: If the loss is not finite.
+        DivergenceError: If the loss is not finite.
+        OsrmError: If the checkpoint cannot be resumed.
     """
     is_text = encoded_task.task.is_text
+    monitor = TrainingMonitor(advance, penalty)
     trainer = (CompletionTrainer if is_text else PenaltyTrainer)(
         penalty,
         model=model,
@@ -159,15 +163,22 @@ def fit_adapter(
         data_collator=CompletionCollator(tokenizer) if is_text else DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=None if is_text else _make_metrics_function(encoded_task.task),
-        callbacks=[TrainingMonitor(advance, penalty)],
+        callbacks=[monitor],
     )
     trainer.remove_callback(PrinterCallback)
+    if checkpoint:
+        check_checkpoint(checkpoint, model)
     if config.checkpointing:
         base: Any = model.get_base_model()
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         base.enable_input_require_grads()  # the first layers are frozen
     with use_fast_dropout(device):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except Exception as error:
+            if checkpoint is None or monitor.has_stepped or isinstance(error, OsrmError):
+                raise
+            raise OsrmError(f"{checkpoint} cannot be resumed: {first_line(error)}", RESUME_HINT) from error
     return _collect_result(trainer, encoded_task.task, config)
 
 

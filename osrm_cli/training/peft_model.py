@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
 from osrm_cli.adapters.adapter import Adapter
@@ -15,6 +15,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.classifier import LoadedModel
+from osrm_cli.models.lora_config import find_adapted_layers, make_lora_config
 from osrm_cli.storage.provenance import BaseModelId
 
 
@@ -30,7 +31,7 @@ def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -
         OsrmError: If the adapter does not fit the model.
     """
     _load_heads(classifier, start)
-    config = PeftConfig.from_pretrained(str(start.folder))
+    config = make_lora_config(start)
     config.modules_to_save = list(classifier.heads)  # PEFT adds its own guesses to the list
     config.inference_mode = False
     config.base_model_name_or_path = classifier.model.name_or_path  # PEFT warns about other names
@@ -38,11 +39,7 @@ def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -
         model: PeftModel = get_peft_model(classifier.model, config)
     except ValueError as error:
         raise OsrmError(f"{start.folder} does not fit its base model: {str(error).splitlines()[0]}") from None
-    layers = {n.removeprefix(PREFIX): m for n, m in model.named_modules() if isinstance(m, LoraLayer)}
-    if differing := sorted(layers.keys() ^ start.layers.keys()):
-        problem = "the adapter has no factors" if differing[0] in layers else "the base model has no layer"
-        raise OsrmError(f"{start.folder} does not fit its base model: {problem} for {differing[0]}")
-    for name, layer in layers.items():
+    for name, layer in find_adapted_layers(model, start).items():
         _set_factors(layer, name, start, freeze)
     return model
 

@@ -14,6 +14,7 @@ from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.base_model import check_max_length, resolve_base_model
+from osrm_cli.models.batching import check_vocabulary
 from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
 from osrm_cli.models.completions import CompletionTokenizer, template_record
 from osrm_cli.models.devices import pick_device, pick_training_dtype
@@ -29,7 +30,7 @@ from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, d
 from osrm_cli.training.head_init import fit_new_head
 from osrm_cli.training.interference_penalty import open_penalty_features, penalty_from_features
 from osrm_cli.training.peft_model import measure_adapter_drift, save_adapter, to_peft_model
-from osrm_cli.training.trainer import frozen_weights_to_bfloat16
+from osrm_cli.training.trainer import DivergenceError, frozen_weights_to_bfloat16
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,6 @@ def _train(
 ) -> dict[str, Any]:
     record, config, freeze = run.make_record(), run.config, run.settings["freeze"]
     is_first = process_rank() == 0  # under a launcher, one process writes
-    if is_first:
-        prepare_checkpoint_folder(run.checkpoint_folder, record, resume, overwrite)
     tokenizer = load_tokenizer(run.base_dir)
     loaded = _load_base(run, tokenizer)
     model = to_peft_model(loaded, run.start, freeze)
@@ -270,7 +269,10 @@ def _train(
     if config.bf16:  # the penalty has read the exact weights
         frozen_weights_to_bfloat16(model, device)
     encoded = _encode_task(run, tokenizer, loaded.model.config.is_encoder_decoder, warnings)
+    check_vocabulary(tokenizer, [*encoded.train, *encoded.dev], model, run.base_dir)
     record |= {"template": template_record(tokenizer)} if run.train.task.is_text else {}
+    if is_first:
+        prepare_checkpoint_folder(run.checkpoint_folder, record, resume, overwrite)
     checkpoint = newest_checkpoint(run.checkpoint_folder) if resume else None
     unfitted = None
     if loaded.heads and run.settings["head"] == "fitted" and not run.start.head_tensors() and not checkpoint:
@@ -282,7 +284,7 @@ def _train(
             result = fit_adapter(
                 model, tokenizer, encoded, config, run.checkpoint_folder, device, checkpoint, advance, penalty
             )
-    except OsrmError:  # it diverged: there is nothing to resume
+    except DivergenceError:
         if is_first:
             shutil.rmtree(run.checkpoint_folder)
         raise
@@ -294,6 +296,7 @@ def _train(
             draw_loss_curve(result, run.start.name, stage / "loss.png")
             (stage / "training.json").write_text(provenance.to_json(log), encoding="utf-8")
             provenance.write_record(stage, record)
+            provenance.write_digests(stage)
         shutil.rmtree(run.checkpoint_folder)
     return {"path": str(run.path), "dev": result.scores, "drift": drift}
 

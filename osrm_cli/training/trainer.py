@@ -58,12 +58,21 @@ def frozen_weights_to_bfloat16(model: PeftModel, device: torch.device) -> None:
         base.set_attn_implementation("eager")
 
 
+class DivergenceError(OsrmError):
+    """The loss is not finite: nothing of the run is worth resuming."""
+
+
 class TrainingMonitor(TrainerCallback):
-    """Report steps, stop when the loss is not finite, and log every loss before a checkpoint."""
+    """Report steps, stop when the loss is not finite, and log every loss before a checkpoint.
+
+    Attributes:
+        has_stepped: Whether a step is done; until then, a resumed run reads its checkpoint.
+    """
 
     def __init__(self, advance: Callable[[int], None], penalty: InterferencePenalty | None) -> None:
         self.advance = advance
         self.penalty = penalty
+        self.has_stepped = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the steps of an unfinished run."""
@@ -71,6 +80,7 @@ class TrainingMonitor(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report a step."""
+        self.has_stepped = True
         self.advance(1)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -86,4 +96,4 @@ class TrainingMonitor(TrainerCallback):
         loss = state.log_history[-1].get("loss", 0.0)
         if not math.isfinite(loss):
             hint = f"try a lower --lr than {args.learning_rate:g}"
-            raise OsrmError(f"the training loss is {loss} after step {state.global_step}", hint)
+            raise DivergenceError(f"the training loss is {loss} after step {state.global_step}", hint)

@@ -19,7 +19,7 @@ def test_commands_stand_in_the_order_of_the_work(tmp_path: Path) -> None:
     assert run.code == 0
     found = [name for name in re.findall(r"^  (\w+) ", run.stdout.partition("Commands:")[2], re.M) if name in COMMANDS]
     assert found == COMMANDS
-    order = "collect init train merge calibrate retrofit eval sweep diagnose report demo"
+    order = "collect init train merge calibrate retrofit eval sweep diagnose report verify demo"
     assert found == order.split()
 
 
@@ -113,3 +113,22 @@ def test_summaries_of_commands_fit_a_terminal_of_80_columns(tmp_path: Path) -> N
     )
     assert len(summaries) == len(COMMANDS)
     assert [line for line in summaries if not line.endswith(".") or line.endswith("...")] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_output_has_its_usual_names(command: str) -> None:
+    from typer.main import get_command
+
+    parameters = get_command(app).commands[command].params
+    outputs = [parameter.opts for parameter in parameters if "--out" in parameter.opts]
+    assert outputs == ([] if command == "verify" else [["--out", "-o", "--output"]])
+
+
+def test_the_output_by_its_other_names(project_copy: Path) -> None:
+    words = ("merge", "adapters/mood", "adapters/pair")
+    assert osrm(*words, "-o", "a", cwd=project_copy).code == 0
+    assert osrm(*words, "--output", "b", cwd=project_copy).code == 0
+    settings = (project_copy / "osrm.toml").read_text()
+    (project_copy / "osrm.toml").write_text(f'{settings}\n[merge]\noutput = "c"\n')
+    assert osrm(*words, cwd=project_copy).code == 0
+    assert all((project_copy / name / "osrm.json").is_file() for name in "abc")

@@ -1,7 +1,10 @@
 """``osrm calibrate`` and ``osrm merge --calibrate`` from outside."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from osrm_cli.models import heads
 from osrm_cli.models.batching import compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.storage import provenance
-from tests.run_cli import listing, osrm
+from tests.run_cli import ROOT, listing, osrm
 
 WEIGHTS = "adapter_model.safetensors"
 LABELS = {"mood": 2, "pair": 3, "score": 1}
@@ -75,7 +78,8 @@ def test_only_heads_records_and_card_change(calibrated_project: Path, project: P
         }
     facts = provenance.read_record(calibrated_project / "calibrated")
     assert {key for key in facts if facts[key] != provenance.read_record(calibrated_project / "merged").get(key)} == {
-        "calibration"
+        "calibration",
+        "files",
     }
 
 
@@ -316,3 +320,19 @@ def test_merged_without_heads(project_copy: Path) -> None:
     assert osrm("merge", *ADAPTERS, "--out", "x", cwd=project_copy).code == 0
     run = osrm("calibrate", "x", cwd=project_copy)
     assert run.error == "x contains no head, only the merged update"
+
+
+def test_a_full_disk_is_one_line(calibrated_project: Path) -> None:
+    code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (11, 11))
+from osrm_cli.cli.app import main
+sys.argv = "osrm calibrate merged --samples 12 --out full".split()
+main()
+"""
+    words, env = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(words, cwd=calibrated_project, env=env, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: cannot write full: the file would be larger than allowed\n")
+    assert not list(calibrated_project.glob("*full*"))
+    assert not list(calibrated_project.glob(".full*"))

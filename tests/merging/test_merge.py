@@ -77,6 +77,8 @@ def test_a_form_that_there_is_not_is_refused(project_copy):
 
 def test_a_further_step_sees_the_whole_folder_before_it_is_in_place(project_copy):
     class Step:
+        warnings = ()
+
         def apply(self, stage, base_dir, device, progress):
             assert (stage / "merge.yaml").is_file()
             assert not (project_copy / "merged").exists()

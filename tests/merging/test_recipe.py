@@ -175,5 +175,5 @@ def test_numbers_as_people_write_them(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "merge.yaml")
-    with pytest.raises(OsrmError, match="is not a file"):
+    with pytest.raises(OsrmError, match="is a pipe, expected a file"):
         read_recipe(tmp_path / "merge.yaml")

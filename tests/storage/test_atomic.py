@@ -246,6 +246,77 @@ def test_folder_without_permission(tmp_path: Path) -> None:
 def test_staging_is_beside_the_target_so_that_renaming_is_atomic(tmp_path: Path, kind: str) -> None:
     before = time.time()
     with WRITERS[kind](tmp_path / "out") as stage:
-        assert stage.parent.parent == tmp_path
+        assert stage.parent.parent.parent == tmp_path
         put(stage, kind, "new")
     assert before <= (tmp_path / "out").stat().st_mtime + 1
+
+
+def killed_writer(target: Path, kind: str) -> Path:
+    """Kill a process while it writes; return the staging folder that it leaves."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, kind, str(target)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.kill()
+        child.wait(timeout=30)
+    (left,) = target.parent.glob(".out.*.partial")
+    return left
+
+
+def test_the_next_writer_removes_what_a_killed_one_has_left(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out"
+    put(target, kind, "old")
+    killed_writer(target, kind)
+    with WRITERS[kind](target, overwrite=True) as stage:
+        put(stage, kind, "new")
+    assert got(target, kind) == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_old_folder_that_a_killed_writer_has_moved_away_comes_back(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    put(target, "folder", "old")
+    left = killed_writer(target, "folder")
+    target.rename(left / "replaced" / "out")  # as far as it would have come
+    with pytest.raises(OsrmError, match="exists already"), WRITERS["folder"](target):
+        pytest.fail("the body ran")
+    assert got(target, "folder") == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out"
+    with WRITERS[kind](target) as stage:
+        put(stage, kind, "first")
+        with WRITERS[kind](target) as second:
+            assert stage.exists()
+            put(second, kind, "second")
+        put(tmp_path / ".out.abcdefgh.partially", "file", "another's")
+        with pytest.raises(OsrmError, match="exists already"), WRITERS[kind](target):
+            pytest.fail("the body ran")
+        target.rename(tmp_path / "elsewhere")
+    assert got(target, kind) == "first"
+    assert (tmp_path / ".out.abcdefgh.partially").exists()
+
+
+def test_a_staging_folder_without_a_lock_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    fresh, old, other = (tmp_path / f".{name}.partial" for name in ("out.aaaaaaaa", "out.bbbbbbbb", "outer.cccccccc"))
+    for folder in (fresh, old, other):
+        folder.mkdir()
+        os.utime(folder, (0, 0) if folder != fresh else None)
+    with atomic.write_file(tmp_path / "out") as stage:
+        stage.write_text("new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [fresh.name, other.name, "out"]
+
+
+def test_a_folder_may_be_called_as_the_staging_folder_s_parts(tmp_path: Path) -> None:
+    for name in ("replaced", "new", "lock"):
+        for text in ("old", "new"):
+            with atomic.write_folder(tmp_path / name, overwrite=True) as stage:
+                put(stage, "folder", text)
+        assert got(tmp_path / name, "folder") == "new"

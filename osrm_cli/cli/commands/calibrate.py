@@ -29,7 +29,7 @@ def calibrate(
     seed: options.Seed = 0,
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.FLOAT32,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("calibrated"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write.")] = Path("calibrated"),
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -60,6 +60,8 @@ def calibrate(
         dry_run=dry_run,
         progress=console.progress,
     )
+    for warning in result.warnings:
+        console.warn(warning)
     if dry_run:
         console.result({"would_write": str(out)}, f"would write {out}: {', '.join(result.tasks)}")
         return

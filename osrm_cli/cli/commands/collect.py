@@ -68,7 +68,9 @@ def collect(
         float | None,
         typer.Option("--clip", help="For --private: maximum norm of an example's mean.", show_default=False),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write <task>.safetensors to.")] = Path("features"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write <task>.safetensors to.")] = Path(
+        "features"
+    ),
     overwrite: options.Overwrite = False,
     list_statistics: Annotated[bool, typer.Option("--list", help="List the statistics and exit.")] = False,
     dry_run: options.DryRun = False,

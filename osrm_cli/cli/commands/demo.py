@@ -61,7 +61,9 @@ def demo(
         typer.Option("--lambda", help="Scale of the merged update. Default: 0.3; 0.5 for text.", show_default=False),
     ] = None,
     seed: options.Seed = 0,
-    out: Annotated[Path, typer.Option("--out", help="Folder to work in; it is kept.")] = Path("osrm-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to work in; it is kept.")] = Path(
+        "osrm-demo"
+    ),
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -27,7 +27,7 @@ def diagnose(
     task: options.TaskOf = None,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("diagnosis"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write.")] = Path("diagnosis"),
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,

@@ -50,7 +50,8 @@ def evaluate(
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.FLOAT32,
     out: Annotated[
-        Path | None, typer.Option("--out", help="File to write. Default: FOLDER/scores.json.", show_default=False)
+        Path | None,
+        typer.Option("--out", "-o", "--output", help="File to write. Default: FOLDER/scores.json.", show_default=False),
     ] = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,

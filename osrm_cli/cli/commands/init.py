@@ -65,7 +65,7 @@ def init(
     ] = 1e-3,
     features: options.FeaturesFolder = Path("features"),
     seed: options.Seed = 0,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write <task>/ to.")] = Path("starts"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write <task>/ to.")] = Path("starts"),
     overwrite: options.Overwrite = False,
     list_objectives: Annotated[bool, typer.Option("--list", help="List the objectives and exit.")] = False,
     dry_run: options.DryRun = False,

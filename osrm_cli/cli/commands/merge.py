@@ -85,7 +85,7 @@ def merge(
     dtype: options.DTypeOption = DType.AUTO,
     device: options.DeviceOption = Device.AUTO,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Layers merged at a time.")] = 1,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("merged"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write.")] = Path("merged"),
     overwrite: options.Overwrite = False,
     list_methods: Annotated[bool, typer.Option("--list", help="List the methods and exit.")] = False,
     dry_run: options.DryRun = False,
@@ -133,14 +133,14 @@ def merge(
         calibrate=step,
         progress=console.progress,
     )
+    for warning in result.warnings:
+        console.warn(warning)
     if dry_run:
         console.result({"would_write": str(out), **result.summary}, f"would write {out}: {result.line}")
     else:
         console.result(result.summary, f"{out}: {result.line}")
     for note in result.notes:
         console.note(note)
-    for warning in result.warnings:
-        console.warn(warning)
 
 
 def _parameter(option: str) -> str:

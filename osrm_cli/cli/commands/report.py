@@ -51,7 +51,7 @@ def report(
             "--table", help="Parquet file to write instead: all scores in one compressed table.", show_default=False
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("report"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write.")] = Path("report"),
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,

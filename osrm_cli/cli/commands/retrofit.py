@@ -52,7 +52,9 @@ def retrofit(
     eps: Annotated[float, typer.Option("--eps", min=0, help="projection with gevd: weight of the identity.")] = 1e-3,
     task: options.TaskOf = None,
     seed: options.Seed = 0,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write <task>/ to.")] = Path("retrofitted"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write <task>/ to.")] = Path(
+        "retrofitted"
+    ),
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,

@@ -102,7 +102,7 @@ def sweep(
     batch_size: options.BatchSize = 64,
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.FLOAT32,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("sweep"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write.")] = Path("sweep"),
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,

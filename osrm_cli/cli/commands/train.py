@@ -76,7 +76,9 @@ def train(
     seed: options.Seed = 0,
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.AUTO,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write <task>/ to.")] = Path("adapters"),
+    out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write <task>/ to.")] = Path(
+        "adapters"
+    ),
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,

@@ -1,0 +1,64 @@
+"""Adapters in PEFT, which does not check its settings: the configuration from checked ones, and the layers it makes."""
+
+from collections.abc import Sequence
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CONFIG_NAME
+from osrm_cli.adapters.layers import PREFIX
+from osrm_cli.errors import OsrmError
+
+CLASSIFIER_TYPES = ("SEQ_CLS", "FEATURE_EXTRACTION")
+
+
+def check_task_type(adapter: Adapter, expected: Sequence[str]) -> None:
+    """Check what an adapter was trained for, if it says so.
+
+    Raises:
+        OsrmError: If it is for another kind of task.
+    """
+    kind = adapter.config.task_type
+    if kind is not None and kind not in expected:
+        raise OsrmError(
+            f"{adapter.folder / CONFIG_NAME}: task_type is {kind}, expected {' or '.join(expected)}",
+            "the adapter belongs to another kind of task: give the data that it was trained on with --data",
+        )
+
+
+def make_lora_config(adapter: Adapter) -> LoraConfig:
+    """The configuration with which PEFT builds an adapter's layers.
+
+    Args:
+        adapter: The adapter; ``find_adapted_layers`` compares its layers with those that PEFT has found.
+    """
+    config = adapter.config
+    targets = config.target_modules
+    return LoraConfig(
+        task_type=config.task_type,
+        r=config.r,
+        lora_alpha=config.r if config.lora_alpha is None else config.lora_alpha,  # type: ignore[arg-type] # 0.5 is used
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        rank_pattern=dict(config.rank_pattern),
+        alpha_pattern=dict(config.alpha_pattern),
+        target_modules=targets if isinstance(targets, str) else list(targets or adapter.layers),
+        modules_to_save=list(config.modules_to_save) or None,
+        fan_in_fan_out=config.fan_in_fan_out,
+        inference_mode=True,
+    )
+
+
+def find_adapted_layers(model: torch.nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
+    """The layers of a PEFT model that carry an adapter's factors, by their name in the base model.
+
+    Raises:
+        OsrmError: If they are not those that the adapter has factors for.
+    """
+    layers = {name.removeprefix(PREFIX): part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    if differing := sorted(layers.keys() ^ adapter.layers.keys()):
+        problem = "the adapter has no factors" if differing[0] in layers else "the base model has no layer"
+        raise OsrmError(f"{adapter.folder} does not fit its base model: {problem} for {differing[0]}")
+    return layers

@@ -1,0 +1,1 @@
+"""`osrm verify`: compare files, inputs, base models and data with the digests that artifacts record."""

@@ -1,0 +1,93 @@
+"""The digests of examples that a record holds, each with what draws the same examples again."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.storage.provenance import Record
+from osrm_cli.storage.regular_file import read_json
+from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
+from osrm_cli.tasks.task import Task, TaskSplit
+
+
+@dataclass(frozen=True)
+class RecordedData:
+    """Examples that a command has read.
+
+    Attributes:
+        name: Source, task and split.
+        sha256: Their digest.
+        load: Reads them again.
+    """
+
+    name: str
+    sha256: str
+    load: Callable[[], TaskSplit]
+
+    def sha256_now(self) -> str:
+        """The digest of the examples as they are now.
+
+        Raises:
+            OsrmError: If they cannot be read.
+        """
+        return self.load().sha256
+
+
+def recorded_data(record: Record, folder: Path) -> Iterator[RecordedData]:
+    """The examples that the command that wrote a record has read itself.
+
+    Args:
+        record: The record.
+        folder: The artifact's folder, where ``osrm train`` has written ``training.json``.
+
+    Raises:
+        OsrmError: If a record is incomplete.
+    """
+    try:
+        yield from _of_command(record, folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise OsrmError(f"the record of its data is incomplete: {error}") from None
+
+
+def _of_command(record: Record, folder: Path) -> Iterator[RecordedData]:
+    command, settings, data = record.get("command"), record.get("settings") or {}, record.get("data") or {}
+    task: str = (record.get("task") or {}).get("name", "")
+    if command == "collect" and data["sha256"]:
+        yield _drawn(task, data, data["split"], settings["samples"], settings["seed"])
+    elif command == "train":
+        yield _drawn(task, data, "train", settings["limit"], settings["seed"])
+        dev = read_json(folder / "training.json", "train the adapter again")["dev"]
+        yield _first(task, data["source"], dev["split"], settings["dev_limit"], dev["sha256"])
+    elif command == "merge":
+        options = settings["options"]
+        for name, row in data.items():
+            yield _drawn(name, row, row["split"], options["samples"], options["seed"])
+        calibration = record.get("calibration") or {}
+        for name, row in calibration.get("tasks", {}).items():
+            if own := record["tasks"][name]:
+                yield _texts(Task.from_dict(own), row, calibration["settings"]["seed"])
+    elif command == "sweep":
+        for name, row in data.items():
+            for split, digest in row["sha256"].items():
+                yield _first(name, row["source"], split, settings["limit"], digest)
+
+
+def _drawn(task: str, row: Mapping[str, Any], split: str, samples: int | None, seed: int) -> RecordedData:
+    def load() -> TaskSplit:
+        whole = load_split(task, row["source"], split)
+        return draw_examples(whole, samples, seed) if samples else whole
+
+    return RecordedData(f"{row['source']}/{task}/{split}", row["sha256"], load)
+
+
+def _first(task: str, source: str, split: str, limit: int | None, digest: str) -> RecordedData:
+    return RecordedData(f"{source}/{task}/{split}", digest, lambda: load_split(task, source, split, limit))
+
+
+def _texts(task: Task, row: Mapping[str, Any], seed: int) -> RecordedData:
+    def load() -> TaskSplit:
+        return draw_examples(load_texts(task, row["source"], row["split"]), row["samples"], seed)
+
+    return RecordedData(f"{row['source']}/{task.name}/{row['split']} (texts)", row["sha256"], load)

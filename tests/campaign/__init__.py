@@ -1,0 +1,1 @@
+"""Damaged inputs, kills, full disks, closed streams and neighbours: ``python -m tests.campaign --help``."""

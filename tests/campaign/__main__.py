@@ -1,0 +1,99 @@
+"""The campaign: ``python -m tests.campaign damage 10000 --seed 1``; also ``kill``, ``disk``, ``streams``, ``crowd``."""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.campaign.damaged_inputs import BAD, Bench, Case
+from tests.campaign.forked import import_everything
+from tests.campaign.killed import kill_one
+from tests.campaign.project import build_project
+from tests.campaign.trouble import crowd, fill_disk, lose_streams
+
+_PARTS = ("damage", "kill", "disk", "streams", "crowd")
+_SHORT = {"damage": 30, "kill": 4, "disk": 4, "crowd": 1}  # less than a minute
+
+
+def main() -> None:
+    """Run one part of the campaign; exit code 1 if it has found anything."""
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
+    parser.add_argument("part", choices=(*_PARTS, "short"), help="short: some of each")
+    parser.add_argument("count", type=int, nargs="?", default=50, help="cases, kills, disks, or rounds of a crowd")
+    parser.add_argument("--seed", default="0", help="what decides every case")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--folder", type=Path, help="folder to work in; it keeps the project for further runs")
+    parser.add_argument("--only", type=int, help="this case alone")
+    given = parser.parse_args()
+    began = time.monotonic()
+    import_everything()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (given.folder or Path(scratch)).resolve()
+        project = folder / "project"
+        if not project.exists():
+            build_project(project)
+        found = []
+        for part, count in _SHORT.items() if given.part == "short" else [(given.part, given.count)]:
+            found += _run(part, count, given, project, folder)
+            print(f"{part}: {'; '.join(found) or 'nothing found'}; {time.monotonic() - began:.0f} s", flush=True)
+    sys.exit(1 if found else 0)
+
+
+def _run(part: str, count: int, given: argparse.Namespace, project: Path, folder: Path) -> list[str]:
+    indices = range(count) if given.only is None else [given.only]
+    if part == "damage":
+        return _damage(indices, given, project, folder)
+    work = folder / f"work-{part}-{os.getpid()}"
+    try:
+        if part in ("kill", "disk"):
+            one = kill_one if part == "kill" else fill_disk
+            return [f"{index}: {bad}" for index in indices if (bad := one(project, work, given.seed, index))]
+        return list(lose_streams(project, work) if part == "streams" else crowd(project, work, count))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _damage(indices: Sequence[int], given: argparse.Namespace, project: Path, folder: Path) -> list[str]:
+    rows = folder / f"cases-{given.seed}.jsonl"
+    rows.unlink(missing_ok=True)
+    pids = []
+    for job in range(given.jobs):
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        code = 1
+        work = folder / f"work-{given.seed}-{job}"
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            bench = Bench(Path(shutil.copytree(project, work)), given.seed)
+            for index in indices[job :: given.jobs]:
+                row = json.dumps(asdict(bench.run(index))) + "\n"
+                with rows.open("a") as file:
+                    file.write(row)
+            shutil.rmtree(work)
+            code = 0
+        finally:
+            os._exit(code)
+    failed = [pid for pid in pids if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
+    cases = [Case(**json.loads(line)) for line in rows.read_text().splitlines()]
+    counts = Counter(case.verdict for case in cases)
+    print(f"  seed {given.seed}: {len(cases)} damaged inputs: {', '.join(f'{n} {v}' for v, n in counts.most_common())}")
+    silent = Counter(case.region for case in cases if case.verdict == "differs")
+    print(
+        f"  accepted with another output, by what was damaged: {', '.join(f'{n} {r}' for r, n in silent.most_common())}"
+    )
+    bad = [case for case in cases if case.verdict in BAD]
+    if failed:
+        return ["a process of the campaign failed"]
+    return [f"{c.index} {c.verdict}: {c.file} [{c.damage}] osrm {c.command}: {c.detail}\n" for c in bad]
+
+
+if __name__ == "__main__":
+    main()

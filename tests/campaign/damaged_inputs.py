@@ -1,0 +1,183 @@
+"""One damaged file a case: what does the command that reads it do?"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.campaign.damage import damage, split_safetensors
+from tests.campaign.forked import TRACEBACK, Outcome, run_forked
+from tests.campaign.project import KINDS
+
+WEIGHTS = {"adapters": 5, "features": 3, "merged": 3, "base": 3, "data": 3, "starts": 2}
+BAD = ("traceback", "untidy", "nonfinite", "hang", "memory")
+_PICTURE = re.compile(r".*\.png$|README\.md$")
+_MEMORY_FACTOR = 2.0
+_SLACK_MIB, _SLACK_SECONDS = 256, 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was damaged, and what came of it.
+
+    Attributes:
+        verdict: ``same`` (the output is that of the undamaged file), ``differs``, ``error`` (exit 1 and one line),
+            ``usage`` (exit 2), or one of ``BAD``.
+    """
+
+    index: int
+    file: str
+    damage: str
+    region: str
+    command: str
+    verdict: str
+    detail: str
+
+
+@dataclass
+class Bench:
+    """A copy of the project to damage, and what undamaged inputs give."""
+
+    work: Path
+    seed: str
+    honest: dict[str, tuple[dict[str, str] | None, Outcome]] = field(default_factory=dict)
+
+    def run(self, index: int) -> Case:
+        """Damage one file, run one command that reads it, and put everything back."""
+        draw = random.Random(f"{self.seed}/{index}")
+        kind = draw.choice([kind for kind in KINDS for _ in range(WEIGHTS.get(kind, 1))])
+        patterns, commands = KINDS[kind]
+        found = [path for pattern in patterns for path in self.work.glob(pattern) if path.is_file()]
+        path = draw.choice(sorted(path for path in found if not _PICTURE.match(path.name)))
+        name = path.relative_to(self.work).as_posix()
+        command = draw.choice(commands).replace("OUT", "CASE/out").replace("FILE", name)
+        command = command.replace("TASK", path.parent.name)
+        everything = sorted(p for p in self.work.rglob("*") if p.is_file() and p.stat().st_size < 300_000)
+        alike = [p for p in everything if p.suffix == path.suffix and p != path]
+        content = path.read_bytes()
+        new, what, region = damage(path, draw, alike if alike and draw.random() < 0.6 else everything)
+        unfinished = _read_tree(self.work / "unfinished")
+        if command not in self.honest:
+            outcome, output = self._run(command)
+            if outcome.code != 0:
+                raise RuntimeError(f"the undamaged input fails: osrm {command}: {outcome}")
+            self.honest[command] = (output, outcome)
+            self._restore(unfinished)
+        path.write_bytes(new)
+        before = _list_tree(self.work)
+        outcome, output = self._run(command)
+        verdict, detail = self._judge(command, outcome, output, before)
+        self._restore(unfinished)
+        path.write_bytes(content)
+        return Case(index, name, what, region, command, verdict, detail)
+
+    def _target(self, command: str) -> Path:
+        return self.work / ("unfinished/mood" if "--resume" in command else "CASE/out")
+
+    def _run(self, command: str) -> tuple[Outcome, dict[str, str] | None]:
+        (self.work / "CASE").mkdir(exist_ok=True)
+        outcome = run_forked(command.split(), self.work, self.work / "CASE/log")
+        target = self._target(command)
+        return outcome, digest_tree(target) if target.exists() else None
+
+    def _restore(self, unfinished: dict[str, bytes]) -> None:
+        shutil.rmtree(self.work / "CASE", ignore_errors=True)
+        if _read_tree(self.work / "unfinished") == unfinished:
+            return
+        shutil.rmtree(self.work / "unfinished", ignore_errors=True)
+        for name, content in unfinished.items():
+            path = self.work / "unfinished" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def _judge(
+        self, command: str, outcome: Outcome, output: dict[str, str] | None, before: dict[str, Any]
+    ) -> tuple[str, str]:
+        expected, honest = self.honest[command]
+        lines = [line for line in outcome.stderr.splitlines() if not line.startswith("warning:")]
+        if outcome.code == TRACEBACK or "Traceback (most recent" in outcome.stderr:
+            return "traceback", explain_traceback(outcome.stderr)
+        if outcome.code == "hang" or outcome.seconds > 10 * honest.seconds + _SLACK_SECONDS:
+            return "hang", f"{outcome.seconds:.1f} s, undamaged {honest.seconds:.1f} s"
+        if isinstance(outcome.code, str) or outcome.code < 0:
+            return "memory", str(outcome.code)
+        if outcome.mebibytes > _MEMORY_FACTOR * honest.mebibytes + _SLACK_MIB:
+            return "memory", f"{outcome.mebibytes:.0f} MiB, undamaged {honest.mebibytes:.0f} MiB"
+        if Path("PWNED").exists() or (self.work / "PWNED").exists():
+            return "untidy", "code of a file was run"
+        if touched := self._touched(before):
+            return "untidy", f"left, gone or changed: {touched[:3]}"
+        if outcome.code == 1:
+            kinds = [line.partition(":")[0] for line in lines]
+            if kinds not in (["error"], ["error", "hint"]):
+                return "untidy", " | ".join(lines)[:300]
+            several = command.count(" starts/") > 1 or command.startswith("collect")  # one task after the other
+            return ("untidy", "output left") if output is not None and not several else ("error", lines[0])
+        if outcome.code != 0:
+            return ("usage", "") if outcome.code == 2 else ("untidy", f"exit {outcome.code}")
+        if bad := list(find_nonfinite(self._target(command))):
+            return "nonfinite", bad[0]
+        return ("same", "") if output == expected else ("differs", "")
+
+    def _touched(self, before: dict[str, Any]) -> list[str]:
+        """Files beside the output that a run has left, removed or changed."""
+        after = _list_tree(self.work)
+        names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        return sorted(name for name in names if not name.startswith(("CASE/", "unfinished/")))
+
+
+def explain_traceback(stderr: str) -> str:
+    """The last place in this program, and the exception."""
+    frames = re.findall(r'File "[^"]*osrm_cli/([^"]+)", line (\d+), in (\S+)', stderr) or [("?", "?", "?")]
+    return f"{stderr.strip().splitlines()[-1][:200]} in {':'.join(frames[-1])}"
+
+
+def _list_tree(root: Path) -> dict[str, Any]:
+    """Size and time of every file."""
+    found = {}
+    for folder, _, files in os.walk(root):
+        for name in files:
+            path = Path(folder, name)
+            status = path.lstat()
+            found[path.relative_to(root).as_posix()] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def _read_tree(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def digest_tree(root: Path) -> dict[str, str]:
+    """Digests of an output's files, without the digests of inputs that they record."""
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(root).as_posix(): hashlib.sha256(_without_digests(path)).hexdigest() for path in files}
+
+
+def _without_digests(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".safetensors":
+        header, payload = split_safetensors(content)
+        return re.sub(rb"[0-9a-f]{64}", b"", json.dumps(header, sort_keys=True).encode()) + payload
+    return re.sub(rb"[0-9a-f]{12,64}", b"", content)
+
+
+def find_nonfinite(root: Path) -> Iterator[str]:
+    """Tensors and records of an output that hold NaN or infinity."""
+    import torch
+    from safetensors.torch import load
+
+    files = [root] if root.is_file() else [path for path in root.rglob("*") if path.is_file()]
+    for path in files:
+        content = path.read_bytes()
+        if path.suffix == ".safetensors":
+            for name, tensor in load(content).items():
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    yield f"{path.name}: {name}"
+        elif path.suffix == ".json" and re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", content):
+            yield path.name

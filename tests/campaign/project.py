@@ -1,0 +1,347 @@
+"""A small project with every kind of artifact, and the commands that read each kind."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.campaign.forked import run_forked
+
+WORDS = [f"w{i}" for i in range(60)] + ["good", "bad", "fine", "poor"]
+ADAPTERS = "adapters/mood adapters/pair adapters/score"
+_TASKS = "--task mood --task pair --task score"
+_COMMANDS = (
+    f"collect {_TASKS} --samples 20 --statistic mean --statistic second-moment --statistic samples",
+    f"collect {_TASKS} --samples 20 --statistic sketch:4 --statistic gradient --out features-more",
+    f"collect {_TASKS} --samples 20 --shard 1/2 --out shards",
+    f"collect {_TASKS} --samples 20 --shard 2/2 --out shards",
+    "init --each --objective osrm --rank 2",
+    "train starts/mood starts/pair starts/score --epochs 1 --lr 0.01",
+    f"merge {ADAPTERS} --lambda 0.5",
+    f"merge {ADAPTERS} --method emr --out merged-emr",
+    f"merge {ADAPTERS} --as model --out merged-model",
+    f"merge {ADAPTERS} --method ties --density 0.5 --out merged-ties",
+    "eval merged --predictions",
+    "eval merged-emr --predictions",
+    "eval merged-model --predictions",
+    f"sweep {ADAPTERS} --lambda 0.1,0.5 --method task-arith --method ties --density 0.3 --predictions",
+    f"diagnose features {ADAPTERS}",
+    "calibrate merged --samples 20",
+)
+
+
+def build_project(root: Path) -> None:
+    """Make the project; ``root`` appears when it is whole."""
+    stage = root.with_name(f"{root.name}.new")
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.mkdir(parents=True)
+    _save_base_model(stage)
+    _save_data(stage / "data")
+    (stage / "osrm.toml").write_text(
+        'model = "base"\ndata = "data"\nquiet = true\n\n[train]\nepochs = 1\n\n[merge]\nlambda = 0.5\n'
+    )
+    for command in _COMMANDS:
+        outcome = run_forked(command.split(), stage, stage / ".log")
+        if outcome.code != 0:
+            raise RuntimeError(f"osrm {command}: {outcome}")
+    _save_variants(stage)
+    _leave_a_run_unfinished(stage)
+    for log in stage.glob(".log*"):
+        log.unlink()
+    stage.rename(root)
+
+
+def _save_base_model(root: Path) -> None:
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
+    words = {word: i for i, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    inputs = ["input_ids", "attention_mask"]
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=len(words), max_position_embeddings=256, pad_token_id=0, **sizes)
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(config)
+    for name, size in (("base", "5GB"), ("base-sharded", "20KB")):
+        fast.save_pretrained(root / name)
+        model.save_pretrained(root / name, max_shard_size=size)
+
+
+def _save_data(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    draw = random.Random(0)
+
+    def text() -> str:
+        return " ".join(draw.choice(WORDS[:60]) for _ in range(draw.randint(2, 12)))
+
+    for task in ("mood", "pair", "score", "parq", "parz", "tabs", "arr"):
+        (folder / task).mkdir(parents=True)
+    for split, size in (("train", 48), ("dev", 24)):
+        single = [{"text": f"{text()} {w}", "label": int(w == "good")} for w in draw.choices(["good", "bad"], k=size)]
+        pair = [{"a": text(), "b": text(), "label": draw.choice(["yes", "no", "maybe"])} for _ in range(size)]
+        score = [{"text": text(), "label": round(draw.uniform(0, 5), 2)} for _ in range(size)]
+        (folder / f"mood/{split}.jsonl").write_text(_lines(single))
+        with (folder / f"pair/{split}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["a", "b", "label"])
+            writer.writeheader()
+            writer.writerows(pair)
+        (folder / f"score/{split}.jsonl.gz").write_bytes(gzip.compress(_lines(score).encode(), mtime=0))
+        table = pa.Table.from_pylist(single)
+        pq.write_table(table, folder / f"parq/{split}.parquet")
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        (folder / f"parz/{split}.parquet.gz").write_bytes(gzip.compress(sink.getvalue(), mtime=0))
+        rows = "".join(f"{row['text']}\t{row['label']}\n" for row in single)
+        (folder / f"tabs/{split}.tsv").write_text(f"text\tlabel\n{rows}")
+        (folder / f"arr/{split}.json").write_text(json.dumps(single, indent=1))
+    (folder / "mood/task.toml").write_text(
+        'columns = ["text"]\nlabel_column = "label"\nlabels = [0, 1]\nmetrics = ["accuracy", "f1"]\nmax_length = 32\n'
+    )
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _save_variants(root: Path) -> None:
+    """An adapter in two files with an index, one of another program, and recipes."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(root / "adapters/mood/adapter_model.safetensors")
+    folder = root / "indexed/mood"
+    folder.mkdir(parents=True)
+    names, weight_map = sorted(tensors), {}
+    for part, chosen in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
+        file = f"adapter_model-0000{part}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in chosen}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(chosen, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "adapter_model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("adapter_config.json", "osrm.json", "training.json"):
+        shutil.copy(root / "adapters/mood" / name, folder / name)
+    shutil.copytree(root / "adapters/pair", root / "foreign/other")
+    for name in ("osrm.json", "training.json"):
+        (root / "foreign/other" / name).unlink()
+    (root / "recipes").mkdir()
+    (root / "recipes/ours.yaml").write_text(
+        "method: ties\nadapters:\n  - path: adapters/mood\n    weight: 0.7\n  - path: adapters/pair\n"
+        "    weight: [0.2, 1.0]\n  - path: adapters/score\n    weight: {query: 0.5, value: [0, 1]}\n"
+        "options: {lambda: 0.3, density: 0.5, rank: 3}\nas: adapter\ndtype: float32\n"
+    )
+    (root / "recipes/mergekit.yaml").write_text(
+        "merge_method: task_arithmetic\nbase_model: base\nmodels:\n  - model: base+adapters/mood\n    parameters:\n"
+        "      weight: 0.5\n  - model: base+adapters/pair\n    parameters:\n      weight:\n"
+        "        - filter: query\n          value: [0.1, 0.9]\n        - value: 1.0\n"
+        "parameters:\n  normalize: false\n  lambda: 0.8\ndtype: float32\n"
+    )
+
+
+def _leave_a_run_unfinished(root: Path) -> None:
+    """A training of three epochs that ends with its process, after the second checkpoint."""
+    pid = os.fork()
+    if pid == 0:
+        from osrm_cli.cli.app import main
+        from osrm_cli.training.trainer import TrainingMonitor
+
+        os.chdir(root)
+        sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - the process ends
+        on_epoch_end, epochs = TrainingMonitor.on_epoch_end, []
+
+        def end_in_the_third(self: TrainingMonitor, *args: Any, **more: Any) -> None:
+            on_epoch_end(self, *args, **more)
+            epochs.append(1)
+            if len(epochs) == 3:
+                os._exit(0)
+
+        TrainingMonitor.on_epoch_end = end_in_the_third  # type: ignore[method-assign]
+        sys.argv = ["osrm", "train", "starts/mood", "--epochs", "3", "--lr", "0.01", "--out", "unfinished"]
+        main()
+    os.waitpid(pid, 0)
+    if not list((root / "unfinished/.mood.training").glob("checkpoint-*")):
+        raise RuntimeError("no unfinished run")
+
+
+_RESUME = "train starts/mood --epochs 3 --lr 0.01 --out unfinished --resume"
+
+# By kind: patterns of its files, and the commands that read them. OUT is the output, FILE the damaged file.
+KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "features": (
+        ("features/*.safetensors",),
+        (
+            "init --each --rank 2 --out OUT",
+            "init --each --objective osrm --rank 2 --out OUT",
+            "init --exclude mood --objective eva --rank 2 --out OUT",
+            "init --each --objective official --rank 2 --out OUT",
+            "init --each --objective osrm-in --rank-budget 24 --out OUT",
+            "init --each --objective osrm --statistic samples --rank 2 --a-scale match-output --out OUT",
+            "diagnose features --out OUT",
+            f"diagnose features {ADAPTERS} --out OUT",
+            f"merge {ADAPTERS} --method regmean --out OUT",
+            f"retrofit {ADAPTERS} --out OUT",
+            f"retrofit {ADAPTERS} --method projection --out OUT",
+            "train starts/mood --interference-penalty 1 --limit 16 --out OUT",
+        ),
+    ),
+    "features-more": (
+        ("features-more/*.safetensors",),
+        (
+            "init --each --features features-more --rank 2 --out OUT",
+            "init --each --features features-more --objective loss-aware --rank 2 --out OUT",
+            "diagnose features-more --out OUT",
+            f"retrofit {ADAPTERS} --features features-more --out OUT",
+        ),
+    ),
+    "shards": (
+        ("shards/*.safetensors",),
+        ("init --each --features shards --rank 2 --out OUT", "diagnose shards --out OUT"),
+    ),
+    "starts": (
+        ("starts/*/*",),
+        (
+            "train starts/mood starts/pair --limit 16 --out OUT",
+            "train starts/mood starts/pair starts/score --dry-run --out OUT",
+            "merge starts/mood starts/pair starts/score --out OUT",
+            "diagnose features starts/mood starts/pair starts/score --out OUT",
+        ),
+    ),
+    "adapters": (
+        ("adapters/*/*",),
+        (
+            f"merge {ADAPTERS} --out OUT",
+            f"merge {ADAPTERS} --method ties --rank 2 --out OUT",
+            f"merge {ADAPTERS} --method emr --out OUT",
+            f"merge {ADAPTERS} --as model --out OUT",
+            f"merge {ADAPTERS} --method knots-ties --out OUT",
+            f"merge {ADAPTERS} --method regmean++ --samples 8 --out OUT",
+            f"merge {ADAPTERS} --method fisher --samples 8 --out OUT",
+            f"merge {ADAPTERS} --calibrate --samples 12 --out OUT",
+            "eval adapters/mood --out OUT",
+            "eval adapters/pair --out OUT",
+            f"sweep {ADAPTERS} --lambda 0.5 --out OUT",
+            f"diagnose features {ADAPTERS} --out OUT",
+            f"retrofit {ADAPTERS} --out OUT",
+            "eval merged --out OUT",
+            "calibrate merged --samples 12 --out OUT",
+            "train adapters/mood --limit 16 --out OUT",
+        ),
+    ),
+    "indexed": (("indexed/mood/*",), ("merge indexed/mood adapters/pair --out OUT",)),
+    "foreign": (
+        ("foreign/other/*",),
+        (
+            "merge foreign/other adapters/mood --out OUT",
+            "diagnose features foreign/other --task pair=foreign/other --out OUT",
+            "retrofit foreign/other --task pair=foreign/other --out OUT",
+        ),
+    ),
+    "merged": (
+        ("merged/*", "merged/tasks/*/*"),
+        (
+            "eval merged --out OUT",
+            "eval merged --no-single --out OUT",
+            "calibrate merged --samples 12 --out OUT",
+            "merge --recipe merged/merge.yaml --out OUT",
+            "report merged --out OUT",
+        ),
+    ),
+    "emr": (
+        ("merged-emr/*", "merged-emr/tasks/*/*"),
+        ("eval merged-emr --out OUT", "calibrate merged-emr --samples 12 --out OUT"),
+    ),
+    "model": (
+        ("merged-model/*", "merged-model/tasks/*/*"),
+        ("eval merged-model --no-single --out OUT", "calibrate merged-model --samples 12 --out OUT"),
+    ),
+    "calibrated": (("calibrated/*.json", "calibrated/tasks/*/*"), ("eval calibrated --out OUT",)),
+    "scores": (
+        ("merged*/scores.json",),
+        (
+            "report merged merged-emr merged-model --out OUT",
+            f"diagnose features {ADAPTERS} --scores merged/scores.json --out OUT",
+            "report merged merged-emr --baseline osrm --out OUT",
+        ),
+    ),
+    "sweep": (
+        ("sweep/sweep.json",),
+        ("report sweep --out OUT", f"diagnose features {ADAPTERS} --scores sweep/sweep.json --out OUT"),
+    ),
+    "diagnosis": (("diagnosis/diagnosis.json",), ("report merged diagnosis --out OUT",)),
+    "recipe": (
+        ("recipes/ours.yaml", "merged-ties/merge.yaml", "recipes/mergekit.yaml"),
+        ("merge --recipe FILE --out OUT",),
+    ),
+    "osrm.toml": (
+        ("osrm.toml",),
+        (
+            "merge adapters/mood adapters/pair --out OUT",
+            "train starts/mood --limit 16 --out OUT",
+            "collect --task mood --samples 8 --out OUT",
+            "init --each --rank 2 --out OUT",
+        ),
+    ),
+    "task.toml": (
+        ("data/mood/task.toml",),
+        (
+            "collect --task mood --samples 8 --out OUT",
+            "eval adapters/mood --out OUT",
+            "train starts/mood --limit 16 --out OUT",
+        ),
+    ),
+    "data": (
+        ("data/mood/*.jsonl", "data/pair/*.csv", "data/score/*.gz"),
+        (
+            "collect --task mood --task pair --task score --samples 48 --out OUT",
+            "train starts/mood --out OUT",
+            "train starts/pair --out OUT",
+            "train starts/score --out OUT",
+            "eval adapters/mood --out OUT",
+            "eval merged --no-single --out OUT",
+            "calibrate merged --samples 48 --out OUT",
+            f"merge {ADAPTERS} --method fisher --samples 48 --out OUT",
+        ),
+    ),
+    "tables": (
+        ("data/parq/train.parquet", "data/parz/train.parquet.gz", "data/tabs/train.tsv", "data/arr/train.json"),
+        ("collect --task TASK --samples 48 --out OUT",),
+    ),
+    "base": (
+        ("base/*",),
+        (
+            "collect --task mood --samples 8 --out OUT",
+            "eval adapters/mood --out OUT",
+            f"merge {ADAPTERS} --as model --out OUT",
+            "train starts/mood --limit 16 --out OUT",
+            f"diagnose features {ADAPTERS} --out OUT",
+            "eval merged --no-single --out OUT",
+        ),
+    ),
+    "base-sharded": (
+        ("base-sharded/*",),
+        (
+            "collect --task mood --samples 8 --model base-sharded --out OUT",
+            "merge foreign/other --as model --model base-sharded --out OUT",
+        ),
+    ),
+    "unfinished": (("unfinished/.mood.training/osrm.json", "unfinished/.mood.training/checkpoint-*/*"), (_RESUME,)),
+    "verify": (
+        ("adapters/*/*", "merged/*", "merged/tasks/*/*", "features/*", "starts/*/*", "sweep/*", "data/mood/*"),
+        ("verify merged sweep diagnosis",),
+    ),
+}

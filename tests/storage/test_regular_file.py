@@ -1,0 +1,51 @@
+"""Pipes, devices and links that lead in circles are refused before anything waits for them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from osrm_cli.errors import OsrmError
+from osrm_cli.storage.regular_file import check_folder, check_regular, read_json
+
+
+def test_a_regular_file_and_a_link_to_one_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"x": 1}')
+    (tmp_path / "b.json").symlink_to(tmp_path / "a.json")
+    assert read_json(tmp_path / "b.json", "") == {"x": 1}
+
+
+def test_others_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    for name, reason in {
+        "pipe": "is a pipe, expected a file",
+        "zero": "is a device, expected a file",
+        "self": "cannot be read: Too many levels of symbolic links",
+        "nowhere": "is missing",
+        ".": "is a folder, expected a file",
+    }.items():
+        with pytest.raises(OsrmError, match=reason):
+            check_regular(tmp_path / name)
+
+
+def test_a_folder_of_files_may_hold_folders_but_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/link").symlink_to(tmp_path)
+    check_folder(tmp_path)
+    with pytest.raises(OsrmError, match="deep/link is a link to a folder"):
+        check_folder(tmp_path, recursive=True)
+    os.mkfifo(tmp_path / ".hidden")
+    check_folder(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OsrmError, match="pipe is a pipe"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")], ids=len)
+def test_damaged_json_is_named(tmp_path: Path, text: str | bytes) -> None:
+    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(OsrmError, match=r"a\.json cannot be read") as caught:
+        read_json(tmp_path / "a.json", "write it again")
+    assert caught.value.hint == "write it again"
