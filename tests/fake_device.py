@@ -57,6 +57,7 @@ def computed(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
         there, kwargs = torch.device(wanted) == DEVICE, {**kwargs, "device": "cpu"}
     plain = tree_map_only(There, lambda value: value.values, (list(args), kwargs))
     result = func(*plain[0], **plain[1])
-    if name.rpartition(".")[0].endswith("_"):
+    operator = name.rpartition(".")[0]
+    if operator.endswith("_") and not operator.endswith("__"):  # in place; __rshift__ is not
         return args[0]
     return tree_map_only(Tensor, There, result) if there else result

@@ -227,7 +227,21 @@ def _expand(word: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", [page for page in GUIDES if page.stem != "demo"], ids=lambda page: page.stem)
+def test_the_commands_on_text_tasks_run(
+    tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
+) -> None:
+    for task, source in (("wikisql", "same"), ("snips", "backwards")):
+        shutil.copytree(completion_tasks / source, tmp_path / "tasks" / task)
+    for _, block in _blocks(DOCS / "guides/text-tasks.md", "sh"):
+        for line in block.splitlines():
+            _run(line.removeprefix("osrm ").replace("smollm2", str(tiny_writer("llama"))), tmp_path)
+    assert (tmp_path / "merged" / "scores.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "guide", [page for page in GUIDES if page.stem not in ("demo", "text-tasks")], ids=lambda page: page.stem
+)
 def test_the_commands_of_a_guide_run(guide: Path, pipeline: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pipeline, tmp_path / "work"))
     for _, block in _blocks(guide, "sh"):

@@ -11,6 +11,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.evaluation import scores
+from osrm_cli.evaluation.harness import check_harness, run_harness
 from osrm_cli.evaluation.merged_folder import MergedFolder, MergedTask
 from osrm_cli.evaluation.scorers import ClassScorer, Scorer, TextScorer
 from osrm_cli.evaluation.scores import TaskScore
@@ -57,6 +58,8 @@ def evaluate_folder(
     base: bool = False,
     generate: bool = True,
     skip_long: bool = False,
+    harness: Sequence[str] = (),
+    harness_path: Path | str | None = None,
     model: str | None = None,
     revision: str | None = None,
     max_length: int | None = None,
@@ -81,6 +84,8 @@ def evaluate_folder(
         base: Score the base model on text tasks too, to say what share of an improvement a merge keeps.
         generate: Write answers of text tasks; otherwise the loss alone is scored.
         skip_long: Leave out rows whose completion exceeds ``max_length``, instead of an error.
+        harness: Tasks of lm-evaluation-harness to score the folder on as well.
+        harness_path: Folder of further tasks in the harness's YAML.
         model: The base model, if it has moved.
         revision: Its revision.
         max_length: Tokens per example; by default as in training.
@@ -115,6 +120,8 @@ def evaluate_folder(
     base_dir, base_id = merged.resolve_model(model, revision, max(lengths.values()))
     result = EvaluationResult(path, list(tasks_on_disk))
     result.warnings.extend(dict.fromkeys(text for pair in examples.values() for part in pair for text in part.warnings))
+    if harness:
+        check_harness()
     if dry_run:
         return result
     torch_device = pick_device(device)
@@ -135,6 +142,20 @@ def evaluate_folder(
     weights = sorted(folder.rglob("*.safetensors"))
     record = provenance.make_record("eval", settings, weights, base=base_id, **adapters_and_method)
     result.summary.update(scores.summarize_scores(result.scores))
+    if harness:
+        with progress("harness", len(harness), "tasks") as advance:
+            result.summary["harness"] = run_harness(
+                harness,
+                folder,
+                base_dir,
+                merged.form,
+                own_tasks=Path(harness_path) if harness_path else None,
+                device=str(torch_device),
+                dtype=precision,
+                batch_size=batch_size,
+                limit=limit,
+            )
+            advance(len(harness))
     contents = result.summary | (scores.predictions_record(result.scores) if predictions else {})
     with atomic.write_file(path, overwrite) as stage:
         stage.write_text(provenance.to_json({**record, **contents}), encoding="utf-8")

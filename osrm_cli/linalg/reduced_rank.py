@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import LowRank, truncate
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.linalg.second_moment import ridge_cholesky
+from osrm_cli.linalg.truncation import truncate
 
 
 def reduce_rank(
@@ -39,16 +41,17 @@ def reduce_rank(
 
 
 def truncate_for_inputs(
-    update: LowRank | Tensor, moments: Sequence[Tensor] | None, rank: int | None = None, energy: float | None = None
+    update: LowRank | RowStream, moments: Sequence[Tensor] | None, rank: int | None = None, energy: float | None = None
 ) -> tuple[LowRank, float]:
     """Cut an update by what the tasks' inputs see of it, or in the Frobenius norm where nothing is known of them.
 
     Args:
-        update: Factors, or a dense ``(d_out, d_in)``.
+        update: Factors, or the rows of a dense ``(d_out, d_in)``.
         moments: Each task's second moment, ``(d_in, d_in)``; their sum is the norm.
         rank: Largest rank of the result.
         energy: Share of the energy to keep, see ``reduce_rank`` and ``truncate``.
     """
     if moments is None:
         return truncate(update, rank, energy)
-    return reduce_rank(update, torch.stack([C.to(torch.float64) for C in moments]).sum(0), rank, energy)
+    whole = update.dense() if isinstance(update, RowStream) else update
+    return reduce_rank(whole, torch.stack([C.to(torch.float64) for C in moments]).sum(0), rank, energy)

@@ -1,22 +1,18 @@
 """The merge itself, layer by layer: updates of the adapters -> method's rule -> recompression where one is due."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.parallel import map_in_order
 from osrm_cli.linalg.reduced_rank import truncate_for_inputs
+from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.progress import Advance
-
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class MergedLayer:
 
     Attributes:
         name: Full name of the layer.
-        result: Factors, a dense ``(d_out, d_in)``, or a unified update with masks.
+        result: Factors, the rows of a dense ``(d_out, d_in)``, or a unified update with masks.
         kept: Share of the energy that is left after recompression; 1 if there was none.
     """
 
@@ -71,7 +67,7 @@ def merge_layers(
             results[name] = merged[name].result
         ordered = (merged[name] for name in layers)
     else:
-        ordered = _map_in_order(merge_one, layers, jobs)
+        ordered = map_in_order(merge_one, layers, jobs)
     for layer in ordered:
         yield layer
         advance(1)
@@ -90,23 +86,8 @@ def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> 
         return MergedLayer(layer, result)
     if "rank" in plan.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
         return MergedLayer(layer, result, result.kept_energy)
-    if isinstance(result, torch.Tensor) and plan.recipe.output == "adapter" and rank is None and energy is None:
+    if isinstance(result, RowStream) and plan.recipe.output == "adapter" and rank is None and energy is None:
         rank = sum(adapter.layers[layer].rank for adapter in plan.adapters if layer in adapter.layers)
     if rank is None and energy is None:
         return MergedLayer(layer, result)
     return MergedLayer(layer, *truncate_for_inputs(result, updates.second_moments, rank, energy))
-
-
-def _map_in_order(function: Callable[[Item], Answer], items: Sequence[Item], jobs: int) -> Iterator[Answer]:
-    """Map in threads, at most ``jobs`` at a time and in order: what is not yet taken does not pile up."""
-    if jobs == 1:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[Answer]] = deque()
-    with ThreadPoolExecutor(jobs) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) == jobs:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
@@ -96,7 +95,7 @@ class ModelTarget:
             kept[layer.name] = layer.kept
             if isinstance(layer.result, MaskedDelta):
                 raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
-            delta = (layer.result.dense() if isinstance(layer.result, LowRank) else layer.result).cpu()
+            delta = layer.result.dense().cpu()
             wide = torch.promote_types(weight.dtype, delta.dtype)
             return weight.to(wide) + (delta.T if self.weights[layer.name][1] else delta).to(wide)
 

@@ -29,7 +29,7 @@ _DECIMAL_PATTERN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECA
 
 @dataclass(frozen=True)
 class ScaledDelta:
-    """A merged update, layer by layer as dense tensors.
+    """A merged update, layer by layer.
 
     Attributes:
         results: Result of each layer.
@@ -53,7 +53,7 @@ class ScaledDelta:
             return result.scaled(self.factor).to(self.dtype).dense()
         if isinstance(result, MaskedDelta):
             return replace(result, unified=(self.factor * result.unified).to(self.dtype)).for_task(index)
-        return self.factor * result
+        return result.scaled(self.factor).dense()
 
 
 @dataclass(frozen=True)

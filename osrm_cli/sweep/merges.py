@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.from_data import samples, task_models
 from osrm_cli.merging.from_data.gather import gather_layer_data
 from osrm_cli.merging.layer_data import LayerData
@@ -54,7 +55,11 @@ class GridMerges:
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             plan, layer_data = self._gather_layer_data(family, Path(folder), progress)
             layers = merge_layers(plan, layer_data, plan.layers, device=self._device)
-            results = {layer.name: layer.result for layer in layers}
+            # Held: every point and every task forms the rows again.
+            results = {
+                layer.name: layer.result.held() if isinstance(layer.result, RowStream) else layer.result
+                for layer in layers
+            }
         return [(options, ScaledDelta(results, factor, plan.dtype)) for options, factor in family.points()]
 
     def _gather_layer_data(self, family: MergeFamily, folder: Path, progress: Progress) -> tuple[MergePlan, LayerData]:

@@ -1,16 +1,19 @@
 """What was understood of a task's data, for ``osrm collect --dry-run``."""
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from osrm_cli.tasks.parsing import describe_value
-from osrm_cli.tasks.task import TaskSplit
+from osrm_cli.tasks.task import GENERATION, TaskSplit
 
 
 def describe_split(data: TaskSplit) -> dict[str, Any]:
     """Columns, kind of label, labels with counts, first row and a ``task.toml`` that says the same."""
+    if data.task.is_text:
+        return _describe_texts(data)
     task, first = data.task, data.examples[0]
     counts = Counter(example.label for example in data.examples if example.label is not None)
     labels: dict[str, Any]
@@ -31,13 +34,32 @@ def describe_split(data: TaskSplit) -> dict[str, Any]:
     }
 
 
+def _describe_texts(data: TaskSplit) -> dict[str, Any]:
+    """Columns, length of the completions, and first row of a task that is answered with text."""
+    lengths = [len(example.reference) for example in data.text_examples]
+    return {
+        "source": data.source,
+        "examples": len(data.examples),
+        "columns": list(data.task.columns),
+        "kind": data.task.kind,
+        "completion_characters": {"median": statistics.median(lengths), "longest": max(lengths)},
+        "first": dict(zip(data.task.columns, data.examples[0].texts, strict=True)),
+        "task_toml": _write_toml(data),
+    }
+
+
 def format_description(described: Mapping[str, Any]) -> str:
     """The lines that a person reads."""
-    labels = ", ".join(f"{name} {count}" for name, count in described["labels"].items())
     first = ", ".join(f"{name} = {describe_value(value)}" for name, value in described["first"].items())
+    if described["kind"] == GENERATION:
+        lengths = ", ".join(f"{name} {count:g}" for name, count in described["completion_characters"].items())
+        about = f"characters of a completion: {lengths}"
+    else:
+        labels = ", ".join(f"{name} {count}" for name, count in described["labels"].items())
+        about = f"labels in {described['label_column']}: {labels}"
     lines = [
         f"{described['examples']} examples of {described['source']}, {described['kind']}",
-        f"labels in {described['label_column']}: {labels}",
+        about,
         f"first row: {first}",
         "the same as a task.toml:",
         *(f"  {line}" for line in described["task_toml"].splitlines()),
@@ -47,6 +69,15 @@ def format_description(described: Mapping[str, Any]) -> str:
 
 def _write_toml(data: TaskSplit) -> str:
     task = data.task
+    if task.is_text:
+        fields: dict[str, Any] = {
+            "kind": GENERATION,
+            "metrics": list(task.metrics),
+            "max_length": task.max_length,
+            "max_new_tokens": task.max_new_tokens,
+            "stop": list(task.stop) or None,
+        }
+        return _format_toml(fields)
     fields = {
         "columns": list(task.columns),
         "label_column": data.label_column,
@@ -54,6 +85,10 @@ def _write_toml(data: TaskSplit) -> str:
         "metrics": list(task.metrics),
         "max_length": task.max_length,
     }
+    return _format_toml(fields)
+
+
+def _format_toml(fields: Mapping[str, Any]) -> str:
     # A JSON string or array of them is TOML as well, but for a character that only JSON leaves bare.
     written = {key: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") for key, value in fields.items()}
     return "".join(f"{key} = {text}\n" for key, text in written.items() if fields[key] is not None)

@@ -117,7 +117,7 @@ def test_lambda_is_a_factor(asked: MergeRecipe, method: str) -> None:
                 if isinstance(layer.result, MaskedDelta):
                     expected = layer.result.for_task(index)
                 else:
-                    expected = layer.result.dense() if isinstance(layer.result, LowRank) else layer.result
+                    expected = layer.result.dense()
                 torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=1e-5)
     assert change.by_task == find_method(method).is_task_aware
 

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +19,47 @@ from osrm_cli.errors import OsrmError
 _VARIANTS = {"lora": "kaiming", "osrm": "osrm"}
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """One of the demo's settings.
+
+    Attributes:
+        data: The generated tasks.
+        model: The base model.
+        scale: Scale of the merged update.
+        collect: Options of ``osrm collect``.
+        train: Options of ``osrm train``.
+        evaluate: Options of ``osrm eval``.
+    """
+
+    data: str
+    model: str
+    scale: float
+    collect: str
+    train: str
+    evaluate: str = ""
+
+
+_CLASSES = _Setting("mini", "minilm", 0.3, "", "--epochs 3 --lr 2e-3")
+_TEXT = _Setting(
+    "mini-text", "smollm2", 0.5, "--samples 32 ", "--epochs 1 --lr 4e-3 --batch-size 8 --dev-limit 16", " --limit 32"
+)
+
+
 def demo(
-    model: options.Model = "minilm",
-    scale: Annotated[float, typer.Option("--lambda", help="Scale of the merged update.")] = 0.3,
+    text: Annotated[
+        bool, typer.Option("--text", help="Four tasks that are answered with text, on SmolLM2-135M.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", envvar="OSRM_MODEL", help="Base model. Default: minilm; smollm2 for text.", show_default=False
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option("--lambda", help="Scale of the merged update. Default: 0.3; 0.5 for text.", show_default=False),
+    ] = None,
     seed: options.Seed = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder to work in; it is kept.")] = Path("osrm-demo"),
     overwrite: options.Overwrite = False,
@@ -42,7 +81,9 @@ def demo(
     if overwrite and out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
-    for commands in _pipeline_stages(model, scale, seed):
+    setting = _TEXT if text else _CLASSES
+    setting = replace(setting, model=model or setting.model, scale=setting.scale if scale is None else scale)
+    for commands in _pipeline_stages(setting, seed):
         _run(commands, out, console)
     records = {arm: read_record(out / "merged" / arm / SCORES_NAME)[0] for arm in _VARIANTS}
     _draw_bars(records, out / "demo.png")
@@ -50,19 +91,19 @@ def demo(
     console.result({"folder": str(out), "arms": records}, _make_table(records))
 
 
-def _pipeline_stages(model: str, scale: float, seed: int) -> list[list[str]]:
+def _pipeline_stages(setting: _Setting, seed: int) -> list[list[str]]:
     """The pipeline as a user would type it in the demo's folder; commands of one stage are independent."""
     seed_option = f"--seed {seed}"
-    train = "--epochs 3 --lr 2e-3"
+    base, scale = shlex.quote(setting.model), setting.scale
     return [
-        [f"osrm collect --data mini --model {shlex.quote(model)} --statistic mean {seed_option}"],
+        [f"osrm collect --data {setting.data} --model {base} {setting.collect}--statistic mean {seed_option}"],
         [
             f"osrm init --each --objective {objective} --out starts/{arm} {seed_option}"
             for arm, objective in _VARIANTS.items()
         ],
-        [f"osrm train starts/{arm}/* {train} --out adapters/{arm} {seed_option}" for arm in _VARIANTS],
+        [f"osrm train starts/{arm}/* {setting.train} --out adapters/{arm} {seed_option}" for arm in _VARIANTS],
         [f"osrm merge adapters/{arm}/* --method task-arith --lambda {scale:g} --out merged/{arm}" for arm in _VARIANTS],
-        [f"osrm eval merged/{arm}" for arm in _VARIANTS],
+        [f"osrm eval merged/{arm}{setting.evaluate}" for arm in _VARIANTS],
     ]
 
 

@@ -33,6 +33,15 @@ def evaluate(
     generate: Annotated[
         bool, typer.Option("--generate/--no-generate", help="Write answers to text tasks, or score their loss alone.")
     ] = True,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            "--harness", metavar="TASKS", help="Tasks of lm-evaluation-harness, comma-separated.", show_default=False
+        ),
+    ] = None,
+    harness_path: Annotated[
+        Path | None, typer.Option("--harness-path", help="Folder of further tasks in its YAML.", show_default=False)
+    ] = None,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
@@ -64,6 +73,8 @@ def evaluate(
         predictions=predictions,
         single=single,
         base=base,
+        harness=harness.split(",") if harness else (),
+        harness_path=harness_path,
         generate=generate,
         skip_long=skip_long,
         model=model,
@@ -98,6 +109,9 @@ def _make_report(summary: Mapping[str, Any], split: str) -> Any:
         for sample in row.get("samples", ())[:1]:
             lines += [f"{name}: {_shorten(sample['prompt'])}", f"  answer     {_shorten(sample['answer'])}"]
             lines.append(f"  reference  {_shorten(sample['reference'])}")
+    for name, metrics in summary.get("harness", {}).items():
+        values = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items() if "stderr" not in metric)
+        lines.append(f"harness {name}: {values}")
     scores = _make_table(summary, split)
     return Group(scores, escape("\n".join(lines))) if lines else scores
 

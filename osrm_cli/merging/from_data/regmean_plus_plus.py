@@ -7,6 +7,7 @@ import torch
 from osrm_cli.features.collector import InputStatistics
 from osrm_cli.features.statistics.accumulators import SecondMomentAccumulator
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
@@ -51,10 +52,11 @@ class SequentialMoments(LayerData):
         """A layer's result on top of its output, so that the layers above see the merged model."""
         if isinstance(result, MaskedDelta):
             raise TypeError(f"{layer}: {type(result).__name__}, expected one update for all tasks")
-        device, factors = self._models[0].device, result.to(torch.float32)
-        if isinstance(factors, torch.Tensor):
-            dense = factors.to(device)
+        device = self._models[0].device
+        if isinstance(result, RowStream):
+            dense = result.dense().to(device, torch.float32)
             return lambda x, y: y + x @ dense.T
+        factors = result.to(torch.float32)
         return low_rank_hook(LowRank(factors.B.to(device), factors.A.to(device)))
 
     def _collect(self, model: TaskModel, layer: str, hooks: Mapping[str, OutputHook]) -> torch.Tensor:

@@ -4,16 +4,19 @@ Results are dense. The same functions serve the core space and the shared basis 
 coordinate.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from osrm_cli.linalg.low_rank import LowRank, stack
+from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
-from osrm_cli.merging.methods.row_blocks import combine_row_blocks, elected_sign, row_blocks, sum_rows
-from osrm_cli.merging.methods.sparsify import drop_by_magnitude, drop_randomly, drop_tails, keep_largest
+from osrm_cli.merging.methods.sparsify import RowFilter, drop_by_magnitude, drop_randomly, drop_tails, keep_largest
 
 
-def ties(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """TIES (arXiv:2306.01708): trim each ``w_t dW_t`` to its ``density`` largest entries, elect signs, merge.
 
     ``x_t = trim(w_t dW_t)``, ``gamma = sign(sum_t x_t)``, result ``lambda * mean {x_t : sign(x_t) = gamma}``, or their
@@ -22,66 +25,94 @@ def ties(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     its trimmed self. Not linear in the weights.
     """
     keep = [keep_largest(update, options.density) for update in layer.weighted]
-    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: elected(blocks, options.aggregate), keep)
+    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
 
 
-def magnitude(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def magnitude(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """``lambda * sum_t trim(w_t dW_t)``: each update reduced to its ``density`` largest entries, then added.
 
     What PEFT calls ``magnitude_prune``. One adapter is itself at density 1.
     """
     keep = [keep_largest(update, options.density) for update in layer.weighted]
-    return options.scale * combine_row_blocks(layer.weighted, sum_rows, keep)
+    return formed(layer.weighted, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
-def breadcrumbs(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def breadcrumbs(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """Model Breadcrumbs (arXiv:2312.06795): ``lambda * sum_t m_t * w_t dW_t``, ``m_t`` without both tails.
 
     ``outliers`` of the largest entries and all but the ``density`` next ones are dropped. One adapter is itself at
     density 1, where no outlier is dropped.
     """
     keep = [drop_tails(update, options.density, options.outliers) for update in layer.weighted]
-    return options.scale * combine_row_blocks(layer.weighted, sum_rows, keep)
+    return formed(layer.weighted, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
-def dare(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def dare(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """DARE (arXiv:2311.03099): ``lambda * sum_t m_t * w_t dW_t / density``, ``m_t`` Bernoulli(``density``).
 
     Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1.
     """
     keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
-    return options.scale * combine_row_blocks(layer.weighted, sum_rows, keep)
+    return formed(layer.weighted, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
-def dare_ties(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def dare_ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """DARE's random drop in the place of TIES's trimming; then TIES's election and mean (arXiv:2311.03099).
 
     Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1. Not
     linear in the weights.
     """
     keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
-    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: elected(blocks, options.aggregate), keep)
+    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
 
 
-def della(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def della(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """DELLA (arXiv:2406.11617): drop small entries more often than large ones, rescale, elect signs, merge as in TIES.
 
     Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1. Not
     linear in the weights.
     """
     keep = [drop_by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
-    return options.scale * combine_row_blocks(layer.weighted, lambda blocks: elected(blocks, options.aggregate), keep)
+    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
 
 
-def elected(blocks: Tensor, aggregate: str) -> Tensor:
-    """The mean, or the sum, of the entries that have the elected sign; overwrites ``blocks``."""
-    sign = elected_sign(blocks)
+def formed(updates: Sequence[LowRank], keep: Sequence[RowFilter] | None = None) -> RowStream:
+    """The rows of several updates side by side, ``(T, rows, d_in)``, each after its ``keep``."""
+
+    def form(place: slice) -> Tensor:
+        blocks = [update.B[place] @ update.A for update in updates]
+        if keep:
+            blocks = [pick(place, rows) for pick, rows in zip(keep, blocks, strict=True)]
+        return torch.stack(blocks)
+
+    first = updates[0]
+    return RowStream(first.shape, first.B.dtype, first.B.device, form, near=stack(updates))
+
+
+def elected(blocks: Tensor, options: MethodOptions) -> Tensor:
+    """The mean, or the sum, of the entries that have the elected sign, times lambda; overwrites ``blocks``."""
+    sign, agreeing, total = elect(blocks)
+    total.mul_(sign).mul_(options.scale)
+    return total if options.aggregate == "sum" else total.div_(agreeing.sign_().sum(0).clamp_min_(1))
+
+
+def elect(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``gamma = sign(sum_t x_t)``, each ``max(gamma x_t, 0)``, and their sum; overwrites ``blocks``.
+
+    The sign is 0 where the sum is nothing but rounding, so that opposite updates cancel. The authors of TIES give such
+    entries the sign of the majority of all entries. They are zero in every update, or the updates cancel; here they
+    stay zero.
+    """
+    total = blocks.sum(0)
+    sign = total.sign()
     agreeing = blocks.mul_(sign).clamp_min_(0)
-    total = agreeing.sum(0) * sign
-    return total if aggregate == "sum" else total / agreeing.sign_().sum(0).clamp_min_(1)
+    share = agreeing.sum(0)
+    sizes = 2 * share - total.abs_()  # sum_t |x_t|
+    sign.mul_(total.sub_(sizes, alpha=4 * torch.finfo(blocks.dtype).eps).clamp_min_(0).sign_())
+    return sign, agreeing, share
 
 
-def consensus(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def consensus(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """Consensus merging with TALL masks (arXiv:2405.07813): the sum, where enough tasks use the entry.
 
     ``W = sum_t w_t dW_t``; task ``t`` uses an entry if ``|w_t dW_t| >= mask_scale * |W - w_t dW_t|``; result
@@ -90,12 +121,13 @@ def consensus(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """
     needed = min(options.agreement, len(layer.adapters))
 
-    def combine(blocks: Tensor) -> Tensor:
+    def combine(_: slice, blocks: Tensor) -> Tensor:
         total = blocks.sum(0)
-        users = (blocks.abs() >= options.mask_scale * (total - blocks).abs()).to(blocks.dtype).sum(0)
-        return total * (users >= needed)
+        others = (total - blocks).abs_().mul_(options.mask_scale)
+        users = torch.ge(blocks.abs_(), others, out=others).sum(0)
+        return total.mul_(users.ge_(needed)).mul_(options.scale)
 
-    return options.scale * combine_row_blocks(layer.weighted, combine)
+    return formed(layer.weighted).then(combine)
 
 
 def emr(layer: LayerUpdates, options: MethodOptions) -> MaskedDelta:
@@ -105,16 +137,20 @@ def emr(layer: LayerUpdates, options: MethodOptions) -> MaskedDelta:
     ``M_t = [w_t dW_t * U > 0]``; rescaler ``sum |w_t dW_t| / sum |M_t * U|``, per layer (the authors': over the whole
     model). Not one model: the task must be named at inference. One adapter is itself.
     """
-    unified = combine_row_blocks(layer.weighted, _unified)
-    masks, rescalers = [], []
-    for update in layer.weighted:
-        dW = torch.cat(list(row_blocks(update)))
-        masks.append(dW * unified > 0)
-        shared = float((unified * masks[-1]).abs().sum(dtype=torch.float64))
-        rescalers.append(float(dW.abs().sum(dtype=torch.float64)) / shared if shared else 0.0)
-    return MaskedDelta(options.scale * unified, tuple(masks), tuple(rescalers))
+    updates = formed(layer.weighted)
+    unified = torch.empty(updates.shape, dtype=updates.dtype, device=updates.device)
+    masks = torch.empty(len(layer.adapters), *updates.shape, dtype=torch.bool, device=updates.device)
 
+    def unify(place: slice, blocks: Tensor) -> Tensor:
+        sizes = blocks.abs().sum(2)
+        sign, agreeing, _ = elect(blocks)
+        largest = agreeing.amax(0).mul_(sign.abs())
+        torch.mul(largest, sign, out=unified[place])
+        used = agreeing.sign_().mul_(sign.abs())
+        masks[:, place] = used
+        shared = used.mul_(largest).sum(2)
+        return torch.stack([sizes, shared]).to(torch.float64).sum(2)
 
-def _unified(blocks: Tensor) -> Tensor:
-    sign = elected_sign(blocks)
-    return sign * (blocks * sign).amax(0).clamp_min(0)
+    sizes, shared = torch.stack(list(updates.blocks(unify))).sum(0)
+    rescalers = torch.where(shared > 0, sizes / shared, 0.0)
+    return MaskedDelta(unified.mul_(options.scale), tuple(masks), tuple(rescalers.cpu().tolist()))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.row_stream import RowStream
 
 
 @dataclass(frozen=True)
@@ -98,5 +99,5 @@ class MaskedDelta:
         return self.unified * self.masks[index] * self.rescalers[index]
 
 
-# Factors, a dense ``(d_out, d_in)``, or a unified update with masks.
-LayerResult = LowRank | Tensor | MaskedDelta
+# Factors, the rows of a dense ``(d_out, d_in)``, or a unified update with masks.
+LayerResult = LowRank | RowStream | MaskedDelta

@@ -6,6 +6,8 @@ from torch import Tensor
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import second_moment
 from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, stack
+from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.merging.methods.elementwise import formed
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
@@ -36,7 +38,7 @@ def regmean(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     return stack(updates).scaled(options.scale)
 
 
-def sequential(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def sequential(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """Least squares on the single models' outputs: each layer corrects the errors of the merged layers below it.
 
     ``min_X sum_t E ||(W_0 + X) x_t - (W_0 + w_t dW_t) x_t*||^2 + sum_t rho ||X - w_t dW_t||_F^2``; ``x_t`` are the
@@ -63,7 +65,7 @@ def sequential(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     for update, D, drift in zip(layer.weighted, layer.cross_moments, layer.drifts, strict=True):
         exact = update.to(torch.float64)
         targets += exact.B @ (exact.A @ D.to(torch.float64) + share * exact.A) + drift.to(torch.float64)
-    return options.scale * torch.cholesky_solve(targets.T, factor).T
+    return RowStream.of(options.scale * torch.cholesky_solve(targets.T, factor).T)
 
 
 def wudi(layer: LayerUpdates, options: MethodOptions) -> LowRank:
@@ -86,7 +88,7 @@ def wudi(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     return core.join(options.scale * (K @ U[:, :rank] / S[:rank]) @ Vh[:rank])
 
 
-def fisher(layer: LayerUpdates, options: MethodOptions) -> Tensor:
+def fisher(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     """Fisher merging of the updates (arXiv:2111.09832): ``lambda * sum_t F_t * w_t dW_t / sum_t F_t``, per entry.
 
     ``F_t`` is the diagonal Fisher information of the merged weight's entries on task ``t``. Entries without any
@@ -97,14 +99,16 @@ def fisher(layer: LayerUpdates, options: MethodOptions) -> Tensor:
     """
     if layer.fisher is None:
         raise OsrmError(f"fisher needs the Fisher information of {layer.name}, none was given")
-    information = torch.zeros(layer.shape, dtype=layer.fisher[0].dtype, device=layer.fisher[0].device)
-    for F in layer.fisher:
-        information = information + F.to(torch.promote_types(F.dtype, torch.float32))
-    merged = torch.zeros_like(information)
-    for update, F in zip(layer.weighted, layer.fisher, strict=True):
-        share = torch.where(information > 0, F / information, 1 / len(layer.fisher))
-        merged = merged + share * update.dense()
-    return options.scale * merged
+    fisher = layer.fisher
+
+    def combine(place: slice, blocks: Tensor) -> Tensor:
+        shares = torch.stack([F[place].to(blocks) for F in fisher])
+        total = shares.sum(0)
+        mean = blocks.mean(0)
+        merged = blocks.mul_(shares.div_(total)).sum(0)
+        return torch.where(total > 0, merged, mean).mul_(options.scale)
+
+    return formed(layer.weighted).then(combine)
 
 
 def _damped(C: Tensor, alpha: float) -> Tensor:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank, core_space, squared_norm
+from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
-Rule = Callable[[LayerUpdates, MethodOptions], LowRank | Tensor]
+Rule = Callable[[LayerUpdates, MethodOptions], LowRank | RowStream]
 
 
 def core(rule: Rule) -> Rule:
@@ -28,7 +28,7 @@ def core(rule: Rule) -> Rule:
         space = core_space(layer.weighted).principal()
         exact = [update.to(torch.float64) for update in layer.weighted]
         cores = tuple(LowRank(space.Q_B.T @ update.B, update.A @ space.Q_A) for update in exact)
-        return space.join(_dense(rule(layer.with_deltas(cores), options)))
+        return space.join(rule(layer.with_deltas(cores), options).dense())
 
     return merged
 
@@ -45,7 +45,7 @@ def knots(rule: Rule) -> Rule:
         space = core_space(layer.weighted).principal()
         exact = [update.to(torch.float64) for update in layer.weighted]
         aligned = tuple(LowRank(space.Q_B.T @ update.B, update.A) for update in exact)
-        return LowRank(space.Q_B, _dense(rule(layer.with_deltas(aligned), options)))
+        return LowRank(space.Q_B, rule(layer.with_deltas(aligned), options).dense())
 
     return merged
 
@@ -59,7 +59,7 @@ def pico(rule: Rule) -> Rule:
     is under the rule. Not linear in the weights.
     """
 
-    def merged(layer: LayerUpdates, options: MethodOptions) -> LowRank | Tensor:
+    def merged(layer: LayerUpdates, options: MethodOptions) -> LowRank | RowStream:
         updates = [update.to(torch.float64) for update in layer.weighted]
         U, sigma, _ = torch.linalg.svd(torch.cat([update.B for update in updates], dim=1), full_matrices=False)
         shares = sigma.square() / sigma.square().sum().clamp_min(torch.finfo(sigma.dtype).tiny)
@@ -67,13 +67,8 @@ def pico(rule: Rule) -> Rule:
         calibrated = tuple(LowRank((U * scales) @ (U.T @ update.B), update.A) for update in updates)
         result = rule(layer.with_deltas(calibrated), replace(options, scale=1.0))
         mean = sum(squared_norm(update) ** 0.5 for update in updates) / len(updates)
-        norm = squared_norm(result) ** 0.5 if isinstance(result, LowRank) else float(torch.linalg.norm(result))
+        norm = (squared_norm(result) if isinstance(result, LowRank) else result.squared_norm()) ** 0.5
         # A result that is nothing but rounding must not be raised to full size.
-        factor = options.scale * (mean / norm if norm > 1e-9 * mean else 1.0)
-        return result.scaled(factor) if isinstance(result, LowRank) else factor * result
+        return result.scaled(options.scale * (mean / norm if norm > 1e-9 * mean else 1.0))
 
     return merged
-
-
-def _dense(result: LowRank | Tensor) -> Tensor:
-    return result.dense() if isinstance(result, LowRank) else result

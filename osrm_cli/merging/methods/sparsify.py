@@ -4,22 +4,27 @@ All counts and thresholds are per layer. Papers that trim over the whole model a
 survives; a layer at a time is what bounds memory and what sharding cannot change.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.methods.options import MethodOptions
-from osrm_cli.merging.methods.row_blocks import RowFilter, row_blocks
-from osrm_cli.seeding import generator
+from osrm_cli.seeding import stream_key, uniform_rows
 
-SAMPLE = 1 << 14
+# Turns the place of some rows of one adapter, and the rows, into what is kept of them; may overwrite them.
+RowFilter = Callable[[slice, Tensor], Tensor]
+
+SAMPLE = 1 << 16
 
 
 def keep_largest(update: LowRank, density: float) -> RowFilter:
     """Keep the ``int(density * n)`` largest entries by magnitude, at least one and all that equal the last."""
-    low = _magnitude_threshold(update, _count(update, density))
-    below = float(torch.nextafter(low, torch.zeros_like(low)))  # hardshrink drops what is not above its bound
-    return lambda rows: torch.nn.functional.hardshrink(rows, below)
+    below = _below(_magnitude_threshold(update, _count(update, density)))
+    return lambda _, rows: torch.hardshrink(rows, below)
 
 
 def drop_tails(update: LowRank, density: float, outliers: float) -> RowFilter:
@@ -29,15 +34,21 @@ def drop_tails(update: LowRank, density: float, outliers: float) -> RowFilter:
     """
     entries, count = _entries(update), _count(update, density)
     drop = min(int(outliers * entries), entries - count)
-    low = _magnitude_threshold(update, count + drop)
-    high = _magnitude_threshold(update, drop) if drop else torch.tensor(torch.inf)
-    return lambda rows: rows * ((rows.abs() >= low) & (rows.abs() < high))
+    if not drop:
+        return keep_largest(update, density)
+    low, high = (_below(_magnitude_threshold(update, kept)) for kept in (count + drop, drop))
+    return lambda _, rows: torch.hardshrink(rows, low) - torch.hardshrink(rows, high)
 
 
 def drop_randomly(options: MethodOptions, *names: str) -> RowFilter:
     """Keep entries with probability ``density`` and divide by it: the same in expectation (arXiv:2311.03099)."""
-    draws = generator(options.seed, *names)
-    return lambda rows: _drawn(rows, torch.full_like(rows, options.density), draws)
+    key = stream_key(options.seed, *names)
+
+    def keep(place: slice, rows: Tensor) -> Tensor:
+        kept = uniform_rows(key, place, rows.shape[1], rows.device).lt_(options.density)
+        return rows.mul_(kept).div_(options.density)
+
+    return keep
 
 
 def drop_by_magnitude(options: MethodOptions, *names: str) -> RowFilter:
@@ -46,22 +57,29 @@ def drop_by_magnitude(options: MethodOptions, *names: str) -> RowFilter:
     In each row the probability rises linearly with the rank of the magnitude, by ``window`` in all, around ``density``.
     The window narrows where it would reach above 1 or below half the density.
     """
-    draws = generator(options.seed, *names)
+    key = stream_key(options.seed, *names)
     width = min(options.window, options.density, 2 * (1 - options.density))
 
-    def keep(rows: Tensor) -> Tensor:
+    def keep(place: slice, rows: Tensor) -> Tensor:
         ladder = torch.linspace(-width / 2, width / 2, rows.shape[1], dtype=rows.dtype, device=rows.device)
-        order = rows.abs().argsort(dim=1, stable=True)
-        probability = torch.empty_like(rows).scatter_(1, order, (options.density + ladder).expand_as(rows))
-        return _drawn(rows, probability, draws)
+        probability = torch.empty_like(rows)
+        probability.scatter_(1, _order(rows.abs()), (options.density + ladder).expand_as(rows))
+        kept = uniform_rows(key, place, rows.shape[1], rows.device).lt_(probability)
+        return rows.mul_(kept).div_(probability)
 
     return keep
 
 
-def _drawn(rows: Tensor, probability: Tensor, draws: torch.Generator) -> Tensor:
-    # Drawn in float32 on the CPU whatever the precision and device of the update: the same seed, the same mask.
-    kept = torch.rand(rows.shape, generator=draws).to(rows.device) < probability
-    return torch.where(kept, rows / probability, 0.0)
+def _order(magnitude: Tensor) -> Tensor:
+    """Columns of each row from the smallest entry to the largest, equal ones from the left, ``(rows, d_in)``.
+
+    On a CPU by NumPy's radix sort of 16 bits at a time, nine times as fast as sorting: numbers that are not negative
+    have the order of their bits.
+    """
+    if magnitude.device.type != "cpu":
+        return magnitude.argsort(dim=1, stable=True)
+    words = magnitude.numpy().view(np.uint16).reshape(*magnitude.shape, -1)
+    return torch.from_numpy(np.lexsort(tuple(np.moveaxis(words, -1, 0)), axis=-1))
 
 
 def _entries(update: LowRank) -> int:
@@ -72,34 +90,48 @@ def _count(update: LowRank, density: float) -> int:
     return max(int(density * _entries(update)), 1)
 
 
-def _magnitude_threshold(update: LowRank, count: int) -> Tensor:
-    """The ``count``-th largest magnitude of the entries, exactly.
+def _below(bound: Tensor) -> float:
+    """The next smaller number: hardshrink drops what is not above its bound."""
+    return float(torch.nextafter(bound, torch.zeros_like(bound)))
 
-    Selection over all entries takes a second for 4096 x 4096. A sorted sample of them brackets the answer instead: one
-    pass gathers the entries in the bracket, and counting those below it proves the answer. Where it cannot, all serve.
+
+def _magnitude_threshold(update: LowRank, count: int) -> Tensor:
+    """The ``count``-th largest magnitude of the entries, exactly, in one pass.
+
+    A sample brackets the answer; the pass counts what lies above the bracket and gathers what lies in it. Where the
+    answer is not among that, another pass takes a wider bracket, at last all entries.
     """
-    rank = _entries(update) - count  # from the smallest, which is 0
-    if _entries(update) > 4 * SAMPLE:
-        sample = _sampled(update)
-        centre, margin = rank * len(sample) // _entries(update), len(sample) // 64
-        low, high = sample[max(centre - margin, 0)], sample[min(centre + margin, len(sample) - 1)]
-        reaching, between = 0, []
-        for rows in row_blocks(update):
-            magnitude = rows.abs_()
-            inside = magnitude >= low
-            reaching += int(torch.count_nonzero(inside))
-            inside &= magnitude <= high
-            between.append(magnitude[inside])
-        offset = rank - (_entries(update) - reaching)
-        bracket = torch.cat(between)
-        if 0 <= offset < len(bracket):
-            return bracket.kthvalue(offset + 1).values
-    return torch.cat([rows.abs_().flatten() for rows in row_blocks(update)]).kthvalue(rank + 1).values
+    sample = _sampled(update) if _entries(update) > 4 * SAMPLE else torch.zeros(0)
+    centre = len(sample) - count * len(sample) // _entries(update)
+    for margin in (len(sample) // 256, len(sample) // 16, len(sample)):
+        low = float(sample.kthvalue(centre - margin).values) if centre > margin > 0 else 0.0
+        high = float(sample.kthvalue(centre + margin).values) if centre + margin < len(sample) else torch.inf
+        above, inside, between = _split(update, low, high)
+        if low == high and above < count <= above + inside:
+            return torch.tensor(low, dtype=between.dtype)
+        if above < count <= above + len(between):
+            break
+    return between.kthvalue(len(between) - (count - above) + 1).values
+
+
+def _split(update: LowRank, low: float, high: float) -> tuple[int, int, Tensor]:
+    """How many magnitudes are above ``high``, and from ``low`` to ``high``; and the latter, unless all are the same."""
+
+    def split(_: slice, rows: Tensor) -> tuple[float, float, Tensor]:
+        # Comparing into numbers, and gathering columns first, takes a third of the time of masks of all entries.
+        size = rows.abs_()
+        above = torch.gt(size, high, out=torch.empty_like(size))
+        inside = torch.ge(size, low, out=torch.empty_like(size)).sub_(above).sum(0)
+        near = size.index_select(1, inside.nonzero().flatten()) if low < high else size[:, :0]
+        return float(above.sum()), float(inside.sum()), near[(near >= low) & (near <= high)]
+
+    above, inside, between = zip(*RowStream.of(update).blocks(split), strict=True)
+    return int(sum(above)), int(sum(inside)), torch.cat(between)
 
 
 def _sampled(update: LowRank) -> Tensor:
-    """Magnitudes of about ``SAMPLE`` entries, evenly spread, in rising order."""
+    """Magnitudes of about ``SAMPLE`` entries, evenly spread."""
     wide = update.promoted()
     at = torch.arange(0, _entries(update), _entries(update) // SAMPLE | 1, device=wide.B.device)
     rows, columns = at // update.shape[1], at % update.shape[1]
-    return (wide.B[rows] * wide.A.T[columns]).sum(1).abs().sort().values
+    return (wide.B[rows] * wide.A.T[columns]).sum(1).abs()

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.methods import METHODS, Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
@@ -70,10 +71,10 @@ def merge(method: Method, updates: LayerUpdates, **options: object) -> Tensor:
     return dense(method.load()(updates, MethodOptions(**options)))
 
 
-def dense(result: LowRank | Tensor | MaskedDelta) -> Tensor:
+def dense(result: LowRank | RowStream | MaskedDelta) -> Tensor:
     if isinstance(result, MaskedDelta):
         return result.unified.double()
-    return result.to(torch.float64).dense() if isinstance(result, LowRank) else result.double()
+    return (result.to(torch.float64) if isinstance(result, LowRank) else result).dense().double()
 
 
 def close(found: Tensor, expected: Tensor, size: float | None = None, within: float = 1e-5) -> None:

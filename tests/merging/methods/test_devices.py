@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import LowRank, truncate
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.linalg.truncation import truncate
 from osrm_cli.merging.methods import Method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
@@ -25,10 +27,10 @@ def moved(updates: LayerUpdates) -> LayerUpdates:
     )
 
 
-def parts(result: LowRank | Tensor | MaskedDelta) -> list[Tensor]:
+def parts(result: LowRank | RowStream | MaskedDelta) -> list[Tensor]:
     if isinstance(result, MaskedDelta):
         return [result.unified, *result.masks]
-    return [result.B, result.A] if isinstance(result, LowRank) else [result]
+    return [result.B, result.A] if isinstance(result, LowRank) else [result.dense()]
 
 
 def test_the_pretended_device_refuses_what_an_accelerator_refuses() -> None:

@@ -149,8 +149,8 @@ def test_any_precision_in_float32_or_better_inside(method: Method, dtype: torch.
     halves = replace(several, deltas=tuple(dW.to(dtype) for dW in several.deltas))
     widened = replace(several, deltas=tuple(dW.promoted() for dW in halves.deltas))
     result = method.load()(halves, MethodOptions())
-    tensor = result.B if isinstance(result, LowRank) else result.unified if isinstance(result, MaskedDelta) else result
-    assert tensor.dtype in (torch.float32, torch.float64)
+    form = result.B if isinstance(result, LowRank) else result.unified if isinstance(result, MaskedDelta) else result
+    assert form.dtype in (torch.float32, torch.float64)
     assert torch.equal(merge(method, halves), merge(method, widened))
 
 

@@ -1,0 +1,71 @@
+"""Text tasks on SmolLM2-135M: training beside Trainer, generation beside `generate`, sweeps beside separate runs.
+
+Whole processes but for generation, which is timed in one process after the model is loaded.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import timing
+from benchmarks.report import Row, Setting, script
+
+TASKS = ("mini-json", "mini-steps")
+
+
+def measure(setting: Setting) -> Iterator[Row]:
+    folder = setting.folder
+    train, dev = (16, 4) if setting.quick else (96, 24)
+    task = TASKS[0]
+    timing.osrm("collect", "--data", "mini-text", "--model", "smollm2", "--samples", "2", "-q", cwd=folder)
+    timing.osrm("init", "--each", "--objective", "kaiming", "-q", cwd=folder)
+    yield from _train(folder, task, train, dev, setting.few)
+    starts = [f"starts/{name}" for name in TASKS]
+    words = ("--limit", "16", "--dev-limit", "4", "--epochs", "1", "--overwrite", "-q")
+    timing.osrm("train", *starts, *words, cwd=folder)
+    yield _generate(folder, task, dev, setting.few)
+    yield _sweep(folder, dev // 2, setting.few)
+
+
+def _train(folder: Path, task: str, train: int, dev: int, repeats: int) -> Iterator[Row]:
+    words = ("--limit", str(train), "--dev-limit", str(dev), "--epochs", "1", "--dtype", "float32")
+    runs = {"ours": lambda: timing.osrm("train", f"starts/{task}", *words, "--overwrite", "-q", cwd=folder)}
+    for padding in ("dynamic", "max_length"):
+        runs[padding] = lambda padding=padding: timing.peer(
+            "completions", "train", task, train, dev, padding, cwd=folder
+        )
+    found = timing.in_turn(runs, repeats)
+    for padding, goal in (("max_length", 2), ("dynamic", 1)):
+        peer = f"Trainer, {'padded to 128' if padding == 'max_length' else 'dynamic padding'}"
+        yield Row(f"train, {task}, one epoch of {train}", found["ours"], peer, found[padding], goal)
+
+
+def _generate(folder: Path, task: str, count: int, repeats: int) -> Row:
+    seconds: dict[str, list[float]] = {"ours": [], "alone": []}
+    for _ in range(repeats):
+        timing.peer("completions", "generate", task, str(count), "generate.json", cwd=folder)
+        for name, value in json.loads((folder / "generate.json").read_text(encoding="utf-8")).items():
+            seconds[name].append(value)
+    return Row(f"generate, {count} answers to {task}", seconds["ours"], "generate, one by one", seconds["alone"], 5)
+
+
+def _sweep(folder: Path, limit: int, repeats: int) -> Row:
+    adapters = [f"adapters/{name}" for name in TASKS]
+    words = ("--limit", str(limit), "--overwrite", "-q")
+
+    def separate() -> float:
+        merged = timing.osrm("merge", *adapters, "--lambda", "1.0", "--overwrite", "-q", cwd=folder)
+        scored = timing.osrm("eval", "merged", "--no-single", "--no-generate", *words, cwd=folder)
+        return 10 * (merged.seconds + scored.seconds)
+
+    runs = {
+        "ours": lambda: timing.osrm("sweep", *adapters, "--lambda", "0.1:1.0:0.1", *words, cwd=folder),
+        "separate": separate,
+    }
+    found = timing.in_turn(runs, repeats)
+    what = f"sweep of losses, 10 lambdas x {len(TASKS)} tasks x {limit} examples"
+    return Row(what, found["ours"], "merge and eval, ten times (one measured)", found["separate"], 4)
+
+
+if __name__ == "__main__":
+    script("text", measure, __doc__)

@@ -1,0 +1,92 @@
+"""A dense matrix as a stream of blocks of rows, formed in a core's cache where they are wanted and never held."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.parallel import map_in_order
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class RowStream:
+    """A ``(d_out, d_in)`` matrix by its rows.
+
+    The rows are always formed in the same blocks: how a product is rounded may depend on the number of its rows, and a
+    threshold that was counted has to meet the same bits again.
+
+    Attributes:
+        shape: ``(d_out, d_in)``.
+        dtype: Of its entries, float32 or better.
+        device: Where they are formed.
+        form: Makes the rows of one block, ``(rows, d_in)``, or those of several matrices, ``(T, rows, d_in)``. Called
+            by several threads at once.
+        near: What the matrix resembles; spares a decomposition its first pass.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    form: Callable[[slice], Tensor]
+    near: LowRank | None = None
+
+    @classmethod
+    def of(cls, matrix: LowRank | Tensor) -> "RowStream":
+        """The rows of a product, or of a matrix that is held anyway."""
+        if isinstance(matrix, Tensor):
+            wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+            return cls((matrix.shape[0], matrix.shape[1]), wide.dtype, wide.device, lambda place: wide[place])
+        factors = matrix.promoted()
+        B, A = factors.B, factors.A
+        return cls(matrix.shape, B.dtype, B.device, lambda place: B[place] @ A, factors)
+
+    def then(self, function: Callable[[slice, Tensor], Tensor]) -> "RowStream":
+        """The stream of ``function(place, rows)``, which may overwrite rows that are formed."""
+        return replace(self, form=lambda place: function(place, self.form(place)))
+
+    def scaled(self, c: float) -> "RowStream":
+        """``c`` times the matrix."""
+        return self if c == 1 else self.then(lambda _, rows: c * rows)
+
+    def blocks(self, function: Callable[[slice, Tensor], Answer]) -> Iterator[Answer]:
+        """``function(place, rows)`` of every block, from the first row to the last, in as many threads as torch has."""
+        for answers in self._map_strips(lambda places: [function(place, self.form(place)) for place in places]):
+            yield from answers
+
+    def strips(self, function: Callable[[Tensor], Answer]) -> Iterator[Answer]:
+        """``function(rows)`` of several blocks at a time, as many as make a product worth while."""
+        return self._map_strips(lambda places: function(torch.cat([self.form(place) for place in places])))
+
+    def dense(self) -> Tensor:
+        """The whole matrix."""
+        whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for _ in self.blocks(lambda place, rows: whole[place].copy_(rows)):
+            pass
+        return whole
+
+    def held(self) -> "RowStream":
+        """The same with its rows formed once and kept."""
+        return replace(RowStream.of(self.dense()), near=self.near)
+
+    def squared_norm(self) -> float:
+        """``||W||_F^2``."""
+        return sum(self.blocks(lambda _, rows: float(sum_of_squares(rows))))
+
+    def _map_strips(self, function: Callable[[list[slice]], Answer]) -> Iterator[Answer]:
+        on_cpu = self.device.type == "cpu"
+        # 16 rows of width 8192 stay in a core's cache; an accelerator wants few and large launches.
+        entries, together = (1 << 17, 16) if on_cpu else (1 << 24, 1)
+        size = max(entries // max(self.shape[1], 1), 1)
+        places = [slice(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
+        strips = [places[first : first + together] for first in range(0, len(places), together)]
+        return map_in_order(function, strips, torch.get_num_threads() if on_cpu else 1, ahead=2)
+
+
+def sum_of_squares(rows: Tensor) -> Tensor:
+    """The sum of squares, float64, of rows ``(n, d)`` in any precision: exact to rounding whatever their number."""
+    return rows.square().sum(1).to(torch.float64).sum()

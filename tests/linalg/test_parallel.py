@@ -1,0 +1,41 @@
+import threading
+
+import pytest
+import torch
+
+from osrm_cli.linalg.parallel import map_in_order
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (2, 0), (5, 0), (2, 3)])
+def test_answers_come_in_order_and_do_not_pile_up(workers: int, ahead: int) -> None:
+    started = []
+
+    def double(item: int) -> int:
+        started.append(item)
+        return 2 * item
+
+    answers = map_in_order(double, range(50), workers, ahead)
+    assert [next(answers) for _ in range(10)] == list(range(0, 20, 2))
+    assert len(started) <= 10 + workers + ahead - 1
+    assert list(answers) == list(range(20, 100, 2))
+
+
+def test_threads_share_those_of_torch_and_give_them_back() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        found = list(map_in_order(lambda _: (torch.get_num_threads(), threading.get_ident()), range(8), 2))
+        later: list[int] = []
+        beside = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        beside.start()
+        beside.join()
+        assert {share for share, _ in found} == {2}
+        assert threading.get_ident() not in {thread for _, thread in found}
+        assert (torch.get_num_threads(), later) == (4, [4])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_an_error_comes_out() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(map_in_order(lambda item: 1 / item, [1, 1, 0, 1], 2))
