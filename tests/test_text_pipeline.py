@@ -175,6 +175,17 @@ def test_diagnose_retrofit_and_report(written: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.stderr
 
 
+def test_methods_that_read_classifiers_texts_say_so(written: Path, tmp_path: Path) -> None:
+    adapters = [str(written / "adapters" / task) for task in ("last", "same")]
+    (tmp_path / "osrm.toml").write_bytes((written / "osrm.toml").read_bytes())
+    run = osrm("merge", *adapters, "--method", "fisher", cwd=tmp_path)
+    assert run.code == 1
+    assert "reads the texts of classifiers" in run.error
+    features = ("--features", str(written / "features"))
+    assert osrm("merge", *adapters, "--method", "regmean", *features, cwd=tmp_path).code == 0
+    assert osrm("merge", *adapters, "--method", "auto", "--overwrite", cwd=tmp_path).code == 0
+
+
 def test_another_template_is_refused(written: Path, tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:
     import shutil
 

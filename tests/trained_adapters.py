@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from osrm_cli.merging.from_data import samples, task_models
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.storage import provenance
 from osrm_cli.tasks.loading import load_split
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from osrm_cli.models.base_model import find_base_model
-from osrm_cli.models.text_backbone import TextBackbone
+from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import TextExample
 

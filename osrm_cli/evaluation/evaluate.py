@@ -18,7 +18,7 @@ from osrm_cli.evaluation.scorers import ClassScorer, Scorer, TextScorer
 from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
-from osrm_cli.models.text_backbone import TextBackbone
+from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.tasks.loading import list_splits, load_split

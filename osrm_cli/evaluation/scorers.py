@@ -13,12 +13,12 @@ from osrm_cli.evaluation.merged_folder import MergedTask
 from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.batching import IGNORED, Encoding
-from osrm_cli.models.completions import CompletionTokenizer, template_record
-from osrm_cli.models.text_backbone import TextBackbone
+from osrm_cli.models.text.backbone import TextBackbone
+from osrm_cli.models.text.completions import CompletionTokenizer, template_record
 from osrm_cli.progress import Progress
 from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
 from osrm_cli.tasks.task import Task, TaskSplit, TextExample
-from osrm_cli.tasks.text_metrics import ANSWER_METRICS, LIKELIHOOD, compute_answer_scores, loss_scores
+from osrm_cli.tasks.text.metrics import ANSWER_METRICS, LIKELIHOOD, compute_answer_scores, loss_scores
 
 _SAMPLES = 3  # answers that are shown of each task
 

@@ -8,14 +8,15 @@ import torch
 from transformers import PreTrainedModel
 
 from osrm_cli.features.statistics.table import Statistic
-from osrm_cli.models import language_model, target_modules
+from osrm_cli.models import target_modules
 from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.models.completions import CompletionTokenizer
 from osrm_cli.models.distributed import reduce_to_first
-from osrm_cli.models.language_model import load_language_model
 from osrm_cli.models.layer_inputs import ALL_TOKENS, SharedInputs, find_shared_inputs, record_inputs
 from osrm_cli.models.target_modules import layer_widths
+from osrm_cli.models.text import language_model
+from osrm_cli.models.text.completions import CompletionTokenizer
+from osrm_cli.models.text.language_model import load_language_model
 from osrm_cli.progress import Advance
 from osrm_cli.tasks.task import TaskSplit
 

@@ -15,8 +15,8 @@ from torch.nn import functional
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import heads
 from osrm_cli.models.batching import IGNORED, Encoding, collate_batch, group_by_length
-from osrm_cli.models.generation import completion_logits, token_losses
 from osrm_cli.models.target_modules import is_conv1d
+from osrm_cli.models.text.generation import completion_logits, token_losses
 from osrm_cli.tasks.task import Label, Task, TaskSplit
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.task_data import data_source
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.recipe import MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe
 from osrm_cli.tasks.loading import list_splits
 
 AUTO = "auto"

@@ -18,8 +18,8 @@ from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import Heads, MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.recipe_file import read_recipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
 from osrm_cli.merging.tokenizer_files import find_tokenizer_files
 from osrm_cli.models.base_model import check_max_length, resolve_adapters_base

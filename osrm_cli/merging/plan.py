@@ -26,7 +26,7 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.requirements import check_method, reads_features, resolve_options, used_options
 from osrm_cli.storage.provenance import BaseModelId
 

@@ -7,7 +7,7 @@ from typing import Any
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.training_record import recorded_dev_scores
 from osrm_cli.merging.plan import Heads, MergePlan
-from osrm_cli.merging.recipe import AdapterEntry
+from osrm_cli.merging.recipes.recipe import AdapterEntry
 from osrm_cli.storage import provenance
 from osrm_cli.storage.provenance import BaseModelId
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import Method
 from osrm_cli.merging.methods.options import DataOptions, MethodOptions
-from osrm_cli.merging.recipe import MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe
 
 Options = TypeVar("Options", MethodOptions, DataOptions)
 

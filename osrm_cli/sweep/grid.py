@@ -17,7 +17,7 @@ from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe
 from osrm_cli.merging.requirements import OPTIONS, used_options
 
 Value = int | float | str

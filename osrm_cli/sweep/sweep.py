@@ -9,7 +9,7 @@ from typing import Any
 from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.scores import ScoredMerge, average
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.models.base_model import check_max_length, resolve_adapters_base
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress

@@ -9,13 +9,13 @@ import torch
 from osrm_cli.evaluation.scorers import score_answers
 from osrm_cli.evaluation.scores import TaskScore, TaskScores
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.text_backbone import TextBackbone
+from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.progress import Advance, Progress
 from osrm_cli.sweep.scorer import ScoresBySplit, group_by_part
 from osrm_cli.sweep.tasks import SweepTask
 from osrm_cli.sweep.weights import DeltaSource, SingleAdapterDeltas, UpdatedWeights
 from osrm_cli.tasks.task import TextExample
-from osrm_cli.tasks.text_metrics import LIKELIHOOD, loss_scores
+from osrm_cli.tasks.text.metrics import LIKELIHOOD, loss_scores
 from osrm_cli.tasks.validation_split import TEST
 
 

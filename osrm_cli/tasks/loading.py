@@ -16,7 +16,7 @@ from osrm_cli.tasks.readers import FORMATS, find_split_files, read_table
 from osrm_cli.tasks.schema import add_defaults, infer_schema
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import GENERATION, Example, Label, Task, TaskSplit, check_task_name
-from osrm_cli.tasks.text_rows import complete_text_task, find_text_columns, make_text_split
+from osrm_cli.tasks.text.rows import complete_text_task, find_text_columns, make_text_split
 
 
 def list_tasks(data: str | Path) -> list[str]:

@@ -37,7 +37,7 @@ class Task:
         columns: One text column, or two for a pair; of a task that is answered with text, ``prompt`` and
             ``completion``, ``messages``, or ``text``.
         labels: Classes in the order of the model's outputs; ``None`` for regression and for text.
-        metrics: Names of ``metrics.METRICS`` or of ``text_metrics.TEXT_METRICS``; their mean is the primary score.
+        metrics: Names of ``metrics.METRICS`` or of ``text.metrics.TEXT_METRICS``; their mean is the primary score.
         max_length: Tokens to keep, or ``None`` for the caller's default.
         kind: ``classification``, which includes regression, or ``generation``: the answer is text.
         max_new_tokens: Longest answer in tokens, or ``None`` for the longest reference's.

@@ -83,7 +83,7 @@ def check_metrics(fields: TaskFields, path: Path) -> None:
         OsrmError: Naming those that do.
     """
     from osrm_cli.tasks.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS
-    from osrm_cli.tasks.text_metrics import TEXT_METRICS
+    from osrm_cli.tasks.text.metrics import TEXT_METRICS
 
     if fields.get("kind") == GENERATION:
         known, kind = TEXT_METRICS, "text"

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from osrm_cli.models.batching import IGNORED, collate_batch
-from osrm_cli.models.generation import completion_logits, compute_losses, token_losses
-from osrm_cli.tasks.text_metrics import LIKELIHOOD, loss_scores
+from osrm_cli.models.text.generation import completion_logits, compute_losses, token_losses
+from osrm_cli.tasks.text.metrics import LIKELIHOOD, loss_scores
 from osrm_cli.training.trainer import PenaltyTrainer
 
 

@@ -16,10 +16,10 @@ from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.base_model import check_max_length, resolve_base_model
 from osrm_cli.models.batching import check_vocabulary
 from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
-from osrm_cli.models.completions import CompletionTokenizer, template_record
 from osrm_cli.models.devices import pick_device, pick_training_dtype
 from osrm_cli.models.distributed import process_count, process_rank
-from osrm_cli.models.language_model import CAUSAL_LM, SEQ_2_SEQ_LM, load_language_model
+from osrm_cli.models.text.completions import CompletionTokenizer, template_record
+from osrm_cli.models.text.language_model import CAUSAL_LM, SEQ_2_SEQ_LM, load_language_model
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.provenance import BaseModelId

@@ -15,7 +15,7 @@ from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe_file import read_recipe
+from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.merging.requirements import used_options
 from tests.run_cli import osrm
 

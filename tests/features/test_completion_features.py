@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.collect import collect_features
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.models.completions import CompletionTokenizer
+from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.tasks.loading import draw_examples, load_split
 
 

@@ -9,7 +9,7 @@ from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merge import merge_adapters
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from tests import factories
 from tests.run_cli import osrm
 

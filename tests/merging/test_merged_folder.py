@@ -18,8 +18,8 @@ from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.methods import find_method
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.recipe_file import read_recipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.merging.task_masks import read_task_delta
 from osrm_cli.storage import provenance, safetensors_io
 from tests import factories

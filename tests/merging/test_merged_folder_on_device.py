@@ -10,7 +10,7 @@ from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from tests.factories import model, save
 from tests.fake_device import DEVICE, Elsewhere
 

@@ -7,8 +7,8 @@ import yaml
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.recipe_file import read_recipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe_file import read_recipe
 from tests.factories import dense, save
 
 

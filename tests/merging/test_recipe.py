@@ -6,8 +6,8 @@ import pytest
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.recipe_file import read_recipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe_file import read_recipe
 from tests.factories import save
 
 

@@ -12,7 +12,7 @@ from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS, find_method
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.sweep import grid
 from osrm_cli.sweep.grid import ScaledDelta
 from tests.factories import save

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.sweep.grid import ScaledDelta
 from osrm_cli.sweep.scorer import SweepScorer

@@ -1,6 +1,7 @@
 """Training examples that a data-dependent method reads of each task, checked against its adapter."""
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.task_data import TaskSample, data_source, draw_texts
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import Heads, MergePlan
@@ -38,6 +39,11 @@ def _check_adapter(method: str, adapter: Adapter) -> None:
         raise OsrmError(
             f"{adapter.source} adapts the embedding {embedding}, {method} takes linear layers only",
             "use another method, see osrm merge --list",
+        )
+    if adapter.config.task_type in TEXT_TASK_TYPES:
+        raise OsrmError(
+            f"method {method} reads the texts of classifiers, {adapter.source} is for {adapter.config.task_type}",
+            "use a method that reads features or the adapters alone, see osrm merge --list",
         )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.text_metrics import compute_answer_scores, loss_scores
+from osrm_cli.tasks.text.metrics import compute_answer_scores, loss_scores
 
 ANSWERS = ["the cat sat", " yes ", "wrong"]
 REFERENCES = ["the cat sat down", "yes", "right"]

@@ -14,10 +14,10 @@ from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.models.backbone import TaskSource, check_layers, make_peft_model, with_deltas, with_update
 from osrm_cli.models.batching import Encoding
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.models.completions import CompletionTokenizer
-from osrm_cli.models.generation import CompletionLosses, compute_losses, generate_answers
-from osrm_cli.models.language_model import load_language_model
 from osrm_cli.models.lora_config import check_task_type
+from osrm_cli.models.text.completions import CompletionTokenizer
+from osrm_cli.models.text.generation import CompletionLosses, compute_losses, generate_answers
+from osrm_cli.models.text.language_model import load_language_model
 
 
 @dataclass(frozen=True)

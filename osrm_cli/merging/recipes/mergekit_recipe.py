@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from osrm_cli.merging.recipe import AdapterEntry, DepthWeights, MergeRecipe, Weight
+from osrm_cli.merging.recipes.recipe import AdapterEntry, DepthWeights, MergeRecipe, Weight
 
 # mergekit's method -> ours, and whether it divides by the sum of the weights by default.
 _METHODS = {

@@ -10,8 +10,8 @@ import torch
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.batching import IGNORED
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.models.language_model import load_language_model, task_type
-from osrm_cli.models.text_backbone import TextBackbone
+from osrm_cli.models.text.backbone import TextBackbone
+from osrm_cli.models.text.language_model import load_language_model, task_type
 from osrm_cli.tasks.loading import load_split
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def test_an_answer_ends_at_a_stop_string(tiny_writer: Callable[[str], Path], com
 
 
 def test_logits_before_the_completion_are_not_computed(tiny_writer: Callable[[str], Path]) -> None:
-    from osrm_cli.models.generation import completion_logits
+    from osrm_cli.models.text.generation import completion_logits
 
     backbone = TextBackbone.load(tiny_writer("llama"), CPU)
     ids = torch.arange(5, 15)[None]

@@ -24,8 +24,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from osrm_cli.adapters.patterns import check_pattern
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.mergekit_recipe import MergekitRecipe, translate_mergekit
-from osrm_cli.merging.recipe import AdapterEntry, DepthWeights, MergeRecipe, Weight
+from osrm_cli.merging.recipes.mergekit_recipe import MergekitRecipe, translate_mergekit
+from osrm_cli.merging.recipes.recipe import AdapterEntry, DepthWeights, MergeRecipe, Weight
 from osrm_cli.storage.yaml_file import read_yaml
 
 _HINT = "docs/reference/file-formats.md has a recipe with every key"

@@ -1,0 +1,1 @@
+"""Recipes: what a merge is made of, from our own YAML and from mergekit's."""

@@ -1,0 +1,1 @@
+"""Language models: tokens of prompts and completions, losses, and generation."""

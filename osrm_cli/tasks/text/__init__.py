@@ -1,0 +1,1 @@
+"""Tasks that are answered with text: rows and metrics."""
