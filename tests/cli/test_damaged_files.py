@@ -81,6 +81,16 @@ def add_tokens(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"settings": {"method": "ties"}}, {"settings": {"options": {}}}, {"settings": None}, {"inputs": [{"path": "x"}]}],
+    ids=str,
+)
+def test_a_record_that_does_not_say_how_it_was_merged(project_copy: Path, values: dict[str, Any]) -> None:
+    change(project_copy / "merged/osrm.json", **values)
+    refused(osrm("eval", "merged", "--no-single", cwd=project_copy), "merged/osrm.json does not record")
+
+
 BASE_DAMAGE: dict[str, Callable[[Path], object]] = {
     "tokenizer.json": lambda path: path.write_bytes(path.read_bytes()[:700]),
     "tokenizer_config.json": lambda path: change(path, pad_token=[1]),
