@@ -10,7 +10,8 @@ from osrm_cli.storage.regular_file import read_json
 def recorded_dev_scores(folder: Path) -> dict[str, Any] | None:
     """Examples, digest of the data and scores by metric; ``None`` where they are not recorded."""
     dev = _read_entry(folder, "dev")
-    return dev if isinstance(dev, dict) and isinstance(dev.get("scores"), dict) else None
+    scores = dev.get("scores") if isinstance(dev, dict) else None
+    return dev if isinstance(scores, dict) and all(isinstance(x, int | float) for x in scores.values()) else None
 
 
 def recorded_drift(folder: Path) -> float | None:
@@ -22,7 +23,7 @@ def recorded_drift(folder: Path) -> float | None:
 
 def _read_entry(folder: Path, name: str) -> Any:
     try:
-        log = read_json(folder / "training.json", "")
+        log = read_json(folder / "training.json", "", finite=True)
     except OsrmError:
         return None
     return log.get(name) if isinstance(log, dict) else None

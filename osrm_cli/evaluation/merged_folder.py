@@ -211,15 +211,26 @@ class MergedFolder:
         return base_dir, base
 
     def describe(self) -> dict[str, Any]:
-        """The entries of ``scores.json`` on its origin: adapters, method, options, and whether heads are calibrated."""
+        """The entries of ``scores.json`` on its origin: adapters, method, options, and whether heads are calibrated.
+
+        Raises:
+            OsrmError: If a merged folder does not record them.
+        """
         if "form" not in self.record:
             adapter = Adapter.open(self.path)
             adapters = {adapter.name: adapter.describe()}
             return {"adapters": adapters, "method": None, "options": {}, "calibrated": False}
+        settings, rows = self.record.get("settings") or {}, self.record.get("inputs", [])
+        method, options = settings.get("method"), settings.get("options")
+        is_whole = isinstance(method, str) and isinstance(options, dict)
+        if not is_whole or not rows or not all(row.get("task") and row.get("sha256") for row in rows):
+            raise OsrmError(
+                f"{self.path / provenance.RECORD_NAME} does not record what was merged, and how", "merge again"
+            )
         return {
-            "adapters": {row["task"]: _describe_input(row) for row in self.record["inputs"]},
-            "method": self.record["settings"]["method"],
-            "options": self.record["settings"]["options"],
+            "adapters": {row["task"]: _describe_input(row) for row in rows},
+            "method": method,
+            "options": options,
             "calibrated": "calibration" in self.record,
         }
 

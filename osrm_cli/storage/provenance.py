@@ -95,7 +95,7 @@ def parse_record(path: Path) -> Record:
     from osrm_cli.storage.record_schema import find_record_error  # pydantic: a TAB need not wait for it
 
     remedy = "recreate it with the command that wrote it"
-    value = read_json(path, remedy)
+    value = read_json(path, remedy, finite=True)
     if not isinstance(value, dict):
         raise OsrmError(f"{path} contains {type(value).__name__}, expected a JSON object", remedy)
     if wrong := find_record_error(value):

@@ -1,6 +1,7 @@
 """Small files from anywhere: regular files only, since a pipe or a device could go on for ever."""
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -60,18 +61,33 @@ def read_bytes(path: Path) -> bytes:
         raise OsrmError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def read_json(path: Path, remedy: str) -> Any:
+def finite_number(text: str) -> float:
+    """A number of JSON for ``json.loads``; NaN and infinity are none, though Python writes them.
+
+    Raises:
+        ValueError: If it is not finite.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def read_json(path: Path, remedy: str, finite: bool = False) -> Any:
     """The JSON value in a regular file.
 
     Args:
         path: The file.
         remedy: What to do about a damaged one.
+        finite: Refuse NaN and infinity, which other programs may write.
 
     Raises:
         OsrmError: If it cannot be read or is not JSON.
     """
     content = read_bytes(path)
     try:
+        if finite:
+            return json.loads(content, parse_constant=finite_number, parse_float=finite_number)
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise OsrmError(f"{path} cannot be read: {error}", remedy) from None

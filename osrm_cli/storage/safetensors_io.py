@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.regular_file import check_regular, read_json
+from osrm_cli.storage.regular_file import check_regular, finite_number, read_json
 
 DTYPES = {
     torch.float64: "F64",
@@ -187,7 +187,8 @@ def read_header_record(path: Path) -> dict[str, Any]:
 def _metadata(path: Path, file: Any) -> dict[str, Any]:
     """The JSON object under the file's ``osrm`` key."""
     try:
-        return dict(json.loads((file.metadata() or {}).get("osrm", "{}")))
+        text = (file.metadata() or {}).get("osrm", "{}")
+        return dict(json.loads(text, parse_constant=finite_number, parse_float=finite_number))
     except (ValueError, TypeError, RecursionError) as error:
         raise OsrmError(
             f"{path}: its metadata cannot be read: {error}", "recreate it with the command that wrote it"

@@ -15,7 +15,7 @@ from tests.campaign.project import ADAPTERS
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 COMMANDS: Mapping[str, str] = {  # by output
-    "features": "collect --task mood --task pair --samples 20",
+    "features": "collect --task mood --task pair --task score --samples 20",
     "starts": "init --each --objective osrm --rank 2",
     "adapters/mood": "train starts/mood --epochs 1 --lr 0.01",
     "merged": f"merge {ADAPTERS} --lambda 0.5",

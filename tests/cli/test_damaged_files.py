@@ -81,6 +81,32 @@ def add_tokens(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@pytest.mark.parametrize("score", ["NaN", "1e999", "[1]", '"x"'])
+def test_scores_in_training_json_that_are_not_numbers_are_unknown(project_copy: Path, score: str) -> None:
+    path = project_copy / "adapters/mood/training.json"
+    log = json.loads(path.read_text())
+    log["dev"]["scores"]["accuracy"] = "HERE"
+    path.write_text(json.dumps(log).replace('"HERE"', score))
+    assert osrm("merge", "adapters/mood", "adapters/pair", "-o", "m", cwd=project_copy).code == 0
+    assert json.loads((project_copy / "m/osrm.json").read_text())["inputs"][0]["dev"] is None
+
+
+def test_a_record_with_a_number_that_is_none(project_copy: Path) -> None:
+    change(project_copy / "starts/mood/osrm.json", settings={"rank": float("nan")})
+    run = osrm("train", "starts/mood", "--limit", 8, "-o", "t", cwd=project_copy)
+    refused(run, "starts/mood/osrm.json", "NaN is not a finite number")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"settings": {"method": "ties"}}, {"settings": {"options": {}}}, {"settings": None}, {"inputs": [{"path": "x"}]}],
+    ids=str,
+)
+def test_a_record_that_does_not_say_how_it_was_merged(project_copy: Path, values: dict[str, Any]) -> None:
+    change(project_copy / "merged/osrm.json", **values)
+    refused(osrm("eval", "merged", "--no-single", cwd=project_copy), "merged/osrm.json does not record")
+
+
 BASE_DAMAGE: dict[str, Callable[[Path], object]] = {
     "tokenizer.json": lambda path: path.write_bytes(path.read_bytes()[:700]),
     "tokenizer_config.json": lambda path: change(path, pad_token=[1]),
