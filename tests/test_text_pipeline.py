@@ -124,6 +124,10 @@ def test_merged_alone_is_the_result(written: Path) -> None:
     config = json.loads((written / "merged" / "adapter_config.json").read_text())
     assert config["modules_to_save"] is None
     assert config["rank_pattern"] == {}
+    card = (written / "merged" / "README.md").read_text()
+    auto = "AutoModelForSeq2SeqLM" if family_of(written) == "t5" else "AutoModelForCausalLM"
+    assert f"PeftModel.from_pretrained({auto}.from_pretrained(" in card
+    assert "type: text-generation" in card
 
 
 def test_whole_model_scores_as_the_adapter(written: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def without_scores(text: str) -> str:
 def _eval_results(scores: TaskScores, split: str) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type="text-classification",
+            task_type="text-generation" if score.text else "text-classification",
             dataset_type=task,
             dataset_name=task,
             dataset_split=split,

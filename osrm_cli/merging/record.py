@@ -15,6 +15,7 @@ TASKS_FOLDER = "tasks"  # folder of one folder per task
 HEAD_NAME = "head.safetensors"
 
 _LIBRARIES = {"adapter": "peft", "model": "transformers"}  # as the hub calls them
+_AUTO_CLASSES = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
 _LOADING = {
     "adapter": """```python
 from peft import PeftModel
@@ -24,6 +25,12 @@ base = AutoModelForSequenceClassification.from_pretrained("{base}", num_labels={
 model = PeftModel.from_pretrained(base, "tasks/{task}")
 ```""",
     "headless": "Load it with `peft.PeftModel.from_pretrained(base, folder)`.",
+    "text": """```python
+from peft import PeftModel
+from transformers import {auto}
+
+model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), ".")
+```""",
     "model": "The folder is a model for `transformers`; each task's head lies in `tasks/<task>/head.safetensors`.",
     "task-aware": "**This is not one model.** `unified.safetensors` holds one update; each task needs its own mask and "
     "factor from `tasks/<task>/`, so the task must be known at inference.",
@@ -87,11 +94,14 @@ difference of the representations, on examples left out of the fit:
 def _loading(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
     """Instructions for loading the result, with the first task that has a head as the example."""
     task, head = next(((task, head) for task, head in heads.items() if head), (plan.adapters[0].name, {}))
+    auto = None
     if form == "adapter" and not head:
-        form = "headless"
+        kinds = {adapter.config.task_type for adapter in plan.adapters}
+        auto = _AUTO_CLASSES.get(kinds.pop() or "") if len(kinds) == 1 else None
+        form = "text" if auto else "headless"
     # The layer of a head that has the fewest rows is the one that has a row per class.
     rows = min((len(tensor) for name, tensor in head.items() if name.endswith(".weight")), default=2)
-    return _LOADING[form].format(base=base or "...", labels=rows, task=task)
+    return _LOADING[form].format(base=base or "...", labels=rows, task=task, auto=auto)
 
 
 def _row(source: Mapping[str, Any]) -> str:
