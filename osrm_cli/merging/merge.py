@@ -13,7 +13,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
-from osrm_cli.merging.merged_layer import merge_layers
+from osrm_cli.merging.merged_layer import estimate_ranks, merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipe import AdapterEntry, MergeRecipe
@@ -77,7 +77,7 @@ def merge_adapters(
         jobs: Layers merged at a time.
         out: Folder to write.
         overwrite: Replace the folder if it exists.
-        dry_run: Check everything and write nothing.
+        dry_run: Check everything and write nothing; say what ranks would keep most of a dense result.
         must_use: Names of the options and inputs that are an error where the merge does not use them; all by default.
             Others are left out.
         calibrate: Prepares a further step on the folder from the adapters and ``data``, before anything is computed.
@@ -127,7 +127,8 @@ def merge_adapters(
     modules = plan.read_saved_modules()
     target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
     if dry_run:
-        return describe_plan(path, plan)
+        ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), with_float64(target_device))
+        return describe_plan(path, plan, ranks)
 
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:

@@ -40,7 +40,15 @@ def merge(
     weight: Annotated[
         list[str] | None, typer.Option("--weight", metavar="NAME=NUMBER", help="An adapter's weight, of any sign.")
     ] = None,
-    rank: Annotated[int | None, _number("--rank", "Recompress to this rank.", 1)] = None,
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            "--rank",
+            metavar="N|auto:SHARE",
+            help="Recompress to this rank, or each layer to the rank that keeps this share of its energy.",
+            show_default=False,
+        ),
+    ] = None,
     energy: Annotated[float | None, _number("--energy", "Recompress to this share of the energy.", 0, 1)] = None,
     density: Annotated[float | None, _number("--density", "Share of the entries to keep.", 0, 1)] = None,
     aggregate: Annotated[
@@ -127,8 +135,8 @@ def merge(
     )
     if dry_run:
         console.result({"would_write": str(out), **result.summary}, f"would write {out}: {result.line}")
-        return
-    console.result(result.summary, f"{out}: {result.line}")
+    else:
+        console.result(result.summary, f"{out}: {result.line}")
     for note in result.notes:
         console.note(note)
     for warning in result.warnings:
