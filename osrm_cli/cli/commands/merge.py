@@ -44,7 +44,7 @@ def merge(
         str | None,
         typer.Option(
             "--rank",
-            metavar="N|auto:SHARE",
+            metavar="NUMBER or auto:SHARE",
             help="Recompress to this rank, or each layer to the rank that keeps this share of its energy.",
             show_default=False,
         ),
