@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -64,11 +65,16 @@ def pipeline(folder: Path, data: str, train: int, dev: int, only: int | None = N
 
 def save_adapters(folder: Path, tasks: int, layers: int, width: int, rank: int) -> list[Path]:
     """Random adapters as PEFT folders, bfloat16, of a Llama's attention."""
+    return save_shaped(folder, tasks, layers, {f"self_attn.{name}": (width, width) for name in PROJECTIONS}, rank)
+
+
+def save_shaped(folder: Path, tasks: int, layers: int, shapes: Mapping[str, tuple[int, int]], rank: int) -> list[Path]:
+    """Random adapters as PEFT folders, bfloat16, of a Llama's matrices of these ``(d_out, d_in)``."""
     config = {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": 2 * rank,
-        "target_modules": list(PROJECTIONS),
+        "target_modules": [name.rpartition(".")[2] for name in shapes],
         "base_model_name_or_path": "synthetic",
     }
     paths = []
@@ -78,10 +84,10 @@ def save_adapters(folder: Path, tasks: int, layers: int, width: int, rank: int) 
         draw = torch.Generator().manual_seed(task)
         tensors = {}
         for layer in range(layers):
-            for projection in PROJECTIONS:
-                name = f"base_model.model.model.layers.{layer}.self_attn.{projection}"
-                a = torch.randn(rank, width, generator=draw) * width**-0.5
-                b = torch.randn(width, rank, generator=draw) * 0.01
+            for matrix, (d_out, d_in) in shapes.items():
+                name = f"base_model.model.model.layers.{layer}.{matrix}"
+                a = torch.randn(rank, d_in, generator=draw) * d_in**-0.5
+                b = torch.randn(d_out, rank, generator=draw) * 0.01
                 tensors[f"{name}.lora_A.weight"] = a.bfloat16()
                 tensors[f"{name}.lora_B.weight"] = b.bfloat16()
         save_file(tensors, path / "adapter_model.safetensors")

@@ -12,7 +12,20 @@ from benchmarks import report
 from benchmarks.report import Row
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("start_up", "collect", "init", "train", "penalty", "merge", "ties", "evaluate", "memory", "growth", "text")
+SCRIPTS = (
+    "start_up",
+    "collect",
+    "init",
+    "train",
+    "penalty",
+    "merge",
+    "ties",
+    "elements",
+    "evaluate",
+    "memory",
+    "growth",
+    "text",
+)
 MARKS = ("<!-- benchmarks: rewritten by python -m benchmarks.pages -->\n", "<!-- end of benchmarks -->\n")
 # The rows that the README shows, a missed goal among them.
 SHORT = (

@@ -38,7 +38,7 @@ def merge(kind: str, tasks: int, width: int, rank: int, kept: int | None = None)
             layer.lora_A[name].weight.copy_(a)
             layer.lora_B[name].weight.copy_(b)
     options = {"svd_rank": kept or rank} if kind.endswith("svd") else {}
-    if kind.startswith("ties"):
+    if kind.startswith(("ties", "magnitude")):
         options |= {"density": 0.2}
     start = time.perf_counter()
     wrapped.add_weighted_adapter(names, [1.0] * tasks, "merged", combination_type=kind, **options)
@@ -52,7 +52,7 @@ def ours(method: str, tasks: int, width: int, rank: int) -> torch.Tensor:
     names = tuple(f"task{i}" for i in range(tasks))
     layer = LayerUpdates("layer", names, updates, (1.0,) * tasks)
     result = find_method(method).load()(layer, MethodOptions(rank=rank if method == "svd" else None))
-    return result if isinstance(result, torch.Tensor) else result.dense()
+    return result.dense()
 
 
 def distance(first: torch.Tensor, second: torch.Tensor) -> float:

@@ -28,6 +28,7 @@ def map_in_order(
     threads, waiting = torch.get_num_threads(), deque[Future[Answer]]()
     share = max(threads // workers, 1)
     try:
+        torch.set_num_threads(share)  # of this thread too: between answers it works beside the others
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
             for item in items:
                 waiting.append(pool.submit(function, item))
@@ -36,4 +37,4 @@ def map_in_order(
             while waiting:
                 yield waiting.popleft().result()
     finally:
-        torch.set_num_threads(threads)  # what a thread sets for itself is the default of those that start later
+        torch.set_num_threads(threads)  # the default of threads that start later, too

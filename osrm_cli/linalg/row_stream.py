@@ -27,6 +27,7 @@ class RowStream:
         form: Makes the rows of one block, ``(rows, d_in)``, or those of several matrices, ``(T, rows, d_in)``. Called
             by several threads at once.
         near: What the matrix resembles; spares a decomposition its first pass.
+        whole: The matrix itself, where it is held anyway.
     """
 
     shape: tuple[int, int]
@@ -34,20 +35,22 @@ class RowStream:
     device: torch.device
     form: Callable[[slice], Tensor]
     near: LowRank | None = None
+    whole: Tensor | None = None
 
     @classmethod
     def of(cls, matrix: LowRank | Tensor) -> "RowStream":
         """The rows of a product, or of a matrix that is held anyway."""
         if isinstance(matrix, Tensor):
             wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-            return cls((matrix.shape[0], matrix.shape[1]), wide.dtype, wide.device, lambda place: wide[place])
+            shape = (matrix.shape[0], matrix.shape[1])
+            return cls(shape, wide.dtype, wide.device, lambda place: wide[place], whole=wide)
         factors = matrix.promoted()
         B, A = factors.B, factors.A
         return cls(matrix.shape, B.dtype, B.device, lambda place: B[place] @ A, factors)
 
     def then(self, function: Callable[[slice, Tensor], Tensor]) -> "RowStream":
         """The stream of ``function(place, rows)``, which may overwrite rows that are formed."""
-        return replace(self, form=lambda place: function(place, self.form(place)))
+        return replace(self, form=lambda place: function(place, self.form(place)), whole=None)
 
     def scaled(self, c: float) -> "RowStream":
         """``c`` times the matrix."""
@@ -58,12 +61,19 @@ class RowStream:
         for answers in self._map_strips(lambda places: [function(place, self.form(place)) for place in places]):
             yield from answers
 
-    def strips(self, function: Callable[[Tensor], Answer]) -> Iterator[Answer]:
-        """``function(rows)`` of several blocks at a time, as many as make a product worth while."""
-        return self._map_strips(lambda places: function(torch.cat([self.form(place) for place in places])))
+    def strips(self, function: Callable[[slice, Tensor], Answer]) -> Iterator[Answer]:
+        """The same of several blocks at a time, as many as make a product worth while."""
+
+        def join(places: list[slice]) -> Answer:
+            place = slice(places[0].start, places[-1].stop)
+            return function(place, self._rows(place, places))
+
+        return self._map_strips(join)
 
     def dense(self) -> Tensor:
         """The whole matrix."""
+        if self.whole is not None:
+            return self.whole
         whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         for _ in self.blocks(lambda place, rows: whole[place].copy_(rows)):
             pass
@@ -77,11 +87,20 @@ class RowStream:
         """``||W||_F^2``."""
         return sum(self.blocks(lambda _, rows: float(sum_of_squares(rows))))
 
+    def _rows(self, place: slice, blocks: list[slice]) -> Tensor:
+        if self.whole is not None:
+            held: Tensor = self.whole[place]
+            return held
+        rows = torch.empty(place.stop - place.start, self.shape[1], dtype=self.dtype, device=self.device)
+        for block in blocks:
+            rows[block.start - place.start : block.stop - place.start] = self.form(block)
+        return rows
+
     def _map_strips(self, function: Callable[[list[slice]], Answer]) -> Iterator[Answer]:
         on_cpu = self.device.type == "cpu"
-        # 16 rows of width 8192 stay in a core's cache; an accelerator wants few and large launches.
+        # 16 rows of width 8192 stay in a core's cache, fewer make a slow product; an accelerator wants large launches.
         entries, together = (1 << 17, 16) if on_cpu else (1 << 24, 1)
-        size = max(entries // max(self.shape[1], 1), 1)
+        size = max(entries // max(self.shape[1], 1), 16)
         places = [slice(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
         strips = [places[first : first + together] for first in range(0, len(places), together)]
         return map_in_order(function, strips, torch.get_num_threads() if on_cpu else 1, ahead=2)
@@ -89,4 +108,5 @@ class RowStream:
 
 def sum_of_squares(rows: Tensor) -> Tensor:
     """The sum of squares, float64, of rows ``(n, d)`` in any precision: exact to rounding whatever their number."""
-    return rows.square().sum(1).to(torch.float64).sum()
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return norms.to(torch.float64).square().sum()

@@ -6,8 +6,10 @@ from torch import Tensor
 from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank
 from osrm_cli.linalg.row_stream import RowStream, sum_of_squares
 
-MIN_GAIN = 1e-4  # the search for directions ends when no more than this share of the energy is to be expected
+NEAR = 1e-3  # the search for directions ends when no more than this share of what is lost can be expected back
+ROUNDING = 1e-9
 MAX_PASSES = 12
+OVERSAMPLING = 8  # directions of a block beyond the rank
 HELD = 1 << 26  # entries of a matrix whose rows are formed once and kept
 
 
@@ -19,7 +21,7 @@ def truncate(
     With both limits the smaller rank counts; with neither, the numerical rank, which loses nothing. Factors are always
     treated exactly (Eckart-Young, in the core space). A dense update is treated exactly through the Gram matrix of its
     smaller side, unless few directions are needed: then by a block Krylov space (Musco and Musco, arXiv:1504.05477), a
-    pass over the rows for each block, which ends when ``MIN_GAIN`` of the energy or less is to be expected of more. It
+    pass over the rows for each block, which ends when no more than ``NEAR`` of what is lost can be expected back. It
     gives way to the exact way when it misses ``energy``. The share returned is always the one that was kept,
     ``||W V_k||_F^2 / ||W||_F^2``, never an estimate.
 
@@ -73,7 +75,7 @@ def _krylov(stream: RowStream, rank: int) -> tuple[Tensor, Tensor, Tensor, float
     A pass gives ``W X`` and ``W^T W X`` of the newest block ``X`` of an orthonormal basis ``Q`` of the space, and with
     that all of ``W Q``: the triplets need no pass of their own.
     """
-    X = Q = torch.linalg.qr(_start(stream, min(rank + max(8, rank // 2), *stream.shape))).Q
+    X = Q = torch.linalg.qr(_start(stream, min(rank + OVERSAMPLING, *stream.shape))).Q
     products, energies = [], [0.0]
     for _ in range(MAX_PASSES):
         product, image, total = _pass(stream, X.to(stream.dtype))
@@ -81,7 +83,7 @@ def _krylov(stream: RowStream, rank: int) -> tuple[Tensor, Tensor, Tensor, float
         WQ = torch.cat(products, 1)
         energies.append(float(torch.linalg.eigvalsh(WQ.T @ WQ)[-rank:].sum()))
         room = min(stream.shape) - Q.shape[1]
-        if not room or _expected(energies[-3:]) <= MIN_GAIN * total:
+        if not room or _expected(energies[-3:]) <= NEAR * (total - energies[-1]) + ROUNDING * total:
             break
         joined = torch.linalg.qr(torch.cat([Q, image.to(torch.float64)[:, :room]], dim=1)).Q
         X = joined[:, Q.shape[1] :]
@@ -93,17 +95,17 @@ def _krylov(stream: RowStream, rank: int) -> tuple[Tensor, Tensor, Tensor, float
 
 def _pass(stream: RowStream, X: Tensor) -> tuple[Tensor, Tensor, float]:
     """``W X``, ``W^T W X`` and ``||W||_F^2``."""
+    product, image = X.new_empty(stream.shape[0], X.shape[1]), torch.zeros_like(X)
 
-    def multiply(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        product = rows @ X
-        return product, rows.T @ product, sum_of_squares(rows)
+    def multiply(place: slice, rows: Tensor) -> tuple[Tensor, float]:
+        part = torch.mm(rows, X, out=product[place])
+        return rows.T @ part, float(sum_of_squares(rows))
 
-    products, image, total = [], torch.zeros_like(X), 0.0
-    for product, part, energy in stream.strips(multiply):
-        products.append(product)
+    total = 0.0
+    for part, energy in stream.strips(multiply):
         image += part
-        total += float(energy)
-    return torch.cat(products), image, total
+        total += energy
+    return product, image, total
 
 
 def _start(stream: RowStream, width: int) -> Tensor:

@@ -15,7 +15,7 @@ from osrm_cli.merging.auto import AUTO, choose_method
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
-from osrm_cli.merging.merged_layer import merge_layers
+from osrm_cli.merging.merged_layer import estimate_ranks, merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
@@ -86,7 +86,7 @@ def merge_adapters(
         jobs: Layers merged at a time.
         out: Folder to write.
         overwrite: Replace the folder if it exists.
-        dry_run: Check everything and write nothing.
+        dry_run: Check everything and write nothing; say what ranks would keep most of a dense result.
         must_use: Names of the options and inputs that are an error where the merge does not use them; all by default.
             Others are left out.
         calibrate: Prepares a further step on the folder from the adapters and ``data``, before anything is computed.
@@ -144,7 +144,9 @@ def merge_adapters(
     warnings = [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
     warnings = list(dict.fromkeys(warnings)) + ([difference] if difference else [])
     if dry_run:
-        return replace(describe_plan(path, plan), notes=notes, warnings=warnings)
+        ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), with_float64(target_device))
+        planned = describe_plan(path, plan, ranks)
+        return replace(planned, notes=[*notes, *planned.notes], warnings=warnings)
 
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:

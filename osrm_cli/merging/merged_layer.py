@@ -9,6 +9,7 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.parallel import map_in_order
 from osrm_cli.linalg.reduced_rank import truncate_for_inputs
 from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.linalg.truncation import truncate
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
@@ -71,6 +72,40 @@ def merge_layers(
     for layer in ordered:
         yield layer
         advance(1)
+
+
+def estimate_ranks(
+    plan: MergePlan, layer_data: LayerData, shares: Sequence[float], device: torch.device | str = "cpu"
+) -> dict[float, int | None]:
+    """The rank that keeps each share of the energy of a dense result, from the first, middle and last layer.
+
+    Args:
+        plan: What would be merged.
+        layer_data: What its method needs beside the updates.
+        shares: Of ``||W||_F^2``.
+        device: Where to compute.
+
+    Returns:
+        By share, the largest rank among the layers; ``None`` where more than a sixteenth of a width above 1024 would
+        not do, so far as is looked. Empty for a method whose result is an adapter as it is, or that reads data.
+    """
+    if plan.method.exact or plan.method.is_task_aware or plan.method.data_statistic:
+        return {}
+    rule, spectra = plan.method.load(), []
+    for layer in dict.fromkeys(plan.layers[place * (len(plan.layers) - 1) // 2] for place in range(3)):
+        result = rule(plan.read_updates(layer, layer_data.for_layer(layer, {}), device), plan.options)
+        if isinstance(result, RowStream):
+            few = min(result.shape) // 16 if min(result.shape) > 1024 else None
+            best, kept = truncate(result, few)
+            energies = best.A.square().sum(1).square()  # of balanced factors
+            spectra.append(kept * energies.cumsum(0) / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
+    return {share: _rank_for(spectra, share) for share in shares} if spectra else {}
+
+
+def _rank_for(spectra: Sequence[torch.Tensor], share: float) -> int | None:
+    ranks = [int((kept < share).sum()) + 1 for kept in spectra]
+    enough = all(rank <= len(kept) for rank, kept in zip(ranks, spectra, strict=True))
+    return max(ranks) if enough else None
 
 
 def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> MergedLayer:

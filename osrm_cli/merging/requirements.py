@@ -82,7 +82,7 @@ def resolve_options(
     Raises:
         OsrmError: If another is given that the method does not use, or one has the wrong type or is out of range.
     """
-    allowed = used_options(method)
+    allowed, given = used_options(method), _with_rank(given)
     used = {"lambda": method.default_lambda, **{name: getattr(MethodOptions(), name) for name in method.options}}
     used |= DATA_OPTIONS.get(method.data_statistic or "", {})
     for key, value in given.items():
@@ -109,3 +109,25 @@ def _check(schema: type[Options], values: Mapping[str, Any], given: Mapping[str,
         name = "lambda" if key == "scale" else next((name for name in given if name.replace("-", "_") == key), key)
         expected = schema.__pydantic_fields__[key].description  # type: ignore[attr-defined]  # of pydantic's dataclasses
         raise OsrmError(f"option '{name}' is {reprlib.repr(values[key])}, expected {expected}") from None
+
+
+def _with_rank(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with ``rank`` as a number, or as ``energy`` where it is ``auto:SHARE``.
+
+    Raises:
+        OsrmError: If it is neither, or there is an ``energy`` beside.
+    """
+    rank = given.get("rank")
+    if not isinstance(rank, str):
+        return dict(given)
+    others = {name: value for name, value in given.items() if name != "rank"}
+    try:
+        share = rank.removeprefix("auto:")
+        chosen = {"energy": float(share)} if share != rank else {"rank": int(rank)}
+    except ValueError:
+        raise OsrmError(
+            f"option 'rank' is {reprlib.repr(rank)}", "give a number, or auto:0.95 for the rank that keeps 95 %"
+        ) from None
+    if "energy" in chosen and others.get("energy") is not None:
+        raise OsrmError("--rank auto and --energy are the same", "leave out one of them")
+    return others | chosen

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
@@ -32,12 +33,13 @@ class MergeResult:
     warnings: list[str] = field(default_factory=list)
 
 
-def describe_plan(path: Path, plan: MergePlan) -> MergeResult:
+def describe_plan(path: Path, plan: MergePlan, ranks: Mapping[float, int | None] = MappingProxyType({})) -> MergeResult:
     """A merge that has not been carried out.
 
     Args:
         path: The folder that it would write.
         plan: The merge.
+        ranks: By share of the energy, the rank that would keep it, see ``estimate_ranks``.
     """
     names = [adapter.name for adapter in plan.adapters]
     options = dict(plan.recipe.options)
@@ -48,10 +50,12 @@ def describe_plan(path: Path, plan: MergePlan) -> MergeResult:
         "as": plan.recipe.output,
         "adapters": names,
         "layers": len(plan.layers),
+        **({"rank_to_keep": {f"{share:g}": rank for share, rank in ranks.items()}} if ranks else {}),
     }
-    return MergeResult(
-        path, summary, f"{', '.join(names)} by {plan.method.name} ({settings}), {len(plan.layers)} layers"
-    )
+    line = f"{', '.join(names)} by {plan.method.name} ({settings}), {len(plan.layers)} layers"
+    enough = [f"{share:.0%} at rank {rank or 'above a sixteenth of the width'}" for share, rank in ranks.items()]
+    notes = [f"energy that an adapter would keep, from a few layers: {', '.join(enough)}"] if enough else []
+    return MergeResult(path, summary, line, notes)
 
 
 def describe_result(

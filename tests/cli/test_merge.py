@@ -8,6 +8,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.layers import WEIGHTS_NAME
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.storage import provenance
@@ -109,6 +110,30 @@ def test_dry_run_checks_and_writes_nothing(project_copy):
     assert run.code == 0
     assert run.stdout.startswith("would write merged: cola, mnli, sst2 by task-arith")
     assert not (project_copy / "merged").exists()
+
+
+def test_dry_run_says_what_rank_keeps_most_of_a_dense_result(project_copy):
+    run = osrm("merge", *GIVEN, "--method", "ties", "--dry-run", "--json", cwd=project_copy)
+    assert run.code == 0, run
+    told = json.loads(run.stdout)["rank_to_keep"]
+    osrm("merge", *GIVEN, "--method", "ties", "--rank", "auto:0.9", cwd=project_copy)
+    record = json.loads((project_copy / "merged" / "adapter_config.json").read_text())
+    ranks = {record["r"], *record["rank_pattern"].values()}
+    assert min(ranks) <= told["0.9"] <= max(ranks)
+    assert told["0.9"] < told["0.99"]
+    exact = osrm("merge", *GIVEN, "--dry-run", "--json", "--overwrite", cwd=project_copy)
+    assert "rank_to_keep" not in json.loads(exact.stdout)
+
+
+def test_an_automatic_rank_is_a_share_of_the_energy(project_copy):
+    for out, words in (("auto", ("--rank", "auto:0.8")), ("energy", ("--energy", "0.8"))):
+        assert osrm("merge", *GIVEN, "--method", "ties", *words, "--out", out, cwd=project_copy).code == 0
+    auto, energy = ((project_copy / out / WEIGHTS_NAME).read_bytes() for out in ("auto", "energy"))
+    assert auto == energy
+    assert "auto:much" in refused(project_copy, *GIVEN, "--rank", "auto:much").error
+    assert "--energy" in refused(project_copy, *GIVEN, "--rank", "auto:0.8", "--energy", "0.9").error
+    assert "expected a share" in refused(project_copy, *GIVEN, "--rank", "auto:1.8").error
+    assert "expected a whole number" in refused(project_copy, *GIVEN, "--rank", "0").error
 
 
 def test_existing_output(project_copy):

@@ -41,7 +41,14 @@ def merge(
         list[str] | None, typer.Option("--weight", metavar="NAME=NUMBER", help="An adapter's weight, of any sign.")
     ] = None,
     rank: Annotated[
-        int | None, _number("--rank", "Recompress to this rank; with --features, by what inputs see.", 1)
+        str | None,
+        typer.Option(
+            "--rank",
+            metavar="NUMBER or auto:SHARE",
+            help="Recompress to this rank, or each layer to the rank that keeps this share; with --features, of the "
+            "energy that inputs see.",
+            show_default=False,
+        ),
     ] = None,
     energy: Annotated[float | None, _number("--energy", "Recompress to this share of the energy.", 0, 1)] = None,
     density: Annotated[float | None, _number("--density", "Share of the entries to keep.", 0, 1)] = None,

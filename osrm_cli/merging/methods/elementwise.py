@@ -78,14 +78,16 @@ def della(layer: LayerUpdates, options: MethodOptions) -> RowStream:
 
 def formed(updates: Sequence[LowRank], keep: Sequence[RowFilter] | None = None) -> RowStream:
     """The rows of several updates side by side, ``(T, rows, d_in)``, each after its ``keep``."""
+    first = updates[0]
 
     def form(place: slice) -> Tensor:
-        blocks = [update.B[place] @ update.A for update in updates]
-        if keep:
-            blocks = [pick(place, rows) for pick, rows in zip(keep, blocks, strict=True)]
-        return torch.stack(blocks)
+        blocks = first.B.new_empty(len(updates), place.stop - place.start, first.shape[1])
+        for index, update in enumerate(updates):
+            torch.mm(update.B[place], update.A, out=blocks[index])
+            if keep:
+                keep[index](place, blocks[index])
+        return blocks
 
-    first = updates[0]
     return RowStream(first.shape, first.B.dtype, first.B.device, form, near=stack(updates))
 
 

@@ -15,8 +15,8 @@ from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.seeding import stream_key, uniform_rows
 
-# Turns the place of some rows of one adapter, and the rows, into what is kept of them; may overwrite them.
-RowFilter = Callable[[slice, Tensor], Tensor]
+# Overwrites rows of one adapter, which lie at a place, with what is kept of them.
+RowFilter = Callable[[slice, Tensor], object]
 
 SAMPLE = 1 << 16
 
@@ -24,7 +24,7 @@ SAMPLE = 1 << 16
 def keep_largest(update: LowRank, density: float) -> RowFilter:
     """Keep the ``int(density * n)`` largest entries by magnitude, at least one and all that equal the last."""
     below = _below(_magnitude_threshold(update, _count(update, density)))
-    return lambda _, rows: torch.hardshrink(rows, below)
+    return lambda _, rows: torch.hardshrink(rows, below, out=rows)
 
 
 def drop_tails(update: LowRank, density: float, outliers: float) -> RowFilter:
@@ -37,16 +37,21 @@ def drop_tails(update: LowRank, density: float, outliers: float) -> RowFilter:
     if not drop:
         return keep_largest(update, density)
     low, high = (_below(_magnitude_threshold(update, kept)) for kept in (count + drop, drop))
-    return lambda _, rows: torch.hardshrink(rows, low) - torch.hardshrink(rows, high)
+
+    def keep(_: slice, rows: Tensor) -> None:
+        largest = torch.hardshrink(rows, high)
+        torch.hardshrink(rows, low, out=rows).sub_(largest)
+
+    return keep
 
 
 def drop_randomly(options: MethodOptions, *names: str) -> RowFilter:
     """Keep entries with probability ``density`` and divide by it: the same in expectation (arXiv:2311.03099)."""
     key = stream_key(options.seed, *names)
 
-    def keep(place: slice, rows: Tensor) -> Tensor:
+    def keep(place: slice, rows: Tensor) -> None:
         kept = uniform_rows(key, place, rows.shape[1], rows.device).lt_(options.density)
-        return rows.mul_(kept).div_(options.density)
+        rows.mul_(kept).div_(options.density)
 
     return keep
 
@@ -60,12 +65,12 @@ def drop_by_magnitude(options: MethodOptions, *names: str) -> RowFilter:
     key = stream_key(options.seed, *names)
     width = min(options.window, options.density, 2 * (1 - options.density))
 
-    def keep(place: slice, rows: Tensor) -> Tensor:
+    def keep(place: slice, rows: Tensor) -> None:
         ladder = torch.linspace(-width / 2, width / 2, rows.shape[1], dtype=rows.dtype, device=rows.device)
         probability = torch.empty_like(rows)
         probability.scatter_(1, _order(rows.abs()), (options.density + ladder).expand_as(rows))
         kept = uniform_rows(key, place, rows.shape[1], rows.device).lt_(probability)
-        return rows.mul_(kept).div_(probability)
+        rows.mul_(kept).div_(probability)
 
     return keep
 
