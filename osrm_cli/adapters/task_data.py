@@ -67,8 +67,9 @@ def draw_texts(
     """
     samples = []
     for adapter in adapters:
-        source, recorded = data_source(adapter, data, purpose), adapter.record.get("task")
-        task = Task.from_dict(recorded) if recorded else load_split(adapter.name, source, "train", 1).task
+        source, recorded = data_source(adapter, data, purpose), adapter.record.get("task") or {}
+        is_whole = "columns" in recorded
+        task = Task.from_dict(recorded) if is_whole else load_split(adapter.name, source, "train", 1).task
         texts = load_texts(task, source, "train")
         samples.append(TaskSample.of(adapter, draw_examples(texts, k, seed), source))
     return samples

@@ -136,8 +136,15 @@ def _ignore(_unraisable: Any) -> None:
     """What a library cannot raise where the signal has hit it."""
 
 
+def _report_unraisable(unraisable: Any) -> None:
+    """Report what a library cannot raise, but for Ctrl-C: Python has lost it in a callback of its own."""
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+
+
 def main() -> None:
     """Run the program."""
+    sys.unraisablehook = _report_unraisable
     for number in _ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _terminate)

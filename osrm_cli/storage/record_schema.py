@@ -4,7 +4,7 @@ Only keys that commands read are checked; all other keys are for people.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,7 @@ from pydantic import (
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 # Names become files and folders.
@@ -38,13 +39,21 @@ class _Base(_Closed):
 
 class _Task(_Closed):
     name: Name
-    columns: list[Text]
-    labels: list[Text | int] | None
-    metrics: list[Text]
+    columns: list[Text] = Field(default_factory=list)
+    labels: list[Text | int] | None = None
+    metrics: list[Text] = Field(default_factory=list)
     max_length: PositiveInt | None = None
     kind: Literal["classification", "generation"] = "classification"
     max_new_tokens: PositiveInt | None = None
     stop: list[Text] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Self:
+        """A start knows the name alone of a task that has no features."""
+        missing = {"columns", "labels", "metrics"} - self.model_fields_set
+        if missing and self.model_fields_set != {"name"}:
+            raise ValueError(f"{min(missing)} is missing")
+        return self
 
 
 class _Data(_Open):

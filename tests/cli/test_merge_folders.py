@@ -131,7 +131,7 @@ def test_an_adapter_of_a_causal_model_cannot_be_trained_as_a_classifier(project_
     change(project_copy / "starts/mood/adapter_config.json", task_type="CAUSAL_LM")
     run = osrm("train", "starts/mood", "--limit", 8, "-o", "t", cwd=project_copy)
     assert run.code == 1
-    assert "task_type is CAUSAL_LM, expected SEQ_CLS" in run.error
+    assert "was initialized for CAUSAL_LM, but task 'mood' has labels" in run.error
     assert not (project_copy / "t").exists()
 
 

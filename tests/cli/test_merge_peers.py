@@ -181,11 +181,14 @@ def test_overlapping_patterns_that_lost_their_order_are_refused(tmp_path):
 # --- patterns that match nothing: huggingface/peft 3582 ---------------------------------------------------------------
 
 
-def test_a_pattern_without_a_layer_is_refused(tmp_path):
+def test_a_pattern_without_a_layer_changes_nothing_as_in_peft(tmp_path):
     factories.save(tmp_path / "a")
+    osrm("merge", "a", "--out", "before", cwd=tmp_path)
     path = tmp_path / "a" / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_pattern": {"layers.1.query": 64}}))
-    assert "alpha_pattern 'layers.1.query' matches no layer" in osrm("merge", "a", cwd=tmp_path).error
+    assert osrm("merge", "a", "--out", "after", cwd=tmp_path).code == 0
+    weights = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("before", "after")]
+    assert weights[0] == weights[1]
 
 
 # --- half precision: huggingface/peft 1052 ----------------------------------------------------------------------------

@@ -42,7 +42,12 @@ class _Setting:
 
 _CLASSES = _Setting("mini", "minilm", 0.3, "", "--epochs 3 --lr 2e-3")
 _TEXT = _Setting(
-    "mini-text", "smollm2", 0.5, "--samples 32 ", "--epochs 1 --lr 4e-3 --batch-size 8 --dev-limit 16", " --limit 32"
+    "mini-text",
+    "smollm2",
+    0.5,
+    "--samples 32 ",
+    "--limit 64 --epochs 1 --lr 4e-3 --batch-size 8 --dev-limit 8",
+    " --limit 16",
 )
 
 
