@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.parallel import map_in_order
+from osrm_cli.linalg.parallel import alone, map_in_order
 
 Answer = TypeVar("Answer")
 
@@ -99,10 +99,12 @@ class RowStream:
     def _map_strips(self, function: Callable[[list[slice]], Answer]) -> Iterator[Answer]:
         on_cpu = self.device.type == "cpu"
         # 16 rows of width 8192 stay in a core's cache, fewer make a slow product; an accelerator wants large launches.
-        entries, together = (1 << 17, 16) if on_cpu else (1 << 24, 1)
-        size = max(entries // max(self.shape[1], 1), 16)
+        size = max((1 << 17 if on_cpu else 1 << 24) // max(self.shape[1], 1), 16)
         places = [slice(start, min(start + size, self.shape[0])) for start in range(0, self.shape[0], size)]
+        together = min(len(places) // 8 + 1, 16) if on_cpu else 1
         strips = [places[first : first + together] for first in range(0, len(places), together)]
+        if on_cpu and len(strips) == 1:
+            return iter([alone(function)(strips[0])])
         return map_in_order(function, strips, torch.get_num_threads() if on_cpu else 1, ahead=2)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank
+from osrm_cli.linalg.parallel import alone
 from osrm_cli.linalg.row_stream import RowStream, sum_of_squares
 
 NEAR = 1e-3  # the search for directions ends when no more than this share of what is lost can be expected back
@@ -75,22 +76,50 @@ def _krylov(stream: RowStream, rank: int) -> tuple[Tensor, Tensor, Tensor, float
     A pass gives ``W X`` and ``W^T W X`` of the newest block ``X`` of an orthonormal basis ``Q`` of the space, and with
     that all of ``W Q``: the triplets need no pass of their own.
     """
-    X = Q = torch.linalg.qr(_start(stream, min(rank + OVERSAMPLING, *stream.shape))).Q
+    X = Q = _start(stream, min(rank + OVERSAMPLING, *stream.shape))
     products, energies = [], [0.0]
     for _ in range(MAX_PASSES):
         product, image, total = _pass(stream, X.to(stream.dtype))
         products.append(product.to(torch.float64))
-        WQ = torch.cat(products, 1)
-        energies.append(float(torch.linalg.eigvalsh(WQ.T @ WQ)[-rank:].sum()))
+        WQ = torch.cat(products, dim=1)
+        energies.append(_energy(WQ, rank))
         room = min(stream.shape) - Q.shape[1]
         if not room or _expected(energies[-3:]) <= NEAR * (total - energies[-1]) + ROUNDING * total:
             break
-        joined = torch.linalg.qr(torch.cat([Q, image.to(torch.float64)[:, :room]], dim=1)).Q
-        X = joined[:, Q.shape[1] :]
+        X = _new_directions(Q, image.to(torch.float64)[:, :room])
         Q = torch.cat([Q, X], dim=1)
-    basis, triangle = torch.linalg.qr(WQ)
+    U, sigma, Vh = _tall_svd(WQ)
+    return U[:, :rank], sigma[:rank], Vh[:rank] @ Q.T, total
+
+
+@alone
+def _start(stream: RowStream, width: int) -> Tensor:
+    """Orthonormal ``(d_in, width)``: the main directions of what the matrix resembles, and random ones."""
+    draws = torch.Generator().manual_seed(0)
+    directions = [torch.randn(stream.shape[1], width, generator=draws, dtype=torch.float64).to(stream.device)]
+    if stream.near and stream.near.rank:
+        directions.insert(0, truncate(stream.near)[0].A.T)
+    return _new_directions(directions[0][:, :0], torch.cat(directions, dim=1)[:, :width])
+
+
+@alone
+def _new_directions(Q: Tensor, more: Tensor) -> Tensor:
+    """An orthonormal basis of what ``more`` adds to the columns of ``Q``."""
+    joined: Tensor = torch.linalg.qr(torch.cat([Q, more], dim=1)).Q
+    return joined[:, Q.shape[1] :]
+
+
+@alone
+def _energy(WQ: Tensor, rank: int) -> float:
+    """The energy that the best ``rank`` directions in the span of ``Q`` keep."""
+    return float(torch.linalg.eigvalsh(WQ.T @ WQ)[-rank:].sum())
+
+
+@alone
+def _tall_svd(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    basis, triangle = torch.linalg.qr(M)
     U, sigma, Vh = torch.linalg.svd(triangle)
-    return basis @ U[:, :rank], sigma[:rank], Vh[:rank] @ Q.T, total
+    return basis @ U, sigma, Vh
 
 
 def _pass(stream: RowStream, X: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -106,15 +135,6 @@ def _pass(stream: RowStream, X: Tensor) -> tuple[Tensor, Tensor, float]:
         image += part
         total += energy
     return product, image, total
-
-
-def _start(stream: RowStream, width: int) -> Tensor:
-    """``(d_in, width)``: the main directions of what the matrix resembles, and random ones."""
-    draws = torch.Generator().manual_seed(0)
-    directions = [torch.randn(stream.shape[1], width, generator=draws, dtype=torch.float64).to(stream.device)]
-    if stream.near and stream.near.rank:
-        directions.insert(0, truncate(stream.near)[0].A.T)
-    return torch.cat(directions, dim=1)[:, :width]
 
 
 def _expected(energies: list[float]) -> float:

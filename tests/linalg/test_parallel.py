@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from osrm_cli.linalg.parallel import map_in_order
+from osrm_cli.linalg.parallel import alone, map_in_order
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (2, 0), (5, 0), (2, 3)])
@@ -39,3 +39,15 @@ def test_threads_share_those_of_torch_and_give_them_back() -> None:
 def test_an_error_comes_out() -> None:
     with pytest.raises(ZeroDivisionError):
         list(map_in_order(lambda item: 1 / item, [1, 1, 0, 1], 2))
+
+
+def test_a_function_alone_has_one_thread() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert alone(torch.get_num_threads)() == 1
+        with pytest.raises(ZeroDivisionError):
+            alone(lambda: 1 / 0)()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
