@@ -1,5 +1,6 @@
 """Real, tiny models: every architecture from its own configuration, with a tokenizer of whole words."""
 
+import functools
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,25 +90,26 @@ def _save_words(folder: Path, family: str) -> int:
     return len(words)
 
 
+def _save_model(folder: Path, family: str, architecture: tuple[str, dict[str, Any]], auto_class: str) -> Path:
+    import torch
+    import transformers
+
+    size = save_tokenizer(folder, family)
+    name, sizes = architecture
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = getattr(transformers, name)(vocab_size=size, decoder_start_token_id=0, **ids, **sizes)
+    torch.manual_seed(0)
+    getattr(transformers, auto_class).from_config(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``tiny_model("bert")``: the folder of a small base model without a head, made once per session."""
-    folders: dict[str, Path] = {}
 
+    @functools.cache
     def make(family: str) -> Path:
-        if family not in folders:
-            import torch
-            import transformers
-
-            folder = tmp_path_factory.mktemp(f"tiny-{family}")
-            size = save_tokenizer(folder, family)
-            name, sizes = FAMILIES[family]
-            ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-            config = getattr(transformers, name)(vocab_size=size, decoder_start_token_id=0, **ids, **sizes)
-            torch.manual_seed(0)
-            transformers.AutoModel.from_config(config).save_pretrained(folder)
-            folders[family] = folder
-        return folders[family]
+        return _save_model(tmp_path_factory.mktemp(f"tiny-{family}"), family, FAMILIES[family], "AutoModel")
 
     return make
 
@@ -114,23 +117,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def tiny_writer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``tiny_writer("llama")``: the folder of a small language model with its output layer, made once per session."""
-    folders: dict[str, Path] = {}
 
+    @functools.cache
     def make(family: str) -> Path:
-        if family not in folders:
-            import torch
-            import transformers
-
-            folder = tmp_path_factory.mktemp(f"writer-{family}")
-            size = save_tokenizer(folder, family)
-            name, sizes = WRITERS[family]
-            ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-            config = getattr(transformers, name)(vocab_size=size, decoder_start_token_id=0, **ids, **sizes)
-            torch.manual_seed(0)
-            auto = transformers.AutoModelForSeq2SeqLM if family == "t5" else transformers.AutoModelForCausalLM
-            auto.from_config(config).save_pretrained(folder)
-            folders[family] = folder
-        return folders[family]
+        auto_class = "AutoModelForSeq2SeqLM" if family == "t5" else "AutoModelForCausalLM"
+        return _save_model(tmp_path_factory.mktemp(f"writer-{family}"), family, WRITERS[family], auto_class)
 
     return make
 

@@ -203,11 +203,10 @@ def test_another_template_is_refused(written: Path, tiny_writer: Callable[[str],
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("written", ["llama"], indirect=True)
 def test_start_in_trl_s_trainer_and_its_folder_in_a_merge(
     tiny_writer: Callable[[str], Path], completion_tasks: Path, written: Path, tmp_path: Path
 ) -> None:
-    if family_of(written) != "llama":
-        pytest.skip("one family is enough")
     trl = pytest.importorskip("trl")
     from datasets import load_dataset
 
@@ -237,11 +236,10 @@ def test_start_in_trl_s_trainer_and_its_folder_in_a_merge(
     assert set(json.loads((tmp_path / "merged" / "scores.json").read_text())["tasks"]) == {"last", "same"}
 
 
+@pytest.mark.parametrize("written", ["llama"], indirect=True)
 def test_classifier_and_writer_of_one_base_merge_together(
     written: Path, tiny_writer: Callable[[str], Path], text_tasks: Path, completion_tasks: Path, tmp_path: Path
 ) -> None:
-    if family_of(written) != "llama":
-        pytest.skip("one family is enough")
     model = str(tiny_writer("llama"))
     for command in (
         f"collect --task mood --task pair --data {text_tasks} --model {model} --samples 20",

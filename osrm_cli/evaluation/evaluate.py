@@ -128,15 +128,15 @@ def evaluate_folder(
     torch_device = pick_device(device)
     torch_dtype = pick_dtype(dtype, torch_device)
     precision = dtype_name(torch_dtype)
-    scorers = _Scorers(base_dir, torch_device, torch_dtype, batch_size, generate, skip_long, progress, result.warnings)
+    scorers = _Scorers(torch_device, torch_dtype, batch_size, generate, skip_long, progress, result.warnings)
     for name, task in tasks_on_disk.items():
         first, length = examples[name][0], lengths[name]
-        scorer = scorers.of(first.task)
-        score = scorer.score(task, examples[name], length)
+        score = scorers.on(base_dir, first.task).score(task, examples[name], length)
         if single:
-            score = _add_single_score(score, task, scorer, first, length, precision, result.notes)
+            score = _add_single_score(score, task, scorers, base_dir, first, length, precision, result.notes)
         if base and first.task.is_text:
-            alone = (scorer if merged.form != "model" else scorer.on(_base_folder(merged))).score(None, [first], length)
+            below = base_dir if merged.form != "model" else merged.resolve_base_model(None, None)[0]
+            alone = scorers.on(below, first.task).score(None, [first], length)
             score = replace(score, base=alone.headline, base_loss=alone.metrics["loss"])
         result.scores[name] = score
     settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": precision}
@@ -175,16 +175,11 @@ def _load_sets(task: MergedTask, data: str | None, split: str, limit: int | None
     return [load_split(task.task, source, name, limit) for name in pair or [split]]
 
 
-def _base_folder(merged: MergedFolder) -> Path:
-    return merged.resolve_base_model(None, None)[0]
-
-
 @dataclass
 class _Scorers:
-    """Scorers by kind of task, each loaded when it is first needed.
+    """Scorers by model and kind of task, each loaded when it is first needed.
 
     Attributes:
-        base_dir: The base model, or the merged model.
         device: Device of the computation.
         dtype: Precision of the models.
         batch_size: Maximum examples per batch.
@@ -194,7 +189,6 @@ class _Scorers:
         warnings: Collects what the user should know about the examples.
     """
 
-    base_dir: Path
     device: torch.device
     dtype: torch.dtype
     batch_size: int
@@ -202,24 +196,32 @@ class _Scorers:
     skip_long: bool
     progress: Progress
     warnings: list[str]
-    loaded: dict[bool, Scorer] = field(default_factory=dict)
+    loaded: dict[tuple[Path, bool], Scorer] = field(default_factory=dict)
 
-    def of(self, task: Task) -> Scorer:
-        """The scorer of a task's kind."""
-        if task.is_text not in self.loaded:
-            self.loaded[task.is_text] = self._load_text() if task.is_text else self._load_classes()
-        return self.loaded[task.is_text]
+    def on(self, model: Path, task: Task) -> Scorer:
+        """The scorer of a task's kind on a base model, or on a merged one."""
+        key = model, task.is_text
+        if key not in self.loaded:
+            self.loaded[key] = self._load_text(model) if task.is_text else self._load_classes(model)
+        return self.loaded[key]
 
-    def _load_classes(self) -> Scorer:
-        return ClassScorer(Backbone.load(self.base_dir, self.device, self.dtype), self.batch_size, self.progress)
+    def _load_classes(self, model: Path) -> Scorer:
+        return ClassScorer(Backbone.load(model, self.device, self.dtype), self.batch_size, self.progress)
 
-    def _load_text(self) -> Scorer:
-        backbone = TextBackbone.load(self.base_dir, self.device, self.dtype)
+    def _load_text(self, model: Path) -> Scorer:
+        backbone = TextBackbone.load(model, self.device, self.dtype)
         return TextScorer(backbone, self.batch_size, self.progress, self.generate, self.skip_long, self.warnings)
 
 
 def _add_single_score(
-    score: TaskScore, merged: MergedTask, scorer: Scorer, data: TaskSplit, max_length: int, dtype: str, notes: list[str]
+    score: TaskScore,
+    merged: MergedTask,
+    scorers: _Scorers,
+    base_dir: Path,
+    data: TaskSplit,
+    max_length: int,
+    dtype: str,
+    notes: list[str],
 ) -> TaskScore:
     """A task's score with the single adapter's: recorded for the same examples, or measured if possible."""
     if merged.is_single_adapter:
@@ -237,7 +239,7 @@ def _add_single_score(
         notes.append(f"{merged.task}: {path} has changed since it was merged, so its score is missing")
         return score
     single = MergedFolder.open(path)
-    if merged.form == "model":  # this backbone's weights are the merged ones
-        scorer = scorer.on(_base_folder(single))
-    alone = scorer.score(next(iter(single.tasks.values())), [data], max_length)
+    if merged.form == "model":  # that model's weights are the merged ones
+        base_dir = single.resolve_base_model(None, None)[0]
+    alone = scorers.on(base_dir, data.task).score(next(iter(single.tasks.values())), [data], max_length)
     return replace(score, single=alone.headline, single_loss=alone.metrics.get("loss"))

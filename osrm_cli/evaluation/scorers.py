@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -29,9 +28,6 @@ class Scorer(Protocol):
     def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score a task's model, or the base model alone, on one set of examples or two."""
 
-    def on(self, base_dir: Path) -> "Scorer":
-        """The same on another base model."""
-
 
 @dataclass(frozen=True)
 class ClassScorer:
@@ -46,10 +42,6 @@ class ClassScorer:
     backbone: Backbone
     batch_size: int
     progress: Progress
-
-    def on(self, base_dir: Path) -> "ClassScorer":
-        """The same on another base model."""
-        return replace(self, backbone=Backbone.load(base_dir, self.backbone.device, self.backbone.model.dtype))
 
     def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score one task on one set of examples, or two.
@@ -110,10 +102,6 @@ class TextScorer:
     skip_long: bool
     warnings: list[str]
 
-    def on(self, base_dir: Path) -> "TextScorer":
-        """The same on another base model."""
-        return replace(self, backbone=TextBackbone.load(base_dir, self.backbone.device, self.backbone.model.dtype))
-
     def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score one task.
 
@@ -146,8 +134,6 @@ class TextScorer:
         answers: list[str] = []
         if not self.generate:
             task = replace(task, metrics=(LIKELIHOOD,))
-        elif examples[0].choices:
-            metrics |= self._score_choices(model, examples, completions, task)
         else:
             written, answers = score_answers(
                 self.backbone, model, task, examples, encodings, completions, self.batch_size, self.progress
@@ -172,27 +158,6 @@ class TextScorer:
             ),
         )
 
-    def _score_choices(
-        self, model: torch.nn.Module, examples: Sequence[TextExample], completions: CompletionTokenizer, task: Task
-    ) -> dict[str, float]:
-        """Share of examples whose right choice is the most likely, by log-likelihood, and by that per byte."""
-        rows = [replace(example, completion=choice) for example in examples for choice in example.choices]
-        kept, encodings = completions.encode(rows, with_end=False)
-        if len(kept) < len(rows):
-            raise OsrmError(f"choices of '{task.name}' are too long", "choose a larger --max-length")
-        with self.progress(f"choices {task.name}", len(encodings), "choices") as advance:
-            nll = self.backbone.losses(model, encodings, self.batch_size, advance).nll
-        hits = {"accuracy": 0, "accuracy_norm": 0}
-        start = 0
-        for example in examples:
-            own = nll[start : start + len(example.choices)]
-            start += len(example.choices)
-            right = example.choices.index(example.reference)
-            sizes = torch.tensor([len(choice.encode()) for choice in example.choices])
-            hits["accuracy"] += int(own.argmin()) == right
-            hits["accuracy_norm"] += int((own / sizes).argmin()) == right
-        return {name: 100 * count / len(examples) for name, count in hits.items()}
-
 
 def score_answers(
     backbone: TextBackbone,
@@ -204,7 +169,9 @@ def score_answers(
     batch_size: int,
     progress: Progress,
 ) -> tuple[dict[str, float], list[str]]:
-    """Let a model answer prompts; exact match and the task's own metrics, and the answers.
+    """Let a model answer prompts: exact match and the task's own metrics, and the answers.
+
+    Where the rows have choices, it chooses, and writes nothing.
 
     Args:
         backbone: Supplies tokenizer and device.
@@ -219,6 +186,8 @@ def score_answers(
     Raises:
         OsrmError: If a row has no prompt, or a metric cannot be computed.
     """
+    if examples[0].choices:
+        return _score_choices(backbone, model, task, examples, completions, batch_size, progress), []
     count = task.max_new_tokens or max(int((encoding["labels"] != IGNORED).sum()) for encoding in encodings)
     prompts = completions.encode_prompts(examples, count)
     if not all(len(prompt["input_ids"]) for prompt in prompts):
@@ -230,6 +199,34 @@ def score_answers(
         answers = backbone.generate(model, prompts, batch_size, count, task.stop, advance)
     names = dict.fromkeys(("exact_match", *(name for name in task.metrics if name in ANSWER_METRICS)))
     return compute_answer_scores(list(names), answers, [example.reference for example in examples]), answers
+
+
+def _score_choices(
+    backbone: TextBackbone,
+    model: torch.nn.Module,
+    task: Task,
+    examples: Sequence[TextExample],
+    completions: CompletionTokenizer,
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, float]:
+    """Share of examples whose right choice is the most likely, by log-likelihood, and by that per byte."""
+    rows = [replace(example, completion=choice) for example in examples for choice in example.choices]
+    kept, encodings = completions.encode(rows, with_end=False)
+    if len(kept) < len(rows):
+        raise OsrmError(f"choices of '{task.name}' are too long", "choose a larger --max-length")
+    with progress(f"choices {task.name}", len(encodings), "choices") as advance:
+        nll = backbone.losses(model, encodings, batch_size, advance).nll
+    hits = {"accuracy": 0, "accuracy_norm": 0}
+    start = 0
+    for example in examples:
+        own = nll[start : start + len(example.choices)]
+        start += len(example.choices)
+        right = example.choices.index(example.reference)
+        sizes = torch.tensor([len(choice.encode()) for choice in example.choices])
+        hits["accuracy"] += int(own.argmin()) == right
+        hits["accuracy_norm"] += int((own / sizes).argmin()) == right
+    return {name: 100 * count / len(examples) for name, count in hits.items()}
 
 
 def _check_template(task: MergedTask, backbone: TextBackbone) -> None:

@@ -1,6 +1,6 @@
 """Score many merges on one backbone: model, examples and heads are loaded once, and a merge takes one pass per task."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ class SweepHead:
     target: torch.Tensor | None = None
 
     def __init__(self, task: SweepTask, backbone: Backbone) -> None:
-        self.task, self.name = task, task.adapter.name
+        self.task, self.name, self.index = task, task.adapter.name, task.index
         self.head = backbone.add_head(task.adapter.head_tensors(), task.parts.task.num_labels, task.adapter.folder)
         self.encodings = backbone.tokenize(task.parts.examples, task.max_length)
         self.unlabelled = backbone.tokenize(task.unlabelled, task.max_length)
@@ -91,7 +91,7 @@ class SweepScorer:
     def score_single_adapters(self, advance: Advance) -> ScoresBySplit:
         """Score every task's own adapter, and keep the representations that are the targets of calibration."""
         results = {}
-        for head in self._heads_with(SingleAdapterDeltas(self._adapters)):
+        for head in self._weights.each(self._heads, SingleAdapterDeltas(self._adapters)):
             logits, representations = self._run(head, advance)
             if representations is not None:
                 head.target = representations[len(head.encodings) :]
@@ -104,7 +104,7 @@ class SweepScorer:
         Call ``score_single_adapters`` first.
         """
         plain, calibrated = {}, {}
-        for head in self._heads_with(deltas):
+        for head in self._weights.each(self._heads, deltas):
             logits, representations = self._run(head, advance)
             plain[head.name] = _score_parts(head.task.parts, logits)
             if representations is not None:
@@ -112,13 +112,6 @@ class SweepScorer:
                 logits = head.calibrated_logits(representations[:count], representations[count:])
                 calibrated[head.name] = _score_parts(head.task.parts, logits)
         return [group_by_part(results) for results in (plain, calibrated) if results]
-
-    def _heads_with(self, deltas: DeltaSource) -> Iterator[SweepHead]:
-        """Yield each task's head after adding its update to the weights."""
-        for position, head in enumerate(self._heads):
-            if position == 0 or deltas.by_task:
-                self._weights.add(deltas, head.task.index)
-            yield head
 
     def _run(self, head: SweepHead, advance: Advance) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A task's logits, and the representations of all its examples if heads are calibrated."""

@@ -1,6 +1,6 @@
 """Score many merges of text tasks on one language model: by loss, and the best of them by what they write."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class SweepText:
     """A task that is answered with text, with its tokenized examples."""
 
     def __init__(self, task: SweepTask, backbone: TextBackbone) -> None:
-        self.task, self.name, self.backbone = task, task.adapter.name, backbone
+        self.task, self.name, self.index, self.backbone = task, task.adapter.name, task.index, backbone
         self.completions = backbone.completions(task.max_length)
         self.examples = [example for example in task.parts.examples if isinstance(example, TextExample)]
         self.encodings = self.completions.encode(self.examples)[1]
@@ -90,7 +90,7 @@ class TextSweepScorer:
 
     def score(self, deltas: DeltaSource, advance: Advance) -> list[ScoresBySplit]:
         """Score one merge on every task."""
-        results = {text.name: text.score(self._batch_size, advance) for text in self._with_weights(deltas)}
+        results = {text.name: text.score(self._batch_size, advance) for text in self._weights.each(self._texts, deltas)}
         return [group_by_part(results)]
 
     def add_answers(self, deltas: DeltaSource, scores: TaskScores, progress: Progress) -> TaskScores:
@@ -100,12 +100,5 @@ class TextSweepScorer:
                 scores[text.name],
                 metrics={**scores[text.name].metrics, **text.answer_scores(TEST, self._batch_size, progress)},
             )
-            for text in self._with_weights(deltas)
+            for text in self._weights.each(self._texts, deltas)
         }
-
-    def _with_weights(self, deltas: DeltaSource) -> Iterator[SweepText]:
-        """Yield each task after adding its update to the weights."""
-        for position, text in enumerate(self._texts):
-            if position == 0 or deltas.by_task:
-                self._weights.add(deltas, text.task.index)
-            yield text

@@ -1,8 +1,8 @@
 """The weights of a backbone, to which the updates of many merges are added one after the other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -34,6 +34,17 @@ class SingleAdapterDeltas:
         return adapter.delta(layer).dense() if layer in adapter.layers else None
 
 
+class Indexed(Protocol):
+    """A task of a sweep."""
+
+    @property
+    def index(self) -> int:
+        """Index of its adapter among all that are merged."""
+
+
+T = TypeVar("T", bound=Indexed)
+
+
 class UpdatedWeights:
     """Weights of a model that merges change.
 
@@ -49,8 +60,15 @@ class UpdatedWeights:
         for parameter in model.parameters():  # buffers such as rotary frequencies keep their precision
             parameter.data = parameter.data.to(dtype)
 
+    def each(self, tasks: Sequence[T], deltas: DeltaSource) -> Iterator[T]:
+        """Yield each task after adding its update, or the one of all tasks, to the weights."""
+        for position, task in enumerate(tasks):
+            if position == 0 or deltas.by_task:
+                self._add(deltas, task.index)
+            yield task
+
     @torch.no_grad()
-    def add(self, deltas: DeltaSource, index: int) -> None:
+    def _add(self, deltas: DeltaSource, index: int) -> None:
         """Add an update to the base model's weights, which are kept exactly: no error accumulates over many merges."""
         for name, layer in self._layers.items():
             delta, weight = deltas.delta(name, index), self._exact[name]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from osrm_cli.models.batching import IGNORED, collate_batch
+from osrm_cli.models.batching import collate_batch
 from osrm_cli.models.text.generation import completion_logits, compute_losses, token_losses
 from osrm_cli.tasks.text.metrics import LIKELIHOOD, loss_scores
 from osrm_cli.training.trainer import PenaltyTrainer
@@ -25,11 +25,9 @@ class CompletionCollator:
 class CompletionTrainer(PenaltyTrainer):
     """Mean loss per completion token, and after each epoch the same on the dev examples."""
 
-    def completion_loss(self, model: torch.nn.Module, inputs: dict[str, Any], tokens: Any) -> torch.Tensor:
-        """Loss of a batch, divided by the tokens of the whole step, which may be several batches."""
-        logits, labels = completion_logits(model, inputs)
-        count = (labels != IGNORED).sum() if tokens is None else tokens
-        return token_losses(logits, labels).sum() / count
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.model_accepts_loss_kwargs = True  # so that Trainer counts the tokens of a step, of whatever model
 
     def compute_loss(
         self,
@@ -39,11 +37,11 @@ class CompletionTrainer(PenaltyTrainer):
         num_items_in_batch: Any = None,
         **_: Any,
     ) -> Any:
-        """The loss, with the penalty."""
-        loss = self.completion_loss(model, inputs, num_items_in_batch)
+        """The loss, with the penalty: its share of a step's, which may have several batches."""
+        logits, labels = completion_logits(model, inputs)
+        loss = token_losses(logits, labels).sum() / num_items_in_batch
         if self.penalty is not None:
-            share = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-            loss = loss + self.penalty.mu * self.penalty.interference() / share
+            loss = loss + self.penalty.mu * self.penalty.interference() / self.current_gradient_accumulation_steps
         return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -170,7 +170,9 @@ def fit_adapter(
         check_checkpoint(checkpoint, model)
     if config.checkpointing:
         base: Any = model.get_base_model()
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Recent transformers deprecate the name that older versions have.
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         base.enable_input_require_grads()  # the first layers are frozen
     with use_fast_dropout(device):
         try:

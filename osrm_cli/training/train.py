@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
@@ -19,7 +20,7 @@ from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokeni
 from osrm_cli.models.devices import pick_device, pick_training_dtype
 from osrm_cli.models.distributed import process_count, process_rank
 from osrm_cli.models.text.completions import CompletionTokenizer, template_record
-from osrm_cli.models.text.language_model import CAUSAL_LM, SEQ_2_SEQ_LM, load_language_model
+from osrm_cli.models.text.language_model import load_language_model
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.provenance import BaseModelId
@@ -240,7 +241,7 @@ def _prepare_run(
     if settings["limit"]:
         train = draw_examples(train, settings["limit"], config.seed)
     dev = load_split(start.name, source, "dev", settings["dev_limit"])
-    if (start.config.task_type in (CAUSAL_LM, SEQ_2_SEQ_LM)) != train.task.is_text and start.config.task_type:
+    if (start.config.task_type in TEXT_TASK_TYPES) != train.task.is_text and start.config.task_type:
         answer = "is answered with text" if train.task.is_text else "has labels"
         raise OsrmError(
             f"{origin} was initialized for {start.config.task_type}, but task '{start.name}' {answer}",

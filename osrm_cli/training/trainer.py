@@ -20,6 +20,8 @@ class PenaltyTrainer(Trainer):
     def __init__(self, penalty: InterferencePenalty | None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.penalty = penalty
+        # Classifiers take the number of a step's examples and ignore it: Trainer must average over its batches itself.
+        self.model_accepts_loss_kwargs = False
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Dev examples in their own order: Trainer's sampler shuffles them before it groups by length."""
