@@ -68,7 +68,7 @@ def write_adapter_stream(
         yield writer
         for name in sorted(heads.keys() - set(wide), key=lambda name: (-heads[name].element_size(), name)):
             stream.add(PREFIX + name, heads[name])
-    _write_config(folder, _with_ranks(config, writer.ranks))
+    _write_config(folder, with_ranks(config, writer.ranks))
 
 
 def write_adapter(
@@ -85,7 +85,7 @@ def write_adapter(
             writer.add(layer, layers[layer])
 
 
-def _with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig:
+def with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig:
     """The settings with which PEFT builds these ranks; the scaling is 1 where ``config`` has no ``lora_alpha``."""
     usual_rank = max(ranks.values())
     exceptions = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != usual_rank}

@@ -113,6 +113,12 @@ def orthonormal_rows(A: torch.Tensor) -> torch.Tensor:
     return rows.contiguous()
 
 
+def complement(Q: torch.Tensor) -> torch.Tensor:
+    """Orthonormal rows ``(d - q, d)`` orthogonal to the orthonormal rows ``Q`` ``(q, d)``."""
+    whole: torch.Tensor = torch.linalg.qr(Q.T, mode="complete").Q
+    return whole[:, len(Q) :].T.contiguous()
+
+
 def row_space_basis(H: torch.Tensor) -> torch.Tensor:
     """Orthonormal basis ``(rank H, d)`` of the span of the rows of ``H`` ``(n, d)``, the principal direction first."""
     _, values, Vh = torch.linalg.svd(H, full_matrices=False)

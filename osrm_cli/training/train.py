@@ -3,7 +3,7 @@
 import itertools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.tasks.task import TaskSplit
 from osrm_cli.training.checkpoints import newest_checkpoint, prepare_checkpoint_folder
 from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, draw_loss_curve, fit_adapter
+from osrm_cli.training.full_update import to_full_start
 from osrm_cli.training.head_init import fit_new_head
 from osrm_cli.training.interference_penalty import open_penalty_features, penalty_from_features
 from osrm_cli.training.peft_model import measure_adapter_drift, save_adapter, to_peft_model
@@ -93,6 +94,9 @@ def train_adapters(
     head: str = "fitted",
     interference_penalty: float | None = None,
     penalty_unit: str = "base",
+    full: bool = False,
+    project: bool = False,
+    project_energy: float = 0.99,
     features: Path | str = "features",
     keep_best: bool = False,
     resume: bool = False,
@@ -125,7 +129,10 @@ def train_adapters(
         head: ``fitted`` or ``fresh``: initialization of a new head.
         interference_penalty: Weight of the update's energy on the other tasks' inputs in the loss.
         penalty_unit: ``base`` or ``own``: reference energy, the base model's or the update's own.
-        features: Folder of features files for the penalty.
+        full: Train the layers' whole weights; the result is an adapter of their full rank.
+        project: With ``full``, train outside of the principal subspace of the other tasks' inputs.
+        project_energy: Share of their energy in that subspace.
+        features: Folder of features files for the penalty and the projection.
         keep_best: Keep the epoch with the best dev score.
         resume: Resume an unfinished run from its last checkpoint.
         seed: Seed of the order of the examples, of dropout and of the head.
@@ -148,6 +155,10 @@ def train_adapters(
     torch_dtype = pick_training_dtype(dtype, torch_device)
     if torch_dtype == torch.float16:
         raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
+    if project and not full:
+        raise OsrmError("--project is for whole weights", "add --full; an adapter's start is chosen by osrm init")
+    if full and freeze:
+        raise OsrmError("--full trains whole weights, which have no factor to freeze", "leave out --freeze")
     bf16 = torch_dtype.itemsize == 2
     config = TrainingConfig(
         lr, epochs, batch_size, seed, keep_best, bf16, dropout, gradient_accumulation, gradient_checkpointing
@@ -155,6 +166,8 @@ def train_adapters(
     limits = {"limit": limit, "dev_limit": dev_limit, "max_length": max_length}
     settings = {**asdict(config), **limits, "freeze": freeze and str(freeze), "head": str(head)}
     settings |= {"skip_long": skip_long}
+    if full:
+        settings |= {"full": True, "freeze": "A", **({"project_energy": project_energy} if project else {})}
     if interference_penalty:
         settings |= {"interference_penalty": interference_penalty, "penalty_unit": str(penalty_unit)}
     runs = [
@@ -189,7 +202,7 @@ class _Run:
         config: Hyperparameters.
         settings: All settings, as in ``osrm.json``.
         path: The output folder.
-        features: The features that the penalty reads.
+        features: The features that the penalty and the projection read.
     """
 
     origin: Path
@@ -250,10 +263,11 @@ def _prepare_run(
     base_dir, base = resolve_base_model(origin, start.base, start.config.base_model, model, revision)
     length = resolve_max_length(settings["max_length"], train.task)
     check_max_length(base_dir, length)
-    unit = settings.get("penalty_unit")
-    penalty = open_penalty_features(features, start, base, unit) if unit else None
+    unit = settings.get("penalty_unit", "base")
+    reads = "interference_penalty" in settings or "project_energy" in settings
+    read = open_penalty_features(features, start, base, unit) if reads else None
     all_settings = {**settings, "max_length": length}
-    return _Run(origin, start, source, train, dev, base_dir, base, config, all_settings, path, penalty)
+    return _Run(origin, start, source, train, dev, base_dir, base, config, all_settings, path, read)
 
 
 def _train(
@@ -261,12 +275,17 @@ def _train(
 ) -> dict[str, Any]:
     record, config, freeze = run.make_record(), run.config, run.settings["freeze"]
     is_first = process_rank() == 0  # under a launcher, one process writes
+    if run.settings.get("full"):
+        others = run.features if "project_energy" in run.settings else None
+        run = replace(run, start=to_full_start(run.start, others, run.settings.get("project_energy", 0)))
     tokenizer = load_tokenizer(run.base_dir)
     loaded = _load_base(run, tokenizer)
     model = to_peft_model(loaded, run.start, freeze)
     if freeze == "B" and not any(run.start.lora_factors(layer).B.any() for layer in run.start.layers):
         warnings.append(f"{run.origin}: B is zero and stays frozen, so that only the head is trained")
-    penalty = penalty_from_features(model, run.features, run.start.name, run.settings) if run.features else None
+    penalty = None
+    if run.features and "interference_penalty" in run.settings:
+        penalty = penalty_from_features(model, run.features, run.start.name, run.settings)
     if config.bf16:  # the penalty has read the exact weights
         frozen_weights_to_bfloat16(model, device)
     encoded = _encode_task(run, tokenizer, loaded.model.config.is_encoder_decoder, warnings)

@@ -68,6 +68,19 @@ def train(
             "--penalty-unit", help="Energy that the penalty is relative to: the base model's, or the update's own."
         ),
     ] = PenaltyUnit.BASE,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train the layers' whole weights: an adapter of their full rank.")
+    ] = False,
+    project: Annotated[
+        bool,
+        typer.Option(
+            "--project", help="With --full, train outside of the other tasks' principal subspace; reads --features."
+        ),
+    ] = False,
+    project_energy: Annotated[
+        float,
+        typer.Option("--project-energy", min=0.01, max=0.999999, help="Share of their energy in that subspace."),
+    ] = 0.99,
     features: options.FeaturesFolder = Path("features"),
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the epoch with the best dev score.")] = False,
     resume: Annotated[
@@ -112,6 +125,9 @@ def train(
         head=head,
         interference_penalty=interference_penalty,
         penalty_unit=penalty_unit,
+        full=full,
+        project=project,
+        project_energy=project_energy,
         features=features,
         keep_best=keep_best,
         resume=resume,
