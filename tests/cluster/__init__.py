@@ -1,0 +1,1 @@
+"""A real Slurm cluster on one machine, and the workflow on it."""

@@ -1,0 +1,80 @@
+"""The workflow on a real Slurm cluster: a job killed, a node drained, and the same bytes as on one machine."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm import missing_programs, start_cluster
+from tests.run_cli import ROOT
+
+pytestmark = pytest.mark.slow
+
+if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+    pytest.skip("snakemake-executor-plugin-slurm is not installed", allow_module_level=True)
+if missing := missing_programs():
+    pytest.skip(f"Slurm is not installed: no {missing[0]}", allow_module_level=True)
+if os.geteuid():
+    pytest.skip("Slurm's daemons need root", allow_module_level=True)
+
+PROGRAMS = Path(sys.executable).parent
+STUDY = (PROGRAMS / "snakemake", "-s", ROOT / "workflow/Snakefile", "--configfile", ROOT / "tests/cluster/tiny.yaml")
+# Frequent looks at the queue, which holds few jobs.
+SLURM = """--executor slurm --jobs 2 --slurm-status-command squeue --slurm-init-seconds-before-status-checks 1
+    --seconds-between-status-checks 1 --latency-wait 20 --default-resources runtime=20 mem_mb=1000""".split()
+
+
+def study(folder: Path, environment: dict[str, str], *words: str) -> "subprocess.Popen[str]":
+    """The workflow, started in a folder; its words go to a file beside it."""
+    folder.mkdir(exist_ok=True)
+    path = f"{PROGRAMS}{os.pathsep}{environment['PATH']}"
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            [*STUDY, *words],
+            cwd=folder,
+            env={**environment, "PATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def said(folder: Path) -> str:
+    return (folder / "log").read_text()
+
+
+def slurm(environment: dict[str, str], *words: str) -> str:
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    home = folder / "results"
+    return {str(path.relative_to(home)): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
+
+
+def test_a_killed_job_and_a_drained_node(minilm: str, tmp_path: Path) -> None:
+    """Killed in training with one node drained: the rest is finished by starting again, on the node that is left."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert study(here, dict(os.environ), "--cores", "2").wait() == 0, said(here)
+    with start_cluster(tmp_path / "cluster") as environment:
+        running = study(there, environment, *SLURM)
+        trains: list[str] = []
+        while running.poll() is None and not trains:
+            queue = slurm(environment, "squeue", "--noheader", "--states=RUNNING", "--format=%i %k")
+            trains = [line.split()[0] for line in queue.splitlines() if "rule_train" in line]
+            time.sleep(0.5)
+        assert trains, said(there)
+        slurm(environment, "scancel", "--signal=KILL", "--full", trains[0])
+        slurm(environment, "scontrol", "update", "nodename=node2", "state=drain", "reason=test")
+        assert running.wait() == 1
+        assert f"SLURM-job '{trains[0]}' failed" in said(there)
+        assert study(there, environment, *SLURM).wait() == 0, said(there)
+        nodes = slurm(environment, "scontrol", "show", "jobs")
+        assert "BatchHost=node1" in nodes.rpartition("rule_report")[2]
+    expected, found = results(here), results(there)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
