@@ -8,29 +8,31 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
 
-from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, read_config
+from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, parse_config
 from osrm_cli.adapters.layers import (
     FACTORS,
     PREFIX,
+    WEIGHTS_NAME,
     AdapterLayer,
     check_no_other_tensors,
     list_layers,
-    list_tensors,
+    name_tensors,
     natural_sort_key,
     tensor_kind,
     widest_factor_dtype,
 )
 from osrm_cli.adapters.names import align_layer_names
-from osrm_cli.adapters.training_record import recorded_drift
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import hub, provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
+from osrm_cli.storage.regular_file import read_json
 from osrm_cli.storage.safetensors_io import TensorLocation
 from osrm_cli.tasks.task import TASK_NAME, check_task_name
 
@@ -80,9 +82,9 @@ class Adapter:
         """
         alias, source = _split_name(str(source))
         folder = hub.locate_adapter(source)
-        config = read_config(folder)
+        config = parse_config(folder / CONFIG_NAME, _read_settings(folder))
         record = provenance.read_record(folder)
-        tensors = list_tensors(folder)
+        tensors = name_tensors(folder, safetensors_io.list_headers(_find_weights(folder)))
         layers = list_layers(folder, config, tensors)
         check_no_other_tensors(folder, config, tensors)
         return cls(
@@ -168,7 +170,21 @@ class Adapter:
     def describe(self) -> dict[str, Any]:
         """The adapter's entry in files of scores: path, digest, origin, and drift of A."""
         location = {"path": self.source, "sha256": self.sha256()}
-        return {**location, **self.origin(), "drift": recorded_drift(self.folder)}
+        return {**location, **self.origin(), "drift": self.drift}
+
+    @property
+    def dev_scores(self) -> Record | None:
+        """Examples, digest of the data and scores by metric; ``None`` where training has not recorded them."""
+        dev = self._training_log.get("dev")
+        scores = dev.get("scores") if isinstance(dev, dict) else None
+        return dev if isinstance(scores, dict) and all(isinstance(x, int | float) for x in scores.values()) else None
+
+    @property
+    def drift(self) -> float | None:
+        """How far A moved in training, see ``linalg.subspaces``; ``None`` where training has not recorded it."""
+        drift = self._training_log.get("drift")
+        overall = drift.get("overall") if isinstance(drift, dict) else None
+        return float(overall) if isinstance(overall, int | float) else None
 
     def origin(self) -> dict[str, Any]:
         """Settings of the initialization, of the training, and of the retrofit if there was one.
@@ -191,6 +207,15 @@ class Adapter:
             tensors[f"{PREFIX}{names[layer]}{dot}{suffix}" if dot else name] = location
         layers = {names[name]: layer for name, layer in self.layers.items()}
         return replace(self, layers=layers, tensors=tensors)
+
+    @cached_property
+    def _training_log(self) -> Mapping[str, Any]:
+        """Contents of ``training.json``; empty where that cannot be read."""
+        try:
+            log = read_json(self.folder / "training.json", "", finite=True)
+        except OsrmError:
+            return {}
+        return log if isinstance(log, dict) else {}
 
     def _read_saved(self, is_base_module: bool) -> dict[str, torch.Tensor]:
         """Tensors of ``modules_to_save``: those of the base model's modules, or those of the head."""
@@ -217,6 +242,35 @@ def _split_name(source: str) -> tuple[str | None, str]:
         return None, source
     check_task_name(name)
     return name, rest
+
+
+def _read_settings(folder: Path) -> Any:
+    """Contents of ``adapter_config.json``."""
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        nested = next(folder.glob(f"*/{CONFIG_NAME}"), None)
+        hint = (
+            f"it contains adapters: give {folder}/*" if nested else "give a folder written by PEFT or by 'osrm train'"
+        )
+        raise OsrmError(f"{folder} is not an adapter: {CONFIG_NAME} is missing", hint)
+    return read_json(path, "save the adapter again")
+
+
+def _find_weights(folder: Path) -> list[Path]:
+    """The files of an adapter's weights: one, or several with an index.
+
+    Raises:
+        OsrmError: If there is nothing but a pickle.
+    """
+    index, path, pickle = (folder / name for name in (f"{WEIGHTS_NAME}.index.json", WEIGHTS_NAME, "adapter_model.bin"))
+    if index.is_file():
+        return [folder / name for name in safetensors_io.read_index(index)]
+    if pickle.exists() and not path.exists():
+        raise OsrmError(
+            f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS_NAME}",
+            "load it with PEFT where you trust it, and save it with save_pretrained",
+        )
+    return [path]
 
 
 def align_layers(adapters: Sequence[Adapter]) -> list[Adapter]:

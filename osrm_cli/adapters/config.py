@@ -8,7 +8,6 @@ from typing import Any
 
 from osrm_cli.adapters.patterns import check_pattern
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.regular_file import read_json
 
 CONFIG_NAME = "adapter_config.json"
 
@@ -98,20 +97,16 @@ class AdapterConfig:
         return self.task_type in _WITHOUT_HEAD or any(part in _BASE_MODULES for part in tensor.split("."))
 
 
-def read_config(folder: Path) -> AdapterConfig:
-    """Read and check a folder's ``adapter_config.json``.
+def parse_config(path: Path, values: Any) -> AdapterConfig:
+    """Check the contents of an ``adapter_config.json``.
+
+    Args:
+        path: The file, for errors.
+        values: Its JSON value.
 
     Raises:
-        OsrmError: If it is missing, damaged, or describes anything but plain LoRA.
+        OsrmError: If they are damaged, or describe anything but plain LoRA.
     """
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        nested = next(folder.glob(f"*/{CONFIG_NAME}"), None)
-        hint = (
-            f"it contains adapters: give {folder}/*" if nested else "give a folder written by PEFT or by 'osrm train'"
-        )
-        raise OsrmError(f"{folder} is not an adapter: {CONFIG_NAME} is missing", hint)
-    values = read_json(path, "save the adapter again")
     if not isinstance(values, dict):
         raise OsrmError(f"{path} contains {type(values).__name__}, expected a JSON object")
     _check_kind(path, values)

@@ -1,4 +1,4 @@
-"""Tensors in the files of a LoRA adapter, and the layers that they form."""
+"""The layers of a LoRA adapter, from the names and shapes of its tensors."""
 
 import functools
 import itertools
@@ -14,7 +14,7 @@ import torch
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.patterns import pattern_matches
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation, list_headers, read_index
+from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -73,28 +73,18 @@ def tensor_kind(name: str) -> str:
     return "copy" if ".base_layer." in name else "other"
 
 
-def list_tensors(folder: Path) -> dict[str, TensorLocation]:
-    """Read the headers of an adapter's weights, one file or several with an index.
+def name_tensors(folder: Path, stored: Mapping[str, TensorLocation]) -> dict[str, TensorLocation]:
+    """The tensors of an adapter's files by the name that PEFT gives them, see ``plain_tensor_name``.
 
     Raises:
-        OsrmError: If a file is missing, damaged, or a pickle.
+        OsrmError: If two are of one name.
     """
-    index = folder / f"{WEIGHTS_NAME}.index.json"
-    if index.is_file():
-        paths = [folder / name for name in read_index(index)]
-    else:
-        paths = [folder / WEIGHTS_NAME]
-        if not paths[0].exists() and (pickle := next(iter(sorted(folder.glob("adapter_model.bin"))), None)):
-            raise OsrmError(
-                f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS_NAME}",
-                "load it with PEFT where you trust it, and save it with save_pretrained",
-            )
     tensors: dict[str, TensorLocation] = {}
-    for stored, location in list_headers(paths).items():
-        name = plain_tensor_name(stored)
+    for own, location in stored.items():
+        name = plain_tensor_name(own)
         if name in tensors:
             raise OsrmError(
-                f"{folder}: {tensors[name].name} and {stored} are two tensors of one layer", "save the adapter again"
+                f"{folder}: {tensors[name].name} and {own} are two tensors of one layer", "save the adapter again"
             )
         tensors[name] = location
     return tensors

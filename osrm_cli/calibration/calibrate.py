@@ -16,7 +16,6 @@ from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.merged_folder import MergedFolder
 from osrm_cli.models.backbone import Backbone, with_peft_adapter
-from osrm_cli.models.base_model import check_max_length
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.models.heads import find_head_layer
 from osrm_cli.progress import Advance, Progress, no_progress
@@ -95,7 +94,6 @@ class Calibration:
         Raises:
             OsrmError: If an adapter does not fit, or its examples are too long or too few.
         """
-        check_max_length(base_dir, max(sample.max_length for sample in self.samples), is_option=False)
         with progress(
             "calibrate", 2 * sum(len(sample.data.examples) for sample in self.samples), "examples"
         ) as advance:
@@ -107,10 +105,11 @@ class Calibration:
         dtype, size = getattr(torch, self.settings.dtype), self.settings.batch_size
         merged = MergedFolder.open(stage)
         backbone = Backbone.load(base_dir, device, dtype)
+        backbone.check_max_length(max(sample.max_length for sample in self.samples))
         encodings = [backbone.tokenize(sample.data.examples, sample.max_length) for sample in self.samples]
         targets = []
         for sample, texts in zip(self.samples, encodings, strict=True):
-            with with_peft_adapter(backbone.model, sample.adapter.folder, sample.data.task.num_labels) as model:
+            with with_peft_adapter(backbone.model, sample.adapter, sample.data.task.num_labels) as model:
                 targets.append(backbone.representations(model, texts, size, advance))
         if merged.form == "model":
             backbone = Backbone.load(stage, device, dtype)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from osrm_cli.adapters import training_record
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
@@ -57,10 +56,8 @@ def trace_initialization(adapter: Adapter, features: FeatureSet, digests: Mappin
     settings = adapter.record.get("start") or (adapter.record.get("settings") if _is_start(adapter) else None) or {}
     start = adapter if _is_start(adapter) else _find_start(adapter)
     if start is None:
-        drift = training_record.recorded_drift(adapter.folder)
-        return InitializationTrace(
-            settings.get("objective"), drift=drift, drift_from=None if drift is None else "training.json"
-        )
+        drift_from = None if adapter.drift is None else "training.json"
+        return InitializationTrace(settings.get("objective"), drift=adapter.drift, drift_from=drift_from)
     settings = start.record.get("settings") or settings
     trace = InitializationTrace(settings.get("objective"), start.folder.as_posix())
     pairs = {

@@ -1,29 +1,24 @@
 """Score each task of a folder and its single adapter: ``merged/`` -> ``scores.json``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
+from osrm_cli.errors import first_line
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.harness import check_harness, run_harness
 from osrm_cli.evaluation.merged_folder import MergedFolder, MergedTask
-from osrm_cli.evaluation.model_card import add_scores
-from osrm_cli.evaluation.scorers import ClassScorer, Scorer, TextScorer
-from osrm_cli.evaluation.scores import TaskScore
-from osrm_cli.models.backbone import Backbone
+from osrm_cli.evaluation.model_card import with_scores
+from osrm_cli.evaluation.scorers import FolderScorer
+from osrm_cli.evaluation.scores import TaskScore, TaskScores
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
-from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
+from osrm_cli.storage.provenance import CARD_NAME
 from osrm_cli.tasks.loading import list_splits, load_split
-from osrm_cli.tasks.metrics import primary_score
-from osrm_cli.tasks.task import Task, TaskSplit
+from osrm_cli.tasks.task import TaskSplit
 
 
 @dataclass(frozen=True)
@@ -126,18 +121,26 @@ def evaluate_folder(
     if dry_run:
         return result
     torch_device = pick_device(device)
-    torch_dtype = pick_dtype(dtype, torch_device)
-    precision = dtype_name(torch_dtype)
-    scorers = _Scorers(torch_device, torch_dtype, batch_size, generate, skip_long, progress, result.warnings)
+    precision = dtype_name(pick_dtype(dtype, torch_device))
+    scorer = FolderScorer(
+        merged,
+        base_dir,
+        torch_device,
+        precision,
+        batch_size,
+        generate,
+        skip_long,
+        progress,
+        result.notes,
+        result.warnings,
+    )
     for name, task in tasks_on_disk.items():
         first, length = examples[name][0], lengths[name]
-        score = scorers.on(base_dir, first.task).score(task, examples[name], length)
+        score = scorer.score(task, examples[name], length)
         if single:
-            score = _add_single_score(score, task, scorers, base_dir, first, length, precision, result.notes)
-        if base and first.task.is_text:
-            below = base_dir if merged.form != "model" else merged.resolve_base_model(None, None)[0]
-            alone = scorers.on(below, first.task).score(None, [first], length)
-            score = replace(score, base=alone.headline, base_loss=alone.metrics["loss"])
+            score = scorer.add_single_score(score, task, first, length)
+        if base:
+            score = scorer.add_base_score(score, first, length)
         result.scores[name] = score
     settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": precision}
     weights = sorted(folder.rglob("*.safetensors"))
@@ -160,8 +163,8 @@ def evaluate_folder(
     contents = result.summary | (scores.predictions_record(result.scores) if predictions else {})
     with atomic.write_file(path, overwrite) as stage:
         stage.write_text(provenance.to_json({**record, **contents}), encoding="utf-8")
-    if out is None and (problem := add_scores(folder, result.scores, split)):
-        result.notes.append(problem)
+    if out is None and (folder / CARD_NAME).is_file():
+        result.notes.extend(_write_card(folder / CARD_NAME, result.scores, split))
     if merged.form == "task-aware":
         result.notes.append("Each task was scored with its own mask: this is not one model.")
     return result
@@ -175,71 +178,12 @@ def _load_sets(task: MergedTask, data: str | None, split: str, limit: int | None
     return [load_split(task.task, source, name, limit) for name in pair or [split]]
 
 
-@dataclass
-class _Scorers:
-    """Scorers by model and kind of task, each loaded when it is first needed.
-
-    Attributes:
-        device: Device of the computation.
-        dtype: Precision of the models.
-        batch_size: Maximum examples per batch.
-        generate: Write answers of text tasks.
-        skip_long: Leave out examples whose completion is too long.
-        progress: Shows progress bars.
-        warnings: Collects what the user should know about the examples.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    batch_size: int
-    generate: bool
-    skip_long: bool
-    progress: Progress
-    warnings: list[str]
-    loaded: dict[tuple[Path, bool], Scorer] = field(default_factory=dict)
-
-    def on(self, model: Path, task: Task) -> Scorer:
-        """The scorer of a task's kind on a base model, or on a merged one."""
-        key = model, task.is_text
-        if key not in self.loaded:
-            self.loaded[key] = self._load_text(model) if task.is_text else self._load_classes(model)
-        return self.loaded[key]
-
-    def _load_classes(self, model: Path) -> Scorer:
-        return ClassScorer(Backbone.load(model, self.device, self.dtype), self.batch_size, self.progress)
-
-    def _load_text(self, model: Path) -> Scorer:
-        backbone = TextBackbone.load(model, self.device, self.dtype)
-        return TextScorer(backbone, self.batch_size, self.progress, self.generate, self.skip_long, self.warnings)
-
-
-def _add_single_score(
-    score: TaskScore,
-    merged: MergedTask,
-    scorers: _Scorers,
-    base_dir: Path,
-    data: TaskSplit,
-    max_length: int,
-    dtype: str,
-    notes: list[str],
-) -> TaskScore:
-    """A task's score with the single adapter's: recorded for the same examples, or measured if possible."""
-    if merged.is_single_adapter:
-        return replace(score, single=score.headline, single_loss=score.metrics.get("loss"))
-    recorded = merged.single_adapter.get("dev") or {}
-    required = {"sha256": data.sha256, "max_length": max_length, "dtype": dtype}
-    is_same = all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded
-    if is_same and set(data.task.metrics) <= recorded["scores"].keys():  # training scores the loss of text alone
-        return replace(score, single=primary_score(data.task, recorded["scores"]))
-    path = Path(merged.single_adapter.get("path") or "")
-    if not merged.single_adapter or not (path / CONFIG_NAME).is_file():
-        notes.append(f"{merged.task}: the single adapter is not available, so its score is missing")
-        return score
-    if Adapter.open(path).sha256() != merged.single_adapter.get("sha256"):
-        notes.append(f"{merged.task}: {path} has changed since it was merged, so its score is missing")
-        return score
-    single = MergedFolder.open(path)
-    if merged.form == "model":  # that model's weights are the merged ones
-        base_dir = single.resolve_base_model(None, None)[0]
-    alone = scorers.on(base_dir, data.task).score(next(iter(single.tasks.values())), [data], max_length)
-    return replace(score, single=alone.headline, single_loss=alone.metrics.get("loss"))
+def _write_card(path: Path, task_scores: TaskScores, split: str) -> list[str]:
+    """Write the scores into the folder's model card; says why that cannot be done."""
+    try:
+        text = with_scores(path.read_text(encoding="utf-8"), path.parent.resolve().name, task_scores, split)
+    except Exception as error:  # people edit cards, and the library raises whatever YAML makes of that
+        return [f"{path}: the scores could not be added: {first_line(error)}"]
+    with atomic.write_file(path, overwrite=True) as stage:
+        stage.write_text(text, encoding="utf-8")
+    return []

@@ -5,18 +5,19 @@ An adapter folder is opened in the same way, as the classifier of one task.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from osrm_cli.adapters import config as adapter_config
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import TEXT_TASK_TYPES
+from osrm_cli.adapters.config import CONFIG_NAME, TEXT_TASK_TYPES
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import list_task_layers, read_task_delta
-from osrm_cli.models.base_model import check_max_length, find_base_model, resolve_base_model
+from osrm_cli.models.base_model import find_base_model, resolve_base_model
+from osrm_cli.models.classifier import check_max_length
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
 from osrm_cli.storage.regular_file import check_folder
@@ -35,6 +36,7 @@ class MergedTask:
         folder: The task's own folder; of a task without a head, which is answered with text, the merged folder.
         root: The folder that was opened.
         record: The folder's ``osrm.json``; empty for an adapter of another program.
+        adapter: The folder opened as an adapter, if it is one.
     """
 
     task: str
@@ -42,6 +44,7 @@ class MergedTask:
     folder: Path
     root: Path
     record: Record
+    adapter: Adapter | None = None
 
     @property
     def data_source(self) -> str | None:
@@ -66,12 +69,12 @@ class MergedTask:
         settings = self.record.get("settings") if self.is_single_adapter else self.single_adapter.get("dev")
         return (settings or {}).get("max_length")
 
-    @property
+    @cached_property
     def is_single_adapter(self) -> bool:
         """Whether this is an adapter folder, not a task of a merged folder."""
         return "form" not in self.record
 
-    @property
+    @cached_property
     def single_adapter(self) -> Mapping[str, Any]:
         """The merge's record of the adapter that this classifier comes from: path, digest, dev scores."""
         if self.is_single_adapter:
@@ -97,8 +100,8 @@ class MergedTask:
         Raises:
             OsrmError: If their file is missing or damaged.
         """
-        if self.form == "adapter":
-            return Adapter.open(self.folder).head_tensors()
+        if self.adapter:
+            return self.adapter.head_tensors()
         with safetensors_io.open_tensors(self.head_path) as file:
             head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         for name, tensor in head.items():
@@ -130,12 +133,14 @@ class MergedFolder:
         form: ``adapter``, ``model`` or ``task-aware``.
         record: Its ``osrm.json``; empty for an adapter of another program.
         tasks: Each task's classifier.
+        adapter: The folder opened as an adapter, if it is one.
     """
 
     path: Path
     form: str
     record: Record
     tasks: Mapping[str, MergedTask]
+    adapter: Adapter | None = None
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -147,22 +152,20 @@ class MergedFolder:
         if not path.is_dir():
             raise OsrmError(f"{path} is missing", "make it with 'osrm merge adapters/*'")
         record = provenance.read_record(path)
-        if "form" not in record:
-            adapter_config.read_config(path)
-            name = (record.get("task") or {}).get("name") or path.resolve().name
-            return cls(path, "adapter", record, {name: MergedTask(name, "adapter", path, path, record)})
-        form = record["form"]
+        form = record.get("form") or "adapter"
+        adapter = Adapter.open(path) if form == "adapter" else None
+        if adapter and "form" not in record:
+            task = MergedTask(adapter.name, form, path, path, record, adapter)
+            return cls(path, form, record, {task.task: task}, adapter)
         if (path / TASKS_FOLDER).is_dir():
             check_folder(path / TASKS_FOLDER, recursive=True)
         folders = {folder.name: folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir()}
-        folders |= {name: path for name in _tasks_without_head(path, record) if name not in folders}
-        if not folders:
+        tasks = {name: _open_task(name, form, folder, path, record) for name, folder in folders.items()}
+        for name in _tasks_without_head(adapter, record):
+            tasks.setdefault(name, MergedTask(name, form, path, path, record, adapter))
+        if not tasks:
             raise OsrmError(f"{path} contains no head, only the merged update", "merge adapters that have heads")
-        tasks = {
-            name: MergedTask(name, form, folder, path, (folder != path and provenance.read_record(folder)) or record)
-            for name, folder in sorted(folders.items())
-        }
-        return cls(path, form, record, tasks)
+        return cls(path, form, record, dict(sorted(tasks.items())), adapter)
 
     def choose_tasks(self, names: list[str]) -> dict[str, MergedTask]:
         """The classifiers of some tasks; of all if there are no names.
@@ -186,10 +189,8 @@ class MergedFolder:
             OsrmError: If it is not known, or its weights differ from those that the folder was made for.
         """
         first = next(iter(self.tasks.values()))
-        recorded, config_name = BaseModelId.of(first.record), None
-        if self.form == "adapter" and not recorded:  # of another program
-            config_name = adapter_config.read_config(first.folder).base_model
-        return resolve_base_model(self.path, recorded, config_name, name, revision)
+        config_name = first.adapter.config.base_model if first.adapter else None
+        return resolve_base_model(self.path, BaseModelId.of(first.record), config_name, name, revision)
 
     def resolve_model(self, name: str | None, revision: str | None, max_length: int) -> tuple[Path, BaseModelId | None]:
         """The model that the classifiers are attached to: the base model, or the folder itself if it is a whole model.
@@ -216,9 +217,8 @@ class MergedFolder:
         Raises:
             OsrmError: If a merged folder does not record them.
         """
-        if "form" not in self.record:
-            adapter = Adapter.open(self.path)
-            adapters = {adapter.name: adapter.describe()}
+        if self.adapter and "form" not in self.record:
+            adapters = {self.adapter.name: self.adapter.describe()}
             return {"adapters": adapters, "method": None, "options": {}, "calibrated": False}
         settings, rows = self.record.get("settings") or {}, self.record.get("inputs", [])
         method, options = settings.get("method"), settings.get("options")
@@ -245,7 +245,7 @@ class MergedFolder:
         """
         if folder is None:
             return [replace(_open_recorded(classifier), name=classifier.task) for classifier in self.tasks.values()]
-        moved = [Adapter.open(path.parent) for path in sorted(folder.glob(f"*/{adapter_config.CONFIG_NAME}"))]
+        moved = [Adapter.open(path.parent) for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
         by_digest = {adapter.sha256(): adapter for adapter in moved}
         adapters = []
         for task, classifier in self.tasks.items():
@@ -259,10 +259,18 @@ class MergedFolder:
         return adapters
 
 
-def _tasks_without_head(path: Path, record: Record) -> list[str]:
+def _open_task(name: str, form: str, folder: Path, root: Path, record: Record) -> MergedTask:
+    """A task that has a folder of its own."""
+    if form == "adapter":
+        adapter = Adapter.open(folder)
+        return MergedTask(name, form, folder, root, adapter.record or record, adapter)
+    return MergedTask(name, form, folder, root, provenance.read_record(folder) or record)
+
+
+def _tasks_without_head(adapter: Adapter | None, record: Record) -> list[str]:
     """Tasks of a merged folder that are answered with text, or may be: another program's adapters do not say."""
     tasks = record.get("tasks") or {}
-    is_language_model = record["form"] != "adapter" or adapter_config.read_config(path).task_type in TEXT_TASK_TYPES
+    is_language_model = adapter is None or adapter.config.task_type in TEXT_TASK_TYPES
     return [
         name for name, task in tasks.items() if (is_language_model if task is None else task.get("kind") == GENERATION)
     ]

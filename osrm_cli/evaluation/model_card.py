@@ -1,49 +1,34 @@
 """Scores in the model card of a merged folder: the hub's ``model-index``, and a table for people."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from osrm_cli.errors import first_line
 from osrm_cli.evaluation.scores import TaskScores
-from osrm_cli.storage import atomic
-from osrm_cli.storage.provenance import CARD_NAME
 
 _BEGIN, _END = "<!-- scores of osrm eval -->", "<!-- end of scores -->"
 _HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 
 
-def add_scores(folder: Path, scores: TaskScores, split: str) -> str | None:
-    """Write scores into a folder's model card, in place of those that it has; a folder without a card gets none.
+def with_scores(text: str, name: str, scores: TaskScores, split: str) -> str:
+    """A model card with scores, in place of those that it has.
 
     Args:
-        folder: The folder that was scored.
+        text: The card.
+        name: Name of the model.
         scores: Scores by task.
         split: The split that they were measured on.
-
-    Returns:
-        Why they could not be added.
     """
-    path = folder / CARD_NAME
-    if not path.is_file():
-        return None
-    try:
-        card = ModelCard(without_scores(path.read_text(encoding="utf-8")))
-        data: Any = card.data
-        data.model_name, data.eval_results = folder.resolve().name, _eval_results(scores, split)
-        card.text = card.text.rstrip("\n") + "\n\n" + _table(scores, split)
-        text = str(card)
-    except Exception as error:  # people edit cards, and the library raises whatever YAML makes of that
-        return f"{path}: the scores could not be added: {first_line(error)}"
-    with atomic.write_file(path, overwrite=True) as stage:
-        stage.write_text(text, encoding="utf-8")
-    return None
+    card = ModelCard(without_scores(text))
+    data: Any = card.data
+    data.model_name, data.eval_results = name, _eval_results(scores, split)
+    card.text = card.text.rstrip("\n") + "\n\n" + _table(scores, split)
+    return str(card)
 
 
 def without_scores(text: str) -> str:
-    """A model card without the scores that ``add_scores`` has written into it."""
+    """A model card without the scores that ``with_scores`` has put into it."""
     if _BEGIN not in text:
         return text
     card = ModelCard(text)

@@ -1,15 +1,16 @@
 """Score one task's model on its examples: classes and scores by a head, text by its loss and by what is written."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation import scores
-from osrm_cli.evaluation.merged_folder import MergedTask
-from osrm_cli.evaluation.scores import TaskScore
+from osrm_cli.evaluation.merged_folder import MergedFolder, MergedTask
+from osrm_cli.evaluation.scores import TaskScore, TextAnswers
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.batching import IGNORED, Encoding
 from osrm_cli.models.text.backbone import TextBackbone
@@ -27,6 +28,86 @@ class Scorer(Protocol):
 
     def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score a task's model, or the base model alone, on one set of examples or two."""
+
+
+@dataclass(frozen=True)
+class FolderScorer:
+    """The scorers of a folder's tasks: one for each model and kind of task, loaded when it is first needed.
+
+    Attributes:
+        merged: The folder.
+        base_dir: The model that its tasks are attached to.
+        device: Device of the computation.
+        dtype: Precision of the models, such as ``float32``.
+        batch_size: Maximum examples per batch.
+        generate: Write answers of text tasks.
+        skip_long: Leave out examples whose completion is too long.
+        progress: Shows progress bars.
+        notes: Collects single adapters that cannot be scored.
+        warnings: Collects what the user should know about the examples.
+    """
+
+    merged: MergedFolder
+    base_dir: Path
+    device: torch.device
+    dtype: str
+    batch_size: int
+    generate: bool
+    skip_long: bool
+    progress: Progress
+    notes: list[str]
+    warnings: list[str]
+    _loaded: dict[tuple[Path, bool], Scorer] = field(default_factory=dict)
+
+    def score(self, task: MergedTask, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
+        """Score one of the folder's tasks on one set of examples or two."""
+        return self._scorer(self.base_dir, sets[0].task).score(task, sets, max_length)
+
+    def add_single_score(self, score: TaskScore, task: MergedTask, data: TaskSplit, max_length: int) -> TaskScore:
+        """A task's score with the single adapter's: recorded for the same examples, or measured if possible."""
+        if task.is_single_adapter:
+            return replace(score, single=score.headline, single_loss=score.metrics.get("loss"))
+        recorded = task.single_adapter.get("dev") or {}
+        required = {"sha256": data.sha256, "max_length": max_length, "dtype": self.dtype}
+        is_same = all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded
+        if is_same and set(data.task.metrics) <= recorded["scores"].keys():  # training scores the loss of text alone
+            return replace(score, single=primary_score(data.task, recorded["scores"]))
+        path = Path(task.single_adapter.get("path") or "")
+        if not task.single_adapter or not (path / CONFIG_NAME).is_file():
+            self.notes.append(f"{task.task}: the single adapter is not available, so its score is missing")
+            return score
+        single = MergedFolder.open(path)
+        if single.adapter is None or single.adapter.sha256() != task.single_adapter.get("sha256"):
+            self.notes.append(f"{task.task}: {path} has changed since it was merged, so its score is missing")
+            return score
+        base_dir = self.base_dir
+        if self.merged.form == "model":  # that model's weights are the merged ones
+            base_dir = single.resolve_base_model(None, None)[0]
+        alone = self._scorer(base_dir, data.task).score(next(iter(single.tasks.values())), [data], max_length)
+        return replace(score, single=alone.headline, single_loss=alone.metrics.get("loss"))
+
+    def add_base_score(self, score: TaskScore, data: TaskSplit, max_length: int) -> TaskScore:
+        """A text task's score with the base model's; other tasks have none."""
+        if not data.task.is_text:
+            return score
+        base_dir = self.base_dir if self.merged.form != "model" else self.merged.resolve_base_model(None, None)[0]
+        alone = self._scorer(base_dir, data.task).score(None, [data], max_length)
+        return replace(score, base=alone.headline, base_loss=alone.metrics["loss"])
+
+    def _scorer(self, model: Path, task: Task) -> Scorer:
+        """The scorer of a task's kind on a model."""
+        key = model, task.is_text
+        if key not in self._loaded:
+            self._loaded[key] = self._load_text(model) if task.is_text else self._load_classes(model)
+        return self._loaded[key]
+
+    def _load_classes(self, model: Path) -> Scorer:
+        backbone = Backbone.load(model, self.device, getattr(torch, self.dtype))
+        return ClassScorer(backbone, self.batch_size, self.progress)
+
+    def _load_text(self, model: Path) -> Scorer:
+        backbone = TextBackbone.load(model, self.device, getattr(torch, self.dtype))
+        return TextScorer(backbone, self.batch_size, self.progress, self.generate, self.skip_long, self.warnings)
 
 
 @dataclass(frozen=True)
@@ -72,7 +153,7 @@ class ClassScorer:
             None,
             sum(len(data.examples) for data in sets),
             first_set.sha256,
-            scores.round_answers(predictions[0].tolist()),
+            tuple(predictions[0].tolist()),
             tuple(first_set.labels),
         )
 
@@ -150,7 +231,7 @@ class TextScorer:
             None,
             len(examples),
             data.sha256,
-            text=scores.TextAnswers(
+            text=TextAnswers(
                 tuple(answers),
                 tuple(example.reference for example in examples) if answers else (),
                 tuple(example.texts[0] for example in examples[:_SAMPLES]) if answers else (),

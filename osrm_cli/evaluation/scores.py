@@ -39,7 +39,7 @@ class TaskScore:
         single: The single adapter's primary score on the same examples; ``None`` if unknown.
         examples: Number of examples scored.
         sha256: Digest of those examples; empty if unknown.
-        predictions: Classes or scores on the first set, see ``round_answers``; empty if unknown.
+        predictions: Classes or scores on the first set; empty if unknown.
         labels: True labels; empty if unknown.
         text: What was written, and losses, where the answer is text.
         single_loss: Of text: the single adapter's loss on the same examples; ``None`` if unknown.
@@ -129,7 +129,7 @@ def predictions_record(scores: TaskScores) -> dict[str, Any]:
     texts = {task: score.text for task, score in scores.items() if score.text}
     classes = {task: score for task, score in scores.items() if not score.text}
     record: dict[str, Any] = {
-        "predictions": {task: list(score.predictions) for task, score in classes.items()},
+        "predictions": {task: round_answers(score.predictions) for task, score in classes.items()},
         "labels": {task: list(score.labels) for task, score in classes.items()},
     }
     if texts:
@@ -144,6 +144,6 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if len(known) == len(values) and known else None
 
 
-def round_answers(answers: Sequence[float]) -> tuple[float, ...]:
-    """Predictions or labels as in JSON: classes unchanged, scores rounded to the digits of float32."""
-    return tuple(answer if isinstance(answer, int) else float(f"{answer:.9g}") for answer in answers)
+def round_answers(answers: Sequence[float]) -> list[float]:
+    """Predictions as in JSON: classes unchanged, scores rounded to the digits of float32."""
+    return [answer if isinstance(answer, int) else float(f"{answer:.9g}") for answer in answers]

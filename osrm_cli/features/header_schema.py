@@ -1,56 +1,56 @@
-"""The schema of a features file's header: the one place that checks its values."""
+"""The schema of a features file's header, a record with counts and layers: the one place that checks its values."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.statistics.table import find_statistic
-from osrm_cli.storage.record_schema import describe_error, find_record_error
+from osrm_cli.storage.record_schema import (
+    BaseSchema,
+    ClosedSchema,
+    OpenSchema,
+    RecordSchema,
+    SettingsSchema,
+    TaskSchema,
+    describe_error,
+)
 
 Count = Annotated[int, Field(ge=0, le=2**53)]  # every float64 below is exact
 Width = Annotated[int, Field(ge=1, le=2**24)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-
-
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Layer(_Closed):
+class _Layer(ClosedSchema):
     source: str
     d_in: Width
     d_out: Width
 
 
-class _Bound(_Closed):
+class _Bound(ClosedSchema):
     error: Amount
     energy: Amount
 
 
-class _Shards(_Closed):
+class _Shards(ClosedSchema):
     count: Width
     batch_size: Annotated[int, Field(ge=1)]
 
 
-class _Settings(_Open):
+class _Settings(SettingsSchema):
     pooling: Literal["masked", "padded"] | None = None
 
 
-class _Budget(_Open):
+class _Budget(OpenSchema):
     epsilon: Amount
     delta: Amount
 
 
-class _Header(_Open):
+class _Header(RecordSchema):
     command: Literal["collect"]
-    task: dict[str, Any]
-    base: dict[str, Any]
+    task: TaskSchema
+    base: BaseSchema
     layers: Annotated[dict[str, _Layer], Field(min_length=1)]
     statistics: Annotated[list[str], Field(min_length=1)]
     tokens: Count
@@ -88,4 +88,4 @@ def find_header_error(record: Mapping[str, Any]) -> str | None:
         _HEADER.validate_python(dict(record))
     except ValidationError as error:
         return describe_error(error)
-    return find_record_error(record)
+    return None

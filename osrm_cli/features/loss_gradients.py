@@ -47,20 +47,15 @@ def compute_loss_gradients(
     _, head = heads.find_head_layer(model)
     device = next(model.parameters()).device
     inputs = heads.compute_representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
-    model.requires_grad_(False)
-    weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
-    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    gradients = _GradientSums(model, layers)
     for fitted, evaluated in (halves, halves[::-1]):
         heads.fit_linear_head(head, data.task, inputs[fitted], [labels[i] for i in fitted])
         for rows in group_by_length([len(encodings[i]["input_ids"]) for i in evaluated], batch_size):
             chosen = [evaluated[row] for row in rows]
             batch = collate_batch([encodings[i] for i in chosen], tokenizer, device)
-            value = task_loss(model(**batch).logits, data.task, [labels[i] for i in chosen])
-            for total, gradient in zip(sums, torch.autograd.grad(value, weights), strict=True):
-                total += gradient
+            gradients.add(task_loss(model(**batch).logits, data.task, [labels[i] for i in chosen]))
             advance(len(chosen))
-    named = zip(layers.items(), sums, strict=True)
-    return {n: (total.T if is_conv1d(layer) else total) / len(encodings) for (n, layer), total in named}
+    return gradients.divided(len(encodings))
 
 
 def compute_completion_gradients(
@@ -82,18 +77,34 @@ def compute_completion_gradients(
         advance: Called with the number of examples done.
     """
     device = next(model.parameters()).device
-    model.requires_grad_(False)
-    weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
-    sums, tokens = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights], 0
+    gradients, tokens = _GradientSums(model, layers), 0
     for rows in group_by_length([len(encoding["input_ids"]) for encoding in encodings], batch_size):
         logits, labels = completion_logits(model, collate_batch([encodings[i] for i in rows], tokenizer, device))
-        for total, gradient in zip(sums, torch.autograd.grad(token_losses(logits, labels).sum(), weights), strict=True):
-            total += gradient
+        gradients.add(token_losses(logits, labels).sum())
         tokens += int((labels != IGNORED).sum())
         advance(len(rows))
     model.requires_grad_(False)
-    named = zip(layers.items(), sums, strict=True)
-    return {n: (total.T if is_conv1d(layer) else total) / tokens for (n, layer), total in named}
+    return gradients.divided(tokens)
+
+
+class _GradientSums:
+    """Gradients of losses with respect to the layers' weights, the only ones of the model that get any."""
+
+    def __init__(self, model: torch.nn.Module, layers: Mapping[str, torch.nn.Module]) -> None:
+        model.requires_grad_(False)
+        self._layers = layers
+        self._weights = [layer.get_parameter("weight").requires_grad_() for layer in layers.values()]
+        self._sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in self._weights]
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Add a loss's gradients."""
+        for total, gradient in zip(self._sums, torch.autograd.grad(loss, self._weights), strict=True):
+            total += gradient
+
+    def divided(self, count: int) -> dict[str, torch.Tensor]:
+        """The sums by layer over a count, ``(d_out, d_in)``."""
+        named = zip(self._layers.items(), self._sums, strict=True)
+        return {name: (total.T if is_conv1d(layer) else total) / count for (name, layer), total in named}
 
 
 def task_loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """Threads that each compute alone, for work in pieces: no piece waits for another, as the threads of one product do."""
 
-import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -12,22 +12,15 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 
-Given = ParamSpec("Given")
-
-
-def alone(function: Callable[Given, Answer]) -> Callable[Given, Answer]:
-    """Let a function compute in one thread: of many short steps, two threads wait for each other at every one."""
-
-    @functools.wraps(function)
-    def computed(*args: Given.args, **kwargs: Given.kwargs) -> Answer:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            torch.set_num_threads(threads)
-
-    return computed
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Compute in one thread, also as a decorator: of many short steps, two threads wait for each other at every one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def map_in_order(

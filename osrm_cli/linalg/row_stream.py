@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.parallel import alone, map_in_order
+from osrm_cli.linalg.parallel import in_one_thread, map_in_order
 
 Answer = TypeVar("Answer")
 
@@ -104,7 +104,8 @@ class RowStream:
         together = min(len(places) // 8 + 1, 16) if on_cpu else 1
         strips = [places[first : first + together] for first in range(0, len(places), together)]
         if on_cpu and len(strips) == 1:
-            return iter([alone(function)(strips[0])])
+            with in_one_thread():
+                return iter([function(strips[0])])
         return map_in_order(function, strips, torch.get_num_threads() if on_cpu else 1, ahead=2)
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank
-from osrm_cli.linalg.parallel import alone
+from osrm_cli.linalg.parallel import in_one_thread
 from osrm_cli.linalg.row_stream import RowStream, sum_of_squares
 
 NEAR = 1e-3  # the search for directions ends when no more than this share of what is lost can be expected back
@@ -92,7 +92,7 @@ def _krylov(stream: RowStream, rank: int) -> tuple[Tensor, Tensor, Tensor, float
     return U[:, :rank], sigma[:rank], Vh[:rank] @ Q.T, total
 
 
-@alone
+@in_one_thread()
 def _start(stream: RowStream, width: int) -> Tensor:
     """Orthonormal ``(d_in, width)``: the main directions of what the matrix resembles, and random ones."""
     draws = torch.Generator().manual_seed(0)
@@ -102,20 +102,20 @@ def _start(stream: RowStream, width: int) -> Tensor:
     return _new_directions(directions[0][:, :0], torch.cat(directions, dim=1)[:, :width])
 
 
-@alone
+@in_one_thread()
 def _new_directions(Q: Tensor, more: Tensor) -> Tensor:
     """An orthonormal basis of what ``more`` adds to the columns of ``Q``."""
     joined: Tensor = torch.linalg.qr(torch.cat([Q, more], dim=1)).Q
     return joined[:, Q.shape[1] :]
 
 
-@alone
+@in_one_thread()
 def _energy(WQ: Tensor, rank: int) -> float:
     """The energy that the best ``rank`` directions in the span of ``Q`` keep."""
     return float(torch.linalg.eigvalsh(WQ.T @ WQ)[-rank:].sum())
 
 
-@alone
+@in_one_thread()
 def _tall_svd(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     basis, triangle = torch.linalg.qr(M)
     U, sigma, Vh = torch.linalg.svd(triangle)

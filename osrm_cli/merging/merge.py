@@ -22,7 +22,7 @@ from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
 from osrm_cli.merging.tokenizer_files import find_tokenizer_files
-from osrm_cli.models.base_model import check_max_length, resolve_adapters_base
+from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
@@ -150,7 +150,6 @@ def merge_adapters(
 
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
-            check_max_length(base_dir, max(sample.max_length for sample in samples))
             models = _load_task_models(plan, samples, modules.heads, base_dir, target_device)
             plan, layer_data = _gather_layer_data(plan, models, Path(scratch), progress)
         with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:

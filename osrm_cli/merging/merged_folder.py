@@ -92,7 +92,7 @@ def _write_adapter(
     heads, shared = modules.heads, modules.shared
     config = _config(plan, modules)
     embeddings = {name for name, layer in plan.shapes.items() if layer.embedding}
-    contents = FolderContents("adapter", ranks := {}, kept := {})
+    kept = {}
     with ExitStack() as stack:
 
         def open_writer(folder: Path, own: AdapterConfig, head: Mapping[str, torch.Tensor]) -> AdapterWriter:
@@ -111,8 +111,8 @@ def _write_adapter(
                 raise TypeError(f"{layer.name}: {type(layer.result).__name__} cannot be written as an adapter")
             for writer in writers:
                 writer.add(layer.name, layer.result)
-            ranks[layer.name], kept[layer.name] = layer.result.rank, layer.kept
-    return contents
+            kept[layer.name] = layer.kept
+    return FolderContents("adapter", writers[0].ranks, kept)
 
 
 def _write_heads(stage: Path, heads: Heads) -> None:

@@ -59,6 +59,8 @@ class MergePlan:
             it describes it; the others agree on its widths.
         dtype: The type to write: the recipe's, else the widest of the inputs'.
         bases: Base models with their digests by adapter folder, where this program recorded them.
+        reads_features: Whether second moments are read, for the method or to cut its result to a rank by what the
+            inputs see.
         learned: Whether the weights in the recipe were learned from data, see ``with_learned_weights``.
     """
 
@@ -69,6 +71,7 @@ class MergePlan:
     shapes: Mapping[str, AdapterLayer]
     dtype: torch.dtype
     bases: Mapping[Path, BaseModelId]
+    reads_features: bool
     learned: bool = False
 
     @classmethod
@@ -101,18 +104,19 @@ class MergePlan:
             entry.with_patterns_of(adapter.layers) for entry, adapter in zip(entries, adapters, strict=True)
         )
         _check_bases(entries, adapters)
+        reads = reads_features(method, replace(recipe, options=used))
         effective = replace(
             recipe,
             method=method.name,
             adapters=entries,
             options=used,
-            features=recipe.features if reads_features(method, replace(recipe, options=used)) else None,
+            features=recipe.features if reads else None,
             data=recipe.data if method.data_statistic else None,
         )
         widest = functools.reduce(torch.promote_types, (adapter.dtype for adapter in adapters))
         dtype = getattr(torch, recipe.dtype) if recipe.dtype else widest
         bases = {adapter.folder: base for adapter in adapters if (base := adapter.base)}
-        return cls(effective, method, options, adapters, combine_layers(adapters), dtype, bases)
+        return cls(effective, method, options, adapters, combine_layers(adapters), dtype, bases, reads)
 
     def with_method(self, name: str) -> "MergePlan":
         """Another method's merge into an adapter, of the same adapters and under the options that it has too.
@@ -136,11 +140,6 @@ class MergePlan:
         )
         recipe, options = replace(self.recipe, adapters=entries), replace(self.options, scale=1.0)
         return replace(self, recipe=recipe, options=options, learned=True)
-
-    @property
-    def reads_features(self) -> bool:
-        """Whether second moments are read, for the method or to cut its result to a rank by what the inputs see."""
-        return reads_features(self.method, self.recipe)
 
     @cached_property
     def layers(self) -> tuple[str, ...]:

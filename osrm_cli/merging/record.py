@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.training_record import recorded_dev_scores
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry
 from osrm_cli.storage import provenance
@@ -161,6 +160,6 @@ def describe_input(adapter: Adapter, entry: AdapterEntry) -> dict[str, Any]:
         "commit": adapter.commit,
         "sha256": adapter.sha256(),
         "weight": entry.weight,
-        "dev": recorded_dev_scores(adapter.folder),
+        "dev": adapter.dev_scores,
         **{key: adapter.record[key] for key in ("template", "data") if "template" in adapter.record},
     }

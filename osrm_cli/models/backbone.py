@@ -1,8 +1,8 @@
 """One base model in memory, to which tasks' heads and updates are attached one after the other.
 
-The model is loaded once (``Backbone.load``). A PEFT folder (``with_peft_adapter``) or a head alone (``with_head``,
-``Backbone.add_head``) turns it into a task's classifier; an update is added to its weights (``with_deltas``) or to its
-layers' outputs (``with_output_hooks``). At the end, all changes except heads are reverted.
+The model is loaded once (``Backbone.load``). An adapter (``with_peft_adapter``) or a head alone (``with_head``,
+``Backbone.add_head``) turns it into a task's classifier; an update is added to its weights (``with_deltas``), or to its
+layers' outputs by ``output_hooks``. At the end, all changes except heads are reverted.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,9 +18,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX, AdapterLayer
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.models.batching import Encoding, check_vocabulary, compute_logits, tokenize_examples
-from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, compute_logits, tokenize_examples
+from osrm_cli.models.classifier import check_positions, load_classifier, load_tokenizer
 from osrm_cli.models.heads import compute_representations
 from osrm_cli.models.lora_config import CLASSIFIER_TYPES, check_task_type, find_adapted_layers, make_lora_config
 from osrm_cli.models.target_modules import is_conv1d, layer_widths
@@ -50,14 +49,11 @@ class TaskSource(Protocol):
     """A task's model on disk.
 
     Attributes:
-        form: ``adapter`` where ``folder`` is a complete PEFT folder; otherwise a head and possibly dense updates.
-        folder: The task's own folder.
+        adapter: The adapter, if it is one; otherwise there are a head and possibly dense updates.
     """
 
     @property
-    def form(self) -> str: ...  # noqa: D102
-    @property
-    def folder(self) -> Path: ...  # noqa: D102
+    def adapter(self) -> Adapter | None: ...  # noqa: D102
     @property
     def head_path(self) -> Path:
         """The head's file."""
@@ -107,6 +103,10 @@ class Backbone:
         check_vocabulary(self.tokenizer, encodings, self.model, self.folder)
         return encodings
 
+    def collate(self, encodings: Sequence[Encoding]) -> dict[str, torch.Tensor]:
+        """A batch of examples, padded, see ``collate_batch``."""
+        return collate_batch(encodings, self.tokenizer, self.device)
+
     def add_head(self, tensors: Mapping[str, torch.Tensor], num_labels: int, origin: Path) -> TaskHead:
         """Attach a head to the backbone, beside those of other tasks.
 
@@ -131,8 +131,8 @@ class Backbone:
         Raises:
             OsrmError: If it has no head, or one that does not fit.
         """
-        if source.form == "adapter":
-            with with_peft_adapter(self.model, source.folder, num_labels) as classifier:
+        if source.adapter:
+            with with_peft_adapter(self.model, source.adapter, num_labels) as classifier:
                 yield classifier
             return
         with (
@@ -152,6 +152,14 @@ class Backbone:
     ) -> torch.Tensor:
         """``(n, d)``, the inputs of the head's last layer, see ``compute_representations``."""
         return compute_representations(model, encodings, self.tokenizer, self.device, batch_size, advance)
+
+    def check_max_length(self, length: int) -> None:
+        """Check that the model has a position for each of ``length`` tokens, as adapters were trained with.
+
+        Raises:
+            OsrmError: If it has fewer.
+        """
+        check_positions(self.model, self.folder, length, is_option=False)
 
     def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Check that the model has the layers that adapters change, with equal widths.
@@ -198,20 +206,19 @@ def with_empty_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
 
 
 @contextmanager
-def with_peft_adapter(model: PreTrainedModel, folder: Path, num_labels: int) -> Iterator[torch.nn.Module]:
-    """Attach a PEFT folder to a base model; in float32, its update is added to the weights.
+def with_peft_adapter(model: PreTrainedModel, adapter: Adapter, num_labels: int) -> Iterator[torch.nn.Module]:
+    """Attach an adapter to a base model; in float32, its update is added to the weights.
 
     Raises:
-        OsrmError: If the folder has no head, or one for another number of classes.
+        OsrmError: If it has no head, or one for another number of classes.
     """
     classifier = with_empty_head(model, num_labels)
-    adapter = Adapter.open(folder)
-    _check_heads(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, folder)
+    _check_heads(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, adapter.folder)
     check_task_type(adapter, CLASSIFIER_TYPES)
     try:
         peft_model = make_peft_model(classifier, adapter)
     except (RuntimeError, ValueError) as error:
-        raise _shape_error(error, folder, num_labels) from error
+        raise _shape_error(error, adapter.folder, num_labels) from error
     with with_update(model, peft_model, adapter) as updated:
         yield updated
 
@@ -309,29 +316,3 @@ def with_deltas(
                 oriented = delta.T if is_conv1d(layer) or isinstance(layer, torch.nn.Embedding) else delta
                 weight.copy_(weight.float() + oriented.to(weight.device))
         yield
-
-
-# From a layer's inputs (..., d_in) and outputs (..., d_out) to its new outputs.
-OutputHook = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-@contextmanager
-def with_output_hooks(model: torch.nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[None]:
-    """Change the outputs of layers by forward hooks."""
-
-    def make_hook(output_hook: OutputHook) -> Callable[..., torch.Tensor]:
-        return lambda _module, args, output: output_hook(args[0], output)
-
-    handles = [
-        model.get_submodule(name).register_forward_hook(make_hook(output_hook)) for name, output_hook in hooks.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def low_rank_hook(delta: LowRank | None) -> OutputHook:
-    """Add an update, if there is one: ``y + B A x``."""
-    return lambda x, y: y + (x @ delta.A.T) @ delta.B.T if delta else y

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.errors import OsrmError, library_errors
+from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
 from osrm_cli.storage import hub, provenance
 from osrm_cli.storage.provenance import BaseModelId
@@ -145,35 +145,4 @@ def check_base_model(recorded: BaseModelId, actual: BaseModelId, artifact: Path)
             f"{artifact} was made for base model {recorded.name} (weights {recorded.sha256[:12]}), "
             f"found {actual.name} (weights {actual.sha256[:12]})",
             "give the right base model with --model",
-        )
-
-
-def check_max_length(folder: Path, length: int, is_option: bool = True) -> None:
-    """Check that a base model has a position for each of ``length`` tokens; it costs no memory.
-
-    Args:
-        folder: The base model.
-        length: Maximum tokens per example.
-        is_option: Whether the user can choose the length here.
-
-    Raises:
-        OsrmError: If it has fewer.
-    """
-    # Merging adapters imports this module as well, and does not need transformers.
-    import torch
-    from transformers import AutoConfig, AutoModel
-
-    with library_errors(f"{folder}: the model cannot be built"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    positions = getattr(config, "max_position_embeddings", None)
-    for name, table in model.named_modules():
-        # RoBERTa, MPNet and others count positions from the one after that of padding.
-        if positions and name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
-            positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    if positions and length > positions:
-        raise OsrmError(
-            f"{folder} has positions for {positions} tokens, fewer than the length of {length}",
-            f"give --max-length {positions} or less" if is_option else "give the right base model with --model",
         )

@@ -23,21 +23,29 @@ Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$", max_length=255)]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 
 
-class _Open(BaseModel):
+class OpenSchema(BaseModel):
+    """Further keys may have any value."""
+
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class _Closed(BaseModel):
+class ClosedSchema(BaseModel):
+    """There are no further keys."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Base(_Closed):
+class BaseSchema(ClosedSchema):
+    """The base model that an artifact belongs to, see ``BaseModelId``."""
+
     name: Text
     revision: Text | None
     sha256: Text
 
 
-class _Task(_Closed):
+class TaskSchema(ClosedSchema):
+    """A task, see ``Task.to_dict``."""
+
     name: Name
     columns: list[Text] = Field(default_factory=list)
     labels: list[Text | int] | None = None
@@ -56,24 +64,24 @@ class _Task(_Closed):
         return self
 
 
-class _Data(_Open):
+class _Data(OpenSchema):
     source: Text | None = None
     sha256: Text | None = None
 
 
-class _Template(_Closed):
+class _Template(ClosedSchema):
     chat_template: Text | None
     eos_token: Text
 
 
-class _Dev(_Open):
+class _Dev(OpenSchema):
     scores: dict[str, FiniteFloat]
     sha256: Text | None = None
     max_length: PositiveInt | None = None
     dtype: Text | None = None
 
 
-class _Input(_Open):
+class _Input(OpenSchema):
     path: Text
     sha256: Text | None = None
     task: Name | None = None
@@ -81,19 +89,23 @@ class _Input(_Open):
     template: _Template | None = None
 
 
-class _Settings(_Open):
+class SettingsSchema(OpenSchema):
+    """Settings of the command."""
+
     max_length: PositiveInt | dict[str, PositiveInt] | None = None
 
 
-class _Record(_Open):
+class RecordSchema(OpenSchema):
+    """The keys of ``osrm.json`` that commands read."""
+
     command: Text | None = None
-    base: _Base | None = None
-    settings: _Settings | None = None
-    task: _Task | None = None
+    base: BaseSchema | None = None
+    settings: SettingsSchema | None = None
+    task: TaskSchema | None = None
     data: _Data | dict[str, _Data] | None = None
     inputs: list[_Input] = Field(default_factory=list)
     form: Literal["adapter", "model", "task-aware"] | None = None
-    tasks: dict[Name, _Task | None] | None = None
+    tasks: dict[Name, TaskSchema | None] | None = None
     files: dict[Text, Text] | None = None
     rescalers: dict[str, float] | None = None
     template: _Template | None = None
@@ -101,7 +113,7 @@ class _Record(_Open):
     train: dict[str, Any] | None = None
 
 
-_RECORD = TypeAdapter(_Record)
+_RECORD = TypeAdapter(RecordSchema)
 
 
 def find_record_error(record: Mapping[str, Any]) -> str | None:

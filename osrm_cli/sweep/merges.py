@@ -13,7 +13,6 @@ from osrm_cli.merging.from_data.gather import gather_layer_data
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.base_model import check_max_length
 from osrm_cli.progress import Progress
 from osrm_cli.sweep.grid import MergeFamily, ScaledDelta
 
@@ -68,9 +67,9 @@ class GridMerges:
             return plan, family.layer_data
         key = _sample_key(plan)
         if key not in self._models:
-            drawn = self._samples[key]
-            check_max_length(self._base_dir, max(sample.max_length for sample in drawn))
-            self._models[key] = task_models.load_task_models(plan, drawn, self._heads, self._base_dir, self._device)
+            self._models[key] = task_models.load_task_models(
+                plan, self._samples[key], self._heads, self._base_dir, self._device
+            )
         return gather_layer_data(plan, self._models[key], folder, progress)
 
 

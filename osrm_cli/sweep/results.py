@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from osrm_cli.evaluation.scores import ScoredMerge, TaskScores, average
+from osrm_cli.evaluation.scores import ScoredMerge, TaskScores, average, round_answers
 
 SWEEP_NAME = "sweep.json"
 CURVE_NAME = "curve.png"
@@ -67,5 +67,7 @@ def _scores_record(scores: TaskScores, predictions: bool) -> dict[str, Any]:
     }
     record = {"tasks": rows, "average": average(scores)}
     return record | (
-        {"predictions": {task: list(score.predictions) for task, score in scores.items()}} if predictions else {}
+        {"predictions": {task: round_answers(score.predictions) for task, score in scores.items()}}
+        if predictions
+        else {}
     )

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import linear
 
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
-from osrm_cli.evaluation.scores import TaskScore, round_answers
+from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.heads import find_head_layer
@@ -136,7 +136,7 @@ def _score_parts(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, Task
         own = predictions[list(rows)]
         scores = metrics.compute_scores(parts.task, own, parts.labels_of(part))
         headline = metrics.primary_score(parts.task, scores)
-        results[part] = TaskScore(scores, headline, examples=len(rows), predictions=round_answers(own.tolist()))
+        results[part] = TaskScore(scores, headline, examples=len(rows), predictions=tuple(own.tolist()))
     return results
 
 

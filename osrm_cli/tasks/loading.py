@@ -58,8 +58,7 @@ def list_splits(name: str, data: str | Path) -> tuple[str, ...]:
         raise OsrmError(f"unknown task '{name}' in {data}", f"there are: {', '.join(nearest)}")
     if str(data) == "hub":
         return list_glue_splits(name)
-    check_task_name(name)
-    folder = _data_folder(data) / name
+    folder = _task_folder(name, data)
     files = find_split_files(folder)
     if "split_dev" in _read_declared(folder, files):
         return tuple(dict.fromkeys(("train", "dev", *files)))
@@ -82,7 +81,7 @@ def load_split(name: str, data: str | Path, split: str, limit: int | None = None
     if str(data) in ("hub", "mini"):
         table = _read_known(name, str(data), actual, limit)
         return _make_split(table, Task(name, **(GLUE | MINI)[name]), "label", True, split, limit)
-    folder = _data_folder(data) / name
+    folder = _task_folder(name, data)
     files = find_split_files(folder)
     declared = _read_declared(folder, files)
     fields = {**GLUE.get(name, {}), **declared}
@@ -126,7 +125,7 @@ def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
     if str(data) in ("hub", "mini"):
         table = _read_known(task.name, str(data), actual, None)
     else:
-        folder = _data_folder(data) / task.name
+        folder = _task_folder(task.name, data)
         files = find_split_files(folder)
         share = _read_declared(folder, files).get("split_dev")
         table = _read_rows(files, actual, share, task.name, None)
@@ -144,9 +143,16 @@ def draw_examples(data: TaskSplit, k: int, seed: int) -> TaskSplit:
     return replace(data, examples=tuple(data.examples[i] for i in order[:k]))
 
 
-def _data_folder(data: str | Path) -> Path:
-    """The folder of a source's tasks."""
-    return {"mini": MINI_FOLDER, "mini-text": MINI_TEXT_FOLDER}.get(str(data), Path(data))
+def _task_folder(name: str, data: str | Path) -> Path:
+    """The folder of a task's files, in the package or among the user's own.
+
+    Raises:
+        OsrmError: If the user's folder has a name that no task can have.
+    """
+    if folder := {"mini": MINI_FOLDER, "mini-text": MINI_TEXT_FOLDER}.get(str(data)):
+        return folder / name
+    check_task_name(name)
+    return Path(data) / name
 
 
 def _is_text_task(name: str, declared: Mapping[str, Any], files: Mapping[str, Path]) -> bool:

@@ -190,6 +190,7 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
+    from osrm_cli.adapters.adapter import Adapter
     from osrm_cli.models.backbone import with_peft_adapter
     from osrm_cli.models.batching import compute_logits, tokenize_examples
     from osrm_cli.models.classifier import load_classifier, load_tokenizer
@@ -220,7 +221,7 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
         plain = PeftModel.from_pretrained(fresh, str(folder)).eval()
         with torch.inference_mode():
             expected = torch.cat([plain(**own(*x.texts, return_tensors="pt")).logits for x in examples])
-        with with_peft_adapter(bare, folder, outputs) as whole:
+        with with_peft_adapter(bare, Adapter.open(folder), outputs) as whole:
             encodings = tokenize_examples(own, examples, 128)
             found = compute_logits(whole, encodings, own, torch.device("cpu"), 8, lambda _: None)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from osrm_cli.linalg.parallel import alone, map_in_order
+from osrm_cli.linalg.parallel import in_one_thread, map_in_order
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (2, 0), (5, 0), (2, 3)])
@@ -41,13 +41,13 @@ def test_an_error_comes_out() -> None:
         list(map_in_order(lambda item: 1 / item, [1, 1, 0, 1], 2))
 
 
-def test_a_function_alone_has_one_thread() -> None:
+def test_what_computes_in_one_thread() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert alone(torch.get_num_threads)() == 1
-        with pytest.raises(ZeroDivisionError):
-            alone(lambda: 1 / 0)()
+        assert in_one_thread()(torch.get_num_threads)() == 1
+        with pytest.raises(ZeroDivisionError), in_one_thread():
+            raise ZeroDivisionError
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)

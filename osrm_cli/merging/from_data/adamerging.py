@@ -10,7 +10,7 @@ from osrm_cli import seeding
 from osrm_cli.merging.from_data.task_models import BATCH_SIZE, TaskModel
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.backbone import OutputHook, with_output_hooks
+from osrm_cli.models.output_hooks import OutputHook, with_output_hooks
 
 LEARNING_RATE = 1e-3  # the paper's
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
-from osrm_cli.models.backbone import OutputHook, low_rank_hook, with_output_hooks
+from osrm_cli.models.output_hooks import Calls, low_rank_hook, recording_hook, with_output_hooks
 from osrm_cli.progress import Progress
 from osrm_cli.storage import safetensors_io
 from osrm_cli.tasks.task import Label, Task
@@ -68,8 +68,8 @@ def fisher_diagonal(
     shell = model.with_head_loaded()
     labels = model.labels
     sums = {name: torch.zeros(shape, device=model.device) for name, shape in shapes.items()}
-    calls: dict[str, list[tuple[Tensor, list[Tensor]]]] = {name: [] for name in shapes}
-    watching = {name: _recording_hook(low_rank_hook(model.delta(name)), seen) for name, seen in calls.items()}
+    calls: dict[str, Calls] = {name: [] for name in shapes}
+    watching = {name: recording_hook(low_rank_hook(model.delta(name)), seen) for name, seen in calls.items()}
     with with_output_hooks(shell, watching), torch.enable_grad():
         for index, label in enumerate(labels):
             logits = shell(**model.batch([index])).logits[0]
@@ -82,20 +82,6 @@ def fisher_diagonal(
                 seen.clear()
             advance(1)
     return {name: total / len(labels) for name, total in sums.items()}
-
-
-def _recording_hook(change: OutputHook, seen: list[tuple[Tensor, list[Tensor]]]) -> OutputHook:
-    """The change, and a note of the inputs and of the gradient that the outputs will get."""
-
-    def watch(x: Tensor, y: Tensor) -> Tensor:
-        # The weights are frozen: without the zero, the first layers' outputs would have no gradient.
-        y = change(x, y) + torch.zeros((), device=y.device, requires_grad=True)
-        gradient: list[Tensor] = []
-        y.register_hook(gradient.append)  # type: ignore[no-untyped-call]
-        seen.append((x.detach(), gradient))
-        return y
-
-    return watch
 
 
 def _loss(task: Task, logits: Tensor, label: Label) -> Tensor:

@@ -20,7 +20,7 @@ from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.backbone import OutputHook
+from osrm_cli.models.output_hooks import OutputHook
 
 FACTOR_RATE = 1e-3
 WEIGHT_RATE = 1e-2

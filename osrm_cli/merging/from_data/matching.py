@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from osrm_cli.merging.from_data.task_models import BATCH_SIZE, TaskModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.backbone import OutputHook, low_rank_hook, with_output_hooks
 from osrm_cli.models.batching import group_by_length
 from osrm_cli.models.heads import find_head_layer
 from osrm_cli.models.layer_inputs import find_shared_inputs
+from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_hooks
 
 HELD_OUT = 8  # every eighth text
 LEAST_INFORMATION = 1e-3  # nats

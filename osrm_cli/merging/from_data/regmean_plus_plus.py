@@ -11,8 +11,8 @@ from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
-from osrm_cli.models.backbone import OutputHook, low_rank_hook, with_output_hooks
 from osrm_cli.models.layer_inputs import find_shared_inputs
+from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_hooks
 
 
 class SequentialMoments(LayerData):

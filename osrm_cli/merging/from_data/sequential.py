@@ -13,8 +13,8 @@ from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.backbone import OutputHook, low_rank_hook, with_output_hooks
 from osrm_cli.models.layer_inputs import find_shared_inputs, record_inputs
+from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_hooks
 from osrm_cli.models.target_modules import is_conv1d
 
 Moments = tuple[torch.Tensor, torch.Tensor]

@@ -11,7 +11,7 @@ from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.models.backbone import Backbone, TaskHead
-from osrm_cli.models.batching import Encoding, collate_batch, group_by_length
+from osrm_cli.models.batching import Encoding, group_by_length
 from osrm_cli.tasks.task import Label
 
 BATCH_SIZE = 16
@@ -63,7 +63,7 @@ class TaskModel:
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Examples, padded."""
-        return collate_batch([self.encodings[index] for index in indices], self.backbone.tokenizer, self.device)
+        return self.backbone.collate([self.encodings[index] for index in indices])
 
     def batches(self) -> list[list[int]]:
         """All examples in batches of like length."""
@@ -77,16 +77,17 @@ def load_task_models(
 
     Args:
         plan: Its layers are those of the model.
-        samples: The tasks' examples, none longer than the base model's positions.
+        samples: The tasks' examples.
         heads: Each task's head.
         folder: The base model's folder.
         device: Device of the model.
 
     Raises:
-        OsrmError: If an adapter or its head does not fit the base model.
+        OsrmError: If an adapter or its head does not fit the base model, or examples are longer than its positions.
     """
     backbone = Backbone.load(folder, device)
     backbone.check_layers(plan.shapes)
+    backbone.check_max_length(max(sample.max_length for sample in samples))
     return [_load_task_model(backbone, sample, heads[sample.adapter.name]) for sample in samples]
 
 

@@ -1,4 +1,4 @@
-"""Rules on the entries of the updates: sparsify each, then add, or elect a sign and combine the entries that agree.
+"""Rules on the entries of the updates: sparsify each, then add or elect signs; keep what tasks share; weigh each entry.
 
 Results are dense. The same functions serve the core space and the shared basis of KnOTS, where "entry" means a
 coordinate.
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank, stack
 from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
@@ -128,6 +129,29 @@ def consensus(layer: LayerUpdates, options: MethodOptions) -> RowStream:
         others = (total - blocks).abs_().mul_(options.mask_scale)
         users = torch.ge(blocks.abs_(), others, out=others).sum(0)
         return total.mul_(users.ge_(needed)).mul_(options.scale)
+
+    return formed(layer.weighted).then(combine)
+
+
+def fisher(layer: LayerUpdates, options: MethodOptions) -> RowStream:
+    """Fisher merging of the updates (arXiv:2111.09832): ``lambda * sum_t F_t * w_t dW_t / sum_t F_t``, per entry.
+
+    ``F_t`` is the diagonal Fisher information of the merged weight's entries on task ``t``. Entries without any
+    information take the plain mean. One adapter is itself; linear in the weights.
+
+    Raises:
+        OsrmError: If there is no Fisher information.
+    """
+    if layer.fisher is None:
+        raise OsrmError(f"fisher needs the Fisher information of {layer.name}, none was given")
+    fisher = layer.fisher
+
+    def combine(place: slice, blocks: Tensor) -> Tensor:
+        shares = torch.stack([F[place].to(blocks) for F in fisher])
+        total = shares.sum(0)
+        mean = blocks.mean(0)
+        merged = blocks.mul_(shares.div_(total)).sum(0)
+        return torch.where(total > 0, merged, mean).mul_(options.scale)
 
     return formed(layer.weighted).then(combine)
 

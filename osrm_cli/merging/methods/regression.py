@@ -1,4 +1,4 @@
-"""Rules that solve a least-squares problem, with data or with the updates as their own data; and Fisher merging."""
+"""Rules that solve a least-squares problem, with data or with the updates as their own data."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,6 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import second_moment
 from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, stack
 from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.merging.methods.elementwise import formed
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
@@ -86,29 +85,6 @@ def wudi(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     U, S, Vh = torch.linalg.svd(F, full_matrices=False)
     rank = numerical_rank(S)
     return core.join(options.scale * (K @ U[:, :rank] / S[:rank]) @ Vh[:rank])
-
-
-def fisher(layer: LayerUpdates, options: MethodOptions) -> RowStream:
-    """Fisher merging of the updates (arXiv:2111.09832): ``lambda * sum_t F_t * w_t dW_t / sum_t F_t``, per entry.
-
-    ``F_t`` is the diagonal Fisher information of the merged weight's entries on task ``t``. Entries without any
-    information take the plain mean. One adapter is itself; linear in the weights.
-
-    Raises:
-        OsrmError: If there is no Fisher information.
-    """
-    if layer.fisher is None:
-        raise OsrmError(f"fisher needs the Fisher information of {layer.name}, none was given")
-    fisher = layer.fisher
-
-    def combine(place: slice, blocks: Tensor) -> Tensor:
-        shares = torch.stack([F[place].to(blocks) for F in fisher])
-        total = shares.sum(0)
-        mean = blocks.mean(0)
-        merged = blocks.mul_(shares.div_(total)).sum(0)
-        return torch.where(total > 0, merged, mean).mul_(options.scale)
-
-    return formed(layer.weighted).then(combine)
 
 
 def _damped(C: Tensor, alpha: float) -> Tensor:

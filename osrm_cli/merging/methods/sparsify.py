@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.parallel import alone
+from osrm_cli.linalg.parallel import in_one_thread
 from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.seeding import stream_key, uniform_rows
@@ -135,7 +135,7 @@ def _split(update: LowRank, low: float, high: float) -> tuple[int, int, Tensor]:
     return int(sum(above)), int(sum(inside)), torch.cat(between)
 
 
-@alone
+@in_one_thread()
 def _sampled(update: LowRank) -> Tensor:
     """Magnitudes of about ``SAMPLE`` entries, evenly spread."""
     wide = update.promoted()

@@ -195,7 +195,7 @@ _REGRESSION = (
     Method(
         "fisher",
         "mean weighted by each entry's Fisher information",
-        "regression:fisher",
+        "elementwise:fisher",
         "element",
         ("labels",),
         source="2111.09832",

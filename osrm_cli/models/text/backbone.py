@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import torch
 
-from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.models.backbone import TaskSource, check_layers, make_peft_model, with_deltas, with_update
@@ -59,8 +58,7 @@ class TextBackbone:
         Args:
             source: The task's adapter or updates on disk; nothing is added where the model contains them already.
         """
-        if source.form == "adapter":
-            adapter = Adapter.open(source.folder)
+        if adapter := source.adapter:
             check_task_type(adapter, TEXT_TASK_TYPES)
             with with_update(self.model, make_peft_model(self.model, adapter), adapter) as model:
                 yield model

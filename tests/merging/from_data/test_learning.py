@@ -11,7 +11,7 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.from_data import learning, matching
 from osrm_cli.merging.from_data.gather import gather_layer_data
 from osrm_cli.merging.merged_layer import merge_layers
-from osrm_cli.models.backbone import low_rank_hook
+from osrm_cli.models.output_hooks import low_rank_hook
 from osrm_cli.progress import no_progress
 from tests import trained_adapters
 

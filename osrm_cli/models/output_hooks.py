@@ -1,0 +1,49 @@
+"""Updates added to the outputs of a model's layers by forward hooks: its weights stay as they are."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from osrm_cli.linalg.low_rank import LowRank
+
+# From a layer's inputs (..., d_in) and outputs (..., d_out) to its new outputs.
+OutputHook = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# A layer's inputs of each call, and the gradient of its outputs once there is one.
+Calls = list[tuple[torch.Tensor, list[torch.Tensor]]]
+
+
+@contextmanager
+def with_output_hooks(model: torch.nn.Module, hooks: Mapping[str, OutputHook]) -> Iterator[None]:
+    """Change the outputs of layers by forward hooks."""
+
+    def make_hook(output_hook: OutputHook) -> Callable[..., torch.Tensor]:
+        return lambda _module, args, output: output_hook(args[0], output)
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(make_hook(output_hook)) for name, output_hook in hooks.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def low_rank_hook(delta: LowRank | None) -> OutputHook:
+    """Add an update, if there is one: ``y + B A x``."""
+    return lambda x, y: y + (x @ delta.A.T) @ delta.B.T if delta else y
+
+
+def recording_hook(change: OutputHook, calls: Calls) -> OutputHook:
+    """A change, and a note of every call's inputs and of the gradient that its outputs will get."""
+
+    def watch(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # The weights are frozen: without the zero, the first layers' outputs would have no gradient.
+        y = change(x, y) + torch.zeros((), device=y.device, requires_grad=True)
+        gradient: list[torch.Tensor] = []
+        y.register_hook(gradient.append)  # type: ignore[no-untyped-call]
+        calls.append((x.detach(), gradient))
+        return y
+
+    return watch
