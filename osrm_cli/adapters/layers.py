@@ -25,6 +25,7 @@ FACTORS = {
 }
 
 
+_COPY = re.compile(r"\.modules_to_save\.(?:[^.]+\.)?(?=[^.]+$)")
 _TYPES = {name: dtype for dtype, name in DTYPES.items() if dtype.is_floating_point}
 
 
@@ -61,16 +62,17 @@ def plain_tensor_name(stored: str) -> str:
     name = stored.replace("_orig_mod.", "").removeprefix("module.")
     name = re.sub(r"\.(lora_[AB])\.[^.]+\.weight$", r".\1.weight", name)
     name = re.sub(r"\.(lora_embedding_[AB])\.[^.]+$", r".\1", name)
+    name = _COPY.sub(".", name)
     while name.startswith(2 * PREFIX):
         name = name.removeprefix(PREFIX)
     return name if name.startswith(PREFIX) or ".lora_" not in name else PREFIX + name
 
 
 def tensor_kind(name: str) -> str:
-    """``factor``, ``copy`` (PEFT's copy of a frozen embedding that is adapted), or ``other``."""
+    """``factor``, ``copy`` (PEFT's copy of a frozen module that is adapted or replaced), or ``other``."""
     if re.search(r"\.lora_(embedding_)?[AB](\.|$)", name):
         return "factor"
-    return "copy" if ".base_layer." in name else "other"
+    return "copy" if ".base_layer." in name or ".original_module." in name else "other"
 
 
 def name_tensors(folder: Path, stored: Mapping[str, TensorLocation]) -> dict[str, TensorLocation]:
@@ -82,7 +84,10 @@ def name_tensors(folder: Path, stored: Mapping[str, TensorLocation]) -> dict[str
     tensors: dict[str, TensorLocation] = {}
     for own, location in stored.items():
         name = plain_tensor_name(own)
-        if name in tensors:
+        if _COPY.search(own):  # of a resized embedding, PEFT stores what was trained a second time
+            tensors.setdefault(name, location)
+            continue
+        if name in tensors and not _COPY.search(tensors[name].name):
             raise OsrmError(
                 f"{folder}: {tensors[name].name} and {own} are two tensors of one layer", "save the adapter again"
             )

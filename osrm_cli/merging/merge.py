@@ -157,8 +157,9 @@ def merge_adapters(
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
             record = layer_data.record
             contents = write_merged_folder(stage, plan, modules, layers, record, base, target)
-        for file in tokenizer:
-            shutil.copyfile(file, stage / file.name)
+        for name, file in tokenizer.items():
+            (stage / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, stage / name)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
         provenance.write_digests(stage)

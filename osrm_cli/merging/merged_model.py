@@ -1,7 +1,8 @@
 """``merged/`` as a model: the base model's files with the update added, tensor by tensor."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,9 @@ class ModelTarget:
             shared: Tensors of such modules, see ``SavedModules``.
 
         Raises:
-            OsrmError: If the base model's files are damaged or do not fit the adapters.
+            OsrmError: If the base model's files are damaged, quantized, or do not fit the adapters.
         """
-        checkpoint = Checkpoint.open(base_dir)
+        checkpoint = _untie(Checkpoint.open(base_dir), [*(f"{layer}.weight" for layer in plan.shapes), *shared])
         is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         config = _read_config(base_dir)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS
@@ -57,19 +58,18 @@ class ModelTarget:
         for name, layer in plan.shapes.items():
             # PEFT writes one flag for all layers, that of the last one: where the architecture is known, it decides.
             is_conv1d = name.rpartition(".")[2] in _CONV1D_LAYERS if has_conv1d else is_flagged
-            weights[name] = checkpoint.find_weight(name, (layer.d_out, layer.d_in), is_conv1d or layer.embedding)
+            try:
+                weights[name] = checkpoint.find_weight(name, (layer.d_out, layer.d_in), is_conv1d or layer.embedding)
+            except OsrmError as error:
+                raise _explain(error, base_dir, name, config) from None
             other = owners.setdefault(weights[name][0], name)
             if other != name:
                 raise OsrmError(
                     f"layers {other} and {name} are both {weights[name][0]} of {base_dir}",
                     "use adapters that were trained on one class of model",
                 )
-        modules = {_find_tensor(checkpoint, name, tensor): tensor for name, tensor in shared.items()}
-        if modules and config.get("tie_word_embeddings", False):
-            raise OsrmError(
-                f"{base_dir} ties its output layer to the embeddings: with modules_to_save they may differ",
-                "leave out --as model",
-            )
+        modules = {_find_tensor(checkpoint, name): tensor for name, tensor in shared.items()}
+        checkpoint = _resize(checkpoint, modules, config)
         return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights, modules)
 
     @property
@@ -109,21 +109,83 @@ class ModelTarget:
         return kept
 
 
-def _find_tensor(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> str:
+def _untie(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
+    """The checkpoint, with tensors of their own for an output layer and embeddings that are one, if one changes.
+
+    Args:
+        checkpoint: The base model's files.
+        changed: The model's names of the tensors that the merge changes.
+
+    Raises:
+        OsrmError: If the architecture needs them to be one.
+    """
+    outside = [name for name in changed if not re.search(r"\.\d+\.", name)]
+    if not outside:  # nothing but layers of the model's blocks, which are never tied
+        return checkpoint
+    architecture = checkpoint.architecture
+    names = {architecture.name_in_model(name) for name in outside}
+    touched = [(name, original) for name, original in architecture.tied.items() if {name, original} & names]
+    if not touched:
+        return checkpoint
+    if not architecture.can_untie:
+        raise OsrmError(
+            f"{checkpoint.folder}: {touched[0][0]} and {touched[0][1]} are one tensor in its architecture, and the "
+            "adapters change one of its uses",
+            "leave out --as model",
+        )
+    copies = {}
+    for name, original in architecture.tied.items():  # one setting unties all
+        stored, stored_original = checkpoint.find_names(name), checkpoint.find_names(original)
+        if stored_original and not stored:
+            copies[name] = stored_original[0]
+        elif stored and not stored_original:
+            copies[original] = stored[0]
+    return checkpoint.untied(copies)
+
+
+def _explain(error: OsrmError, base_dir: Path, layer: str, config: Mapping[str, Any]) -> OsrmError:
+    """The reason that a layer's weight cannot be changed: of a quantized model it is not the wrong base."""
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return error
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return OsrmError(
+        f"{base_dir} is quantized ({method or 'unknown method'}): it holds no plain weight of {layer} to add an update "
+        "to",
+        "give the model that it was made from, in floating point, with --model, or leave out --as model",
+    )
+
+
+def _find_tensor(checkpoint: Checkpoint, name: str) -> str:
     """The base model's name of a tensor, which a model with a head may call otherwise than the bare one."""
-    names = [each for each in (name, name.partition(".")[2]) if each in checkpoint.tensors]
-    names = names or [each for each in checkpoint.tensors if each.partition(".")[2] == name]
+    names = checkpoint.find_names(name)
     if not names:
         raise OsrmError(
             f"{checkpoint.folder} has no tensor {name}, which modules_to_save stores as a whole", "leave out --as model"
         )
-    if checkpoint.tensors[names[0]].shape != tuple(tensor.shape):
-        raise OsrmError(
-            f"{name} is {tuple(tensor.shape)} in the adapter, {checkpoint.tensors[names[0]].shape} in "
-            f"{checkpoint.folder}: its vocabulary has grown",
-            "leave out --as model",
-        )
     return names[0]
+
+
+def _resize(checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint with the vocabulary of modules that were trained with added tokens.
+
+    Raises:
+        OsrmError: If a module has another shape, and not all tensors with a row for each token have the same number.
+    """
+    others = {name: tensor for name, tensor in modules.items() if tensor.shape != checkpoint.tensors[name].shape}
+    if not others:
+        return checkpoint
+    name, tensor = next(iter(others.items()))
+    size, widths = len(tensor), {each: checkpoint.tensors[each].shape[1:] for each in others}
+    vocabulary = {each for one in checkpoint.architecture.vocabulary for each in checkpoint.find_names(one)}
+    is_whole = others.keys() == vocabulary and "vocab_size" in config
+    if is_whole and all(each.shape == (size, *widths[key]) for key, each in others.items()):
+        return checkpoint.with_vocabulary(size)
+    raise OsrmError(
+        f"{name} is {tuple(tensor.shape)} in the adapter, {checkpoint.tensors[name].shape} in {checkpoint.folder}: "
+        "its vocabulary has grown, and not all of its embeddings are in the adapter",
+        "leave out --as model",
+    )
 
 
 def _replaced(new: torch.Tensor, _old: torch.Tensor) -> torch.Tensor:

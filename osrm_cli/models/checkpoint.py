@@ -7,12 +7,15 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.models.architecture import Architecture
 from osrm_cli.storage import safetensors_io
 from osrm_cli.storage.atomic import copy_files
 from osrm_cli.storage.provenance import CARD_NAME
@@ -43,10 +46,12 @@ class Checkpoint:
     Attributes:
         folder: The base model's folder.
         tensors: Location of each tensor, file by file.
+        settings: Keys of ``config.json`` that are written with other values.
     """
 
     folder: Path
     tensors: Mapping[str, TensorLocation]
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "Checkpoint":
@@ -59,11 +64,44 @@ class Checkpoint:
         names = read_index(index) if index.is_file() else ["model.safetensors"]
         return cls(folder, list_headers([folder / name for name in names]))
 
+    @cached_property
+    def architecture(self) -> Architecture:
+        """What transformers makes of the files."""
+        return Architecture.read(self.folder)
+
+    def find_names(self, name: str) -> list[str]:
+        """The tensors that a tensor of the model may be stored as; one, unless the files are of another model.
+
+        A classifier's ``bert.encoder.x`` may be ``encoder.x`` in the checkpoint of the bare model, and the other way
+        round. The files of vision-language models have names of earlier versions of transformers.
+
+        Args:
+            name: Its name in the model, in this or an earlier version of transformers.
+        """
+        for each in (name, name.partition(".")[2]):
+            if each in self.tensors:
+                return [each]
+        if names := [each for each in self.tensors if each.partition(".")[2] == name]:
+            return names
+        wanted = self.architecture.name_in_model(name)
+        return [each for each in self.tensors if self.architecture.name_in_model(each) == wanted]
+
+    def untied(self, copies: Mapping[str, str]) -> "Checkpoint":
+        """The model with further tensors, which begin as others that they were tied to.
+
+        Args:
+            copies: By name in the model, the tensor in the files.
+        """
+        further = {name: self.tensors[original] for name, original in copies.items()}
+        settings = {**self.settings, "tie_word_embeddings": False}
+        return replace(self, tensors={**self.tensors, **further}, settings=settings)
+
+    def with_vocabulary(self, size: int) -> "Checkpoint":
+        """The model with so many tokens; its tensors with a row for each token are to be changed into such."""
+        return replace(self, settings={**self.settings, "vocab_size": size})
+
     def find_weight(self, layer: str, shape: tuple[int, int], transposed: bool) -> tuple[str, bool]:
         """The name of a layer's weight, and whether the weight is stored as ``(d_in, d_out)``.
-
-        A classifier's layer ``bert.encoder.x`` may be ``encoder.x`` in the checkpoint of the bare model, and the other
-        way round.
 
         Args:
             layer: Full name of the layer in the model that was adapted.
@@ -73,10 +111,8 @@ class Checkpoint:
         Raises:
             OsrmError: If there is no such weight, more than one, or it has another shape or is quantized.
         """
-        key = f"{layer}.weight"
-        names = [name for name in (key, key.partition(".")[2]) if name in self.tensors]
-        names = names or [name for name in self.tensors if name.partition(".")[2] == key]
-        if len(names) != 1 and key not in names:
+        names = self.find_names(f"{layer}.weight")
+        if len(names) != 1:
             match_count = "several" if names else "none"
             raise OsrmError(
                 f"{self.folder}: {match_count} of its tensors match layer {layer}", "give the right base with --model"
@@ -136,8 +172,8 @@ class Checkpoint:
             index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
             (folder / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         copy_files(self.folder, folder, _is_companion)
-        if dtype is not None:
-            _write_dtype(folder / "config.json", dtype)
+        if dtype is not None or self.settings:
+            _write_config(folder / "config.json", dtype, self.settings)
 
     def _target(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
         """The type that a tensor is written in; ``None`` if torch may not know it: the tensor is copied unchanged."""
@@ -153,10 +189,10 @@ class Checkpoint:
     ) -> None:
         location = self.tensors[name]
         if change is None and target == _TYPES.get(location.dtype):
-            out.add_bytes(name, location.dtype, location.shape, _chunks(location.path, name))
+            out.add_bytes(name, location.dtype, location.shape, _chunks(location.path, location.name))
             return
         with safetensors_io.open_tensors(location.path) as file:
-            tensor = file.get_tensor(name)
+            tensor = file.get_tensor(location.name)
         out.add(name, (change(tensor) if change else tensor).to(target))
 
 
@@ -165,13 +201,14 @@ def _is_companion(name: Path) -> bool:
     return name.as_posix() != CARD_NAME and not name.name.endswith(_WEIGHTS)
 
 
-def _write_dtype(path: Path, dtype: torch.dtype) -> None:
-    """Let a model's settings say the type of the weights, in which transformers then loads them."""
+def _write_config(path: Path, dtype: torch.dtype | None, settings: Mapping[str, Any]) -> None:
+    """Let ``config.json`` say the type of the weights, in which transformers then loads them, and what has changed."""
     config = read_json(path, "give the right base model with --model")
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
-        if part is config or part.keys() & {"dtype", "torch_dtype"}:
+        if dtype is not None and (part is config or part.keys() & {"dtype", "torch_dtype"}):
             part.pop("torch_dtype", None)
             part["dtype"] = str(dtype).removeprefix("torch.")
+        part.update({key: value for key, value in settings.items() if part is config or key in part})
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -6,7 +6,18 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    CLIPVisionConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
@@ -115,8 +126,128 @@ def test_modules_that_the_base_model_cannot_hold_are_refused(base, tmp_path):
         merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "merged")
     with pytest.raises(OsrmError, match=r"trained lm_head\.weight as a whole, which emr cannot hold"):
         merge_adapters([tmp_path / "a"], "emr", out=tmp_path / "merged")
-    save(tmp_path / "b", base, **WHOLE)
-    config = base / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": True}))
-    with pytest.raises(OsrmError, match="ties its output layer to the embeddings"):
-        merge_adapters([tmp_path / "b"], form="model", model=str(base), out=tmp_path / "merged")
+
+
+# --- tied tensors -----------------------------------------------------------------------------------------------------
+
+
+def save_llama(folder, **settings):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = LlamaConfig(**{"vocab_size": 60, "tie_word_embeddings": True, **sizes, **settings})
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+TIED = {
+    "output layer": {"target_modules": ["q_proj", "lm_head"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "both": {"target_modules": ["embed_tokens", "lm_head"]},
+    "output layer as a whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "embedding as a whole": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's remarks on tied layers
+@pytest.mark.parametrize("settings", TIED.values(), ids=TIED)
+@pytest.mark.parametrize("is_stored_twice", [False, True])
+def test_tied_tensors_are_untied_where_one_use_changes(tmp_path, settings, is_stored_twice):
+    base = save_llama(tmp_path / "base")
+    if is_stored_twice:  # as earlier versions saved them
+        tensors = load_file(base / "model.safetensors")
+        save_file(
+            {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base / "model.safetensors"
+        )
+    save(tmp_path / "a", base, **settings)
+    expected = with_adapter(base, tmp_path / "a")
+    merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "merged")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not found.config.tie_word_embeddings
+    torch.testing.assert_close(logits(found), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_tied_tensors_stay_one_where_no_use_changes(tmp_path):
+    base = save_llama(tmp_path / "base")
+    save(tmp_path / "a", base, target_modules=["q_proj"])
+    merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "merged")
+    assert "lm_head.weight" not in load_file(tmp_path / "merged" / "model.safetensors")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.tie_word_embeddings
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_an_architecture_needs_to_be_one_is_refused(tmp_path, tiny_writer):
+    base = tiny_writer("t5")
+    model = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(base), LoraConfig(target_modules=["lm_head"]))
+    model.save_pretrained(str(tmp_path / "a"))
+    for is_dry in (True, False):
+        with pytest.raises(OsrmError, match=r"lm_head.weight and .* are one tensor in its architecture"):
+            merge_adapters([tmp_path / "a"], form="model", model=str(base), dry_run=is_dry, out=tmp_path / "merged")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_added_tokens(tmp_path, is_tied):
+    base = save_llama(tmp_path / "base", tie_word_embeddings=is_tied)
+
+    def resized():
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(64, mean_resizing=False)
+        return model
+
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    model = get_peft_model(resized(), LoraConfig(task_type="CAUSAL_LM", **settings))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name or "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(str(tmp_path / "a"))
+    expected = logits(PeftModel.from_pretrained(resized(), str(tmp_path / "a")))
+    merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "merged")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert found.config.vocab_size == 64
+    torch.testing.assert_close(logits(found), expected, atol=1e-5, rtol=1e-4)
+
+
+# --- names of another version, quantized models -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*language_model.*\.(q_proj|down_proj)"])
+def test_a_vision_language_model_whose_files_have_older_names(tmp_path, targets):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=16, **sizes)
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=vision, text_config=LlamaConfig(vocab_size=60, **sizes), image_token_id=59, image_token_index=59
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    assert "model.language_model.layers.0.self_attn.q_proj.weight" not in stored  # else the test shows nothing
+    load = AutoModelForImageTextToText.from_pretrained
+    model = get_peft_model(load(tmp_path / "base"), LoraConfig(r=2, target_modules=targets))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(str(tmp_path / "a"))
+    merge_adapters([tmp_path / "a"], form="model", model=str(tmp_path / "base"), out=tmp_path / "merged")
+    expected = model.merge_and_unload().state_dict()
+    found = load(tmp_path / "merged").state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["four bits", "packed"])
+def test_a_quantized_base_model_is_named_as_the_reason(base, tmp_path, kind):
+    save(tmp_path / "a", base, target_modules=["c_fc"], fan_in_fan_out=True)
+    method = {"four bits": "bitsandbytes", "packed": "gptq"}[kind]
+    path, config = base / "model.safetensors", base / "config.json"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith("c_fc.weight")]:
+        packed = torch.zeros(tensors.pop(name).numel() // 2, 1, dtype=torch.uint8)
+        tensors[name if kind == "four bits" else name.replace("weight", "qweight")] = packed
+    save_file(tensors, path)
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"quant_method": method}}))
+    for is_dry in (True, False):
+        with pytest.raises(OsrmError, match=f"is quantized \\({method}\\): it holds no plain weight of"):
+            merge_adapters([tmp_path / "a"], form="model", model=str(base), dry_run=is_dry, out=tmp_path / "merged")

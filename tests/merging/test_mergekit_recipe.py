@@ -80,6 +80,76 @@ def test_mergekit_recipes_compute_what_mergekit_computes(adapters, tmp_path, met
         torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def without_tails(update, density, gamma):
+    """mergekit's masks of breadcrumbs: the largest entries go, then the smallest until ``density`` are left."""
+    count = update.numel()
+    order = update.abs().flatten().argsort(descending=True)
+    first = min(int(gamma * count), count - int(density * count))
+    mask = torch.zeros(count, dtype=torch.float64)
+    mask[order[first : first + int(density * count)]] = 1
+    return update * mask.reshape(update.shape)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_breadcrumbs(adapters, tmp_path, normalize):
+    shared = {"gamma": 0.05, "normalize": normalize, "lambda": 0.5}
+    weights = (0.5, 0.2, 1.1)
+    plan = plan_of(adapters, tmp_path, "breadcrumbs", weights, shared, 0.6)
+    layer = plan.layers[0]
+    parts = [without_tails(dense(Adapter.open(adapters / name), layer), 0.6, 0.05) for name in "abc"]
+    expected = 0.5 * sum(weight * part for weight, part in zip(weights, parts, strict=True))
+    found = plan.method.load()(plan.read_updates(layer, {}), plan.options).dense().double()
+    torch.testing.assert_close(found, expected / sum(weights) if normalize else expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sce(adapters, tmp_path):
+    models = [{"model": f"org/bert+{adapters / name}"} for name in "abc"]
+    values = {"merge_method": "sce", "base_model": "org/bert", "models": models, "parameters": {"select_topk": 0.3}}
+    plan = MergePlan.of(read(tmp_path, values))
+    layer = plan.layers[0]
+    parts = torch.stack([dense(Adapter.open(adapters / name), layer) for name in "abc"])
+    variance = parts.var(0, correction=0)
+    count = int(0.3 * int((variance > 0).sum()))
+    chosen = parts * (variance >= variance.flatten().sort(descending=True).values[count - 1])
+    shares = chosen.square().mean((1, 2), keepdim=True) * (chosen.sign() == torch.where(chosen.sum(0) < 0, -1.0, 1.0))
+    expected = (shares * chosen).sum(0) / shares.sum(0).clamp_min(1e-12)
+    found = plan.method.load()(plan.read_updates(layer, {}), plan.options).dense().double()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "names", "parameters", "expected"),
+    [
+        ("passthrough", "a", {}, ("task-arith", {"lambda": 1.0})),
+        ("model_stock", "ab", {}, ("model-stock", {"lambda": 1.0})),
+        ("sce", "ab", {"int8_mask": True}, ("sce", {"lambda": 1.0, "density": 1.0})),
+        (
+            "della_linear",
+            "ab",
+            {"density": 0.6, "epsilon": 0.1, "weight": 1},
+            ("della-linear", {"lambda": 1.0, "density": 0.6, "window": 0.2}),
+        ),
+        (
+            "della",
+            "ab",
+            {"weight": 0.5},
+            ("della", {"lambda": 2.0, "density": 1.0, "window": 0.0, "aggregate": "mean"}),
+        ),
+        (
+            "breadcrumbs_ties",
+            "ab",
+            {"density": 0.9, "weight": 1},
+            ("breadcrumbs-ties", {"lambda": 1.0, "density": 0.9, "outliers": 0.01, "aggregate": "sum"}),
+        ),
+        ("dare_linear", "ab", {"normalize": True, "weight": 2}, ("dare", {"lambda": 0.25, "density": 1.0})),
+    ],
+)
+def test_methods_by_other_names_and_defaults(tmp_path, method, names, parameters, expected):
+    models = [{"model": f"b+{name}"} for name in names]
+    found = read(tmp_path, {"merge_method": method, "base_model": "b", "models": models, "parameters": parameters})
+    assert (found.method, found.options) == expected
+
+
 def test_mergekits_filters_and_gradients(adapters, tmp_path):
     weight = [{"filter": "self.query", "value": [0.0, 1.0]}, {"value": 0.25}]
     plan = plan_of(adapters, tmp_path, "task_arithmetic", (weight, 1.0, 1.0), {})
@@ -108,9 +178,12 @@ MODELS = [
     {"model": "b+x", "parameters": {"weight": 1.0, "density": 0.5}},
     {"model": "b+y", "parameters": {"weight": 0.5}},
 ]
+DEEP = {"model": "b+x", "parameters": {"weight": [0.0, 1.0], "density": 0.5}}
+BARE = [{"model": "b+x"}]
 MERGEKIT_REFUSED = {
-    "method": ({"merge_method": "slerp"}, "'merge_method' is 'slerp', expected linear"),
-    "slices": ({"merge_method": "slerp", "slices": [], "parameters": {"t": 0.5}}, "'merge_method' is 'slerp'"),
+    "method": ({"merge_method": "ram"}, "'merge_method' is 'ram', expected linear"),
+    "whole weights": ({"merge_method": "karcher"}, "mergekit's karcher has no equal here: its mean is one of whole"),
+    "slices": ({"merge_method": "slerp", "slices": [], "parameters": {"t": 0.5}}, "mergekit's slerp has no equal here"),
     "key": ({"slices": []}, "mergekit's key 'slices' has no equal here"),
     "parameter": ({"parameters": {"gamma": 1}}, "mergekit's parameter 'gamma'"),
     "rescale": ({"merge_method": "dare_linear", "parameters": {"rescale": False}}, "rescale: false"),
@@ -123,7 +196,17 @@ MERGEKIT_REFUSED = {
         {"merge_method": "linear", "parameters": {"normalize": False}},
         "unless the weights are numbers that add up to 1",
     ),
-    "dare": ({"merge_method": "dare_linear", "models": MODELS[:1], "parameters": {"normalize": True}}, "dare_linear"),
+    "normalize": (
+        {"merge_method": "breadcrumbs", "models": [DEEP], "parameters": {"normalize": True}},
+        "'normalize: true' has no equal here unless the weights are numbers",
+    ),
+    "weights of sce": ({"merge_method": "sce"}, "mergekit's parameter 'density' has no equal in sce"),
+    "epsilon": (
+        {"merge_method": "della", "models": MODELS[:1], "parameters": {"epsilon": 0.3}},
+        "epsilon 0.3 at density 0.5 has no equal",
+    ),
+    "models of passthrough": ({"merge_method": "passthrough", "models": BARE * 2}, "'passthrough' of 2 models"),
+    "models of model_stock": ({"merge_method": "model_stock", "models": BARE}, "'model_stock' of one adapter"),
     "no weight": ({"models": [{"model": "b+x"}]}, "model x has no weight"),
     "model": ({"models": ["b+x"]}, "expected 'model: base"),
 }

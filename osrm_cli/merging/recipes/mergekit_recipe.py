@@ -4,23 +4,65 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from osrm_cli.merging.recipes.recipe import AdapterEntry, DepthWeights, MergeRecipe, Weight
 
-# mergekit's method -> ours, and whether it divides by the sum of the weights by default.
+
+@dataclass(frozen=True)
+class _Equal:
+    """What one of mergekit's methods is here.
+
+    Attributes:
+        method: Our method.
+        divides: Whether mergekit divides by the sum of the weights by default; ``None`` where it has no weights.
+        options: By mergekit's parameter, our option and mergekit's default.
+        rescales: Whether mergekit enlarges what it keeps by default.
+    """
+
+    method: str
+    divides: bool | None = None
+    options: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    rescales: bool = False
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Mergekit's parameters that have an equal."""
+        weighed = () if self.divides is None else ("normalize", "lambda", "weight", "density", "rescale")
+        return (*weighed, "int8_mask", *(name for name in self.options if name != "density"))
+
+
+_DENSITY = {"density": ("density", 1.0)}
+_DELLA = {**_DENSITY, "epsilon": ("window", 0.15)}
+_BREADCRUMBS = {**_DENSITY, "gamma": ("outliers", 0.01)}
 _METHODS = {
-    "linear": ("average", True),
-    "task_arithmetic": ("task-arith", False),
-    "ties": ("ties", True),
-    "dare_linear": ("dare", False),
-    "dare_ties": ("dare-ties", False),
+    "linear": _Equal("average", True),
+    "task_arithmetic": _Equal("task-arith", False),
+    "ties": _Equal("ties", True, _DENSITY),
+    "dare_linear": _Equal("dare", False, _DENSITY, rescales=True),
+    "dare_ties": _Equal("dare-ties", False, _DENSITY, rescales=True),
+    "della": _Equal("della", True, _DELLA, rescales=True),
+    "della_linear": _Equal("della-linear", False, _DELLA, rescales=True),
+    "breadcrumbs": _Equal("breadcrumbs", False, _BREADCRUMBS),
+    "breadcrumbs_ties": _Equal("breadcrumbs-ties", False, _BREADCRUMBS),
+    "sce": _Equal("sce", options={"select_topk": ("density", 1.0)}),
+    "model_stock": _Equal("model-stock"),
+    "passthrough": _Equal("task-arith"),
 }
-_PARAMETERS = ("normalize", "lambda", "weight", "density", "int8_mask", "rescale")
+_ELECTING = ("ties", "dare-ties", "della", "breadcrumbs-ties")
+# Methods that take whole weights where ours take updates: the same words, other results.
+_OF_WHOLE_WEIGHTS = {
+    "karcher": "its mean is one of whole weights; 'osrm merge ADAPTERS --method karcher' is that of the updates",
+    "slerp": "it turns whole weights; 'osrm merge ADAPTERS --method karcher' turns the updates, half way",
+    "nuslerp": "'osrm merge ADAPTERS --method karcher' turns the updates, but half way alone",
+    "multislerp": "'osrm merge ADAPTERS --method karcher' finds the mean that it takes one step to",
+    "nearswap": "it moves whole weights by their distance",
+    "arcee_fusion": "it chooses entries of whole weights",
+}
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _WEIGHT = ".weight"  # mergekit's filters are parts of names of tensors, ours of layers
 
@@ -49,24 +91,28 @@ def _parse_reference(value: Any) -> ModelReference:
     return ModelReference(name.strip().partition("@")[0], adapter.strip())
 
 
-def _check_parameters(known: Sequence[str], value: Any) -> dict[str, Any]:
+def _check_parameters(value: Any) -> dict[str, Any]:
     parameters = {} if value is None else value
     if not isinstance(parameters, dict):
         raise ValueError(f"'parameters' is {reprlib.repr(value)}, expected a mapping")
-    for name in parameters:
-        if name not in known:
-            raise ValueError(f"mergekit's parameter {name!r} has no equal here, expected {', '.join(known)}")
     return parameters
 
 
+def _check_method(value: Any) -> str:
+    if isinstance(value, str) and value in _OF_WHOLE_WEIGHTS:
+        raise ValueError(f"mergekit's {value} has no equal here: {_OF_WHOLE_WEIGHTS[value]}")
+    if not isinstance(value, str) or value not in _METHODS:
+        raise ValueError(f"'merge_method' is {reprlib.repr(value)}, expected {', '.join(_METHODS)}")
+    return value
+
+
+_Parameters = Annotated[dict[str, Any], BeforeValidator(_check_parameters)]
 _Reference = Annotated[ModelReference, BeforeValidator(_parse_reference)]
 
 
 class _Model(BaseModel):
     model: _Reference
-    parameters: Annotated[
-        dict[str, Any], BeforeValidator(lambda value: _check_parameters(("weight", "density"), value))
-    ] = Field(default_factory=dict)
+    parameters: _Parameters = Field(default_factory=dict)
 
 
 def _check_model(value: Any) -> Any:
@@ -82,15 +128,11 @@ class MergekitRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    merge_method: Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties"] = Field(
-        description=", ".join(_METHODS)
-    )
+    merge_method: Annotated[str, BeforeValidator(_check_method)] = Field(description=", ".join(_METHODS))
     models: list[Annotated[_Model, BeforeValidator(_check_model)]] = Field(
         min_length=1, description="a list of 'model: base+adapter'"
     )
-    parameters: Annotated[dict[str, Any], BeforeValidator(lambda value: _check_parameters(_PARAMETERS, value))] = Field(
-        default_factory=dict, description="a mapping"
-    )
+    parameters: _Parameters = Field(default_factory=dict, description="a mapping")
     base_model: _Reference | None = Field(None, description="a folder or hub id")
     dtype: str | None = Field(None, description=", ".join(_DTYPES))
     out_dtype: str | None = Field(None, description=", ".join(_DTYPES))
@@ -107,34 +149,65 @@ def translate_mergekit(recipe: MergekitRecipe) -> MergeRecipe:
     Raises:
         ValueError: If the recipe asks for something that has no equal here.
     """
-    name = recipe.merge_method
+    equal = _METHODS[recipe.merge_method]
+    for parameters in (recipe.parameters, *(model.parameters for model in recipe.models)):
+        for name in parameters:
+            if name not in equal.parameters:
+                expected = ", ".join(equal.parameters)
+                raise ValueError(
+                    f"mergekit's parameter {name!r} has no equal in {recipe.merge_method} here, expected {expected}"
+                )
     _check_files(recipe)
     base = _single_base(recipe)
-    method, divides = _METHODS[name]
     shared = recipe.parameters
-    is_dare = method in ("dare", "dare-ties")
-    if _flag(shared, "rescale", is_dare) != is_dare:
-        raise ValueError(f"'rescale: {str(not is_dare).lower()}' of {name} has no equal here")
+    if _flag(shared, "rescale", equal.rescales) != equal.rescales:
+        raise ValueError(f"'rescale: {str(not equal.rescales).lower()}' of {recipe.merge_method} has no equal here")
     # The base model itself, listed as a model, adds nothing to a sum; in an average it counts with its weight.
     listed = [model for model in recipe.models if model.model.adapter or model.model.name != base]
     if not listed:
         raise ValueError("none of the models is an adapter, expected 'model: base+adapter'")
+    _check_count(recipe.merge_method, len(listed), len(recipe.models))
+    weights = [1.0 if equal.divides is None else _weight(model, shared) for model in listed]
     entries = [
-        AdapterEntry(model.model.adapter or model.model.name, _weight(model, shared), base or None, is_strict=False)
-        for model in listed
+        AdapterEntry(model.model.adapter or model.model.name, weight, base or None, is_strict=False)
+        for model, weight in zip(listed, weights, strict=True)
     ]
     options: dict[str, Any] = {"lambda": _number("lambda", shared.get("lambda", 1.0))}
-    if method in ("ties", "dare", "dare-ties"):
-        densities = {
-            _number("density", model.parameters.get("density", shared.get("density", 1.0))) for model in listed
-        }
-        if len(densities) != 1:
-            raise ValueError(f"densities {sorted(densities)}, expected one for all adapters")
-        options["density"] = densities.pop()
-    others = [_weight(model, shared) for model in recipe.models if model not in listed] if name == "linear" else []
-    divide = _flag(shared, "normalize", divides)
-    method, entries = _divided(method, divide, entries, others, options)
+    options |= _options(equal, listed, shared)
+    if equal.divides is None:
+        method = equal.method
+    else:
+        is_linear = recipe.merge_method == "linear"
+        others = [_weight(model, shared) for model in recipe.models if model not in listed] if is_linear else []
+        divide = _flag(shared, "normalize", equal.divides)
+        method, entries = _divided(equal.method, divide, entries, others, options)
     return MergeRecipe(method, tuple(entries), options, dtype=recipe.out_dtype or recipe.dtype)
+
+
+def _check_count(method: str, adapters: int, models: int) -> None:
+    if method == "passthrough" and models > 1:
+        raise ValueError(f"'passthrough' of {models} models, expected one: it adds nothing up")
+    if method == "model_stock" and adapters < 2:
+        raise ValueError("'model_stock' of one adapter, expected two or more, as in mergekit")
+
+
+def _options(equal: _Equal, models: Sequence[_Model], shared: Mapping[str, Any]) -> dict[str, float]:
+    """Our options beside lambda; mergekit can have others for each model, we cannot."""
+    options = {}
+    for name, (option, default) in equal.options.items():
+        values = {_number(name, model.parameters.get(name, shared.get(name, default))) for model in models}
+        if len(values) != 1:
+            raise ValueError(f"{name} {', '.join(map(str, sorted(values)))}: expected one for all adapters")
+        options[option] = values.pop()
+    if "window" in options:
+        half, density = options["window"], options["density"]
+        if density < 1 and not 0 <= half <= min(density / 2, 1 - density):
+            raise ValueError(
+                f"epsilon {half:g} at density {density:g} has no equal here, expected at most half the density, and no "
+                "more than is left to 1"
+            )
+        options["window"] = 2 * half if density < 1 else 0.0
+    return options
 
 
 def _check_files(recipe: MergekitRecipe) -> None:
@@ -196,12 +269,13 @@ def _divided(
             raise ValueError("the weights add up to 0, an average needs another sum")
         factor = 1 / total if divide else 1.0
         return "task-arith", [_scaled(entry, factor) for entry in entries]
-    if method == "dare" and divide:
-        raise ValueError("'normalize: true' of dare_linear has no equal here, divide 'lambda' instead")
+    if method not in _ELECTING:
+        if divide and (not is_plain or abs(total) < 1e-8):
+            raise ValueError("'normalize: true' has no equal here unless the weights are numbers with a sum")
+        options["lambda"] /= total if divide else 1.0
+        return method, entries
     options["aggregate"] = "mean" if divide else "sum"
-    if method == "dare":
-        del options["aggregate"]
-    elif divide:
+    if divide:
         if not is_plain or len(set(numbers)) > 1 or numbers[0] <= 0:
             raise ValueError("'normalize: true' with different weights has no equal here")
         options["lambda"] /= numbers[0]

@@ -1,0 +1,85 @@
+"""What transformers makes of a base model's files, without reading the weights: names, and which tensors are one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from osrm_cli.errors import library_errors
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The class of model that ``config.json`` names, built without weights.
+
+    Attributes:
+        renamings: Changes of a tensor's name from the files to the model, in their order: files may keep the names of
+            an earlier version of the class.
+        tied: Tensors of the model that are another one, by name: an output layer that is the embedding.
+        can_untie: Whether ``tie_word_embeddings: false`` makes them tensors of their own and changes nothing else.
+        vocabulary: Tensors with a row for each token: the embedding's and the output layer's.
+    """
+
+    renamings: tuple[Callable[[str], str], ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    can_untie: bool = False
+    vocabulary: frozenset[str] = frozenset()
+
+    @classmethod
+    def read(cls, folder: Path) -> "Architecture":
+        """Build the model that ``config.json`` describes; nothing is known of one whose class is not transformers'.
+
+        Raises:
+            OsrmError: If the settings are damaged.
+        """
+        # Merging as a model needs transformers only where names or tied tensors are in question.
+        import transformers
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+
+        with library_errors(f"{folder}: the model cannot be built", "give the right base model with --model"):
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            name = next(iter(config.architectures or ()), "")
+            model_class = getattr(transformers, name, None) if isinstance(name, str) else None
+            if model_class is None:
+                return cls()
+            model = _build(model_class, config)
+            steps = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
+            tied = dict(model.all_tied_weights_keys)
+            vocabulary = _vocabulary(model)
+            for part in (config, config.get_text_config()):
+                part.tie_word_embeddings = False
+            # Encoder-decoders tie embeddings to each other as well, and scale what a tied output layer reads.
+            can_untie = not config.is_encoder_decoder and not _build(model_class, config).all_tied_weights_keys
+        return cls(tuple(_renaming(step) for step in steps), tied, can_untie, vocabulary)
+
+    def name_in_model(self, name: str) -> str:
+        """The model's name of a tensor.
+
+        Args:
+            name: Its name in the files, or in the model already.
+        """
+        for rename in self.renamings:
+            name = rename(name)
+        return name
+
+
+def _build(model_class: Any, config: Any) -> Any:
+    import torch
+
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def _vocabulary(model: Any) -> frozenset[str]:
+    modules = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    return frozenset(
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if any(module is each for each in modules)
+        for parameter, _ in module.named_parameters(recurse=False)
+    )
+
+
+def _renaming(step: Any) -> Callable[[str], str]:
+    return lambda name: str(step.rename_source_key(name)[0])
