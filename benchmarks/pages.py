@@ -24,6 +24,7 @@ SCRIPTS = (
     "evaluate",
     "memory",
     "growth",
+    "offload",
     "text",
 )
 MARKS = ("<!-- benchmarks: rewritten by python -m benchmarks.pages -->\n", "<!-- end of benchmarks -->\n")

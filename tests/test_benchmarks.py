@@ -78,7 +78,11 @@ def test_a_document_without_marks_is_refused() -> None:
 
 @pytest.mark.slow
 def test_scripts_run(minilm: str) -> None:
-    wanted = [word for name in ("start_up", "init", "penalty", "merge", "ties", "memory") for word in ("--only", name)]
+    wanted = [
+        word
+        for name in ("start_up", "init", "penalty", "merge", "ties", "memory", "offload")
+        for word in ("--only", name)
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--quick", *wanted],
         cwd=ROOT,
@@ -87,4 +91,4 @@ def test_scripts_run(minilm: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| what |") == 6
+    assert done.stdout.count("| what |") == 7

@@ -69,6 +69,7 @@ def collect_features(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    offload: bool = False,
     shard: str | None = None,
     private: float | None = None,
     clip: float | None = None,
@@ -97,6 +98,7 @@ def collect_features(
         seed: Of the draw of examples.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        offload: Leave the base model's weights on disk and read them layer by layer.
         shard: ``i/n`` to read the i-th of n shares of the batches.
         private: Noise multiplier of a differentially private mean, the only statistic then.
         clip: Maximum norm of an example's mean, for ``private``.
@@ -134,7 +136,10 @@ def collect_features(
     (is_text,) = kinds
     if tokens != ALL_TOKENS and not is_text:
         raise OsrmError(f"--tokens {tokens} is for tasks that are answered with text", "leave it out")
-    collector = FeatureCollector(base_dir, place, pick_dtype(dtype, place), target_modules, seed, is_text, skip_long)
+    if offload and config.has_gradient:
+        raise OsrmError("a gradient needs the whole model in memory", "collect it without --offload, to another --out")
+    precision = pick_dtype(dtype, place)
+    collector = FeatureCollector(base_dir, place, precision, target_modules, seed, is_text, skip_long, offload)
     result = CollectedFeatures(
         paths,
         {name: len(split.examples) for name, split in drawn.items()},

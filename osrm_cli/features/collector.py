@@ -1,6 +1,7 @@
 """A base model under observation: statistics of its target layers' inputs, and gradients of a task's loss."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, 
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.distributed import reduce_to_first
 from osrm_cli.models.layer_inputs import ALL_TOKENS, SharedInputs, find_shared_inputs, record_inputs
+from osrm_cli.models.offload import OffloadedModel, group_passes, offload_settings
 from osrm_cli.models.target_modules import layer_widths
 from osrm_cli.models.text import language_model
 from osrm_cli.models.text.completions import CompletionTokenizer
@@ -30,6 +32,7 @@ class InputStatistics:
         kinds: For each statistic, the function that makes an accumulator for inputs of width ``d_in``.
         padded: Count padding as text.
         tokens: Which tokens of a text task count, see ``record_inputs``.
+        inputs: Which inputs there are, if that is known.
     """
 
     def __init__(
@@ -39,10 +42,13 @@ class InputStatistics:
         kinds: Sequence[Callable[[int], Any]],
         padded: bool = False,
         tokens: str = ALL_TOKENS,
+        inputs: SharedInputs | None = None,
     ) -> None:
         self.model, self.targets, self.kinds, self.padded, self.tokens_counted = model, targets, kinds, padded, tokens
         self.inputs: SharedInputs | None = None
         self.sums: dict[str, list[Any]] = {}
+        if inputs:
+            self._use(inputs)
 
     def add(self, batch: Mapping[str, torch.Tensor], rows: list[int]) -> None:
         """Run one batch; ``rows`` are its examples' numbers in the sample."""
@@ -57,10 +63,15 @@ class InputStatistics:
     def probe(self, batch: Mapping[str, torch.Tensor]) -> SharedInputs:
         """Find out which inputs there are, if that is not known yet; nothing is counted."""
         if self.inputs is None:
-            self.inputs = find_shared_inputs(self.model, self.targets, {name: x[:1] for name, x in batch.items()})
-            for name in self.inputs.distinct:
-                self.sums[name] = [kind(layer_widths(self.targets[name])[0]) for kind in self.kinds]
+            one = {name: rows[:1] for name, rows in batch.items()}
+            return self._use(find_shared_inputs(self.model, self.targets, one))
         return self.inputs
+
+    def _use(self, inputs: SharedInputs) -> SharedInputs:
+        self.inputs = inputs
+        for name in inputs.distinct:
+            self.sums[name] = [kind(layer_widths(self.targets[name])[0]) for kind in self.kinds]
+        return inputs
 
     @property
     def layers(self) -> dict[str, dict[str, Any]]:
@@ -98,6 +109,7 @@ class FeatureCollector:
         seed: int,
         is_text: bool = False,
         skip_long: bool = False,
+        offload: bool = False,
     ) -> None:
         """Load the model.
 
@@ -109,20 +121,25 @@ class FeatureCollector:
             seed: Of weights that the checkpoint lacks.
             is_text: Load it as a model that writes text.
             skip_long: Leave out examples whose completion is too long.
+            offload: Leave the weights on disk and read them layer by layer.
         """
         self.skip_long = skip_long
         self.warnings: list[str] = []
         self.base_dir, self.device, self.dtype, self.seed, self.is_text = base_dir, device, dtype, seed, is_text
         self.tokenizer = load_tokenizer(base_dir)
+        settings = offload_settings() if offload else {}
         if is_text:
-            loaded = load_language_model(base_dir, self.tokenizer, dtype)
+            loaded = load_language_model(base_dir, self.tokenizer, dtype, settings=settings)
             loaded.model.train(False)
         else:
-            loaded = load_classifier(base_dir, 1, self.tokenizer, dtype, seed)
+            loaded = load_classifier(base_dir, 1, self.tokenizer, dtype, seed, settings=settings)
+        loaded.model.config.use_cache = False  # nobody reads the keys and values that a writer would keep
         chosen = list(modules or []) or target_modules.default_target_modules(loaded.model)
         self.layers = target_modules.find_target_layers(loaded, chosen)
         self.target_modules = target_modules.as_target_modules(loaded, chosen, self.layers)
-        self.model = _move(loaded.model, device)
+        self.offloaded = OffloadedModel(loaded, device, base_dir) if offload else None
+        self.model = loaded.model if offload else _move(loaded.model, device)
+        self._inputs: SharedInputs | None = None
 
     def tokenize(self, data: TaskSplit, max_length: int) -> list[Encoding]:
         """The examples as tokens."""
@@ -157,18 +174,32 @@ class FeatureCollector:
             tokens: Which tokens of a text task count, see ``record_inputs``.
         """
         accumulators = [kind.load() for kind in kinds]
-        total = InputStatistics(self.model, self.layers, accumulators, pad_to is not None, tokens)
+        total = InputStatistics(self.model, self.layers, accumulators, pad_to is not None, tokens, self._inputs)
+        lengths = [max(pad_to or 0, len(encoding["input_ids"])) for encoding in encodings]
 
         def collate(rows: Sequence[int]) -> dict[str, torch.Tensor]:
             return collate_batch([encodings[row] for row in rows], self.tokenizer, self.device, pad_to=pad_to)
 
-        longest = max(range(len(encodings)), key=lambda row: len(encodings[row]["input_ids"]))
-        total.probe(collate([longest]))  # a shard may be empty
-        for rows in batches:
+        def read(rows: Sequence[int]) -> None:
             total.add(collate(rows), list(rows))
             advance(len(rows))
+
+        if self._inputs is None:  # also where no batch follows: a shard may be empty
+            longest = max(range(len(encodings)), key=lambda row: lengths[row])
+            self._run([partial(total.probe, collate([longest]))])
+            self._inputs = total.inputs
+        for group in group_passes(batches, [len(rows) * max(lengths[row] for row in rows) for rows in batches]):
+            self._run([partial(read, rows) for rows in group])
         reduce_to_first(total.sums)
         return total
+
+    def _run(self, passes: Sequence[Callable[[], object]]) -> None:
+        """Run the model: one pass after the other, or side by side where the weights are on disk."""
+        if self.offloaded:
+            self.offloaded.run(passes)
+            return
+        for each in passes:
+            each()
 
     def gradients(
         self, data: TaskSplit, encodings: Sequence[Encoding], batch_size: int, advance: Advance

@@ -1,7 +1,9 @@
 """Load base models as classifiers, and their tokenizers; check how long their texts may be."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -62,6 +64,7 @@ def load_classifier(
     seed: int,
     dropout: float | None = None,
     device: torch.device | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> LoadedModel:
     """Load a base model as a sequence classifier whose new weights are drawn from ``seed``.
 
@@ -73,6 +76,7 @@ def load_classifier(
         seed: Of the new weights.
         dropout: Replaces every dropout rate of the model's own settings; ``None`` keeps them.
         device: Device of the weights; ``None`` for main memory.
+        settings: Further arguments of ``from_pretrained``.
 
     Raises:
         OsrmError: If transformers cannot load it as a sequence classifier, or the weights are not the model's.
@@ -92,6 +96,7 @@ def load_classifier(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a head for another number of classes is replaced by random weights
+            **settings,
         )
     outside = {name for name, part in model.named_children() if name != model.base_model_prefix and _has_weights(part)}
     missing = {key for key in loading["missing_keys"] if key.partition(".")[0] not in outside}

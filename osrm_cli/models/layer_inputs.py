@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from greenlet import getcurrent
 from transformers import PreTrainedModel
 
 from osrm_cli.errors import OsrmError
@@ -164,9 +165,15 @@ def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[tor
 
 @contextmanager
 def _hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(hook) for module, hook in hooks]
+    handles = [module.register_forward_pre_hook(_own(hook)) for module, hook in hooks]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _own(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that sees its own forward pass alone: an offloaded model runs several side by side."""
+    owner = getcurrent()
+    return lambda *arguments: hook(*arguments) if getcurrent() is owner else None

@@ -43,6 +43,9 @@ def collect(
     seed: options.Seed = 0,
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.AUTO,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Leave the model's weights on disk and read them layer by layer.")
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -113,6 +116,7 @@ def collect(
         seed=seed,
         device=device,
         dtype=dtype,
+        offload=offload,
         shard=shard,
         private=private,
         clip=clip,

@@ -1,6 +1,8 @@
 """Load base models that write: causal ones (Llama, GPT-2) and encoder-decoders (T5)."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ def load_language_model(
     dtype: torch.dtype,
     dropout: float | None = None,
     device: torch.device | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> LoadedModel:
     """Load a base model with its own output layer.
 
@@ -30,6 +33,7 @@ def load_language_model(
         dtype: Of the weights.
         dropout: Replaces every dropout rate of the model's own settings; ``None`` keeps them.
         device: Device of the weights; ``None`` for main memory.
+        settings: Further arguments of ``from_pretrained``.
 
     Raises:
         OsrmError: If transformers knows no model of this kind that writes, or the weights are not the model's.
@@ -49,6 +53,7 @@ def load_language_model(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **settings,
         )
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise OsrmError(
