@@ -17,13 +17,13 @@ from transformers import (
 
 from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.models.batching import tokenize_examples
-from osrm_cli.models.fast_dropout import use_fast_dropout
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.task import Task, TaskSplit
 from osrm_cli.tasks.text.metrics import LOSS_METRICS
 from osrm_cli.training.checkpoints import RESUME_HINT, check_checkpoint
 from osrm_cli.training.completion_trainer import CompletionCollator, CompletionTrainer
+from osrm_cli.training.fast_dropout import use_fast_dropout
 from osrm_cli.training.interference_penalty import InterferencePenalty
 from osrm_cli.training.trainer import PenaltyTrainer, TrainingMonitor
 

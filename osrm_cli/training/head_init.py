@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from osrm_cli.models.fast_dropout import use_fast_dropout
 from osrm_cli.models.heads import compute_representations, find_head_layer, fit_linear_head
 from osrm_cli.tasks.draws import draw_stratified
 from osrm_cli.tasks.task import Task
+from osrm_cli.training.fast_dropout import use_fast_dropout
 
 _MAX_EXAMPLES = 1000  # examples that a head is fitted to before training
 

@@ -75,7 +75,8 @@ def start_cluster(folder: Path) -> Iterator[dict[str, str]]:
     (folder / "state").mkdir()
     first = _free_port()
     nodes = "\n".join(
-        f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={_free_port()} CPUs=1 RealMemory=8000"
+        f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={_free_port()} "
+        "CPUs=1 RealMemory=8000"
         for name in NODES
     )
     conf = folder / "slurm.conf"

@@ -24,8 +24,9 @@ if os.geteuid():
 PROGRAMS = Path(sys.executable).parent
 STUDY = (PROGRAMS / "snakemake", "-s", ROOT / "workflow/Snakefile", "--configfile", ROOT / "tests/cluster/tiny.yaml")
 # Frequent looks at the queue, which holds few jobs.
-SLURM = """--executor slurm --jobs 2 --slurm-status-command squeue --slurm-init-seconds-before-status-checks 1
-    --seconds-between-status-checks 1 --latency-wait 20 --default-resources runtime=20 mem_mb=1000""".split()
+SLURM = ["--executor", "slurm", "--jobs", "2", "--slurm-status-command", "squeue", "--latency-wait", "20"]
+SLURM += ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"]
+SLURM += ["--default-resources", "runtime=20", "mem_mb=1000"]
 
 
 def study(folder: Path, environment: dict[str, str], *words: str) -> "subprocess.Popen[str]":

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import dropout
 
-from osrm_cli.models.fast_dropout import SixteenBitDropout, use_fast_dropout
+from osrm_cli.training.fast_dropout import SixteenBitDropout, use_fast_dropout
 
 N = 200_000
 
