@@ -34,7 +34,8 @@ SHORT = (
     ("collect", "means", "published loop"),
     ("train", "sst2, one epoch of 600", "run_glue, padded to 128"),
     ("merge", "`svd`", "PEFT svd, one matrix times 128"),
-    ("evaluate", "sweep, 10 lambdas x 8 tasks x 64 examples, float32", "merge and eval, ten times (one measured)"),
+    ("elements", "`ties`, width 8192", "PEFT ties"),
+    ("text", "generate, 24 answers to mini-json", "generate, one by one"),
 )
 
 
