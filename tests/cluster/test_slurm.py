@@ -74,8 +74,8 @@ def test_a_killed_job_and_a_drained_node(minilm: str, tmp_path: Path) -> None:
         assert running.wait() == 1
         assert f"SLURM-job '{trains[0]}' failed" in said(there)
         assert study(there, environment, *SLURM).wait() == 0, said(there)
-        nodes = slurm(environment, "scontrol", "show", "jobs")
-        assert "BatchHost=node1" in nodes.rpartition("rule_report")[2]
+        jobs = slurm(environment, "scontrol", "--oneliner", "show", "jobs").splitlines()
+        assert {line.partition("BatchHost=")[2].split()[0] for line in jobs if "rule_sweep" in line} == {"node1"}
     expected, found = results(here), results(there)
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
