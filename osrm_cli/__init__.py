@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from osrm_cli.diagnosis.diagnose import diagnose
     from osrm_cli.errors import OsrmError
     from osrm_cli.evaluation.evaluate import evaluate_folder
+    from osrm_cli.extraction.extract import extract_adapter
     from osrm_cli.features.collect import collect_features
     from osrm_cli.initialization.initialize import initialize_adapters
     from osrm_cli.merging.merge import merge_adapters
@@ -26,6 +27,7 @@ _MODULES = {
     "train_adapter": "training.train",
     "train_adapters": "training.train",
     "merge_adapters": "merging.merge",
+    "extract_adapter": "extraction.extract",
     "evaluate_folder": "evaluation.evaluate",
     "run_sweep": "sweep.sweep",
     "calibrate_folder": "calibration.calibrate",
@@ -42,6 +44,7 @@ __all__ = [
     "collect_features",
     "diagnose",
     "evaluate_folder",
+    "extract_adapter",
     "initialize_adapters",
     "merge_adapters",
     "retrofit_adapters",

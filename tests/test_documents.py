@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,10 +246,11 @@ def test_the_commands_on_text_tasks_run(
 )
 def test_the_commands_of_a_guide_run(guide: Path, pipeline: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pipeline, tmp_path / "work"))
+    base = tomllib.loads((folder / "osrm.toml").read_text())["model"]
     for _, block in _blocks(guide, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("osrm "):
-                _run(line.removeprefix("osrm "), folder)
+                _run(line.removeprefix("osrm ").replace("extract minilm", f"extract {base}"), folder)
 
 
 def _program(folder: Path) -> dict[str, str]:

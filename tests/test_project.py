@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A room imports only itself and rooms that stand before it.
 ORDER = (
     *("errors", "progress", "seeding", "storage", "linalg", "plotting", "tasks", "adapters", "models"),
-    *("features", "initialization", "training", "merging", "evaluation", "calibration", "sweep"),
+    *("features", "initialization", "training", "extraction", "merging", "evaluation", "calibration", "sweep"),
     *("retrofit", "diagnosis", "verification", "reporting", "cli"),
 )
 # Rooms of pure mathematics: no files, no printing, no transformers.

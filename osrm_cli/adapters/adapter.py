@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -30,6 +30,7 @@ from osrm_cli.adapters.layers import (
 from osrm_cli.adapters.names import align_layer_names
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.row_stream import Update
 from osrm_cli.storage import hub, provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
 from osrm_cli.storage.regular_file import read_json
@@ -80,7 +81,7 @@ class Adapter:
         Raises:
             OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
         """
-        alias, source = _split_name(str(source))
+        alias, source = split_name(str(source))
         folder = hub.locate_adapter(source)
         config = parse_config(folder / CONFIG_NAME, _read_settings(folder))
         record = provenance.read_record(folder)
@@ -101,6 +102,16 @@ class Adapter:
             max_length=(record.get("settings") or {}).get("max_length"),
             alias=alias,
         )
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether updates are dense, without factors."""
+        return False
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a merge cannot take of it."""
+        return []
 
     @property
     def commit(self) -> str | None:
@@ -132,6 +143,14 @@ class Adapter:
         """
         factors = self.lora_factors(layer, dtype, device)
         return LowRank(factors.B * self.layers[layer].scaling, factors.A)
+
+    def update(self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Update:
+        """A layer's update as merging methods take it: ``delta``.
+
+        Raises:
+            OsrmError: If the factors contain NaN or infinity.
+        """
+        return self.delta(layer, dtype, device)
 
     def head_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of the task's head by their name in the classifier, as they are stored.
@@ -195,7 +214,7 @@ class Adapter:
         origin = {"start": self.record.get("start"), "train": own.get("train", self.record.get("train"))}
         return {**origin, "retrofit": own["retrofit"]} if "retrofit" in own else origin
 
-    def with_layer_names(self, names: Mapping[str, str]) -> "Adapter":
+    def with_layer_names(self, names: Mapping[str, str]) -> Self:
         """The same adapter with other names for its layers.
 
         Args:
@@ -235,8 +254,12 @@ class Adapter:
         return tensor
 
 
-def _split_name(source: str) -> tuple[str | None, str]:
-    """The name and the folder or hub id of ``NAME=SOURCE``; a folder's own name may have a ``=``."""
+def split_name(source: str) -> tuple[str | None, str]:
+    """The name and the folder or hub id of ``NAME=SOURCE``; a folder's own name may have a ``=``.
+
+    Raises:
+        OsrmError: If a folder cannot have the name.
+    """
     name, equals, rest = source.partition("=")
     if not equals or Path(source).expanduser().exists():
         return None, source

@@ -39,6 +39,7 @@ class AdapterLayer:
         rank: Rank of the factors.
         scaling: ``s`` in ``s B A``.
         embedding: Whether the layer is an embedding, whose weight is the transpose of ``B A``.
+        is_tensor: Whether it is not a layer's weight but another tensor of a full model, with that tensor's name.
     """
 
     d_out: int
@@ -46,6 +47,7 @@ class AdapterLayer:
     rank: int
     scaling: float
     embedding: bool
+    is_tensor: bool = False
 
 
 def natural_sort_key(name: str) -> list[tuple[int, str]]:

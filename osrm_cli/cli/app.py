@@ -16,6 +16,7 @@ from osrm_cli.cli.commands import (
     demo,
     diagnose,
     evaluate,
+    extract,
     init,
     merge,
     report,
@@ -110,6 +111,7 @@ app.command("collect")(collect.collect)
 app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("merge")(merge.merge)
+app.command("extract")(extract.extract)
 app.command("calibrate")(calibrate.calibrate)
 app.command("retrofit")(retrofit.retrofit)
 app.command("eval")(evaluate.evaluate)

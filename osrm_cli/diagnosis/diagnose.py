@@ -14,7 +14,7 @@ from osrm_cli.diagnosis.write import AdapterDiagnosis, diagnosis_dict, write_dia
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.adapter_match import check_features, open_adapters
 from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.models.base_model import resolve_base_model
+from osrm_cli.models.base_model import identify_base_model, is_full_model, resolve_base_model
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 
@@ -56,7 +56,7 @@ def diagnose(
 
     Args:
         features: Folder of features files of two tasks or more.
-        adapters: Adapters of these tasks: folders or hub ids.
+        adapters: Adapters of these tasks: folders or hub ids; or folders of full models.
         scores: ``scores.json`` or ``sweep.json`` of merges of the adapters.
         energy: Share of a task's energy that its principal subspace holds.
         tasks: ``TASK=ADAPTER`` for adapters that are not named after their task.
@@ -84,7 +84,11 @@ def diagnose(
     feature_set = FeatureSet.open(features).select(consumer="diagnose")
     if len(feature_set.tasks) < 2:
         raise OsrmError(f"{features} holds features of one task alone", "osrm collect --task OTHER")
-    opened = open_adapters([str(adapter) for adapter in adapters], tasks)
+    sources = [str(adapter) for adapter in adapters]
+    full_base = None
+    if any(map(is_full_model, sources)):
+        full_base = identify_base_model(model, revision) if model else feature_set.base
+    opened = open_adapters(sources, tasks, full_base)
     check_features(opened, feature_set)
     merges = [merge for each in score_paths for merge in read_drops(each)]
     base_dir = _find_base_model(opened, feature_set, model, revision) if opened else None
@@ -98,7 +102,7 @@ def diagnose(
     trained = None
     if base_dir:
         digests = {task: entry["sha256"] for task, entry in zip(feature_set.tasks, record["inputs"], strict=False)}
-        layers = len({layer for adapter in opened for layer in adapter.layers})
+        layers = len({name for adapter in opened for name, layer in adapter.layers.items() if not layer.is_tensor})
         with progress("diagnose adapters", layers, "layers") as advance:
             interference = measure_interference(opened, feature_set, base_dir, advance)
         origins = {adapter.name: trace_initialization(adapter, feature_set, digests) for adapter in opened}

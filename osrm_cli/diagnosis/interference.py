@@ -10,6 +10,8 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.low_rank import squared_norm
+from osrm_cli.linalg.row_stream import RowStream, Update
+from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Advance
 from osrm_cli.storage import safetensors_io
@@ -19,12 +21,12 @@ Matrix = dict[str, dict[str, float]]  # by the update's task and the inputs' tas
 
 @dataclass(frozen=True)
 class InterferenceMatrix:
-    """Energies in units of the base model's own, ``E ||s B A x||^2 / E ||W0 x||^2``.
+    """Energies in units of the base model's own, ``E ||dW x||^2 / E ||W0 x||^2``.
 
     Attributes:
         relative: Mean over the layers.
         layers: By layer.
-        norms: ``||s B A||_F`` of each update, all layers together.
+        norms: ``||dW||_F`` of each update, all layers together.
         relative_norms: The same in units of ``||W0||_F``.
     """
 
@@ -49,7 +51,12 @@ def measure_interference(
         OsrmError: If the base model lacks a layer, or its outputs for a task's inputs are all zero.
     """
     checkpoint = Checkpoint.open(base)
-    shapes = {name: (layer.d_out, layer.d_in) for adapter in adapters for name, layer in adapter.layers.items()}
+    shapes = {
+        name: (layer.d_out, layer.d_in)
+        for adapter in adapters
+        for name, layer in adapter.layers.items()
+        if not layer.is_tensor
+    }
     turned = any(adapter.config.fan_in_fan_out for adapter in adapters)
     layers: dict[str, Matrix] = {}
     squares, whole = dict.fromkeys((adapter.name for adapter in adapters), 0.0), 0.0
@@ -60,16 +67,27 @@ def measure_interference(
             _check_bases(layer, bases)
             layers[layer] = {adapter.name: dict.fromkeys(bases, 0.0) for adapter in adapters}
             for adapter in (each for each in adapters if layer in each.layers):
-                update = adapter.delta(layer, torch.float64)
-                row = {task: float(inputs.moments[task].energy(update)) / energy for task, energy in bases.items()}
+                update = adapter.update(layer, torch.float64)
+                row = {task: _energy(update, inputs.moments[task]) / energy for task, energy in bases.items()}
                 layers[layer][adapter.name] = row
-                squares[adapter.name] += squared_norm(update)
+                squares[adapter.name] += _squared_norm(update)
             whole += float(W.double().square().sum())
             advance(1)
     names = list(squares)
     relative = {t: {u: sum(each[t][u] for each in layers.values()) / len(layers) for u in names} for t in names}
     norms = {task: square**0.5 for task, square in squares.items()}
     return InterferenceMatrix(relative, layers, norms, {task: norm / whole**0.5 for task, norm in norms.items()})
+
+
+def _squared_norm(update: Update) -> float:
+    return update.squared_norm() if isinstance(update, RowStream) else squared_norm(update)
+
+
+def _energy(update: Update, inputs: SecondMoment) -> float:
+    """``E ||dW x||^2``."""
+    if isinstance(update, RowStream):
+        return inputs.base_energy(update.dense())
+    return float(inputs.energy(update))
 
 
 def _weight(checkpoint: Checkpoint, layer: str, shape: tuple[int, int], turned: bool) -> torch.Tensor:

@@ -8,21 +8,24 @@ from osrm_cli.adapters.adapter import Adapter, check_same_architecture, check_ta
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.features_file import FeaturesFile
+from osrm_cli.models.base_model import open_update
 from osrm_cli.storage import provenance
+from osrm_cli.storage.provenance import BaseModelId
 
 
-def open_adapters(sources: Sequence[str], named: Sequence[str] = ()) -> list[Adapter]:
+def open_adapters(sources: Sequence[str], named: Sequence[str] = (), base: BaseModelId | None = None) -> list[Adapter]:
     """Open adapters in the order of their tasks' names.
 
     Args:
         sources: Folders or hub ids. The task is the one in ``osrm.json``, else the folder is named after it.
         named: ``TASK=SOURCE`` for adapters of another task than these say.
+        base: The base model of full models, where these may stand among them.
 
     Raises:
         OsrmError: If one cannot be read, two are of one task, or ``named`` names another source.
     """
     tasks = dict(_split(text, sources) for text in named)
-    opened = [Adapter.open(source) for source in sources]
+    opened = [open_update(source, base) for source in sources]
     adapters = [replace(adapter, name=tasks.get(adapter.source, adapter.name)) for adapter in opened]
     check_task_names(adapters)
     check_same_architecture(adapters)
@@ -69,6 +72,8 @@ def _check_base(adapter: Adapter, file: FeaturesFile) -> None:
 
 def _target_options(adapter: Adapter) -> str:
     """The options of ``osrm collect`` for an adapter's layers."""
+    if adapter.is_dense:
+        return "--target-modules all-linear"
     return " ".join(f"--target-modules {name}" for name in sorted({name.rpartition(".")[2] for name in adapter.layers}))
 
 
@@ -79,6 +84,8 @@ def check_layers(adapter: Adapter, file: FeaturesFile) -> None:
         OsrmError: If it does not, or the adapter adapts an embedding, which has no inputs to describe.
     """
     for name, layer in adapter.layers.items():
+        if layer.is_tensor:
+            continue
         if layer.embedding:
             raise OsrmError(f"{adapter.source} adapts the embedding {name}, expected linear layers only")
         known = file.layers.get(name)

@@ -1,13 +1,14 @@
 """A dense matrix as a stream of blocks of rows, formed in a core's cache where they are wanted and never held."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.low_rank import LowRank, stack
 from osrm_cli.linalg.parallel import in_one_thread, map_in_order
 
 Answer = TypeVar("Answer")
@@ -38,8 +39,10 @@ class RowStream:
     whole: Tensor | None = None
 
     @classmethod
-    def of(cls, matrix: LowRank | Tensor) -> "RowStream":
-        """The rows of a product, or of a matrix that is held anyway."""
+    def of(cls, matrix: "LowRank | RowStream | Tensor") -> "RowStream":
+        """The rows of a product, or of a matrix that is held anyway; a stream is itself."""
+        if isinstance(matrix, RowStream):
+            return matrix
         if isinstance(matrix, Tensor):
             wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
             shape = (matrix.shape[0], matrix.shape[1])
@@ -51,6 +54,10 @@ class RowStream:
     def then(self, function: Callable[[slice, Tensor], Tensor]) -> "RowStream":
         """The stream of ``function(place, rows)``, which may overwrite rows that are formed."""
         return replace(self, form=lambda place: function(place, self.form(place)), whole=None)
+
+    def to(self, dtype: torch.dtype) -> "RowStream":
+        """The same rows in another precision."""
+        return replace(self.then(lambda _, rows: rows.to(dtype)), dtype=dtype)
 
     def scaled(self, c: float) -> "RowStream":
         """``c`` times the matrix."""
@@ -107,6 +114,24 @@ class RowStream:
             with in_one_thread():
                 return iter([function(strips[0])])
         return map_in_order(function, strips, torch.get_num_threads() if on_cpu else 1, ahead=2)
+
+
+# An update of one weight: factors, or the rows of a dense matrix.
+Update = LowRank | RowStream
+
+
+def add_up(updates: Sequence[Update]) -> Update:
+    """The sum: of factors as stacked factors, otherwise as rows. All are of one shape, in one precision and place."""
+    factors = [update for update in updates if isinstance(update, LowRank)]
+    if len(factors) == len(updates):
+        return stack(factors)
+    streams = [RowStream.of(update) for update in updates]
+    return replace(
+        streams[0],
+        form=lambda place: reduce(torch.add, [stream.form(place) for stream in streams]),
+        near=None,
+        whole=None,
+    )
 
 
 def sum_of_squares(rows: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.task_data import data_source
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.recipes.recipe import MergeRecipe
+from osrm_cli.models.base_model import is_full_model
 from osrm_cli.tasks.loading import list_splits
 
 AUTO = "auto"
@@ -24,6 +25,8 @@ def choose_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
     Raises:
         OsrmError: If an adapter cannot be read.
     """
+    if any(is_full_model(entry.path) for entry in recipe.adapters):
+        return replace(recipe, method="ties"), "the best of those that read models alone"
     adapters = [Adapter.open(entry.path) for entry in recipe.adapters]
     if len(adapters) == 1:
         return replace(recipe, method="task-arith"), "one adapter is itself"

@@ -22,10 +22,11 @@ from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
 from osrm_cli.merging.tokenizer_files import find_tokenizer_files
-from osrm_cli.models.base_model import resolve_adapters_base
+from osrm_cli.models.base_model import identify_base_model, is_full_model, resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
+from osrm_cli.storage.provenance import BaseModelId
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.task_data import TaskSample
@@ -67,10 +68,10 @@ def merge_adapters(
     calibrate: Callable[[Sequence[Adapter], str | None], FolderStep] | None = None,
     progress: Progress = no_progress,
 ) -> MergeResult:
-    """Merge adapters into one; every task keeps its own head.
+    """Merge adapters, or full models; every task keeps its own head.
 
     Args:
-        adapters: Adapter folders or hub ids, in any order; none where a recipe names them.
+        adapters: Adapter folders or hub ids, or folders of full models, in any order; none where a recipe names them.
         method: Name of the merging method; by default the recipe's, else ``task-arith``. ``auto`` takes the best
             for what is at hand, and leaves out what that does not use.
         options: The method's options, such as ``{"lambda": 0.3, "density": 0.2}``; they replace the recipe's.
@@ -78,8 +79,8 @@ def merge_adapters(
         recipe: YAML file that describes the merge.
         features: Folder of features files; ``features`` by default.
         data: ``hub``, ``mini`` or a folder; by default what each adapter was trained on.
-        form: ``adapter`` or ``model``; by default the recipe's, else ``adapter``.
-        model: The base model, where it lies elsewhere now.
+        form: ``adapter`` or ``model``; by default the recipe's, else ``adapter``. Full models make a model.
+        model: The base model, where it lies elsewhere now; full models need it, if the recipe does not name it.
         revision: Its revision.
         dtype: Type of the written tensors; ``auto`` is the recipe's, else the widest of the adapters'.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -113,11 +114,18 @@ def merge_adapters(
         dtype=chosen.dtype if dtype == "auto" else dtype,
     )
     notes: list[str] = []
+    full_base = None
+    if full := [entry.path for entry in chosen.adapters if is_full_model(entry.path)]:
+        chosen, full_base = _for_full_models(chosen, full[0], form, model, revision)
+        notes.append(f"{full[0]} is a full model: the result is a model, as with --as model")
     if chosen.method == AUTO:
         chosen, reason = choose_method(chosen)
         notes.append(f"method {chosen.method}: {reason}")
         must_use = ()
-    plan = MergePlan.of(chosen, weights, [name for name in options or {} if not _counts(name, must_use)])
+    optional = [name for name in options or {} if not _counts(name, must_use)]
+    plan = MergePlan.of(chosen, weights, optional, full_base)
+    if plan.has_full_models and calibrate:
+        raise OsrmError("heads of full models cannot be calibrated", "leave out --calibrate")
     layer_data = open_layer_data(plan)
     reads_data = bool(plan.method.data_statistic) or calibrate is not None
     reads_base = reads_data or plan.recipe.output == "model"
@@ -140,8 +148,10 @@ def merge_adapters(
     samples = _draw_samples(plan, modules.heads) if plan.method.data_statistic else []
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
     target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
-    tokenizer, difference = find_tokenizer_files(plan.adapters)
-    warnings = [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
+    # The tokenizer of a model with added rows would number tokens that the result does not have.
+    tokenizer, difference = find_tokenizer_files([adapter for adapter in plan.adapters if not adapter.warnings])
+    warnings = [text for adapter in plan.adapters for text in adapter.warnings]
+    warnings += [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
     warnings = list(dict.fromkeys(warnings)) + ([difference] if difference else [])
     if dry_run:
         ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), with_float64(target_device))
@@ -150,8 +160,11 @@ def merge_adapters(
 
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
-            models = _load_task_models(plan, samples, modules.heads, base_dir, target_device)
-            plan, layer_data = _gather_layer_data(plan, models, Path(scratch), progress)
+            if plan.has_full_models:
+                layer_data = _measure_full_models(plan, samples, base_dir, target_device, Path(scratch), progress)
+            else:
+                models = _load_task_models(plan, samples, modules.heads, base_dir, target_device)
+                plan, layer_data = _gather_layer_data(plan, models, Path(scratch), progress)
         with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
             order = target.order if target else plan.layers
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
@@ -178,6 +191,30 @@ def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None, method
     return replace(recipe, method=method or recipe.method)
 
 
+def _for_full_models(
+    recipe: MergeRecipe, source: str, form: str | None, model: str | None, revision: str | None
+) -> tuple[MergeRecipe, BaseModelId]:
+    """A recipe of full models, which makes a model, and their base model.
+
+    Args:
+        recipe: It may name the base model.
+        source: One of the full models, for errors.
+        form: What the user wants to have written.
+        model: The base model that the user gives.
+        revision: Its revision.
+    """
+    if form == "adapter":
+        raise OsrmError(
+            f"{source} is a full model: the result is a model", "leave out --as adapter, or use osrm extract before"
+        )
+    name = model or recipe.base
+    if name is None:
+        raise OsrmError(
+            f"{source} is not an adapter: adapter_config.json is missing", "if it is a full model, give its --base"
+        )
+    return replace(recipe, output="model", base=name), identify_base_model(name, revision)
+
+
 def _counts(name: str, must_use: Collection[str] | None) -> bool:
     """Whether an option or input that is given is an error where it is not used."""
     return must_use is None or name in must_use
@@ -195,6 +232,19 @@ def _load_task_models(
     from osrm_cli.merging.from_data import task_models  # it imports transformers
 
     return task_models.load_task_models(plan, samples, heads, base_dir, device)
+
+
+def _measure_full_models(
+    plan: MergePlan,
+    samples: "list[TaskSample]",
+    base_dir: Path,
+    device: torch.device,
+    scratch: Path,
+    progress: Progress,
+) -> LayerData:
+    from osrm_cli.merging.from_data.full_fisher import FullFisherInformation
+
+    return FullFisherInformation(plan, samples, base_dir, device, scratch, progress)
 
 
 def _gather_layer_data(

@@ -53,11 +53,14 @@ def merge_layers(
     """
     if plan.method.learns_weights and not plan.learned:
         raise ValueError(f"{plan.method.name}: its weights have not been learned")
-    rule = plan.method.load()
+    rule, beyond_layers = plan.method.load(), plan.method.load_beyond_layers()
     results: dict[str, LayerResult] = {}
     ordered: Iterator[MergedLayer]
 
     def merge_one(layer: str) -> MergedLayer:
+        if plan.shapes[layer].is_tensor:  # no rank to cut it to
+            data = {} if plan.method.beyond_layers else layer_data.for_layer(layer, results)
+            return MergedLayer(layer, beyond_layers(plan.read_updates(layer, data, device), plan.options))
         updates = plan.read_updates(layer, layer_data.for_layer(layer, results), device)
         return _recompress(plan, updates, rule(updates, plan.options))
 
@@ -89,7 +92,7 @@ def estimate_ranks(
         By share, the largest rank among the layers; ``None`` where more than a sixteenth of a width above 1024 would
         not do, so far as is looked. Empty for a method whose result is an adapter as it is, or that reads data.
     """
-    if plan.method.exact or plan.method.is_task_aware or plan.method.data_statistic:
+    if plan.method.exact or plan.method.is_task_aware or plan.method.data_statistic or plan.has_full_models:
         return {}
     rule, spectra = plan.method.load(), []
     for layer in dict.fromkeys(plan.layers[place * (len(plan.layers) - 1) // 2] for place in range(3)):

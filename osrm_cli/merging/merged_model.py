@@ -49,13 +49,16 @@ class ModelTarget:
         Raises:
             OsrmError: If the base model's files are damaged, quantized, or do not fit the adapters.
         """
-        checkpoint = _untie(Checkpoint.open(base_dir), [*(f"{layer}.weight" for layer in plan.shapes), *shared])
+        checkpoint = _untie(Checkpoint.open(base_dir), [*_weight_names(plan), *shared])
         is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         config = _read_config(base_dir)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS
         weights: dict[str, tuple[str, bool]] = {}
         owners: dict[str, str] = {}
         for name, layer in plan.shapes.items():
+            if layer.is_tensor:
+                weights[name] = _find_tensor(checkpoint, name), False
+                continue
             # PEFT writes one flag for all layers, that of the last one: where the architecture is known, it decides.
             is_conv1d = name.rpartition(".")[2] in _CONV1D_LAYERS if has_conv1d else is_flagged
             try:
@@ -97,7 +100,8 @@ class ModelTarget:
                 raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
             delta = layer.result.dense().cpu()
             wide = torch.promote_types(weight.dtype, delta.dtype)
-            return weight.to(wide) + (delta.T if self.weights[layer.name][1] else delta).to(wide)
+            oriented = delta.T if self.weights[layer.name][1] else delta
+            return weight.to(wide) + oriented.reshape(weight.shape).to(wide)
 
         changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             weight: add for weight, _ in self.weights.values()
@@ -107,6 +111,11 @@ class ModelTarget:
         self.checkpoint.write(stage, changes, self.dtype)
         next(layers, None)  # lets the last layer count in the progress
         return kept
+
+
+def _weight_names(plan: MergePlan) -> list[str]:
+    """The weights of layers; of full models, all uses of a tied tensor change alike."""
+    return [f"{name}.weight" for name, layer in plan.shapes.items() if not layer.is_tensor]
 
 
 def _untie(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:

@@ -21,6 +21,7 @@ from osrm_cli.adapters.adapter import (
     short_model_name,
 )
 from osrm_cli.adapters.layers import AdapterLayer
+from osrm_cli.adapters.rest import AdapterWithRest
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.methods import Method, find_method
@@ -28,6 +29,7 @@ from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.requirements import check_method, reads_features, resolve_options, used_options
+from osrm_cli.models.base_model import open_update
 from osrm_cli.storage.provenance import BaseModelId
 
 Heads = Mapping[str, Mapping[str, torch.Tensor]]  # by task and name in the base model; empty without a head
@@ -76,7 +78,11 @@ class MergePlan:
 
     @classmethod
     def of(
-        cls, recipe: MergeRecipe, weights: Mapping[str, float] | None = None, optional: Collection[str] = ()
+        cls,
+        recipe: MergeRecipe,
+        weights: Mapping[str, float] | None = None,
+        optional: Collection[str] = (),
+        base: BaseModelId | None = None,
     ) -> "MergePlan":
         """Open and check everything a recipe names but its data; compute nothing.
 
@@ -84,6 +90,7 @@ class MergePlan:
             recipe: What the user wants.
             weights: Weights by adapter name that replace the recipe's.
             optional: Names of the options that are left out where the method does not use them.
+            base: The base model of full models.
 
         Raises:
             OsrmError: If an adapter cannot be read, they do not belong together, or the method is given what it does
@@ -92,9 +99,11 @@ class MergePlan:
         method = find_method(recipe.method)
         check_method(method, recipe)
         used, options = resolve_options(method, recipe.options, optional)
-        opened = sorted(((Adapter.open(entry.path), entry) for entry in recipe.adapters), key=lambda pair: pair[0].name)
+        sources = ((_open(entry.path, recipe.output, base), entry) for entry in recipe.adapters)
+        opened = sorted(sources, key=lambda pair: pair[0].name)
         adapters = tuple(align_layers([adapter for adapter, _ in opened]))
         check_task_names(adapters)
+        _check_factors(method, adapters)
         check_same_architecture(adapters)
         pinned = [
             replace(entry, path=adapter.pinned_source) for adapter, (_, entry) in zip(adapters, opened, strict=True)
@@ -140,6 +149,11 @@ class MergePlan:
         )
         recipe, options = replace(self.recipe, adapters=entries), replace(self.options, scale=1.0)
         return replace(self, recipe=recipe, options=options, learned=True)
+
+    @property
+    def has_full_models(self) -> bool:
+        """Whether an update is a full model's difference, so that the result is a model."""
+        return any(adapter.is_dense for adapter in self.adapters)
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -199,7 +213,7 @@ class MergePlan:
         for adapter in self.adapters:
             if layer in adapter.layers:
                 dtype = torch.promote_types(adapter.dtype, torch.float32)
-                deltas.append(adapter.delta(layer, dtype, device))
+                deltas.append(adapter.update(layer, dtype, device))
             else:
                 empty = torch.zeros(0, device=device)
                 deltas.append(LowRank(empty.reshape(shape.d_out, 0), empty.reshape(0, shape.d_in)))
@@ -216,6 +230,21 @@ class MergePlan:
         }
         last = max(blocks.values()) or 1
         return {layer: block / last for layer, block in blocks.items()}
+
+
+def _open(source: str, output: str, base: BaseModelId | None) -> Adapter:
+    """An adapter, for a model with what it does not hold; or a full model, where its base model is known."""
+    adapter = open_update(source, base)
+    return AdapterWithRest.of(adapter) if output == "model" else adapter
+
+
+def _check_factors(method: Method, adapters: Sequence[Adapter]) -> None:
+    source = next((adapter.source for adapter in adapters if adapter.is_dense), None)
+    if source and not method.takes_full_models:
+        raise OsrmError(
+            f"method {method.name} takes adapters alone, {source} is a full model or has a rest",
+            "osrm extract makes an adapter of a full model; or use ties, tsv, regmean or another method",
+        )
 
 
 def _check_bases(entries: Sequence[AdapterEntry], adapters: Sequence[Adapter]) -> None:

@@ -56,7 +56,7 @@ def card_text(
 - merge
 ---
 
-# {len(plan.adapters)} adapters merged with {plan.method.name}
+# {len(plan.adapters)} {"models" if plan.has_full_models else "adapters"} merged with {plan.method.name}
 
 {plan.method.summary.capitalize()}{source}.{energy}
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from osrm_cli.adapters.rank_limits import parse_rank
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import Method
 from osrm_cli.merging.methods.options import DataOptions, MethodOptions
@@ -121,13 +122,7 @@ def _with_rank(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(rank, str):
         return dict(given)
     others = {name: value for name, value in given.items() if name != "rank"}
-    try:
-        share = rank.removeprefix("auto:")
-        chosen = {"energy": float(share)} if share != rank else {"rank": int(rank)}
-    except ValueError:
-        raise OsrmError(
-            f"option 'rank' is {reprlib.repr(rank)}", "give a number, or auto:0.95 for the rank that keeps 95 %"
-        ) from None
+    chosen = parse_rank(rank)
     if "energy" in chosen and others.get("energy") is not None:
         raise OsrmError("--rank auto and --energy are the same", "leave out one of them")
     return others | chosen

@@ -44,15 +44,18 @@ def describe_plan(path: Path, plan: MergePlan, ranks: Mapping[float, int | None]
     names = [adapter.name for adapter in plan.adapters]
     options = dict(plan.recipe.options)
     settings = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(options.items()))
+    tensors = sum(layer.is_tensor for layer in plan.shapes.values())
     summary = {
         "method": plan.method.name,
         "options": options,
         "as": plan.recipe.output,
         "adapters": names,
-        "layers": len(plan.layers),
+        "layers": len(plan.layers) - tensors,
+        **({"other_tensors": tensors} if tensors else {}),
         **({"rank_to_keep": {f"{share:g}": rank for share, rank in ranks.items()}} if ranks else {}),
     }
-    line = f"{', '.join(names)} by {plan.method.name} ({settings}), {len(plan.layers)} layers"
+    beside = f" and {tensors} other tensors" if tensors else ""
+    line = f"{', '.join(names)} by {plan.method.name} ({settings}), {len(plan.layers) - tensors} layers{beside}"
     enough = [f"{share:.0%} at rank {rank or 'above a sixteenth of the width'}" for share, rank in ranks.items()]
     notes = [f"energy that an adapter would keep, from a few layers: {', '.join(enough)}"] if enough else []
     return MergeResult(path, summary, line, notes)

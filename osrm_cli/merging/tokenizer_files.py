@@ -4,13 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.models.base_model import TOKENIZER_FILES
 from osrm_cli.storage import provenance
 
-_NAMES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken"),
-    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
-)
+_FILES = (*TOKENIZER_FILES, "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 _MODULES = "[0-9]_*/*"  # such as 1_Pooling/config.json
 
 
@@ -37,6 +34,6 @@ def find_tokenizer_files(adapters: Sequence[Adapter]) -> tuple[dict[str, Path], 
 
 
 def _list_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in (*(folder / name for name in _NAMES), *sorted(folder.glob(_MODULES))):
+    for path in (*(folder / name for name in _FILES), *sorted(folder.glob(_MODULES))):
         if path.is_file():
             yield path.relative_to(folder).as_posix(), path

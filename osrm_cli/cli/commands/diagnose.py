@@ -14,7 +14,7 @@ from osrm_cli.cli.console import Console, table
 def diagnose(
     features: Annotated[Path, typer.Argument(help="Folder of features files.")] = Path("features"),
     adapters: Annotated[
-        list[str] | None, typer.Argument(help="Adapters of these tasks, to measure their interference.")
+        list[str] | None, typer.Argument(help="Adapters or full models of these tasks, to measure interference.")
     ] = None,
     scores: Annotated[
         list[Path] | None,

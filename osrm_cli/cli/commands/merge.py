@@ -22,7 +22,8 @@ def _number(name: str, text: str, low: float | None = None, high: float | None =
 def merge(
     context: typer.Context,
     adapters: Annotated[
-        list[str] | None, typer.Argument(help="Adapter folders or hub ids, in any order.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Adapter folders or hub ids, or folders of full models, in any order.", show_default=False),
     ] = None,
     method: Annotated[
         str | None,
@@ -87,7 +88,16 @@ def merge(
     form: Annotated[
         OutputFormat | None, typer.Option("--as", help="What to write; default adapter.", show_default=False)
     ] = None,
-    model: options.RecordedModel = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "--base",
+            envvar="OSRM_MODEL",
+            help="Base model, if it is not where it was recorded; full models do not record theirs.",
+            show_default=False,
+        ),
+    ] = None,
     revision: options.Revision = None,
     dtype: options.DTypeOption = DType.AUTO,
     device: options.DeviceOption = Device.AUTO,
@@ -99,7 +109,7 @@ def merge(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Merge adapters into one; every task keeps its own head.
+    """Merge adapters, or full models; every task keeps its own head.
 
     Example: osrm merge adapters/* --method task-arith --lambda 0.3
     """

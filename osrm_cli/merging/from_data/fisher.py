@@ -44,13 +44,15 @@ class FisherInformation(LayerData):
         norms = {}
         with progress("fisher", sum(len(model.encodings) for model in models), "examples") as advance:
             for model, path in zip(models, self._paths, strict=True):
-                diagonal = fisher_diagonal(model, shapes, advance)
-                norm = math.sqrt(
-                    sum(float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in diagonal.values())
-                )
-                safetensors_io.save_tensors(path, {name: F / (norm or 1.0) for name, F in diagonal.items()}, {})
-                norms[model.name] = norm
+                norms[model.name] = self._save(path, fisher_diagonal(model, shapes, advance))
         self.record = {"examples": {model.name: model.sample.record for model in models}, "fisher_norms": norms}
+
+    def _save(self, path: Path, diagonal: Mapping[str, Tensor]) -> float:
+        """Write one task's information in units of its norm over all layers; returns the norm."""
+        squares = (float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in diagonal.values())
+        norm = math.sqrt(sum(squares))
+        safetensors_io.save_tensors(path, {name: F / (norm or 1.0) for name, F in diagonal.items()}, {})
+        return norm
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
@@ -73,7 +75,7 @@ def fisher_diagonal(
     with with_output_hooks(shell, watching), torch.enable_grad():
         for index, label in enumerate(labels):
             logits = shell(**model.batch([index])).logits[0]
-            _loss(model.sample.data.task, logits, label).backward()  # type: ignore[no-untyped-call]
+            example_loss(model.sample.data.task, logits, label).backward()  # type: ignore[no-untyped-call]
             for name, seen in calls.items():
                 reached = [(x, gradient[0]) for x, gradient in seen if gradient]
                 if reached:
@@ -84,7 +86,7 @@ def fisher_diagonal(
     return {name: total / len(labels) for name, total in sums.items()}
 
 
-def _loss(task: Task, logits: Tensor, label: Label) -> Tensor:
+def example_loss(task: Task, logits: Tensor, label: Label) -> Tensor:
     """``-log p(label)``, in nats."""
     if task.regression:
         return (logits.squeeze() - label).square() / 2

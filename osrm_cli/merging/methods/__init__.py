@@ -39,4 +39,5 @@ def _split_wrappers(wrapper: str, rule: Method) -> Method:
         summary=f"{rule.name}, after scaling down what the Bs share",
         aliases=(),
         wrappers=(wrapper, *rule.wrappers),
+        takes_full_models=False,
     )

@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import LowRank, core_space, stack
+from osrm_cli.linalg.low_rank import core_space
+from osrm_cli.linalg.row_stream import Update, add_up
+from osrm_cli.merging.methods.elementwise import formed
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
 ROUNDS = 100
 
 
-def model_stock(layer: LayerUpdates, options: MethodOptions) -> LowRank:
+def model_stock(layer: LayerUpdates, options: MethodOptions) -> Update:
     """Model Stock (arXiv:2403.19522): the mean, drawn towards the base model as far as the updates disagree.
 
     ``lambda * t * sum_t w_t dW_t / T``, ``t = T c / (1 + (T - 1) c)`` (Eq. 7), ``c`` the mean cosine of the angles
@@ -22,10 +24,10 @@ def model_stock(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     pairs = count * (count - 1)
     cosine = max(float(cosines.sum() - cosines.diagonal().sum()) / pairs, 0.0) if pairs else 1.0
     ratio = count * cosine / (1 + (count - 1) * cosine)
-    return stack(layer.weighted).scaled(options.scale * ratio / count)
+    return add_up(layer.updates).scaled(options.scale * ratio / count)
 
 
-def karcher(layer: LayerUpdates, options: MethodOptions) -> LowRank:
+def karcher(layer: LayerUpdates, options: MethodOptions) -> Update:
     """The Karcher mean of the updates' directions on the sphere, at their mean length: SLERP for any number.
 
     The unit vector ``p`` with the least ``sum_t angle(p, w_t dW_t)^2``, by the fixed point ``p <- exp_p(mean_t
@@ -39,7 +41,7 @@ def karcher(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     units = present.to(torch.float64)  # coefficients of the unit updates
     length = float((units @ cosines @ units).clamp_min(0).sqrt())
     if length <= 1e-9 * float(units.sum()):  # nothing, or directions that cancel: no mean
-        return stack(layer.weighted).scaled(0.0)
+        return add_up(layer.updates).scaled(0.0)
     point = units / length
     for _ in range(ROUNDS):
         cosine = (cosines @ point).clamp(-1, 1)
@@ -52,14 +54,20 @@ def karcher(layer: LayerUpdates, options: MethodOptions) -> LowRank:
         turn = torch.tensor(size, dtype=torch.float64)
         point = turn.cos() * point + turn.sin() / size * step
     scales = options.scale * norms.mean() * point / norms.clamp_min(torch.finfo(torch.float64).tiny)
-    scaled = [update.scaled(float(c)) for update, c in zip(layer.weighted, scales, strict=True)]
-    return stack(scaled)
+    scaled = [update.scaled(float(c)) for update, c in zip(layer.updates, scales, strict=True)]
+    return add_up(scaled)
 
 
 def _gram(layer: LayerUpdates) -> Tensor:
     """Inner products of the weighted updates, ``(T, T)``, float64, on the CPU."""
-    flat = core_space(layer.weighted).cores.flatten(1)
-    return (flat @ flat.T).cpu()
+    if layer.is_dense:
+        return torch.stack(list(formed(layer.updates).blocks(lambda _, blocks: _products(blocks)))).sum(0).cpu()
+    return _products(core_space(layer.weighted).cores).cpu()
+
+
+def _products(blocks: Tensor) -> Tensor:
+    flat = blocks.flatten(1).to(torch.float64)
+    return flat @ flat.T
 
 
 def _norms(layer: LayerUpdates) -> Tensor:

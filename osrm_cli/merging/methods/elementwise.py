@@ -11,7 +11,7 @@ from torch import Tensor
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank, stack
-from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.methods.sparsify import RowFilter, drop_by_magnitude, drop_randomly, drop_tails, keep_largest
@@ -25,8 +25,8 @@ def ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     as in PEFT and the authors' code; in mergekit by their weights. One adapter is itself at density 1; below, it is
     its trimmed self. Not linear in the weights.
     """
-    keep = [keep_largest(update, options.density) for update in layer.weighted]
-    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
+    keep = [keep_largest(update, options.density) for update in layer.updates]
+    return formed(layer.updates, keep).then(lambda _, blocks: elected(blocks, options))
 
 
 def magnitude(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -34,8 +34,8 @@ def magnitude(layer: LayerUpdates, options: MethodOptions) -> RowStream:
 
     What PEFT calls ``magnitude_prune``. One adapter is itself at density 1.
     """
-    keep = [keep_largest(update, options.density) for update in layer.weighted]
-    return formed(layer.weighted, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
+    keep = [keep_largest(update, options.density) for update in layer.updates]
+    return formed(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
 def breadcrumbs(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -44,8 +44,8 @@ def breadcrumbs(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     ``outliers`` of the largest entries and all but the ``density`` next ones are dropped. One adapter is itself at
     density 1, where no outlier is dropped.
     """
-    keep = [drop_tails(update, options.density, options.outliers) for update in layer.weighted]
-    return formed(layer.weighted, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
+    keep = [drop_tails(update, options.density, options.outliers) for update in layer.updates]
+    return formed(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
 def dare(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -54,7 +54,7 @@ def dare(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1.
     """
     keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.weighted, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
+    return formed(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
 def dare_ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -64,7 +64,7 @@ def dare_ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     linear in the weights.
     """
     keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
+    return formed(layer.updates, keep).then(lambda _, blocks: elected(blocks, options))
 
 
 def della(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -74,22 +74,28 @@ def della(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     linear in the weights.
     """
     keep = [drop_by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
+    return formed(layer.updates, keep).then(lambda _, blocks: elected(blocks, options))
 
 
-def formed(updates: Sequence[LowRank], keep: Sequence[RowFilter] | None = None) -> RowStream:
+def formed(updates: Sequence[Update], keep: Sequence[RowFilter] | None = None) -> RowStream:
     """The rows of several updates side by side, ``(T, rows, d_in)``, each after its ``keep``."""
-    first = updates[0]
+    first = RowStream.of(updates[0])
 
     def form(place: slice) -> Tensor:
-        blocks = first.B.new_empty(len(updates), place.stop - place.start, first.shape[1])
+        size = (len(updates), place.stop - place.start, first.shape[1])
+        blocks = torch.empty(size, dtype=first.dtype, device=first.device)
         for index, update in enumerate(updates):
-            torch.mm(update.B[place], update.A, out=blocks[index])
+            if isinstance(update, LowRank):
+                torch.mm(update.B[place], update.A, out=blocks[index])
+            else:
+                blocks[index] = update.form(place)
             if keep:
                 keep[index](place, blocks[index])
         return blocks
 
-    return RowStream(first.shape, first.B.dtype, first.B.device, form, near=stack(updates))
+    factors = [update for update in updates if isinstance(update, LowRank)]
+    near = stack(factors) if len(factors) == len(updates) else None
+    return RowStream(first.shape, first.dtype, first.device, form, near=near)
 
 
 def elected(blocks: Tensor, options: MethodOptions) -> Tensor:
@@ -130,7 +136,7 @@ def consensus(layer: LayerUpdates, options: MethodOptions) -> RowStream:
         users = torch.ge(blocks.abs_(), others, out=others).sum(0)
         return total.mul_(users.ge_(needed)).mul_(options.scale)
 
-    return formed(layer.weighted).then(combine)
+    return formed(layer.updates).then(combine)
 
 
 def fisher(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -153,7 +159,7 @@ def fisher(layer: LayerUpdates, options: MethodOptions) -> RowStream:
         merged = blocks.mul_(shares.div_(total)).sum(0)
         return torch.where(total > 0, merged, mean).mul_(options.scale)
 
-    return formed(layer.weighted).then(combine)
+    return formed(layer.updates).then(combine)
 
 
 def emr(layer: LayerUpdates, options: MethodOptions) -> MaskedDelta:
@@ -163,7 +169,7 @@ def emr(layer: LayerUpdates, options: MethodOptions) -> MaskedDelta:
     ``M_t = [w_t dW_t * U > 0]``; rescaler ``sum |w_t dW_t| / sum |M_t * U|``, per layer (the authors': over the whole
     model). Not one model: the task must be named at inference. One adapter is itself.
     """
-    updates = formed(layer.weighted)
+    updates = formed(layer.updates)
     unified = torch.empty(updates.shape, dtype=updates.dtype, device=updates.device)
     masks = torch.empty(len(layer.adapters), *updates.shape, dtype=torch.bool, device=updates.device)
 

@@ -15,8 +15,8 @@ def breadcrumbs_ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
 
     What mergekit calls ``breadcrumbs_ties``. One adapter is itself at density 1. Not linear in the weights.
     """
-    keep = [drop_tails(update, options.density, options.outliers) for update in layer.weighted]
-    return formed(layer.weighted, keep).then(lambda _, blocks: elected(blocks, options))
+    keep = [drop_tails(update, options.density, options.outliers) for update in layer.updates]
+    return formed(layer.updates, keep).then(lambda _, blocks: elected(blocks, options))
 
 
 def della_linear(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -26,7 +26,7 @@ def della_linear(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     adapter is itself at density 1.
     """
     keep = [drop_by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.weighted, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
+    return formed(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
 def sce(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -37,7 +37,7 @@ def sce(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     ``lambda * sum_t c_t x_t [sign x_t = gamma] / sum_t c_t [sign x_t = gamma]``, ``gamma = sign(sum_t x_t)``. By
     default mergekit selects everything. One adapter is itself. Not linear in the weights.
     """
-    updates = formed(layer.weighted)
+    updates = formed(layer.updates)
     variance = updates.then(lambda _, blocks: blocks.var(0, correction=0)).dense()
     # What rounding leaves where the updates are equal is no variance.
     varied = variance[variance > 1e-12 * variance.max()]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.linalg.low_rank import Core, LowRank, core_space
+from osrm_cli.linalg.row_stream import RowStream, Update
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class LayerUpdates:
         name: Full name of the layer; keys the random draws.
         adapters: Names of the adapters, each once; they key the random draws.
         deltas: ``dW_t`` as factors, all of one ``(d_out, d_in)``; ranks may differ, and are 0 for an adapter that
-            does not change the layer.
+            does not change the layer. Of a full model, the rows of a dense ``dW_t``.
         weights: ``w_t``, any sign.
         second_moments: ``C_t = E[x x^T]`` of the layer's inputs, ``(d_in, d_in)``, for the rules that need features.
         cross_moments: ``D_t = E[x* x^T]``, ``(d_in, d_in)``: ``x`` the layer's inputs in the model merged so far,
@@ -35,7 +35,7 @@ class LayerUpdates:
 
     name: str
     adapters: tuple[str, ...]
-    deltas: tuple[LowRank, ...]
+    deltas: tuple[Update, ...]
     weights: tuple[float, ...]
     second_moments: tuple[Tensor, ...] | None = None
     fisher: tuple[Tensor, ...] | None = None
@@ -68,16 +68,53 @@ class LayerUpdates:
         return self.deltas[0].shape
 
     @property
-    def weighted(self) -> tuple[LowRank, ...]:
-        """``w_t dW_t``, all in one precision, float32 or better."""
-        dtypes = [factor.dtype for update in self.deltas for factor in (update.B, update.A)]
+    def is_dense(self) -> bool:
+        """Whether an update has no factors."""
+        return any(isinstance(update, RowStream) for update in self.deltas)
+
+    @property
+    def updates(self) -> tuple[Update, ...]:
+        """``w_t dW_t``, all in one precision, float32 or better; rows are formed anew whenever they are asked for."""
+        dtypes = [dtype for update in self.deltas for dtype in _dtypes(update)]
         dtype = reduce(torch.promote_types, dtypes, torch.float32)
-        pairs = zip(self.deltas, self.weights, strict=True)
-        return tuple(update.to(dtype).scaled(weight) for update, weight in pairs)
+        return tuple(_weighted(update.to(dtype), w) for update, w in zip(self.deltas, self.weights, strict=True))
+
+    @property
+    def weighted(self) -> tuple[LowRank, ...]:
+        """``w_t dW_t`` as factors, all in one precision, float32 or better: for rules that need factors.
+
+        Raises:
+            OsrmError: If an update has none.
+        """
+        return tuple(_as_factors(self.name, update) for update in self.updates)
+
+    def core(self) -> Core:
+        """``w_t dW_t`` in float64 in a shared pair of bases; those of dense updates are the coordinates themselves."""
+        if not self.is_dense:
+            return core_space(self.weighted)
+        dense = torch.stack([RowStream.of(update).dense().to(torch.float64) for update in self.updates])
+        left, right = (torch.eye(size, dtype=dense.dtype, device=dense.device) for size in self.shape)
+        return Core(left, dense, right)
 
     def with_deltas(self, updates: tuple[LowRank, ...]) -> "LayerUpdates":
         """The same layer with other updates, to which the weights have been applied."""
         return replace(self, deltas=updates, weights=(1.0,) * len(updates))
+
+
+def _dtypes(update: Update) -> tuple[torch.dtype, ...]:
+    return (update.B.dtype, update.A.dtype) if isinstance(update, LowRank) else (update.dtype,)
+
+
+def _weighted(update: Update, weight: float) -> Update:
+    return update.scaled(weight) if isinstance(update, LowRank) else update.then(lambda _, rows: weight * rows)
+
+
+def _as_factors(layer: str, update: Update) -> LowRank:
+    if isinstance(update, LowRank):
+        return update
+    raise OsrmError(
+        f"{layer}: this method works on factors, a full model has none", "osrm extract makes an adapter of it"
+    )
 
 
 @dataclass(frozen=True)

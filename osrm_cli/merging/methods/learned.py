@@ -1,12 +1,13 @@
 """Results that were learned from data; the learning itself is in ``merging/from_data``."""
 
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.row_stream import Update
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.linear import task_arith
 from osrm_cli.merging.methods.options import MethodOptions
 
 
-def distill(layer: LayerUpdates, options: MethodOptions) -> LowRank:
+def distill(layer: LayerUpdates, options: MethodOptions) -> Update:
     """The merged factors that bring the merged model nearest to the single models, by gradient steps.
 
     From another method's result (``start``, times ``lambda``, cut to ``rank``), Adam minimises over ``B`` and ``A`` of

@@ -38,6 +38,9 @@ class Method:
         data_statistic: The statistic of each task's data that the rule needs: a field of ``LayerUpdates``, or
             weights.
         is_task_aware: Whether the result is a ``MaskedDelta``, which needs the task's name at inference.
+        takes_full_models: Whether the rule needs no factors.
+        beyond_layers: ``family:function`` for tensors of full models that are not weights of linear layers, such as
+            embeddings, norms and biases; ``None`` where the rule itself takes them.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Method:
     wrappers: tuple[str, ...] = ()
     data_statistic: DataStatistic | None = None
     is_task_aware: bool = False
+    takes_full_models: bool = True
+    beyond_layers: str | None = None
 
     @property
     def learns_weights(self) -> bool:
@@ -72,8 +77,17 @@ class Method:
 
     def load(self) -> Rule:
         """Import the method's function, wrapped in the spaces that its name says."""
-        family, name = self.function.split(":")
-        rule = getattr(importlib.import_module(f"{__package__}.{family}"), name)
+        rule = _import(self.function)
         for space in reversed(self.wrappers):
             rule = getattr(importlib.import_module(f"{__package__}.spaces"), space)(rule)
-        return rule  # type: ignore[no-any-return]
+        return rule
+
+    def load_beyond_layers(self) -> Rule:
+        """Import the function for tensors that are not weights of linear layers."""
+        return _import(self.beyond_layers) if self.beyond_layers else self.load()
+
+
+def _import(function: str) -> Rule:
+    """The function of a row, ``family:function``."""
+    family, name = function.split(":")
+    return getattr(importlib.import_module(f"{__package__}.{family}"), name)  # type: ignore[no-any-return]

@@ -5,17 +5,18 @@ from torch import Tensor
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import second_moment
-from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, stack
-from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.linalg.low_rank import LowRank, numerical_rank
+from osrm_cli.linalg.row_stream import RowStream, Update, add_up
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
 
-def regmean(layer: LayerUpdates, options: MethodOptions) -> LowRank:
+def regmean(layer: LayerUpdates, options: MethodOptions) -> Update:
     """RegMean on the updates (arXiv:2212.09849): ``lambda * (sum_t w_t dW_t C_t) (sum_t C_t)^{-1}``.
 
     Minimises ``sum_t E_{x ~ t} ||(X - w_t dW_t) x||^2``. Off-diagonal entries of each ``C_t`` are scaled by ``alpha``.
-    Solved by Cholesky in float64 on the factors ``A_t``, so the result keeps rank ``sum r_t``. Where the sum
+    Solved by Cholesky in float64 on the factors ``A_t``, so the result keeps rank ``sum r_t``; on the rows of full
+    models. Where the sum
     is singular, as far as moments stored in float32 can tell, a small ridge is shared among the ``C_t``: directions
     without data then take the plain average. One adapter is itself; linear in the weights.
 
@@ -29,12 +30,19 @@ def regmean(layer: LayerUpdates, options: MethodOptions) -> LowRank:
         )
     moments = [_damped(C.to(torch.float64), options.alpha) for C in layer.second_moments]
     factor, added = second_moment.ridge_cholesky(sum(moments[1:], start=moments[0]))
-    updates = []
-    for update, C in zip(layer.weighted, moments, strict=True):
-        exact = update.to(torch.float64)
-        right = exact.A @ C + added / len(moments) * exact.A
-        updates.append(LowRank(exact.B, torch.cholesky_solve(right.T, factor).T))
-    return stack(updates).scaled(options.scale)
+    ridge = added / len(moments)
+    pairs = zip(layer.updates, moments, strict=True)
+    return add_up([_through(update, C, ridge, factor) for update, C in pairs]).scaled(options.scale)
+
+
+def _through(update: Update, C: Tensor, ridge: float, factor: Tensor) -> Update:
+    """``dW (C + ridge I) (L L^T)^{-1}`` for ``factor`` ``L``, in float64."""
+
+    def solve(rows: Tensor) -> Tensor:
+        return torch.cholesky_solve((rows @ C + ridge * rows).T, factor).T
+
+    exact = update.to(torch.float64)
+    return LowRank(exact.B, solve(exact.A)) if isinstance(exact, LowRank) else exact.then(lambda _, rows: solve(rows))
 
 
 def sequential(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -75,7 +83,7 @@ def wudi(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     norm is ``X = lambda * K (F^+)^T``: no Gram matrix of ``F``, so its condition number is not squared. One adapter is
     itself; adapters with weight 0 take no part.
     """
-    core = core_space(layer.weighted)
+    core = layer.core()
     norms = core.cores.flatten(1).norm(dim=1)
     parts = [(M, norm) for M, norm in zip(core.cores, norms, strict=True) if norm > 0]
     if not parts:

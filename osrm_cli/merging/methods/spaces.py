@@ -42,9 +42,12 @@ def knots(rule: Rule) -> Rule:
     """
 
     def merged(layer: LayerUpdates, options: MethodOptions) -> LowRank:
-        space = core_space(layer.weighted).principal()
-        exact = [update.to(torch.float64) for update in layer.weighted]
-        aligned = tuple(LowRank(space.Q_B.T @ update.B, update.A) for update in exact)
+        space = layer.core().principal()
+        if layer.is_dense:
+            aligned = tuple(LowRank(M, space.Q_A.T) for M in space.cores)
+        else:
+            exact = [update.to(torch.float64) for update in layer.weighted]
+            aligned = tuple(LowRank(space.Q_B.T @ update.B, update.A) for update in exact)
         return LowRank(space.Q_B, rule(layer.with_deltas(aligned), options).dense())
 
     return merged

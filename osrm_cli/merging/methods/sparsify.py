@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.parallel import in_one_thread
-from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.seeding import stream_key, uniform_rows
 
@@ -22,13 +21,13 @@ RowFilter = Callable[[slice, Tensor], object]
 SAMPLE = 1 << 16
 
 
-def keep_largest(update: LowRank, density: float) -> RowFilter:
+def keep_largest(update: Update, density: float) -> RowFilter:
     """Keep the ``int(density * n)`` largest entries by magnitude, at least one and all that equal the last."""
     below = _below(_magnitude_threshold(update, _count(update, density)))
     return lambda _, rows: torch.hardshrink(rows, below, out=rows)
 
 
-def drop_tails(update: LowRank, density: float, outliers: float) -> RowFilter:
+def drop_tails(update: Update, density: float, outliers: float) -> RowFilter:
     """Drop the ``outliers`` share of largest entries, then all but the ``density`` next ones (arXiv:2312.06795).
 
     Where both do not fit into 1, fewer outliers are dropped.
@@ -88,11 +87,11 @@ def _order(magnitude: Tensor) -> Tensor:
     return torch.from_numpy(np.lexsort(tuple(np.moveaxis(words, -1, 0)), axis=-1))
 
 
-def _entries(update: LowRank) -> int:
+def _entries(update: Update) -> int:
     return update.shape[0] * update.shape[1]
 
 
-def _count(update: LowRank, density: float) -> int:
+def _count(update: Update, density: float) -> int:
     return max(int(density * _entries(update)), 1)
 
 
@@ -101,7 +100,7 @@ def _below(bound: Tensor) -> float:
     return float(torch.nextafter(bound, torch.zeros_like(bound)))
 
 
-def _magnitude_threshold(update: LowRank, count: int) -> Tensor:
+def _magnitude_threshold(update: Update, count: int) -> Tensor:
     """The ``count``-th largest magnitude of the entries, exactly, in one pass.
 
     A sample brackets the answer; the pass counts what lies above the bracket and gathers what lies in it. Where the
@@ -120,7 +119,7 @@ def _magnitude_threshold(update: LowRank, count: int) -> Tensor:
     return between.kthvalue(len(between) - (count - above) + 1).values
 
 
-def _split(update: LowRank, low: float, high: float) -> tuple[int, int, Tensor]:
+def _split(update: Update, low: float, high: float) -> tuple[int, int, Tensor]:
     """How many magnitudes are above ``high``, and from ``low`` to ``high``; and the latter, unless all are the same."""
 
     def split(_: slice, rows: Tensor) -> tuple[float, float, Tensor]:
@@ -136,8 +135,11 @@ def _split(update: LowRank, low: float, high: float) -> tuple[int, int, Tensor]:
 
 
 @in_one_thread()
-def _sampled(update: LowRank) -> Tensor:
-    """Magnitudes of about ``SAMPLE`` entries, evenly spread."""
+def _sampled(update: Update) -> Tensor:
+    """Magnitudes of about ``SAMPLE`` entries, evenly spread; of a dense update, of rows that are."""
+    if isinstance(update, RowStream):
+        step = max(_entries(update) // SAMPLE, 1)
+        return torch.cat([update.form(slice(row, row + 1))[0] for row in range(0, update.shape[0], step)]).abs()
     wide = update.promoted()
     at = torch.arange(0, _entries(update), _entries(update) // SAMPLE | 1, device=wide.B.device)
     rows, columns = at // update.shape[1], at % update.shape[1]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import Core, LowRank, core_space, numerical_rank
+from osrm_cli.linalg.low_rank import Core, LowRank, numerical_rank
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
@@ -16,7 +16,7 @@ def tsv(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     code keeps them when a LoRA has fewer than its share, so that arbitrary null vectors enter its polar factors. One
     adapter is itself. Not linear in the weights: two equal adapters give one of them.
     """
-    core = core_space(layer.weighted)
+    core = layer.core()
     share = max(min(layer.shape) // len(layer.adapters), 1)
     U, S, V = _joined([_triplets(M, share) for M in core.cores])
     return core.join(options.scale * (_polar(U) * S) @ _polar(V).T)
@@ -30,7 +30,7 @@ def iso_c(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     does not carry over, and it gives that mean to null vectors too, which are arbitrary. Equal to it where the updates
     fill the width. One adapter is not itself, and not linear in the weights, by design.
     """
-    core = core_space(layer.weighted)
+    core = layer.core()
     U, S, V = _triplets(core.cores.sum(0), None, _size(core))
     return core.join(options.scale * _mean(S) * U @ V.T)
 
@@ -42,7 +42,7 @@ def iso_cts(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     evenly: each task adds the leading ones of ``(I - U_c U_c^T) w_t dW_t``. The joined vectors are whitened by their
     polar factors, all singular values replaced by the mean. One adapter is not itself, and not linear in the weights.
     """
-    core = core_space(layer.weighted).principal()
+    core = layer.core().principal()
     size, tasks = _size(core), len(layer.adapters)
     directions = min(core.cores.shape[1:])
     own = round((directions - int(directions * options.common)) / tasks)
@@ -61,7 +61,7 @@ def svc(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     ``s_rt = <u_r^T W, u_r^T dW_t> / ||u_r^T dW_t||^2``; result ``lambda * U diag(S_r / mean_t max(s_rt, floor)) V^T``.
     One adapter is itself at ``floor <= 1``. Not linear in the weights.
     """
-    core = core_space(layer.weighted)
+    core = layer.core()
     W = core.cores.sum(0)
     U, S, V = _triplets(W, None, _size(core))
     answers = U.T @ core.cores  # (T, k, n)

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from osrm_cli.merging.methods.method import Method
 
+_MEAN = "linear:average"  # what papers on matrices do with everything else
+
 _LINEAR = (
     Method(
         "task-arith",
@@ -13,7 +15,7 @@ _LINEAR = (
         source="2212.04089",
     ),
     Method("average", "weighted mean of the updates", "linear:average", aliases=("linear",), source="2203.05482"),
-    Method("cat", "weighted sum, always stored as stacked factors", "linear:task_arith"),
+    Method("cat", "weighted sum, always stored as stacked factors", "linear:task_arith", takes_full_models=False),
     Method(
         "model-stock",
         "mean, drawn to the base model as far as the updates disagree",
@@ -21,7 +23,13 @@ _LINEAR = (
         source="2403.19522",
     ),
     Method("karcher", "mean direction on the sphere, at the mean length", "averages:karcher", aliases=("slerp",)),
-    Method("svd", "best approximation of the weighted sum at a rank", "linear:svd", options=("rank", "energy")),
+    Method(
+        "svd",
+        "best approximation of the weighted sum at a rank",
+        "linear:svd",
+        options=("rank", "energy"),
+        beyond_layers="linear:task_arith",
+    ),
 )
 _ELEMENT = (
     Method(
@@ -120,6 +128,7 @@ _KNOTS = tuple(
         aliases=("knots",) if row.name == "ties" else (),
         source="2410.19735",
         wrappers=("knots",),
+        beyond_layers=_MEAN,
     )
     for row in _ELEMENT
     if row.name in ("ties", "dare-ties")
@@ -131,14 +140,16 @@ _SPECTRAL = (
         "spectral:tsv",
         aliases=("tsv-m", "tsvm"),
         source="2412.00081",
+        beyond_layers=_MEAN,
     ),
-    Method("iso-c", "sum with a flat spectrum", "spectral:iso_c", source="2502.04959"),
+    Method("iso-c", "sum with a flat spectrum", "spectral:iso_c", source="2502.04959", beyond_layers=_MEAN),
     Method(
         "iso-cts",
         "common and task-specific directions with a flat spectrum",
         "spectral:iso_cts",
         options=("common",),
         source="2502.04959",
+        beyond_layers=_MEAN,
     ),
     Method(
         "pico",
@@ -146,6 +157,7 @@ _SPECTRAL = (
         "linear:task_arith",
         source="2604.16826",
         wrappers=("pico",),
+        takes_full_models=False,
     ),
     Method(
         "svc",
@@ -153,6 +165,7 @@ _SPECTRAL = (
         "spectral:svc",
         options=("floor",),
         source="2602.05536",
+        beyond_layers=_MEAN,
     ),
 )
 _REGRESSION = (
@@ -163,8 +176,15 @@ _REGRESSION = (
         needs=("features",),
         options=("trim", "penalty"),
         source="2505.06977",
+        takes_full_models=False,
     ),
-    Method("wudi", "least interference on the updates' own rows", "regression:wudi", source="2503.08099"),
+    Method(
+        "wudi",
+        "least interference on the updates' own rows",
+        "regression:wudi",
+        source="2503.08099",
+        beyond_layers=_MEAN,
+    ),
     Method(
         "regmean",
         "least squares on the tasks' features",
@@ -172,6 +192,7 @@ _REGRESSION = (
         needs=("features",),
         options=("alpha",),
         source="2212.09849",
+        beyond_layers=_MEAN,
     ),
     Method(
         "regmean++",
@@ -182,6 +203,7 @@ _REGRESSION = (
         aliases=("regmean-plus-plus",),
         source="2508.03121",
         data_statistic="second-moments",
+        takes_full_models=False,
     ),
     Method(
         "sequential",
@@ -191,6 +213,7 @@ _REGRESSION = (
         ("data",),
         options=("ridge",),
         data_statistic="cross-moments",
+        takes_full_models=False,
     ),
     Method(
         "fisher",
@@ -209,6 +232,7 @@ _REGRESSION = (
         default_lambda=0.3,
         source="2310.02575",
         data_statistic="weights",
+        takes_full_models=False,
     ),
 )
 _LEARNED = (
@@ -219,6 +243,7 @@ _LEARNED = (
         needs=("data",),
         default_lambda=0.3,
         data_statistic="matching-weights",
+        takes_full_models=False,
     ),
     Method(
         "distill",
@@ -227,6 +252,7 @@ _LEARNED = (
         needs=("data",),
         source="2402.02705",
         data_statistic="factors",
+        takes_full_models=False,
     ),
 )
 _CORE = tuple(
@@ -238,6 +264,7 @@ _CORE = tuple(
         aliases=(),
         source="2509.17786",
         wrappers=("core",),
+        takes_full_models=False,
     )
     for row in (_LINEAR[0], *_ELEMENT)
 )
@@ -250,6 +277,7 @@ _TASK_AWARE = (
         aliases=("emr-merging",),
         source="2405.17461",
         is_task_aware=True,
+        takes_full_models=False,
     ),
 )
 

@@ -77,6 +77,7 @@ class MergeRecipe:
         output: ``adapter`` or ``model``.
         dtype: Type of the written tensors; ``None`` for the widest of the inputs.
         data: Data for methods that need them, as ``--data`` names it; ``None`` for what each adapter was trained on.
+        base: The base model of full models; adapters record their own.
     """
 
     method: str
@@ -86,6 +87,7 @@ class MergeRecipe:
     output: str = "adapter"
     dtype: str | None = None
     data: str | None = None
+    base: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write it as ``merge.yaml`` into a folder that is being staged."""
@@ -95,7 +97,7 @@ class MergeRecipe:
             "options": dict(sorted(self.options.items())),
             "as": self.output,
         }
-        more = {"features": self.features, "data": self.data, "dtype": self.dtype}
+        more = {"features": self.features, "data": self.data, "dtype": self.dtype, "base": self.base}
         values |= {key: value for key, value in more.items() if value}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         (folder / RECIPE_NAME).write_text(text, encoding="utf-8")

@@ -82,6 +82,7 @@ class RecipeSchema(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
         None, description="float32, bfloat16, float16 or float64"
     )
+    base: str | None = Field(None, description="the base model of full models: a folder or hub id")
 
 
 def read_recipe(path: Path) -> MergeRecipe:
@@ -106,7 +107,8 @@ def read_recipe(path: Path) -> MergeRecipe:
 def _convert(recipe: RecipeSchema) -> MergeRecipe:
     entries = tuple(AdapterEntry(entry.path, entry.weight) for entry in recipe.adapters)
     options = recipe.options or {}
-    return MergeRecipe(recipe.method, entries, options, recipe.features, recipe.output, recipe.dtype, recipe.data)
+    more = {"dtype": recipe.dtype, "data": recipe.data, "base": recipe.base}
+    return MergeRecipe(recipe.method, entries, options, recipe.features, recipe.output, **more)
 
 
 def _describe(error: ValidationError, schema: type[BaseModel], values: Mapping[str, Any]) -> str:
