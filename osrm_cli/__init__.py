@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from osrm_cli.calibration.calibrate import calibrate_folder
+    from osrm_cli.conversion.convert import convert_adapter
     from osrm_cli.diagnosis.diagnose import diagnose
     from osrm_cli.errors import OsrmError
     from osrm_cli.evaluation.evaluate import evaluate_folder
@@ -26,6 +27,7 @@ _MODULES = {
     "train_adapter": "training.train",
     "train_adapters": "training.train",
     "merge_adapters": "merging.merge",
+    "convert_adapter": "conversion.convert",
     "evaluate_folder": "evaluation.evaluate",
     "run_sweep": "sweep.sweep",
     "calibrate_folder": "calibration.calibrate",
@@ -40,6 +42,7 @@ __all__ = [
     "OsrmError",
     "calibrate_folder",
     "collect_features",
+    "convert_adapter",
     "diagnose",
     "evaluate_folder",
     "initialize_adapters",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from osrm_cli.adapters.experts import find_parent
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
@@ -56,10 +57,15 @@ class ModelTarget:
         weights: dict[str, tuple[str, bool]] = {}
         owners: dict[str, str] = {}
         for name, layer in plan.shapes.items():
+            if any(find_parent(adapter.config, name) for adapter in plan.adapters):
+                raise OsrmError(
+                    f"{name} is one expert of a parameter that stacks them, which a model's files may not",
+                    "leave out --as model; PEFT's merge_and_unload makes a model of the merged adapter",
+                )
             # PEFT writes one flag for all layers, that of the last one: where the architecture is known, it decides.
             is_conv1d = name.rpartition(".")[2] in _CONV1D_LAYERS if has_conv1d else is_flagged
             try:
-                weights[name] = checkpoint.find_weight(name, (layer.d_out, layer.d_in), is_conv1d or layer.embedding)
+                weights[name] = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
             except OsrmError as error:
                 raise _explain(error, base_dir, name, config) from None
             other = owners.setdefault(weights[name][0], name)
@@ -97,7 +103,7 @@ class ModelTarget:
                 raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
             delta = layer.result.dense().cpu()
             wide = torch.promote_types(weight.dtype, delta.dtype)
-            return weight.to(wide) + (delta.T if self.weights[layer.name][1] else delta).to(wide)
+            return weight.to(wide) + (delta.T if self.weights[layer.name][1] else delta.reshape(weight.shape)).to(wide)
 
         changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
             weight: add for weight, _ in self.weights.values()

@@ -22,7 +22,8 @@ def _number(name: str, text: str, low: float | None = None, high: float | None =
 def merge(
     context: typer.Context,
     adapters: Annotated[
-        list[str] | None, typer.Argument(help="Adapter folders or hub ids, in any order.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Adapter folders, LoRA files or hub ids, in any order.", show_default=False),
     ] = None,
     method: Annotated[
         str | None,
