@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from osrm_cli.calibration.calibrate import calibrate_folder
+    from osrm_cli.conversion.convert import convert_adapter
     from osrm_cli.diagnosis.diagnose import diagnose
     from osrm_cli.errors import OsrmError
     from osrm_cli.evaluation.evaluate import evaluate_folder
@@ -28,6 +29,7 @@ _MODULES = {
     "train_adapters": "training.train",
     "merge_adapters": "merging.merge",
     "extract_adapter": "extraction.extract",
+    "convert_adapter": "conversion.convert",
     "evaluate_folder": "evaluation.evaluate",
     "run_sweep": "sweep.sweep",
     "calibrate_folder": "calibration.calibrate",
@@ -42,6 +44,7 @@ __all__ = [
     "OsrmError",
     "calibrate_folder",
     "collect_features",
+    "convert_adapter",
     "diagnose",
     "evaluate_folder",
     "extract_adapter",

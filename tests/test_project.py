@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     *("errors", "progress", "seeding", "storage", "linalg", "plotting", "tasks", "adapters", "models"),
     *("features", "initialization", "training", "extraction", "merging", "evaluation", "calibration", "sweep"),
-    *("retrofit", "diagnosis", "verification", "reporting", "cli"),
+    *("retrofit", "conversion", "diagnosis", "verification", "reporting", "cli"),
 )
 # Rooms of pure mathematics: no files, no printing, no transformers.
 PURE = ("linalg", "merging/methods", "initialization/objectives", "features/statistics", "calibration/ridge_map.py")

@@ -1,4 +1,4 @@
-"""LoRA adapters on disk: PEFT's folder plus our ``osrm.json``, from this program or any other.
+"""LoRA adapters on disk: PEFT's folder plus our ``osrm.json``, or files of other programs.
 
 Opening one reads its settings and the headers of its weights; a layer's factors are read on request.
 """
@@ -14,15 +14,14 @@ from typing import Any, Self
 
 import torch
 
-from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, parse_config
+from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
+from osrm_cli.adapters.formats.table import recognize_format
 from osrm_cli.adapters.layers import (
     FACTORS,
     PREFIX,
-    WEIGHTS_NAME,
     AdapterLayer,
     check_no_other_tensors,
     list_layers,
-    name_tensors,
     natural_sort_key,
     tensor_kind,
     widest_factor_dtype,
@@ -40,13 +39,14 @@ from osrm_cli.tasks.task import TASK_NAME, check_task_name
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter folder: its settings are in memory, its tensors are read on request.
+    """An adapter: its settings are in memory, its tensors are read on request.
 
     Attributes:
         name: ``alias``, else the task's name if ``osrm.json`` has one, else the folder's.
         source: The folder or hub id, as the user gave it.
-        folder: The local folder.
-        config: PEFT's settings.
+        folder: The local folder; of a format whose adapters are one file, that file.
+        format: Name of its format, see ``formats.table``.
+        config: The settings, in PEFT's terms.
         record: Contents of ``osrm.json``; empty for adapters of other programs.
         layers: Adapted layers by their full name in the base model, ``layer.2`` before ``layer.10``.
         tensors: Location of each tensor.
@@ -60,6 +60,7 @@ class Adapter:
     name: str
     source: str
     folder: Path
+    format: str
     config: AdapterConfig
     record: Record
     layers: Mapping[str, AdapterLayer]
@@ -76,22 +77,25 @@ class Adapter:
         """Check an adapter and list its layers.
 
         Args:
-            source: A folder, or a hub id such as ``owner/name`` or ``owner/name@revision``; perhaps as ``NAME=SOURCE``.
+            source: A folder or file of any format that is known, or a hub id such as ``owner/name`` or
+                ``owner/name@revision``; perhaps as ``NAME=SOURCE``.
 
         Raises:
             OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
         """
         alias, source = split_name(str(source))
         folder = hub.locate_adapter(source)
-        config = parse_config(folder / CONFIG_NAME, _read_settings(folder))
-        record = provenance.read_record(folder)
-        tensors = name_tensors(folder, safetensors_io.list_headers(_find_weights(folder)))
+        row = recognize_format(folder)
+        contents = row.load().read(folder)
+        config, tensors = contents.config, contents.tensors
+        record = provenance.read_record(folder) if folder.is_dir() else {}
         layers = list_layers(folder, config, tensors)
         check_no_other_tensors(folder, config, tensors)
         return cls(
             alias or (record.get("task") or {}).get("name") or hub.short_name(source),
             source,
             folder,
+            row.name,
             config,
             record,
             layers,
@@ -127,13 +131,14 @@ class Adapter:
     def lora_factors(
         self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> LowRank:
-        """A layer's ``lora_B`` and ``lora_A`` as they are stored, without the scaling.
+        """A layer's ``lora_B`` and ``lora_A`` as they are stored, without the scaling; a convolution's as matrices.
 
         Raises:
             OsrmError: If they contain NaN or infinity.
         """
         name_a, name_b = (PREFIX + layer + suffix for suffix in FACTORS[self.layers[layer].embedding])
-        return LowRank(self._read(name_b).to(device, dtype), self._read(name_a).to(device, dtype))
+        A, B = (self._read(name).flatten(1).to(device, dtype) for name in (name_a, name_b))
+        return LowRank(B, A)
 
     def delta(self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LowRank:
         """A layer's update ``s B A``, the scaling folded into ``B``.
@@ -177,12 +182,12 @@ class Adapter:
         return {name: self._read(name) for name in self.tensors}
 
     def sha256(self) -> str:
-        """Digest of the settings and the weights; other files of the folder do not count."""
+        """Digest of the settings and the weights; other files of the folder do not count. Of one file, its own."""
+        if self.folder.is_file():
+            return provenance.sha256(self.folder)
         digest = hashlib.sha256()
-        for path in (
-            self.folder / CONFIG_NAME,
-            *sorted({location.path for location in self.tensors.values()}),
-        ):
+        settings = [path] if (path := self.folder / CONFIG_NAME).is_file() else []
+        for path in (*settings, *sorted({location.path for location in self.tensors.values()})):
             digest.update(f"{path.name}\0{provenance.sha256(path)}\n".encode())
         return digest.hexdigest()
 
@@ -247,8 +252,12 @@ class Adapter:
         }
 
     def _read(self, name: str) -> torch.Tensor:
-        path = self.tensors[name].path
-        tensor = self._open.setdefault(path, safetensors_io.TensorFile(path)).get_tensor(self.tensors[name].name)
+        place = self.tensors[name]
+        path = place.path
+        tensor = self._open.setdefault(path, safetensors_io.TensorFile(path)).get_tensor(place.name)
+        if place.part or place.transposed:
+            part = tensor[place.part]
+            tensor = (part.T if place.transposed else part).contiguous()
         if not safetensors_io.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor
@@ -265,35 +274,6 @@ def split_name(source: str) -> tuple[str | None, str]:
         return None, source
     check_task_name(name)
     return name, rest
-
-
-def _read_settings(folder: Path) -> Any:
-    """Contents of ``adapter_config.json``."""
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        nested = next(folder.glob(f"*/{CONFIG_NAME}"), None)
-        hint = (
-            f"it contains adapters: give {folder}/*" if nested else "give a folder written by PEFT or by 'osrm train'"
-        )
-        raise OsrmError(f"{folder} is not an adapter: {CONFIG_NAME} is missing", hint)
-    return read_json(path, "save the adapter again")
-
-
-def _find_weights(folder: Path) -> list[Path]:
-    """The files of an adapter's weights: one, or several with an index.
-
-    Raises:
-        OsrmError: If there is nothing but a pickle.
-    """
-    index, path, pickle = (folder / name for name in (f"{WEIGHTS_NAME}.index.json", WEIGHTS_NAME, "adapter_model.bin"))
-    if index.is_file():
-        return [folder / name for name in safetensors_io.read_index(index)]
-    if pickle.exists() and not path.exists():
-        raise OsrmError(
-            f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS_NAME}",
-            "load it with PEFT where you trust it, and save it with save_pretrained",
-        )
-    return [path]
 
 
 def align_layers(adapters: Sequence[Adapter]) -> list[Adapter]:

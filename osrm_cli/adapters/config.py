@@ -17,7 +17,6 @@ _UNSUPPORTED_SETTINGS = {
     "lora_bias": "lora_bias adds a bias beside B @ A",
     "kasa_config": "KaSA removes part of the base weights",
     "layer_replication": "layer_replication changes the number of layers",
-    "target_parameters": "target_parameters adapts bare parameters, not layers",
     "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
     "alora_invocation_tokens": "an activated LoRA counts only after its invocation tokens",
     "arrow_config": "Arrow routes between adapters per token",
@@ -26,6 +25,9 @@ _UNSUPPORTED_SETTINGS = {
     "monteclora_config": "MonteCLoRA samples its weights",
     "ensure_weight_tying": "tied adapters of embedding and output layer are not supported",
 }
+
+# How adapters of kinds whose update can be written as plain LoRA become that.
+_CONVERT = "osrm convert makes plain LoRA of such a folder"
 
 # Initializations that change the base weights; loading such an adapter onto the plain base model is wrong.
 _ALTERING_INITIALIZATIONS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -43,7 +45,7 @@ _ACCEPTED_SETTINGS = {
     ),
     *("lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save"),
     *("peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "alpha_pattern", "revision"),
-    *("runtime_config", "target_modules", "task_type", "use_rslora", "velora_config"),
+    *("runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora", "velora_config"),
 }
 
 
@@ -65,6 +67,7 @@ class AdapterConfig:
         fan_in_fan_out: Whether the adapted layers store their weight as ``(d_in, d_out)``, like GPT-2's Conv1D.
         target_modules: Names of the adapted layers, or a regular expression; empty where the layers in the file alone
             determine them, because another setting narrows the names down.
+        target_parameters: Ends of the names of adapted parameters that stack the weights of all experts.
         r: Rank of layers that ``rank_pattern`` does not name.
         lora_alpha: Numerator of the scaling; ``None`` only before writing: the rank, so that the scaling is 1.
         lora_dropout: For further training.
@@ -79,6 +82,7 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
     target_modules: tuple[str, ...] | str = ()
+    target_parameters: tuple[str, ...] = ()
     r: int = 8
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
@@ -118,6 +122,7 @@ def parse_config(path: Path, values: Any) -> AdapterConfig:
             modules_to_save=_texts(values, "modules_to_save"),
             fan_in_fan_out=bool(values.get("fan_in_fan_out", False)),
             target_modules=_target_modules(values),
+            target_parameters=_texts(values, "target_parameters"),
             r=_positive_int(values.get("r", 8)),
             lora_alpha=_finite_number(values.get("lora_alpha", 8)),
             lora_dropout=_finite_number(values.get("lora_dropout", 0.0)),
@@ -132,10 +137,13 @@ def parse_config(path: Path, values: Any) -> AdapterConfig:
 def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
     kind = values.get("peft_type")
     if kind != "LORA":
-        raise OsrmError(f"{path}: PEFT type {kind}, expected LORA", "only LoRA adapters can be read")
+        is_convertible = kind in ("LOHA", "LOKR")
+        remedy = _CONVERT if is_convertible else "only LoRA adapters can be read"
+        raise OsrmError(f"{path}: PEFT type {kind}, expected LORA", remedy)
     for key, reason in _UNSUPPORTED_SETTINGS.items():
         if values.get(key):
             remedy = "only plain LoRA adapters can be read; peft.convert_to_lora makes one that comes close"
+            remedy = _CONVERT if key == "use_dora" else remedy
             raise OsrmError(f"{path}: {key} is set: {reason}", remedy)
     if values.get("bias", "none") != "none":
         raise OsrmError(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.experts import find_parent
 from osrm_cli.adapters.patterns import pattern_matches
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation
@@ -40,6 +41,8 @@ class AdapterLayer:
         scaling: ``s`` in ``s B A``.
         embedding: Whether the layer is an embedding, whose weight is the transpose of ``B A``.
         is_tensor: Whether it is not a layer's weight but another tensor of a full model, with that tensor's name.
+        kernel: Size of a convolution's kernel, such as ``(3, 3)``: ``d_in`` is then the number of input channels times
+            its product. Empty for other layers.
     """
 
     d_out: int
@@ -48,6 +51,12 @@ class AdapterLayer:
     scaling: float
     embedding: bool
     is_tensor: bool = False
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the base model's weight; ``(d_out, d_in)`` but for convolutions."""
+        return (self.d_out, self.d_in // math.prod(self.kernel), *self.kernel)
 
 
 def natural_sort_key(name: str) -> list[tuple[int, str]]:
@@ -130,21 +139,42 @@ def _pair_factors(
     if pair[1] not in tensors:
         raise OsrmError(f"{folder}: {pair[1]} is missing", "save the adapter again with PEFT")
     shape_a, shape_b = (tensors[name].shape for name in pair)
-    rank = config.rank_pattern.get(_first_match(config.rank_pattern, layer), config.r)
-    if len(shape_a) != 2 or len(shape_b) != 2 or shape_a[0] != rank or shape_b[1] != rank:
+    rank = resolve_rank(config, layer)
+    kernel = shape_a[2:]
+    is_pair = len(shape_a) >= 2 and shape_a[0] == rank and shape_b[1:] == (rank, *(1 for _ in kernel))
+    if not is_pair or (embedding and kernel):
         raise OsrmError(
             f"{folder}: {layer} has lora_A {shape_a} and lora_B {shape_b}, expected ({rank}, d_in) and (d_out, {rank})",
-            "adapters of linear layers and embeddings can be read, with the ranks that adapter_config.json states",
+            "linear layers, convolutions and embeddings can be read, with the ranks that the settings state",
         )
-    return AdapterLayer(shape_b[0], shape_a[1], rank, _scaling(config, layer, rank), embedding)
+    d_in = shape_a[1] * math.prod(kernel)
+    return AdapterLayer(shape_b[0], d_in, rank, scaling_of(config, layer, rank), embedding, kernel)
 
 
-def _scaling(config: AdapterConfig, layer: str, rank: int) -> float:
+def resolve_rank(config: AdapterConfig, layer: str) -> int:
+    """The rank that the settings state for a layer."""
+    return config.rank_pattern.get(_first_match(config.rank_pattern, _named_in(config, layer)), config.r)
+
+
+def plain_alpha(config: AdapterConfig, layer: str, rank: int) -> float:
+    """The numerator of a layer's scaling over its rank: ``lora_alpha``, under rsLoRA times ``sqrt(r)``."""
+    alpha = config.alpha_pattern.get(_first_match(config.alpha_pattern, _named_in(config, layer)), config.lora_alpha)
+    if alpha is None:
+        return rank
+    return alpha * math.sqrt(rank) if config.use_rslora else alpha
+
+
+def scaling_of(config: AdapterConfig, layer: str, rank: int) -> float:
     """``s`` of a layer: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` under rsLoRA (arXiv:2312.03732)."""
-    alpha = config.alpha_pattern.get(_first_match(config.alpha_pattern, layer), config.lora_alpha)
+    alpha = config.alpha_pattern.get(_first_match(config.alpha_pattern, _named_in(config, layer)), config.lora_alpha)
     if alpha is None:
         return 1.0
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+
+def _named_in(config: AdapterConfig, layer: str) -> str:
+    """The name by which the settings call a layer: that of the parameter that it is one expert of."""
+    return find_parent(config, layer) or layer
 
 
 def _first_match(pattern: Mapping[str, Any], layer: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +11,8 @@ from pathlib import Path
 import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
-from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME
+from osrm_cli.adapters.experts import find_parent, join_experts, stored_module
+from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME, AdapterLayer
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import safetensors_io
@@ -18,12 +20,33 @@ from osrm_cli.storage.safetensors_io import TensorStream, write_stream
 
 
 class AdapterWriter:
-    """An adapter folder being written: memory holds one layer at a time."""
+    """An adapter folder being written: memory holds one layer at a time, or the experts of one parameter.
 
-    def __init__(self, stream: TensorStream, dtype: torch.dtype, embeddings: Collection[str]) -> None:
+    Args:
+        stream: The file of the weights.
+        dtype: Type of the factors in the file.
+        config: The settings, which say what layers are experts.
+        layers: Every layer that will be added.
+        shapes: Layers as ``AdapterLayer`` describes them; those that it lacks are linear.
+
+    Attributes:
+        ranks: Ranks so far, by layer or by the parameter that stacks experts.
+    """
+
+    def __init__(
+        self,
+        stream: TensorStream,
+        dtype: torch.dtype,
+        config: AdapterConfig,
+        layers: Collection[str],
+        shapes: Mapping[str, AdapterLayer],
+    ) -> None:
         self._stream = stream
         self._dtype = dtype
-        self._embeddings = embeddings
+        self._config = config
+        self._shapes = shapes
+        self._counts = Counter(find_parent(config, layer) for layer in layers)
+        self._experts: dict[str, dict[int, LowRank]] = defaultdict(dict)
         self.ranks: dict[str, int] = {}
 
     def add(self, layer: str, delta: LowRank) -> None:
@@ -32,10 +55,23 @@ class AdapterWriter:
         Raises:
             OsrmError: If they cannot be represented in the type that is written.
         """
-        names = (PREFIX + layer + suffix for suffix in FACTORS[layer in self._embeddings])
-        for name, factor in zip(names, (delta.A, delta.B), strict=True):
-            self._stream.add(name, _in_dtype(factor, self._dtype, layer))
-        self.ranks[layer] = delta.rank
+        parent = find_parent(self._config, layer)
+        if parent is None:
+            shape = self._shapes.get(layer)
+            factors = join_kernel(delta, shape.kernel) if shape else (delta.A, delta.B)
+            self._append(layer, factors, FACTORS[bool(shape and shape.embedding)])
+            self.ranks[layer] = delta.rank
+            return
+        self._experts[parent][int(layer.rpartition(".")[2])] = delta
+        if len(self._experts[parent]) == self._counts[parent]:
+            experts = self._experts.pop(parent)
+            delta = join_experts([experts[number] for number in sorted(experts)])
+            self._append(stored_module(self._config, parent), (delta.A, delta.B), FACTORS[False])
+            self.ranks[parent] = delta.rank // len(experts)
+
+    def _append(self, name: str, factors: tuple[torch.Tensor, torch.Tensor], suffixes: tuple[str, str]) -> None:
+        for suffix, factor in zip(suffixes, factors, strict=True):
+            self._stream.add(PREFIX + name + suffix, in_dtype(factor, self._dtype, name))
 
 
 @contextmanager
@@ -45,7 +81,8 @@ def write_adapter_stream(
     config: AdapterConfig,
     heads: Mapping[str, torch.Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
-    embeddings: Collection[str] = (),
+    shapes: Mapping[str, AdapterLayer] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> Iterator[AdapterWriter]:
     """Open an adapter folder for writing its layers in any order; the settings are written at the end.
 
@@ -55,16 +92,17 @@ def write_adapter_stream(
         config: Everything but the ranks, which are taken from the factors; target layers if it names none.
         heads: Tensors of ``modules_to_save`` by their name in the base model.
         dtype: Type of the factors in the file; heads keep theirs.
-        embeddings: Those of ``layers`` that are embeddings.
+        shapes: Layers as ``AdapterLayer`` describes them; those that it lacks are linear.
+        metadata: Texts for the header of the weights.
     """
-    heads = heads or {}
-    names = [PREFIX + layer + suffix for layer in layers for suffix in FACTORS[layer in embeddings]]
-    with write_stream(folder / WEIGHTS_NAME, [*names, *(PREFIX + name for name in heads)]) as stream:
+    heads, shapes = heads or {}, {} if shapes is None else shapes
+    names = _tensor_names(config, layers, shapes)
+    with write_stream(folder / WEIGHTS_NAME, [*names, *(PREFIX + name for name in heads)], metadata) as stream:
         # Wider tensors first, so that each starts at a multiple of its own width.
         wide = [name for name in sorted(heads) if heads[name].element_size() >= dtype.itemsize]
         for name in sorted(wide, key=lambda name: -heads[name].element_size()):
             stream.add(PREFIX + name, heads[name])
-        writer = AdapterWriter(stream, dtype, embeddings)
+        writer = AdapterWriter(stream, dtype, config, layers, shapes)
         yield writer
         for name in sorted(heads.keys() - set(wide), key=lambda name: (-heads[name].element_size(), name)):
             stream.add(PREFIX + name, heads[name])
@@ -85,6 +123,16 @@ def write_adapter(
             writer.add(layer, layers[layer])
 
 
+def _tensor_names(config: AdapterConfig, layers: Collection[str], shapes: Mapping[str, AdapterLayer]) -> list[str]:
+    """The factors of every layer; of experts those of the parameter that stacks them."""
+    parents = {layer: find_parent(config, layer) for layer in layers}
+    embeddings = {layer for layer, shape in shapes.items() if shape.embedding}
+    plain = [layer for layer, parent in parents.items() if parent is None]
+    modules = dict.fromkeys(stored_module(config, parent) for parent in parents.values() if parent)
+    names = [PREFIX + layer + suffix for layer in plain for suffix in FACTORS[layer in embeddings]]
+    return names + [PREFIX + module + suffix for module in modules for suffix in FACTORS[False]]
+
+
 def with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig:
     """The settings with which PEFT builds these ranks; the scaling is 1 where ``config`` has no ``lora_alpha``."""
     usual_rank = max(ranks.values())
@@ -94,8 +142,12 @@ def with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig
         r=usual_rank,
         rank_pattern=exceptions,
         alpha_pattern=exceptions if config.lora_alpha is None else config.alpha_pattern,
-        target_modules=config.target_modules or tuple(ranks),
+        target_modules=config.target_modules or tuple(name for name in ranks if not _is_parameter(config, name)),
     )
+
+
+def _is_parameter(config: AdapterConfig, name: str) -> bool:
+    return find_parent(config, f"{name}.0") is not None
 
 
 def _write_config(folder: Path, config: AdapterConfig) -> None:
@@ -121,10 +173,25 @@ def _write_config(folder: Path, config: AdapterConfig) -> None:
         "use_dora": False,
         "use_rslora": config.use_rslora,
     }
+    if config.target_parameters:
+        values["target_parameters"] = sorted(config.target_parameters)
     (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
+def join_kernel(delta: LowRank, kernel: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``A`` and ``B`` as PEFT shapes them: of a convolution ``(r, c_in, *kernel)`` and ``(d_out, r, 1, 1)``."""
+    A, B = delta.A, delta.B
+    if not kernel:
+        return A, B
+    return A.reshape(delta.rank, -1, *kernel), B.reshape(*B.shape, *(1 for _ in kernel))
+
+
+def in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
+    """A factor in the type that is written.
+
+    Raises:
+        OsrmError: If it is not finite there.
+    """
     narrow = factor.to(dtype)
     if not safetensors_io.all_finite(narrow):
         problem = (

@@ -13,6 +13,7 @@ from osrm_cli.cli import console
 from osrm_cli.cli.commands import (
     calibrate,
     collect,
+    convert,
     demo,
     diagnose,
     evaluate,
@@ -118,6 +119,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)
+app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 

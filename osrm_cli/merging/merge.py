@@ -71,7 +71,8 @@ def merge_adapters(
     """Merge adapters, or full models; every task keeps its own head.
 
     Args:
-        adapters: Adapter folders or hub ids, or folders of full models, in any order; none where a recipe names them.
+        adapters: Adapter folders, LoRA files or hub ids, or folders of full models, in any order; none where a recipe
+            names them.
         method: Name of the merging method; by default the recipe's, else ``task-arith``. ``auto`` takes the best
             for what is at hand, and leaves out what that does not use.
         options: The method's options, such as ``{"lambda": 0.3, "density": 0.2}``; they replace the recipe's.

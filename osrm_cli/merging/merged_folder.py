@@ -91,13 +91,12 @@ def _write_adapter(
     """PEFT folders, all written layer by layer at once."""
     heads, shared = modules.heads, modules.shared
     config = _config(plan, modules)
-    embeddings = {name for name, layer in plan.shapes.items() if layer.embedding}
     kept = {}
     with ExitStack() as stack:
 
         def open_writer(folder: Path, own: AdapterConfig, head: Mapping[str, torch.Tensor]) -> AdapterWriter:
             folder.mkdir(parents=True, exist_ok=True)
-            return stack.enter_context(write_adapter_stream(folder, plan.layers, own, head, plan.dtype, embeddings))
+            return stack.enter_context(write_adapter_stream(folder, plan.layers, own, head, plan.dtype, plan.shapes))
 
         writers = [open_writer(stage, config, shared)]
         for adapter in plan.adapters:
@@ -142,4 +141,5 @@ def _config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
         ),
         fan_in_fan_out=any(config.fan_in_fan_out for config in configs),
         target_modules=configs[0].target_modules if same else (),
+        target_parameters=tuple(sorted({name for config in configs for name in config.target_parameters})),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from osrm_cli.adapters.experts import find_parent
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
@@ -59,10 +60,15 @@ class ModelTarget:
             if layer.is_tensor:
                 weights[name] = _find_tensor(checkpoint, name), False
                 continue
+            if any(find_parent(adapter.config, name) for adapter in plan.adapters):
+                raise OsrmError(
+                    f"{name} is one expert of a parameter that stacks them, which a model's files may not",
+                    "leave out --as model; PEFT's merge_and_unload makes a model of the merged adapter",
+                )
             # PEFT writes one flag for all layers, that of the last one: where the architecture is known, it decides.
             is_conv1d = name.rpartition(".")[2] in _CONV1D_LAYERS if has_conv1d else is_flagged
             try:
-                weights[name] = checkpoint.find_weight(name, (layer.d_out, layer.d_in), is_conv1d or layer.embedding)
+                weights[name] = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
             except OsrmError as error:
                 raise _explain(error, base_dir, name, config) from None
             other = owners.setdefault(weights[name][0], name)

@@ -100,12 +100,12 @@ class Checkpoint:
         """The model with so many tokens; its tensors with a row for each token are to be changed into such."""
         return replace(self, settings={**self.settings, "vocab_size": size})
 
-    def find_weight(self, layer: str, shape: tuple[int, int], transposed: bool) -> tuple[str, bool]:
+    def find_weight(self, layer: str, shape: tuple[int, ...], transposed: bool) -> tuple[str, bool]:
         """The name of a layer's weight, and whether the weight is stored as ``(d_in, d_out)``.
 
         Args:
             layer: Full name of the layer in the model that was adapted.
-            shape: ``(d_out, d_in)`` of the update.
+            shape: Shape of the weight: ``(d_out, d_in)``, or that of a convolution.
             transposed: Whether a square weight is stored as ``(d_in, d_out)``.
 
         Raises:

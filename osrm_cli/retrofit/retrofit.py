@@ -181,7 +181,8 @@ def _write_adapter(
     )
     old = {"path": adapter.source, "commit": adapter.commit, "sha256": adapter.sha256()}
     write_adapter(stage, new.items(), adapter.config, adapter.head_tensors() | adapter.module_tensors(), adapter.dtype)
-    # Ranks and scaling are the old ones, so the settings are too, down to those that this program does not use.
-    shutil.copyfile(adapter.folder / CONFIG_NAME, stage / CONFIG_NAME)
+    if adapter.format == "peft":
+        # Ranks and scaling are the old ones, so the settings are too, down to those that this program does not use.
+        shutil.copyfile(adapter.folder / CONFIG_NAME, stage / CONFIG_NAME)
     provenance.write_record(stage, {**record, "inputs": [old, *record["inputs"]]})
     provenance.write_digests(stage)

@@ -47,10 +47,10 @@ def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequen
 
 
 def locate_adapter(source: str) -> Path:
-    """Return the local folder of an adapter: ``source`` itself, or its snapshot if it is a hub id.
+    """Return the local folder or file of an adapter: ``source`` itself, or its snapshot if it is a hub id.
 
     Args:
-        source: A folder, or ``owner/name``, or ``owner/name@revision``.
+        source: A folder or file, or ``owner/name``, or ``owner/name@revision``.
 
     Raises:
         OsrmError: If it is neither, or cannot be downloaded.
@@ -65,8 +65,10 @@ def locate_adapter(source: str) -> Path:
 
 
 def short_name(source: str) -> str:
-    """Name of an adapter that does not record its task: its folder's name, or the hub id without the owner."""
+    """Name of an adapter that does not record its task: its folder's or file's, or the hub id without the owner."""
     folder = Path(source).expanduser()
+    if folder.is_file():
+        return folder.stem
     return folder.resolve().name if folder.exists() else source.partition("@")[0].rpartition("/")[2]
 
 

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,10 +94,16 @@ class TensorStream:
 
 
 @contextmanager
-def write_stream(path: Path, names: Sequence[str]) -> Iterator[TensorStream]:
-    """Open a safetensors file for the tensors ``names``, which may be added in any order."""
+def write_stream(path: Path, names: Sequence[str], metadata: Mapping[str, str] | None = None) -> Iterator[TensorStream]:
+    """Open a safetensors file for the tensors ``names``, which may be added in any order.
+
+    Args:
+        path: The file.
+        names: Every tensor.
+        metadata: Texts for the header beside ``format``.
+    """
     with path.open("wb") as file:
-        stream = TensorStream(file, names, {"format": "pt"})
+        stream = TensorStream(file, names, {"format": "pt", **dict(sorted((metadata or {}).items()))})
         yield stream
         stream.finish()
 
@@ -210,12 +216,21 @@ class TensorLocation:
         shape: Its shape.
         dtype: Its type, as safetensors spells it.
         name: Its name in the file.
+        part: What of the tensor is meant, as an index into it; ``shape`` is that of the part.
+        transposed: Whether ``shape``, and the tensor that is meant, are the transpose of what the file holds.
     """
 
     path: Path
     shape: tuple[int, ...]
     dtype: str
     name: str
+    part: tuple[slice, ...] = ()
+    transposed: bool = False
+
+    @property
+    def T(self) -> "TensorLocation":  # noqa: N802 - as tensors have it
+        """The transpose of a matrix."""
+        return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
 
 
 def read_tensor(location: TensorLocation) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
+from osrm_cli.adapters.formats import diffusers
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.base_model import identify_base_model
 from osrm_cli.progress import Progress, no_progress
@@ -203,7 +204,7 @@ class _Verifier:
                 raise OsrmError(f"{path} is missing")
             found = provenance.sha256(path)
             # Adapters are recorded by their settings and weights alone, see ``Adapter.sha256``.
-            if found != recorded and (path / CONFIG_NAME).is_file():
+            if found != recorded and any((path / name).is_file() for name in (CONFIG_NAME, diffusers.WEIGHTS_NAME)):
                 return Adapter.open(path).sha256()
             return found
 

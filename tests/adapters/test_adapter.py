@@ -213,7 +213,6 @@ REFUSED = {
     "lora_bias": ({"lora_bias": True}, "lora_bias adds a bias"),
     "bias": ({"bias": "all"}, "bias is 'all', expected 'none'"),
     "kasa": ({"kasa_config": {"beta": 1}}, "KaSA"),
-    "target_parameters": ({"target_parameters": ["experts"]}, "target_parameters"),
     "trainable tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices"),
     "layer replication": ({"layer_replication": [[0, 2]]}, "layer_replication"),
     "alora": ({"alora_invocation_tokens": [1]}, "invocation tokens"),

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.adapters.writer import write_adapter, write_adapter_stream
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
@@ -104,7 +105,8 @@ def test_same_inputs_same_bytes_in_any_order(tmp_path):
 
 def test_embeddings(tmp_path):
     update = random_updates(["transformer.wte"], (2,), 16, 60)
-    with write_adapter_stream(tmp_path, update, AdapterConfig(None), embeddings=["transformer.wte"]) as writer:
+    wte = {"transformer.wte": AdapterLayer(16, 60, 2, 1.0, embedding=True)}
+    with write_adapter_stream(tmp_path, update, AdapterConfig(None), shapes=wte) as writer:
         writer.add("transformer.wte", update["transformer.wte"])
     assert set(load_file(tmp_path / "adapter_model.safetensors")) == {
         f"base_model.model.transformer.wte.lora_embedding_{factor}" for factor in "AB"

@@ -23,7 +23,9 @@ def merge(
     context: typer.Context,
     adapters: Annotated[
         list[str] | None,
-        typer.Argument(help="Adapter folders or hub ids, or folders of full models, in any order.", show_default=False),
+        typer.Argument(
+            help="Adapter folders, LoRA files or hub ids, or folders of full models, in any order.", show_default=False
+        ),
     ] = None,
     method: Annotated[
         str | None,

@@ -1,0 +1,1 @@
+"""File formats of LoRA adapters: one module each, which reads and writes it."""

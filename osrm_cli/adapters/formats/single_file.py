@@ -1,0 +1,112 @@
+"""What the formats share whose adapters are one safetensors file."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from osrm_cli.adapters.experts import find_parent
+from osrm_cli.adapters.formats.contents import Output
+from osrm_cli.adapters.layers import PREFIX, tensor_kind
+from osrm_cli.adapters.writer import in_dtype, join_kernel
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.storage.safetensors_io import TensorStream, open_tensors
+
+if TYPE_CHECKING:
+    from osrm_cli.adapters.adapter import Adapter
+
+
+def holds(path: Path, is_name: Callable[[str], bool]) -> bool:
+    """Whether a file has a tensor of such a name.
+
+    Raises:
+        OsrmError: If the file is damaged or not safetensors.
+    """
+    with open_tensors(path) as file:
+        return any(is_name(name) for name in file.keys())  # noqa: SIM118 - it is not a mapping
+
+
+def check_no_whole_modules(adapter: "Adapter", name: str) -> None:
+    """Check that an adapter is factors of layers alone.
+
+    Args:
+        adapter: The adapter.
+        name: The format, for errors.
+
+    Raises:
+        OsrmError: If it holds modules that were trained as a whole, or adapts stacked experts.
+    """
+    expert = next((layer for layer in adapter.layers if find_parent(adapter.config, layer)), None)
+    if expert:
+        raise OsrmError(
+            f"{adapter.source} adapts the expert {expert}, which the format {name} cannot name", "use --format peft"
+        )
+    whole = next((tensor for tensor in adapter.tensors if tensor_kind(tensor) == "other"), None)
+    if whole:
+        raise OsrmError(
+            f"{adapter.source} holds {whole.removeprefix(PREFIX)} as a whole, which the format {name} cannot",
+            "use --format peft",
+        )
+
+
+def check_only_linear(adapter: "Adapter", name: str) -> None:
+    """Check that an adapter is factors of linear layers and convolutions alone.
+
+    Args:
+        adapter: The adapter.
+        name: The format, for errors.
+
+    Raises:
+        OsrmError: If it holds an embedding's factors, or modules that were trained as a whole.
+    """
+    check_no_whole_modules(adapter, name)
+    embedding = next((layer for layer, shape in adapter.layers.items() if shape.embedding), None)
+    if embedding:
+        raise OsrmError(
+            f"{adapter.source} adapts the embedding {embedding}, which the format {name} cannot hold",
+            "use --format peft",
+        )
+
+
+def write_factors(
+    stream: TensorStream, output: Output, names: Mapping[str, tuple[str, str]], folds_scaling: bool = False
+) -> None:
+    """Write every layer's two factors.
+
+    Args:
+        stream: The file.
+        output: What is written.
+        names: By layer: the names of A and of B.
+        folds_scaling: Multiply B by the scaling, for formats in which it is 1.
+
+    Raises:
+        OsrmError: If the scaling cannot be folded in exactly, or an entry does not fit the type.
+    """
+    adapter = output.adapter
+    for layer, (name_a, name_b) in names.items():
+        shape, factors = adapter.layers[layer], adapter.lora_factors(layer, adapter.dtype)
+        if folds_scaling:
+            factors = LowRank(fold_scaling(factors.B, shape.scaling, layer, output), factors.A)
+        for name, factor in zip((name_a, name_b), join_kernel(factors, shape.kernel), strict=True):
+            stream.add(name, in_dtype(factor, output.dtype, layer))
+
+
+def fold_scaling(B: torch.Tensor, scaling: float, layer: str, output: Output) -> torch.Tensor:
+    """``scaling * B``: exact, or in types of 32 bits and more rounded once.
+
+    Raises:
+        OsrmError: If it would have to be rounded to a narrower type, and the user has not asked for that.
+    """
+    if scaling == 1:
+        return B
+    product = B.double() * scaling
+    rounds = output.dtype.itemsize < 4 and not output.may_round
+    if rounds and not torch.equal(product.to(output.dtype).double(), product):
+        kind = str(output.dtype).removeprefix("torch.")
+        raise OsrmError(
+            f"{layer}: its scaling {scaling:.6g} cannot be folded into {kind} factors without rounding them",
+            "use --dtype float32, or --format kohya, which stores the scaling beside them",
+        )
+    return product

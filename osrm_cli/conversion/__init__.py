@@ -1,0 +1,1 @@
+"""`osrm convert`: adapters from one program's files to another's."""

@@ -1,0 +1,206 @@
+"""Plain LoRA, layer by layer, from adapters of other kinds (LoHa, LoKr, DoRA), or of plain ones at a lower rank."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, parse_config
+from osrm_cli.adapters.formats.peft import list_tensors, read_settings
+from osrm_cli.adapters.layers import (
+    PREFIX,
+    AdapterLayer,
+    check_no_other_tensors,
+    natural_sort_key,
+    resolve_rank,
+    scaling_of,
+)
+from osrm_cli.adapters.writer import write_adapter_stream
+from osrm_cli.conversion.kinds import KINDS, AdapterKind
+from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.truncation import truncate
+from osrm_cli.models.base_model import find_base_model
+from osrm_cli.models.checkpoint import Checkpoint
+from osrm_cli.progress import Progress
+from osrm_cli.storage.safetensors_io import DTYPES, TensorFile, TensorLocation, all_finite
+
+# PEFT's settings that LoHa and LoKr have under the names of LoRA's.
+_SHARED_SETTINGS = (
+    *("base_model_name_or_path", "revision", "task_type", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("modules_to_save", "r", "rank_pattern", "alpha_pattern", "auto_mapping"),
+)
+_TYPES = {label: kind for kind, label in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class PlainSource:
+    """An adapter whose updates are to be written as plain LoRA.
+
+    Attributes:
+        config: Settings but for ranks and scaling.
+        layers: Names of the adapted layers.
+        shapes: What is known of them before their updates are.
+        update: A layer's update, every scale folded in, and its shape: its kernel, and whether it is an embedding.
+        modules: Tensors of modules that were trained as a whole, by their name in the base model.
+        dtype: Type of the tensors that were read; the widest one.
+    """
+
+    config: AdapterConfig
+    layers: list[str]
+    shapes: Mapping[str, AdapterLayer]
+    update: Callable[[str], tuple[LowRank, AdapterLayer]]
+    modules: Mapping[str, torch.Tensor]
+    dtype: torch.dtype
+
+
+def find_kind(folder: Path) -> AdapterKind | None:
+    """The kind of a folder of PEFT's whose update is not two stored factors; ``None`` for all other adapters.
+
+    Raises:
+        OsrmError: If its settings cannot be read.
+    """
+    values = read_settings(folder) if (folder / CONFIG_NAME).is_file() else {}
+    if not isinstance(values, dict):
+        return None
+    return KINDS.get("DORA" if values.get("use_dora") else str(values.get("peft_type")))
+
+
+def open_plain(adapter: Adapter) -> PlainSource:
+    """A plain adapter, to be cut to a lower rank."""
+
+    def update(layer: str) -> tuple[LowRank, AdapterLayer]:
+        return adapter.delta(layer, torch.float64), adapter.layers[layer]
+
+    modules = adapter.head_tensors() | adapter.module_tensors()
+    return PlainSource(adapter.config, list(adapter.layers), adapter.layers, update, modules, adapter.dtype)
+
+
+def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str | None) -> PlainSource:
+    """Open an adapter of another kind.
+
+    Args:
+        folder: A folder of PEFT's.
+        kind: Its kind.
+        model: The base model, where its weights are needed and it is not where the settings say.
+        revision: Its revision on the hub.
+
+    Raises:
+        OsrmError: If the adapter or the base model is damaged or missing, or they do not fit.
+    """
+    config = parse_config(folder / CONFIG_NAME, _lora_settings(read_settings(folder), kind))
+    parts: dict[str, dict[str, TensorLocation]] = defaultdict(dict)
+    others: dict[str, TensorLocation] = {}
+    for name, location in list_tensors(folder).items():
+        found = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.((?:{'|'.join(kind.parts)})\w+)(?:\.weight)?", name)
+        if found:
+            parts[found[1]][found[2]] = location
+        else:
+            others[name] = location
+    check_no_other_tensors(folder, config, others)
+    if not parts:
+        raise OsrmError(f"{folder} holds no tensors of {kind.name}", "save the adapter again with PEFT")
+    checkpoint = _open_base(folder, config, model, revision) if kind.needs_base else None
+    modules = {name.removeprefix(PREFIX): read_tensor(location) for name, location in others.items()}
+    update = partial(_update, folder, kind, config, parts, checkpoint)
+    kinds = {_TYPES[place.dtype] for held in parts.values() for place in held.values() if place.dtype in _TYPES}
+    dtype = torch.float64 if torch.float64 in kinds else torch.float32
+    return PlainSource(config, sorted(parts, key=natural_sort_key), {}, update, modules, dtype)
+
+
+def write_plain_lora(
+    folder: Path, source: PlainSource, rank: int | None, energy: float | None, progress: Progress
+) -> dict[str, float]:
+    """Write a folder of PEFT's whose scalings are 1.
+
+    Args:
+        folder: An existing, empty folder.
+        source: What is written.
+        rank: Largest rank of a layer; by default the exact one.
+        energy: Share of each layer's ``||dW||_F^2`` to keep.
+        progress: Draws a bar.
+
+    Returns:
+        By layer, the share of the energy that was kept.
+    """
+    config = replace(
+        source.config, lora_alpha=None, use_rslora=False, rank_pattern={}, alpha_pattern={}, lora_dropout=0.0
+    )
+    kept: dict[str, float] = {}
+    shapes = dict(source.shapes)
+    with (
+        progress("convert", len(source.layers), "layers") as advance,
+        write_adapter_stream(folder, source.layers, config, source.modules, source.dtype, shapes) as writer,
+    ):
+        for layer in source.layers:
+            delta, shapes[layer] = source.update(layer)
+            kept[layer] = 1.0
+            if rank is not None or energy is not None:
+                delta, kept[layer] = truncate(delta, rank, energy)
+            writer.add(layer, delta)
+            advance(1)
+    return kept
+
+
+def _lora_settings(values: Mapping[str, Any], kind: AdapterKind) -> dict[str, Any]:
+    """The settings that plain LoRA of the same layers would have."""
+    if kind.needs_base:
+        return {**values, "use_dora": False}
+    shared = {key: values[key] for key in _SHARED_SETTINGS if key in values}
+    return {**shared, "peft_type": "LORA", "lora_alpha": values.get("alpha", 8)}
+
+
+def _open_base(folder: Path, config: AdapterConfig, model: str | None, revision: str | None) -> Checkpoint:
+    name = model or config.base_model
+    if name is None:
+        raise OsrmError(f"{folder} does not name its base model, whose weights it rescales", "give it with --model")
+    return Checkpoint.open(find_base_model(name, revision or config.revision))
+
+
+def _update(
+    folder: Path,
+    kind: AdapterKind,
+    config: AdapterConfig,
+    parts: Mapping[str, Mapping[str, TensorLocation]],
+    checkpoint: Checkpoint | None,
+    layer: str,
+) -> tuple[LowRank, AdapterLayer]:
+    tensors = {name: read_tensor(location) for name, location in parts[layer].items()}
+    if any(name.startswith("lora_embedding") for name in tensors):
+        raise OsrmError(f"{folder}: {layer} is an embedding with {kind.name}", "merge it into the model with PEFT")
+    rank = resolve_rank(config, layer)
+    if checkpoint:
+        tensors["weight"] = _read_weight(checkpoint, config, layer, tensors)
+    try:
+        delta, kernel = kind.update(tensors, scaling_of(config, layer, rank))
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise OsrmError(f"{folder}: {layer} is not {kind.name}: {error}", "save the adapter again with PEFT") from None
+    return delta, AdapterLayer(*delta.shape, delta.rank, 1.0, False, tuple(kernel))
+
+
+def _read_weight(
+    checkpoint: Checkpoint, config: AdapterConfig, layer: str, tensors: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """The base model's weight of a layer, ``(d_out, d_in)`` or that of a convolution."""
+    A, B = tensors["lora_A"], tensors["lora_B"]
+    name, is_turned = checkpoint.find_weight(layer, (B.shape[0], *A.shape[1:]), config.fan_in_fan_out)
+    weight = read_tensor(checkpoint.tensors[name])
+    return weight.T if is_turned else weight
+
+
+def read_tensor(location: TensorLocation) -> torch.Tensor:
+    """One tensor of a file.
+
+    Raises:
+        OsrmError: If it holds NaN or infinity.
+    """
+    tensor = TensorFile(location.path).get_tensor(location.name)
+    if not all_finite(tensor):
+        raise OsrmError(f"{location.path}: NaN or infinity in {location.name}", "train the adapter again")
+    return tensor
