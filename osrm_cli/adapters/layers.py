@@ -148,7 +148,7 @@ def _pair_factors(
             "linear layers, convolutions and embeddings can be read, with the ranks that the settings state",
         )
     d_in = shape_a[1] * math.prod(kernel)
-    return AdapterLayer(shape_b[0], d_in, rank, scaling_of(config, layer, rank), embedding, kernel)
+    return AdapterLayer(shape_b[0], d_in, rank, scaling_of(config, layer, rank), embedding, kernel=kernel)
 
 
 def resolve_rank(config: AdapterConfig, layer: str) -> int:

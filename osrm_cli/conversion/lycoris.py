@@ -73,7 +73,7 @@ def _update(path: Path, held: Mapping[str, Mapping[str, TensorLocation]], layer:
         raise OsrmError(f"{path}: {layer} is not LoRA, LoHa or LoKr: {error}", "save the file again") from None
     if not kernel and layer.rpartition(".")[2] in _THREE_BY_THREE and delta.shape[1] % 9 == 0:
         kernel = (3, 3)
-    return delta, AdapterLayer(*delta.shape, delta.rank, 1.0, False, tuple(kernel))
+    return delta, AdapterLayer(*delta.shape, delta.rank, 1.0, embedding=False, kernel=tuple(kernel))
 
 
 def _locon_update(tensors: Tensors, scaling: float) -> Update:

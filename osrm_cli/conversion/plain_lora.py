@@ -181,7 +181,7 @@ def _update(
         delta, kernel = kind.update(tensors, scaling_of(config, layer, rank))
     except (ValueError, KeyError, RuntimeError) as error:
         raise OsrmError(f"{folder}: {layer} is not {kind.name}: {error}", "save the adapter again with PEFT") from None
-    return delta, AdapterLayer(*delta.shape, delta.rank, 1.0, False, tuple(kernel))
+    return delta, AdapterLayer(*delta.shape, delta.rank, 1.0, embedding=False, kernel=tuple(kernel))
 
 
 def _read_weight(

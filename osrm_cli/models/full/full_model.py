@@ -55,6 +55,7 @@ class FullModel(Adapter):
             alias or hub.short_name(path),
             path,
             tuned.folder,
+            "full model",
             replace(tuned.adapter_config(list(tuned.layers)), base_model=base.name, revision=base.revision),
             {},
             layers,

@@ -34,7 +34,7 @@ def write_peft(
     shapes, deltas = {}, {}
     for name, (d_out, *inputs) in layers.items():
         rank, d_in = (ranks or {}).get(name, 2), torch.Size(inputs).numel()
-        shapes[name] = AdapterLayer(d_out, d_in, rank, 1.0, False, tuple(inputs[1:]))
+        shapes[name] = AdapterLayer(d_out, d_in, rank, 1.0, embedding=False, kernel=tuple(inputs[1:]))
         B, A = (torch.randn(*shape, generator=generator) * size for shape in ((d_out, rank), (rank, d_in)))
         deltas[name] = LowRank(B.to(dtype), A.to(dtype))
     config = AdapterConfig(None, **{"lora_alpha": 2.0, **settings})
