@@ -27,7 +27,7 @@ from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.requirements import check_method, reads_features, resolve_options, used_options
+from osrm_cli.merging.requirements import check_output, reads_features, resolve_options, used_options
 from osrm_cli.storage.provenance import BaseModelId
 
 Heads = Mapping[str, Mapping[str, torch.Tensor]]  # by task and name in the base model; empty without a head
@@ -90,7 +90,7 @@ class MergePlan:
                 not use.
         """
         method = find_method(recipe.method)
-        check_method(method, recipe)
+        check_output(method, recipe)
         used, options = resolve_options(method, recipe.options, optional)
         opened = sorted(((Adapter.open(entry.path), entry) for entry in recipe.adapters), key=lambda pair: pair[0].name)
         adapters = tuple(align_layers([adapter for adapter, _ in opened]))
