@@ -3,11 +3,12 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.progress import Advance, Progress, no_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,30 +61,29 @@ class Console:
         """Print a warning, also under ``--quiet``."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
-    @contextmanager
-    def progress(self, description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        """Draw a bar with rate and time left on stderr; yields the function that advances it."""
-        if self.quiet:
-            yield lambda _: None
-            return
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-        from rich.text import Text
+    @property
+    def progress(self) -> Progress:
+        """Shows how far long work has come; nothing under ``--quiet``."""
+        return no_progress if self.quiet else _draw_bar
 
-        class Rate(ProgressColumn):
-            def render(self, task: Any) -> Text:
-                return Text(f"{_rate(task.finished_speed or task.speed or 0)} {unit}/s")
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
-        with Progress(*columns, console=_rich(sys.stderr)) as bar:
-            task = bar.add_task(description, total=total)
-            yield lambda steps: bar.advance(task, steps)
+@contextmanager
+def _draw_bar(description: str, total: int, unit: str) -> Iterator[Advance]:
+    """Draw a bar with rate and time left on stderr; yields the function that advances it."""
+    from rich import progress
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(f"{_rate(task.finished_speed or task.speed or 0)} {unit}/s")
+
+    columns = (
+        *(progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()),
+        *(Rate(), progress.TimeRemainingColumn()),
+    )
+    with progress.Progress(*columns, console=_rich(sys.stderr)) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda steps: bar.advance(task, steps)
 
 
 def fail(message: str, hint: str | None) -> None:

@@ -113,13 +113,9 @@ def evaluate_folder(
         name: max_length or resolve_max_length(task.max_length, examples[name][0].task)
         for name, task in tasks_on_disk.items()
     }
-    base_dir, base_id = merged.resolve_model(model, revision, max(lengths.values()))
+    base_dir, base_id = merged.resolve_model(model, revision)
     result = EvaluationResult(path, list(tasks_on_disk))
     result.warnings.extend(dict.fromkeys(text for pair in examples.values() for part in pair for text in part.warnings))
-    if harness:
-        check_harness()
-    if dry_run:
-        return result
     torch_device = pick_device(device)
     precision = dtype_name(pick_dtype(dtype, torch_device))
     scorer = FolderScorer(
@@ -134,6 +130,11 @@ def evaluate_folder(
         result.notes,
         result.warnings,
     )
+    scorer.check_max_length(max(lengths.values()))
+    if harness:
+        check_harness()
+    if dry_run:
+        return result
     for name, task in tasks_on_disk.items():
         first, length = examples[name][0], lengths[name]
         score = scorer.score(task, examples[name], length)

@@ -17,7 +17,6 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import list_task_layers, read_task_delta
 from osrm_cli.models.base_model import find_base_model, resolve_base_model
-from osrm_cli.models.classifier import check_max_length
 from osrm_cli.storage import provenance, safetensors_io
 from osrm_cli.storage.provenance import BaseModelId, Record
 from osrm_cli.storage.regular_file import check_folder
@@ -151,9 +150,11 @@ class MergedFolder:
         """
         if not path.is_dir():
             raise OsrmError(f"{path} is missing", "make it with 'osrm merge adapters/*'")
-        record = provenance.read_record(path)
+        adapter = Adapter.open(path) if (path / CONFIG_NAME).is_file() else None
+        record = adapter.record if adapter else provenance.read_record(path)
         form = record.get("form") or "adapter"
-        adapter = Adapter.open(path) if form == "adapter" else None
+        if form == "adapter" and not adapter:
+            adapter = Adapter.open(path)  # says what is missing
         if adapter and "form" not in record:
             task = MergedTask(adapter.name, form, path, path, record, adapter)
             return cls(path, form, record, {task.task: task}, adapter)
@@ -178,6 +179,11 @@ class MergedFolder:
                 raise OsrmError(f"{self.path} has no task '{name}'", f"its tasks: {', '.join(self.tasks)}")
         return {name: classifier for name, classifier in self.tasks.items() if not names or name in names}
 
+    @property
+    def base(self) -> BaseModelId | None:
+        """The base model that the folder was made for, where this program recorded it."""
+        return self.adapter.base if self.adapter else BaseModelId.of(self.record)
+
     def resolve_base_model(self, name: str | None, revision: str | None) -> tuple[Path, BaseModelId]:
         """The base model on disk: its folder and its identity.
 
@@ -188,28 +194,22 @@ class MergedFolder:
         Raises:
             OsrmError: If it is not known, or its weights differ from those that the folder was made for.
         """
-        first = next(iter(self.tasks.values()))
-        config_name = first.adapter.config.base_model if first.adapter else None
-        return resolve_base_model(self.path, BaseModelId.of(first.record), config_name, name, revision)
+        config_name = self.adapter.config.base_model if self.adapter else None
+        return resolve_base_model(self.path, self.base, config_name, name, revision)
 
-    def resolve_model(self, name: str | None, revision: str | None, max_length: int) -> tuple[Path, BaseModelId | None]:
+    def resolve_model(self, name: str | None, revision: str | None) -> tuple[Path, BaseModelId | None]:
         """The model that the classifiers are attached to: the base model, or the folder itself if it is a whole model.
 
         Args:
             name: The value of ``--model``.
             revision: The value of ``--revision``.
-            max_length: Required number of positions.
 
         Raises:
-            OsrmError: If it is not known, has too few positions, or its weights differ from those of the folder.
+            OsrmError: If it is not known, or its weights differ from those of the folder.
         """
         if self.form == "model":
-            base_dir = find_base_model(str(self.path))
-            base = BaseModelId.of(next(iter(self.tasks.values())).record)
-        else:
-            base_dir, base = self.resolve_base_model(name, revision)
-        check_max_length(base_dir, max_length)
-        return base_dir, base
+            return find_base_model(str(self.path)), self.base
+        return self.resolve_base_model(name, revision)
 
     def describe(self) -> dict[str, Any]:
         """The entries of ``scores.json`` on its origin: adapters, method, options, and whether heads are calibrated.

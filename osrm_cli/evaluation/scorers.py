@@ -11,7 +11,7 @@ from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.merged_folder import MergedFolder, MergedTask
 from osrm_cli.evaluation.scores import TaskScore, TextAnswers
-from osrm_cli.models.backbone import Backbone
+from osrm_cli.models.backbone import Backbone, check_max_length
 from osrm_cli.models.batching import IGNORED, Encoding
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import CompletionTokenizer, template_record
@@ -58,6 +58,14 @@ class FolderScorer:
     notes: list[str]
     warnings: list[str]
     _loaded: dict[tuple[Path, bool], Scorer] = field(default_factory=dict)
+
+    def check_max_length(self, length: int) -> None:
+        """Check that the model has a position for each of ``length`` tokens.
+
+        Raises:
+            OsrmError: If it has fewer.
+        """
+        check_max_length(self.base_dir, length)
 
     def score(self, task: MergedTask, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score one of the folder's tasks on one set of examples or two."""

@@ -16,9 +16,9 @@ from osrm_cli.features.features_file import GRADIENT, describe_features, write_f
 from osrm_cli.features.shards import Shard
 from osrm_cli.features.statistics.private_mean import DELTA, check_privacy, privacy_epsilon, private_mean
 from osrm_cli.features.statistics.table import Statistic, find_statistic
+from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import find_base_model, identify_base_model
 from osrm_cli.models.batching import Encoding, group_by_length
-from osrm_cli.models.classifier import check_max_length
 from osrm_cli.models.devices import pick_device, pick_dtype
 from osrm_cli.models.distributed import local_device, process_count, process_group, process_rank
 from osrm_cli.models.layer_inputs import ALL_TOKENS

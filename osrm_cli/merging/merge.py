@@ -169,15 +169,14 @@ def merge_adapters(
         with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
             order = target.order if target else plan.layers
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
-            record = layer_data.record
-            contents = write_merged_folder(stage, plan, modules, layers, record, base, target)
+            contents = write_merged_folder(stage, plan, modules, layers, layer_data, base, target)
         for name, file in tokenizer.items():
             (stage / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, stage / name)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
         provenance.write_digests(stage)
-    result = describe_result(path, plan, contents, record, rows, modules.shared)
+    result = describe_result(path, plan, contents, layer_data.record, rows, modules.shared)
     return replace(result, notes=[*notes, *result.notes], warnings=warnings + result.warnings)
 
 

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.writer import AdapterWriter, write_adapter_stream
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging import record
+from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import Heads, MergePlan, SavedModules
@@ -53,7 +53,7 @@ def write_merged_folder(
     plan: MergePlan,
     modules: SavedModules,
     layers: Iterator[MergedLayer],
-    data_record: Mapping[str, Any],
+    layer_data: LayerData,
     base: BaseModelId | None,
     target: ModelTarget | None = None,
 ) -> FolderContents:
@@ -64,12 +64,13 @@ def write_merged_folder(
         plan: What is merged.
         modules: What the adapters hold beside their updates.
         layers: Results: in the order of ``plan.layers``, for a model in that of ``target.order``.
-        data_record: Keys of ``osrm.json`` that say what the method read beside the adapters.
+        layer_data: What the method reads beside the adapters.
         base: The base model, where it is known.
         target: The base model's weights, to write a model instead of an adapter.
     """
     rescalers: dict[str, dict[str, float]] = {}
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as the reading and writing, but another core
+        data_record = beside.submit(lambda: layer_data.record)
         inputs = beside.map(record.describe_input, plan.adapters, plan.recipe.adapters)
         if plan.method.is_task_aware:
             rescalers = write_task_masks(stage, plan, layers)
@@ -80,8 +81,17 @@ def write_merged_folder(
             contents = _write_adapter(stage, plan, layers, modules)
         if contents.form != "adapter":
             _write_heads(stage, modules.heads)
-        form, kept = contents.form, contents.kept
-        record.write_merge_record(stage, plan, data_record, base, form, kept, rescalers, list(inputs), modules.heads)
+        record.write_merge_record(
+            stage,
+            plan,
+            data_record.result(),
+            base,
+            contents.form,
+            contents.kept,
+            rescalers,
+            list(inputs),
+            modules.heads,
+        )
     return contents
 
 

@@ -28,7 +28,7 @@ from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.requirements import check_method, reads_features, resolve_options, used_options
+from osrm_cli.merging.requirements import check_output, reads_features, resolve_options, used_options
 from osrm_cli.models.base_model import open_update
 from osrm_cli.storage.provenance import BaseModelId
 
@@ -97,7 +97,7 @@ class MergePlan:
                 not use.
         """
         method = find_method(recipe.method)
-        check_method(method, recipe)
+        check_output(method, recipe)
         used, options = resolve_options(method, recipe.options, optional)
         sources = ((_open(entry.path, recipe.output, base), entry) for entry in recipe.adapters)
         opened = sorted(sources, key=lambda pair: pair[0].name)

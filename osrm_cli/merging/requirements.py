@@ -34,16 +34,12 @@ OPTIONS = tuple(
 )
 
 
-def check_method(method: Method, recipe: MergeRecipe) -> None:
-    """Check that a method makes sense as it is put together, and that its result can take the form asked for.
+def check_output(method: Method, recipe: MergeRecipe) -> None:
+    """Check that a method's result can take the form asked for.
 
     Raises:
         OsrmError: If not.
     """
-    if method.learns_weights and method.wrappers:
-        raise OsrmError(f"{method.name}: the weights are learned for the plain sum", "leave out what goes before it")
-    if method.data_statistic == "factors" and method.wrappers:
-        raise OsrmError(f"{method.name}: the factors are learned as a whole", "leave out what goes before it")
     if recipe.output not in ("adapter", "model"):
         raise OsrmError(f"output form {recipe.output!r}, expected adapter or model")
     if method.is_task_aware and recipe.output == "model":

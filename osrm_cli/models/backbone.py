@@ -19,7 +19,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX, AdapterLayer
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, compute_logits, tokenize_examples
-from osrm_cli.models.classifier import check_positions, load_classifier, load_tokenizer
+from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
 from osrm_cli.models.heads import compute_representations
 from osrm_cli.models.lora_config import CLASSIFIER_TYPES, check_task_type, find_adapted_layers, make_lora_config
 from osrm_cli.models.target_modules import is_conv1d, layer_widths
@@ -159,7 +159,7 @@ class Backbone:
         Raises:
             OsrmError: If it has fewer.
         """
-        check_positions(self.model, self.folder, length, is_option=False)
+        _check_positions(self.model, self.folder, length, "give the right base model with --model")
 
     def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Check that the model has the layers that adapters change, with equal widths.
@@ -168,6 +168,31 @@ class Backbone:
             OsrmError: If one is missing or has another width.
         """
         check_layers(self.model, layers)
+
+
+def check_max_length(folder: Path, length: int) -> None:
+    """Check that a base model has a position for each of ``length`` tokens, before it is loaded.
+
+    Args:
+        folder: The base model.
+        length: Maximum tokens per example, as the user may choose it.
+
+    Raises:
+        OsrmError: If it has fewer.
+    """
+    _check_positions(load_without_weights(folder), folder, length, "give --max-length {} or less")
+
+
+def _check_positions(model: PreTrainedModel, folder: Path, length: int, hint: str) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    for name, table in model.named_modules():
+        # RoBERTa, MPNet and others count positions from the one after that of padding.
+        if positions and name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
+            positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    if positions and length > positions:
+        raise OsrmError(
+            f"{folder} has positions for {positions} tokens, fewer than the length of {length}", hint.format(positions)
+        )
 
 
 def check_layers(model: PreTrainedModel, layers: Mapping[str, AdapterLayer]) -> None:

@@ -1,4 +1,4 @@
-"""Load base models as classifiers, and their tokenizers; check how long their texts may be."""
+"""Load base models as classifiers, or without their weights, and their tokenizers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,45 +114,19 @@ def load_classifier(
     return LoadedModel(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
 
 
-def check_max_length(folder: Path, length: int) -> None:
-    """Check that a base model has a position for each of ``length`` tokens, without loading its weights.
-
-    Args:
-        folder: The base model.
-        length: Maximum tokens per example.
+def load_without_weights(folder: Path) -> PreTrainedModel:
+    """A base model whose weights take no memory, to look at its layers.
 
     Raises:
-        OsrmError: If it has fewer.
+        OsrmError: If transformers cannot build it.
     """
     with library_errors(f"{folder}: the model cannot be built"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    check_positions(model, folder, length)
-
-
-def check_positions(model: PreTrainedModel, folder: Path, length: int, is_option: bool = True) -> None:
-    """Check that a model has a position for each of ``length`` tokens.
-
-    Args:
-        model: The model.
-        folder: Its folder, for the error.
-        length: Maximum tokens per example.
-        is_option: Whether the user can choose the length here.
-
-    Raises:
-        OsrmError: If it has fewer.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    for name, table in model.named_modules():
-        # RoBERTa, MPNet and others count positions from the one after that of padding.
-        if positions and name.endswith("position_embeddings") and isinstance(table, torch.nn.Embedding):
-            positions = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-    if positions and length > positions:
-        raise OsrmError(
-            f"{folder} has positions for {positions} tokens, fewer than the length of {length}",
-            f"give --max-length {positions} or less" if is_option else "give the right base model with --model",
-        )
+            model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=False
+            )
+    return model
 
 
 def replace_dropouts(config: PretrainedConfig, rate: float) -> dict[str, float]:

@@ -10,8 +10,8 @@ from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.scores import ScoredMerge, average
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import resolve_adapters_base
-from osrm_cli.models.classifier import check_max_length
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance

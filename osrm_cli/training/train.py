@@ -14,9 +14,10 @@ from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
+from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import resolve_base_model
 from osrm_cli.models.batching import check_vocabulary
-from osrm_cli.models.classifier import LoadedModel, check_max_length, load_classifier, load_tokenizer
+from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
 from osrm_cli.models.devices import pick_device, pick_training_dtype
 from osrm_cli.models.distributed import process_count, process_rank
 from osrm_cli.models.text.completions import CompletionTokenizer, template_record

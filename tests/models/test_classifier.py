@@ -12,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import find_base_model, hub, identify_base_model, resolve_base_model
-from osrm_cli.models.classifier import LoadedModel, check_max_length, load_classifier, load_tokenizer
+from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
 from osrm_cli.models.target_modules import (
     as_target_modules,
     default_target_modules,
