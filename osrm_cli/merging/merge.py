@@ -140,9 +140,9 @@ def merge_adapters(
     samples = _draw_samples(plan, modules.heads) if plan.method.data_statistic else []
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
     target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
-    tokenizer, difference = find_tokenizer_files(plan.adapters)
+    tokenizer, differences = find_tokenizer_files(plan.adapters)
     warnings = [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
-    warnings = list(dict.fromkeys(warnings)) + ([difference] if difference else [])
+    warnings = list(dict.fromkeys(warnings)) + differences
     if dry_run:
         ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), with_float64(target_device))
         planned = describe_plan(path, plan, ranks)
