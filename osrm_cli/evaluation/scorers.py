@@ -114,7 +114,7 @@ class FolderScorer:
         return ClassScorer(backbone, self.batch_size, self.progress)
 
     def _load_text(self, model: Path) -> Scorer:
-        backbone = TextBackbone.load(model, self.device, getattr(torch, self.dtype))
+        backbone = TextBackbone.load(model, self.device, getattr(torch, self.dtype), self.merged.path)
         return TextScorer(backbone, self.batch_size, self.progress, self.generate, self.skip_long, self.warnings)
 
 

@@ -150,10 +150,10 @@ def merge_adapters(
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
     target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
     # The tokenizer of a model with added rows would number tokens that the result does not have.
-    tokenizer, difference = find_tokenizer_files([adapter for adapter in plan.adapters if not adapter.warnings])
+    tokenizer, differences = find_tokenizer_files([adapter for adapter in plan.adapters if not adapter.warnings])
     warnings = [text for adapter in plan.adapters for text in adapter.warnings]
     warnings += [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
-    warnings = list(dict.fromkeys(warnings)) + ([difference] if difference else [])
+    warnings = list(dict.fromkeys(warnings)) + differences
     if dry_run:
         ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), with_float64(target_device))
         planned = describe_plan(path, plan, ranks)

@@ -112,12 +112,18 @@ def describe_result(
 
 
 def _list_serving_problems(contents: FolderContents, shared: Collection[str]) -> list[str]:
-    """What vLLM would refuse; its rules are in docs/guides/text-tasks.md."""
+    """What vLLM would refuse and llama.cpp refuse or misread; their rules are in docs/guides/text-tasks.md."""
     problems = []
     if shared:
-        problems.append("vLLM loads no adapter with modules_to_save: serve it with --as model")
-    if (rank := max(contents.ranks.values())) > VLLM_MAX_RANK:
+        problems.append("vLLM and llama.cpp load no adapter with modules_to_save: serve it with --as model")
+    least, rank = min(contents.ranks.values()), max(contents.ranks.values())
+    if rank > VLLM_MAX_RANK:
         problems.append(f"vLLM loads ranks up to {VLLM_MAX_RANK}, this one is {rank}: give --rank {VLLM_MAX_RANK}")
+    if least < rank:
+        problems.append(
+            f"llama.cpp reads one lora_alpha for all layers and divides it by each layer's own rank, here {least} to "
+            f"{rank}, so that a GGUF of this adapter would be wrong: convert the result of --as model"
+        )
     return problems
 
 

@@ -1,39 +1,47 @@
-"""Tokenizers, chat templates and the modules of SentenceTransformer that trainers save beside adapters."""
+"""What lies beside adapters: tokenizers, chat templates, settings of generation, SentenceTransformer's modules."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.models.base_model import TOKENIZER_FILES
 from osrm_cli.storage import provenance
 
-_FILES = (*TOKENIZER_FILES, "modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
-_MODULES = "[0-9]_*/*"  # such as 1_Pooling/config.json
+_TOKENIZER = (
+    *TOKENIZER_FILES,
+    *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
+    *("additional_chat_templates/*.jinja", "[0-9]_*/*"),  # such as 1_Pooling/config.json
+)
+_KINDS = {"tokenizers": _TOKENIZER, "settings of generation": ("generation_config.json",)}
 
 
-def find_tokenizer_files(adapters: Sequence[Adapter]) -> tuple[dict[str, Path], str | None]:
-    """The tokenizer that the adapters carry, and what SentenceTransformer puts around the model.
+def find_tokenizer_files(adapters: Sequence[Adapter]) -> tuple[dict[str, Path], list[str]]:
+    """The tokenizer that the adapters carry, what SentenceTransformer puts around the model, and how they generate.
 
     Returns:
-        Its files by their path below the folder; none where no adapter has any, or they differ. Why there are none, if
-        they differ.
+        The files by their path below the folder; none of a kind that no adapter has, or in which two differ. Where
+        they differ, a warning.
     """
-    found = {adapter.source: dict(_list_files(adapter.folder)) for adapter in adapters}
-    carried = {
-        source: {name: provenance.sha256(path) for name, path in files.items()}
-        for source, files in found.items()
-        if files
-    }
-    if not carried:
-        return {}, None
-    first, *others = carried
-    for other in others:
-        if carried[other] != carried[first]:
-            return {}, f"{first} and {other} carry different tokenizers: the result has none of them"
-    return found[first], None
+    files: dict[str, Path] = {}
+    warnings = []
+    for kind, patterns in _KINDS.items():
+        found = {adapter.source: _find_files(adapter.folder, patterns) for adapter in adapters}
+        carried = {
+            source: {name: provenance.sha256(path) for name, path in own.items()}
+            for source, own in found.items()
+            if own
+        }
+        if not carried:
+            continue
+        first, *others = carried
+        different = next((other for other in others if carried[other] != carried[first]), None)
+        if different is None:
+            files |= found[first]
+        else:
+            warnings.append(f"{first} and {different} carry different {kind}: the result has none of them")
+    return files, warnings
 
 
-def _list_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in (*(folder / name for name in _FILES), *sorted(folder.glob(_MODULES))):
-        if path.is_file():
-            yield path.relative_to(folder).as_posix(), path
+def _find_files(folder: Path, patterns: Sequence[str]) -> Mapping[str, Path]:
+    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path for path in paths}

@@ -9,7 +9,8 @@ import torch
 from osrm_cli.evaluation.scorers import score_answers
 from osrm_cli.evaluation.scores import TaskScore, TaskScores
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.text.backbone import TextBackbone
+from osrm_cli.merging.tokenizer_files import find_tokenizer_files
+from osrm_cli.models.text.backbone import TOKENIZER_NAME, TextBackbone
 from osrm_cli.progress import Advance, Progress
 from osrm_cli.sweep.scorer import ScoresBySplit, group_by_part
 from osrm_cli.sweep.tasks import SweepTask
@@ -72,7 +73,8 @@ class TextSweepScorer:
         dtype: torch.dtype,
         batch_size: int,
     ) -> None:
-        backbone = TextBackbone.load(base_dir, device)
+        carried = find_tokenizer_files(plan.adapters)[0].get(TOKENIZER_NAME)
+        backbone = TextBackbone.load(base_dir, device, beside=carried.parent if carried else None)
         backbone.check_layers(plan.shapes)
         self._adapters, self._batch_size = plan.adapters, batch_size
         self._weights = UpdatedWeights(backbone.model, plan.layers, dtype)

@@ -1,4 +1,4 @@
-"""Warnings where vLLM would refuse a merged adapter that writes."""
+"""Warnings where vLLM or llama.cpp would refuse a merged adapter that writes, or misread it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,14 +27,16 @@ def save(folder: Path, base: Path, **settings: object) -> Path:
     ("settings", "problem"),
     [
         ({}, None),
-        ({"modules_to_save": ["lm_head"]}, "vLLM loads no adapter with modules_to_save"),
+        ({"modules_to_save": ["lm_head"]}, "vLLM and llama.cpp load no adapter with modules_to_save"),
         ({"r": 300}, "vLLM loads ranks up to 512, this one is 600: give --rank 512"),
+        ({"rank_pattern": {"layers.1.self_attn.q_proj": 2}}, "llama.cpp reads one lora_alpha for all layers"),
     ],
 )
-def test_what_vllm_refuses(
+def test_what_servers_refuse(
     settings: dict[str, object], problem: str | None, tiny_writer: Callable[[str], Path], tmp_path: Path
 ) -> None:
     adapters = [save(tmp_path / name, tiny_writer("llama"), **settings) for name in ("a", "b")]
-    warnings = [text for text in merge_adapters(adapters, out=tmp_path / "merged").warnings if "vLLM" in text]
+    found = merge_adapters(adapters, out=tmp_path / "merged").warnings
+    warnings = [text for text in found if "vLLM" in text or "llama.cpp" in text]
     assert len(warnings) == (problem is not None)
     assert problem is None or warnings[0].startswith(problem)

@@ -8,8 +8,10 @@ from typing import Any, Self
 
 import torch
 
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.layers import AdapterLayer
+from osrm_cli.errors import OsrmError
 from osrm_cli.models.backbone import TaskSource, check_layers, make_peft_model, with_deltas, with_update
 from osrm_cli.models.batching import Encoding
 from osrm_cli.models.classifier import load_tokenizer
@@ -17,6 +19,8 @@ from osrm_cli.models.lora_config import check_task_type
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.models.text.generation import CompletionLosses, compute_losses, generate_answers
 from osrm_cli.models.text.language_model import load_language_model
+
+TOKENIZER_NAME = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,21 @@ class TextBackbone:
     device: torch.device
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Self:
+    def load(
+        cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, beside: Path | None = None
+    ) -> Self:
         """Load a base model, or a merged one.
+
+        Args:
+            folder: The model's folder.
+            device: Device of the model.
+            dtype: Precision of its weights.
+            beside: Folder of an adapter, whose own tokenizer and chat template count if it has one.
 
         Raises:
             OsrmError: If it cannot write text, or has no tokenizer.
         """
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(beside if beside and (beside / TOKENIZER_NAME).is_file() else folder)
         model = load_language_model(folder, tokenizer, dtype, device=device).model
         model.requires_grad_(False).train(False)
         return cls(folder, model, tokenizer, device)
@@ -60,11 +72,23 @@ class TextBackbone:
         """
         if adapter := source.adapter:
             check_task_type(adapter, TEXT_TASK_TYPES)
-            with with_update(self.model, make_peft_model(self.model, adapter), adapter) as model:
+            with with_update(self.model, self._make_peft_model(adapter), adapter) as model:
                 yield model
             return
         with with_deltas(self.model, source.read_delta, source.delta_layers):
             yield self.model
+
+    def _make_peft_model(self, adapter: Adapter) -> Any:
+        try:
+            return make_peft_model(self.model, adapter)
+        except RuntimeError as error:
+            line = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
+            if line is None:
+                raise
+            raise OsrmError(
+                f"{adapter.folder} does not fit the base model: {line}",
+                "where tokens were added, merge with --as model and score that",
+            ) from error
 
     def losses(
         self, model: torch.nn.Module, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]
