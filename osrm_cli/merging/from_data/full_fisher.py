@@ -10,9 +10,10 @@ from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data.fisher import FisherInformation, example_loss
 from osrm_cli.merging.plan import MergePlan
+from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import TOKENIZER_FILES
 from osrm_cli.models.batching import check_vocabulary, collate_batch, tokenize_examples
-from osrm_cli.models.classifier import check_max_length, load_classifier, load_tokenizer
+from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.full.full_model import FullModel
 from osrm_cli.progress import Progress
 
