@@ -19,7 +19,7 @@ def test_commands_stand_in_the_order_of_the_work(tmp_path: Path) -> None:
     assert run.code == 0
     found = [name for name in re.findall(r"^  (\w+) ", run.stdout.partition("Commands:")[2], re.M) if name in COMMANDS]
     assert found == COMMANDS
-    order = "collect init train merge extract calibrate retrofit eval sweep diagnose report verify demo"
+    order = "collect init train merge extract calibrate retrofit eval sweep diagnose report convert verify demo"
     assert found == order.split()
 
 
