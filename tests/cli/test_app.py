@@ -121,7 +121,7 @@ def test_every_output_has_its_usual_names(command: str) -> None:
 
     parameters = get_command(app).commands[command].params
     outputs = [parameter.opts for parameter in parameters if "--out" in parameter.opts]
-    assert outputs == ([] if command == "verify" else [["--out", "-o", "--output"]])
+    assert outputs == ([] if command in ("convert", "verify") else [["--out", "-o", "--output"]])
 
 
 def test_the_output_by_its_other_names(project_copy: Path) -> None:
