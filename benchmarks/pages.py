@@ -21,6 +21,7 @@ SCRIPTS = (
     "merge",
     "ties",
     "elements",
+    "extract",
     "evaluate",
     "memory",
     "growth",

@@ -63,6 +63,7 @@ def methods() -> str:
             for option in sorted(used_options(row))
         )
         facts = [f"Options, with their defaults: {options}."]
+        facts.append("Takes full models." if row.takes_full_models else "Takes adapters alone.")
         if row.aliases:
             facts.append(f"Also called {', '.join(f'`{alias}`' for alias in row.aliases)}.")
         if row.wrappers:

@@ -80,7 +80,7 @@ def test_a_document_without_marks_is_refused() -> None:
 def test_scripts_run(minilm: str) -> None:
     wanted = [
         word
-        for name in ("start_up", "init", "penalty", "merge", "ties", "memory", "offload")
+        for name in ("start_up", "init", "penalty", "merge", "ties", "memory", "offload", "extract")
         for word in ("--only", name)
     ]
     done = subprocess.run(
@@ -91,4 +91,4 @@ def test_scripts_run(minilm: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| what |") == 7
+    assert done.stdout.count("| what |") == 8

@@ -118,12 +118,9 @@ def _record(result: "ExtractedAdapter") -> dict[str, Any]:
 def _make_table(result: "ExtractedAdapter", dry_run: bool) -> "Table":
     ranks = sorted(set(result.ranks.values()))
     text = f"rank {' to '.join(map(str, (ranks[0], ranks[-1])[: len(ranks)]))}, " if ranks else ""
-    title = (
-        f"would write {result.path}: {len(result.layers)} layers, at most {result.held:.1%} of the difference's energy"
-        if dry_run
-        else f"{result.path}: {text}{len(result.layers)} layers, {result.held:.1%} of the difference's energy"
-    )
+    title = f"{'would write ' if dry_run else ''}{result.path}: {text}{len(result.layers)} layers"
     rows = table("tensors", "that differ", "share of the energy", "not held", title=title)
     for kind, row in result.kinds.items():
         rows.add_row(kind, str(row.tensors), f"{row.share:.2%}", f"{row.lost:.2%}")
+    rows.add_row("all", str(sum(row.tensors for row in result.kinds.values())), "100.00%", f"{1 - result.held:.2%}")
     return rows
