@@ -33,8 +33,16 @@ def make_lora_config(adapter: Adapter) -> LoraConfig:
 
     Args:
         adapter: The adapter; ``find_adapted_layers`` compares its layers with those that PEFT has found.
+
+    Raises:
+        OsrmError: If it adapts stacked experts.
     """
     config = adapter.config
+    if config.target_parameters:
+        raise OsrmError(
+            f"{adapter.folder} adapts parameters that stack experts, with which no model can be run here",
+            "osrm merge and osrm convert take it; load the result with PEFT",
+        )
     targets = config.target_modules
     return LoraConfig(
         task_type=config.task_type,

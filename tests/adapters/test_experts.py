@@ -12,6 +12,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
+from osrm_cli.models.lora_config import make_lora_config
 from tests.adapters.formats.factories import deltas
 
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -157,3 +158,9 @@ def test_what_cannot_be_split_is_refused(tmp_path, settings, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(OsrmError, match=message):
         Adapter.open(tmp_path / "a")
+
+
+def test_no_model_is_run_with_experts(tmp_path):
+    save(tmp_path / "a")
+    with pytest.raises(OsrmError, match="stack experts, with which no model can be run here"):
+        make_lora_config(Adapter.open(tmp_path / "a"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.conversion.convert import convert_adapter
@@ -226,11 +226,25 @@ def test_nothing_stays_where_writing_fails(tmp_path: Path):
     write_peft(tmp_path / "style")
     tensors = load_file(tmp_path / "style" / "adapter_model.safetensors")
     tensors[f"base_model.model.{QUERY}.lora_B.weight"][0, 0] = torch.nan
-    from safetensors.torch import save_file
-
     save_file(tensors, tmp_path / "style" / "adapter_model.safetensors")
     before = listing(tmp_path)
     for format, out in {"kohya": "a.safetensors", "diffusers": "b.safetensors", "peft": "c"}.items():
         with pytest.raises(OsrmError, match="NaN or infinity"):
             convert_adapter(tmp_path / "style", tmp_path / out, format)
     assert listing(tmp_path) == before
+
+
+def test_what_files_were_merged_into_can_be_verified(tmp_path):
+    for name, seed in {"a": 1, "b": 2}.items():
+        write_peft(tmp_path / name, seed=seed)
+        convert_adapter(tmp_path / name, tmp_path / f"{name}.safetensors", "diffusers")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "b.safetensors").rename(tmp_path / "saved" / "pytorch_lora_weights.safetensors")
+    assert osrm("merge", "a.safetensors", "saved", cwd=tmp_path).code == 0
+    run = osrm("verify", "merged", "--json", cwd=tmp_path)
+    assert run.code == 0, run.stdout
+    inputs = {check["name"]: check["result"] for check in json.loads(run.stdout)["checks"] if check["kind"] == "input"}
+    assert inputs.items() >= {"a.safetensors": "same", "saved": "same"}.items()
+    tensors = load_file(tmp_path / "a.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, tmp_path / "a.safetensors")
+    assert osrm("verify", "merged", cwd=tmp_path).code == 1

@@ -24,6 +24,7 @@ language_model
 
 double_blocks single_blocks img_attn txt_attn time_in vector_in guidance_in in_layer out_layer final_layer cross_attn
 time_embed label_emb input_blocks middle_block output_blocks in_layers emb_layers out_layers skip_connection
+joint_blocks context_block x_block k_img v_img time_projection text_embedding
 """
 _SIMPLE_TEXT = """
 attentions resnets downsamplers upsamplers attn attn1 attn2 ff net proj conv conv1 conv2 norm norm1 linear op out

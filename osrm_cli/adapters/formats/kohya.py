@@ -93,7 +93,10 @@ def write(path: Path, output: Output) -> None:
     adapter = output.adapter
     check_only_linear(adapter, "kohya")
     components = assign_components(adapter.source, adapter.layers, output.component)
-    names = {layer: _flat_name(adapter.source, component, name) for layer, (component, name) in components.items()}
+    # The scripts number the text encoders where there are several.
+    several = {"text_encoder_2", "text_encoder_3"} & {component for component, _ in components.values()}
+    prefixes = {**_PREFIXES, "text_encoder": "lora_te1_"} if several else _PREFIXES
+    names = {layer: _flat_name(adapter.source, prefixes, *own) for layer, own in components.items()}
     alphas = {layer: plain_alpha(adapter.config, layer, shape.rank) for layer, shape in adapter.layers.items()}
     metadata = {
         **output.metadata,
@@ -142,11 +145,11 @@ def full_name(path: Path, flat: str) -> str:
     )
 
 
-def _flat_name(source: str, component: str, name: str) -> str:
-    if component not in _PREFIXES:
+def _flat_name(source: str, prefixes: Mapping[str, str], component: str, name: str) -> str:
+    if component not in prefixes:
         raise OsrmError(f"{source}: kohya's format has no place for {component}", "use --format diffusers")
     try:
-        return _PREFIXES[component] + flatten_name(name)
+        return prefixes[component] + flatten_name(name)
     except ValueError as error:
         raise OsrmError(f"{source}: kohya's format cannot name a layer: {error}", "use --format diffusers") from None
 

@@ -148,11 +148,31 @@ def test_the_header_s_facts_go_on_but_for_digests_and_private_ones(tmp_path):
     assert not private.keys() & metadata.keys()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["blocks.0.cross_attn.k_img", "joint_blocks.7.context_block.attn.qkv", "transformer_blocks.3.img_mlp.net.0.proj"],
+)
+def test_names_of_other_transformers_come_back(tmp_path, name):
+    path = write_file(tmp_path / "a.safetensors", kohya("lora_unet_" + name.replace(".", "_")))
+    assert list(Adapter.open(path).layers) == [f"diffusion_model.{name}"]
+
+
 def test_names_of_other_transformers_keep_their_layout(tmp_path):
     path = write_file(tmp_path / "wan.safetensors", kohya("lora_unet_blocks_0_self_attn_q"))
-    assert list(Adapter.open(path).layers) == ["diffusion_model.blocks.0.self_attn.q"]
     convert_adapter(path, tmp_path / "wan")
     convert_adapter(tmp_path / "wan", tmp_path / "back.safetensors", "kohya")
     assert "lora_unet_blocks_0_self_attn_q.lora_up.weight" in load_file(tmp_path / "back.safetensors")
     with pytest.raises(OsrmError, match="its authors' layout"):
         convert_adapter(path, tmp_path / "back2.safetensors", "diffusers")
+
+
+def test_text_encoders_are_numbered_where_there_are_several(tmp_path):
+    names = ["text_model.encoder.layers.3.self_attn.q_proj", "text_model.encoder.layers.0.mlp.fc1"]
+    write_peft(tmp_path / "one", {f"text_encoder.{names[0]}": (6, 4), f"unet.{QUERY}": (6, 4)})
+    write_peft(tmp_path / "two", {f"text_encoder.{names[0]}": (6, 4), f"text_encoder_2.{names[1]}": (6, 4)})
+    for name, prefixes in {"one": {"lora_te", "lora_unet"}, "two": {"lora_te1", "lora_te2"}}.items():
+        convert_adapter(tmp_path / name, tmp_path / f"{name}.safetensors", "kohya")
+        stored = load_file(tmp_path / f"{name}.safetensors")
+        assert {"_".join(each.split("_")[:2]) for each in stored} == prefixes
+        back, ours = (Adapter.open(tmp_path / each).layers.keys() for each in (f"{name}.safetensors", name))
+        assert back == ours
