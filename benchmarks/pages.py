@@ -33,7 +33,6 @@ MARKS = ("<!-- benchmarks: rewritten by python -m benchmarks.pages -->\n", "<!--
 SHORT = (
     ("start_up", "`osrm --help`", "mergekit-yaml --help"),
     ("collect", "means", "published loop"),
-    ("train", "sst2, one epoch of 600", "run_glue, padded to 128"),
     ("merge", "`svd`", "PEFT svd, one matrix times 128"),
     ("elements", "`ties`, width 8192", "PEFT ties"),
     ("text", "generate, 24 answers to mini-json", "generate, one by one"),
