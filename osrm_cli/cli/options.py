@@ -144,7 +144,6 @@ RecordedData = Annotated[
         show_default=False,
     ),
 ]
-MAX_LENGTH = 128  # unless the user or the task specifies another; the paper's
 MaxLength = Annotated[
     int | None,
     typer.Option(

@@ -68,11 +68,6 @@ class Task:
         """Number of the model's outputs."""
         return 1 if self.regression or self.labels is None else len(self.labels)
 
-    @property
-    def problem_type(self) -> str:
-        """The kind of task by transformers' name, which decides the loss."""
-        return "regression" if self.regression else "single_label_classification"
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON has them; those of text alone only where the answer is text."""
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

@@ -196,7 +196,6 @@ def test_a_task_survives_json(labels):
     task = Task("mine", ("first", "second"), labels, ("accuracy",), 64)
     assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
     assert task.num_labels == (1 if labels is None else len(labels))
-    assert task.problem_type == ("regression" if labels is None else "single_label_classification")
 
 
 def numbered(count, name="mine", split="train"):
