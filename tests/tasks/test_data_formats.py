@@ -179,19 +179,6 @@ def test_what_is_refused_names_the_line_that_mends_it(tmp_path):
     assert "a text of a tsv file cannot hold a tab" in refused(tmp_path, task="c")[1]
 
 
-def test_several_labels_a_row_are_refused(tmp_path):
-    message, hint = refused(write_jsonl(tmp_path, labelled([["a", "b"], ["a"]])))
-    assert message == "train.jsonl:1: the label is ['a', 'b']: several labels a row are not supported"
-    assert "a task of each label" in hint
-    write_csv(
-        tmp_path, ["id", "comment_text", "toxic", "threat"], [["x", t, i % 2, 0] for i, t in enumerate(TEXTS)], task="b"
-    )
-    message, hint = refused(tmp_path, task="b")
-    assert message == "train.csv has several columns of 0 and 1, toxic, threat: several labels a row are not supported"
-    declare(tmp_path, 'label_column = "toxic"\n', task="b")
-    assert load_split("b", tmp_path, "train").task.labels == (0, 1)
-
-
 def test_a_share_of_train_is_dev(tmp_path):
     write_csv(tmp_path, ["text", "label"], zip(TEXTS, "ab" * 6, strict=True), "reviews.csv")
     assert list_tasks(tmp_path) == ["mine"]
