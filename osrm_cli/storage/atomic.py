@@ -165,7 +165,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a staging folder, also with an old output whose folders may not be written: their owner may change that."""
+    """Remove a staging folder, also if an old output in it has folders that may not be written: their owner may."""
     shutil.rmtree(folder, ignore_errors=True)
     for root, names, _ in os.walk(folder):
         for path in (Path(root, name) for name in names):
