@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
@@ -94,6 +94,7 @@ def test_what_is_no_label_set_is_refused(tmp_path: Path, text: str, name: str, t
 SETS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=20)
 
 
+@settings(deadline=None)
 @given(SETS)
 def test_metrics_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     found, truth = (np.array(column) for column in zip(*pairs, strict=True))
@@ -103,6 +104,7 @@ def test_metrics_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     assert scores["subset_accuracy"] == pytest.approx(100 * accuracy_score(*matrices))
 
 
+@settings(deadline=None)
 @given(SETS)
 def test_scores_of_resamples_are_those_of_the_examples_drawn(pairs: list[tuple[int, int]]) -> None:
     found, truth = (np.array(column) for column in zip(*pairs, strict=True))
