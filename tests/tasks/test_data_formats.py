@@ -316,3 +316,11 @@ def test_nothing_but_our_own_error(tmp_path_factory, kind, pieces, header, encod
 )
 def test_values_beyond_all_bounds_are_refused(tmp_path, rows):
     assert refused(write_jsonl(tmp_path, rows))[0].startswith("train.jsonl:")
+
+
+def test_pairs_of_a_text_and_its_label(tmp_path):
+    (tmp_path / "mine").mkdir()
+    rows = [[text, "ab"[i % 2]] for i, text in enumerate(TEXTS)]
+    (tmp_path / "mine" / "train.json").write_text(json.dumps(rows))
+    data = load_split("mine", tmp_path, "train", limit=1)
+    assert (data.task.columns, data.task.labels, data.labels) == (("text",), ("a", "b"), [0])
