@@ -173,6 +173,17 @@ class Adapter:
         """
         return self._read_saved(is_base_module=True)
 
+    def base_copies(self) -> dict[str, torch.Tensor]:
+        """The base model's weights below adapted embeddings, which PEFT stores too, by their name in the base model.
+
+        Where tokens were added, they hold rows that the base model lacks.
+
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        names = {f"{PREFIX}{layer}.base_layer.weight": f"{layer}.weight" for layer in self.layers}
+        return {name: self._read(stored) for stored, name in names.items() if stored in self.tensors}
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Every tensor by the name that PEFT gives it.
 
@@ -227,8 +238,10 @@ class Adapter:
         """
         tensors = {}
         for name, location in self.tensors.items():
-            layer, dot, suffix = name.removeprefix(PREFIX).partition(".lora_")
-            tensors[f"{PREFIX}{names[layer]}{dot}{suffix}" if dot else name] = location
+            layer, dot, suffix = name.removeprefix(PREFIX).partition(
+                ".base_layer." if ".base_layer." in name else ".lora_"
+            )
+            tensors[f"{PREFIX}{names[layer]}{dot}{suffix}" if dot and layer in names else name] = location
         layers = {names[name]: layer for name, layer in self.layers.items()}
         return replace(self, layers=layers, tensors=tensors)
 

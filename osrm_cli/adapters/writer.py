@@ -18,6 +18,8 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import safetensors_io
 from osrm_cli.storage.safetensors_io import TensorStream, write_stream
 
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+
 
 class AdapterWriter:
     """An adapter folder being written: memory holds one layer at a time, or the experts of one parameter.
@@ -106,6 +108,11 @@ def write_adapter_stream(
         yield writer
         for name in sorted(heads.keys() - set(wide), key=lambda name: (-heads[name].element_size(), name)):
             stream.add(PREFIX + name, heads[name])
+    experts = {layer: rank for layer, rank in writer.ranks.items() if _EXPERT.search(layer)}
+    if len(set(experts.values())) > 1:  # PEFT stacks the experts of a layer, for which they need one rank
+        widest = max(experts.values())
+        _pad_ranks(folder / WEIGHTS_NAME, experts, widest, metadata)
+        writer.ranks.update(dict.fromkeys(experts, widest))
     _write_config(folder, with_ranks(config, writer.ranks))
 
 
@@ -135,7 +142,8 @@ def _tensor_names(config: AdapterConfig, layers: Collection[str], shapes: Mappin
 
 def with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig:
     """The settings with which PEFT builds these ranks; the scaling is 1 where ``config`` has no ``lora_alpha``."""
-    usual_rank = max(ranks.values())
+    # A pattern of a single expert's rank would not match the stack that PEFT makes of them.
+    usual_rank = max((rank for layer, rank in ranks.items() if _EXPERT.search(layer)), default=max(ranks.values()))
     exceptions = {f"^{re.escape(layer)}": rank for layer, rank in ranks.items() if rank != usual_rank}
     return replace(
         config,
@@ -148,6 +156,21 @@ def with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig
 
 def _is_parameter(config: AdapterConfig, name: str) -> bool:
     return find_parent(config, f"{name}.0") is not None
+
+
+def _pad_ranks(path: Path, layers: Collection[str], rank: int, metadata: Mapping[str, str] | None) -> None:
+    """Write an adapter's file again, with zeros at the end of some layers' factors."""
+    factors = {PREFIX + layer + suffix: axis for layer in layers for axis, suffix in enumerate(FACTORS[False])}
+    names = safetensors_io.open_tensors(path).offset_keys()
+    file, padded = safetensors_io.TensorFile(path), path.with_name(f"{path.name}.padded")
+    with write_stream(padded, names, metadata) as stream:
+        for name in names:
+            tensor = file.get_tensor(name)
+            if name in factors:
+                missing = rank - tensor.shape[factors[name]]
+                tensor = torch.nn.functional.pad(tensor, (0, missing) if factors[name] else (0, 0, 0, missing))
+            stream.add(name, tensor)
+    padded.replace(path)
 
 
 def _write_config(folder: Path, config: AdapterConfig) -> None:

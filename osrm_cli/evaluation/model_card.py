@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 from osrm_cli.evaluation.scores import TaskScores
 
 _BEGIN, _END = "<!-- scores of osrm eval -->", "<!-- end of scores -->"
-_HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+_HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "micro_f1": "f1"}
 
 
 def with_scores(text: str, name: str, scores: TaskScores, split: str) -> str:

@@ -1,6 +1,6 @@
 """Match features to adapters by task, base model and layers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def check_features(adapters: Sequence[Adapter], features: FeatureSet) -> None:
                 f"osrm collect --task {adapter.name}, or name its task: --task TASK={adapter.source}",
             )
         _check_base(adapter, file)
-        check_layers(adapter, file)
+        check_layers(adapter, file, features.tasks)
 
 
 def _check_base(adapter: Adapter, file: FeaturesFile) -> None:
@@ -77,8 +77,13 @@ def _target_options(adapter: Adapter) -> str:
     return " ".join(f"--target-modules {name}" for name in sorted({name.rpartition(".")[2] for name in adapter.layers}))
 
 
-def check_layers(adapter: Adapter, file: FeaturesFile) -> None:
+def check_layers(adapter: Adapter, file: FeaturesFile, tasks: Collection[str]) -> None:
     """Check that a features file describes every layer of an adapter, with the same widths.
+
+    Args:
+        adapter: The adapter.
+        file: The features of its task.
+        tasks: All that there are features of: their layers have to be the same.
 
     Raises:
         OsrmError: If it does not, or the adapter adapts an embedding, which has no inputs to describe.
@@ -93,5 +98,5 @@ def check_layers(adapter: Adapter, file: FeaturesFile) -> None:
             widths = f"({known.d_in}, {known.d_out})" if known else "nothing"
             raise OsrmError(
                 f"{file.path} has {widths} for {name}, expected ({layer.d_in}, {layer.d_out}) (d_in, d_out)",
-                f"osrm collect --task {file.task} --overwrite {_target_options(adapter)}",
+                f"osrm collect {' '.join(f'--task {task}' for task in tasks)} --overwrite {_target_options(adapter)}",
             )

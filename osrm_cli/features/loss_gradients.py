@@ -15,8 +15,11 @@ from torch.nn import functional
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import heads
 from osrm_cli.models.batching import IGNORED, Encoding, collate_batch, group_by_length
+from osrm_cli.models.heads import missing_class
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.models.text.generation import completion_logits, token_losses
+from osrm_cli.tasks.draws import order_by_hash
+from osrm_cli.tasks.label_sets import label_matrix
 from osrm_cli.tasks.task import Label, Task, TaskSplit
 
 
@@ -108,8 +111,15 @@ class _GradientSums:
 
 
 def task_loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:
-    """Sum of the examples' losses, the one that training has: cross-entropy, or the squared error of a score."""
+    """Sum of the examples' losses, the one that training has.
+
+    Cross-entropy, its mean over the classes where any number of them holds, or the squared error of a score.
+    """
     targets = torch.tensor(labels, device=logits.device)
+    if task.is_multi_label:
+        flags = torch.as_tensor(label_matrix(labels, task.num_labels), device=logits.device).float()
+        total = functional.binary_cross_entropy_with_logits(logits.float(), flags, reduction="sum")
+        return total / task.num_labels
     if task.regression:
         return functional.mse_loss(logits.float().squeeze(-1), targets.float(), reduction="sum")
     return functional.cross_entropy(logits.float(), targets, reduction="sum")
@@ -118,6 +128,17 @@ def task_loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torc
 def _split_in_halves(data: TaskSplit) -> tuple[list[int], list[int]]:
     """Every second example of each class, or along the scores, and the others."""
     labels, task = data.labels, data.task
+    if task.is_multi_label:
+        order = order_by_hash(range(len(labels)), "halves", task.name)
+        first, second = sorted(order[::2]), sorted(order[1::2])
+        for rows in (first, second):
+            if not rows or (name := missing_class(task, [labels[i] for i in rows])) is not None:
+                raise OsrmError(
+                    f"{len(labels)} examples of '{task.name}' are too few for its gradient: half of them hold each or "
+                    f"none of class '{name if rows else task.labels}'",
+                    "take more --samples",
+                )
+        return first, second
     for index, name in enumerate(task.labels or ()):
         if labels.count(index) < 2:
             raise OsrmError(

@@ -55,7 +55,7 @@ def open_layer_data(plan: MergePlan) -> LayerData:
                 f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
             )
         files[adapter.name] = FeaturesFile.open(path)
-        check_layers(adapter, files[adapter.name])
+        check_layers(adapter, files[adapter.name], [each.name for each in plan.adapters])
     FeatureSet(files).select((SECOND_MOMENT,), f"method {plan.method.name}")
     check_same_base_model({**{file.path: file.base for file in files.values()}, **plan.bases})
     return FeatureMoments(list(files.values()))

@@ -148,7 +148,9 @@ def merge_adapters(
     modules = plan.read_saved_modules()
     samples = _draw_samples(plan, modules.heads) if plan.method.data_statistic else []
     step = calibrate(plan.adapters, chosen.data) if calibrate else None
-    target = ModelTarget.find(plan, base_dir, modules.shared) if base_dir and plan.recipe.output == "model" else None
+    target = (
+        ModelTarget.find(plan, base_dir, modules.new_values) if base_dir and plan.recipe.output == "model" else None
+    )
     # The tokenizer of a model with added rows would number tokens that the result does not have.
     tokenizer, differences = find_tokenizer_files([adapter for adapter in plan.adapters if not adapter.warnings])
     warnings = [text for adapter in plan.adapters for text in adapter.warnings]

@@ -99,7 +99,7 @@ def _write_adapter(
     stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], modules: SavedModules
 ) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
-    heads, shared = modules.heads, modules.shared
+    heads, beside = modules.heads, modules.beside_update
     config = _config(plan, modules)
     kept = {}
     with ExitStack() as stack:
@@ -108,13 +108,13 @@ def _write_adapter(
             folder.mkdir(parents=True, exist_ok=True)
             return stack.enter_context(write_adapter_stream(folder, plan.layers, own, head, plan.dtype, plan.shapes))
 
-        writers = [open_writer(stage, config, shared)]
+        writers = [open_writer(stage, config, beside)]
         for adapter in plan.adapters:
             if head := heads[adapter.name]:
                 own = replace(
                     config, task_type=adapter.config.task_type, modules_to_save=adapter.config.modules_to_save
                 )
-                writers.append(open_writer(stage / TASKS_FOLDER / adapter.name, own, {**head, **shared}))
+                writers.append(open_writer(stage / TASKS_FOLDER / adapter.name, own, {**head, **beside}))
         for layer in layers:
             if not isinstance(layer.result, LowRank):
                 raise TypeError(f"{layer.name}: {type(layer.result).__name__} cannot be written as an adapter")

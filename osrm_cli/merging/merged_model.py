@@ -39,20 +39,22 @@ class ModelTarget:
     modules: Mapping[str, torch.Tensor]
 
     @classmethod
-    def find(cls, plan: MergePlan, base_dir: Path, shared: Mapping[str, torch.Tensor]) -> "ModelTarget":
+    def find(cls, plan: MergePlan, base_dir: Path, new_values: Mapping[str, torch.Tensor]) -> "ModelTarget":
         """Find each layer's weight, and each tensor of a module that was trained as a whole.
 
         Args:
             plan: What is merged.
             base_dir: The base model.
-            shared: Tensors of such modules, see ``SavedModules``.
+            new_values: Tensors that replace the base model's, see ``SavedModules``.
 
         Raises:
             OsrmError: If the base model's files are damaged, quantized, or do not fit the adapters.
         """
-        checkpoint = _untie(Checkpoint.open(base_dir), [*_weight_names(plan), *shared])
-        is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
+        checkpoint = _untie(Checkpoint.open(base_dir), [*_weight_names(plan), *new_values])
         config = _read_config(base_dir)
+        modules = {_find_tensor(checkpoint, name): tensor for name, tensor in new_values.items()}
+        checkpoint = _resize(checkpoint, modules, config)
+        is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS
         weights: dict[str, tuple[str, bool]] = {}
         owners: dict[str, str] = {}
@@ -77,8 +79,6 @@ class ModelTarget:
                     f"layers {other} and {name} are both {weights[name][0]} of {base_dir}",
                     "use adapters that were trained on one class of model",
                 )
-        modules = {_find_tensor(checkpoint, name): tensor for name, tensor in shared.items()}
-        checkpoint = _resize(checkpoint, modules, config)
         return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights, modules)
 
     @property
@@ -113,7 +113,7 @@ class ModelTarget:
             weight: add for weight, _ in self.weights.values()
         }
         for name, tensor in self.modules.items():
-            changes[name] = functools.partial(_replaced, tensor)
+            changes[name] = functools.partial(_replaced, tensor, changes.get(name))
         self.checkpoint.write(stage, changes, self.dtype)
         next(layers, None)  # lets the last layer count in the progress
         return kept
@@ -176,7 +176,7 @@ def _find_tensor(checkpoint: Checkpoint, name: str) -> str:
     names = checkpoint.find_names(name)
     if not names:
         raise OsrmError(
-            f"{checkpoint.folder} has no tensor {name}, which modules_to_save stores as a whole", "leave out --as model"
+            f"{checkpoint.folder} has no tensor {name}, which an adapter stores as a whole", "leave out --as model"
         )
     return names[0]
 
@@ -195,7 +195,7 @@ def _resize(checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config:
     vocabulary = {each for one in checkpoint.architecture.vocabulary for each in checkpoint.find_names(one)}
     is_whole = others.keys() == vocabulary and "vocab_size" in config
     if is_whole and all(each.shape == (size, *widths[key]) for key, each in others.items()):
-        return checkpoint.with_vocabulary(size)
+        return checkpoint.with_vocabulary(size, others)
     raise OsrmError(
         f"{name} is {tuple(tensor.shape)} in the adapter, {checkpoint.tensors[name].shape} in {checkpoint.folder}: "
         "its vocabulary has grown, and not all of its embeddings are in the adapter",
@@ -203,8 +203,10 @@ def _resize(checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config:
     )
 
 
-def _replaced(new: torch.Tensor, _old: torch.Tensor) -> torch.Tensor:
-    return new
+def _replaced(
+    new: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] | None, _old: torch.Tensor
+) -> torch.Tensor:
+    return change(new) if change else new
 
 
 def _read_config(base_dir: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Adapters are taken in the order of their names, whatever order they are given in
 import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,10 +42,23 @@ class SavedModules:
     Attributes:
         heads: Each task's head.
         shared: Tensors of base-model modules that were trained as a whole, by name: the same in every adapter.
+        copies: Weights of the base model below adapted embeddings, by name, see ``Adapter.base_copies``.
     """
 
     heads: Heads
     shared: Mapping[str, torch.Tensor]
+    copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def new_values(self) -> dict[str, torch.Tensor]:
+        """What the base model's tensors of these names are, before updates are added."""
+        return {**self.copies, **self.shared}
+
+    @property
+    def beside_update(self) -> dict[str, torch.Tensor]:
+        """What an adapter holds beside its factors, under the names that PEFT stores."""
+        copies = {f"{name.rpartition('.')[0]}.base_layer.weight": tensor for name, tensor in self.copies.items()}
+        return {**copies, **self.shared}
 
 
 @dataclass(frozen=True)
@@ -184,7 +197,7 @@ class MergePlan:
                 f"{first.source} trained {next(iter(shared))} as a whole, which {self.method.name} cannot hold",
                 "use another method, see osrm merge --list",
             )
-        return SavedModules(heads, shared)
+        return SavedModules(heads, shared, {} if self.method.is_task_aware else _shared_copies(self.adapters))
 
     def write_recipe(self, folder: Path) -> None:
         """Write ``merge.yaml``, which repeats this merge: where weights were learned, it has them and needs no data."""
@@ -267,6 +280,21 @@ def _check_same_modules(first: Adapter, shared: Mapping[str, torch.Tensor], othe
                 f"{first.source} and {other.source} differ in {name}, which modules_to_save stores as a whole",
                 "merge adapters that share it, or train them without modules_to_save",
             )
+
+
+def _shared_copies(adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
+    """The adapters' copies of the base model's embeddings, which have to be the same: updates count on them alone."""
+    copies: dict[str, torch.Tensor] = {}
+    owners: dict[str, Adapter] = {}
+    for adapter in adapters:
+        for name, tensor in adapter.base_copies().items():
+            owner = owners.setdefault(name, adapter)
+            if not torch.equal(copies.setdefault(name, tensor), tensor):
+                raise OsrmError(
+                    f"{owner.source} and {adapter.source} adapt {name}, but from different values",
+                    "use adapters whose added tokens began with the same values",
+                )
+    return copies
 
 
 def _with_weights(

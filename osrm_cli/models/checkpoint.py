@@ -6,7 +6,7 @@ Memory holds one changed weight at a time; the other tensors are copied as bytes
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -96,9 +96,15 @@ class Checkpoint:
         settings = {**self.settings, "tie_word_embeddings": False}
         return replace(self, tensors={**self.tensors, **further}, settings=settings)
 
-    def with_vocabulary(self, size: int) -> "Checkpoint":
-        """The model with so many tokens; its tensors with a row for each token are to be changed into such."""
-        return replace(self, settings={**self.settings, "vocab_size": size})
+    def with_vocabulary(self, size: int, names: Collection[str]) -> "Checkpoint":
+        """The model with another number of tokens.
+
+        Args:
+            size: So many.
+            names: The tensors with a row for each; ``write`` has to change them into such.
+        """
+        grown = {name: replace(self.tensors[name], shape=(size, *self.tensors[name].shape[1:])) for name in names}
+        return replace(self, tensors={**self.tensors, **grown}, settings={**self.settings, "vocab_size": size})
 
     def find_weight(self, layer: str, shape: tuple[int, ...], transposed: bool) -> tuple[str, bool]:
         """The name of a layer's weight, and whether the weight is stored as ``(d_in, d_out)``.

@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.batching import Encoding, compute_logits
+from osrm_cli.tasks.label_sets import label_matrix
 from osrm_cli.tasks.task import Label, Task
 
 REGULARIZATION_STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # weight of one example against a small head
@@ -26,19 +27,51 @@ def fit_linear_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, lab
         head: The layer.
         task: The task to predict.
         inputs: ``(n, d)``.
-        labels: One for each row; for classes, every class among them.
+        labels: One for each row, see ``missing_class``.
 
     Returns:
-        The strength, one of ``REGULARIZATION_STRENGTHS``; the least of them where a class has a single example.
+        The strength, one of ``REGULARIZATION_STRENGTHS``; the least of them where a class has a single example, and
+        over the classes where any number of them holds.
     """
+    has_bias = head.bias is not None
+    if task.is_multi_label:
+        flags = label_matrix(labels, task.num_labels)
+        rows = [_fit_rows(False, inputs, flags[:, index].tolist(), has_bias) for index in range(task.num_labels)]
+        weights, biases, strengths = zip(*rows, strict=True)
+        W, b, strength = torch.cat(weights), torch.cat(biases), float(min(strengths))  # noqa: N806 - as in W x + b
+    else:
+        W, b, strength = _fit_rows(task.regression, inputs, labels, has_bias)  # noqa: N806
+        if task.num_labels == 2:  # one logit, which is the difference of the two
+            W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2  # noqa: N806
+    with torch.no_grad():
+        head.weight.copy_(W)
+        if has_bias:
+            head.bias.copy_(b)
+    return strength
+
+
+def missing_class(task: Task, labels: Sequence[Label]) -> str | int | None:
+    """A class for which a head cannot be fitted: it has no row; of several a row, it holds for each or for none."""
+    if task.labels is None:
+        return None
+    if task.is_multi_label:
+        means = label_matrix(labels, task.num_labels).mean(0)
+        return next((name for name, mean in zip(task.labels, means, strict=True) if mean in (0, 1)), None)
+    present = set(labels)
+    return next((name for index, name in enumerate(task.labels) if index not in present), None)
+
+
+def _fit_rows(
+    is_regression: bool, inputs: torch.Tensor, labels: Sequence[Label], intercept: bool
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Weight ``(k, d)``, bias ``(k,)`` and strength: one row for a score and for two classes, else one for each."""
     # scikit-learn takes a second to import, and callers that only read a head do not need it.
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    intercept = head.bias is not None
-    if task.regression:
+    if is_regression:
         model = Ridge(alpha=1 / REGULARIZATION_STRENGTHS[0], fit_intercept=intercept)
         grid, goal = {"ridge__alpha": [1 / strength for strength in REGULARIZATION_STRENGTHS]}, "neg_mean_squared_error"
         folds = min(_FOLDS, len(labels))
@@ -52,17 +85,11 @@ def fit_linear_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, lab
     else:
         steps.fit(inputs.numpy(), labels)
     scaler, model = steps
-    W = torch.as_tensor(model.coef_ / scaler.scale_).reshape(-1, inputs.shape[1])  # noqa: N806 - as in W x + b
+    W = torch.as_tensor(model.coef_ / scaler.scale_).reshape(-1, inputs.shape[1])  # noqa: N806
     b = torch.as_tensor(model.intercept_).reshape(-1)
     if intercept:
         b = b - W @ torch.as_tensor(scaler.mean_)
-    if task.num_labels == 2:  # one logit, which is the difference of the two
-        W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2  # noqa: N806
-    with torch.no_grad():
-        head.weight.copy_(W)
-        if intercept:
-            head.bias.copy_(b)
-    return float(1 / model.alpha if task.regression else model.C)
+    return W, b, float(1 / model.alpha if is_regression else model.C)
 
 
 def find_head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:

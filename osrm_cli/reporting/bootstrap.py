@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from osrm_cli.evaluation.scores import TaskScore, TaskScores
-from osrm_cli.tasks.metrics import METRICS, REGRESSION_METRICS
+from osrm_cli.tasks.label_sets import MAX_CLASSES, label_matrix
+from osrm_cli.tasks.metrics import METRICS, MULTI_LABEL_METRICS, REGRESSION_METRICS
 
 Array = NDArray[Any]
 Runs = Mapping[str, TaskScores]  # by seed
@@ -171,6 +172,9 @@ class Resamples:
         if set(names) <= set(REGRESSION_METRICS):
             correlations = {"pearson": self._pearson, "spearman": self._spearman}
             found = [correlations[name](predictions) for name in names]
+        elif set(names) <= set(MULTI_LABEL_METRICS):
+            of_sets = {"micro_f1": self._micro_f1, "subset_accuracy": self._subset_accuracy}
+            found = [of_sets[name](predictions) for name in names]
         else:
             confusion = self._confusion(predictions)
             found = [_CONFUSION[name](confusion) for name in names]
@@ -181,6 +185,14 @@ class Resamples:
         cells = self.labels.astype(np.int64) * self.num_labels + predictions.astype(np.int64)
         one_hot = np.eye(self.num_labels**2)[cells]
         return np.asarray(self.counts @ one_hot).reshape(-1, self.num_labels, self.num_labels)
+
+    def _micro_f1(self, predictions: Array) -> Array:
+        truth, found = label_matrix(self.labels, MAX_CLASSES), label_matrix(predictions, MAX_CLASSES)
+        sums = self.counts @ np.stack([2 * (truth & found).sum(1), truth.sum(1) + found.sum(1)], axis=1)
+        return _ratio(sums[:, 0], sums[:, 1])
+
+    def _subset_accuracy(self, predictions: Array) -> Array:
+        return np.asarray(self.counts @ (predictions == self.labels) / self.counts.sum(1))
 
     def _pearson(self, predictions: Array) -> Array:
         x, y = predictions - predictions.mean(), self.labels - self.labels.mean()

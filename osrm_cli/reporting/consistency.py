@@ -10,7 +10,8 @@ from osrm_cli.evaluation.score_files import ScoreFile
 from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.reporting.bootstrap import count_classes, metric_names
 from osrm_cli.tasks import metrics
-from osrm_cli.tasks.task import Task
+from osrm_cli.tasks.label_sets import MAX_CLASSES
+from osrm_cli.tasks.task import MULTI_LABEL, Task
 
 _TOLERANCE = 0.05  # percent; files of other programs may round
 _MAX_CLASSES = 1000
@@ -61,11 +62,12 @@ def _check_predictions(file: ScoreFile) -> None:
                 f"{file.name} has {len(score.predictions)} predictions and {len(score.labels)} labels of '{task}'"
             )
         names = metric_names(score)
-        if not names or len({name in metrics.REGRESSION_METRICS for name in names}) > 1:
+        if not names or not any(set(names) <= set(kind) for kind in metrics.KINDS):
             raise OsrmError(f"{file.name}: the metrics of '{task}' do not go together: {', '.join(score.metrics)}")
         if names[0] not in metrics.REGRESSION_METRICS:
+            limit = 1 << MAX_CLASSES if names[0] in metrics.MULTI_LABEL_METRICS else _MAX_CLASSES
             for what in ("predictions", "labels"):
-                _check_classes(getattr(score, what), f"{file.name}: {what} of '{task}'")
+                _check_classes(getattr(score, what), limit, f"{file.name}: {what} of '{task}'")
         found = _score_predictions(score)
         if abs(found - score.headline) > _TOLERANCE:
             raise OsrmError(
@@ -74,8 +76,8 @@ def _check_predictions(file: ScoreFile) -> None:
             )
 
 
-def _check_classes(values: Sequence[float], what: str) -> None:
-    wrong = next((value for value in values if not 0 <= value < _MAX_CLASSES or value != int(value)), None)
+def _check_classes(values: Sequence[float], limit: int, what: str) -> None:
+    wrong = next((value for value in values if not 0 <= value < limit or value != int(value)), None)
     if wrong is not None:
         raise OsrmError(f"{what} hold {wrong:g}, expected classes from 0 on", "make the file anew")
 
@@ -88,6 +90,10 @@ def _scores(file: ScoreFile) -> Iterator[tuple[str, TaskScore]]:
 def _score_predictions(score: TaskScore) -> float:
     """The primary score that the predictions give, in percent."""
     names, labels, predictions = metric_names(score), np.asarray(score.labels), np.asarray(score.predictions)
-    classes = None if names[0] in metrics.REGRESSION_METRICS else tuple(range(count_classes(labels, predictions)))
-    task = Task("", ("text",), classes, names)
+    if names[0] in metrics.MULTI_LABEL_METRICS:
+        task = Task("", ("text",), tuple(range(MAX_CLASSES)), names, kind=MULTI_LABEL)
+    else:
+        is_score = names[0] in metrics.REGRESSION_METRICS
+        classes = None if is_score else tuple(range(count_classes(labels, predictions)))
+        task = Task("", ("text",), classes, names)
     return metrics.primary_score(task, metrics.compute_scores(task, predictions, labels))

@@ -122,7 +122,7 @@ def _staging_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         raise OsrmError(f"cannot write {path}: {reason}", "nothing was changed") from error
     finally:
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         if lock is not None:
             os.close(lock)
 
@@ -158,10 +158,21 @@ def _remove_abandoned(path: Path) -> None:
                 old = folder / _OLD / path.name
                 if os.path.lexists(old) and not os.path.lexists(path):
                     old.rename(path)
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
         finally:
             if lock is not None:
                 os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a staging folder, also if an old output in it has folders that may not be written: their owner may."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for root, names, _ in os.walk(folder):
+        for path in (Path(root, name) for name in names):
+            if not path.is_symlink():
+                with suppress(OSError):
+                    path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _try_lock(file: int) -> bool | None:

@@ -51,7 +51,7 @@ class TaskSchema(ClosedSchema):
     labels: list[Text | int] | None = None
     metrics: list[Text] = Field(default_factory=list)
     max_length: PositiveInt | None = None
-    kind: Literal["classification", "generation"] = "classification"
+    kind: Literal["classification", "multi-label", "generation"] = "classification"
     max_new_tokens: PositiveInt | None = None
     stop: list[Text] = Field(default_factory=list)
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from osrm_cli.tasks.label_sets import label_matrix
 from osrm_cli.tasks.parsing import describe_value
-from osrm_cli.tasks.task import GENERATION, TaskSplit
+from osrm_cli.tasks.task import GENERATION, Label, Task, TaskSplit
 
 
 def describe_split(data: TaskSplit) -> dict[str, Any]:
@@ -17,21 +18,32 @@ def describe_split(data: TaskSplit) -> dict[str, Any]:
     task, first = data.task, data.examples[0]
     counts = Counter(example.label for example in data.examples if example.label is not None)
     labels: dict[str, Any]
-    if task.labels is None:
+    if task.is_multi_label:
+        matrix = label_matrix([*counts.elements()], task.num_labels)
+        labels = {str(label): int(count) for label, count in zip(task.labels or (), matrix.sum(0), strict=True)}
+    elif task.labels is None:
         labels = {"lowest": min(counts, default=None), "highest": max(counts, default=None)}
     else:
         labels = {str(label): counts[index] for index, label in enumerate(task.labels)}
-    named = first.label if task.labels is None or first.label is None else task.labels[int(first.label)]
+    column = data.label_column if isinstance(data.label_column, str) else ", ".join(data.label_column)
     return {
         "source": data.source,
         "examples": len(data.examples),
         "columns": list(task.columns),
-        "label_column": data.label_column,
-        "kind": "regression" if task.regression else "classification",
+        "label_column": column,
+        "kind": "regression" if task.regression else task.kind,
         "labels": labels,
-        "first": {**dict(zip(task.columns, first.texts, strict=True)), data.label_column: named},
+        "first": {**dict(zip(task.columns, first.texts, strict=True)), column: _name_label(task, first.label)},
         "task_toml": _write_toml(data),
     }
+
+
+def _name_label(task: Task, label: Label | None) -> Any:
+    if task.labels is None or label is None:
+        return label
+    if task.is_multi_label:
+        return [name for index, name in enumerate(task.labels) if int(label) >> index & 1]
+    return task.labels[int(label)]
 
 
 def _describe_texts(data: TaskSplit) -> dict[str, Any]:
@@ -79,6 +91,7 @@ def _write_toml(data: TaskSplit) -> str:
         }
         return _format_toml(fields)
     fields = {
+        "kind": task.kind if task.is_multi_label else None,
         "columns": list(task.columns),
         "label_column": data.label_column,
         "labels": "float" if task.labels is None else list(task.labels),

@@ -9,6 +9,7 @@ from typing import Any
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.draws import are_sorted, order_by_hash
 from osrm_cli.tasks.glue import GLUE, GLUE_HUB_ID, list_glue_splits, load_glue_columns
+from osrm_cli.tasks.label_sets import parse_label_sets
 from osrm_cli.tasks.mini import MINI, MINI_FOLDER
 from osrm_cli.tasks.mini_text import MINI_TEXT, MINI_TEXT_FOLDER
 from osrm_cli.tasks.parsing import is_unlabelled, parse_classes, parse_scores, parse_texts
@@ -235,18 +236,23 @@ def _read_rows(
     return table if len(rows[:limit]) == len(table) else table.take(rows[:limit])
 
 
-def _make_split(table: Table, task: Task, column: str, codes: bool, split: str, limit: int | None) -> TaskSplit:
+def _make_split(
+    table: Table, task: Task, column: str | tuple[str, ...], codes: bool, split: str, limit: int | None
+) -> TaskSplit:
     """Examples of rows; those without text or label are left out, which a warning says."""
     count = len(table)
     texts = parse_texts(table, [table.get_column(name) for name in task.columns])
     labels: list[Label | None]
-    found = table.find_column(column)
-    if unlabelled := split.startswith("test") and (found is None or is_unlabelled(table, found)):
+    names = (column,) if isinstance(column, str) else column
+    found = [name for each in names if (name := table.find_column(each))]
+    if unlabelled := split.startswith("test") and all(is_unlabelled(table, name) for name in found):
         labels = [None] * count
+    elif task.is_multi_label:
+        labels = parse_label_sets(table, [table.get_column(name) for name in names], task.labels or (), codes)
     elif task.labels is None:
-        labels = parse_scores(table, table.get_column(column))
+        labels = parse_scores(table, table.get_column(names[0]))
     else:
-        labels = parse_classes(table, table.get_column(column), task.labels, codes)
+        labels = parse_classes(table, table.get_column(names[0]), task.labels, codes)
     warnings = list(table.warnings)
     bare = [row for row, label in enumerate(labels) if label is None and not unlabelled]
     blank = [row for row, row_texts in enumerate(texts) if not any(map(str.strip, row_texts))]

@@ -1,4 +1,4 @@
-"""GLUE's metrics, through scikit-learn and scipy, in percent.
+"""GLUE's metrics, through scikit-learn and scipy, and two for several labels a row; in percent.
 
 Both are imported where they compute: who reads a task asks for the metrics' names, and would wait a second for them.
 """
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.tasks.label_sets import label_matrix, sets_from_logits
 from osrm_cli.tasks.task import Task
 
 Array = NDArray[Any]
@@ -47,6 +48,17 @@ def _spearman(predictions: Array, labels: Array, num_labels: int) -> float:
     return 0.0 if _is_constant(predictions, labels) else float(spearmanr(predictions, labels).statistic)
 
 
+def _micro_f1(predictions: Array, labels: Array, num_labels: int) -> float:
+    """Over all classes of all rows together; 0 where none holds and none is found."""
+    found, truth = label_matrix(predictions, num_labels), label_matrix(labels, num_labels)
+    return float(2 * (found & truth).sum() / max(found.sum() + truth.sum(), 1))
+
+
+def _subset_accuracy(predictions: Array, labels: Array, num_labels: int) -> float:
+    """Share of the rows whose every class is right."""
+    return float((predictions == labels).mean())
+
+
 def _is_constant(*series: Array) -> bool:
     """Whether one of the series says nothing: the libraries would warn, and some return NaN."""
     return any(np.ptp(values) <= 1e-12 * np.abs(values).max() for values in series)
@@ -58,11 +70,16 @@ CLASSIFICATION_METRICS: dict[str, Callable[[Array, Array, int], float]] = {
     "matthews": _matthews,
 }
 REGRESSION_METRICS: dict[str, Callable[[Array, Array, int], float]] = {"pearson": _pearson, "spearman": _spearman}
-METRICS = CLASSIFICATION_METRICS | REGRESSION_METRICS
+MULTI_LABEL_METRICS: dict[str, Callable[[Array, Array, int], float]] = {
+    "micro_f1": _micro_f1,
+    "subset_accuracy": _subset_accuracy,
+}
+KINDS = (CLASSIFICATION_METRICS, REGRESSION_METRICS, MULTI_LABEL_METRICS)
+METRICS = CLASSIFICATION_METRICS | REGRESSION_METRICS | MULTI_LABEL_METRICS
 
 
 def predictions_from_logits(task: Task, logits: ArrayLike) -> Array:
-    """A model's answers: the class with the largest logit, or the one output as it is.
+    """A model's answers: the class with the largest logit, the set of those above 0, or the one output as it is.
 
     Args:
         task: The task.
@@ -76,6 +93,8 @@ def predictions_from_logits(task: Task, logits: ArrayLike) -> Array:
         raise OsrmError(
             f"the model's outputs on '{task.name}' hold NaN or infinity", "its training diverged: try a lower --lr"
         )
+    if task.is_multi_label:
+        return sets_from_logits(outputs)
     return outputs.reshape(-1) if task.regression else outputs.argmax(axis=1)
 
 
@@ -84,7 +103,7 @@ def compute_scores(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dic
 
     Args:
         task: The task.
-        predictions: Class indices, or scores; shape ``(examples,)``.
+        predictions: Class indices, sets of them, or scores; shape ``(examples,)``.
         labels: The truth, likewise.
     """
     kind = np.float64 if task.regression else np.int64

@@ -144,9 +144,10 @@ def _find_rows(path: Path, content: Any, limit: int | None) -> dict[str, list[An
         OsrmError: If it is something else.
     """
     if isinstance(content, list):
+        if content and all(isinstance(row, list) and len(row) == 2 for row in content):
+            named = _name_pair(path, [list(column) for column in zip(*content, strict=True)])  # all rows tell, not one
+            return {name: values[:limit] for name, values in named.items()}
         rows = content[:limit]
-        if rows and all(isinstance(row, list) and len(row) == 2 for row in rows):
-            return _name_pair(path, [list(column) for column in zip(*rows, strict=True)])
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
                 raise OsrmError(f"{path}, row {number}: found {type(row).__name__}, expected a JSON object")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.tasks import label_sets
 from osrm_cli.tasks.parsing import describe_value, is_no_label, normalize_label, parse_number
 from osrm_cli.tasks.table import Table
+from osrm_cli.tasks.task import CLASSIFICATION, MULTI_LABEL
 from osrm_cli.tasks.text_encoding import is_encodable
 
 LABEL_COLUMNS = ("label", "labels", "gold_label", "score", "target", "class")  # the first that there is
@@ -37,18 +39,46 @@ def infer_schema(declared: Fields, table: Table) -> Fields:
     Raises:
         OsrmError: If something cannot be told without guessing.
     """
-    label = find_label_column(table, declared.get("label_column"))
-    if label is None:
-        raise _explain_missing_label(table, declared.get("label_column"))
+    label = declared.get("label_column")
+    if isinstance(label, tuple):
+        label = tuple(table.get_column(name) for name in label)
+    else:
+        label = find_label_column(table, label) or _find_flags(table, label)
     columns = declared.get("columns") or infer_text_columns(table, label)
     labels = declared["labels"] if "labels" in declared else infer_labels(table, label)
     return add_defaults({**declared, "label_column": label, "columns": columns, "labels": labels}, table)
 
 
 def add_defaults(declared: Fields, table: Table) -> Fields:
-    """Fill in metrics and label column where columns and labels are known already."""
-    metrics = ("pearson", "spearman") if declared["labels"] is None else ("accuracy",)
-    return {"metrics": metrics, "label_column": find_label_column(table) or "label", **declared}
+    """Fill in kind, metrics and label column where columns and labels are known already."""
+    label = declared.get("label_column") or find_label_column(table) or "label"
+    found = table.find_column(label) if isinstance(label, str) else None
+    is_multi_label = isinstance(label, tuple) or (found is not None and label_sets.holds_lists(table, found))
+    kind = declared.get("kind") or (MULTI_LABEL if is_multi_label else CLASSIFICATION)
+    metrics: tuple[str, ...] = ("pearson", "spearman") if declared["labels"] is None else ("accuracy",)
+    if kind == MULTI_LABEL:
+        metrics = ("micro_f1",)
+        if declared["labels"] is None:
+            raise OsrmError(
+                f'{table.source}: kind "multi-label" with labels "float"', "say labels = [...], or leave out one"
+            )
+    return {"metrics": metrics, **declared, "label_column": label, "kind": kind}
+
+
+def _find_flags(table: Table, declared: str | None) -> tuple[str, ...]:
+    """A column of 0 and 1 for each class, where no name says which column is the label.
+
+    Raises:
+        OsrmError: If there are none.
+    """
+    flags = [name for name in label_sets.find_binary_columns(table) if not _is_id(name) and parse_number(name) is None]
+    if declared is not None or not 2 <= len(flags) <= label_sets.MAX_CLASSES:
+        raise _explain_missing_label(table, declared)
+    table.warnings.append(
+        f"{table.source}: {', '.join(flags)} hold 0 and 1 and are taken for classes, of which any number holds in a "
+        "row; for one of them alone, say label_column in a task.toml"
+    )
+    return tuple(flags)
 
 
 def find_label_column(table: Table, declared: str | None = None) -> str | None:
@@ -67,15 +97,8 @@ def _explain_missing_label(table: Table, declared: str | None) -> OsrmError:
     wanted = f"'{declared}'" if declared else f"one of {', '.join(LABEL_COLUMNS)}"
     message = f"{table.source} has no label column, expected {wanted}, found: {', '.join(names)}"
     few = [name for name in names if _is_label_like(table.columns[name])]
-    binary = [name for name in names if all(normalize_label(value) in (0, 1) for value in table.columns[name])]
     if any(parse_number(name) is not None or len(name.split()) > 3 for name in names):
         return OsrmError(message, "write the columns' names into the first line, such as text and label")
-    if len(binary) > 1:
-        return OsrmError(
-            f"{table.source} has several columns of 0 and 1, {', '.join(binary)}: "
-            "several labels a row are not supported",
-            f'make a task of each: label_column = "{binary[0]}" in a task.toml, and so on',
-        )
     if len(few) != 1:
         return OsrmError(message, 'say label_column = "NAME" in a task.toml beside it')
     texts = [name for name in names if name != few[0] and _is_text(table.columns[name])]
@@ -95,22 +118,27 @@ def _quote(names: Sequence[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
-def infer_text_columns(table: Table, label: str) -> tuple[str, ...]:
+def infer_text_columns(table: Table, label: str | tuple[str, ...]) -> tuple[str, ...]:
     """The one or two columns that hold text.
+
+    Args:
+        table: The rows.
+        label: The column that holds the label, or those with a class each.
 
     Raises:
         OsrmError: If there are none, or more of which no name tells.
     """
     names = []
+    labels = (label,) if isinstance(label, str) else label
     for name, values in table.columns.items():
-        if name == label or name.casefold() in ID_COLUMNS or _ID.fullmatch(name) or not _is_text(values):
+        if name in labels or _is_id(name) or not _is_text(values):
             continue
-        if _repeats_label(name, values, table.columns[label]):
+        if isinstance(label, str) and _repeats_label(name, values, table.columns[label]):
             table.warnings.append(f"{table.source}: column '{name}' repeats the label and was left out")
         else:
             names.append(name)
     if not names:
-        names = [found for name in TEXT_COLUMNS if (found := table.find_column(name)) and found != label][:1]
+        names = [found for name in TEXT_COLUMNS if (found := table.find_column(name)) and found not in labels][:1]
     if len(names) > 2 and (known := _pick_known(names)):
         rest = ", ".join(name for name in names if name not in known)
         table.warnings.append(
@@ -124,6 +152,10 @@ def infer_text_columns(table: Table, label: str) -> tuple[str, ...]:
             f'say columns = ["NAME"] or ["FIRST", "SECOND"]{example} in a task.toml beside it',
         )
     return tuple(names)
+
+
+def _is_id(name: str) -> bool:
+    return name.casefold() in ID_COLUMNS or _ID.fullmatch(name) is not None
 
 
 def _is_text(values: Sequence[Any]) -> bool:
@@ -155,22 +187,25 @@ def _pick_known(names: Sequence[str]) -> list[str]:
     return single if len(single) == 1 else []
 
 
-def infer_labels(table: Table, column: str) -> tuple[str | int, ...] | None:
+def infer_labels(table: Table, column: str | tuple[str, ...]) -> tuple[str | int, ...] | None:
     """The classes in order, or ``None`` for regression: a label that is no whole number makes it that.
+
+    Args:
+        table: The rows.
+        column: Their label; several columns are a class each.
 
     Raises:
         OsrmError: If the labels are of several kinds, or too many or too few to be classes.
     """
+    if isinstance(column, tuple):
+        return column
+    if label_sets.holds_lists(table, column):
+        return label_sets.infer_classes(table, column)
     values = table.columns[column]
     first: int | None = None
     distinct: dict[Any, bool] = {}  # whether it is a number
     fractions = False
     for row, value in enumerate(values):
-        if isinstance(value, (list, dict)):
-            raise OsrmError(
-                f"{table.locate(row)}: the label is {describe_value(value)}: several labels a row are not supported",
-                "make a task of each label, with 0 and 1 for its rows",
-            )
         if is_no_label(value) and normalize_label(value) != -1:
             continue
         if not isinstance(value, (str, int, float)) or not is_encodable(str(value)):

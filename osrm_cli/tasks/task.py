@@ -11,8 +11,8 @@ from typing import Any, Self
 from osrm_cli.errors import OsrmError
 
 Label = int | float
-CLASSIFICATION, GENERATION = "classification", "generation"
-_TEXT_FIELDS = ("kind", "max_new_tokens", "stop")
+CLASSIFICATION, MULTI_LABEL, GENERATION = "classification", "multi-label", "generation"
+_TEXT_FIELDS = ("max_new_tokens", "stop")
 TASK_NAME = re.compile(r"\w[\w.-]*")  # so that files and folders can be named after a task
 
 
@@ -39,7 +39,8 @@ class Task:
         labels: Classes in the order of the model's outputs; ``None`` for regression and for text.
         metrics: Names of ``metrics.METRICS`` or of ``text.metrics.TEXT_METRICS``; their mean is the primary score.
         max_length: Tokens to keep, or ``None`` for the caller's default.
-        kind: ``classification``, which includes regression, or ``generation``: the answer is text.
+        kind: ``classification``, which includes regression; ``multi-label``: of the classes, any number holds; or
+            ``generation``: the answer is text.
         max_new_tokens: Longest answer in tokens, or ``None`` for the longest reference's.
         stop: Strings at which an answer ends; they are not part of it.
     """
@@ -58,6 +59,11 @@ class Task:
         """Whether the answer is text."""
         return self.kind == GENERATION
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a row may be of several classes, or of none."""
+        return self.kind == MULTI_LABEL
+
     @cached_property
     def regression(self) -> bool:
         """Whether the label is a number rather than a class."""
@@ -69,8 +75,10 @@ class Task:
         return 1 if self.regression or self.labels is None else len(self.labels)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them; those of text alone only where the answer is text."""
+        """The fields as JSON has them; the usual kind, and what only text has, go without saying."""
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.kind == CLASSIFICATION:
+            del fields["kind"]
         return fields if self.is_text else {key: fields[key] for key in fields if key not in _TEXT_FIELDS}
 
     @classmethod
@@ -86,7 +94,8 @@ class Example:
 
     Attributes:
         texts: One for each of the task's columns.
-        label: Index of the class, or the score; ``None`` where the test split has none.
+        label: Index of the class, the score, or the set of classes as bits (``label_sets``); ``None`` where the test
+            split has none.
     """
 
     texts: tuple[str, ...]
@@ -131,7 +140,7 @@ class TaskSplit:
         split: The split that was asked for.
         examples: Its examples, in the order of the source.
         source: The file, or its name on the hub or among the generated tasks.
-        label_column: The column that the labels were read from.
+        label_column: The column that the labels were read from, or those with a class each.
         warnings: What the user should know about how it was read.
     """
 
@@ -139,7 +148,7 @@ class TaskSplit:
     split: str
     examples: tuple[Example, ...]
     source: str
-    label_column: str = "label"
+    label_column: str | tuple[str, ...] = "label"
     warnings: tuple[str, ...] = ()
 
     @cached_property

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.task import GENERATION
+from osrm_cli.tasks.task import GENERATION, MULTI_LABEL
 
 TaskFields = dict[str, Any]  # the keys of task.toml; ``labels`` is None for regression
 
@@ -33,11 +33,13 @@ class TaskFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    kind: Literal["classification", "generation"] | None = Field(
-        None, description='"classification", or "generation" where the answer is text'
+    kind: Literal["classification", "multi-label", "generation"] | None = Field(
+        None, description='"classification", "multi-label", or "generation" where the answer is text'
     )
     columns: _Names | None = Field(None, min_length=1, max_length=2, description="one or two column names")
-    label_column: str | None = Field(None, description="a column name")
+    label_column: str | Annotated[_Names, Field(min_length=2)] | None = Field(
+        None, description="a column name, or one for each class"
+    )
     labels: Literal["float"] | _Classes | None = Field(
         None, description='two or more classes, or "float" for regression'
     )
@@ -82,11 +84,13 @@ def check_metrics(fields: TaskFields, path: Path) -> None:
     Raises:
         OsrmError: Naming those that do.
     """
-    from osrm_cli.tasks.metrics import CLASSIFICATION_METRICS, REGRESSION_METRICS
+    from osrm_cli.tasks.metrics import CLASSIFICATION_METRICS, MULTI_LABEL_METRICS, REGRESSION_METRICS
     from osrm_cli.tasks.text.metrics import TEXT_METRICS
 
     if fields.get("kind") == GENERATION:
         known, kind = TEXT_METRICS, "text"
+    elif fields.get("kind") == MULTI_LABEL:
+        known, kind = tuple(MULTI_LABEL_METRICS), "several labels a row"
     elif fields["labels"] is None:
         known, kind = tuple(REGRESSION_METRICS), "regression"
     else:

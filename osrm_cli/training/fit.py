@@ -19,6 +19,7 @@ from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.models.batching import tokenize_examples
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.tasks import metrics
+from osrm_cli.tasks.label_sets import label_matrix, sets_from_logits
 from osrm_cli.tasks.task import Task, TaskSplit
 from osrm_cli.tasks.text.metrics import LOSS_METRICS
 from osrm_cli.training.checkpoints import RESUME_HINT, check_checkpoint
@@ -118,9 +119,13 @@ class EncodedTask:
 
 def _encode_with_labels(tokenizer: Any, data: TaskSplit, max_length: int) -> list[Encoding]:
     """Encodings with each example's label, under the name that transformers' collators expect."""
-    label_type = float if data.task.regression else int
     encodings = tokenize_examples(tokenizer, data.examples, max_length)
-    return [{**encoding, "label": label_type(label)} for encoding, label in zip(encodings, data.labels, strict=True)]
+    labels: Sequence[Any] = data.labels
+    if data.task.is_multi_label:
+        labels = label_matrix(labels, data.task.num_labels).astype(float).tolist()
+    elif data.task.regression:
+        labels = [float(label) for label in labels]
+    return [{**encoding, "label": label} for encoding, label in zip(encodings, labels, strict=True)]
 
 
 def fit_adapter(
@@ -219,7 +224,8 @@ def _training_arguments(
 def _make_metrics_function(task: Task) -> Callable[[Any], dict[str, float]]:
     def score(prediction: Any) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        scores = metrics.compute_scores(task, metrics.predictions_from_logits(task, logits), prediction.label_ids)
+        labels = sets_from_logits(prediction.label_ids) if task.is_multi_label else prediction.label_ids
+        scores = metrics.compute_scores(task, metrics.predictions_from_logits(task, logits), labels)
         return {**scores, "headline": metrics.primary_score(task, scores)}
 
     return score

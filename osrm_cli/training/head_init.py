@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from osrm_cli.models.heads import compute_representations, find_head_layer, fit_linear_head
+from osrm_cli.models.heads import compute_representations, find_head_layer, fit_linear_head, missing_class
 from osrm_cli.tasks.draws import draw_stratified
+from osrm_cli.tasks.label_sets import label_set
 from osrm_cli.tasks.task import Task
 from osrm_cli.training.fast_dropout import use_fast_dropout
 
@@ -42,9 +43,10 @@ def fit_new_head(
     indices = draw_stratified([example["label"] for example in examples], _MAX_EXAMPLES, seed)
     examples = [examples[index] for index in indices]
     labels = [example["label"] for example in examples]
-    if not task.regression and (missing := sorted(set(range(task.num_labels)) - set(labels))):
-        name = task.labels[missing[0]] if task.labels else missing[0]
-        return f"class '{name}' has no training example: the head is initialized randomly instead of fitted"
+    if task.is_multi_label:
+        labels = [label_set(index for index, holds in enumerate(flags) if holds) for flags in labels]
+    if (missing := missing_class(task, labels)) is not None:
+        return f"class '{missing}' {_lacks(task)} training example: the head is initialized randomly instead of fitted"
     inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
     model.train().to(device)  # with dropout as in training, so that the head is fitted to its noise
     _, layer = find_head_layer(model)
@@ -52,3 +54,7 @@ def fit_new_head(
         representations = compute_representations(model, inputs, tokenizer, device, 64, lambda _: None)
     fit_linear_head(layer, task, representations.double(), labels)
     return None
+
+
+def _lacks(task: Task) -> str:
+    return "holds for every or for no" if task.is_multi_label else "has no"

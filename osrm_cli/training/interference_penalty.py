@@ -84,7 +84,7 @@ def open_penalty_features(folder: Path, start: Adapter, base: BaseModelId, unit:
     features = features.only(tasks).select((SECOND_MOMENT, "sketch"), "the interference penalty")
     provenance.check_same_base_model({start.folder: base, features.paths[0]: features.base})
     for file in features.files.values():
-        check_layers(start, file)
+        check_layers(start, file, features.tasks)
     return features
 
 

@@ -1,4 +1,4 @@
-"""The campaign: ``python -m tests.campaign damage 10000 --seed 1``; also ``kill``, ``disk``, ``streams``, ``crowd``."""
+"""The campaign: ``damage 10000 --seed 1``; also ``kill``, ``disk``, ``rights``, ``streams``, ``crowd``, ``short``."""
 
 import argparse
 import json
@@ -16,10 +16,12 @@ from tests.campaign.damaged_inputs import BAD, Bench, Case
 from tests.campaign.forked import import_everything
 from tests.campaign.killed import kill_one
 from tests.campaign.project import build_project
+from tests.campaign.rights import rights_bind, take_rights
 from tests.campaign.trouble import crowd, fill_disk, lose_streams
 
-_PARTS = ("damage", "kill", "disk", "streams", "crowd")
-_SHORT = {"damage": 30, "kill": 4, "disk": 4, "crowd": 1}  # less than a minute
+_PARTS = ("damage", "kill", "disk", "rights", "streams", "crowd")
+_SHORT = {"damage": 30, "kill": 4, "disk": 4, "rights": 4, "crowd": 1}  # less than a minute
+_ONE_BY_ONE = {"kill": kill_one, "disk": fill_disk, "rights": take_rights}
 
 
 def main() -> None:
@@ -50,10 +52,12 @@ def _run(part: str, count: int, given: argparse.Namespace, project: Path, folder
     indices = range(count) if given.only is None else [given.only]
     if part == "damage":
         return _damage(indices, given, project, folder)
+    if part == "rights" and not rights_bind():
+        print("  skipped: rights do not bind this user, and the system does not let it be bound")
+        return []
     work = folder / f"work-{part}-{os.getpid()}"
     try:
-        if part in ("kill", "disk"):
-            one = kill_one if part == "kill" else fill_disk
+        if one := _ONE_BY_ONE.get(part):
             return [f"{index}: {bad}" for index in indices if (bad := one(project, work, given.seed, index))]
         return list(lose_streams(project, work) if part == "streams" else crowd(project, work, count))
     finally:

@@ -44,7 +44,7 @@ def save(folder, base, seed=1, **settings):
 
 def logits(model):
     with torch.no_grad():
-        return model.eval()(input_ids=torch.tensor([[5, 6, 7, 2]])).logits
+        return model.eval()(input_ids=torch.tensor([[5, 6, 7, model.config.vocab_size - 1]])).logits
 
 
 def with_adapter(base, folder):
@@ -185,8 +185,16 @@ def test_what_an_architecture_needs_to_be_one_is_refused(tmp_path, tiny_writer):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("is_tied", [False, True])
-def test_added_tokens(tmp_path, is_tied):
+@pytest.mark.parametrize(
+    ("is_tied", "settings"),
+    [
+        (False, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+        (True, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
+        (False, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    ],
+    ids=["whole", "whole, tied", "adapted"],
+)
+def test_added_tokens(tmp_path, is_tied, settings):
     base = save_llama(tmp_path / "base", tie_word_embeddings=is_tied)
 
     def resized():
@@ -194,14 +202,15 @@ def test_added_tokens(tmp_path, is_tied):
         model.resize_token_embeddings(64, mean_resizing=False)
         return model
 
-    settings = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
     model = get_peft_model(resized(), LoraConfig(task_type="CAUSAL_LM", **settings))
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "modules_to_save" in name or "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(str(tmp_path / "a"))
-    expected = logits(PeftModel.from_pretrained(resized(), str(tmp_path / "a")))
+    expected = logits(model)
+    merge_adapters([tmp_path / "a"], out=tmp_path / "adapter")  # carries the new rows, on whatever base is resized
+    torch.testing.assert_close(logits(PeftModel.from_pretrained(resized(), str(tmp_path / "adapter"))), expected)
     merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "merged")
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert found.config.vocab_size == 64

@@ -13,6 +13,7 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import atomic, safetensors_io
+from tests.campaign.rights import be_bound, rights_bind
 from tests.run_cli import ROOT
 
 WRITERS = {"file": atomic.write_file, "folder": atomic.write_folder}
@@ -320,3 +321,23 @@ def test_a_folder_may_be_called_as_the_staging_folder_s_parts(tmp_path: Path) ->
             with atomic.write_folder(tmp_path / name, overwrite=True) as stage:
                 put(stage, "folder", text)
         assert got(tmp_path / name, "folder") == "new"
+
+
+@pytest.mark.skipif(not rights_bind(), reason="rights do not bind this user")
+def test_an_old_folder_that_may_not_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    old = tmp_path / "merged" / "tasks"
+    old.mkdir(parents=True)
+    (old / "head").write_text("old")
+    old.chmod(0o500)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            be_bound()
+            with atomic.write_folder(tmp_path / "merged", overwrite=True) as stage:
+                (stage / "new").write_text("new")
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["merged", "merged/new"]

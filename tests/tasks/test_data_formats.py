@@ -179,19 +179,6 @@ def test_what_is_refused_names_the_line_that_mends_it(tmp_path):
     assert "a text of a tsv file cannot hold a tab" in refused(tmp_path, task="c")[1]
 
 
-def test_several_labels_a_row_are_refused(tmp_path):
-    message, hint = refused(write_jsonl(tmp_path, labelled([["a", "b"], ["a"]])))
-    assert message == "train.jsonl:1: the label is ['a', 'b']: several labels a row are not supported"
-    assert "a task of each label" in hint
-    write_csv(
-        tmp_path, ["id", "comment_text", "toxic", "threat"], [["x", t, i % 2, 0] for i, t in enumerate(TEXTS)], task="b"
-    )
-    message, hint = refused(tmp_path, task="b")
-    assert message == "train.csv has several columns of 0 and 1, toxic, threat: several labels a row are not supported"
-    declare(tmp_path, 'label_column = "toxic"\n', task="b")
-    assert load_split("b", tmp_path, "train").task.labels == (0, 1)
-
-
 def test_a_share_of_train_is_dev(tmp_path):
     write_csv(tmp_path, ["text", "label"], zip(TEXTS, "ab" * 6, strict=True), "reviews.csv")
     assert list_tasks(tmp_path) == ["mine"]
@@ -329,3 +316,11 @@ def test_nothing_but_our_own_error(tmp_path_factory, kind, pieces, header, encod
 )
 def test_values_beyond_all_bounds_are_refused(tmp_path, rows):
     assert refused(write_jsonl(tmp_path, rows))[0].startswith("train.jsonl:")
+
+
+def test_pairs_of_a_text_and_its_label(tmp_path):
+    (tmp_path / "mine").mkdir()
+    rows = [[text, "ab"[i % 2]] for i, text in enumerate(TEXTS)]
+    (tmp_path / "mine" / "train.json").write_text(json.dumps(rows))
+    data = load_split("mine", tmp_path, "train", limit=1)
+    assert (data.task.columns, data.task.labels, data.labels) == (("text",), ("a", "b"), [0])

@@ -63,6 +63,12 @@ def _draw_sample(plan: MergePlan, adapter: Adapter, has_head: bool) -> TaskSampl
 
 
 def _check_head(method: str, adapter: Adapter, has_head: bool, data: TaskSplit) -> None:
+    if data.task.is_multi_label:
+        raise OsrmError(
+            f"method {method} takes the outputs for probabilities of one class; task '{adapter.name}' has several "
+            "labels a row",
+            f"leave {adapter.source} out, or use another method, see osrm merge --list",
+        )
     if not has_head:
         raise OsrmError(
             f"method {method} needs each task's predictions, {adapter.source} has no classification head",
