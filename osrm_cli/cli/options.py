@@ -83,6 +83,12 @@ class PenaltyUnit(StrEnum):
     OWN = "own"
 
 
+class Quantize(StrEnum):
+    """Precision in which a base model's layers are held."""
+
+    FOUR_BITS = "4bit"
+
+
 class OutputFormat(StrEnum):
     """Form of a merge: an adapter, or a whole model."""
 

@@ -1,5 +1,8 @@
 """Device and precision of computations."""
 
+import importlib.util
+from typing import Any
+
 import torch
 
 from osrm_cli.errors import OsrmError
@@ -50,3 +53,28 @@ def pick_training_dtype(name: str, device: torch.device) -> torch.dtype:
 def _has_amx() -> bool:
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 cannot tell
     return bool(capabilities.get("amx_bf16", False))
+
+
+def quantization_settings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that hold linear layers in NF4, as QLoRA does (arXiv:2305.14314).
+
+    The output layer and the checkpoint stay as they are.
+
+    Args:
+        device: Device of the model.
+        dtype: In which the layers compute.
+
+    Raises:
+        OsrmError: If bitsandbytes is not installed.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise OsrmError("a base model in 4 bits needs bitsandbytes", "pip install 'osrm-cli[quantized]'")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}

@@ -75,6 +75,8 @@ def _linear_layers(model: PreTrainedModel) -> dict[str, torch.nn.Module]:
 
 def layer_widths(layer: torch.nn.Module) -> tuple[int, int]:
     """``(d_in, d_out)`` of a linear layer; Conv1D stores its weight transposed."""
+    if isinstance(layer, torch.nn.Linear):
+        return layer.in_features, layer.out_features  # a quantized weight has another shape
     weight = layer.weight
     if not isinstance(weight, torch.Tensor):
         raise TypeError(f"{type(layer).__name__} has no weight")

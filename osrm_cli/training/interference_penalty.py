@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX
@@ -137,7 +138,7 @@ def _layer_moments(layers: Mapping[str, Any], moments: Mapping[str, SecondMoment
     last = None
     for name, module in layers.items():
         layer: torch.nn.Module = module.get_base_layer()
-        W = layer.get_parameter("weight").detach().float()  # noqa: N806
+        W = dequantize_module_weight(layer).detach().float()  # noqa: N806
         W = W.T if is_conv1d(layer) else W  # noqa: N806
         if moments[name] is not last:
             last = moments[name]

@@ -18,7 +18,7 @@ from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import resolve_base_model
 from osrm_cli.models.batching import check_vocabulary
 from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
-from osrm_cli.models.devices import pick_device, pick_training_dtype
+from osrm_cli.models.devices import pick_device, pick_training_dtype, quantization_settings
 from osrm_cli.models.distributed import process_count, process_rank
 from osrm_cli.models.text.completions import CompletionTokenizer, template_record
 from osrm_cli.models.text.language_model import load_language_model
@@ -104,6 +104,7 @@ def train_adapters(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     out: Path | str = "adapters",
     overwrite: bool = False,
     dry_run: bool = False,
@@ -139,6 +140,7 @@ def train_adapters(
         seed: Seed of the order of the examples, of dropout and of the head.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32`` or ``bfloat16``.
+        quantize: ``4bit`` to hold the base model of text tasks in 4 bits, through bitsandbytes.
         out: Folder to write ``<task>/`` to.
         overwrite: Replace adapters that exist.
         dry_run: Check everything and write nothing.
@@ -158,6 +160,8 @@ def train_adapters(
         raise OsrmError("float16 is too narrow to train in", "use --dtype bfloat16 or float32")
     if project and not full:
         raise OsrmError("--project is for whole weights", "add --full; an adapter's start is chosen by osrm init")
+    if full and quantize:
+        raise OsrmError("--full trains whole weights, which 4 bits cannot hold", "leave out --quantize")
     if full and freeze:
         raise OsrmError("--full trains whole weights, which have no factor to freeze", "leave out --freeze")
     bf16 = torch_dtype.itemsize == 2
@@ -167,6 +171,8 @@ def train_adapters(
     limits = {"limit": limit, "dev_limit": dev_limit, "max_length": max_length}
     settings = {**asdict(config), **limits, "freeze": freeze and str(freeze), "head": str(head)}
     settings |= {"skip_long": skip_long}
+    if quantize:
+        settings |= {"quantize": str(quantize)}
     if full:
         settings |= {"full": True, "freeze": "A", **({"project_energy": project_energy} if project else {})}
     if interference_penalty:
@@ -261,6 +267,8 @@ def _prepare_run(
             f"{origin} was initialized for {start.config.task_type}, but task '{start.name}' {answer}",
             "collect the task's features and initialize it again",
         )
+    if "quantize" in settings and not train.task.is_text:
+        raise OsrmError(f"{origin}: --quantize is for tasks that are answered with text", "leave it out")
     base_dir, base = resolve_base_model(origin, start.base, start.config.base_model, model, revision)
     length = resolve_max_length(settings["max_length"], train.task)
     check_max_length(base_dir, length)
@@ -280,7 +288,7 @@ def _train(
         others = run.features if "project_energy" in run.settings else None
         run = replace(run, start=to_full_start(run.start, others, run.settings.get("project_energy", 0)))
     tokenizer = load_tokenizer(run.base_dir)
-    loaded = _load_base(run, tokenizer)
+    loaded = _load_base(run, tokenizer, device)
     model = to_peft_model(loaded, run.start, freeze)
     if freeze == "B" and not any(run.start.lora_factors(layer).B.any() for layer in run.start.layers):
         warnings.append(f"{run.origin}: B is zero and stays frozen, so that only the head is trained")
@@ -322,11 +330,13 @@ def _train(
     return {"path": str(run.path), "dev": result.scores, "drift": drift}
 
 
-def _load_base(run: _Run, tokenizer: Any) -> LoadedModel:
+def _load_base(run: _Run, tokenizer: Any, device: torch.device) -> LoadedModel:
     """The base model as the task needs it."""
     task, config = run.train.task, run.config
     if task.is_text:
-        return load_language_model(run.base_dir, tokenizer, torch.float32, config.dropout)
+        computes_in = torch.bfloat16 if config.bf16 else torch.float32
+        settings = quantization_settings(device, computes_in) if "quantize" in run.settings else {}
+        return load_language_model(run.base_dir, tokenizer, torch.float32, config.dropout, settings=settings)
     return load_classifier(run.base_dir, task.num_labels, tokenizer, torch.float32, config.seed, config.dropout)
 
 

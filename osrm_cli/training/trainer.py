@@ -53,7 +53,7 @@ def frozen_weights_to_bfloat16(model: PeftModel, device: torch.device) -> None:
             isinstance(layer, torch.nn.Linear) or is_conv1d(layer)
         ) and ".lora_" not in name:  # a frozen factor is part of the output
             for parameter in layer.parameters(recurse=False):
-                if not parameter.requires_grad:
+                if not parameter.requires_grad and parameter.is_floating_point():
                     parameter.data = parameter.data.bfloat16()
     if device.type == "cpu":
         base: Any = model.get_base_model()

@@ -7,7 +7,7 @@ import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console
-from osrm_cli.cli.options import Device, DType, Freeze, HeadInit, PenaltyUnit
+from osrm_cli.cli.options import Device, DType, Freeze, HeadInit, PenaltyUnit, Quantize
 
 
 def train(
@@ -89,6 +89,12 @@ def train(
     seed: options.Seed = 0,
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.AUTO,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(
+            "--quantize", help="Hold the base model of text tasks in 4 bits (bitsandbytes).", show_default=False
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write <task>/ to.")] = Path(
         "adapters"
     ),
@@ -134,6 +140,7 @@ def train(
         seed=seed,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         out=out,
         overwrite=overwrite,
         dry_run=dry_run,

@@ -55,6 +55,11 @@ def load_language_model(
             output_loading_info=True,
             **settings,
         )
+    except ImportError as error:  # of a library that the checkpoint's quantization needs
+        raise OsrmError(
+            f"{folder}: the model cannot be loaded: {first_line(error)}",
+            "give it in floating point with --model, or for bitsandbytes pip install 'osrm-cli[quantized]'",
+        ) from None
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise OsrmError(
             f"{folder}: the model cannot be loaded as one that writes text: {first_line(error)}",
