@@ -179,15 +179,50 @@ def test_diagnose_retrofit_and_report(written: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.stderr
 
 
-def test_methods_that_read_classifiers_texts_say_so(written: Path, tmp_path: Path) -> None:
+def test_methods_that_read_data(written: Path, completion_tasks: Path, tmp_path: Path) -> None:
+    """Prompts alone suffice for those that learn from the single adapters; Fisher needs completions."""
+    (tmp_path / "osrm.toml").write_bytes((written / "osrm.toml").read_bytes())
+    for task in ("last", "same"):
+        rows = [json.loads(line) for line in (completion_tasks / task / "train.jsonl").read_text().splitlines()]
+        path = tmp_path / "prompts" / task / "train.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
+
+    def merge(*words: str) -> Any:
+        adapters = [str(written / "adapters" / task) for task in ("last", "same")]
+        return osrm("merge", *adapters, "--overwrite", *words, cwd=tmp_path)
+
+    prompts, steps = ("--data", "prompts", "--samples", "10"), ("--steps", "3")
+    for words in (("distill", *steps), ("matched-weights", *steps), ("sequential",), ("regmean++",)):
+        done = merge("--method", *words, *prompts, "--out", "learned")
+        assert done.code == 0, done.stderr
+        done = merge("--method", *words, "--samples", "10")
+        assert done.code == 0, done.stderr
+        name = "adapter_model.safetensors"
+        assert (tmp_path / "learned" / name).read_bytes() == (tmp_path / "merged" / name).read_bytes()
+    assert merge("--method", "distill", *steps, "--samples", "10", "--completions", "given").code == 0
+    assert (tmp_path / "learned" / name).read_bytes() != (tmp_path / "merged" / name).read_bytes()
+    for words in (("distill", "--completions", "given"), ("fisher",)):
+        assert "has the columns prompt, expected prompt and completion" in merge("--method", *words, *prompts).error
+    assert merge("--method", "fisher", "--samples", "10").code == 0
+    assert "'last' is answered with text" in merge("--method", "adamerging").error
+    assert "has no split 'train'" in _without_train(tmp_path, merge)
+
+
+def _without_train(folder: Path, merge: Callable[..., Any]) -> str:
+    path = folder / "prompts" / "last" / "train.jsonl"
+    path.rename(path.with_name("dev.jsonl"))
+    error: str = merge("--method", "distill", "--data", "prompts").error
+    return error
+
+
+def test_auto_distils_where_there_are_prompts(written: Path, tmp_path: Path) -> None:
     adapters = [str(written / "adapters" / task) for task in ("last", "same")]
     (tmp_path / "osrm.toml").write_bytes((written / "osrm.toml").read_bytes())
-    run = osrm("merge", *adapters, "--method", "fisher", cwd=tmp_path)
-    assert run.code == 1
-    assert "reads the texts of classifiers" in run.error
-    features = ("--features", str(written / "features"))
-    assert osrm("merge", *adapters, "--method", "regmean", *features, cwd=tmp_path).code == 0
-    assert osrm("merge", *adapters, "--method", "auto", "--overwrite", cwd=tmp_path).code == 0
+    done = osrm("merge", *adapters, "--method", "auto", "--dry-run", cwd=tmp_path)
+    assert "by distill" in done.stdout, done.stderr
+    done = osrm("merge", *adapters, "--method", "auto", "--data", "nowhere", "--dry-run", cwd=tmp_path)
+    assert "by ties" in done.stdout, done.stderr
 
 
 def test_another_template_is_refused(written: Path, tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:

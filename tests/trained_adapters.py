@@ -12,10 +12,16 @@ from osrm_cli.merging.from_data import samples, task_models
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.progress import no_progress
 from osrm_cli.storage import provenance
 from osrm_cli.tasks.loading import load_split
 
-TARGETS = {"bert": ["query", "value"], "gpt2": ["c_attn", "attn.c_proj"], "t5": ["q", "v"]}
+TARGETS = {
+    "bert": ["query", "value"],
+    "gpt2": ["c_attn", "attn.c_proj"],
+    "t5": ["q", "v"],
+    "llama": ["q_proj", "v_proj"],
+}
 HEADS = {"t5": ["classification_head"]}
 LABELS = {"mood": 2, "pair": 3, "score": 1}
 
@@ -41,7 +47,7 @@ def models(method: str, paths: Sequence[Path], base: Path, **options: object) ->
     plan = MergePlan.of(MergeRecipe(method, tuple(AdapterEntry(str(path)) for path in paths), options))
     heads = plan.read_heads()
     return plan, task_models.load_task_models(
-        plan, samples.draw_for_plan(plan, heads), heads, base, torch.device("cpu")
+        plan, samples.draw_for_plan(plan, heads), heads, base, torch.device("cpu"), no_progress
     )
 
 

@@ -1,13 +1,14 @@
 """An adapter's own data: its source, its length in tokens, and examples drawn from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
-from osrm_cli.tasks.task import Task, TaskSplit
+from osrm_cli.tasks.loading import draw_examples, load_prompts, load_split, load_texts
+from osrm_cli.tasks.task import GENERATION, Task, TaskSplit
 
 MAX_LENGTH = 128  # unless the adapter or the task specifies another
 MAX_TEXT_LENGTH = 512  # of prompt and completion together
@@ -49,7 +50,12 @@ class TaskSample:
 
 
 def draw_texts(
-    adapters: Sequence[Adapter], data: str | None, k: int, seed: int, purpose: str = "calibration"
+    adapters: Sequence[Adapter],
+    data: str | None,
+    k: int,
+    seed: int,
+    purpose: str = "calibration",
+    answered: bool = False,
 ) -> list[TaskSample]:
     """Draw ``k`` texts from every task's training split; their labels are not read.
 
@@ -61,6 +67,7 @@ def draw_texts(
         k: Examples of each task; all of them where there are fewer.
         seed: Seed of the draw.
         purpose: Feature that needs the texts, for messages.
+        answered: Read the completions of tasks that are answered with text, too.
 
     Raises:
         OsrmError: If the data is not known or missing.
@@ -68,11 +75,21 @@ def draw_texts(
     samples = []
     for adapter in adapters:
         source, recorded = data_source(adapter, data, purpose), adapter.record.get("task") or {}
-        is_whole = "columns" in recorded
-        task = Task.from_dict(recorded) if is_whole else load_split(adapter.name, source, "train", 1).task
-        texts = load_texts(task, source, "train")
+        task = Task.from_dict(recorded) if "columns" in recorded else None
+        if is_text_adapter(adapter):
+            texts = load_prompts(adapter.name, source, "train", answered)
+            if task:  # which may have been trained with settings that this data does not have
+                texts = replace(texts, task=replace(task, columns=texts.task.columns))
+        else:
+            texts = load_texts(task or load_split(adapter.name, source, "train", 1).task, source, "train")
         samples.append(TaskSample.of(adapter, draw_examples(texts, k, seed), source))
     return samples
+
+
+def is_text_adapter(adapter: Adapter) -> bool:
+    """Whether an adapter's task is answered with text, as far as the adapter says."""
+    recorded = adapter.record.get("task") or {}
+    return recorded.get("kind") == GENERATION or adapter.config.task_type in TEXT_TASK_TYPES
 
 
 def data_source(adapter: Adapter, user_source: str | None, purpose: str) -> str:

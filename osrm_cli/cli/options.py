@@ -112,6 +112,13 @@ class Start(StrEnum):
     SEQUENTIAL = "sequential"
 
 
+class Completions(StrEnum):
+    """Completions of text tasks that a merge reads."""
+
+    OWN = "own"
+    GIVEN = "given"
+
+
 Model = Annotated[
     str,
     typer.Option(

@@ -14,7 +14,7 @@ from osrm_cli.evaluation.scores import TaskScore, TextAnswers
 from osrm_cli.models.backbone import Backbone, check_max_length
 from osrm_cli.models.batching import IGNORED, Encoding
 from osrm_cli.models.text.backbone import TextBackbone
-from osrm_cli.models.text.completions import CompletionTokenizer, template_record
+from osrm_cli.models.text.completions import CompletionTokenizer, check_template
 from osrm_cli.progress import Progress
 from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
 from osrm_cli.tasks.task import Task, TaskSplit, TextExample
@@ -199,7 +199,7 @@ class TextScorer:
         """
         (data,) = sets
         if task:
-            _check_template(task, self.backbone)
+            check_template(task.template, self.backbone.tokenizer, task.task)
         completions = self.backbone.completions(max_length, self.skip_long)
         examples, encodings = completions.encode(data.text_examples)
         self.warnings.extend(text for text in completions.warnings if text not in self.warnings)
@@ -316,15 +316,3 @@ def _score_choices(
         hits["accuracy"] += int(own.argmin()) == right
         hits["accuracy_norm"] += int((own / sizes).argmin()) == right
     return {name: 100 * count / len(examples) for name, count in hits.items()}
-
-
-def _check_template(task: MergedTask, backbone: TextBackbone) -> None:
-    """Refuse a model whose tokenizer has another template or end token than the adapter saw in training."""
-    actual = template_record(backbone.tokenizer)
-    for key, value in (task.template or {}).items():
-        if actual[key] != value:
-            raise OsrmError(
-                f"{task.task}: the adapter was trained with another {key.replace('_', ' ')} than the model's tokenizer "
-                "has",
-                "use the tokenizer that it was trained with",
-            )

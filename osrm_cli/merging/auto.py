@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.task_data import data_source
+from osrm_cli.adapters.task_data import data_source, is_text_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.recipes.recipe import MergeRecipe
 from osrm_cli.models.base_model import is_full_model
@@ -41,7 +41,7 @@ def _find_lack(adapters: Sequence[Adapter], data: str | None) -> str | None:
     for adapter in adapters:
         if any(layer.embedding for layer in adapter.layers.values()):
             return f"{adapter.source} must not adapt an embedding"
-        if not adapter.head_tensors():
+        if not is_text_adapter(adapter) and not adapter.head_tensors():
             return f"{adapter.source} has no head"
         try:
             source = data_source(adapter, data, "distill")

@@ -166,7 +166,8 @@ def merge_adapters(
             if plan.has_full_models:
                 layer_data = _measure_full_models(plan, samples, base_dir, target_device, Path(scratch), progress)
             else:
-                models = _load_task_models(plan, samples, modules.heads, base_dir, target_device)
+                models = _load_task_models(plan, samples, modules.heads, base_dir, target_device, progress)
+                warnings += dict.fromkeys(text for model in models for text in model.warnings)
                 plan, layer_data = _gather_layer_data(plan, models, Path(scratch), progress)
         with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
             order = target.order if target else plan.layers
@@ -229,11 +230,16 @@ def _draw_samples(plan: MergePlan, heads: Heads) -> "list[TaskSample]":
 
 
 def _load_task_models(
-    plan: MergePlan, samples: "list[TaskSample]", heads: Heads, base_dir: Path, device: torch.device
+    plan: MergePlan,
+    samples: "list[TaskSample]",
+    heads: Heads,
+    base_dir: Path,
+    device: torch.device,
+    progress: Progress,
 ) -> "list[TaskModel]":
     from osrm_cli.merging.from_data import task_models  # it imports transformers
 
-    return task_models.load_task_models(plan, samples, heads, base_dir, device)
+    return task_models.load_task_models(plan, samples, heads, base_dir, device, progress)
 
 
 def _measure_full_models(

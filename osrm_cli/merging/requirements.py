@@ -17,12 +17,12 @@ Options = TypeVar("Options", MethodOptions, DataOptions)
 
 # Options of the methods that compute a statistic of data, with their defaults, by ``Method.data_statistic``.
 DATA_OPTIONS: Mapping[str, Mapping[str, int | str]] = {
-    "second-moments": {"samples": 100, "seed": 0},
-    "cross-moments": {"samples": 128, "seed": 0},
+    "second-moments": {"samples": 100, "seed": 0, "completions": "own"},
+    "cross-moments": {"samples": 128, "seed": 0, "completions": "own"},
     "fisher": {"samples": 100, "seed": 0},
     "weights": {"samples": 100, "seed": 0, "steps": 300},
-    "matching-weights": {"samples": 128, "seed": 0, "steps": 100},
-    "factors": {"samples": 128, "seed": 0, "steps": 300, "start": "tsv"},
+    "matching-weights": {"samples": 128, "seed": 0, "steps": 100, "completions": "own"},
+    "factors": {"samples": 128, "seed": 0, "steps": 300, "start": "tsv", "completions": "own"},
 }
 # Every option of any method, by its name on the command line without dashes.
 OPTIONS = tuple(

@@ -159,7 +159,7 @@ class Backbone:
         Raises:
             OsrmError: If it has fewer.
         """
-        _check_positions(self.model, self.folder, length, "give the right base model with --model")
+        check_positions(self.model, self.folder, length, "give the right base model with --model")
 
     def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Check that the model has the layers that adapters change, with equal widths.
@@ -180,10 +180,21 @@ def check_max_length(folder: Path, length: int) -> None:
     Raises:
         OsrmError: If it has fewer.
     """
-    _check_positions(load_without_weights(folder), folder, length, "give --max-length {} or less")
+    check_positions(load_without_weights(folder), folder, length, "give --max-length {} or less")
 
 
-def _check_positions(model: PreTrainedModel, folder: Path, length: int, hint: str) -> None:
+def check_positions(model: PreTrainedModel, folder: Path, length: int, hint: str) -> None:
+    """Check that a model has a position for each of ``length`` tokens.
+
+    Args:
+        model: The model; its weights are not looked at.
+        folder: Its folder, for the error.
+        length: Maximum tokens per example.
+        hint: What to do; ``{}`` stands for the number of positions.
+
+    Raises:
+        OsrmError: If it has fewer.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
     for name, table in model.named_modules():
         # RoBERTa, MPNet and others count positions from the one after that of padding.

@@ -23,7 +23,11 @@ from osrm_cli.merging.requirements import OPTIONS, used_options
 Value = int | float | str
 
 MAX_VALUES = 1000  # values of one option
-_WORDS = {"aggregate": ("mean", "sum"), "start": ("task-arith", "tsv", "ties", "sequential")}  # options that take words
+_WORDS = {  # options that take words
+    "aggregate": ("mean", "sum"),
+    "start": ("task-arith", "tsv", "ties", "sequential"),
+    "completions": ("own", "given"),
+}
 _DECIMAL_PATTERN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 

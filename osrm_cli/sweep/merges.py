@@ -68,7 +68,7 @@ class GridMerges:
         key = _sample_key(plan)
         if key not in self._models:
             self._models[key] = task_models.load_task_models(
-                plan, self._samples[key], self._heads, self._base_dir, self._device
+                plan, self._samples[key], self._heads, self._base_dir, self._device, progress
             )
         return gather_layer_data(plan, self._models[key], folder, progress)
 
@@ -76,4 +76,4 @@ class GridMerges:
 def _sample_key(plan: MergePlan) -> tuple[Any, ...]:
     """The settings that determine a plan's examples and how they are checked."""
     options = plan.recipe.options
-    return plan.method.name, options["samples"], options["seed"]
+    return plan.method.name, options["samples"], options["seed"], options.get("completions")

@@ -109,6 +109,26 @@ def load_split(name: str, data: str | Path, split: str, limit: int | None = None
     return _make_split(table, Task(name, **fields), column, codes, split, limit)
 
 
+def load_prompts(name: str, data: str | Path, split: str, answered: bool = False) -> TaskSplit:
+    """Read a task that is answered with text.
+
+    Args:
+        name: The task.
+        data: As for ``load_split``.
+        split: As for ``load_split``.
+        answered: Read the completions too; otherwise those beside prompts are not looked at and need not be there.
+
+    Raises:
+        OsrmError: If there is no such task or split, or if a row cannot be used.
+    """
+    actual = _resolve_split(name, data, split)
+    if str(data) in ("hub", "mini"):
+        raise OsrmError(f"task '{name}' in {data} is not answered with text", "give its data with --data")
+    folder = _task_folder(name, data)
+    files = find_split_files(folder)
+    return _load_text_split(name, folder, _read_declared(folder, files), files, actual, split, None, answered)
+
+
 def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
     """Read the texts of one split; labels are not looked at and need not be there.
 
@@ -171,15 +191,16 @@ def _load_text_split(
     actual: str,
     split: str,
     limit: int | None,
+    answered: bool = True,
 ) -> TaskSplit:
     """Read one split of a task that is answered with text."""
     table = _read_rows(files, actual, declared.get("split_dev"), name, limit)
-    task = complete_text_task(name, declared, table)
+    task = complete_text_task(name, declared, table, answered)
     if (toml := folder / "task.toml").is_file():
         from osrm_cli.tasks.task_file import check_metrics
 
         check_metrics({"labels": None, "metrics": task.metrics, "kind": GENERATION}, toml)
-    return make_text_split(table, task, split)
+    return make_text_split(table, task, split, answered)
 
 
 def _resolve_split(name: str, data: str | Path, split: str) -> str:

@@ -69,7 +69,7 @@ def test_written_recorded_and_loaded_by_plain_peft(project_copy, tiny_model, tex
     for task in CASES[method]:
         count = QUICK[method][1]
         read = load_split(task, text_tasks, "train")
-        if method in ("sequential", "matched-weights", "distill"):
+        if method in ("regmean++", "sequential", "matched-weights", "distill"):
             read = load_texts(read.task, text_tasks, "train")
         drawn = draw_examples(read, count, 0)
         expected = {"source": str(text_tasks), "split": "train", "examples": count, "sha256": drawn.sha256}

@@ -10,7 +10,7 @@ import typer
 
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, align_columns
-from osrm_cli.cli.options import Aggregate, Device, DType, OutputFormat, Start
+from osrm_cli.cli.options import Aggregate, Completions, Device, DType, OutputFormat, Start
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import METHODS
 
@@ -80,6 +80,14 @@ def merge(
     steps: Annotated[int | None, _number("--steps", "Steps of learning; default the method's.", 1)] = None,
     start: Annotated[
         Start | None, typer.Option("--start", help="distill: where to begin; default tsv.", show_default=False)
+    ] = None,
+    completions: Annotated[
+        Completions | None,
+        typer.Option(
+            "--completions",
+            help="Text tasks: read what the single adapters write after the prompts, or what is given; default own.",
+            show_default=False,
+        ),
     ] = None,
     features: Annotated[
         Path | None, typer.Option("--features", help="Folder of features files; default features.", show_default=False)

@@ -1,7 +1,8 @@
 """The diagonal Fisher information of each task's adapted weights, for Fisher merging (arXiv:2111.09832).
 
 The empirical one: gradients of the log-likelihood of the true labels, not of labels drawn from the model. A number is
-taken for the mean of a Gaussian of unit variance: its negative log-likelihood is half the squared error. Such numbers
+taken for the mean of a Gaussian of unit variance: its negative log-likelihood is half the squared error. The label of a
+task that is answered with text is the given completion: the sum over its tokens, the end token among them. Such numbers
 have no common scale, nor have well and badly trained tasks: so each task's information is divided by its norm over all
 layers, as the code published with the paper does.
 """
@@ -18,6 +19,7 @@ from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.models.output_hooks import Calls, low_rank_hook, recording_hook, with_output_hooks
+from osrm_cli.models.text.generation import completion_logits, token_losses
 from osrm_cli.progress import Progress
 from osrm_cli.storage import safetensors_io
 from osrm_cli.tasks.task import Label, Task
@@ -68,14 +70,13 @@ def fisher_diagonal(
     again, from the layer's inputs ``x`` and the gradient ``g`` of its outputs: the whole weight's, not its factors'.
     """
     shell = model.with_head_loaded()
-    labels = model.labels
+    count = len(model.encodings)
     sums = {name: torch.zeros(shape, device=model.device) for name, shape in shapes.items()}
     calls: dict[str, Calls] = {name: [] for name in shapes}
     watching = {name: recording_hook(low_rank_hook(model.delta(name)), seen) for name, seen in calls.items()}
     with with_output_hooks(shell, watching), torch.enable_grad():
-        for index, label in enumerate(labels):
-            logits = shell(**model.batch([index])).logits[0]
-            example_loss(model.sample.data.task, logits, label).backward()  # type: ignore[no-untyped-call]
+        for index in range(count):
+            _loss(model, shell, index).backward()  # type: ignore[no-untyped-call]
             for name, seen in calls.items():
                 reached = [(x, gradient[0]) for x, gradient in seen if gradient]
                 if reached:
@@ -83,7 +84,15 @@ def fisher_diagonal(
                     sums[name] += (gradients.T @ inputs).square()
                 seen.clear()
             advance(1)
-    return {name: total / len(labels) for name, total in sums.items()}
+    return {name: total / count for name, total in sums.items()}
+
+
+def _loss(model: TaskModel, shell: torch.nn.Module, index: int) -> Tensor:
+    """``-log p(label)`` of an example, in nats."""
+    batch = model.batch([index])
+    if model.is_text:
+        return token_losses(*completion_logits(shell, batch)).sum()
+    return example_loss(model.sample.data.task, shell(**batch).logits[0], model.labels[index])
 
 
 def example_loss(task: Task, logits: Tensor, label: Label) -> Tensor:

@@ -30,7 +30,7 @@ class FullFisherInformation(FisherInformation):
         progress: Draws a bar.
 
     Raises:
-        OsrmError: If adapters are among the models, or a model cannot be run.
+        OsrmError: If adapters or models that write text are among the models, or a model cannot be run.
     """
 
     def __init__(
@@ -50,6 +50,11 @@ class FullFisherInformation(FisherInformation):
                     raise OsrmError(
                         f"method fisher takes adapters or full models, not both: {sample.adapter.source} is an adapter",
                         "osrm extract makes adapters of full models",
+                    )
+                if sample.data.task.is_text:
+                    raise OsrmError(
+                        f"method fisher reads the texts of full classifiers, {sample.adapter.source} writes text",
+                        "osrm extract makes adapters of full models, which it reads",
                     )
                 diagonal = full_fisher_diagonal(sample.adapter, sample, plan.layers, base_dir, device, advance)
                 norms[sample.adapter.name] = self._save(path, diagonal)

@@ -1,8 +1,9 @@
 """Learn what makes a merged model like the single ones: its factors (``distill``), or a weight per task and layer.
 
-The single models are teachers of themselves alone: each on its own task's texts, through its own head. Nothing is read
-but texts. Compare Representation Surgery (arXiv:2402.02705), which matches the pooled states by a module beside the
-model, and ProDistill (arXiv:2502.12706), which matches the states layer by layer.
+The single models are teachers of themselves alone: each on its own task's texts, through its own head; of a task that
+is answered with text, at the positions of a completion that it has written itself. Nothing is read but texts. Compare
+Representation Surgery (arXiv:2402.02705), which matches the pooled states by a module beside the model, and ProDistill
+(arXiv:2502.12706), which matches the states layer by layer.
 """
 
 import math

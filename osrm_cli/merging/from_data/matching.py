@@ -4,19 +4,25 @@ Three distances for each task: of the representations, per token, at some layers
 the head's last layer reads; and of the head's output, for classes the Kullback-Leibler divergence. Each counts in units
 of what the best constant would have: 1 is a model that says the same of every text. So a task whose single model says
 little, and whose divergence is therefore small whatever is done, counts as much as any other.
+
+Of a task that is answered with text, all three are taken at the positions of the completion, where the next token is
+predicted (of an encoder, at those of the prompt): the output layer reads what is pooled elsewhere, and the divergence
+is that of the next token's distribution, in units of the base model's: 1 is a model that has learned nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data.task_models import BATCH_SIZE, TaskModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.batching import group_by_length
+from osrm_cli.models.batching import IGNORED, group_by_length
 from osrm_cli.models.heads import find_head_layer
 from osrm_cli.models.layer_inputs import find_shared_inputs
 from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_hooks
@@ -24,6 +30,7 @@ from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_
 HELD_OUT = 8  # every eighth text
 LEAST_INFORMATION = 1e-3  # nats
 STATES = 4  # layers whose inputs are compared
+TEXT_BATCH_SIZE = 4  # completions have many positions each
 
 
 @dataclass(frozen=True)
@@ -31,14 +38,15 @@ class Outputs:
     """What a model makes of a batch.
 
     Attributes:
-        states: Inputs of some layers at the positions that are text, ``(tokens, d_in)`` each.
-        pooled: Inputs of the head's last layer, ``(n, d)``.
-        logits: ``(n, num_labels)``.
+        states: Inputs of some layers at the positions that count, ``(tokens, d_in)`` each.
+        pooled: Inputs of the head's last layer, ``(n, d)``; of a text task one row for each position of a completion.
+        logits: ``(n, num_labels)``; ``None`` where they are to be computed from ``pooled`` again, since a vocabulary is
+            a hundred times as wide.
     """
 
     states: tuple[Tensor, ...]
     pooled: Tensor
-    logits: Tensor
+    logits: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -46,15 +54,16 @@ class TaskTargets:
     """A single model's outputs on its texts, computed once.
 
     Attributes:
-        model: The task's classifier.
-        layers: Whose inputs ``states`` are.
+        model: The task's model.
+        layers: Whose inputs ``states`` are, and whether they are those of an encoder beside a decoder.
         training: Batches to learn from: rows and outputs.
         held_out: Batches to stop by; those of ``training`` where there are too few texts.
-        scales: Variance of each of ``states``, of ``pooled``, and of the scores, or the information of the classes.
+        scales: Variance of each of ``states``, of ``pooled``, and of the scores, the information of the classes, or the
+            base model's divergence.
     """
 
     model: TaskModel
-    layers: tuple[str, ...]
+    layers: Mapping[str, bool]
     training: tuple[tuple[list[int], Outputs], ...]
     held_out: tuple[tuple[list[int], Outputs], ...]
     scales: tuple[float, ...]
@@ -64,9 +73,12 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
     """Run a task's single model on its texts.
 
     Args:
-        model: The task's classifier.
+        model: The task's model.
         index: The adapter's place in the plan, whose weights scale its update.
         plan: Its layers are compared: at most ``STATES`` distinct inputs, evenly spread, the last one among them.
+
+    Raises:
+        OsrmError: If a language model's output is more than its output layer's.
     """
     deltas = {layer: delta for layer in plan.layers if (delta := model.delta(layer))}
     single = {layer: low_rank_hook(delta.scaled(plan.weight(index, layer))) for layer, delta in deltas.items()}
@@ -74,22 +86,62 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
     sources = find_shared_inputs(shell, {name: shell.get_submodule(name) for name in plan.layers}, model.batch([0]))
     distinct = sources.distinct
     count = min(STATES, len(distinct))
-    layers = tuple(distinct[(place + 1) * len(distinct) // count - 1] for place in range(count))
+    chosen = [distinct[(place + 1) * len(distinct) // count - 1] for place in range(count)]
+    layers = {name: name in sources.of_encoder for name in chosen}
     texts = range(len(model.encodings))
     held_out = [text for text in texts if text % HELD_OUT == HELD_OUT - 1]
     training = [text for text in texts if text % HELD_OUT < HELD_OUT - 1]
     with torch.no_grad():
         learned_from, stopped_by = (
-            tuple((rows, run_model(model, single, layers, rows)) for rows in _batches(model, part))
+            tuple((rows, _stored(model, run_model(model, single, layers, rows))) for rows in _batches(model, part))
             for part in (training, held_out or training)
         )
-    outputs = [each for _, each in learned_from]
-    stacked = [torch.cat(states) for states in zip(*(each.states for each in outputs), strict=True)]
-    stacked.append(torch.cat([each.pooled for each in outputs]))
-    scales = [_variance(values) for values in stacked]
-    logits = torch.cat([each.logits for each in outputs])
-    scales.append(_variance(logits) if model.sample.data.task.regression else _information(logits))
+        outputs = [each for _, each in learned_from]
+        stacked = [torch.cat(states) for states in zip(*(each.states for each in outputs), strict=True)]
+        stacked.append(torch.cat([each.pooled for each in outputs]))
+        scales = [*map(_variance, stacked), _output_scale(model, learned_from)]
     return TaskTargets(model, layers, learned_from, stopped_by, tuple(scale or 1.0 for scale in scales))
+
+
+def _stored(model: TaskModel, outputs: Outputs) -> Outputs:
+    """What is kept of a single model's outputs: of text without logits."""
+    if not model.is_text or outputs.logits is None:
+        return outputs
+    stored = replace(outputs, logits=None)
+    if not torch.allclose(read_logits(model, stored), outputs.logits, rtol=1e-3, atol=1e-3):
+        shell = model.with_head_loaded()
+        raise OsrmError(
+            f"{model.name}: a {type(shell).__name__} does more than its output layer to predict the next token, or "
+            "the adapter changes that layer",
+            "use a method that does not compare predictions, such as sequential",
+        )
+    return stored
+
+
+def read_logits(model: TaskModel, outputs: Outputs) -> Tensor:
+    """``outputs.logits``; where they are not kept, those of a language model's output layer."""
+    if outputs.logits is not None:
+        return outputs.logits
+    logits: Tensor = model.output_layer(outputs.pooled).float()
+    cap = getattr(model.with_head_loaded().config, "final_logit_softcapping", None)  # Gemma 2's
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _output_scale(model: TaskModel, batches: Sequence[tuple[list[int], Outputs]]) -> float:
+    """The unit of the output's distance."""
+    if model.is_text:
+        total = 0.0
+        for rows, wanted in batches:
+            base = run_model(model, {}, {}, rows)
+            total += float(_divergence(read_logits(model, base), read_logits(model, wanted))) * len(wanted.pooled)
+        return max(total / sum(len(wanted.pooled) for _, wanted in batches), LEAST_INFORMATION)
+    logits = torch.cat([read_logits(model, wanted) for _, wanted in batches])
+    return _variance(logits) if model.sample.data.task.regression else _information(logits)
+
+
+def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of the predictions from those that are wanted, in nats, from logits."""
+    return functional.kl_div(found.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
 def _variance(values: Tensor) -> float:
@@ -103,22 +155,44 @@ def _information(logits: Tensor) -> float:
     return max(float((p * (log_p - p.mean(0).log())).sum(-1).mean()), LEAST_INFORMATION)
 
 
-def run_model(model: TaskModel, hooks: Mapping[str, OutputHook], layers: Sequence[str], rows: Sequence[int]) -> Outputs:
-    """Run a task's classifier with changed outputs of layers.
+def run_model(
+    model: TaskModel, hooks: Mapping[str, OutputHook], layers: Mapping[str, bool], rows: Sequence[int]
+) -> Outputs:
+    """Run a task's model with changed outputs of layers.
 
     Args:
-        model: The classifier.
+        model: The model.
         hooks: The changes, by layer.
-        layers: Whose inputs to return.
+        layers: Whose inputs to return, see ``TaskTargets``.
         rows: Texts, by their place in the sample.
     """
     shell, batch = model.with_head_loaded(), model.batch(rows)
-    _, head = find_head_layer(shell)
-    mask = batch["attention_mask"].bool()
+    text = batch["attention_mask"].bool()
     states: dict[str, Tensor] = {}
-    with with_output_hooks(shell, hooks), _watching(shell, layers, mask, states), _bypassed(head):
+    if model.is_text:
+        counting, inputs = _completion_positions(shell, batch)
+        masks = {layer: text if reads_prompt else counting for layer, reads_prompt in layers.items()}
+        with (
+            with_output_hooks(shell, hooks),
+            _watching(shell, masks, states),
+            _selected(model.output_layer, counting) as selected,
+        ):
+            logits: Tensor = shell(**inputs).logits.float()
+        return Outputs(tuple(states[layer] for layer in layers), selected[0], logits)
+    _, head = find_head_layer(shell)
+    with with_output_hooks(shell, hooks), _watching(shell, dict.fromkeys(layers, text), states), _bypassed(head):
         pooled: Tensor = shell(**batch).logits.float()
     return Outputs(tuple(states[layer] for layer in layers), pooled, functional.linear(pooled, head.weight, head.bias))
+
+
+def _completion_positions(shell: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Where a completion's tokens are predicted, ``(batch, length)``, and the model's inputs without labels."""
+    labels = batch["labels"]
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    if shell.config.is_encoder_decoder:
+        decoded = shell.prepare_decoder_input_ids_from_labels(labels=labels)
+        return labels != IGNORED, {**inputs, "decoder_input_ids": decoded}
+    return functional.pad(labels[:, 1:] != IGNORED, (0, 1)), inputs
 
 
 def distance(targets: TaskTargets, outputs: Outputs, wanted: Outputs) -> Tensor:
@@ -129,10 +203,10 @@ def distance(targets: TaskTargets, outputs: Outputs, wanted: Outputs) -> Tensor:
         for found, target, scale in zip(outputs.states, wanted.states, state_scales, strict=True)
     ]
     total = torch.stack(states).mean() + functional.mse_loss(outputs.pooled, wanted.pooled) / pooled_scale
+    found, expected = (read_logits(targets.model, each) for each in (outputs, wanted))
     if targets.model.sample.data.task.regression:
-        return total + functional.mse_loss(outputs.logits, wanted.logits) / logit_scale
-    found, expected = outputs.logits.log_softmax(-1), wanted.logits.log_softmax(-1)
-    return total + functional.kl_div(found, expected, reduction="batchmean", log_target=True) / logit_scale
+        return total + functional.mse_loss(found, expected) / logit_scale
+    return total + _divergence(found, expected) / logit_scale
 
 
 def mean_distance(targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> float:
@@ -141,31 +215,49 @@ def mean_distance(targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> floa
     with torch.no_grad():
         for rows, wanted in targets.held_out:
             found = run_model(targets.model, hooks, targets.layers, rows)
-            total += float(distance(targets, found, wanted)) * len(rows)
-    return total / sum(len(rows) for rows, _ in targets.held_out)
+            total += float(distance(targets, found, wanted)) * len(wanted.pooled)
+    return total / sum(len(wanted.pooled) for _, wanted in targets.held_out)
 
 
 def _batches(model: TaskModel, texts: Sequence[int]) -> list[list[int]]:
     lengths = [len(model.encodings[text]["input_ids"]) for text in texts]
-    return [[texts[place] for place in batch] for batch in group_by_length(lengths, BATCH_SIZE)]
+    batches = group_by_length(lengths, TEXT_BATCH_SIZE if model.is_text else BATCH_SIZE)
+    return [[texts[place] for place in batch] for batch in batches]
 
 
 @contextmanager
-def _watching(shell: torch.nn.Module, layers: Sequence[str], mask: Tensor, states: dict[str, Tensor]) -> Iterator[None]:
-    """Note the inputs of layers: at the positions that are text, or whole where they have other positions."""
+def _watching(shell: torch.nn.Module, masks: Mapping[str, Tensor], states: dict[str, Tensor]) -> Iterator[None]:
+    """Note the inputs of layers: at the positions of their masks, or whole where they have other positions."""
 
     def note(name: str, x: Tensor) -> None:
+        mask = masks[name]
         states[name] = x[mask] if x.shape[:-1] == mask.shape else x.reshape(-1, x.shape[-1])
 
     handles = [
         shell.get_submodule(name).register_forward_pre_hook(lambda _module, args, name=name: note(name, args[0]))
-        for name in layers
+        for name in masks
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _selected(layer: torch.nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
+    """Let an output layer compute the logits of some positions alone; yields the list of its inputs there."""
+    seen: list[Tensor] = []
+
+    def select(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        seen.append(args[0][positions])
+        return (seen[-1],)
+
+    handle = layer.register_forward_pre_hook(select)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -2,13 +2,15 @@
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.adapters.task_data import TaskSample, data_source, draw_texts
+from osrm_cli.adapters.task_data import TaskSample, data_source, draw_texts, is_text_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import Heads, MergePlan
-from osrm_cli.tasks.loading import draw_examples, load_split
+from osrm_cli.models.lora_config import CLASSIFIER_TYPES, check_task_type
+from osrm_cli.tasks.loading import draw_examples, load_prompts, load_split
 from osrm_cli.tasks.task import TaskSplit
 
-TEXTS_ALONE = ("cross-moments", "matching-weights", "factors")  # statistics that need no labels, nor a column for them
+# Statistics that need no labels, nor a column for them; the last two compare what heads say.
+TEXTS_ALONE = ("second-moments", "cross-moments", "matching-weights", "factors")
 
 
 def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
@@ -25,11 +27,16 @@ def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
         _check_adapter(plan.method.name, adapter)
     options, statistic = plan.recipe.options, plan.method.data_statistic
     if statistic not in TEXTS_ALONE:
-        return [_draw_sample(plan, adapter, bool(heads[adapter.name])) for adapter in plan.adapters]
-    purpose = f"method {plan.method.name}"
-    samples = draw_texts(plan.adapters, plan.recipe.data, options["samples"], options["seed"], purpose)
-    if statistic != "cross-moments":
-        for sample in samples:
+        samples = [_draw_sample(plan, adapter) for adapter in plan.adapters]
+    else:
+        answered = options["completions"] == "given"
+        purpose = f"method {plan.method.name}"
+        samples = draw_texts(plan.adapters, plan.recipe.data, options["samples"], options["seed"], purpose, answered)
+    for sample in samples:
+        check_task_type(sample.adapter, TEXT_TASK_TYPES if sample.data.task.is_text else CLASSIFIER_TYPES)
+        if statistic == "weights":
+            _check_has_entropy(plan.method.name, sample)
+        if statistic not in ("second-moments", "cross-moments") and not sample.data.task.is_text:
             _check_head(plan.method.name, sample.adapter, bool(heads[sample.adapter.name]), sample.data)
     return samples
 
@@ -40,26 +47,33 @@ def _check_adapter(method: str, adapter: Adapter) -> None:
             f"{adapter.source} adapts the embedding {embedding}, {method} takes linear layers only",
             "use another method, see osrm merge --list",
         )
-    if adapter.config.task_type in TEXT_TASK_TYPES:
-        raise OsrmError(
-            f"method {method} reads the texts of classifiers, {adapter.source} is for {adapter.config.task_type}",
-            "use a method that reads features or the adapters alone, see osrm merge --list",
-        )
 
 
-def _draw_sample(plan: MergePlan, adapter: Adapter, has_head: bool) -> TaskSample:
-    method = plan.method.name
-    source = data_source(adapter, plan.recipe.data, f"method {method}")
+def _draw_sample(plan: MergePlan, adapter: Adapter) -> TaskSample:
+    """Examples with their labels, or their completions."""
+    source = data_source(adapter, plan.recipe.data, f"method {plan.method.name}")
     options = plan.recipe.options
-    data = draw_examples(load_split(adapter.name, source, "train"), options["samples"], options["seed"])
-    if plan.method.data_statistic != "second-moments":
-        _check_head(method, adapter, has_head, data)
-    if plan.method.data_statistic == "weights" and data.task.regression:
+    if is_text_adapter(adapter):
+        whole = load_prompts(adapter.name, source, "train", answered=True)
+    else:
+        whole = load_split(adapter.name, source, "train")
+    return TaskSample.of(adapter, draw_examples(whole, options["samples"], options["seed"]), source)
+
+
+def _check_has_entropy(method: str, sample: TaskSample) -> None:
+    """Refuse tasks whose predictions' entropy does not say how good they are."""
+    name, task = sample.adapter.name, sample.data.task
+    if task.is_text:
         raise OsrmError(
-            f"{method} minimises the entropy of predictions, task '{adapter.name}' predicts a number, which has none",
-            f"leave {adapter.source} out, or use another method, see osrm merge --list",
+            f"{method} minimises the entropy of predicted classes, task '{name}' is answered with text, in which a "
+            "model that repeats itself has the least",
+            "matched-weights learns such weights from the single models",
         )
-    return TaskSample.of(adapter, data, source)
+    if task.regression:
+        raise OsrmError(
+            f"{method} minimises the entropy of predictions, task '{name}' predicts a number, which has none",
+            f"leave {sample.adapter.source} out, or use another method, see osrm merge --list",
+        )
 
 
 def _check_head(method: str, adapter: Adapter, has_head: bool, data: TaskSplit) -> None:

@@ -1,4 +1,4 @@
-"""Each task's own classifier on one backbone; updates are added by hooks, never to the weights."""
+"""Each task's own model on one backbone; updates are added by hooks, never to the weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,35 +8,48 @@ import torch
 from transformers import PreTrainedModel
 
 from osrm_cli.adapters.task_data import TaskSample
+from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.plan import Heads, MergePlan
-from osrm_cli.models.backbone import Backbone, TaskHead
-from osrm_cli.models.batching import Encoding, group_by_length
+from osrm_cli.models.backbone import Backbone, TaskHead, with_deltas
+from osrm_cli.models.batching import Encoding, check_vocabulary, group_by_length
+from osrm_cli.models.text.backbone import TextBackbone
+from osrm_cli.models.text.completions import check_template, encode_answer
+from osrm_cli.progress import Progress
 from osrm_cli.tasks.task import Label
+from osrm_cli.tasks.text.rows import TEXT
 
 BATCH_SIZE = 16
+MAX_NEW_TOKENS = 64  # of an answer that a single adapter writes, unless the task says another number
 
 
 @dataclass(frozen=True)
 class TaskModel:
-    """A task's classifier and the examples to run through it.
+    """A task's classifier, or the language model that writes its answers, and the examples to run through it.
 
     Attributes:
         sample: The task's adapter and examples.
-        backbone: The base model that all tasks share.
-        head: The task's head on it.
-        encodings: The examples, tokenized.
+        backbone: The base model that all tasks of its kind share.
+        head: The task's head on it; the model as it is where the task has none.
+        encodings: The examples, tokenized; of a text task with their completions.
+        warnings: What the user should know about them.
     """
 
     sample: TaskSample
-    backbone: Backbone
+    backbone: Backbone | TextBackbone
     head: TaskHead
     encodings: Sequence[Encoding]
+    warnings: Sequence[str] = ()
 
     @property
     def name(self) -> str:
         """The task's name."""
         return self.sample.adapter.name
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the answer is text."""
+        return self.sample.data.task.is_text
 
     @property
     def labels(self) -> list[Label]:
@@ -53,8 +66,14 @@ class TaskModel:
         return self.backbone.device
 
     def with_head_loaded(self) -> PreTrainedModel:
-        """The classifier with this task's head in it; the next call for another task may take it out again."""
+        """The model with this task's head in it; the next call for another task may take it out again."""
         return self.head.load()
+
+    @property
+    def output_layer(self) -> torch.nn.Module:
+        """The layer that computes a language model's logits."""
+        layer: torch.nn.Module = self.with_head_loaded().get_output_embeddings()  # type: ignore[no-untyped-call]
+        return layer
 
     def delta(self, layer: str) -> LowRank | None:
         """The adapter's update of a layer, float32, read when asked for; ``None`` if it does not change the layer."""
@@ -62,7 +81,7 @@ class TaskModel:
         return adapter.delta(layer, torch.float32, self.device) if layer in adapter.layers else None
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Examples, padded."""
+        """Examples, padded; of a text task with ``labels``."""
         return self.backbone.collate([self.encodings[index] for index in indices])
 
     def batches(self) -> list[list[int]]:
@@ -71,9 +90,16 @@ class TaskModel:
 
 
 def load_task_models(
-    plan: MergePlan, samples: Sequence[TaskSample], heads: Heads, folder: Path, device: torch.device
+    plan: MergePlan,
+    samples: Sequence[TaskSample],
+    heads: Heads,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
 ) -> list[TaskModel]:
-    """Load the base model once, in float32, and put every task's head on it.
+    """Load the base model once for each kind of task, in float32, and put every task's head on it.
+
+    The single adapters of text tasks write their completions here, unless the given ones are to be read.
 
     Args:
         plan: Its layers are those of the model.
@@ -81,19 +107,84 @@ def load_task_models(
         heads: Each task's head.
         folder: The base model's folder.
         device: Device of the model.
+        progress: Shows a bar while answers are written.
 
     Raises:
-        OsrmError: If an adapter or its head does not fit the base model, or examples are longer than its positions.
+        OsrmError: If an adapter or its head does not fit the base model, or an example cannot be used or is longer than
+            its positions.
     """
-    backbone = Backbone.load(folder, device)
-    backbone.check_layers(plan.shapes)
-    backbone.check_max_length(max(sample.max_length for sample in samples))
-    return [_load_task_model(backbone, sample, heads[sample.adapter.name]) for sample in samples]
+    backbones: dict[bool, Backbone | TextBackbone] = {}
+    for is_text in sorted({sample.data.task.is_text for sample in samples}):
+        backbones[is_text] = TextBackbone.load(folder, device) if is_text else Backbone.load(folder, device)
+    if len(backbones) == 2 and backbones[True].model.config.is_encoder_decoder:
+        raise OsrmError(
+            f"method {plan.method.name} cannot read classifiers and writers on one encoder-decoder, which call its "
+            "layers differently",
+            "merge them apart, or use a method that reads features or the adapters alone, see osrm merge --list",
+        )
+    for backbone in backbones.values():
+        backbone.check_layers(plan.shapes)
+        backbone.check_max_length(max(sample.max_length for sample in samples))
+    own = plan.recipe.options.get("completions") == "own"
+    models = []
+    for sample in samples:
+        backbone = backbones[sample.data.task.is_text]
+        if isinstance(backbone, TextBackbone):
+            models.append(_load_writer(backbone, sample, own, progress))
+        else:
+            models.append(_load_classifier(backbone, sample, heads[sample.adapter.name]))
+    return models
 
 
-def _load_task_model(backbone: Backbone, sample: TaskSample, tensors: Mapping[str, torch.Tensor]) -> TaskModel:
+def _load_classifier(backbone: Backbone, sample: TaskSample, tensors: Mapping[str, torch.Tensor]) -> TaskModel:
     # A statistic of layer inputs needs no head.
     head = TaskHead(backbone.model, {})
     if tensors:
         head = backbone.add_head(tensors, sample.data.task.num_labels, sample.adapter.folder)
     return TaskModel(sample, backbone, head, backbone.tokenize(sample.data.examples, sample.max_length))
+
+
+def _load_writer(backbone: TextBackbone, sample: TaskSample, own: bool, progress: Progress) -> TaskModel:
+    adapter, task = sample.adapter, sample.data.task
+    check_template(adapter.record.get("template"), backbone.tokenizer, adapter.name)
+    completions = backbone.completions(sample.max_length, skip_long=True)
+    if own and task.columns != (TEXT,):  # a text alone has no prompt to answer
+        encodings = write_completions(backbone, sample, progress)
+    else:
+        encodings = completions.encode(sample.data.text_examples)[1]
+    check_vocabulary(backbone.tokenizer, encodings, backbone.model, backbone.folder)
+    return TaskModel(sample, backbone, TaskHead(backbone.model, {}), encodings, completions.warnings)
+
+
+def write_completions(backbone: TextBackbone, sample: TaskSample, progress: Progress) -> list[Encoding]:
+    """Let a task's single adapter answer the prompts, greedily; what it has written takes the completions' place.
+
+    Args:
+        backbone: The base model.
+        sample: The adapter, at weight 1, and prompts.
+        progress: Shows a bar.
+
+    Returns:
+        Prompt and answer of each example, as ``CompletionTokenizer.encode`` would have them.
+
+    Raises:
+        OsrmError: If a prompt is empty.
+    """
+    adapter, task = sample.adapter, sample.data.task
+    count = min(task.max_new_tokens or MAX_NEW_TOKENS, max(1, sample.max_length - 1))
+    examples = sample.data.text_examples
+    prompts = backbone.completions(sample.max_length).encode_prompts(examples, count)
+    for prompt, example in zip(prompts, examples, strict=True):
+        if not len(prompt["input_ids"]):
+            raise OsrmError(f"{example.place}: the prompt has no token that could be answered", "remove the row")
+
+    def read_delta(layer: str) -> torch.Tensor:
+        return adapter.delta(layer, torch.float32, backbone.device).dense()
+
+    with (
+        with_deltas(backbone.model, read_delta, list(adapter.layers)),
+        progress(f"write {adapter.name}", len(prompts), "answers") as advance,
+    ):
+        answers = backbone.generate_tokens(backbone.model, prompts, BATCH_SIZE, count, task.stop, advance)
+    encoder_decoder = backbone.model.config.is_encoder_decoder
+    return [encode_answer(prompt, answer, encoder_decoder) for prompt, answer in zip(prompts, answers, strict=True)]

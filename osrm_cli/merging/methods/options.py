@@ -71,9 +71,11 @@ class DataOptions:
         seed: Decides which.
         steps: Steps of learning, at most.
         start: Distill: the method whose result is the beginning.
+        completions: Of tasks that are answered with text: ``own``, which the single adapter writes, or the ``given``.
     """
 
     samples: Count = 100
     seed: Seed = 0
     steps: Steps = 300
     start: Annotated[Literal["task-arith", "tsv", "ties", "sequential"], Field(description=_START)] = "tsv"
+    completions: Annotated[Literal["own", "given"], Field(description="'own' or 'given'")] = "own"

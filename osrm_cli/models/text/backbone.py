@@ -12,12 +12,19 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.backbone import TaskSource, check_layers, make_peft_model, with_deltas, with_update
-from osrm_cli.models.batching import Encoding
+from osrm_cli.models.backbone import (
+    TaskSource,
+    check_layers,
+    check_positions,
+    make_peft_model,
+    with_deltas,
+    with_update,
+)
+from osrm_cli.models.batching import Encoding, collate_batch
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.lora_config import check_task_type
 from osrm_cli.models.text.completions import CompletionTokenizer
-from osrm_cli.models.text.generation import CompletionLosses, compute_losses, generate_answers
+from osrm_cli.models.text.generation import CompletionLosses, compute_losses, generate_answers, generate_tokens
 from osrm_cli.models.text.language_model import load_language_model
 
 TOKENIZER_NAME = "tokenizer_config.json"
@@ -63,6 +70,10 @@ class TextBackbone:
         """The tokenizer of prompts and completions."""
         return CompletionTokenizer(self.tokenizer, self.model.config.is_encoder_decoder, max_length, skip_long)
 
+    def collate(self, encodings: Sequence[Encoding]) -> dict[str, torch.Tensor]:
+        """A batch of examples, padded, see ``collate_batch``."""
+        return collate_batch(encodings, self.tokenizer, self.device)
+
     @contextmanager
     def attach(self, source: TaskSource) -> Iterator[Any]:
         """Add a folder's update to this model; it is removed at the end.
@@ -107,6 +118,26 @@ class TextBackbone:
     ) -> list[str]:
         """Greedy answers, see ``generate_answers``."""
         return generate_answers(model, prompts, self.tokenizer, self.device, batch_size, max_new_tokens, stop, advance)
+
+    def generate_tokens(
+        self,
+        model: Any,
+        prompts: Sequence[Encoding],
+        batch_size: int,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        advance: Callable[[int], None],
+    ) -> list[list[int]]:
+        """Greedy answers as tokens, see ``generate_tokens``."""
+        return generate_tokens(model, prompts, self.tokenizer, self.device, batch_size, max_new_tokens, stop, advance)
+
+    def check_max_length(self, length: int) -> None:
+        """Check that the model has a position for each of ``length`` tokens, as adapters were trained with.
+
+        Raises:
+            OsrmError: If it has fewer.
+        """
+        check_positions(self.model, self.folder, length, "give the right base model with --model")
 
     def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Check that the model has the layers that adapters change, with equal widths.

@@ -6,7 +6,7 @@ its encoder and writes the completion.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,6 +201,38 @@ def template_record(tokenizer: Any) -> dict[str, Any]:
     template = tokenizer.chat_template
     digest = hashlib.sha256(str(template).encode()).hexdigest() if template else None
     return {"chat_template": digest, "eos_token": tokenizer.eos_token}
+
+
+def check_template(recorded: Mapping[str, Any] | None, tokenizer: Any, task: str) -> None:
+    """Refuse a tokenizer with another template or end token than an adapter saw in training.
+
+    Args:
+        recorded: The adapter's ``template_record``, if it has one.
+        tokenizer: The model's.
+        task: The task's name, for the error.
+
+    Raises:
+        OsrmError: If they differ.
+    """
+    actual = template_record(tokenizer)
+    for key, value in (recorded or {}).items():
+        if actual[key] != value:
+            raise OsrmError(
+                f"{task}: the adapter was trained with another {key.replace('_', ' ')} than the model's tokenizer has",
+                "use the tokenizer that it was trained with",
+            )
+
+
+def encode_answer(prompt: Encoding, answer: Sequence[int], encoder_decoder: bool) -> Encoding:
+    """A prompt and the tokens that a model has written after it, all of which count.
+
+    Args:
+        prompt: From ``CompletionTokenizer.encode_prompts``.
+        answer: Tokens, see ``generate_tokens``.
+        encoder_decoder: Whether the prompt is read by an encoder.
+    """
+    ids = prompt["input_ids"].tolist()
+    return _encoding(ids, answer) if encoder_decoder else _encoding([*ids, *answer], [IGNORED] * len(ids) + [*answer])
 
 
 def _encoding(ids: Sequence[int], labels: Sequence[int] | None = None) -> Encoding:

@@ -103,19 +103,37 @@ def generate_answers(
     stop: Sequence[str],
     advance: Advance,
 ) -> list[str]:
+    """Greedy answers as text, see ``generate_tokens``; stop strings and what follows them are cut off."""
+    tokens = generate_tokens(model, prompts, tokenizer, device, batch_size, max_new_tokens, stop, advance)
+    return [_cut_at_stop(text, stop) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def generate_tokens(
+    model: Any,
+    prompts: Sequence[Encoding],
+    tokenizer: Any,
+    device: torch.device,
+    batch_size: int,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    advance: Advance,
+) -> list[list[int]]:
     """Greedy answers, a batch at a time, with a cache of keys and values.
 
     Args:
         model: A language model in evaluation mode.
         prompts: From ``CompletionTokenizer.encode_prompts``.
-        tokenizer: Decodes the answers.
+        tokenizer: Supplies the padding and the end token.
         device: Device of the model.
         batch_size: Maximum prompts per batch.
         max_new_tokens: Longest answer.
-        stop: Strings at which an answer ends; they are cut off.
+        stop: Strings at which an answer ends.
         advance: Called with the number of answers written.
+
+    Returns:
+        The tokens of each answer, the end token among them where the model has written it.
     """
-    answers: dict[int, str] = {}
+    answers: dict[int, list[int]] = {}
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, "use_cache": True}
     cleared = {"temperature": None, "top_p": None, "top_k": None, "max_length": None}  # they belong to sampling
     if stop:
@@ -126,11 +144,20 @@ def generate_answers(
             written = model.generate(
                 **batch, **settings, **cleared, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
             )
-            start = 0 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
-            texts = tokenizer.batch_decode(written[:, start:], skip_special_tokens=True)
-            answers.update(zip(rows, (_cut_at_stop(text, stop) for text in texts), strict=True))
+            start = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+            answers.update(zip(rows, (_without_padding(row, tokenizer) for row in written[:, start:]), strict=True))
             advance(len(rows))
     return [answers[index] for index in range(len(prompts))]
+
+
+def _without_padding(row: torch.Tensor, tokenizer: Any) -> list[int]:
+    """The tokens to the first end token; without one, to the last that is not padding."""
+    tokens: list[int] = row.tolist()
+    if tokenizer.eos_token_id in tokens:
+        return tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+    while len(tokens) > 1 and tokens[-1] == tokenizer.pad_token_id:
+        tokens.pop()
+    return tokens
 
 
 def _cut_at_stop(text: str, stop: Sequence[str]) -> str:

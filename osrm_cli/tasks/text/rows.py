@@ -32,13 +32,19 @@ def find_text_columns(table: Table) -> tuple[str, ...] | None:
     return None
 
 
-def complete_text_task(name: str, declared: Mapping[str, Any], table: Table) -> Task:
+def complete_text_task(name: str, declared: Mapping[str, Any], table: Table, answered: bool = True) -> Task:
     """The task of a table's rows, with what ``task.toml`` says.
+
+    Args:
+        name: The task's name.
+        declared: What ``task.toml`` says.
+        table: The rows.
+        answered: Whether completions are read, if there are prompts.
 
     Raises:
         OsrmError: If the table has none of the layouts of columns.
     """
-    columns = find_text_columns(table)
+    columns = (PROMPT,) if not answered and PROMPT in table.columns else find_text_columns(table)
     if columns is None:
         raise OsrmError(
             f"{table.source} has the columns {', '.join(table.columns)}, expected prompt and completion, messages, "
@@ -50,8 +56,14 @@ def complete_text_task(name: str, declared: Mapping[str, Any], table: Table) -> 
     return Task(name, columns, None, **{"metrics": metrics, **fields}, kind=GENERATION)
 
 
-def make_text_split(table: Table, task: Task, split: str) -> TaskSplit:
+def make_text_split(table: Table, task: Task, split: str, answered: bool = True) -> TaskSplit:
     """Examples of rows.
+
+    Args:
+        table: The rows.
+        task: Its columns are read.
+        split: The split that was asked for.
+        answered: Whether completions are read, if there are prompts.
 
     Raises:
         OsrmError: Naming file and row of the first that cannot be used.
@@ -59,19 +71,23 @@ def make_text_split(table: Table, task: Task, split: str) -> TaskSplit:
     missing = [column for column in task.columns if column not in table.columns]
     if missing:
         raise OsrmError(f"{table.source} has no column '{missing[0]}', found: {', '.join(table.columns)}")
-    examples = tuple(_parse_row(table, row, task.columns) for row in range(len(table)))
+    examples = tuple(_parse_row(table, row, task.columns, answered) for row in range(len(table)))
     return TaskSplit(task, split, examples, table.source, task.columns[-1], tuple(table.warnings))
 
 
-def _parse_row(table: Table, row: int, columns: Sequence[str]) -> TextExample:
+def _parse_row(table: Table, row: int, columns: Sequence[str], answered: bool) -> TextExample:
     place = table.locate(row)
     values = [_parse_value(place, column, table.columns[column][row]) for column in columns]
     texts = tuple(value if isinstance(value, str) else json.dumps(value) for value in values)
     choices = _parse_choices(place, table.columns[CHOICES][row]) if CHOICES in table.columns else ()
     if columns == (MESSAGES,):
         (chat,) = values
+        if not answered:
+            return TextExample(texts, None, chat[:-1] if chat[-1]["role"] == "assistant" else chat, "", place)
         _check_end(place, MESSAGES, chat)
         return TextExample(texts, None, chat[:-1], chat[-1:], place, choices, all_turns=True)
+    if columns == (PROMPT,):
+        return TextExample(texts, None, values[0], "", place)
     if columns == (TEXT,):
         return TextExample(texts, None, "", values[0], place, choices)
     prompt, completion = values

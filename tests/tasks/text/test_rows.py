@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.loading import load_split, load_texts
+from osrm_cli.tasks.loading import load_prompts, load_split, load_texts
 from osrm_cli.tasks.task import Task
 
 USER, ANSWER = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
@@ -130,3 +130,28 @@ def test_texts_of_a_task_are_its_rows(tmp_path: Path) -> None:
     data = write(tmp_path, [{"prompt": "a", "completion": "b"}])
     task = load_split("talk", data, "train").task
     assert load_texts(task, data, "train").examples == load_split("talk", data, "train").examples
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "a"}, "a"),
+        ({"prompt": "a", "completion": None}, "a"),
+        ({"prompt": "a", "completion": "b"}, "a"),
+        ({"prompt": [USER]}, (USER,)),
+        ({"messages": [USER, ANSWER, USER]}, (USER, ANSWER, USER)),
+        ({"messages": [USER, ANSWER]}, (USER,)),
+    ],
+)
+def test_prompts_need_no_answer(row: dict[str, Any], prompt: Any, tmp_path: Path) -> None:
+    (example,) = load_prompts("talk", write(tmp_path, [row]), "train").text_examples
+    assert (example.prompt, example.completion, example.all_turns) == (prompt, "", False)
+
+
+def test_prompts_with_their_answers(tmp_path: Path) -> None:
+    data = write(tmp_path, [{"prompt": "a", "completion": "b"}])
+    assert load_prompts("talk", data, "train", answered=True) == load_split("talk", data, "train")
+    with pytest.raises(OsrmError, match="has the columns prompt, expected prompt and completion"):
+        load_prompts("talk", write(tmp_path, [{"prompt": "a"}]), "train", answered=True)
+    with pytest.raises(OsrmError, match="'sst2' in hub is not answered with text"):
+        load_prompts("sst2", "hub", "train")
