@@ -77,8 +77,9 @@ class OffloadedModel:
             else:
                 waiting[each] = layer
 
-        try:
-            with torch.inference_mode():
+        # The passes enter and leave modes of their own: all have to end before this one does.
+        with torch.inference_mode():
+            try:
                 for each in coroutines:
                     resume(each)
                 while waiting:
@@ -86,9 +87,9 @@ class OffloadedModel:
                     with self._in_memory(layer):
                         for each in [each for each, name in waiting.items() if name == layer]:
                             resume(each)
-        finally:
-            for each in [each for each in waiting if not each.dead]:
-                each.throw()  # ends it where it stands, so that it removes its hooks
+            finally:
+                for each in [each for each in waiting if not each.dead]:
+                    each.throw()  # ends it where it stands, so that it removes its hooks
 
     @contextmanager
     def _in_memory(self, name: str) -> Iterator[None]:

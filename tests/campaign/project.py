@@ -240,6 +240,8 @@ KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "eval merged --out OUT",
             "calibrate merged --samples 12 --out OUT",
             "train adapters/mood --limit 16 --out OUT",
+            "convert adapters/mood OUT",
+            "convert adapters/pair OUT --format mlx",
         ),
     ),
     "indexed": (("indexed/mood/*",), ("merge indexed/mood adapters/pair --out OUT",)),
@@ -267,7 +269,11 @@ KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "model": (
         ("merged-model/*", "merged-model/tasks/*/*"),
-        ("eval merged-model --no-single --out OUT", "calibrate merged-model --samples 12 --out OUT"),
+        (
+            "eval merged-model --no-single --out OUT",
+            "calibrate merged-model --samples 12 --out OUT",
+            "extract base merged-model --rank 2 --out OUT",
+        ),
     ),
     "calibrated": (("calibrated/*.json", "calibrated/tasks/*/*"), ("eval calibrated --out OUT",)),
     "scores": (

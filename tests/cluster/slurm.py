@@ -48,6 +48,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2
 ReturnToService=2
 MinJobAge=600
 KillWait=2
+JobRequeue=0
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -60,7 +61,7 @@ def missing_programs() -> list[str]:
 
 @contextmanager
 def start_cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Start a cluster whose files are in a folder.
+    """Start a cluster whose files are in a folder with a short path, since its sockets are there.
 
     Yields:
         The environment in which Slurm's commands reach it.

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ if missing := missing_programs():
 if os.geteuid():
     pytest.skip("Slurm's daemons need root", allow_module_level=True)
 
+LIMIT = 600  # seconds for each run of the study
 PROGRAMS = Path(sys.executable).parent
 STUDY = (PROGRAMS / "snakemake", "-s", ROOT / "workflow/Snakefile", "--configfile", ROOT / "tests/cluster/tiny.yaml")
 # Frequent looks at the queue, which holds few jobs.
@@ -60,20 +62,24 @@ def results(folder: Path) -> dict[str, bytes]:
 def test_a_killed_job_and_a_drained_node(minilm: str, tmp_path: Path) -> None:
     """Killed in training with one node drained: the rest is finished by starting again, on the node that is left."""
     here, there = tmp_path / "here", tmp_path / "there"
-    assert study(here, dict(os.environ), "--cores", "2").wait() == 0, said(here)
-    with start_cluster(tmp_path / "cluster") as environment:
+    assert study(here, dict(os.environ), "--cores", "2").wait(LIMIT) == 0, said(here)
+    # Sockets have short names: a folder of pytest's own may be too deep.
+    with tempfile.TemporaryDirectory() as folder, start_cluster(Path(folder) / "cluster") as environment:
         running = study(there, environment, *SLURM)
         trains: list[str] = []
-        while running.poll() is None and not trains:
+        end = time.monotonic() + LIMIT
+        while running.poll() is None and not trains and time.monotonic() < end:
             queue = slurm(environment, "squeue", "--noheader", "--states=RUNNING", "--format=%i %k")
             trains = [line.split()[0] for line in queue.splitlines() if "rule_train" in line]
             time.sleep(0.5)
+        if not trains:
+            running.kill()
         assert trains, said(there)
         slurm(environment, "scancel", "--signal=KILL", "--full", trains[0])
         slurm(environment, "scontrol", "update", "nodename=node2", "state=drain", "reason=test")
-        assert running.wait() == 1
+        assert running.wait(LIMIT) == 1
         assert f"SLURM-job '{trains[0]}' failed" in said(there)
-        assert study(there, environment, *SLURM).wait() == 0, said(there)
+        assert study(there, environment, *SLURM).wait(LIMIT) == 0, said(there)
         jobs = slurm(environment, "scontrol", "--oneliner", "show", "jobs").splitlines()
         assert {line.partition("BatchHost=")[2].split()[0] for line in jobs if "rule_sweep" in line} == {"node1"}
     expected, found = results(here), results(there)

@@ -103,14 +103,17 @@ def test_a_failing_pass_ends_the_others(tiny_writer: Tiny) -> None:
 
     def wait() -> None:
         try:
-            model(torch.tensor([[5]]))
-            model(torch.tensor([[6]]))
+            with torch.inference_mode():
+                model(torch.tensor([[5]]))
+                model(torch.tensor([[6]]))
         finally:
             ended.append("wait")
 
     with pytest.raises(ZeroDivisionError):
         offloaded.run([wait, fail])
     assert ended == ["wait"]
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
