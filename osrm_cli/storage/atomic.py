@@ -122,7 +122,11 @@ def _staging_folder(path: Path, overwrite: bool) -> Iterator[Path]:
         raise OsrmError(f"cannot write {path}: {reason}", "nothing was changed") from error
     finally:
         if folder is not None:
-            _remove(folder)
+            try:
+                _remove(folder)
+            except BaseException:  # Ctrl-C meanwhile
+                _remove(folder)
+                raise
         if lock is not None:
             os.close(lock)
 
