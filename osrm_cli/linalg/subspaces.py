@@ -81,6 +81,8 @@ def procrustes_distance(A_0: torch.Tensor, A: torch.Tensor) -> float:
 
     The best ``R`` is the orthogonal polar factor of ``A A_0^T``.
     """
+    if A.equal(A_0):  # a frozen A of full rank would take a decomposition of the layer's width
+        return 0.0
     A_0, A = A_0.double(), A.double()
     U, _, Vh = torch.linalg.svd(A @ A_0.T)
     return float((U @ Vh @ A_0 - A).norm())

@@ -43,3 +43,18 @@ def test_drift_is_relative_and_pools_layers_by_size():
 
 def test_a_start_of_zeros_has_no_drift_to_speak_of():
     assert subspaces.measure_drift({"l": torch.zeros(2, 5)}, {"l": torch.ones(2, 5)}).overall == 0.0
+
+
+def test_what_did_not_move_has_no_distance() -> None:
+    """Exactly, where a decomposition would leave rounding."""
+    A = torch.randn(5, 9, generator=torch.Generator().manual_seed(0))
+    assert subspaces.procrustes_distance(A, A.clone()) == 0
+    assert subspaces.procrustes_distance(A, 2 * A) > 1
+
+
+def test_the_complement_is_the_rest_of_the_space() -> None:
+    Q = subspaces.orthonormal_rows(torch.randn(3, 8, generator=torch.Generator().manual_seed(1)).double())
+    rest = subspaces.complement(Q)
+    whole = torch.cat([Q, rest])
+    torch.testing.assert_close(whole @ whole.T, torch.eye(8, dtype=torch.float64))
+    assert subspaces.complement(whole).shape == (0, 8)
