@@ -75,7 +75,8 @@ def _draw_bar(description: str, total: int, unit: str) -> Iterator[Advance]:
 
     class Rate(progress.ProgressColumn):
         def render(self, task: Any) -> Text:
-            return Text(f"{_rate(task.finished_speed or task.speed or 0)} {unit}/s")
+            speed = task.finished_speed or task.speed or task.completed / (task.elapsed or 1)
+            return Text(f"{_rate(speed)} {unit}/s" if speed else "")
 
     columns = (
         *(progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()),
@@ -114,7 +115,7 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
 
 def _rate(speed: float) -> str:
     """Whole numbers; two significant digits below 10."""
-    return f"{speed:,.0f}" if speed >= 10 or not speed else f"{speed:.2g}"
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
 def _rich(stream: Any) -> Any:

@@ -15,7 +15,7 @@ from osrm_cli.models.backbone import Backbone, check_max_length
 from osrm_cli.models.batching import IGNORED, Encoding
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import CompletionTokenizer, check_template
-from osrm_cli.progress import Progress
+from osrm_cli.progress import Progress, name_progress
 from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
 from osrm_cli.tasks.task import Task, TaskSplit, TextExample
 from osrm_cli.tasks.text.metrics import ANSWER_METRICS, LIKELIHOOD, compute_answer_scores, loss_scores
@@ -26,7 +26,9 @@ _SAMPLES = 3  # answers that are shown of each task
 class Scorer(Protocol):
     """Scores tasks of one kind on one base model."""
 
-    def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
+    def score(
+        self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int, progress: Progress
+    ) -> TaskScore:
         """Score a task's model, or the base model alone, on one set of examples or two."""
 
 
@@ -69,7 +71,8 @@ class FolderScorer:
 
     def score(self, task: MergedTask, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score one of the folder's tasks on one set of examples or two."""
-        return self._scorer(self.base_dir, sets[0].task).score(task, sets, max_length)
+        progress = name_progress(self.progress, "single" if task.is_single_adapter else "merged")
+        return self._scorer(self.base_dir, sets[0].task).score(task, sets, max_length, progress)
 
     def add_single_score(self, score: TaskScore, task: MergedTask, data: TaskSplit, max_length: int) -> TaskScore:
         """A task's score with the single adapter's: recorded for the same examples, or measured if possible."""
@@ -91,7 +94,8 @@ class FolderScorer:
         base_dir = self.base_dir
         if self.merged.form == "model":  # that model's weights are the merged ones
             base_dir = single.resolve_base_model(None, None)[0]
-        alone = self._scorer(base_dir, data.task).score(next(iter(single.tasks.values())), [data], max_length)
+        progress = name_progress(self.progress, "single")
+        alone = self._scorer(base_dir, data.task).score(next(iter(single.tasks.values())), [data], max_length, progress)
         return replace(score, single=alone.headline, single_loss=alone.metrics.get("loss"))
 
     def add_base_score(self, score: TaskScore, data: TaskSplit, max_length: int) -> TaskScore:
@@ -99,7 +103,8 @@ class FolderScorer:
         if not data.task.is_text:
             return score
         base_dir = self.base_dir if self.merged.form != "model" else self.merged.resolve_base_model(None, None)[0]
-        alone = self._scorer(base_dir, data.task).score(None, [data], max_length)
+        progress = name_progress(self.progress, "base")
+        alone = self._scorer(base_dir, data.task).score(None, [data], max_length, progress)
         return replace(score, base=alone.headline, base_loss=alone.metrics["loss"])
 
     def _scorer(self, model: Path, task: Task) -> Scorer:
@@ -111,11 +116,11 @@ class FolderScorer:
 
     def _load_classes(self, model: Path) -> Scorer:
         backbone = Backbone.load(model, self.device, getattr(torch, self.dtype))
-        return ClassScorer(backbone, self.batch_size, self.progress)
+        return ClassScorer(backbone, self.batch_size)
 
     def _load_text(self, model: Path) -> Scorer:
         backbone = TextBackbone.load(model, self.device, getattr(torch, self.dtype), self.merged.path)
-        return TextScorer(backbone, self.batch_size, self.progress, self.generate, self.skip_long, self.warnings)
+        return TextScorer(backbone, self.batch_size, self.generate, self.skip_long, self.warnings)
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,14 @@ class ClassScorer:
     Attributes:
         backbone: The base model, or the merged model.
         batch_size: Maximum examples per batch.
-        progress: Shows progress bars.
     """
 
     backbone: Backbone
     batch_size: int
-    progress: Progress
 
-    def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
+    def score(
+        self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int, progress: Progress
+    ) -> TaskScore:
         """Score one task on one set of examples, or two.
 
         Raises:
@@ -144,7 +149,7 @@ class ClassScorer:
         with self.backbone.attach(task, first_set.task.num_labels) as model:
             for data in sets:
                 encodings = self.backbone.tokenize(data.examples, max_length)
-                with self.progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
+                with progress(f"eval {data.task.name}", len(encodings), "examples") as advance:
                     logits = self.backbone.logits(model, encodings, self.batch_size, advance)
                 predictions.append(predictions_from_logits(data.task, logits.numpy()))
         metrics_by_set = [
@@ -178,7 +183,6 @@ class TextScorer:
     Attributes:
         backbone: The base model, or the merged model.
         batch_size: Maximum examples per batch.
-        progress: Shows progress bars.
         generate: Write answers; otherwise the loss alone is scored, and the likelihood is the primary score.
         skip_long: Leave out examples whose completion is too long.
         warnings: Collects what the user should know about the examples.
@@ -186,12 +190,13 @@ class TextScorer:
 
     backbone: TextBackbone
     batch_size: int
-    progress: Progress
     generate: bool
     skip_long: bool
     warnings: list[str]
 
-    def score(self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
+    def score(
+        self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int, progress: Progress
+    ) -> TaskScore:
         """Score one task.
 
         Raises:
@@ -204,9 +209,9 @@ class TextScorer:
         examples, encodings = completions.encode(data.text_examples)
         self.warnings.extend(text for text in completions.warnings if text not in self.warnings)
         if task is None:
-            return self._score(self.backbone.model, data, examples, encodings, completions)
+            return self._score(self.backbone.model, data, examples, encodings, completions, progress)
         with self.backbone.attach(task) as model:
-            return self._score(model, data, examples, encodings, completions)
+            return self._score(model, data, examples, encodings, completions, progress)
 
     def _score(
         self,
@@ -215,9 +220,10 @@ class TextScorer:
         examples: Sequence[TextExample],
         encodings: Sequence[Encoding],
         completions: CompletionTokenizer,
+        progress: Progress,
     ) -> TaskScore:
         task = data.task
-        with self.progress(f"loss {task.name}", len(encodings), "examples") as advance:
+        with progress(f"loss {task.name}", len(encodings), "examples") as advance:
             losses = self.backbone.losses(model, encodings, self.batch_size, advance)
         metrics = loss_scores(losses.mean())
         answers: list[str] = []
@@ -225,7 +231,7 @@ class TextScorer:
             task = replace(task, metrics=(LIKELIHOOD,))
         else:
             written, answers = score_answers(
-                self.backbone, model, task, examples, encodings, completions, self.batch_size, self.progress
+                self.backbone, model, task, examples, encodings, completions, self.batch_size, progress
             )
             metrics |= written
         if missing := [name for name in task.metrics if name not in metrics]:

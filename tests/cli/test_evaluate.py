@@ -25,7 +25,7 @@ def test_result_on_stdout_the_rest_on_stderr(project_copy: Path) -> None:
     assert "Scores (dev)" in run.stdout
     for task in ("mood", "pair", "score", "average"):
         assert task in run.stdout
-    assert "eval mood" in run.stderr
+    assert "eval mood, merged" in run.stderr
 
 
 def test_json_is_one_line_and_the_file_says_the_same(project_copy: Path) -> None:
