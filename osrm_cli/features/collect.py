@@ -1,33 +1,28 @@
 """Collect activation statistics: examples of a task -> ``features/<task>.safetensors``."""
 
-import secrets
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
-from osrm_cli.features import shards
-from osrm_cli.features.collector import FeatureCollector, InputStatistics
-from osrm_cli.features.features_file import GRADIENT, describe_features, write_features
-from osrm_cli.features.shards import Shard
-from osrm_cli.features.statistics.private_mean import DELTA, check_privacy, privacy_epsilon, private_mean
-from osrm_cli.features.statistics.table import Statistic, find_statistic
+from osrm_cli.features.collector import FeatureCollector
+from osrm_cli.features.features_file import describe_features, write_features
+from osrm_cli.features.memory import DEFAULT_MEMORY, parse_size
+from osrm_cli.features.chosen_statistics import StatisticsConfig
+from osrm_cli.features.task_features import TaskFeatures
 from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import find_base_model, identify_base_model
-from osrm_cli.models.batching import Encoding, group_by_length
 from osrm_cli.models.devices import pick_device, pick_dtype
-from osrm_cli.models.distributed import local_device, process_count, process_group, process_rank
+from osrm_cli.models.distributed import local_device, process_group, process_rank
 from osrm_cli.models.layer_inputs import ALL_TOKENS
 from osrm_cli.progress import Progress, no_progress
-from osrm_cli.seeding import generator
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.tasks.description import describe_split
 from osrm_cli.tasks.loading import draw_examples, list_tasks, load_split
-from osrm_cli.tasks.task import TaskSplit
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,8 @@ class CollectedFeatures:
         files: By task, what was written: ``path``, ``examples``, ``tokens``, ``layers`` and perhaps ``private``; empty
             under ``dry_run``, and in all processes but the first.
         data: Under ``dry_run``, what was understood of each task's data.
+        memory: Under ``dry_run``, by task: ``memory`` and ``passes`` of the statistics, and ``memory_of_one_pass``, in
+            bytes.
         warnings: What the user should know about how the data was read.
     """
 
@@ -49,6 +46,7 @@ class CollectedFeatures:
     layers: int
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     data: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -70,6 +68,7 @@ def collect_features(
     device: str = "auto",
     dtype: str = "auto",
     offload: bool = False,
+    memory: str = DEFAULT_MEMORY,
     shard: str | None = None,
     private: float | None = None,
     clip: float | None = None,
@@ -99,6 +98,8 @@ def collect_features(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         offload: Leave the base model's weights on disk and read them layer by layer.
+        memory: Most that statistics of the layers' inputs may take at a time, such as ``8GiB``; layers are collected in
+            as many passes as that needs.
         shard: ``i/n`` to read the i-th of n shares of the batches.
         private: Noise multiplier of a differentially private mean, the only statistic then.
         clip: Maximum norm of an example's mean, for ``private``.
@@ -116,6 +117,7 @@ def collect_features(
         PosixPath('features/mini-mood.safetensors')
     """
     config = StatisticsConfig.of(statistics, shard, private, clip, batch_size, pooling, tokens)
+    limit = parse_size(memory)
     names = list(dict.fromkeys(tasks or list_tasks(data)))
     paths = {name: config.path(Path(out) / f"{name}.safetensors") for name in names}
     for path in paths.values():
@@ -148,182 +150,31 @@ def collect_features(
         warnings=[warning for split in whole.values() for warning in split.warnings],
     )
     if dry_run:
+        for name, split in drawn.items():
+            task = TaskFeatures(collector, config, split, lengths[name], limit)
+            result.memory[name] = task.plan.record()
+            result.warnings.extend(task.warnings)
         return result
     with process_group():
         for name, path in paths.items():
-            collected = _read_task(collector, config, drawn[name], lengths[name], progress)
-            if process_rank() == 0:  # under a launcher, one process writes
-                tensors, contents = config.contents(collected)
-                settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
-                settings |= {"tokens": str(tokens)} if is_text else {}
-                origin = {"source": str(data), "split": drawn[name].split, "sha256": config.digest(drawn[name])}
-                record = provenance.make_record(
-                    "collect", settings | config.settings(), base=base, data=origin, **collector.record(), **contents
-                )
-                with atomic.write_file(path, overwrite) as stage:
-                    write_features(stage, tensors, record)
-                result.warnings.extend(collector.warnings)
-                collector.warnings.clear()
-                result.files[name] = describe_features(path, record)
+            task = TaskFeatures(collector, config, drawn[name], lengths[name], limit)
+            if process_rank():  # under a launcher, one process writes
+                deque(task.tensors(progress), maxlen=0)
+                continue
+            settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
+            settings |= {"tokens": str(tokens)} if is_text else {}
+            origin = {"source": str(data), "split": drawn[name].split, "sha256": config.digest(drawn[name])}
+            record = partial(
+                provenance.make_record,
+                "collect",
+                settings | config.settings(),
+                base=base,
+                data=origin,
+                **collector.record(),
+            )
+            result.warnings.extend(task.warnings)
+            with atomic.write_file(path, overwrite) as stage:
+                tensors, finish = task.tensors(progress), lambda made=record, task=task: made(**task.contents())
+                written = write_features(stage, task.names, tensors, finish, record(**task.longest_contents()))
+            result.files[name] = describe_features(path, written)
     return result
-
-
-def _read_task(
-    collector: FeatureCollector, config: "StatisticsConfig", data: TaskSplit, max_length: int, progress: Progress
-) -> "CollectedTask":
-    """Run one task's examples through the model."""
-    encodings = collector.tokenize(data, max_length)
-    batches = config.batches(encodings)
-    with progress(f"collect {data.task.name}", sum(map(len, batches)), "examples") as advance:
-        pad_to = max_length if config.pooling == "padded" else None
-        inputs = collector.accumulate(encodings, config.accumulated, batches, pad_to, advance, config.tokens)
-    collected = CollectedTask(data, inputs)
-    if config.has_gradient and process_rank() == 0:
-        with progress(f"gradient {data.task.name}", len(encodings), "examples") as advance:
-            collected.gradients = collector.gradients(data, encodings, config.batch_size, advance)
-    return collected
-
-
-@dataclass
-class CollectedTask:
-    """What was read of one task.
-
-    Attributes:
-        data: Its examples.
-        inputs: Statistics of the layers' inputs, under several processes whole in the first one alone.
-        gradients: Of the task's loss, by layer.
-    """
-
-    data: TaskSplit
-    inputs: InputStatistics
-    gradients: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class StatisticsConfig:
-    """Which statistics are collected, from which share of the batches.
-
-    Attributes:
-        statistics: As chosen.
-        shard: The share of the batches to read, if there are several.
-        noise: ``(sigma, clip)`` of a private mean.
-        batch_size: Maximum examples per batch.
-        pooling: ``masked`` or ``padded``.
-        tokens: Which tokens of a text task count.
-    """
-
-    statistics: Sequence[Statistic]
-    shard: Shard | None
-    noise: tuple[float, float] | None
-    batch_size: int
-    pooling: str
-    tokens: str = ALL_TOKENS
-
-    @classmethod
-    def of(
-        cls,
-        names: Sequence[str],
-        shard: str | None,
-        private: float | None,
-        clip: float | None,
-        batch_size: int,
-        pooling: str,
-        tokens: str,
-    ) -> "StatisticsConfig":
-        """Check the options.
-
-        Raises:
-            OsrmError: If they exclude one another, or the accountant of a private mean is missing.
-        """
-        noise = None if private is None or clip is None else (private, clip)
-        if noise is None and (private, clip) != (None, None):
-            raise OsrmError("--private needs --clip, and --clip needs --private", "give both or none of them")
-        default = ["mean"] if noise else ["mean", "second-moment"]
-        statistics = list({row.name: row for row in map(find_statistic, names or default)}.values())
-        share = Shard.parse(shard) if shard else None
-        if noise and [row.name for row in statistics] != ["mean"]:
-            raise OsrmError(
-                "--private keeps a mean alone: beside raw statistics it would protect nobody", "no --statistic"
-            )
-        if noise and share:
-            raise OsrmError("--private and --shard exclude one another: a shard holds raw sums", "give one of them")
-        if share and any(not row.accumulator for row in statistics):
-            raise OsrmError(
-                "a gradient has no shards: its head is fitted on all examples",
-                "collect it without --shard, to another --out",
-            )
-        if noise:
-            check_privacy(*noise)
-        return cls(statistics, share, noise, batch_size, pooling, tokens)
-
-    @property
-    def has_gradient(self) -> bool:
-        """Whether a gradient is among the statistics."""
-        return GRADIENT in self.names
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the statistics."""
-        return [row.name for row in self.statistics]
-
-    @property
-    def accumulated(self) -> list[Statistic]:
-        """Statistics of the layers' inputs."""
-        return [find_statistic("samples")] if self.noise else [row for row in self.statistics if row.accumulator]
-
-    def path(self, whole: Path) -> Path:
-        """Where the result is written."""
-        return self.shard.path(whole) if self.shard else whole
-
-    def batches(self, encodings: Sequence[Encoding]) -> list[list[int]]:
-        """Which examples this process runs through the model, batch by batch.
-
-        Shares are made of batches, not of examples: each batch is computed as in the whole, so that shares differ from
-        it in nothing but the order of a sum in float64. Several processes share out a share again.
-        """
-        plan = group_by_length([len(encoding["input_ids"]) for encoding in encodings], self.batch_size)
-        share = self.shard or Shard(1, 1)
-        return plan[share.index - 1 :: share.count][process_rank() :: process_count()] if self.accumulated else []
-
-    def digest(self, data: TaskSplit) -> str | None:
-        """Digest of the examples; none beside a private mean, as it would confirm a correct guess of them."""
-        return None if self.noise else data.sha256
-
-    def settings(self) -> dict[str, Any]:
-        """Settings that only some files have."""
-        return dict(zip(("private", "clip"), self.noise, strict=True)) if self.noise else {}
-
-    def contents(self, collected: CollectedTask) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """A file's tensors, and what its header says of them."""
-        inputs, names = collected.inputs, [row.name for row in self.accumulated]
-        examples = inputs.examples if names else len(collected.data.examples)
-        record: dict[str, Any] = {
-            "task": collected.data.task.to_dict(),
-            "statistics": self.names,
-            "layers": inputs.layers,
-            "tokens": inputs.tokens,
-            "examples": examples,
-        }
-        if self.shard:
-            parts = {"count": self.shard.count, "batch_size": self.batch_size}
-            return shards.shard_tensors(inputs.sums, names), {**record, "shards": parts}
-        if self.noise:
-            # Each example counts once, whatever its length: the number of tokens is nobody's business either.
-            budget = _privacy_budget(*self.noise, len(inputs.sums))
-            return _private_means(inputs, *self.noise), {**record, "tokens": examples, "private": budget}
-        tensors = shards.finalized_tensors(inputs.sums, names)
-        tensors |= {f"{layer}.{GRADIENT}": gradient for layer, gradient in collected.gradients.items()}
-        return tensors, record | shards.sketch_bounds(inputs.sums, names)
-
-
-def _private_means(inputs: InputStatistics, sigma: float, clip: float) -> dict[str, torch.Tensor]:
-    means = {}
-    for layer, (samples,) in inputs.sums.items():
-        noise = generator(secrets.randbits(128), layer)  # noise that a seed repeats would hide nothing
-        means[f"{layer}.mean"] = private_mean(samples.finalize(), clip, sigma, noise).float()
-    return means
-
-
-def _privacy_budget(sigma: float, clip: float, mechanisms: int) -> dict[str, float]:
-    spent = {"epsilon": privacy_epsilon(sigma, mechanisms), "delta": DELTA}
-    return {**spent, "sigma": sigma, "clip": clip, "mechanisms": mechanisms}

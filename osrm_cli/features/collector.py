@@ -32,7 +32,7 @@ class InputStatistics:
         kinds: For each statistic, the function that makes an accumulator for inputs of width ``d_in``.
         padded: Count padding as text.
         tokens: Which tokens of a text task count, see ``record_inputs``.
-        inputs: Which inputs there are, if that is known.
+        inputs: Which inputs to record, if that is known.
     """
 
     def __init__(
@@ -72,13 +72,6 @@ class InputStatistics:
         for name in inputs.distinct:
             self.sums[name] = [kind(layer_widths(self.targets[name])[0]) for kind in self.kinds]
         return inputs
-
-    @property
-    def layers(self) -> dict[str, dict[str, Any]]:
-        """Each target layer's widths and the layer that holds its statistics, for the file's header."""
-        sources = self.inputs.sources if self.inputs else {}
-        widths = {name: layer_widths(self.targets[name]) for name in self.targets if name in sources}
-        return {n: {"source": sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in widths.items()}
 
     @property
     def tokens(self) -> int:
@@ -154,40 +147,51 @@ class FeatureCollector:
         check_vocabulary(self.tokenizer, encodings, self.model, self.base_dir)
         return encodings
 
+    def probe(self, encodings: Sequence[Encoding], pad_to: int | None) -> SharedInputs:
+        """Find out which inputs there are, from one example, unless that is known.
+
+        Args:
+            encodings: All examples.
+            pad_to: Pad to this length.
+        """
+        if self._inputs is None:
+            longest = max(encodings, key=lambda encoding: len(encoding["input_ids"]))
+            batch = collate_batch([longest], self.tokenizer, self.device, pad_to=pad_to)
+            found: list[SharedInputs] = []
+            self._run([lambda: found.append(find_shared_inputs(self.model, self.layers, batch))])
+            (self._inputs,) = found
+        return self._inputs
+
     def accumulate(
         self,
         encodings: Sequence[Encoding],
         kinds: Sequence[Statistic],
         batches: Sequence[Sequence[int]],
+        inputs: SharedInputs,
         pad_to: int | None,
         advance: Advance,
         tokens: str = ALL_TOKENS,
     ) -> InputStatistics:
-        """Statistics of every target layer's inputs, over some examples of one task.
+        """Statistics of layers' inputs, over some examples of one task.
 
         Args:
             encodings: All examples.
             kinds: Statistics to accumulate.
             batches: Which examples to run, batch by batch; perhaps none.
+            inputs: Which inputs to record.
             pad_to: Pad each example to this length and count padding as text.
             advance: Called with the number of examples done.
             tokens: Which tokens of a text task count, see ``record_inputs``.
         """
         accumulators = [kind.load() for kind in kinds]
-        total = InputStatistics(self.model, self.layers, accumulators, pad_to is not None, tokens, self._inputs)
+        total = InputStatistics(self.model, self.layers, accumulators, pad_to is not None, tokens, inputs)
         lengths = [max(pad_to or 0, len(encoding["input_ids"])) for encoding in encodings]
 
-        def collate(rows: Sequence[int]) -> dict[str, torch.Tensor]:
-            return collate_batch([encodings[row] for row in rows], self.tokenizer, self.device, pad_to=pad_to)
-
         def read(rows: Sequence[int]) -> None:
-            total.add(collate(rows), list(rows))
+            chosen = [encodings[row] for row in rows]
+            total.add(collate_batch(chosen, self.tokenizer, self.device, pad_to=pad_to), list(rows))
             advance(len(rows))
 
-        if self._inputs is None:  # also where no batch follows: a shard may be empty
-            longest = max(range(len(encodings)), key=lambda row: lengths[row])
-            self._run([partial(total.probe, collate([longest]))])
-            self._inputs = total.inputs
         for group in group_passes(batches, [len(rows) * max(lengths[row] for row in rows) for rows in batches]):
             self._run([partial(read, rows) for rows in group])
         reduce_to_first(total.sums)
@@ -219,6 +223,12 @@ class FeatureCollector:
         conv1d = any(target_modules.is_conv1d(layer) for layer in self.layers.values())
         kind = {"task_type": language_model.task_type(self.model)} if self.is_text else {}
         return {"target_modules": self.target_modules, "fan_in_fan_out": conv1d, **kind}
+
+
+def describe_layers(layers: Mapping[str, torch.nn.Module], inputs: SharedInputs) -> dict[str, dict[str, Any]]:
+    """Each target layer's widths and the layer that holds its statistics, for a file's header."""
+    widths = {name: layer_widths(layer) for name, layer in layers.items()}
+    return {n: {"source": inputs.sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in widths.items()}
 
 
 def _move(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

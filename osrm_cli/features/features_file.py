@@ -4,7 +4,7 @@ Tensors are named ``<layer>.<statistic>``. Layers that read the same tensor (que
 entry: the header's ``layers`` maps each target layer to the layer that holds its statistics.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,19 +158,39 @@ class FeaturesReader:
         return f"{layer if statistic == GRADIENT else self.features.layers[layer].source}.{statistic}"
 
 
-def write_features(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
-    """Write a features file, or a shard; call it on a staging path of ``atomic``.
+def write_features(
+    path: Path,
+    names: Sequence[str],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    finish: Callable[[], Mapping[str, Any]],
+    longest: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    """Write a features file, or a shard, while its statistics are collected; call it on a staging path of ``atomic``.
+
+    Args:
+        path: The staging path.
+        names: Every tensor.
+        tensors: The same, one after the other.
+        finish: The header, asked for after the last tensor.
+        longest: A header that is no shorter.
+
+    Returns:
+        The header.
 
     Raises:
         OsrmError: If a statistic is not finite.
     """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not safetensors_io.all_finite(tensor):
-            raise OsrmError(
-                f"NaN or infinity in {name}: a weight of the base model is damaged, or its precision too narrow",
-                "osrm verify names files that have changed; or try --dtype float32",
-            )
-    safetensors_io.save_tensors(path, tensors, record)
+    with safetensors_io.write_record_stream(path, names, longest) as stream:
+        for name, tensor in tensors:
+            if tensor.is_floating_point() and not safetensors_io.all_finite(tensor):
+                raise OsrmError(
+                    f"NaN or infinity in {name}: a weight of the base model is damaged, or its precision too narrow",
+                    "osrm verify names files that have changed; or try --dtype float32",
+                )
+            stream.add(name, tensor)
+            del tensor  # before the next one is made
+        stream.record = finish()
+    return stream.record
 
 
 def describe_features(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:

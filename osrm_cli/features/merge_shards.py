@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import describe_features, write_features
-from osrm_cli.features.shards import MergedShards, sharded_tasks
+from osrm_cli.features.shards import MergedShards, longest_bounds, sharded_tasks, with_bounds
 from osrm_cli.storage import atomic
 
 
@@ -58,6 +59,13 @@ def merge_shards(
         return result
     with ExitStack() as stages:
         for name, path in paths.items():
-            write_features(stages.enter_context(atomic.write_file(path, overwrite)), *merged[name].contents())
+            parts, bounds = merged[name], dict[str, dict[str, float]]()
+            write_features(
+                stages.enter_context(atomic.write_file(path, overwrite)),
+                parts.names,
+                parts.tensors(bounds),
+                partial(with_bounds, parts.record, bounds),
+                with_bounds(parts.record, longest_bounds(parts.names)),
+            )
     result.files.update({name: describe_features(path, merged[name].record) for name, path in paths.items()})
     return result

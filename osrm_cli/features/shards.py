@@ -5,7 +5,8 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -123,21 +124,37 @@ def _check_complete(whole: Path, shares: Sequence[Shard]) -> None:
 Sums = Mapping[str, Sequence[Accumulator]]  # by layer, in the order of the statistics' names
 
 
-def finalized_tensors(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a whole file: every statistic by ``<layer>.<statistic>``, float32."""
-    return {entry: total.finalize().float() for entry, total in _entries(sums, names)}
+def finalized_tensors(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of a whole file, one after the other: every statistic by ``<layer>.<statistic>``, float32."""
+    for entry, total in _entries(sums, names):
+        yield entry, total.finalize(torch.float32)
 
 
-def sketch_bounds(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
-    """The header's ``bounds``: how far statistics that are not exact may be off."""
-    bounds = {entry: total.bound() for entry, total in _entries(sums, names) if total.bound()}
-    return {"bounds": bounds} if bounds else {}
+def find_bounds(sums: Sums, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By ``<layer>.<statistic>``, how far statistics that are not exact may be off."""
+    return {entry: total.bound() for entry, total in _entries(sums, names) if total.bound()}
 
 
-def shard_tensors(sums: Sums, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a shard."""
-    entries = _entries(sums, names)
-    return {f"{entry}.{part}": tensor for entry, total in entries for part, tensor in total.state().items()}
+def shard_tensors(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of a shard, one after the other."""
+    for entry, total in _entries(sums, names):
+        yield from ((f"{entry}.{part}", tensor) for part, tensor in total.state().items())
+
+
+def with_bounds(record: Mapping[str, Any], bounds: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """A header, with its ``bounds`` if there are some."""
+    return {**record, "bounds": bounds} if bounds else dict(record)
+
+
+def part_names(layer: str, statistic: str) -> list[str]:
+    """Names of a layer's tensors in a shard."""
+    return [f"{layer}.{statistic}.{part}" for part in find_statistic(statistic).load()(1).layout()]
+
+
+def longest_bounds(entries: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Bounds of those entries that have some, with as many digits as there can be."""
+    sketches = [entry for entry in entries if find_statistic(entry.rpartition(".")[2]).kind == "sketch"]
+    return {entry: dict.fromkeys(("error", "energy"), -sys.float_info.max) for entry in sketches}
 
 
 def _entries(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, Accumulator]]:
@@ -166,6 +183,7 @@ class MergedShards:
         self._files = [safetensors_io.TensorFile(path) for path in self.paths]
         self._widths = {layer["source"]: layer["d_in"] for layer in self.record["layers"].values()}
         self._keys = [set(safetensors_io.open_tensors(path).keys()) for path in self.paths]
+        self._order = safetensors_io.open_tensors(self.paths[0]).offset_keys()
 
     def get_tensor(self, entry: str) -> torch.Tensor:
         """One statistic, float32 as in the whole file.
@@ -173,7 +191,7 @@ class MergedShards:
         Raises:
             KeyError: If a shard lacks it.
         """
-        return self._total(entry).finalize().float()
+        return self._total(entry).finalize(torch.float32)
 
     def bound(self, entry: str) -> dict[str, float]:
         """How far the statistic may be off."""
@@ -181,18 +199,27 @@ class MergedShards:
         total.finalize()
         return total.bound()
 
-    def contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors and header of the whole file.
+    @property
+    def names(self) -> list[str]:
+        """The whole file's tensors, in the order of the shards'."""
+        places = {key.rpartition(".")[0]: place for place, key in enumerate(self._order)}
+        names = [f"{layer}.{name}" for layer in self._widths for name in self.record["statistics"]]
+        return sorted(names, key=lambda name: places.get(name, len(places)))
+
+    def tensors(self, bounds: dict[str, dict[str, float]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors of the whole file, one after the other; ``bounds`` is filled on the way.
 
         Raises:
             OsrmError: If a shard lacks a tensor.
         """
-        names = self.record["statistics"]
-        try:
-            sums = {layer: [self._total(f"{layer}.{name}") for name in names] for layer in self._widths}
-        except KeyError as error:
-            raise OsrmError(f"a shard beside {self.paths[0]} lacks {error.args[0]}", "collect it again") from None
-        return finalized_tensors(sums, names), self.record | sketch_bounds(sums, names)
+        for entry in self.names:
+            try:
+                total = self._total(entry)
+            except KeyError as error:
+                raise OsrmError(f"a shard beside {self.paths[0]} lacks {error.args[0]}", "collect it again") from None
+            yield entry, total.finalize(torch.float32)
+            if bound := total.bound():
+                bounds[entry] = bound
 
     def _total(self, entry: str) -> Accumulator:
         """The accumulator that counted what all shards have counted.
@@ -202,23 +229,23 @@ class MergedShards:
         """
         layer, _, name = entry.rpartition(".")
         total = find_statistic(name).load()(self._widths[layer])
-        empty = total.state()
-        parts = {part: f"{entry}.{part}" for part in empty}
+        layout = total.layout()
+        parts = {part: f"{entry}.{part}" for part in layout}
         for path, file, keys in zip(self.paths, self._files, self._keys, strict=True):
             if not set(parts.values()) <= keys:
                 raise KeyError(entry)
             state = {part: file.get_tensor(key) for part, key in parts.items()}
-            if not _is_state(state, empty):
+            if not _is_state(state, layout):
                 raise OsrmError(f"{path}: the sums of {entry} are damaged", "collect this shard again")
             total.merge_state(state)
         return total
 
 
-def _is_state(state: Mapping[str, torch.Tensor], empty: Mapping[str, torch.Tensor]) -> bool:
-    """Whether tensors can be an accumulator's state, given that of an empty one: a size of 0 there may be any."""
+def _is_state(state: Mapping[str, torch.Tensor], layout: Mapping[str, torch.Tensor]) -> bool:
+    """Whether tensors can be an accumulator's state, given its layout."""
     rows = set()
     for part, tensor in state.items():
-        expected = empty[part]
+        expected = layout[part]
         if tensor.dtype != expected.dtype or tensor.ndim != expected.ndim or not torch.isfinite(tensor).all():
             return False
         rows |= {size for size, known in zip(tensor.shape, expected.shape, strict=True) if known == 0}

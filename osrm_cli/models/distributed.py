@@ -6,7 +6,6 @@ from typing import Protocol
 
 import torch
 from accelerate.utils.environment import get_cpu_distributed_information
-from safetensors.torch import load, save
 from torch import distributed
 
 
@@ -15,6 +14,9 @@ class Reducible(Protocol):
 
     def state(self) -> dict[str, torch.Tensor]:
         """The state of the sum so far."""
+
+    def layout(self) -> dict[str, torch.Tensor]:
+        """Tensors with the names, types and dimensions of the state's, of any sizes."""
 
     def merge_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Add the state of another process."""
@@ -62,18 +64,23 @@ def reduce_to_first(sums: Mapping[str, Sequence[Reducible]]) -> None:
             _send(total.state())
         else:
             for source in range(1, process_count()):
-                total.merge_state(_receive(source))
+                total.merge_state(_receive(source, total.layout()))
 
 
 def _send(state: dict[str, torch.Tensor]) -> None:
-    payload = torch.frombuffer(bytearray(save(state)), dtype=torch.uint8)
-    distributed.send(torch.tensor(len(payload)), 0)
-    distributed.send(payload, 0)
+    """Each tensor's sizes, then its numbers: nothing is copied."""
+    for tensor in state.values():
+        distributed.send(torch.tensor([*tensor.shape, 0]), 0)
+        if tensor.numel():
+            distributed.send(tensor.contiguous(), 0)
 
 
-def _receive(source: int) -> dict[str, torch.Tensor]:
-    length = torch.tensor(0)
-    distributed.recv(length, source)
-    payload = torch.empty(int(length), dtype=torch.uint8)
-    distributed.recv(payload, source)
-    return load(payload.numpy().tobytes())
+def _receive(source: int, layout: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    state = {}
+    for name, like in layout.items():
+        sizes = torch.zeros(like.ndim + 1, dtype=torch.int64)
+        distributed.recv(sizes, source)
+        state[name] = torch.empty(sizes[:-1].tolist(), dtype=like.dtype)
+        if state[name].numel():
+            distributed.recv(state[name], source)
+    return state

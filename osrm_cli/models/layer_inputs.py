@@ -28,20 +28,24 @@ class SharedInputs:
     Attributes:
         sources: For each target layer, in the order in which they run, the first one that receives the same tensor
             (for query, key and value: query).
-        calls: Number of calls of the layers in ``sources.values()`` in one forward pass; more than their number if a
-            model reuses a layer.
+        calls: For each layer in ``sources.values()``, how often it is called in one forward pass: a model may reuse it.
         of_encoder: Layers of an encoder-decoder that read the prompt: the encoder's, and cross-attention's keys and
             values.
     """
 
     sources: Mapping[str, str]
-    calls: int
+    calls: Mapping[str, int]
     of_encoder: Collection[str] = ()
 
     @property
     def distinct(self) -> list[str]:
         """The layers whose inputs are recorded."""
         return list(dict.fromkeys(self.sources.values()))
+
+    def only(self, layers: Collection[str]) -> "SharedInputs":
+        """Some of the distinct inputs, by the layers that are recorded."""
+        calls = {name: self.calls[name] for name in layers}
+        return SharedInputs({name: name for name in layers}, calls, self.of_encoder)
 
 
 def find_shared_inputs(
@@ -91,7 +95,7 @@ def find_shared_inputs(
     for name in targets:
         if name not in sources:
             raise OsrmError(f"target layer {name} takes no part in the task", "leave it out of --target-modules")
-    return SharedInputs(sources, sum(name in set(sources.values()) for name in calls), of_encoder)
+    return SharedInputs(sources, {name: calls.count(name) for name in set(sources.values())}, of_encoder)
 
 
 def _model_inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -131,14 +135,14 @@ def record_inputs(
             masks[False] = masks[True] & (completion if tokens == "completion" else ~completion)
     if count_padding:
         masks = {side: torch.ones_like(mask) for side, mask in masks.items()}
-    calls = 0
+    left = sum(inputs.calls.values())
 
     def make_hook(name: str) -> Callable[..., None]:
         def observe(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            nonlocal calls
+            nonlocal left
             record(name, *_per_token(name, args[0].detach(), masks[name in inputs.of_encoder]))
-            calls += 1
-            if calls == inputs.calls:
+            left -= 1
+            if not left:
                 raise _StopForward
 
         return observe

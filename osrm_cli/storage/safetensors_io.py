@@ -43,6 +43,7 @@ class TensorStream:
 
     Attributes:
         size: Bytes of tensors so far.
+        metadata: Texts for the header; no longer in the end than at the beginning.
     """
 
     def __init__(self, file: IO[bytes], names: Sequence[str], metadata: dict[str, str]) -> None:
@@ -54,7 +55,8 @@ class TensorStream:
         self._file = file
         self._header_size = size + -size % 8  # tensors start at a multiple of 8
         self._expected = set(names)
-        self._header: dict[str, Any] = {"__metadata__": metadata}
+        self._header: dict[str, Any] = {}
+        self.metadata = metadata
         self.size = 0
         file.seek(_LENGTH_BYTES + self._header_size)
 
@@ -84,7 +86,7 @@ class TensorStream:
         Raises:
             ValueError: If an announced tensor was not added.
         """
-        header = json.dumps(self._header, separators=(",", ":")).encode()
+        header = json.dumps({"__metadata__": self.metadata, **self._header}, separators=(",", ":")).encode()
         if self._expected or len(header) > self._header_size:
             raise ValueError(
                 f"tensors missing: {sorted(self._expected)}, header {len(header)} of {self._header_size} bytes"
@@ -114,21 +116,69 @@ REOPEN_AFTER_BYTES = 2 << 20  # bytes read from a file before it is reopened
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
     """Write tensors with a record and their digest; call it on a staging path of ``atomic``."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    about = {**record, _DIGEST_KEY: _digest(ordered.items())}
     # One key only: safetensors writes several in an order of its own, and equal contents are to give equal bytes.
-    save_file(ordered, path, metadata={"osrm": json.dumps(about, sort_keys=True, allow_nan=False)})
+    save_file(ordered, path, metadata=_metadata_of(record, _digest(ordered.items())))
+
+
+class RecordStream:
+    """A safetensors file being written tensor by tensor, with the record and the digest of ``save_tensors``.
+
+    Attributes:
+        record: Has to be set before the end.
+    """
+
+    def __init__(self, stream: TensorStream) -> None:
+        self.record: Mapping[str, Any] = {}
+        self._stream = stream
+        self._digests: dict[str, str] = {}
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Append one tensor."""
+        whole = tensor.detach().cpu().contiguous()
+        self._digests[name] = _tensor_digest(whole)
+        self._stream.add(name, whole)
+
+    def finish(self) -> None:
+        """Hand the record over."""
+        self._stream.metadata = _metadata_of(self.record, _joint_digest(self._digests))
+
+
+@contextmanager
+def write_record_stream(path: Path, names: Sequence[str], longest: Mapping[str, Any]) -> Iterator[RecordStream]:
+    """Open a safetensors file for the tensors ``names``, whose record is complete when they are.
+
+    Args:
+        path: The file, a staging path of ``atomic``.
+        names: Every tensor.
+        longest: A record for whose length room is kept: the record in the end may not be longer.
+    """
+    with write_stream(path, names, _metadata_of(longest, "0" * 64)) as stream:
+        recorded = RecordStream(stream)
+        yield recorded
+        recorded.finish()
+
+
+def _metadata_of(record: Mapping[str, Any], digest: str) -> dict[str, str]:
+    return {"osrm": json.dumps({**record, _DIGEST_KEY: digest}, sort_keys=True, allow_nan=False)}
 
 
 def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name}\0{DTYPES[tensor.dtype]}\0{list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return _joint_digest({name: _tensor_digest(tensor) for name, tensor in tensors})
+
+
+def _joint_digest(digests: Mapping[str, str]) -> str:
+    """The digest of all tensors, whatever the order in which they were written."""
+    return hashlib.sha256("".join(f"{name}\0{digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
+
+
+def _tensor_digest(tensor: torch.Tensor) -> str:
+    digest = hashlib.sha256(f"{DTYPES[tensor.dtype]}\0{list(tensor.shape)}\n".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def check_digest(path: Path) -> bool | None:
-    """Whether the tensors are those that ``save_tensors`` wrote; ``None`` for a file of another writer.
+    """Whether the tensors are those that were written with a record; ``None`` for a file of another writer.
 
     Raises:
         OsrmError: If the file is missing or damaged.

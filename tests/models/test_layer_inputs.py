@@ -9,7 +9,7 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
-from osrm_cli.features.collector import InputStatistics
+from osrm_cli.features.collector import InputStatistics, describe_layers
 from osrm_cli.features.statistics.table import find_statistic
 from osrm_cli.models.batching import collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
@@ -97,8 +97,16 @@ def check(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found.double() - expected).norm() <= 1e-6 * expected.norm()
 
 
+def layers_of(total: Any) -> dict[str, dict[str, Any]]:
+    return describe_layers(total.targets, total.inputs)
+
+
+def finalized(sums: Any, kinds: list[str]) -> dict[str, torch.Tensor]:
+    return dict(shards.finalized_tensors(sums, kinds))
+
+
 def entry(total: Any, kind: str, layer: str) -> torch.Tensor:
-    return shards.finalized_tensors(total.sums, [kind])[f"{total.layers[layer]['source']}.{kind}"]
+    return finalized(total.sums, [kind])[f"{total.inputs.sources[layer]}.{kind}"]
 
 
 def test_mean_is_that_of_a_naive_loop(family: Subject) -> None:
@@ -127,9 +135,9 @@ def test_padded_pooling_is_the_mean_of_all_positions(family: Subject) -> None:
 
 
 def test_batch_size_and_order_change_nothing(family: Subject) -> None:
-    expected = shards.finalized_tensors(family.collect("second-moment", batch_size=6).sums, ["c"])
+    expected = finalized(family.collect("second-moment", batch_size=6).sums, ["c"])
     for batch_size, order in ((1, [5, 4, 3, 2, 1, 0]), (2, [3, 0, 5, 1, 4, 2]), (5, [0, 1, 2, 3, 4, 5])):
-        found = shards.finalized_tensors(family.collect("second-moment", batch_size, order).sums, ["c"])
+        found = finalized(family.collect("second-moment", batch_size, order).sums, ["c"])
         assert found.keys() == expected.keys()
         for name, tensor in found.items():
             check(tensor, expected[name].double())
@@ -149,7 +157,7 @@ def test_saved_padding_side_changes_nothing(tiny_model: Tiny, tmp_path: Path, na
         tokenizer.padding_side = side
         tokenizer.save_pretrained(folder)
         assert f'"padding_side": "{side}"' in (folder / "tokenizer_config.json").read_text()
-        found.append(shards.finalized_tensors(Subject(folder, None).collect("mean").sums, ["mean"]))
+        found.append(finalized(Subject(folder, None).collect("mean").sums, ["mean"]))
     for key, tensor in found[0].items():
         assert torch.equal(tensor, found[1][key])
 
@@ -166,21 +174,21 @@ def test_layers_with_one_input_share_one_entry(tiny_model: Tiny, name: str, name
     subject = Subject(tiny_model(name), names)
     total = subject.collect("mean")
     inputs = subject.naive()
-    for layer, facts in total.layers.items():
+    for layer, facts in layers_of(total).items():
         first, source = inputs[layer], inputs[facts["source"]]
         assert all(torch.equal(a, b) for a, b in zip(first, source, strict=True))
     for number in range(2):
-        group = {f["source"] for n, f in total.layers.items() if f".{number}." in n and n.rpartition(".")[2] in shared}
+        group = {
+            f["source"] for n, f in layers_of(total).items() if f".{number}." in n and n.rpartition(".")[2] in shared
+        }
         assert len(group) == 1
-    assert len(shards.finalized_tensors(total.sums, ["mean"])) == len(
-        {facts["source"] for facts in total.layers.values()}
-    )
-    assert list(total.layers) == list(subject.layers)  # the model's order
+    assert len(finalized(total.sums, ["mean"])) == len({facts["source"] for facts in layers_of(total).values()})
+    assert list(layers_of(total)) == list(subject.layers)  # the model's order
 
 
 def test_decoder_of_t5_is_read_and_its_cross_attention_sees_the_encoder(subject: Callable[[str], Subject]) -> None:
     total = subject("t5").collect("mean")
-    sources = {name: facts["source"] for name, facts in total.layers.items()}
+    sources = {name: facts["source"] for name, facts in layers_of(total).items()}
     cross = {sources[name] for name in sources if "EncDecAttention.k" in name or "EncDecAttention.v" in name}
     assert len(cross) == 1  # the encoder's output, for every block of the decoder
     queries = {sources[name] for name in sources if "EncDecAttention.q" in name}
@@ -228,7 +236,7 @@ def test_layer_that_runs_twice_is_seen_twice() -> None:
     batch = {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": torch.ones(1, 3)}
     found: list[torch.Tensor] = []
     inputs = find_shared_inputs(model, {"block": model.block}, batch)
-    assert inputs.calls == 3
+    assert inputs.calls == {"block": 3}
     record_inputs(model, {"block": model.block}, inputs, batch, lambda name, x, mask: found.append(x))
     assert len(found) == 3
     torch.testing.assert_close(found[2], model.block(found[1].clone()).tanh())
@@ -259,6 +267,6 @@ def test_layer_that_takes_no_part_is_named(subject: Callable[[str], Subject]) ->
 
 def test_layer_behind_the_pooler_is_averaged_over_examples(tiny_model: Tiny) -> None:
     subject = Subject(tiny_model("bert"), ["bert.pooler.dense"])
-    found = shards.finalized_tensors(subject.collect("mean").sums, ["mean"])["bert.pooler.dense.mean"]
+    found = finalized(subject.collect("mean").sums, ["mean"])["bert.pooler.dense.mean"]
     inputs = subject.naive()["bert.pooler.dense"]  # (d_in,) for each example
     check(found, torch.stack(inputs).mean(0))

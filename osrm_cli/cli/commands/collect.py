@@ -9,6 +9,7 @@ import typer
 from osrm_cli.cli import options
 from osrm_cli.cli.console import Console, align_columns
 from osrm_cli.cli.options import Device, DType, Pooling, Tokens
+from osrm_cli.features.memory import DEFAULT_MEMORY, format_size
 from osrm_cli.features.statistics.table import STATISTICS
 
 
@@ -46,6 +47,14 @@ def collect(
     offload: Annotated[
         bool, typer.Option("--offload", help="Leave the model's weights on disk and read them layer by layer.")
     ] = False,
+    memory: Annotated[
+        str,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="Most that statistics may take at a time beside the model; layers are read in as many passes.",
+        ),
+    ] = DEFAULT_MEMORY,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -117,6 +126,7 @@ def collect(
         device=device,
         dtype=dtype,
         offload=offload,
+        memory=memory,
         shard=shard,
         private=private,
         clip=clip,
@@ -137,9 +147,12 @@ def collect(
     lines = []
     for name, path in collected.paths.items():
         lines.append(f"would write {path}: {collected.examples[name]} examples, {collected.layers} layers")
+        plan = collected.memory[name]
+        passes = "one pass" if plan["passes"] == 1 else f"{plan['passes']} passes"
+        lines.append(f"  statistics take up to {format_size(plan['memory'])} beside the model, in {passes}")
         lines.append(format_description(collected.data[name]))
     would_write = [str(path) for path in collected.paths.values()]
-    console.result({"would_write": would_write, "tasks": collected.data}, "\n".join(lines))
+    console.result({"would_write": would_write, "tasks": collected.data, "memory": collected.memory}, "\n".join(lines))
 
 
 def _merge_shards(tasks: list[str], out: Path, overwrite: bool, dry_run: bool, console: Console) -> None:

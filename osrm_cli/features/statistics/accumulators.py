@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from osrm_cli.features.statistics.table import MOMENT_COLUMNS
+
 State = dict[str, torch.Tensor]
 
 
@@ -44,6 +46,14 @@ class Accumulator(ABC):
         """Everything needed to go on elsewhere, as tensors: ``tokens``, ``examples`` and the sums."""
         return {"tokens": torch.tensor(self.tokens), "examples": torch.tensor(self.examples), **self._sums()}
 
+    def layout(self) -> State:
+        """Names, types and dimensions of the state's tensors, without their numbers; a size of 0 stands for any."""
+        count = torch.empty((), dtype=torch.int64, device="meta")
+        shapes = {
+            name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, dtype) in self._parts().items()
+        }
+        return {"tokens": count, "examples": count, **shapes}
+
     def merge_state(self, state: State) -> None:
         """Take over the ``state`` of an accumulator of the same kind and width that counted other examples."""
         self._merge(state)
@@ -51,8 +61,8 @@ class Accumulator(ABC):
         self.examples += int(state["examples"])
 
     @abstractmethod
-    def finalize(self) -> torch.Tensor:
-        """The statistic, float64, on the CPU."""
+    def finalize(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """The statistic, on the CPU."""
 
     def bound(self) -> dict[str, float]:
         """How far the finished statistic may be off, in its own terms; empty if it is exact."""
@@ -67,6 +77,9 @@ class Accumulator(ABC):
     @abstractmethod
     def _sums(self) -> State: ...
 
+    @abstractmethod
+    def _parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]: ...
+
 
 class MeanAccumulator(Accumulator):
     """Mean over the counted tokens, ``(d_in,)``: what OSRM's Eq. 4 (arXiv:2505.22934) keeps of a task."""
@@ -75,9 +88,9 @@ class MeanAccumulator(Accumulator):
         super().__init__(d_in)
         self._sum = torch.zeros(d_in, dtype=torch.float64)
 
-    def finalize(self) -> torch.Tensor:
+    def finalize(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """``(1/N) sum x``, ``(d_in,)``."""
-        return self._sum.cpu() / max(self.tokens, 1)
+        return (self._sum.cpu() / max(self.tokens, 1)).to(dtype)
 
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         tokens = to_float64(x[mask])
@@ -89,36 +102,56 @@ class MeanAccumulator(Accumulator):
     def _sums(self) -> State:
         return {"sum": self._sum.cpu()}
 
+    def _parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"sum": ((self.d_in,), torch.float64)}
+
 
 class SecondMomentAccumulator(Accumulator):
     """Uncentred second moment over the counted tokens, ``(d_in, d_in)``, symmetric positive semi-definite.
 
-    Only blocks on and below the diagonal are summed, which at width 4096 makes float64 as fast as full float32.
+    Kept are panels of columns, each from the diagonal down: half of the matrix, and as fast in float64, at width 4096,
+    as the whole in float32.
     """
 
-    _BLOCK = 1024
+    _COLUMNS = MOMENT_COLUMNS
 
     def __init__(self, d_in: int) -> None:
         super().__init__(d_in)
-        self._sum = torch.zeros(d_in, d_in, dtype=torch.float64)
+        shapes = [(d_in - start, min(self._COLUMNS, d_in - start)) for start in range(0, d_in, self._COLUMNS)]
+        # In one block, which the system has back at the end: of smaller ones the allocator keeps pieces.
+        block = torch.zeros(sum(rows * columns for rows, columns in shapes), dtype=torch.float64)
+        parts = torch.split(block, [rows * columns for rows, columns in shapes])
+        self._panels = {d_in - shape[0]: part.view(shape) for shape, part in zip(shapes, parts, strict=True)}
 
-    def finalize(self) -> torch.Tensor:
+    def finalize(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """``(1/N) sum x^T x``, ``(d_in, d_in)``, exactly symmetric."""
-        lower = self._sum.cpu().tril()
-        return (lower + lower.tril(-1).T) / max(self.tokens, 1)
+        whole = torch.empty(self.d_in, self.d_in, dtype=dtype)
+        for start, panel in self._panels.items():
+            here, after = slice(start, start + panel.shape[1]), slice(start + panel.shape[1], None)
+            torch.div(panel.cpu(), max(self.tokens, 1), out=whole[start:, here])
+            square = whole[here, here].tril_()
+            square += square.tril(-1).T
+            whole[here, after] = whole[after, here].T
+        return whole
 
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         tokens = to_float64(x[mask])
-        self._sum = self._sum.to(tokens.device)
-        for start in range(0, self.d_in, self._BLOCK):
-            columns = slice(start, start + self._BLOCK)
-            self._sum[start:, columns].addmm_(tokens[:, start:].T, tokens[:, columns])
+        for start, panel in self._panels.items():
+            self._panels[start] = panel = panel.to(tokens.device)
+            panel.addmm_(tokens[:, start:].T, tokens[:, start : start + panel.shape[1]])
 
     def _merge(self, state: State) -> None:
-        self._sum += state["sum"].to(self._sum.device)
+        for start, panel in self._panels.items():
+            panel += state["sum"][start:, start : start + panel.shape[1]].to(panel.device)
 
     def _sums(self) -> State:
-        return {"sum": self._sum.cpu()}
+        whole = torch.zeros(self.d_in, self.d_in, dtype=torch.float64)
+        for start, panel in self._panels.items():
+            whole[start:, start : start + panel.shape[1]] = panel
+        return {"sum": whole}
+
+    def _parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"sum": ((self.d_in, self.d_in), torch.float64)}
 
 
 class SamplesAccumulator(Accumulator):
@@ -131,9 +164,9 @@ class SamplesAccumulator(Accumulator):
         super().__init__(d_in)
         self._means: dict[int, torch.Tensor] = {}
 
-    def finalize(self) -> torch.Tensor:
+    def finalize(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """The examples' means ``(k, d_in)``, sorted by their index in the sample."""
-        return self._sums()["means"]
+        return self._sums()["means"].to(dtype)
 
     def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         for row, example, counted in zip(rows, x, mask, strict=True):
@@ -150,6 +183,9 @@ class SamplesAccumulator(Accumulator):
             "rows": torch.tensor(rows, dtype=torch.int64),
             "means": torch.stack(means) if means else torch.zeros(0, self.d_in, dtype=torch.float64),
         }
+
+    def _parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"rows": ((0,), torch.int64), "means": ((0, self.d_in), torch.float64)}
 
 
 def to_float64(x: torch.Tensor) -> torch.Tensor:

@@ -31,11 +31,11 @@ class FrequentDirections(Accumulator):
         self.energy = 0.0
         self._buffer = torch.zeros(0, d_in, dtype=torch.float64)
 
-    def finalize(self) -> torch.Tensor:
+    def finalize(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """``S`` ``(m, d_in)``, with rows of zeros if the tokens' rank is below ``m``."""
         self._shrink()
         missing = self._buffer.new_zeros(self.size - self._buffer.shape[0], self.d_in)
-        return torch.cat([self._buffer, missing]).cpu()
+        return torch.cat([self._buffer, missing]).cpu().to(dtype)
 
     def bound(self) -> dict[str, float]:
         """``X^T X - S^T S <= error I``, and ``energy`` to measure it by."""
@@ -74,3 +74,7 @@ class FrequentDirections(Accumulator):
             "energy": torch.tensor(self.energy, dtype=torch.float64),
             "rows": self._buffer.cpu(),
         }
+
+    def _parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        number = (), torch.float64
+        return {"error": number, "energy": number, "rows": ((0, self.d_in), torch.float64)}

@@ -48,6 +48,25 @@ class Statistic:
         }
         return shapes[self.kind]
 
+    def memory(self, d_in: int, examples: int) -> tuple[int, int]:
+        """What one layer takes: bytes held between batches, and bytes more while it is sent or finished.
+
+        Args:
+            d_in: Width of the inputs.
+            examples: Examples read.
+        """
+        panels = range(0, d_in, MOMENT_COLUMNS)
+        held = {
+            "mean": 8 * d_in,
+            "samples": (8 * d_in + _TENSOR_BYTES) * examples,
+            "second-moment": 8 * sum((d_in - start) * min(MOMENT_COLUMNS, d_in - start) for start in panels),
+            "sketch": 4 * 8 * (self.size or 0) * d_in,
+            "gradient": 0,
+        }[self.kind]
+        if self.kind != SECOND_MOMENT:
+            return held, 4 * held
+        return held, 8 * d_in**2  # the whole in float64, to be sent; in float32 and a part of it, to be written
+
     def load(self) -> Callable[[int], Accumulator]:
         """The function that creates an empty accumulator for inputs of width ``d_in``; this imports torch."""
         module, _, name = self.accumulator.partition(":")
@@ -96,4 +115,6 @@ def find_statistic(name: str) -> Statistic:
 
 
 SECOND_MOMENT = "second-moment"
+MOMENT_COLUMNS = 1024  # of a second moment that are summed at a time, from the diagonal down
+_TENSOR_BYTES = 1024  # that a small tensor takes beside its numbers
 MAX_SKETCH_ROWS = 2**16  # far beyond the width of any layer, above which a second moment is smaller

@@ -87,7 +87,7 @@ def test_a_restored_state_goes_on_where_it_was(name):
 def test_the_second_moment_is_symmetric_across_blocks(monkeypatch):
     from osrm_cli.features.statistics.accumulators import SecondMomentAccumulator
 
-    monkeypatch.setattr(SecondMomentAccumulator, "_BLOCK", 5)
+    monkeypatch.setattr(SecondMomentAccumulator, "_COLUMNS", 5)
     data = examples()
     found = fed("second-moment", data, list(range(9)), 4).finalize()
     assert torch.equal(found, found.T)
