@@ -18,6 +18,7 @@ Options = TypeVar("Options", MethodOptions, DataOptions)
 # Options of the methods that compute a statistic of data, with their defaults, by ``Method.data_statistic``.
 DATA_OPTIONS: Mapping[str, Mapping[str, int | str]] = {
     "second-moments": {"samples": 100, "seed": 0, "completions": "own"},
+    "single-moments": {"samples": 128, "seed": 0, "completions": "own"},
     "cross-moments": {"samples": 128, "seed": 0, "completions": "own"},
     "fisher": {"samples": 100, "seed": 0},
     "weights": {"samples": 100, "seed": 0, "steps": 300},
@@ -90,7 +91,7 @@ def resolve_options(
             takes = ", ".join("--" + option.replace("_", "-") for option in sorted(allowed))
             raise OsrmError(f"method {method.name} does not use --{name.replace('_', '-')}", f"it takes {takes}")
         used[name] = value
-    used = {name: value for name, value in used.items() if value is not None or name not in ("rank", "energy")}
+    used = {name: value for name, value in used.items() if value is not None}
     names = {each.name for each in fields(MethodOptions)}
     values = {"scale": used["lambda"], **{name: value for name, value in used.items() if name in names}}
     options = _check(MethodOptions, values, given)

@@ -23,12 +23,13 @@ CASES = {
     "fisher": ("mood", "pair", "score"),
     "regmean++": ("mood", "pair", "score"),
     "sequential": ("mood", "pair", "score"),
+    "lot": ("mood", "pair", "score"),
     "adamerging": ("mood", "pair"),
     "matched-weights": ("mood", "pair", "score"),
     "distill": ("mood", "pair", "score"),
 }
 QUICK = {
-    **{name: ["--samples", 4] for name in ("fisher", "regmean++", "sequential")},
+    **{name: ["--samples", 4] for name in ("fisher", "regmean++", "sequential", "lot")},
     **{name: ["--samples", 8, "--steps", 3] for name in ("adamerging", "matched-weights", "distill")},
 }
 
@@ -69,7 +70,7 @@ def test_written_recorded_and_loaded_by_plain_peft(project_copy, tiny_model, tex
     for task in CASES[method]:
         count = QUICK[method][1]
         read = load_split(task, text_tasks, "train")
-        if method in ("regmean++", "sequential", "matched-weights", "distill"):
+        if method in ("regmean++", "sequential", "lot", "matched-weights", "distill"):
             read = load_texts(read.task, text_tasks, "train")
         drawn = draw_examples(read, count, 0)
         expected = {"source": str(text_tasks), "split": "train", "examples": count, "sha256": drawn.sha256}

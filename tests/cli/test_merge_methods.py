@@ -20,8 +20,8 @@ from osrm_cli.merging.requirements import used_options
 from tests.run_cli import osrm
 
 TASKS = ("mood", "pair", "score")
-# AdaMerging has no scores to lower the entropy of: it merges the two classification tasks.
-ADAPTERS = {"adamerging": TASKS[:2]}
+# AdaMerging has no scores to lower the entropy of: it merges the two classification tasks. Nearswap takes two.
+ADAPTERS = {"adamerging": TASKS[:2], "nearswap": TASKS[:2]}
 DENSE = [row for row in METHODS if row.space == "element" and not row.data_statistic and not row.is_task_aware]
 
 
@@ -51,7 +51,7 @@ def test_plain_peft_loads_what_the_method_made(project_copy: Path, method) -> No
 
 @pytest.mark.parametrize("method", DENSE, ids=lambda row: row.name)
 def test_as_model_holds_what_an_adapter_only_approaches(project_copy: Path, method) -> None:
-    given = [f"adapters/{name}" for name in TASKS]
+    given = [f"adapters/{name}" for name in ADAPTERS.get(method.name, TASKS)]
     for form, out in (("model", "whole"), ("adapter", "part")):
         run = osrm("merge", *given, "-m", method.name, "--as", form, "--out", out, cwd=project_copy)
         assert run.code == 0, run

@@ -117,11 +117,31 @@ def test_sce(adapters, tmp_path):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["ram", "ramplus_tl"])
+def test_ram(adapters, tmp_path, method):
+    models = [{"model": f"org/bert+{adapters / name}"} for name in "abc"]
+    parameters = {"epsilon": 0.15, **({"r": 0.3} if method == "ramplus_tl" else {})}
+    values = {"merge_method": method, "base_model": "org/bert", "models": models, "parameters": parameters}
+    plan = MergePlan.of(read(tmp_path, values))
+    layer = plan.layers[0]
+    parts = torch.stack([dense(Adapter.open(adapters / name), layer) for name in "abc"])
+    used = parts.abs() > 0.15
+    users = used.sum(0)
+    shared, own = ((used & mask).sum((1, 2)) for mask in (users > 1, users == 1))
+    growth = 1 + (0.3 if method == "ramplus_tl" else 0.0) * (shared / own).clamp(0, 0.2)
+    expected = (parts * used * torch.where(users == 1, growth[:, None, None], 1 / users.clamp(min=1))).sum(0)
+    found = plan.method.load()(plan.read_updates(layer, {}), plan.options).dense().double()
+    assert own.min() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("method", "names", "parameters", "expected"),
     [
         ("passthrough", "a", {}, ("task-arith", {"lambda": 1.0})),
         ("model_stock", "ab", {}, ("model-stock", {"lambda": 1.0})),
+        ("ram", "ab", {}, ("ram", {"lambda": 1.0, "epsilon": 1e-5})),
+        ("ramplus_tl", "ab", {"epsilon": 0.1}, ("ram", {"lambda": 1.0, "epsilon": 0.1, "bonus": 0.1})),
         ("sce", "ab", {"int8_mask": True}, ("sce", {"lambda": 1.0, "density": 1.0})),
         (
             "della_linear",
@@ -181,7 +201,7 @@ MODELS = [
 DEEP = {"model": "b+x", "parameters": {"weight": [0.0, 1.0], "density": 0.5}}
 BARE = [{"model": "b+x"}]
 MERGEKIT_REFUSED = {
-    "method": ({"merge_method": "ram"}, "'merge_method' is 'ram', expected linear"),
+    "method": ({"merge_method": "task_adapter"}, "'merge_method' is 'task_adapter', expected linear"),
     "whole weights": ({"merge_method": "karcher"}, "mergekit's karcher has no equal here: its mean is one of whole"),
     "slices": ({"merge_method": "slerp", "slices": [], "parameters": {"t": 0.5}}, "mergekit's slerp has no equal here"),
     "key": ({"slices": []}, "mergekit's key 'slices' has no equal here"),

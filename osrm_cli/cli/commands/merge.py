@@ -59,7 +59,9 @@ def merge(
         Aggregate | None, typer.Option("--aggregate", help="Mean or sum of entries that agree.", show_default=False)
     ] = None,
     window: Annotated[float | None, _number("--window", "della: spread of the drop probability.", 0, 1)] = None,
-    outliers: Annotated[float | None, _number("--outliers", "breadcrumbs: share of top entries dropped.", 0, 1)] = None,
+    outliers: Annotated[
+        float | None, _number("--outliers", "breadcrumbs, tatr: share of top entries dropped.", 0, 1)
+    ] = None,
     mask_scale: Annotated[float | None, _number("--mask-scale", "consensus: threshold of a task's mask.", 0)] = None,
     agreement: Annotated[int | None, _number("--agreement", "consensus: tasks that must use an entry.", 1)] = None,
     common: Annotated[float | None, _number("--common", "iso-cts: share of common directions.", 0, 1)] = None,
@@ -68,6 +70,15 @@ def merge(
     ridge: Annotated[float | None, _number("--ridge", "sequential: pull towards the mean update.", 0)] = None,
     trim: Annotated[int | None, _number("--trim", "cat-merging: directions taken out for each task.", 1)] = None,
     penalty: Annotated[float | None, _number("--penalty", "cat-merging: weight of a task's own loss.", 0)] = None,
+    epsilon: Annotated[float | None, _number("--epsilon", "ram: smallest magnitude that counts.", 0)] = None,
+    bonus: Annotated[float | None, _number("--bonus", "ram: growth of a task's own entries, RAM+.", 0)] = None,
+    reach: Annotated[float | None, _number("--reach", "nearswap: how far an entry moves at most.", 0)] = None,
+    primary: Annotated[
+        str | None,
+        typer.Option(
+            "--primary", metavar="NAME", help="nearswap: the adapter that is moved; default the first by name."
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of masks and samples.", show_default=False),

@@ -9,6 +9,7 @@ from osrm_cli.merging.from_data.adamerging import LearnedWeights
 from osrm_cli.merging.from_data.fisher import FisherInformation
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
 from osrm_cli.merging.from_data.sequential import SequentialTargets
+from osrm_cli.merging.from_data.single_moments import SingleMoments
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import LayerData, NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
@@ -32,6 +33,8 @@ def gather_layer_data(
     """
     if plan.method.data_statistic == "second-moments":  # collected while layers are merged
         return plan, SequentialMoments(models, plan.layers)
+    if plan.method.data_statistic == "single-moments":
+        return plan, SingleMoments(models, plan)
     if plan.method.data_statistic == "cross-moments":
         return plan, SequentialTargets(models, plan)
     if plan.method.data_statistic == "fisher":

@@ -9,8 +9,10 @@ from osrm_cli.models.lora_config import CLASSIFIER_TYPES, check_task_type
 from osrm_cli.tasks.loading import draw_examples, load_prompts, load_split
 from osrm_cli.tasks.task import TaskSplit
 
+# Statistics of layers' inputs, which need no head.
+MOMENTS = ("second-moments", "single-moments", "cross-moments")
 # Statistics that need no labels, nor a column for them; the last two compare what heads say.
-TEXTS_ALONE = ("second-moments", "cross-moments", "matching-weights", "factors")
+TEXTS_ALONE = (*MOMENTS, "matching-weights", "factors")
 
 
 def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
@@ -36,7 +38,7 @@ def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
         check_task_type(sample.adapter, TEXT_TASK_TYPES if sample.data.task.is_text else CLASSIFIER_TYPES)
         if statistic == "weights":
             _check_has_entropy(plan.method.name, sample)
-        if statistic not in ("second-moments", "cross-moments") and not sample.data.task.is_text:
+        if statistic not in MOMENTS and not sample.data.task.is_text:
             _check_head(plan.method.name, sample.adapter, bool(heads[sample.adapter.name]), sample.data)
     return samples
 

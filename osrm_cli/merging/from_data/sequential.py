@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
+from osrm_cli.merging.from_data.single_moments import single_model_hooks
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.layer_inputs import find_shared_inputs, record_inputs
-from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_hooks
+from osrm_cli.models.output_hooks import OutputHook, with_output_hooks
 from osrm_cli.models.target_modules import is_conv1d
 
 Moments = tuple[torch.Tensor, torch.Tensor]
@@ -61,12 +62,7 @@ class SequentialTargets(SequentialMoments):
         shell = model.with_head_loaded()
         targets = {source: shell.get_submodule(source)}
         inputs = find_shared_inputs(shell, targets, model.batch([0]))
-        deltas = {layer: model.delta(layer) for layer in self._sources}
-        single = {
-            layer: low_rank_hook(delta.scaled(self._plan.weight(index, layer)))
-            for layer, delta in deltas.items()
-            if delta
-        }
+        single = single_model_hooks(model, self._plan, index)
         seen: list[torch.Tensor] = []
 
         def note(_name: str, x: torch.Tensor, mask: torch.Tensor) -> None:

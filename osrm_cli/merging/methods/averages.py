@@ -32,9 +32,8 @@ def karcher(layer: LayerUpdates, options: MethodOptions) -> Update:
 
     The unit vector ``p`` with the least ``sum_t angle(p, w_t dW_t)^2``, by the fixed point ``p <- exp_p(mean_t
     log_p(u_t))``; result ``lambda * mean_t ||w_t dW_t||_F * p``. For two updates of equal norm it is SLERP (Shoemake
-    1985) at the middle. mergekit's ``karcher`` does this with whole weights, its ``multislerp`` takes one step. The
-    result is a sum of the updates with coefficients, so it is exact. One adapter is itself; opposite ones cancel. Not
-    linear in the weights.
+    1985) at the middle. mergekit's ``karcher`` does this with whole weights. The result is a sum of the updates with
+    coefficients, so it is exact. One adapter is itself; opposite ones cancel. Not linear in the weights.
     """
     norms, cosines = _norms(layer), _cosines(layer)
     present = norms > 0
@@ -56,6 +55,23 @@ def karcher(layer: LayerUpdates, options: MethodOptions) -> Update:
     scales = options.scale * norms.mean() * point / norms.clamp_min(torch.finfo(torch.float64).tiny)
     scaled = [update.scaled(float(c)) for update, c in zip(layer.updates, scales, strict=True)]
     return add_up(scaled)
+
+
+def multislerp(layer: LayerUpdates, options: MethodOptions) -> Update:
+    """Multi-SLERP of mergekit, of the updates: the direction of the sum of the unit updates, at the mean length.
+
+    ``lambda * mean_t ||w_t dW_t||_F * sum_t u_t / ||sum_t u_t||_F``, ``u_t = w_t dW_t / ||w_t dW_t||_F``. mergekit
+    takes a further step in the tangent space at that point, which is zero: what the ``u_t`` add up to has no part
+    across itself. ``karcher`` goes on to the point whose angles to the ``u_t`` balance. Exact; one adapter is itself,
+    opposite ones cancel. Not linear in the weights.
+    """
+    norms, cosines = _norms(layer), _cosines(layer)
+    units = (norms > 0).to(torch.float64)
+    length = float((units @ cosines @ units).clamp_min(0).sqrt())
+    if length <= 1e-9 * float(units.sum()):
+        return add_up(layer.updates).scaled(0.0)
+    scales = options.scale * norms.mean() * units / length / norms.clamp_min(torch.finfo(torch.float64).tiny)
+    return add_up([update.scaled(float(c)) for update, c in zip(layer.updates, scales, strict=True)])
 
 
 def _gram(layer: LayerUpdates) -> Tensor:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 Requirement = Literal["features", "data", "labels", "seed"]
 
 
-DataStatistic = Literal["second-moments", "cross-moments", "fisher", "weights", "matching-weights", "factors"]
+DataStatistic = Literal[
+    "second-moments", "single-moments", "cross-moments", "fisher", "weights", "matching-weights", "factors"
+]
 
 
 @dataclass(frozen=True)

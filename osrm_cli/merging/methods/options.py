@@ -33,7 +33,7 @@ class MethodOptions:
         energy: Share of the energy that ``svd`` keeps.
         aggregate: Whether sign-electing rules take the mean or the sum of the entries that agree.
         window: DELLA: how far the drop probability varies with magnitude, its largest value minus its smallest.
-        outliers: Breadcrumbs: share of the largest entries to drop.
+        outliers: Breadcrumbs: share of the largest entries to drop; TATR: of those that conflict most.
         mask_scale: Consensus: an entry belongs to a task if ``|dW_t| >= mask_scale * |sum - dW_t|``.
         agreement: Consensus: number of tasks that must use an entry.
         common: Iso-CTS: share of the directions that the common part takes.
@@ -42,6 +42,10 @@ class MethodOptions:
         ridge: Sequential: pull towards the tasks' mean update, in units of the mean squared input.
         trim: CAT Merging: output directions taken out for each task.
         penalty: CAT Merging: weight of what an update loses on its own task's inputs.
+        epsilon: RAM: a task uses the entries whose magnitude is above this.
+        bonus: RAM+: how much a task's own entries grow with its share of shared ones; 0 is RAM.
+        reach: Nearswap: how far an entry moves at most.
+        primary: Nearswap: the adapter that is moved; without it, the first by name.
     """
 
     scale: Scale = 1.0
@@ -60,6 +64,10 @@ class MethodOptions:
     ridge: NotNegative = 0.01
     trim: Count = 2
     penalty: NotNegative = 1.0
+    epsilon: NotNegative = 1e-5
+    bonus: NotNegative = 0.0
+    reach: NotNegative = 1e-3
+    primary: Annotated[str | None, Field(description="the name of an adapter")] = None
 
 
 @dataclass(frozen=True, config=_STRICT)

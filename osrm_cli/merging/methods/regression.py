@@ -5,7 +5,7 @@ from torch import Tensor
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import second_moment
-from osrm_cli.linalg.low_rank import LowRank, numerical_rank
+from osrm_cli.linalg.low_rank import LowRank, numerical_rank, stack
 from osrm_cli.linalg.row_stream import RowStream, Update, add_up
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
@@ -33,6 +33,28 @@ def regmean(layer: LayerUpdates, options: MethodOptions) -> Update:
     ridge = added / len(moments)
     pairs = zip(layer.updates, moments, strict=True)
     return add_up([_through(update, C, ridge, factor) for update, C in pairs]).scaled(options.scale)
+
+
+def lot(layer: LayerUpdates, options: MethodOptions) -> LowRank:
+    """LOT Merging (arXiv:2505.23859) of linear layers: ``lambda * (sum_t w_t dW_t C_t) (sum_t C_t)^+``.
+
+    The update of least norm among those of least ``sum_t E ||(X - w_t dW_t) x_t*||^2``, ``C_t = E[x_t* x_t*^T]`` of the
+    single model's own inputs. RegMean reads the base model's, damps their off-diagonal entries, and takes the plain
+    average in directions without data, where this is zero. Exact as an adapter. One adapter is itself on what its
+    inputs span. Linear in the weights.
+
+    Raises:
+        OsrmError: If there are no second moments.
+    """
+    if layer.second_moments is None:
+        raise OsrmError(f"lot needs second moments of {layer.name}'s inputs in the single models, none were given")
+    moments = [C.to(torch.float64) for C in layer.second_moments]
+    values, vectors = torch.linalg.eigh(torch.stack(moments).sum(0))
+    seen = values > second_moment.KNOWN_RATIO * values[-1]
+    inverse = (vectors[:, seen] / values[seen]) @ vectors[:, seen].T
+    updates = [update.to(torch.float64) for update in layer.weighted]
+    pairs = zip(updates, moments, strict=True)
+    return stack([LowRank(update.B, update.A @ C @ inverse) for update, C in pairs]).scaled(options.scale)
 
 
 def _through(update: Update, C: Tensor, ridge: float, factor: Tensor) -> Update:

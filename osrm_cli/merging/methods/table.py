@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
+from osrm_cli.merging.methods.element_table import ELEMENT_ROWS, KNOTS_ROWS, MEAN
 from osrm_cli.merging.methods.method import Method
-
-_MEAN = "linear:average"  # what papers on matrices do with everything else
 
 _LINEAR = (
     Method(
@@ -23,6 +22,7 @@ _LINEAR = (
         source="2403.19522",
     ),
     Method("karcher", "mean direction on the sphere, at the mean length", "averages:karcher", aliases=("slerp",)),
+    Method("multislerp", "direction of the sum of unit updates, at the mean length", "averages:multislerp"),
     Method(
         "svd",
         "best approximation of the weighted sum at a rank",
@@ -31,108 +31,6 @@ _LINEAR = (
         beyond_layers="linear:task_arith",
     ),
 )
-_ELEMENT = (
-    Method(
-        "ties",
-        "trim, elect signs, mean of the entries that agree",
-        "elementwise:ties",
-        "element",
-        options=("density", "aggregate"),
-        source="2306.01708",
-    ),
-    Method(
-        "dare",
-        "drop entries at random, rescale, add",
-        "elementwise:dare",
-        "element",
-        ("seed",),
-        options=("density", "seed"),
-        aliases=("dare-linear",),
-        source="2311.03099",
-    ),
-    Method(
-        "dare-ties",
-        "drop entries at random, rescale, elect signs",
-        "elementwise:dare_ties",
-        "element",
-        ("seed",),
-        options=("density", "seed", "aggregate"),
-        source="2311.03099",
-    ),
-    Method(
-        "della",
-        "drop small entries more often, rescale, elect signs",
-        "elementwise:della",
-        "element",
-        ("seed",),
-        options=("density", "seed", "aggregate", "window"),
-        source="2406.11617",
-    ),
-    Method(
-        "breadcrumbs",
-        "drop the largest and the small entries, add",
-        "elementwise:breadcrumbs",
-        "element",
-        options=("density", "outliers"),
-        source="2312.06795",
-    ),
-    Method(
-        "breadcrumbs-ties",
-        "drop the largest and the small entries, elect signs",
-        "elementwise_mixed:breadcrumbs_ties",
-        "element",
-        options=("density", "outliers", "aggregate"),
-        source="2312.06795",
-    ),
-    Method(
-        "della-linear",
-        "drop small entries more often, rescale, add",
-        "elementwise_mixed:della_linear",
-        "element",
-        ("seed",),
-        options=("density", "seed", "window"),
-        source="2406.11617",
-    ),
-    Method(
-        "sce",
-        "select entries that vary, weigh by energy, erase minority signs",
-        "elementwise_mixed:sce",
-        "element",
-        options=("density",),
-        source="2408.07990",
-    ),
-    Method(
-        "magnitude",
-        "drop the small entries, add",
-        "elementwise:magnitude",
-        "element",
-        options=("density",),
-        aliases=("magnitude-prune",),
-    ),
-    Method(
-        "consensus",
-        "sum, on the entries that at least two tasks use",
-        "elementwise:consensus",
-        "element",
-        options=("mask_scale", "agreement"),
-        aliases=("tall",),
-        source="2405.07813",
-    ),
-)
-_KNOTS = tuple(
-    replace(
-        row,
-        name=f"knots-{row.name}",
-        summary=f"{row.name} in the basis that the tasks share",
-        space="low-rank",
-        aliases=("knots",) if row.name == "ties" else (),
-        source="2410.19735",
-        wrappers=("knots",),
-        beyond_layers=_MEAN,
-    )
-    for row in _ELEMENT
-    if row.name in ("ties", "dare-ties")
-)
 _SPECTRAL = (
     Method(
         "tsv",
@@ -140,16 +38,16 @@ _SPECTRAL = (
         "spectral:tsv",
         aliases=("tsv-m", "tsvm"),
         source="2412.00081",
-        beyond_layers=_MEAN,
+        beyond_layers=MEAN,
     ),
-    Method("iso-c", "sum with a flat spectrum", "spectral:iso_c", source="2502.04959", beyond_layers=_MEAN),
+    Method("iso-c", "sum with a flat spectrum", "spectral:iso_c", source="2502.04959", beyond_layers=MEAN),
     Method(
         "iso-cts",
         "common and task-specific directions with a flat spectrum",
         "spectral:iso_cts",
         options=("common",),
         source="2502.04959",
-        beyond_layers=_MEAN,
+        beyond_layers=MEAN,
     ),
     Method(
         "pico",
@@ -165,7 +63,7 @@ _SPECTRAL = (
         "spectral:svc",
         options=("floor",),
         source="2602.05536",
-        beyond_layers=_MEAN,
+        beyond_layers=MEAN,
     ),
 )
 _REGRESSION = (
@@ -183,7 +81,7 @@ _REGRESSION = (
         "least interference on the updates' own rows",
         "regression:wudi",
         source="2503.08099",
-        beyond_layers=_MEAN,
+        beyond_layers=MEAN,
     ),
     Method(
         "regmean",
@@ -192,7 +90,7 @@ _REGRESSION = (
         needs=("features",),
         options=("alpha",),
         source="2212.09849",
-        beyond_layers=_MEAN,
+        beyond_layers=MEAN,
     ),
     Method(
         "regmean++",
@@ -203,6 +101,15 @@ _REGRESSION = (
         aliases=("regmean-plus-plus",),
         source="2508.03121",
         data_statistic="second-moments",
+        takes_full_models=False,
+    ),
+    Method(
+        "lot",
+        "least squares on the single models' features, without a ridge",
+        "regression:lot",
+        needs=("data",),
+        source="2505.23859",
+        data_statistic="single-moments",
         takes_full_models=False,
     ),
     Method(
@@ -248,11 +155,38 @@ _LEARNED = (
     Method(
         "distill",
         "another method's result, trained to do as the single models do",
-        "learned:distill",
+        "factors:distill",
         needs=("data",),
         source="2402.02705",
         data_statistic="factors",
         takes_full_models=False,
+    ),
+)
+_FACTORS = (
+    Method(
+        "robust-merge",
+        "factors added apart, trimmed, their ranks scaled by what A has lost",
+        "factors:robust_merge",
+        options=("density",),
+        source="2502.17159",
+        takes_full_models=False,
+    ),
+    Method(
+        "lora-lego",
+        "single ranks clustered, the clusters' means put together",
+        "factors:lora_lego",
+        options=("rank",),
+        source="2409.16167",
+        takes_full_models=False,
+    ),
+)
+_PAIRS = (
+    Method(
+        "nearswap",
+        "one of two updates, moved a little towards the other",
+        "elementwise_mixed:nearswap",
+        "element",
+        options=("reach", "primary"),
     ),
 )
 _CORE = tuple(
@@ -266,7 +200,7 @@ _CORE = tuple(
         wrappers=("core",),
         takes_full_models=False,
     )
-    for row in (_LINEAR[0], *_ELEMENT)
+    for row in (_LINEAR[0], *ELEMENT_ROWS)
 )
 _TASK_AWARE = (
     Method(
@@ -281,4 +215,15 @@ _TASK_AWARE = (
     ),
 )
 
-METHODS: tuple[Method, ...] = (*_LINEAR, *_ELEMENT, *_CORE, *_KNOTS, *_SPECTRAL, *_REGRESSION, *_LEARNED, *_TASK_AWARE)
+METHODS: tuple[Method, ...] = (
+    *_LINEAR,
+    *ELEMENT_ROWS,
+    *_PAIRS,
+    *_CORE,
+    *KNOTS_ROWS,
+    *_SPECTRAL,
+    *_FACTORS,
+    *_REGRESSION,
+    *_LEARNED,
+    *_TASK_AWARE,
+)

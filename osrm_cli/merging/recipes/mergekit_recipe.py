@@ -50,6 +50,8 @@ _METHODS = {
     "breadcrumbs": _Equal("breadcrumbs", False, _BREADCRUMBS),
     "breadcrumbs_ties": _Equal("breadcrumbs-ties", False, _BREADCRUMBS),
     "sce": _Equal("sce", options={"select_topk": ("density", 1.0)}),
+    "ram": _Equal("ram", options={"epsilon": ("epsilon", 1e-5)}),
+    "ramplus_tl": _Equal("ram", options={"epsilon": ("epsilon", 1e-5), "r": ("bonus", 0.1)}),
     "model_stock": _Equal("model-stock"),
     "passthrough": _Equal("task-arith"),
 }
@@ -59,8 +61,8 @@ _OF_WHOLE_WEIGHTS = {
     "karcher": "its mean is one of whole weights; 'osrm merge ADAPTERS --method karcher' is that of the updates",
     "slerp": "it turns whole weights; 'osrm merge ADAPTERS --method karcher' turns the updates, half way",
     "nuslerp": "'osrm merge ADAPTERS --method karcher' turns the updates, but half way alone",
-    "multislerp": "'osrm merge ADAPTERS --method karcher' finds the mean that it takes one step to",
-    "nearswap": "it moves whole weights by their distance",
+    "multislerp": "'osrm merge ADAPTERS --method multislerp' is that of the updates",
+    "nearswap": "its base model would be an adapter; 'osrm merge ADAPTERS --method nearswap --reach T --primary NAME'",
     "arcee_fusion": "it chooses entries of whole weights",
 }
 _DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -10,20 +10,23 @@ from osrm_cli.merging.methods import METHODS, Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
 
-# Every row, and Pico before one of each kind.
+# Rows that take two adapters have tests of their own.
+PAIRS = [find_method("nearswap")]
+
+# Every other row, and Pico before one of each kind.
 EVERY = [
-    *METHODS,
+    *(row for row in METHODS if row not in PAIRS),
     *(find_method(f"pico+{rule}") for rule in ("average", "svd", "ties", "dare", "core-ties", "knots-ties", "tsv")),
 ]
 
-# Every row, and Pico before every row that it can go before.
+# Every such row, and Pico before every one that it can go before.
 _LEARNED = {row.name for row in METHODS if row.learns_weights or row.data_statistic == "factors"}
 COMPOSED = [
-    *METHODS,
+    *(row for row in METHODS if row not in PAIRS),
     *(
         find_method(f"pico+{row.name}")
         for row in METHODS
-        if not row.is_task_aware and row.name != "pico" and row.name not in _LEARNED
+        if row not in PAIRS and not row.is_task_aware and row.name != "pico" and row.name not in _LEARNED
     ),
 ]
 

@@ -10,14 +10,28 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
-from tests.merging.methods.numpy_reference import RULES, emr, regmean, svd, top
+from tests.merging.methods.numpy_reference import RULES, emr, regmean, svd
+from tests.merging.methods.numpy_reference_more import nearswap
+from tests.merging.methods.numpy_sparsify import top
 from tests.merging.methods.strategies import COMPOSED, close, layer, merge
 
 # More room than rank, less room than rank, ranks above the width, ranks that fill it exactly, many blocks of rows.
 CASES = [((12, 9), [2, 3, 1]), ((7, 15), [3, 3]), ((6, 5), [4, 4, 4]), ((10, 10), [1, 4, 3, 2]), ((150, 8), [2, 3])]
 
 # float64 factors, so that the comparison can be strict and no entry falls on the other side of a threshold.
-OPTIONS = MethodOptions(density=0.4, rank=2, outliers=0.06, window=0.3, common=0.7, alpha=0.8, ridge=0.1)
+OPTIONS = MethodOptions(
+    density=0.4,
+    rank=2,
+    outliers=0.06,
+    window=0.3,
+    common=0.7,
+    alpha=0.8,
+    ridge=0.1,
+    epsilon=0.5,
+    bonus=0.3,
+    reach=0.2,
+    primary="mrpc",
+)
 
 
 def exact_layer(shape: tuple[int, int], ranks: list[int]) -> LayerUpdates:
@@ -36,6 +50,7 @@ def arguments(several: LayerUpdates) -> dict[str, object]:
     return {
         **asdict(OPTIONS),
         "updates": [dW.dense().numpy() for dW in several.weighted],
+        "factors": [(dW.B.numpy(), dW.A.numpy()) for dW in several.weighted],
         "Bs": [dW.B.numpy() for dW in several.weighted],
         "weights": list(several.weights),
         "keys": [(OPTIONS.seed, several.name, adapter) for adapter in several.adapters],
@@ -58,6 +73,15 @@ def test_equals_the_dense_reference(method: Method, shape: tuple[int, int], rank
         given.pop("Bs")
     expected = torch.from_numpy(np.asarray(RULES[method.name](**given)))
     close(merge(method, several, **asdict(OPTIONS)), expected, within=1e-9)
+
+
+@pytest.mark.parametrize("primary", [None, "cola", "mrpc"])
+@pytest.mark.parametrize(("shape", "ranks"), [case for case in CASES if len(case[1]) == 2])
+def test_nearswap_equals_the_dense_reference(shape: tuple[int, int], ranks: list[int], primary: str | None) -> None:
+    several = exact_layer(shape, ranks)
+    updates = arguments(several)["updates"]
+    expected = nearswap(updates[::-1] if primary == "mrpc" else updates, 0.2)
+    close(merge(find_method("nearswap"), several, reach=0.2, primary=primary), torch.from_numpy(expected), within=1e-12)
 
 
 @pytest.mark.parametrize(("shape", "ranks"), CASES)
@@ -121,7 +145,8 @@ def test_fisher_without_information_takes_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [("regmean", "second_moments"), ("sequential", "drifts"), ("fisher", "fisher")]
+    ("name", "field"),
+    [("regmean", "second_moments"), ("lot", "second_moments"), ("sequential", "drifts"), ("fisher", "fisher")],
 )
 def test_a_method_says_what_it_lacks(name: str, field: str) -> None:
     with pytest.raises(OsrmError, match="needs"):

@@ -7,8 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.methods import METHODS, Method, find_method
+from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
 from tests.merging.methods.strategies import EVERY, NAMES, close, dense, layer, layers, merge, update
@@ -18,14 +19,18 @@ few = settings(deadline=None, max_examples=5, derandomize=True, suppress_health_
 RANDOM = {row.name for row in EVERY if "seed" in row.needs}  # opposite adapters cancel in expectation only
 FLAT = {"iso-c", "iso-cts"}  # a flat spectrum is the method
 BY_SUM_OF_WEIGHTS = {"average", "pico+average"}  # dividing by the sum of the weights is the method
-BY_FACTORS = {row.name for row in EVERY if "pico" in row.wrappers}  # Pico reads B, not the update
+BY_FACTORS = {  # Pico reads B, others both factors as they are, not the update
+    *(row.name for row in EVERY if "pico" in row.wrappers),
+    *("robust-merge", "lora-lego"),
+}
+BY_CLUSTER = {"lora-lego"}  # ranks that cancel need not be in one cluster
 LINEAR = {  # in the weights
     *("task-arith", "cat", "core-task-arith", "adamerging", "dare", "magnitude", "breadcrumbs", "della-linear"),
-    *("regmean", "regmean++", "sequential", "fisher", "wudi"),
+    *("regmean", "regmean++", "lot", "sequential", "fisher", "wudi"),
 }
 DATA = ("second_moments", "fisher", "cross_moments", "drifts")  # fields of LayerUpdates beside the updates
 WITHOUT = dict.fromkeys(DATA)
-CUTS = {"svd", "pico+svd"}  # below the rank of the sum something is lost, that is the method
+CUTS = {"svd", "pico+svd", "lora-lego"}  # below the rank of the sum something is lost, that is the method
 
 every = pytest.mark.parametrize("method", EVERY, ids=lambda row: row.name)
 
@@ -66,7 +71,7 @@ def test_names_of_adapters_do_not_matter(method: Method, several: LayerUpdates) 
 @few
 @given(layers(tasks=1, kinds=("full", "deficient")))
 def test_opposite_adapters_cancel(method: Method, one: LayerUpdates) -> None:
-    if method.name not in RANDOM:
+    if method.name not in RANDOM | BY_CLUSTER:
         (dW,) = one.deltas
         both = replace(
             one,
@@ -230,7 +235,7 @@ def test_precisions_may_differ_between_adapters() -> None:
     several = layer((70, 8), [3, 2, 2])
     types = (torch.bfloat16, torch.float64, torch.float32)
     mixed = replace(several, deltas=tuple(dW.to(dtype) for dW, dtype in zip(several.deltas, types, strict=True)))
-    for method in METHODS:
+    for method in EVERY:
         close(merge(method, mixed), merge(method, several), within=0.2)
 
 
@@ -240,7 +245,7 @@ def test_tsv_counts_an_adapter_and_its_copy_once() -> None:
     close(merge(find_method("tsv"), twice), one.deltas[0].dense().double())
 
 
-WITHOUT_DATA = [row for row in METHODS if row.exact and not {"features", "data"} & set(row.needs)]
+WITHOUT_DATA = [row for row in EVERY if row.exact and not {"features", "data"} & set(row.needs)]
 
 
 @pytest.mark.parametrize("method", WITHOUT_DATA, ids=lambda row: row.name)
@@ -251,3 +256,84 @@ def test_low_rank_methods_build_no_large_matrix(method: Method) -> None:
     result = method.load()(LayerUpdates("wide", ("a", "b"), updates, (1.0, 0.5)), MethodOptions(density=0.5))
     assert isinstance(result, LowRank)
     assert result.shape == (width, width)
+
+
+def test_nearswap_moves_every_entry_towards_the_other_by_its_reach() -> None:
+    two, nearswap = layer((9, 8), [3, 2]), find_method("nearswap")
+    one, other = (dW.dense().double() for dW in two.deltas)
+    merged = merge(nearswap, two, reach=0.1)
+    assert float((merged - one).abs().max()) <= 0.1 + 1e-6
+    assert ((merged - other).abs() <= (one - other).abs() + 1e-6).all()
+    close(merge(nearswap, two, reach=0.0), one)
+    close(merge(nearswap, two, reach=99.0), other)
+    close(merge(nearswap, two, reach=99.0, primary="mrpc"), one)
+    alone = replace(two, adapters=("cola",), deltas=two.deltas[:1], weights=(1.0,), **WITHOUT)
+    close(merge(nearswap, alone), one)
+
+
+def test_nearswap_refuses_what_it_cannot_take() -> None:
+    with pytest.raises(OsrmError, match="takes two adapters, found 3"):
+        merge(find_method("nearswap"), layer((4, 3), [1, 1, 1]))
+    with pytest.raises(OsrmError, match="no adapter is called 'sst2'"):
+        merge(find_method("nearswap"), layer((4, 3), [1, 1]), primary="sst2")
+
+
+def test_lora_lego_with_a_cluster_for_each_rank_is_the_sum() -> None:
+    several = layer((9, 8), [3, 3, 3])
+    expected = sum(dW.dense().double() for dW in several.deltas) / 3**0.5  # three times the rank, the same variance
+    close(merge(find_method("lora-lego"), several, rank=9), expected)
+
+
+def test_lora_lego_of_equal_adapters_is_one_of_them() -> None:
+    one = layer((9, 8), [3]).deltas[0]
+    same = replace(layer((9, 8), [3, 3]), deltas=(one, one))
+    close(merge(find_method("lora-lego"), same), one.dense().double())
+
+
+def test_lora_lego_refuses_a_share_of_the_energy() -> None:
+    with pytest.raises(OsrmError, match="number of clusters"):
+        merge(find_method("lora-lego"), layer((4, 3), [1, 1]), energy=0.9)
+
+
+def test_robust_merge_of_equal_adapters_keeps_their_directions() -> None:
+    """What is equal is not averaged away: at density 1 two equal adapters give twice one of them."""
+    one = layer((9, 8), [3]).deltas[0]
+    same = replace(layer((9, 8), [3, 3]), deltas=(one, one))
+    close(merge(find_method("robust-merge"), same, density=1.0), 2 * one.dense().double())
+
+
+def test_lot_leaves_directions_without_data_alone() -> None:
+    several = layer((5, 6), [2, 3])
+    seen = torch.diag(torch.tensor([1.0, 1, 1, 0, 0, 0], dtype=torch.float64))
+    moments = tuple(seen @ C @ seen for C in several.second_moments)
+    merged = merge(find_method("lot"), replace(several, second_moments=moments))
+    assert merged[:, 3:].abs().max() < 1e-12
+    within = replace(
+        several,
+        deltas=tuple(LowRank(dW.B, dW.A[:, :3]) for dW in several.deltas),
+        second_moments=tuple(C[:3, :3] for C in several.second_moments),
+        **dict.fromkeys(("fisher", "cross_moments", "drifts")),
+    )
+    close(merged[:, :3], merge(find_method("lot"), within), within=1e-9)
+
+
+def test_tatr_keeps_what_one_task_alone_changes() -> None:
+    several = layer((40, 30), [2, 3])
+    B = several.deltas[1].B.clone()
+    B[:20] = 0  # the upper half is the first task's alone
+    halved = replace(several, deltas=(several.deltas[0], LowRank(B, several.deltas[1].A)))
+    merged, total = merge(find_method("tatr"), halved, outliers=0.3), sum(dW.dense().double() for dW in halved.deltas)
+    close(merged[:20], total[:20])
+    assert int((merged[20:] == 0).sum()) == int(0.3 * 40 * 30)
+    close(merge(find_method("tatr"), halved, outliers=0.0), total)
+
+
+def test_ram_is_the_average_where_all_use_an_entry_and_whole_where_one_does() -> None:
+    several = layer((40, 30), [2, 3])
+    one, other = (dW.dense().double() for dW in several.deltas)
+    close(merge(find_method("ram"), several, epsilon=0.0), (one + other) / 2)
+    merged = merge(find_method("ram"), several, epsilon=1.0)
+    alone = (one.abs() > 1) & (other.abs() <= 1)
+    torch.testing.assert_close(merged[alone].float(), one[alone].float())
+    grown = merge(find_method("ram"), several, epsilon=1.0, bonus=0.5)
+    torch.testing.assert_close(grown[alone].float(), 1.1 * one[alone].float())  # more is shared than a fifth of them

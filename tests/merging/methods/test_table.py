@@ -11,12 +11,15 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.methods import METHODS, Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
-from tests.merging.methods.strategies import layer, merge
+from tests.merging.methods.strategies import PAIRS, layer, merge
 
 ELEMENT_RULES = {
     "breadcrumbs-ties",
     "della-linear",
     "sce",
+    "ram",
+    "tatr",
+    "magmax",
     "ties",
     "dare",
     "dare-ties",
@@ -53,7 +56,7 @@ def test_rows_are_complete(method: Method) -> None:
 
 @pytest.mark.parametrize("method", [row for row in METHODS if row.options], ids=lambda row: row.name)
 def test_every_option_of_a_row_changes_its_result(method: Method) -> None:
-    several = layer((30, 20), [3, 4, 3])
+    several = layer((30, 20), [3, 4] if method in PAIRS else [3, 4, 3])
     other = {"density": 0.5, "seed": 1, "rank": 1, "energy": 0.3, "aggregate": "sum", "window": 0.0, "outliers": 0.3}
     other |= {
         "mask_scale": 1.0,
@@ -64,9 +67,16 @@ def test_every_option_of_a_row_changes_its_result(method: Method) -> None:
         "ridge": 1.0,
         "trim": 1,
         "penalty": 0.0,
+        "epsilon": 1.0,
+        "bonus": 0.5,
+        "reach": 0.5,
+        "primary": "mrpc",
     }
+    beside = {"bonus": {"epsilon": 1.0}}  # RAM+ is RAM where every task uses every entry
     for option in method.options:
-        assert not torch.equal(merge(method, several, **{option: other[option]}), merge(method, several)), option
+        given = beside.get(option, {})
+        changed = merge(method, several, **given, **{option: other[option]})
+        assert not torch.equal(changed, merge(method, several, **given)), option
 
 
 def test_find_by_name_alias_and_underscore() -> None:
