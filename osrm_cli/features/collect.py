@@ -9,10 +9,10 @@ from typing import Any
 
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
+from osrm_cli.features.chosen_statistics import StatisticsConfig
 from osrm_cli.features.collector import FeatureCollector
 from osrm_cli.features.features_file import describe_features, write_features
 from osrm_cli.features.memory import DEFAULT_MEMORY, parse_size
-from osrm_cli.features.chosen_statistics import StatisticsConfig
 from osrm_cli.features.task_features import TaskFeatures
 from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import find_base_model, identify_base_model

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from osrm_cli.features import shards
+from osrm_cli.features.chosen_statistics import StatisticsConfig
 from osrm_cli.features.collector import FeatureCollector, describe_layers
 from osrm_cli.features.features_file import GRADIENT
 from osrm_cli.features.memory import StatisticsSize, format_size, plan_memory
 from osrm_cli.features.statistics.private_mean import DELTA, privacy_epsilon, private_mean
-from osrm_cli.features.chosen_statistics import StatisticsConfig
 from osrm_cli.models.distributed import process_rank
 from osrm_cli.progress import Advance, Progress
 from osrm_cli.seeding import generator
