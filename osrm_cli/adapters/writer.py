@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
-from osrm_cli.adapters.experts import find_parent, join_experts, stored_module
-from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME, AdapterLayer
+from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME, AdapterLayer, find_parent, stored_module
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import safetensors_io
@@ -67,7 +66,7 @@ class AdapterWriter:
         self._experts[parent][int(layer.rpartition(".")[2])] = delta
         if len(self._experts[parent]) == self._counts[parent]:
             experts = self._experts.pop(parent)
-            delta = join_experts([experts[number] for number in sorted(experts)])
+            delta = _join_experts([experts[number] for number in sorted(experts)])
             self._append(stored_module(self._config, parent), (delta.A, delta.B), FACTORS[False])
             self.ranks[parent] = delta.rank // len(experts)
 
@@ -128,6 +127,28 @@ def write_adapter(
     with write_adapter_stream(folder, layers, config, heads, dtype) as writer:
         for layer in sorted(layers):
             writer.add(layer, layers[layer])
+
+
+def _join_experts(experts: Sequence[LowRank]) -> LowRank:
+    """The factors of all experts of a parameter as PEFT stores them, lower ranks filled up with zeros.
+
+    Returns:
+        ``lora_B`` and ``lora_A``, whose product means nothing.
+    """
+    rank = max(expert.rank for expert in experts)
+    B, A = (torch.stack([_padded(factor, rank, axis) for factor in factors]) for axis, factors in _factors(experts))
+    return LowRank(B.permute(1, 2, 0).flatten(1), A.flatten(0, 1))
+
+
+def _factors(experts: Sequence[LowRank]) -> list[tuple[int, list[torch.Tensor]]]:
+    """The experts' B, whose columns are the rank, and their A, whose rows are."""
+    return [(1, [expert.B for expert in experts]), (0, [expert.A for expert in experts])]
+
+
+def _padded(factor: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
+    shape = list(factor.shape)
+    shape[axis] = rank - shape[axis]
+    return torch.cat([factor, factor.new_zeros(shape)], dim=axis)
 
 
 def _tensor_names(config: AdapterConfig, layers: Collection[str], shapes: Mapping[str, AdapterLayer]) -> list[str]:

@@ -17,6 +17,7 @@ from osrm_cli.adapters.layers import (
     PREFIX,
     AdapterLayer,
     check_no_other_tensors,
+    name_tensors,
     natural_sort_key,
     resolve_rank,
     scaling_of,
@@ -97,7 +98,7 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
     config = parse_config(folder / CONFIG_NAME, _lora_settings(read_settings(folder), kind))
     parts: dict[str, dict[str, TensorLocation]] = defaultdict(dict)
     others: dict[str, TensorLocation] = {}
-    for name, location in list_tensors(folder).items():
+    for name, location in name_tensors(folder, list_tensors(folder)).items():
         found = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.((?:{'|'.join(kind.parts)})\w+)(?:\.weight)?", name)
         if found:
             parts[found[1]][found[2]] = location

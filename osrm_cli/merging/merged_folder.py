@@ -99,8 +99,9 @@ def _write_adapter(
     stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], modules: SavedModules
 ) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
-    heads, beside = modules.heads, modules.beside_update
-    config = _config(plan, modules)
+    heads, config = modules.heads, _config(plan, modules)
+    copies = {f"{name.rpartition('.')[0]}.base_layer.weight": tensor for name, tensor in modules.copies.items()}
+    beside = {**copies, **modules.shared}
     kept = {}
     with ExitStack() as stack:
 

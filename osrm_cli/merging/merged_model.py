@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from osrm_cli.adapters.experts import find_parent
+from osrm_cli.adapters.layers import find_parent
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta

@@ -39,8 +39,8 @@ def is_full_model(source: str) -> bool:
     return (folder / "config.json").is_file() and not (folder / CONFIG_NAME).is_file()
 
 
-def open_update(source: str, base: BaseModelId | None) -> Adapter:
-    """An adapter, or a full model as an update of its base model, where that is known.
+def open_update(source: str, base: BaseModelId) -> Adapter:
+    """An adapter, or a full model as an update of its base model.
 
     Args:
         source: A folder or hub id, perhaps as ``NAME=SOURCE``.
@@ -49,7 +49,7 @@ def open_update(source: str, base: BaseModelId | None) -> Adapter:
     Raises:
         OsrmError: If it cannot be read, or a full model does not belong to the base model.
     """
-    if base is None or not is_full_model(source):
+    if not is_full_model(source):
         return Adapter.open(source)
     from osrm_cli.models.full.full_model import FullModel  # it imports transformers
 

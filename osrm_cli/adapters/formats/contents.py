@@ -24,7 +24,7 @@ class AdapterContents:
 
     Attributes:
         config: The settings, in PEFT's terms.
-        tensors: Location of each tensor by PEFT's name for it.
+        tensors: Location of each tensor by PEFT's name for it, perhaps with a wrapper's additions.
     """
 
     config: AdapterConfig

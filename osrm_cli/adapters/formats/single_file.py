@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from osrm_cli.adapters.experts import find_parent
 from osrm_cli.adapters.formats.contents import Output
-from osrm_cli.adapters.layers import PREFIX, tensor_kind
+from osrm_cli.adapters.layers import PREFIX, find_parent, tensor_kind
 from osrm_cli.adapters.writer import in_dtype, join_kernel
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
