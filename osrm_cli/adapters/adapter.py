@@ -30,10 +30,9 @@ from osrm_cli.adapters.names import align_layer_names
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import Update
-from osrm_cli.storage import hub, provenance, safetensors_io
+from osrm_cli.storage import hub, input_files, provenance
+from osrm_cli.storage.input_files import TensorLocation, read_json
 from osrm_cli.storage.provenance import BaseModelId, Record
-from osrm_cli.storage.regular_file import read_json
-from osrm_cli.storage.safetensors_io import TensorLocation
 from osrm_cli.tasks.task import TASK_NAME, check_task_name
 
 
@@ -72,7 +71,7 @@ class Adapter:
     max_length: int | None
     alias: str | None = None
     warnings: tuple[str, ...] = ()
-    _open: dict[Path, safetensors_io.TensorFile] = field(default_factory=dict, repr=False, compare=False)
+    _open: dict[Path, input_files.TensorFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str | Path) -> "Adapter":
@@ -260,11 +259,11 @@ class Adapter:
     def _read(self, name: str) -> torch.Tensor:
         place = self.tensors[name]
         path = place.path
-        tensor = self._open.setdefault(path, safetensors_io.TensorFile(path)).get_tensor(place.name)
+        tensor = self._open.setdefault(path, input_files.TensorFile(path)).get_tensor(place.name)
         if place.part or place.transposed:
             part = tensor[place.part]
             tensor = (part.T if place.transposed else part).contiguous()
-        if not safetensors_io.all_finite(tensor):
+        if not input_files.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor
 

@@ -21,7 +21,8 @@ import torch
 from osrm_cli.adapters.config import TEXT_TASK_TYPES, AdapterConfig
 from osrm_cli.adapters.patterns import pattern_matches
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation
+from osrm_cli.storage.input_files import TensorLocation
+from osrm_cli.storage.safetensors_writer import DTYPES
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."

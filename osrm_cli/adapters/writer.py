@@ -14,8 +14,8 @@ from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
 from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME, AdapterLayer, find_parent, stored_module
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage import safetensors_io
-from osrm_cli.storage.safetensors_io import TensorStream, write_stream
+from osrm_cli.storage import input_files
+from osrm_cli.storage.safetensors_writer import TensorStream, write_stream
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -182,8 +182,8 @@ def _is_parameter(config: AdapterConfig, name: str) -> bool:
 def _pad_ranks(path: Path, layers: Collection[str], rank: int, metadata: Mapping[str, str] | None) -> None:
     """Write an adapter's file again, with zeros at the end of some layers' factors."""
     factors = {PREFIX + layer + suffix: axis for layer in layers for axis, suffix in enumerate(FACTORS[False])}
-    names = safetensors_io.open_tensors(path).offset_keys()
-    file, padded = safetensors_io.TensorFile(path), path.with_name(f"{path.name}.padded")
+    names = input_files.open_tensors(path).offset_keys()
+    file, padded = input_files.TensorFile(path), path.with_name(f"{path.name}.padded")
     with write_stream(padded, names, metadata) as stream:
         for name in names:
             tensor = file.get_tensor(name)
@@ -237,10 +237,8 @@ def in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tens
         OsrmError: If it is not finite there.
     """
     narrow = factor.to(dtype)
-    if not safetensors_io.all_finite(narrow):
-        problem = (
-            "NaN or infinity" if not safetensors_io.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
-        )
+    if not input_files.all_finite(narrow):
+        problem = "NaN or infinity" if not input_files.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
         raise OsrmError(
             f"{layer}: {problem} cannot be written as {str(dtype).removeprefix('torch.')}", "use --dtype float32"
         )

