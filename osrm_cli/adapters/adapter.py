@@ -20,8 +20,8 @@ from osrm_cli.adapters.layers import (
     FACTORS,
     PREFIX,
     AdapterLayer,
-    check_no_other_tensors,
-    list_layers,
+    describe_layers,
+    is_base_module,
     natural_sort_key,
     tensor_kind,
     widest_factor_dtype,
@@ -30,10 +30,9 @@ from osrm_cli.adapters.names import align_layer_names
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import Update
-from osrm_cli.storage import hub, provenance, safetensors_io
+from osrm_cli.storage import hub, input_files, provenance
+from osrm_cli.storage.input_files import TensorLocation, read_json
 from osrm_cli.storage.provenance import BaseModelId, Record
-from osrm_cli.storage.regular_file import read_json
-from osrm_cli.storage.safetensors_io import TensorLocation
 from osrm_cli.tasks.task import TASK_NAME, check_task_name
 
 
@@ -55,6 +54,7 @@ class Adapter:
         data_source: The data that it was trained on, as ``--data`` names it, if this program recorded it.
         max_length: Maximum tokens per example in training, if this program recorded it.
         alias: The name that the user gave it, if so.
+        warnings: What a merge cannot take of it.
     """
 
     name: str
@@ -70,7 +70,8 @@ class Adapter:
     data_source: str | None
     max_length: int | None
     alias: str | None = None
-    _open: dict[Path, safetensors_io.TensorFile] = field(default_factory=dict, repr=False, compare=False)
+    warnings: tuple[str, ...] = ()
+    _open: dict[Path, input_files.TensorFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str | Path) -> "Adapter":
@@ -87,16 +88,14 @@ class Adapter:
         folder = hub.locate_adapter(source)
         row = recognize_format(folder)
         contents = row.load().read(folder)
-        config, tensors = contents.config, contents.tensors
+        layers, tensors = describe_layers(folder, contents.config, contents.tensors)
         record = provenance.read_record(folder) if folder.is_dir() else {}
-        layers = list_layers(folder, config, tensors)
-        check_no_other_tensors(folder, config, tensors)
         return cls(
             alias or (record.get("task") or {}).get("name") or hub.short_name(source),
             source,
             folder,
             row.name,
-            config,
+            contents.config,
             record,
             layers,
             tensors,
@@ -111,11 +110,6 @@ class Adapter:
     def is_dense(self) -> bool:
         """Whether updates are dense, without factors."""
         return False
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a merge cannot take of it."""
-        return []
 
     @property
     def commit(self) -> str | None:
@@ -163,7 +157,7 @@ class Adapter:
         Raises:
             OsrmError: If one holds NaN or infinity.
         """
-        return self._read_saved(is_base_module=False)
+        return self._read_saved(of_base=False)
 
     def module_tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of base-model modules that were trained as a whole, such as embeddings, by their name there.
@@ -171,7 +165,7 @@ class Adapter:
         Raises:
             OsrmError: If one holds NaN or infinity.
         """
-        return self._read_saved(is_base_module=True)
+        return self._read_saved(of_base=True)
 
     def base_copies(self) -> dict[str, torch.Tensor]:
         """The base model's weights below adapted embeddings, which PEFT stores too, by their name in the base model.
@@ -254,24 +248,22 @@ class Adapter:
             return {}
         return log if isinstance(log, dict) else {}
 
-    def _read_saved(self, is_base_module: bool) -> dict[str, torch.Tensor]:
+    def _read_saved(self, of_base: bool) -> dict[str, torch.Tensor]:
         """Tensors of ``modules_to_save``: those of the base model's modules, or those of the head."""
         names = sorted(name for name in self.tensors if tensor_kind(name) == "other")
         saved = {name.removeprefix(PREFIX): name for name in names}
         return {
-            name: self._read(stored)
-            for name, stored in saved.items()
-            if self.config.is_base_module(name) == is_base_module
+            name: self._read(stored) for name, stored in saved.items() if is_base_module(self.config, name) == of_base
         }
 
     def _read(self, name: str) -> torch.Tensor:
         place = self.tensors[name]
         path = place.path
-        tensor = self._open.setdefault(path, safetensors_io.TensorFile(path)).get_tensor(place.name)
+        tensor = self._open.setdefault(path, input_files.TensorFile(path)).get_tensor(place.name)
         if place.part or place.transposed:
             part = tensor[place.part]
             tensor = (part.T if place.transposed else part).contiguous()
-        if not safetensors_io.all_finite(tensor):
+        if not input_files.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor
 

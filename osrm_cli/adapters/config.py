@@ -49,10 +49,7 @@ _ACCEPTED_SETTINGS = {
 }
 
 
-# Kinds of models whose head is the base model's own, and parts of base models that any adapter may train as a whole.
-TEXT_TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
-_WITHOUT_HEAD = (*TEXT_TASK_TYPES, "FEATURE_EXTRACTION")
-_BASE_MODULES = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte", "lm_head", "embed_out", "embed_in")
+TEXT_TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # kinds of models that write the answer
 
 
 @dataclass(frozen=True)
@@ -89,16 +86,6 @@ class AdapterConfig:
     use_rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-
-    def is_base_module(self, tensor: str) -> bool:
-        """Whether a tensor of ``modules_to_save`` belongs to a module of the base model, trained as a whole.
-
-        Others are the head of the adapter's task, which the base model does not have.
-
-        Args:
-            tensor: Its name in the base model.
-        """
-        return self.task_type in _WITHOUT_HEAD or any(part in _BASE_MODULES for part in tensor.split("."))
 
 
 def parse_config(path: Path, values: Any) -> AdapterConfig:

@@ -1,21 +1,28 @@
-"""The layers of a LoRA adapter, from the names and shapes of its tensors."""
+"""The layers of a LoRA adapter, from the names and shapes of its tensors.
+
+PEFT stores the factors of all experts of one parameter (``target_parameters``) in two matrices: ``lora_A``
+``(E r, d_in)``, one expert's rows after the other's, and ``lora_B`` ``(d_out, r E)``, column ``i E + e`` the ``i``-th
+of expert ``e``. Here each expert is a layer of its own, named after the parameter and its number:
+``model.layers.0.mlp.experts.down_proj.3``. Where two parameters of one module are adapted, PEFT nests them: the one
+that the module defines last has the module's own name in the file, the one before it ``base_layer`` after that.
+"""
 
 import functools
 import itertools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from osrm_cli.adapters.config import AdapterConfig
-from osrm_cli.adapters.experts import find_parent
+from osrm_cli.adapters.config import TEXT_TASK_TYPES, AdapterConfig
 from osrm_cli.adapters.patterns import pattern_matches
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation
+from osrm_cli.storage.input_files import TensorLocation
+from osrm_cli.storage.safetensors_writer import DTYPES
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -25,7 +32,12 @@ FACTORS = {
     True: (".lora_embedding_A", ".lora_embedding_B"),
 }
 
-
+# Kinds of models whose head is the base model's own, and parts of base models that any adapter may train as a whole.
+_WITHOUT_HEAD = (*TEXT_TASK_TYPES, "FEATURE_EXTRACTION")
+_BASE_MODULES = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte", "lm_head", "embed_out", "embed_in")
+# The order in which the modules of experts in transformers define their parameters, and how PEFT nests them.
+_EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
+_INNER = ".base_layer"
 _COPY = re.compile(r"\.modules_to_save\.(?:[^.]+\.)?(?=[^.]+$)")
 _TYPES = {name: dtype for dtype, name in DTYPES.items() if dtype.is_floating_point}
 
@@ -86,6 +98,40 @@ def tensor_kind(name: str) -> str:
     return "copy" if ".base_layer." in name or ".original_module." in name else "other"
 
 
+def is_base_module(config: AdapterConfig, tensor: str) -> bool:
+    """Whether a tensor of ``modules_to_save`` belongs to a module of the base model, trained as a whole.
+
+    Others are the head of the adapter's task, which the base model does not have.
+
+    Args:
+        config: The adapter's settings.
+        tensor: The tensor's name in the base model.
+    """
+    return config.task_type in _WITHOUT_HEAD or any(part in _BASE_MODULES for part in tensor.split("."))
+
+
+def describe_layers(
+    folder: Path, config: AdapterConfig, stored: Mapping[str, TensorLocation]
+) -> tuple[dict[str, AdapterLayer], dict[str, TensorLocation]]:
+    """The layers that an adapter's factors make up, and all its tensors by the names that PEFT gives them.
+
+    Args:
+        folder: The adapter, for errors.
+        config: Its settings.
+        stored: Its tensors by their names in the files, see ``plain_tensor_name``; those of experts stacked.
+
+    Returns:
+        The layers, ``layer.2`` before ``layer.10``, and the tensors, each expert's apart.
+
+    Raises:
+        OsrmError: If a factor has no partner, its shape disagrees with the settings, or there are further tensors.
+    """
+    tensors = _split_experts(folder, config, name_tensors(folder, stored))
+    layers = _pair_layers(folder, config, tensors)
+    check_no_other_tensors(folder, config, tensors)
+    return layers, tensors
+
+
 def name_tensors(folder: Path, stored: Mapping[str, TensorLocation]) -> dict[str, TensorLocation]:
     """The tensors of an adapter's files by the name that PEFT gives them, see ``plain_tensor_name``.
 
@@ -106,12 +152,7 @@ def name_tensors(folder: Path, stored: Mapping[str, TensorLocation]) -> dict[str
     return tensors
 
 
-def list_layers(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> dict[str, AdapterLayer]:
-    """Pair the factors into layers, ``layer.2`` before ``layer.10``.
-
-    Raises:
-        OsrmError: If a factor has no partner, or its shape disagrees with the settings.
-    """
+def _pair_layers(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> dict[str, AdapterLayer]:
     layers = {}
     for name in sorted(tensors, key=natural_sort_key):
         for embedding, (suffix_a, suffix_b) in FACTORS.items():
@@ -209,3 +250,70 @@ def widest_factor_dtype(folder: Path, tensors: Mapping[str, TensorLocation]) -> 
         if name not in _TYPES:
             raise OsrmError(f"{folder}: factors of type {name}, expected {', '.join(_TYPES)}")
     return functools.reduce(torch.promote_types, (_TYPES[name] for name in types))
+
+
+def find_parent(config: AdapterConfig, layer: str) -> str | None:
+    """The parameter that a layer is one expert of; ``None`` for others."""
+    parameter, _, number = layer.rpartition(".")
+    is_target = any(parameter == target or parameter.endswith(f".{target}") for target in config.target_parameters)
+    return parameter if number.isdecimal() and is_target else None
+
+
+def stored_module(config: AdapterConfig, parameter: str) -> str:
+    """The name that a parameter's factors have in the file, before ``.lora_A``.
+
+    Raises:
+        ValueError: If the order of the module's parameters is not known.
+    """
+    module, _, name = parameter.rpartition(".")
+    names = _parameters_of(config, module)
+    return module + _INNER * (len(names) - 1 - names.index(name))
+
+
+def _split_experts(
+    folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]
+) -> dict[str, TensorLocation]:
+    """The tensors with those of stacked parameters split into their experts'."""
+    split: dict[str, TensorLocation] = {}
+    for name, location in tensors.items():
+        suffix = next((each for each in FACTORS[False] if name.endswith(each)), None)
+        try:
+            parameter = _find_parameter(config, name.removeprefix(PREFIX).removesuffix(suffix)) if suffix else None
+        except ValueError as error:
+            raise OsrmError(f"{folder}: {error}", "merge it into its model with PEFT: merge_and_unload") from None
+        if suffix is None or parameter is None:
+            split[name] = location
+            continue
+        axis = FACTORS[False].index(suffix)
+        rank = next((r for pattern, r in config.rank_pattern.items() if pattern_matches(pattern, parameter)), config.r)
+        count, rest = divmod(location.shape[axis], rank)
+        if rest or len(location.shape) != 2:
+            raise OsrmError(f"{folder}: {name} has shape {location.shape}, expected a multiple of the rank {rank}")
+        for number in range(count):
+            own = slice(number * rank, (number + 1) * rank) if axis == 0 else slice(number, None, count)
+            part, shape = (slice(None),) * axis + (own,), list(location.shape)
+            shape[axis] = rank
+            split[f"{PREFIX}{parameter}.{number}{suffix}"] = replace(location, part=part, shape=tuple(shape))
+    return split
+
+
+def _find_parameter(config: AdapterConfig, module: str) -> str | None:
+    """The parameter whose factors have this module's name in the file; ``None`` for those of a layer."""
+    plain = module
+    while plain.endswith(_INNER):
+        plain = plain.removesuffix(_INNER)
+    names = _parameters_of(config, plain)
+    depth = (len(module) - len(plain)) // len(_INNER)
+    return f"{plain}.{names[-1 - depth]}" if depth < len(names) else None
+
+
+def _parameters_of(config: AdapterConfig, module: str) -> list[str]:
+    """The parameters of a module that are adapted, in the order in which it defines them."""
+    names = set()
+    for target in config.target_parameters:
+        parent, _, name = target.rpartition(".")
+        if module == parent or module.endswith(f".{parent or 'experts'}"):
+            names.add(name)
+    if len(names) > 1 and not names <= set(_EXPERT_PARAMETERS):
+        raise ValueError(f"the order of {', '.join(sorted(names))} in {module} is not known")
+    return [name for name in _EXPERT_PARAMETERS if name in names] if len(names) > 1 else list(names)

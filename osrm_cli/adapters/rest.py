@@ -10,8 +10,8 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.row_stream import RowStream, Update
-from osrm_cli.storage import provenance, safetensors_io
-from osrm_cli.storage.safetensors_io import TensorLocation
+from osrm_cli.storage import input_files, provenance
+from osrm_cli.storage.input_files import TensorLocation
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class AdapterWithRest(Adapter):
                 f"{adapter.source} was extracted with --keep-rest, but {path} {problem}",
                 "put the rest there or extract again; without --as model it is not needed",
             )
-        rest = safetensors_io.list_headers([path])
+        rest = input_files.list_headers([path])
         others = {name: _as_layer(at) for name, at in rest.items() if name not in adapter.layers}
         layers = {**adapter.layers, **others}
         values = {each.name: getattr(adapter, each.name) for each in fields(adapter) if each.init}
@@ -62,7 +62,7 @@ class AdapterWithRest(Adapter):
             OsrmError: If one contains NaN or infinity.
         """
         shape = self.layers[layer]
-        rows = safetensors_io.read_tensor(self.rest[layer]).reshape(shape.d_out, shape.d_in).to(device)
+        rows = input_files.read_tensor(self.rest[layer]).reshape(shape.d_out, shape.d_in).to(device)
         if shape.is_tensor:
             return RowStream(
                 (shape.d_out, shape.d_in), dtype, rows.device, lambda place: rows[place].to(dtype, copy=True)
@@ -75,5 +75,5 @@ class AdapterWithRest(Adapter):
 
 
 def _as_layer(location: TensorLocation) -> AdapterLayer:
-    d_out, d_in = safetensors_io.matrix_shape(location.shape)
+    d_out, d_in = input_files.matrix_shape(location.shape)
     return AdapterLayer(d_out, d_in, min(d_out, d_in), 1.0, embedding=False, is_tensor=True)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
-from osrm_cli.adapters.experts import find_parent, join_experts, stored_module
-from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME, AdapterLayer
+from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME, AdapterLayer, find_parent, stored_module
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage import safetensors_io
-from osrm_cli.storage.safetensors_io import TensorStream, write_stream
+from osrm_cli.storage import input_files
+from osrm_cli.storage.safetensors_writer import TensorStream, write_stream
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -67,7 +66,7 @@ class AdapterWriter:
         self._experts[parent][int(layer.rpartition(".")[2])] = delta
         if len(self._experts[parent]) == self._counts[parent]:
             experts = self._experts.pop(parent)
-            delta = join_experts([experts[number] for number in sorted(experts)])
+            delta = _join_experts([experts[number] for number in sorted(experts)])
             self._append(stored_module(self._config, parent), (delta.A, delta.B), FACTORS[False])
             self.ranks[parent] = delta.rank // len(experts)
 
@@ -130,6 +129,28 @@ def write_adapter(
             writer.add(layer, layers[layer])
 
 
+def _join_experts(experts: Sequence[LowRank]) -> LowRank:
+    """The factors of all experts of a parameter as PEFT stores them, lower ranks filled up with zeros.
+
+    Returns:
+        ``lora_B`` and ``lora_A``, whose product means nothing.
+    """
+    rank = max(expert.rank for expert in experts)
+    B, A = (torch.stack([_padded(factor, rank, axis) for factor in factors]) for axis, factors in _factors(experts))
+    return LowRank(B.permute(1, 2, 0).flatten(1), A.flatten(0, 1))
+
+
+def _factors(experts: Sequence[LowRank]) -> list[tuple[int, list[torch.Tensor]]]:
+    """The experts' B, whose columns are the rank, and their A, whose rows are."""
+    return [(1, [expert.B for expert in experts]), (0, [expert.A for expert in experts])]
+
+
+def _padded(factor: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
+    shape = list(factor.shape)
+    shape[axis] = rank - shape[axis]
+    return torch.cat([factor, factor.new_zeros(shape)], dim=axis)
+
+
 def _tensor_names(config: AdapterConfig, layers: Collection[str], shapes: Mapping[str, AdapterLayer]) -> list[str]:
     """The factors of every layer; of experts those of the parameter that stacks them."""
     parents = {layer: find_parent(config, layer) for layer in layers}
@@ -161,8 +182,8 @@ def _is_parameter(config: AdapterConfig, name: str) -> bool:
 def _pad_ranks(path: Path, layers: Collection[str], rank: int, metadata: Mapping[str, str] | None) -> None:
     """Write an adapter's file again, with zeros at the end of some layers' factors."""
     factors = {PREFIX + layer + suffix: axis for layer in layers for axis, suffix in enumerate(FACTORS[False])}
-    names = safetensors_io.open_tensors(path).offset_keys()
-    file, padded = safetensors_io.TensorFile(path), path.with_name(f"{path.name}.padded")
+    names = input_files.open_tensors(path).offset_keys()
+    file, padded = input_files.TensorFile(path), path.with_name(f"{path.name}.padded")
     with write_stream(padded, names, metadata) as stream:
         for name in names:
             tensor = file.get_tensor(name)
@@ -216,10 +237,8 @@ def in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tens
         OsrmError: If it is not finite there.
     """
     narrow = factor.to(dtype)
-    if not safetensors_io.all_finite(narrow):
-        problem = (
-            "NaN or infinity" if not safetensors_io.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
-        )
+    if not input_files.all_finite(narrow):
+        problem = "NaN or infinity" if not input_files.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
         raise OsrmError(
             f"{layer}: {problem} cannot be written as {str(dtype).removeprefix('torch.')}", "use --dtype float32"
         )

@@ -16,10 +16,10 @@ from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.model_card import without_scores
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER, calibration_text
-from osrm_cli.storage import provenance, safetensors_io
+from osrm_cli.storage import input_files, provenance, safetensors_writer
 from osrm_cli.storage.atomic import copy_files
-from osrm_cli.storage.regular_file import check_folder
-from osrm_cli.storage.safetensors_io import write_stream
+from osrm_cli.storage.input_files import check_folder
+from osrm_cli.storage.safetensors_writer import write_stream
 
 CALIBRATION_KEY = "calibration"
 
@@ -64,7 +64,7 @@ def write_calibrated_heads(
                 stage / TASKS_FOLDER / task / WEIGHTS_NAME, {PREFIX + name: tensor for name, tensor in head.items()}
             )
         else:
-            safetensors_io.save_tensors(stage / TASKS_FOLDER / task / HEAD_NAME, head, {"task": task})
+            safetensors_writer.save_tensors(stage / TASKS_FOLDER / task / HEAD_NAME, head, {"task": task})
     for task, row in rows.items():
         task_folder = stage / TASKS_FOLDER / task
         provenance.write_record(
@@ -80,7 +80,7 @@ def write_calibrated_heads(
 def _replace_tensors(path: Path, replacements: Mapping[str, torch.Tensor]) -> None:
     """Rewrite a safetensors file, tensor by tensor in its own order, with some tensors changed."""
     staged = path.with_suffix(".fresh")
-    with safetensors_io.open_tensors(path) as file, write_stream(staged, file.keys()) as stream:
+    with input_files.open_tensors(path) as file, write_stream(staged, file.keys()) as stream:
         for name in file.offset_keys():
             stream.add(name, replacements[name] if name in replacements else file.get_tensor(name))
     staged.replace(path)

@@ -15,7 +15,7 @@ from osrm_cli.conversion.kinds import KINDS, Tensors, Update
 from osrm_cli.conversion.plain_lora import PlainSource, read_tensor
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage.safetensors_io import TensorLocation, list_headers
+from osrm_cli.storage.input_files import TensorLocation, list_headers
 
 _PARTS = {"LoHa": "hada_", "LoKr": "lokr_", "LoCon": "lora_mid"}
 _THREE_BY_THREE = ("conv1", "conv2", "conv", "conv_in", "conv_out")  # of Stable Diffusion's UNets

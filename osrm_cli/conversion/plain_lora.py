@@ -17,6 +17,7 @@ from osrm_cli.adapters.layers import (
     PREFIX,
     AdapterLayer,
     check_no_other_tensors,
+    name_tensors,
     natural_sort_key,
     resolve_rank,
     scaling_of,
@@ -29,7 +30,8 @@ from osrm_cli.linalg.truncation import truncate
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Progress
-from osrm_cli.storage.safetensors_io import DTYPES, TensorFile, TensorLocation, all_finite
+from osrm_cli.storage.input_files import TensorFile, TensorLocation, all_finite
+from osrm_cli.storage.safetensors_writer import DTYPES
 
 # PEFT's settings that LoHa and LoKr have under the names of LoRA's.
 _SHARED_SETTINGS = (
@@ -97,7 +99,7 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
     config = parse_config(folder / CONFIG_NAME, _lora_settings(read_settings(folder), kind))
     parts: dict[str, dict[str, TensorLocation]] = defaultdict(dict)
     others: dict[str, TensorLocation] = {}
-    for name, location in list_tensors(folder).items():
+    for name, location in name_tensors(folder, list_tensors(folder)).items():
         found = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.((?:{'|'.join(kind.parts)})\w+)(?:\.weight)?", name)
         if found:
             parts[found[1]][found[2]] = location

@@ -14,7 +14,7 @@ from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Advance
-from osrm_cli.storage import safetensors_io
+from osrm_cli.storage import input_files
 
 Matrix = dict[str, dict[str, float]]  # by the update's task and the inputs' task
 
@@ -93,7 +93,7 @@ def _energy(update: Update, inputs: SecondMoment) -> float:
 def _weight(checkpoint: Checkpoint, layer: str, shape: tuple[int, int], turned: bool) -> torch.Tensor:
     """A layer's weight, ``(d_out, d_in)``."""
     name, is_turned = checkpoint.find_weight(layer, shape, turned)
-    with safetensors_io.open_tensors(checkpoint.tensors[name].path) as file:
+    with input_files.open_tensors(checkpoint.tensors[name].path) as file:
         weight: torch.Tensor = file.get_tensor(name)
     return weight.T if is_turned else weight
 

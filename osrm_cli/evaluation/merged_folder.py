@@ -17,9 +17,8 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import list_task_layers, read_task_delta
 from osrm_cli.models.base_model import find_base_model, resolve_base_model
-from osrm_cli.storage import provenance, safetensors_io
+from osrm_cli.storage import input_files, provenance
 from osrm_cli.storage.provenance import BaseModelId, Record
-from osrm_cli.storage.regular_file import check_folder
 from osrm_cli.tasks.task import GENERATION
 
 _HINT_IF_MOVED = "give their folder with --adapters FOLDER"
@@ -101,10 +100,10 @@ class MergedTask:
         """
         if self.adapter:
             return self.adapter.head_tensors()
-        with safetensors_io.open_tensors(self.head_path) as file:
+        with input_files.open_tensors(self.head_path) as file:
             head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         for name, tensor in head.items():
-            if not safetensors_io.all_finite(tensor):
+            if not input_files.all_finite(tensor):
                 raise OsrmError(f"{self.head_path}: NaN or infinity in {name}", "merge again")
         return head
 
@@ -158,10 +157,8 @@ class MergedFolder:
         if adapter and "form" not in record:
             task = MergedTask(adapter.name, form, path, path, record, adapter)
             return cls(path, form, record, {task.task: task}, adapter)
-        if (path / TASKS_FOLDER).is_dir():
-            check_folder(path / TASKS_FOLDER, recursive=True)
-        folders = {folder.name: folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir()}
-        tasks = {name: _open_task(name, form, folder, path, record) for name, folder in folders.items()}
+        folders = sorted(folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir())
+        tasks = {folder.name: _open_task(folder, form, path, record) for folder in folders}
         for name in _tasks_without_head(adapter, record):
             tasks.setdefault(name, MergedTask(name, form, path, path, record, adapter))
         if not tasks:
@@ -259,12 +256,14 @@ class MergedFolder:
         return adapters
 
 
-def _open_task(name: str, form: str, folder: Path, root: Path, record: Record) -> MergedTask:
+def _open_task(folder: Path, form: str, root: Path, record: Record) -> MergedTask:
     """A task that has a folder of its own."""
+    if folder.is_symlink():
+        raise OsrmError(f"{folder} is a link to a folder, expected a folder", "copy the folder there")
     if form == "adapter":
         adapter = Adapter.open(folder)
-        return MergedTask(name, form, folder, root, adapter.record or record, adapter)
-    return MergedTask(name, form, folder, root, provenance.read_record(folder) or record)
+        return MergedTask(folder.name, form, folder, root, adapter.record or record, adapter)
+    return MergedTask(folder.name, form, folder, root, provenance.read_record(folder) or record)
 
 
 def _tasks_without_head(adapter: Adapter | None, record: Record) -> list[str]:

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, Field, FiniteFloat, TypeAdapter, Validation
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.scores import ScoredMerge, TaskScore, TaskScores
+from osrm_cli.storage.input_files import read_bytes
 from osrm_cli.storage.record_schema import describe_error
-from osrm_cli.storage.regular_file import read_bytes
 
 T = TypeVar("T")
 Values = tuple[FiniteFloat, ...]

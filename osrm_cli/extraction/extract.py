@@ -24,7 +24,7 @@ from osrm_cli.models.full.fine_tuned import KINDS, FineTunedModel, TensorPair
 from osrm_cli.progress import Advance, Progress, no_progress
 from osrm_cli.storage import atomic, hub, provenance
 from osrm_cli.storage.provenance import BaseModelId
-from osrm_cli.storage.safetensors_io import TYPES, write_stream
+from osrm_cli.storage.safetensors_writer import TYPES, write_stream
 
 DEFAULT_RANK = 32
 _LOSSY = 0.95  # a share of the energy below this is worth a warning

@@ -25,7 +25,7 @@ def open_adapters(sources: Sequence[str], named: Sequence[str] = (), base: BaseM
         OsrmError: If one cannot be read, two are of one task, or ``named`` names another source.
     """
     tasks = dict(_split(text, sources) for text in named)
-    opened = [open_update(source, base) for source in sources]
+    opened = [open_update(source, base) if base else Adapter.open(source) for source in sources]
     adapters = [replace(adapter, name=tasks.get(adapter.source, adapter.name)) for adapter in opened]
     check_task_names(adapters)
     check_same_architecture(adapters)

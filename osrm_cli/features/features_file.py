@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
 from osrm_cli.features.statistics.table import find_statistic
-from osrm_cli.storage import provenance, safetensors_io
+from osrm_cli.storage import input_files, provenance, safetensors_writer
 from osrm_cli.storage.provenance import BaseModelId
 
 GRADIENT = "gradient"
@@ -77,7 +77,7 @@ class FeaturesFile:
             parts = shards.MergedShards(path)
             record, files = parts.record, parts.paths
         else:
-            record, files = safetensors_io.read_header_record(path), [path]
+            record, files = input_files.read_header_record(path), [path]
             shards.check_header(path, record)
         return cls(
             path=files[0],
@@ -100,7 +100,7 @@ class FeaturesFile:
         shared = shards.shard_of_name(self.path)
         return FeaturesReader(
             self,
-            shards.MergedShards(shards.unsharded_path(self.path)) if shared else safetensors_io.TensorFile(self.path),
+            shards.MergedShards(shards.unsharded_path(self.path)) if shared else input_files.TensorFile(self.path),
         )
 
 
@@ -109,7 +109,7 @@ class FeaturesReader:
     """An open features file."""
 
     features: FeaturesFile
-    file: shards.MergedShards | safetensors_io.TensorFile
+    file: shards.MergedShards | input_files.TensorFile
 
     def read(self, layer: str, statistic: str) -> torch.Tensor:
         """One statistic of one target layer, float64.
@@ -180,9 +180,9 @@ def write_features(
     Raises:
         OsrmError: If a statistic is not finite.
     """
-    with safetensors_io.write_record_stream(path, names, longest) as stream:
+    with safetensors_writer.write_record_stream(path, names, longest) as stream:
         for name, tensor in tensors:
-            if tensor.is_floating_point() and not safetensors_io.all_finite(tensor):
+            if tensor.is_floating_point() and not input_files.all_finite(tensor):
                 raise OsrmError(
                     f"NaN or infinity in {name}: a weight of the base model is damaged, or its precision too narrow",
                     "osrm verify names files that have changed; or try --dtype float32",

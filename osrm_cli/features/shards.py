@@ -16,7 +16,7 @@ import torch
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.statistics.accumulators import Accumulator
 from osrm_cli.features.statistics.table import find_statistic
-from osrm_cli.storage import safetensors_io
+from osrm_cli.storage import input_files
 
 _NAME = re.compile(r"(?P<task>.+)\.shard-(?P<index>[1-9]\d{0,4})-of-(?P<count>[1-9]\d{0,4})\.safetensors")
 _COUNTS = ("tokens", "examples")
@@ -78,7 +78,7 @@ def unsharded_path(path: Path) -> Path:
 def _merged_record(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """The header of the whole that shards add up to."""
     _check_complete(whole, [share for path in paths if (share := shard_of_name(path))])
-    headers = [safetensors_io.read_header_record(path) for path in paths]
+    headers = [input_files.read_header_record(path) for path in paths]
     for path, header in zip(paths, headers, strict=True):
         check_header(path, header)
     plain = [{key: value for key, value in header.items() if key not in _COUNTS} for header in headers]
@@ -180,10 +180,10 @@ class MergedShards:
     def __init__(self, whole: Path) -> None:
         self.paths = find_shards(whole)
         self.record = _merged_record(whole, self.paths)
-        self._files = [safetensors_io.TensorFile(path) for path in self.paths]
+        self._files = [input_files.TensorFile(path) for path in self.paths]
         self._widths = {layer["source"]: layer["d_in"] for layer in self.record["layers"].values()}
-        self._keys = [set(safetensors_io.open_tensors(path).keys()) for path in self.paths]
-        self._order = safetensors_io.open_tensors(self.paths[0]).offset_keys()
+        self._keys = [set(input_files.open_tensors(path).keys()) for path in self.paths]
+        self._order = input_files.open_tensors(self.paths[0]).offset_keys()
 
     def get_tensor(self, entry: str) -> torch.Tensor:
         """One statistic, float32 as in the whole file.

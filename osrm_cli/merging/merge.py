@@ -26,7 +26,6 @@ from osrm_cli.models.base_model import identify_base_model, is_full_model, resol
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
-from osrm_cli.storage.provenance import BaseModelId
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.task_data import TaskSample
@@ -116,9 +115,12 @@ def merge_adapters(
     )
     notes: list[str] = []
     full_base = None
-    if full := [entry.path for entry in chosen.adapters if is_full_model(entry.path)]:
-        chosen, full_base = _for_full_models(chosen, full[0], form, model, revision)
-        notes.append(f"{full[0]} is a full model: the result is a model, as with --as model")
+    if (name := model or chosen.base) and (source := _find_full_model(chosen)):
+        if form == "adapter":
+            hint = "leave out --as adapter, or use osrm extract before"
+            raise OsrmError(f"{source} is a full model: the result is a model", hint)
+        chosen, full_base = replace(chosen, output="model", base=name), identify_base_model(name, revision)
+        notes.append(f"{source} is a full model: the result is a model, as with --as model")
     if chosen.method == AUTO:
         chosen, reason = choose_method(chosen)
         notes.append(f"method {chosen.method}: {reason}")
@@ -151,8 +153,7 @@ def merge_adapters(
     target = (
         ModelTarget.find(plan, base_dir, modules.new_values) if base_dir and plan.recipe.output == "model" else None
     )
-    # The tokenizer of a model with added rows would number tokens that the result does not have.
-    tokenizer, differences = find_tokenizer_files([adapter for adapter in plan.adapters if not adapter.warnings])
+    tokenizer, differences = find_tokenizer_files(plan.adapters)
     warnings = [text for adapter in plan.adapters for text in adapter.warnings]
     warnings += [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
     warnings = list(dict.fromkeys(warnings)) + differences
@@ -194,28 +195,9 @@ def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None, method
     return replace(recipe, method=method or recipe.method)
 
 
-def _for_full_models(
-    recipe: MergeRecipe, source: str, form: str | None, model: str | None, revision: str | None
-) -> tuple[MergeRecipe, BaseModelId]:
-    """A recipe of full models, which makes a model, and their base model.
-
-    Args:
-        recipe: It may name the base model.
-        source: One of the full models, for errors.
-        form: What the user wants to have written.
-        model: The base model that the user gives.
-        revision: Its revision.
-    """
-    if form == "adapter":
-        raise OsrmError(
-            f"{source} is a full model: the result is a model", "leave out --as adapter, or use osrm extract before"
-        )
-    name = model or recipe.base
-    if name is None:
-        raise OsrmError(
-            f"{source} is not an adapter: adapter_config.json is missing", "if it is a full model, give its --base"
-        )
-    return replace(recipe, output="model", base=name), identify_base_model(name, revision)
+def _find_full_model(recipe: MergeRecipe) -> str | None:
+    """The first source of a recipe that is a full model."""
+    return next((entry.path for entry in recipe.adapters if is_full_model(entry.path)), None)
 
 
 def _counts(name: str, must_use: Collection[str] | None) -> bool:

@@ -29,7 +29,7 @@ from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import Heads, MergePlan, SavedModules
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import write_task_masks
-from osrm_cli.storage import safetensors_io
+from osrm_cli.storage import safetensors_writer
 from osrm_cli.storage.provenance import BaseModelId
 
 
@@ -99,8 +99,9 @@ def _write_adapter(
     stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], modules: SavedModules
 ) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
-    heads, beside = modules.heads, modules.beside_update
-    config = _config(plan, modules)
+    heads, config = modules.heads, _config(plan, modules)
+    copies = {f"{name.rpartition('.')[0]}.base_layer.weight": tensor for name, tensor in modules.copies.items()}
+    beside = {**copies, **modules.shared}
     kept = {}
     with ExitStack() as stack:
 
@@ -130,7 +131,7 @@ def _write_heads(stage: Path, heads: Heads) -> None:
         if head:
             folder = stage / TASKS_FOLDER / task
             folder.mkdir(parents=True, exist_ok=True)
-            safetensors_io.save_tensors(folder / HEAD_NAME, head, {"task": task})
+            safetensors_writer.save_tensors(folder / HEAD_NAME, head, {"task": task})
 
 
 def _config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:

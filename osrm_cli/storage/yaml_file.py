@@ -8,7 +8,7 @@ import yaml
 from yaml.nodes import Node
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.regular_file import check_regular
+from osrm_cli.storage.input_files import check_regular
 
 MAX_BYTES = 16 << 20
 MAX_NODES = 1 << 20  # with what each alias stands for: without a limit, a file of 300 bytes can hold 10 ** 9

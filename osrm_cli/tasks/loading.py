@@ -16,7 +16,7 @@ from osrm_cli.tasks.parsing import is_unlabelled, parse_classes, parse_scores, p
 from osrm_cli.tasks.readers import FORMATS, find_split_files, read_table
 from osrm_cli.tasks.schema import add_defaults, infer_schema
 from osrm_cli.tasks.table import Table
-from osrm_cli.tasks.task import GENERATION, Example, Label, Task, TaskSplit, check_task_name
+from osrm_cli.tasks.task import GENERATION, MULTI_LABEL, Example, Label, Task, TaskSplit, check_task_name
 from osrm_cli.tasks.text.rows import complete_text_task, find_text_columns, make_text_split
 
 
@@ -268,7 +268,7 @@ def _make_split(
     found = [name for each in names if (name := table.find_column(each))]
     if unlabelled := split.startswith("test") and all(is_unlabelled(table, name) for name in found):
         labels = [None] * count
-    elif task.is_multi_label:
+    elif task.kind == MULTI_LABEL:
         labels = parse_label_sets(table, [table.get_column(name) for name in names], task.labels or (), codes)
     elif task.labels is None:
         labels = parse_scores(table, table.get_column(names[0]))

@@ -8,8 +8,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from osrm_cli.adapters.layers import WEIGHTS_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import atomic, provenance
-from osrm_cli.storage.regular_file import check_folder, read_json
-from osrm_cli.storage.safetensors_io import list_headers
+from osrm_cli.storage.input_files import check_folder, list_headers, read_json
 
 RESUME_HINT = "start over with --overwrite"
 

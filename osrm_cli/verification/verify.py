@@ -12,10 +12,10 @@ from osrm_cli.adapters.formats import diffusers
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.base_model import identify_base_model
 from osrm_cli.progress import Progress, no_progress
-from osrm_cli.storage import hub, provenance, safetensors_io
+from osrm_cli.storage import hub, input_files, provenance, safetensors_writer
+from osrm_cli.storage.input_files import read_json
 from osrm_cli.storage.provenance import RECORD_NAME, BaseModelId, Record
 from osrm_cli.storage.record_schema import find_record_error
-from osrm_cli.storage.regular_file import read_json
 from osrm_cli.verification.recorded_data import recorded_data
 
 SAME, DIFFERS, MISSING = "same", "differs", "missing"
@@ -126,7 +126,7 @@ def _read(path: Path) -> Record:
     if path.name == RECORD_NAME:
         return provenance.parse_record(path)
     if path.suffix == ".safetensors":
-        record = safetensors_io.read_header_record(path)
+        record = input_files.read_header_record(path)
     else:
         value = read_json(path, _REMEDY)
         record = value if isinstance(value, dict) else {}
@@ -180,7 +180,7 @@ class _Verifier:
 
     def _check_tensors(self, path: Path) -> None:
         try:
-            is_same = safetensors_io.check_digest(path)
+            is_same = safetensors_writer.check_digest(path)
         except OsrmError as error:
             self.checks.append(Check(str(path), "tensors", str(path), DIFFERS, str(error)))
             return

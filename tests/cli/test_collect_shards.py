@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from osrm_cli.features import shards
 from osrm_cli.features.features_file import FeaturesFile
-from osrm_cli.storage import safetensors_io
+from osrm_cli.storage import input_files, safetensors_writer
 from tests.run_cli import ROOT, listing, osrm
 
 ALL = ("--statistic", "mean", "--statistic", "second-moment", "--statistic", "samples", "--statistic", "sketch:4")
@@ -159,9 +159,9 @@ def test_damaged_sums_are_named_and_no_task_is_merged(
     in_shards(project_copy, 2, *ALL)
     in_shards(project_copy, 2, *ALL, task="pair")
     path = project_copy / "parts/pair.shard-2-of-2.safetensors"
-    facts, contents = safetensors_io.read_header_record(path), load_file(path)
+    facts, contents = input_files.read_header_record(path), load_file(path)
     del contents[tensor]
-    safetensors_io.save_tensors(path, contents if value is None else {**contents, tensor: value}, facts)
+    safetensors_writer.save_tensors(path, contents if value is None else {**contents, tensor: value}, facts)
     before = listing(project_copy)
     run = osrm("collect", "--merge-shards", "--out", "parts", cwd=project_copy)
     assert run.code == 1

@@ -11,7 +11,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import FeaturesReader
 from osrm_cli.initialization import initialize
 from osrm_cli.initialization.objectives.table import OBJECTIVES, Objective
-from osrm_cli.storage import safetensors_io
+from osrm_cli.storage import input_files, safetensors_writer
 from tests.run_cli import listing, osrm
 
 WEIGHTS = "adapter_model.safetensors"
@@ -24,11 +24,11 @@ def factors(folder: Path) -> dict[str, torch.Tensor]:
 
 def change(path: Path, tensor: str | None = None, value: float = 0.0, **facts: object) -> None:
     """Write a features file again with something else in it."""
-    old = safetensors_io.read_header_record(path)
+    old = input_files.read_header_record(path)
     contents = load_file(path)
     if tensor:
         contents[tensor][0] = value
-    safetensors_io.save_tensors(path, contents, {**old, **facts})
+    safetensors_writer.save_tensors(path, contents, {**old, **facts})
 
 
 def test_result_and_provenance(project_copy: Path) -> None:

@@ -12,7 +12,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.retrofit import retrofit as room
-from osrm_cli.storage import safetensors_io
+from osrm_cli.storage import input_files, safetensors_writer
 from tests.run_cli import listing, osrm
 from tests.trained_adapters import bare, save
 
@@ -57,7 +57,7 @@ def test_balanced_at_mu_1_merges_to_regmean(project_copy):
         path = project_copy / f"features/{task}.safetensors"
         held = load_file(path)
         full = {name: C + 0.02 * torch.eye(16) for name, C in held.items() if name.endswith("second-moment")}
-        safetensors_io.save_tensors(path, {**held, **full}, safetensors_io.read_header_record(path))
+        safetensors_writer.save_tensors(path, {**held, **full}, input_files.read_header_record(path))
     retrofit(project_copy, "--mu", 1)
     new = [f"retrofitted/{task}" for task in TASKS]
     assert osrm("merge", *new, "--lambda", 1, "--out", "ours", cwd=project_copy).code == 0

@@ -9,7 +9,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet, LayerInputs
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.seeding import gaussian
-from osrm_cli.storage import safetensors_io
+from osrm_cli.storage import safetensors_writer
 
 TASKS = ("a", "b", "c")
 LAYERS = {
@@ -41,7 +41,7 @@ def write(folder: Path, task: str, *statistics: str) -> None:
     facts |= {"settings": {"pooling": "masked"}}
     if "sketch:30" in statistics:
         facts["bounds"] = {"query.sketch:30": {"error": float(ord(task)), "energy": 1000.0}}
-    safetensors_io.save_tensors(folder / f"{task}.safetensors", tensors, facts)
+    safetensors_writer.save_tensors(folder / f"{task}.safetensors", tensors, facts)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.features_file import FeaturesFile
-from osrm_cli.storage import safetensors_io
+from osrm_cli.storage import safetensors_writer
 
 LAYERS = {
     "l.0.query": {"source": "l.0.query", "d_in": 4, "d_out": 6},
@@ -44,7 +44,7 @@ Make = Callable[..., Path]
 def make(tmp_path: Path) -> Make:
     def write(task: str, contents: Mapping[str, torch.Tensor] | None = None, name: str = "", **changes: Any) -> Path:
         path = tmp_path / f"{name or task}.safetensors"
-        safetensors_io.save_tensors(path, held() if contents is None else contents, facts(task, **changes))
+        safetensors_writer.save_tensors(path, held() if contents is None else contents, facts(task, **changes))
         return path
 
     return write
@@ -93,7 +93,9 @@ def test_damaged_file_is_named(make: Make, tmp_path: Path, contents: bytes | Non
 @pytest.mark.parametrize("missing", ["base", "task", "layers", "statistics", "tokens"])
 def test_incomplete_header_is_named(make: Make, missing: str) -> None:
     path = make("sst2")
-    safetensors_io.save_tensors(path, held(), {key: value for key, value in facts("sst2").items() if key != missing})
+    safetensors_writer.save_tensors(
+        path, held(), {key: value for key, value in facts("sst2").items() if key != missing}
+    )
     with pytest.raises(OsrmError, match=r"sst2\.safetensors: its header cannot be used: "):
         FeaturesFile.open(path)
 
@@ -139,7 +141,7 @@ WRONG: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("key", "value"), WRONG, ids=lambda value: str(value)[:40].replace("\0", "NUL"))
 def test_a_value_of_the_wrong_type_is_named(tmp_path: Path, key: str, value: Any) -> None:
-    safetensors_io.save_tensors(tmp_path / "sst2.safetensors", held(), {**facts("sst2"), key: value})
+    safetensors_writer.save_tensors(tmp_path / "sst2.safetensors", held(), {**facts("sst2"), key: value})
     with pytest.raises(OsrmError, match=rf"sst2\.safetensors: its header cannot be used: .*{key[:5]}"):
         FeatureSet.open(tmp_path)
 
@@ -172,7 +174,7 @@ def test_a_tensor_of_another_shape_is_named(make: Make, statistic: str, shape: t
 
 
 def test_safetensors_of_another_program(tmp_path: Path) -> None:
-    safetensors_io.save_tensors(tmp_path / "model.safetensors", held(), {})
+    safetensors_writer.save_tensors(tmp_path / "model.safetensors", held(), {})
     with pytest.raises(OsrmError, match="is not a features file"):
         FeaturesFile.open(tmp_path / "model.safetensors")
 

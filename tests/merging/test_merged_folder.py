@@ -21,7 +21,7 @@ from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.merging.task_masks import read_task_delta
-from osrm_cli.storage import provenance, safetensors_io
+from osrm_cli.storage import provenance, safetensors_writer
 from tests import factories
 
 MIXED = {
@@ -413,7 +413,7 @@ def write_features(folder, task, layers, digest="1" * 64, statistic="second-mome
         "settings": {"pooling": "masked"},
     }
     folder.mkdir(exist_ok=True)
-    safetensors_io.save_tensors(folder / f"{task}.safetensors", held, facts)
+    safetensors_writer.save_tensors(folder / f"{task}.safetensors", held, facts)
     return held
 
 

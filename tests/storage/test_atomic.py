@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage import atomic, safetensors_io
+from osrm_cli.storage import atomic, safetensors_writer
 from tests.campaign.rights import be_bound, rights_bind
 from tests.run_cli import ROOT
 
@@ -135,10 +135,10 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
         with atomic.write_file(tmp_path / "one.safetensors") as stage:
-            safetensors_io.save_tensors(stage, {"a": torch.ones(2)}, {})  # which leaves 0600 by itself
+            safetensors_writer.save_tensors(stage, {"a": torch.ones(2)}, {})  # which leaves 0600 by itself
         with atomic.write_folder(tmp_path / "many") as stage:
             (stage / "deep").mkdir()
-            safetensors_io.save_tensors(stage / "deep" / "one.safetensors", {"a": torch.ones(2)}, {})
+            safetensors_writer.save_tensors(stage / "deep" / "one.safetensors", {"a": torch.ones(2)}, {})
         assert os.umask(umask) == umask  # reading the mask did not change it
     finally:
         os.umask(before)
@@ -175,7 +175,7 @@ def test_current_folder_is_never_replaced(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def full_disk(path: Path) -> None:
-    safetensors_io.save_tensors(path, {"a": torch.zeros(1_000_000)}, {})
+    safetensors_writer.save_tensors(path, {"a": torch.zeros(1_000_000)}, {})
 
 
 def plain(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
-from osrm_cli.storage.safetensors_io import TensorLocation
+from osrm_cli.storage.input_files import TensorLocation
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.adapter import Adapter
@@ -24,7 +24,7 @@ class AdapterContents:
 
     Attributes:
         config: The settings, in PEFT's terms.
-        tensors: Location of each tensor by PEFT's name for it.
+        tensors: Location of each tensor by PEFT's name for it, perhaps with a wrapper's additions.
     """
 
     config: AdapterConfig

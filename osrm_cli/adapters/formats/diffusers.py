@@ -18,7 +18,8 @@ from osrm_cli.adapters.formats.contents import AdapterContents, Output, exact_pa
 from osrm_cli.adapters.formats.single_file import check_only_linear, holds, write_factors
 from osrm_cli.adapters.layers import FACTORS, PREFIX, plain_alpha, resolve_rank
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.safetensors_io import TensorLocation, list_headers, open_tensors, write_stream
+from osrm_cli.storage.input_files import TensorLocation, list_headers, open_tensors
+from osrm_cli.storage.safetensors_writer import write_stream
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 SETTINGS_KEY = "lora_adapter_metadata"

@@ -16,7 +16,8 @@ from osrm_cli.adapters.formats.flat_names import flatten_name, to_diffusers_unet
 from osrm_cli.adapters.formats.single_file import check_only_linear, holds, write_factors
 from osrm_cli.adapters.layers import FACTORS, PREFIX, plain_alpha
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.safetensors_io import TensorLocation, list_headers, open_tensors, write_stream
+from osrm_cli.storage.input_files import TensorLocation, list_headers, open_tensors
+from osrm_cli.storage.safetensors_writer import write_stream
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 

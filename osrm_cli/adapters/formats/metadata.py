@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from osrm_cli.storage.safetensors_io import open_tensors
+from osrm_cli.storage.input_files import open_tensors
 
 # kohya's own keys, and those of Stability AI's specification of model metadata.
 _KNOWN = ("ss_", "sshs_", "modelspec.")

@@ -20,8 +20,8 @@ from osrm_cli.adapters.layers import FACTORS, PREFIX
 from osrm_cli.adapters.layers import WEIGHTS_NAME as PEFT_WEIGHTS
 from osrm_cli.adapters.writer import in_dtype
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.regular_file import read_json
-from osrm_cli.storage.safetensors_io import TensorLocation, list_headers, write_stream
+from osrm_cli.storage.input_files import TensorLocation, list_headers, read_json
+from osrm_cli.storage.safetensors_writer import write_stream
 
 WEIGHTS_NAME = "adapters.safetensors"
 SUFFIXES = (".lora_a", ".lora_b")

@@ -4,13 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.adapters.config import CONFIG_NAME, parse_config
-from osrm_cli.adapters.experts import split_experts
 from osrm_cli.adapters.formats.contents import AdapterContents, Output
-from osrm_cli.adapters.layers import WEIGHTS_NAME, name_tensors
+from osrm_cli.adapters.layers import WEIGHTS_NAME
 from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.regular_file import read_json
-from osrm_cli.storage.safetensors_io import TensorLocation, list_headers, read_index
+from osrm_cli.storage.input_files import TensorLocation, list_headers, read_index, read_json
 
 
 def matches(path: Path) -> bool:
@@ -34,7 +32,7 @@ def read(path: Path) -> AdapterContents:
         OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
     """
     config = parse_config(path / CONFIG_NAME, read_settings(path))
-    return AdapterContents(config, split_experts(path, config, list_tensors(path)))
+    return AdapterContents(config, list_tensors(path))
 
 
 def read_settings(folder: Path) -> Any:
@@ -45,16 +43,17 @@ def read_settings(folder: Path) -> Any:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
-        nested = next(folder.glob(f"*/{CONFIG_NAME}"), None)
-        hint = (
-            f"it contains adapters: give {folder}/*" if nested else "give a folder written by PEFT or by 'osrm train'"
-        )
+        hint = "give a folder written by PEFT or by 'osrm train'"
+        if next(folder.glob(f"*/{CONFIG_NAME}"), None):
+            hint = f"it contains adapters: give {folder}/*"
+        elif (folder / "config.json").is_file():
+            hint = "if it is a full model, osrm merge and osrm extract take it with --base"
         raise OsrmError(f"{folder} is not an adapter: {CONFIG_NAME} is missing", hint)
     return read_json(path, "save the adapter again")
 
 
 def list_tensors(folder: Path) -> dict[str, TensorLocation]:
-    """Read the headers of an adapter's weights, one file or several with an index; by PEFT's names.
+    """Read the headers of an adapter's weights, one file or several with an index.
 
     Raises:
         OsrmError: If a file is missing or damaged, or there is nothing but a pickle.
@@ -66,7 +65,7 @@ def list_tensors(folder: Path) -> dict[str, TensorLocation]:
             f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS_NAME}",
             "load it with PEFT where you trust it, and save it with save_pretrained",
         )
-    return name_tensors(folder, list_headers(paths))
+    return list_headers(paths)
 
 
 def write(path: Path, output: Output) -> None:

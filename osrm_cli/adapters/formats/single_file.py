@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from osrm_cli.adapters.experts import find_parent
 from osrm_cli.adapters.formats.contents import Output
-from osrm_cli.adapters.layers import PREFIX, tensor_kind
+from osrm_cli.adapters.layers import PREFIX, find_parent, tensor_kind
 from osrm_cli.adapters.writer import in_dtype, join_kernel
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage.safetensors_io import TensorStream, open_tensors
+from osrm_cli.storage.input_files import open_tensors
+from osrm_cli.storage.safetensors_writer import TensorStream
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.adapter import Adapter

@@ -21,8 +21,9 @@ from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.models.classifier import LoadedModel
 from osrm_cli.models.target_modules import ALL_LINEAR, as_target_modules, find_target_layers, is_conv1d
-from osrm_cli.storage import safetensors_io
-from osrm_cli.storage.safetensors_io import DTYPES, TensorLocation
+from osrm_cli.storage import input_files
+from osrm_cli.storage.input_files import TensorLocation
+from osrm_cli.storage.safetensors_writer import DTYPES
 
 LINEAR, EMBEDDING, OUTPUT = "linear layers", "embeddings", "output layer"
 NORM, BIAS, OTHER = "norms", "biases", "others"
@@ -81,8 +82,8 @@ class TensorPair:
             OsrmError: If a block contains NaN or infinity.
         """
         with (
-            safetensors_io.open_tensors(self.tuned.path) as tuned,
-            safetensors_io.open_tensors(self.base.path) as base,
+            input_files.open_tensors(self.tuned.path) as tuned,
+            input_files.open_tensors(self.base.path) as base,
         ):
             if not self.tuned.shape:
                 yield self._subtract(tuned.get_tensor(self.tuned.name), base.get_tensor(self.base.name))
@@ -101,8 +102,8 @@ class TensorPair:
     def _subtract(self, tuned: Tensor, base: Tensor) -> Tensor:
         wide = torch.promote_types(torch.promote_types(tuned.dtype, base.dtype), torch.float32)
         difference = tuned.to(wide) - base.to(wide)
-        if not safetensors_io.all_finite(difference):
-            at_fault = self.base if safetensors_io.all_finite(tuned) else self.tuned
+        if not input_files.all_finite(difference):
+            at_fault = self.base if input_files.all_finite(tuned) else self.tuned
             raise OsrmError(f"{at_fault.path}: NaN or infinity in {at_fault.name}", "give models that are whole")
         return difference
 
@@ -209,7 +210,7 @@ class FineTunedModel:
         Raises:
             OsrmError: If one contains NaN or infinity.
         """
-        return {name: safetensors_io.read_tensor(location) for name, location in self.head.items()}
+        return {name: input_files.read_tensor(location) for name, location in self.head.items()}
 
 
 def match_names(own: Collection[str], others: Collection[str]) -> dict[str, str]:

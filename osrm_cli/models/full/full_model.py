@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from osrm_cli.adapters.adapter import Adapter, split_name
-from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
+from osrm_cli.adapters.layers import AdapterLayer, is_base_module, natural_sort_key
 from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.full.fine_tuned import FineTunedModel, TensorPair
 from osrm_cli.storage import hub, provenance
+from osrm_cli.storage.input_files import TensorLocation, matrix_shape, read_tensor
 from osrm_cli.storage.provenance import BaseModelId
-from osrm_cli.storage.safetensors_io import TYPES, TensorLocation, matrix_shape, read_tensor
+from osrm_cli.storage.safetensors_writer import TYPES
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class FullModel(Adapter):
             data_source=None,
             max_length=None,
             alias=alias,
+            warnings=tuple(
+                f"{path}: {pair.added_rows} rows of {name} are left out, the base model does not have them"
+                for name, pair in pairs.items()
+                if pair.added_rows > 0
+            ),
             pairs=pairs,
             parameters={name: f"{name}.weight" if pair.layer else name for name, pair in pairs.items()},
             head=tuned.head,
@@ -74,15 +80,6 @@ class FullModel(Adapter):
     def is_dense(self) -> bool:
         """Whether updates are dense, without factors."""
         return True
-
-    @property
-    def warnings(self) -> list[str]:
-        """What a merge cannot take of it: rows that the base model does not have."""
-        return [
-            f"{self.source}: {pair.added_rows} rows of {name} are left out, the base model does not have them"
-            for name, pair in self.pairs.items()
-            if pair.added_rows > 0
-        ]
 
     def update(self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Update:
         """``W - W0`` by its rows, formed in the wider of ``dtype`` and the stored types.
@@ -101,11 +98,11 @@ class FullModel(Adapter):
 
     def head_tensors(self) -> dict[str, Tensor]:
         """The tensors of the task's head by their name in the model."""
-        return self._read_head(is_base_module=False)
+        return self._read_head(of_base=False)
 
     def module_tensors(self) -> dict[str, Tensor]:
         """The tensors of other modules that the base model does not have, by their name in the model."""
-        return self._read_head(is_base_module=True)
+        return self._read_head(of_base=True)
 
     def sha256(self) -> str:
         """Digest of the folder."""
@@ -129,8 +126,8 @@ class FullModel(Adapter):
         matrix = tensor.reshape(matrix_shape(tensor.shape))
         return matrix.T.contiguous() if pair.is_transposed else matrix[: self.layers[layer].d_out]
 
-    def _read_head(self, is_base_module: bool) -> dict[str, Tensor]:
-        wanted = {n: at for n, at in self.head.items() if self.config.is_base_module(n) == is_base_module}
+    def _read_head(self, of_base: bool) -> dict[str, Tensor]:
+        wanted = {n: at for n, at in self.head.items() if is_base_module(self.config, n) == of_base}
         return {name: read_tensor(location) for name, location in wanted.items()}
 
 

@@ -1,4 +1,4 @@
-"""Read and write safetensors files tensor by tensor; neither all tensors nor their sizes need to be known at first.
+"""Write safetensors files tensor by tensor; neither all tensors nor their sizes need to be known at first.
 
 The format is a header's length in 8 bytes, the header as JSON, then the tensors' bytes. The header may end in spaces:
 space for it is reserved at the beginning, and it is written last.
@@ -6,19 +6,15 @@ space for it is reserved at the beginning, and it is written last.
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from osrm_cli.errors import OsrmError
-from osrm_cli.storage.regular_file import check_regular, finite_number, read_json
+from osrm_cli.storage.input_files import DIGEST_KEY, open_tensors, read_metadata
 
 DTYPES = {
     torch.float64: "F64",
@@ -35,7 +31,6 @@ DTYPES = {
 TYPES = {label: kind for kind, label in DTYPES.items()}
 _MAX_ENTRY_BYTES = 192  # bytes that one tensor's dtype, shape and offsets take in the header, at most
 _LENGTH_BYTES = 8
-_DIGEST_KEY = "tensors"  # of the header, beside the record
 
 
 class TensorStream:
@@ -110,9 +105,6 @@ def write_stream(path: Path, names: Sequence[str], metadata: Mapping[str, str] |
         stream.finish()
 
 
-REOPEN_AFTER_BYTES = 2 << 20  # bytes read from a file before it is reopened
-
-
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any]) -> None:
     """Write tensors with a record and their digest; call it on a staging path of ``atomic``."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
@@ -159,7 +151,7 @@ def write_record_stream(path: Path, names: Sequence[str], longest: Mapping[str, 
 
 
 def _metadata_of(record: Mapping[str, Any], digest: str) -> dict[str, str]:
-    return {"osrm": json.dumps({**record, _DIGEST_KEY: digest}, sort_keys=True, allow_nan=False)}
+    return {"osrm": json.dumps({**record, DIGEST_KEY: digest}, sort_keys=True, allow_nan=False)}
 
 
 def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -184,151 +176,7 @@ def check_digest(path: Path) -> bool | None:
         OsrmError: If the file is missing or damaged.
     """
     with open_tensors(path) as file:
-        recorded = _metadata(path, file).get(_DIGEST_KEY)
+        recorded = read_metadata(path, file).get(DIGEST_KEY)
         if recorded is None:
             return None
         return bool(recorded == _digest((name, file.get_tensor(name)) for name in sorted(file.keys())))
-
-
-def open_tensors(path: Path) -> Any:
-    """Open a safetensors file for lazy reading: header and index now, each tensor on request.
-
-    Raises:
-        OsrmError: If the file is missing, empty, damaged, or not safetensors.
-    """
-    check_regular(path)
-    if path.stat().st_size == 0:
-        raise OsrmError(f"{path} is empty", "recreate it with the command that wrote it")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise OsrmError(
-            f"{path} is damaged or not a safetensors file: {error}", "recreate it with the command that wrote it"
-        ) from None
-
-
-class TensorFile:
-    """A safetensors file whose tensors are read one by one.
-
-    The library maps the file, and every page that was read stays in memory while the file is open: with many large
-    files, all of them in the end. It is therefore reopened after every ``REOPEN_AFTER_BYTES`` bytes.
-
-    Args:
-        path: The file; it is opened at the first tensor.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: Any = None
-        self._read = 0
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        """The tensor of that name.
-
-        Raises:
-            OsrmError: If the file cannot be read.
-        """
-        if self._file is None or self._read >= REOPEN_AFTER_BYTES:
-            self._file, self._read = open_tensors(self._path), 0
-        tensor: torch.Tensor = self._file.get_tensor(name)
-        self._read += tensor.nbytes
-        return tensor
-
-
-def read_header_record(path: Path) -> dict[str, Any]:
-    """The record that was saved with the tensors; empty for a file of another tool."""
-    with open_tensors(path) as file:
-        return {key: value for key, value in _metadata(path, file).items() if key != _DIGEST_KEY}
-
-
-def _metadata(path: Path, file: Any) -> dict[str, Any]:
-    """The JSON object under the file's ``osrm`` key."""
-    try:
-        text = (file.metadata() or {}).get("osrm", "{}")
-        return dict(json.loads(text, parse_constant=finite_number, parse_float=finite_number))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise OsrmError(
-            f"{path}: its metadata cannot be read: {error}", "recreate it with the command that wrote it"
-        ) from None
-
-
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no entry is NaN or infinite, from the extremes alone: a tenth of the time of looking at each."""
-    return tensor.numel() == 0 or all(math.isfinite(extreme) for extreme in tensor.aminmax())
-
-
-@dataclass(frozen=True)
-class TensorLocation:
-    """Location, shape and type of one tensor.
-
-    Attributes:
-        path: The safetensors file.
-        shape: Its shape.
-        dtype: Its type, as safetensors spells it.
-        name: Its name in the file.
-        part: What of the tensor is meant, as an index into it; ``shape`` is that of the part.
-        transposed: Whether ``shape``, and the tensor that is meant, are the transpose of what the file holds.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-    dtype: str
-    name: str
-    part: tuple[slice, ...] = ()
-    transposed: bool = False
-
-    @property
-    def T(self) -> "TensorLocation":  # noqa: N802 - as tensors have it
-        """The transpose of a matrix."""
-        return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
-
-
-def read_tensor(location: TensorLocation) -> torch.Tensor:
-    """One tensor.
-
-    Raises:
-        OsrmError: If the file cannot be read, or the tensor contains NaN or infinity.
-    """
-    with open_tensors(location.path) as file:
-        tensor: torch.Tensor = file.get_tensor(location.name)
-    if tensor.is_floating_point() and not all_finite(tensor):
-        raise OsrmError(f"{location.path}: NaN or infinity in {location.name}", "give weights that are whole")
-    return tensor
-
-
-def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """A tensor's shape as that of a matrix: a vector is one row, and further dimensions are joined."""
-    if len(shape) < 2:
-        return 1, math.prod(shape)
-    return shape[0], math.prod(shape[1:])
-
-
-def read_index(path: Path) -> list[str]:
-    """Names of the files that the index of a model or adapter in several files lists.
-
-    Raises:
-        OsrmError: If it cannot be read, or lists none.
-    """
-    remedy = "save the model again with save_pretrained"
-    value = read_json(path, remedy)
-    weight_map = value.get("weight_map") if isinstance(value, dict) else None
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not names or not all(isinstance(name, str) and Path(name).name for name in names):
-        raise OsrmError(f"{path} does not list the files of the weights", remedy)
-    return sorted({Path(name).name for name in names})
-
-
-def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
-    """Read the headers of safetensors files: every tensor in the order of the files and of the names.
-
-    Raises:
-        OsrmError: If a file is missing or damaged.
-    """
-    locations = {}
-    for path in paths:
-        with open_tensors(path) as file:
-            for name in sorted(file.keys()):
-                tensor_slice = file.get_slice(name)
-                shape = tuple(tensor_slice.get_shape())
-                locations[name] = TensorLocation(path, shape, tensor_slice.get_dtype(), name)
-    return locations

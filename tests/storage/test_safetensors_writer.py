@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from osrm_cli.storage.safetensors_io import DTYPES, write_stream
+from osrm_cli.storage.safetensors_writer import DTYPES, write_stream
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4)
 

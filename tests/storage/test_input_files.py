@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.regular_file import check_folder, check_regular, read_json
+from osrm_cli.storage.input_files import check_folder, check_regular, read_json
 
 
 def test_a_regular_file_and_a_link_to_one_are_read(tmp_path: Path) -> None:

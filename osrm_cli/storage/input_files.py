@@ -1,0 +1,261 @@
+"""Files from anywhere, read with care: regular files only, since a pipe or a device could go on for ever.
+
+JSON is read whole, safetensors header by header and tensor by tensor. No torch is imported here: records are read too.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from osrm_cli.errors import OsrmError
+
+if TYPE_CHECKING:
+    import torch
+
+REOPEN_AFTER_BYTES = 2 << 20  # bytes read from a file before it is reopened
+DIGEST_KEY = "tensors"  # of the header of safetensors, beside the record
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path is a regular file, or a link to one.
+
+    Raises:
+        OsrmError: If it is missing, a folder, a pipe, a socket or a device.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise OsrmError(f"{path} is missing") from None
+    except OSError as error:  # a link that leads to itself, or no right to look
+        raise OsrmError(f"{path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise OsrmError(f"{path} is {_kind(mode)}, expected a file")
+
+
+def check_folder(folder: Path, recursive: bool = False) -> None:
+    """Check that a folder holds regular files and folders alone; hidden ones are not looked at.
+
+    Args:
+        folder: The folder.
+        recursive: Look into its folders too, and refuse links to folders, which may lead back.
+
+    Raises:
+        OsrmError: Naming the first pipe, socket or device, or link to a folder.
+    """
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                check_regular(Path(entry.path))
+            elif recursive:
+                if entry.is_symlink():
+                    raise OsrmError(f"{entry.path} is a link to a folder, expected a folder", "copy the folder there")
+                check_folder(Path(entry.path), recursive)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The contents of a regular file.
+
+    Raises:
+        OsrmError: If it cannot be read.
+    """
+    check_regular(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise OsrmError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def finite_number(text: str) -> float:
+    """A number of JSON for ``json.loads``; NaN and infinity are none, though Python writes them.
+
+    Raises:
+        ValueError: If it is not finite.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
+def read_json(path: Path, remedy: str, finite: bool = False) -> Any:
+    """The JSON value in a regular file.
+
+    Args:
+        path: The file.
+        remedy: What to do about a damaged one.
+        finite: Refuse NaN and infinity, which other programs may write.
+
+    Raises:
+        OsrmError: If it cannot be read or is not JSON.
+    """
+    content = read_bytes(path)
+    try:
+        if finite:
+            return json.loads(content, parse_constant=finite_number, parse_float=finite_number)
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise OsrmError(f"{path} cannot be read: {error}", remedy) from None
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no file")
+
+
+def open_tensors(path: Path) -> Any:
+    """Open a safetensors file for lazy reading: header and index now, each tensor on request.
+
+    Raises:
+        OsrmError: If the file is missing, empty, damaged, or not safetensors.
+    """
+    check_regular(path)
+    if path.stat().st_size == 0:
+        raise OsrmError(f"{path} is empty", "recreate it with the command that wrote it")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise OsrmError(
+            f"{path} is damaged or not a safetensors file: {error}", "recreate it with the command that wrote it"
+        ) from None
+
+
+class TensorFile:
+    """A safetensors file whose tensors are read one by one.
+
+    The library maps the file, and every page that was read stays in memory while the file is open: with many large
+    files, all of them in the end. It is therefore reopened after every ``REOPEN_AFTER_BYTES`` bytes.
+
+    Args:
+        path: The file; it is opened at the first tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: Any = None
+        self._read = 0
+
+    def get_tensor(self, name: str) -> "torch.Tensor":
+        """The tensor of that name.
+
+        Raises:
+            OsrmError: If the file cannot be read.
+        """
+        if self._file is None or self._read >= REOPEN_AFTER_BYTES:
+            self._file, self._read = open_tensors(self._path), 0
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        self._read += tensor.nbytes
+        return tensor
+
+
+def read_header_record(path: Path) -> dict[str, Any]:
+    """The record that was saved with the tensors; empty for a file of another tool."""
+    with open_tensors(path) as file:
+        return {key: value for key, value in read_metadata(path, file).items() if key != DIGEST_KEY}
+
+
+def read_metadata(path: Path, file: Any) -> dict[str, Any]:
+    """The JSON object under the file's ``osrm`` key."""
+    try:
+        text = (file.metadata() or {}).get("osrm", "{}")
+        return dict(json.loads(text, parse_constant=finite_number, parse_float=finite_number))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise OsrmError(
+            f"{path}: its metadata cannot be read: {error}", "recreate it with the command that wrote it"
+        ) from None
+
+
+def all_finite(tensor: "torch.Tensor") -> bool:
+    """Whether no entry is NaN or infinite, from the extremes alone: a tenth of the time of looking at each."""
+    return tensor.numel() == 0 or all(math.isfinite(extreme) for extreme in tensor.aminmax())
+
+
+@dataclass(frozen=True)
+class TensorLocation:
+    """Location, shape and type of one tensor.
+
+    Attributes:
+        path: The safetensors file.
+        shape: Its shape.
+        dtype: Its type, as safetensors spells it.
+        name: Its name in the file.
+        part: What of the tensor is meant, as an index into it; ``shape`` is that of the part.
+        transposed: Whether ``shape``, and the tensor that is meant, are the transpose of what the file holds.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str
+    name: str
+    part: tuple[slice, ...] = ()
+    transposed: bool = False
+
+    @property
+    def T(self) -> "TensorLocation":  # noqa: N802 - as tensors have it
+        """The transpose of a matrix."""
+        return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
+
+
+def read_tensor(location: TensorLocation) -> "torch.Tensor":
+    """One tensor.
+
+    Raises:
+        OsrmError: If the file cannot be read, or the tensor contains NaN or infinity.
+    """
+    with open_tensors(location.path) as file:
+        tensor: torch.Tensor = file.get_tensor(location.name)
+    if tensor.is_floating_point() and not all_finite(tensor):
+        raise OsrmError(f"{location.path}: NaN or infinity in {location.name}", "give weights that are whole")
+    return tensor
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """A tensor's shape as that of a matrix: a vector is one row, and further dimensions are joined."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def read_index(path: Path) -> list[str]:
+    """Names of the files that the index of a model or adapter in several files lists.
+
+    Raises:
+        OsrmError: If it cannot be read, or lists none.
+    """
+    remedy = "save the model again with save_pretrained"
+    value = read_json(path, remedy)
+    weight_map = value.get("weight_map") if isinstance(value, dict) else None
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name for name in names):
+        raise OsrmError(f"{path} does not list the files of the weights", remedy)
+    return sorted({Path(name).name for name in names})
+
+
+def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
+    """Read the headers of safetensors files: every tensor in the order of the files and of the names.
+
+    Raises:
+        OsrmError: If a file is missing or damaged.
+    """
+    locations = {}
+    for path in paths:
+        with open_tensors(path) as file:
+            for name in sorted(file.keys()):
+                tensor_slice = file.get_slice(name)
+                shape = tuple(tensor_slice.get_shape())
+                locations[name] = TensorLocation(path, shape, tensor_slice.get_dtype(), name)
+    return locations
