@@ -1,6 +1,8 @@
 """The pipeline on tasks that are answered with text, from outside, on small causal models and a T5."""
 
 import json
+import shutil
+import string
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +121,17 @@ def test_recorded_dev_loss_is_that_of_eval(written: Path) -> None:
         assert recorded["loss"] == pytest.approx(row["single_loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("written", ["llama"], indirect=True)
+def test_empty_answers_are_told(written: Path, completion_tasks: Path, tmp_path: Path) -> None:
+    shutil.copytree(completion_tasks / "last", tmp_path / "tasks" / "last")
+    (tmp_path / "tasks" / "last" / "task.toml").write_text(f"stop = {list(string.printable[:94])}\n".replace("'", '"'))
+    words = ("eval", str(written / "merged"), "--task", "last", "--data", "tasks", "--out", "scores.json")
+    done = osrm(*words, cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert "last: 12 of 12 answers of the merged model are empty" in done.stderr
+    assert "answers of the merged" not in osrm(*words, "--no-generate", "--overwrite", cwd=tmp_path).stderr
+
+
 def test_merged_alone_is_the_result(written: Path) -> None:
     assert not (written / "merged" / "tasks").exists()
     config = json.loads((written / "merged" / "adapter_config.json").read_text())
@@ -226,8 +239,6 @@ def test_auto_distils_where_there_are_prompts(written: Path, tmp_path: Path) -> 
 
 
 def test_another_template_is_refused(written: Path, tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:
-    import shutil
-
     base = tmp_path / tiny_writer(family_of(written)).name
     shutil.copytree(tiny_writer(family_of(written)), base)
     settings = json.loads((base / "tokenizer_config.json").read_text())

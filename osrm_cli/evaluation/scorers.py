@@ -209,9 +209,20 @@ class TextScorer:
         examples, encodings = completions.encode(data.text_examples)
         self.warnings.extend(text for text in completions.warnings if text not in self.warnings)
         if task is None:
-            return self._score(self.backbone.model, data, examples, encodings, completions, progress)
-        with self.backbone.attach(task) as model:
-            return self._score(model, data, examples, encodings, completions, progress)
+            found = self._score(self.backbone.model, data, examples, encodings, completions, progress)
+        else:
+            with self.backbone.attach(task) as model:
+                found = self._score(model, data, examples, encodings, completions, progress)
+        self._warn_of_empty_answers(task, data.task.name, found)
+        return found
+
+    def _warn_of_empty_answers(self, model: MergedTask | None, task: str, found: TaskScore) -> None:
+        """An end token that is always the likeliest first one costs little loss, and every answer."""
+        answers = found.text.answers if found.text else ()
+        empty = sum(not answer.strip() for answer in answers)
+        if empty > len(answers) / 2:
+            whose = "base model" if model is None else "single adapter" if model.is_single_adapter else "merged model"
+            self.warnings.append(f"{task}: {empty} of {len(answers)} answers of the {whose} are empty: it ends at once")
 
     def _score(
         self,
