@@ -69,10 +69,11 @@ def _run(part: str, count: int, given: argparse.Namespace, project: Path, folder
 
 
 def _damage(indices: Sequence[int], given: argparse.Namespace, project: Path, folder: Path) -> list[str]:
-    rows, end = folder / f"cases-{given.seed}.jsonl", time.monotonic() + 60 * given.minutes
+    rows = folder / f"cases-{given.seed}.jsonl"
     done = {case.index for case in _read_cases(rows)} if given.only is None else set()
     left = [index for index in indices if index not in done]
     honest = _measure_honest(project, folder)
+    end = time.monotonic() + 60 * given.minutes
     pids = [_start_job(left[job :: given.jobs], job, given.seed, honest, end, folder) for job in range(given.jobs)]
     failed = [pid for pid in pids if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])]
     cases = [case for case in _read_cases(rows) if case.index in indices]

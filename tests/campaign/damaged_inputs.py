@@ -178,7 +178,7 @@ def explain_traceback(stderr: str) -> str:
 def _list_tree(root: Path) -> dict[str, tuple[int, int]]:
     """Size and time of every file."""
     return {
-        os.path.relpath(os.path.join(folder, name), root): _state(Path(folder, name))
+        Path(folder, name).relative_to(root).as_posix(): _state(Path(folder, name))
         for folder, _, files in os.walk(root)
         for name in files
     }

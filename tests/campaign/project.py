@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

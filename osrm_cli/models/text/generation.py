@@ -155,7 +155,7 @@ def generate_tokens(
 
 
 class _StopTexts(StoppingCriteria):  # type: ignore[misc]
-    """An answer ends where its text holds one of these; transformers' own criterion fails on tokenizers of whole words."""
+    """Ends an answer whose text holds one of these; transformers' own criterion fails on tokenizers of whole words."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
         self.tokenizer, self.stop, self.start = tokenizer, stop, start
