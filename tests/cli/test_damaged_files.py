@@ -66,6 +66,12 @@ def test_a_record_without_its_adapter(project_copy: Path) -> None:
     refused(osrm("calibrate", "merged", "--samples", 12, cwd=project_copy), "merged/tasks/pair", "does not record")
 
 
+@pytest.mark.parametrize("modules", [".*", "(?i)QUERY", ["nothing"], "((query))|x"], ids=str)
+def test_target_modules_that_are_not_the_factors(project_copy: Path, modules: object) -> None:
+    change(project_copy / "adapters/mood/adapter_config.json", target_modules=modules)
+    refused(osrm("eval", "adapters/mood", cwd=project_copy), "adapters/mood does not fit")
+
+
 def test_recorded_scores_of_a_wrong_type(project_copy: Path) -> None:
     path = project_copy / "merged/tasks/mood/osrm.json"
     inputs = json.loads(path.read_text())["inputs"]
