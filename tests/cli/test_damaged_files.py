@@ -72,6 +72,12 @@ def test_target_modules_that_are_not_the_factors(project_copy: Path, modules: ob
     refused(osrm("eval", "adapters/mood", cwd=project_copy), "adapters/mood does not fit")
 
 
+def test_settings_with_a_number_that_is_none(project_copy: Path) -> None:
+    change(project_copy / "adapters/mood/adapter_config.json", inference_mode=float("nan"))
+    run = osrm("merge", "adapters/mood", "adapters/pair", "-o", "m", cwd=project_copy)
+    refused(run, "adapters/mood/adapter_config.json", "NaN is not a finite number")
+
+
 def test_recorded_scores_of_a_wrong_type(project_copy: Path) -> None:
     path = project_copy / "merged/tasks/mood/osrm.json"
     inputs = json.loads(path.read_text())["inputs"]
