@@ -18,6 +18,7 @@ WEIGHTS = {"adapters": 5, "features": 3, "merged": 3, "base": 3, "data": 3, "sta
 BAD = ("traceback", "untidy", "nonfinite", "hang", "memory")
 _PICTURE = re.compile(r".*\.png$|README\.md$")
 _HANDED_ON = re.compile(r"config\.json|tokenizer.*|special_tokens_map\.json")  # of a base model, into a merged one
+_NONFINITE = re.compile(rb"[:\[,]\s*-?(NaN|Infinity)\b")
 _MEMORY_FACTOR = 2.0
 _SLACK_MIB, _SLACK_SECONDS = 256, 10
 
@@ -220,5 +221,9 @@ def find_nonfinite(root: Path) -> Iterator[str]:
             for name, tensor in load(content).items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     yield f"{path.name}: {name}"
-        elif path.suffix == ".json" and not _HANDED_ON.match(path.name) and re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", content):
+        elif (
+            path.suffix == ".json"
+            and not _HANDED_ON.match(path.name)
+            and re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", content)
+        ):
             yield path.name
