@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--folder", type=Path, help="folder to work in; it keeps the project for further runs")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no damage after; run again to go on")
+    parser.add_argument("--first", type=int, default=0, help="index of the first case")
     parser.add_argument("--only", type=int, help="this case alone")
     given = parser.parse_args()
     began = time.monotonic()
@@ -53,7 +54,8 @@ def main() -> None:
 
 
 def _run(part: str, count: int, given: argparse.Namespace, project: Path, folder: Path) -> list[str]:
-    indices = range(count) if given.only is None else range(given.only, given.only + 1)
+    first, count = (given.first, count) if given.only is None else (given.only, 1)
+    indices = range(first, first + count)
     if part == "damage":
         return _damage(indices, given, project, folder)
     if part == "rights" and not rights_bind():

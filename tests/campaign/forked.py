@@ -68,7 +68,12 @@ def warm_up(base: Path) -> None:
     """
     import matplotlib.figure
     import transformers
+    import typer.main
 
+    from osrm_cli.cli.app import app
+
+    command = typer.main.get_command(app)  # the parser, which is built anew for each run otherwise
+    typer.main.get_command = lambda _: command
     transformers.AutoModelForSequenceClassification.from_pretrained(base, trust_remote_code=False)
     figure = matplotlib.figure.Figure(layout="constrained")
     figure.subplots().plot([1, 2], [1, 2], label="warm")
