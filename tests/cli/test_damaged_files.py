@@ -78,6 +78,18 @@ def test_settings_with_a_number_that_is_none(project_copy: Path) -> None:
     refused(run, "adapters/mood/adapter_config.json", "NaN is not a finite number")
 
 
+@pytest.mark.parametrize("method", ["regmean++", "fisher"])
+def test_a_hint_names_no_option_that_merge_lacks(project_copy: Path, method: str) -> None:
+    path = project_copy / "adapters/mood/osrm.json"
+    record = json.loads(path.read_text())
+    record["task"]["max_length"] = record["settings"]["max_length"] = 2
+    path.write_text(json.dumps(record))
+    words = ("adapters/mood", "adapters/pair", "--method", method, "--samples", 8, "-o", "m")
+    run = osrm("merge", *words, cwd=project_copy)
+    refused(run, "a length of 2 tokens is too short")
+    assert "else max_length in its task.toml" in run.stderr
+
+
 def test_recorded_scores_of_a_wrong_type(project_copy: Path) -> None:
     path = project_copy / "merged/tasks/mood/osrm.json"
     inputs = json.loads(path.read_text())["inputs"]
