@@ -20,8 +20,11 @@ class OsrmError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error, with its type where the message alone says little."""
-    line = next(iter(str(error).strip().splitlines()), "")
+    """The first line of a library's error that says something, with its type where the message alone says little."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
+        return lines[1]
+    line = next(iter(lines), "")
     if not line or isinstance(error, LookupError | TypeError | AttributeError):
         return f"{type(error).__name__} {line}".strip()
     return line

@@ -51,6 +51,14 @@ def test_a_room_imports_only_rooms_before_it(module: Path) -> None:
         assert ORDER.index(name.split(".")[0]) <= ORDER.index(here), f"{module.relative_to(PACKAGE)} imports {name}"
 
 
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_loader_may_run_a_checkpoint_s_code(module: Path) -> None:
+    for call in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", None) in ("from_pretrained", "from_config"):
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+            assert given.get("trust_remote_code") == "False", f"{module}:{call.lineno}"
+
+
 @pytest.mark.parametrize("module", [m for m in MODULES if str(m.relative_to(PACKAGE)).startswith(PURE)], ids=str)
 def test_pure_rooms_import_only_mathematics(module: Path) -> None:
     own = _room(module)

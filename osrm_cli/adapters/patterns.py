@@ -9,7 +9,7 @@ import re
 import warnings
 
 MAX_LENGTH = 10_000  # characters
-MAX_REPETITIONS = 6  # unbounded ones in a row: matching takes at most about the length of a name to this power
+MAX_REPETITIONS = 5  # unbounded ones in a row: matching takes at most about the length of a name to this power
 
 _QUANTIFIER = re.compile(r"([*+?]|\{\d*,?\d*\})[?+]?")
 _AT_MOST_ONE = ("", "?", "{0}", "{1}", "{0,1}", "{,1}", "{1,1}")

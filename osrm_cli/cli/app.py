@@ -27,7 +27,7 @@ from osrm_cli.cli.commands import (
     verify,
 )
 from osrm_cli.cli.config_file import read_defaults
-from osrm_cli.cli.expendable_stream import ExpendableStream
+from osrm_cli.cli.streams import ExpendableStream, ResultStream
 from osrm_cli.errors import OsrmError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -87,7 +87,7 @@ app = typer.Typer(
 
 def _version(show_version: bool) -> None:
     if show_version:
-        print(f"osrm {__version__}")
+        print(f"osrm {__version__}", flush=True)
         raise typer.Exit
 
 
@@ -153,9 +153,14 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _terminate)
     sys.stderr = cast("TextIO", ExpendableStream(sys.stderr))
+    if sys.stdout:
+        sys.stdout = cast("TextIO", ResultStream(sys.stdout))
     warnings.simplefilter("ignore", FutureWarning)  # of libraries: users cannot fix them
     try:
         app(prog_name="osrm")
+    except OsrmError as error:  # help or version could not be printed
+        console.fail(str(error), error.hint)
+        sys.exit(1)
     except BaseException:
         if _received:  # libraries turn what interrupts them into errors of their own
             sys.exit(128 + _received[0])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from osrm_cli.errors import OsrmError
+from osrm_cli.cli.streams import cannot_print
 from osrm_cli.progress import Advance, Progress, no_progress
 
 if TYPE_CHECKING:
@@ -35,22 +35,15 @@ class Console:
         Raises:
             OsrmError: If stdout is closed or full.
         """
-        written = "what the command has written is complete"
         if sys.stdout is None:
-            raise OsrmError("the result cannot be printed: stdout is closed", written)
-        try:
-            if self.json:
-                print(json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False))
-            elif isinstance(text, str):
-                print(text)
-            else:
-                _rich(sys.stdout).print(text)
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader has seen enough
-            raise
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-            raise OsrmError(f"the result cannot be printed: {error.strerror}", written) from None
+            raise cannot_print("stdout is closed")
+        if self.json:
+            print(json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False))
+        elif isinstance(text, str):
+            print(text)
+        else:
+            _rich(sys.stdout).print(text)
+        sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Print a note; silent under ``--quiet``."""

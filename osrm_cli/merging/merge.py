@@ -88,8 +88,8 @@ def merge_adapters(
         out: Folder to write.
         overwrite: Replace the folder if it exists.
         dry_run: Check everything and write nothing; say what ranks would keep most of a dense result.
-        must_use: Names of the options and inputs that are an error where the merge does not use them; all by default.
-            Others are left out.
+        must_use: Names of the options and inputs that go before the recipe's, and are an error where the merge does
+            not use them; all by default. Others fill the recipe's gaps, and are left out where they are not used.
         calibrate: Prepares a further step on the folder from the adapters and ``data``, before anything is computed.
         progress: Draws bars.
 
@@ -104,18 +104,14 @@ def merge_adapters(
     """
     path = Path(out)
     atomic.refuse_existing(path, overwrite)
-    chosen = _make_recipe(adapters, recipe, method)
-    chosen = replace(
-        chosen,
-        options={**chosen.options, **(options or {})},
-        features=str(features) if features else chosen.features,
-        data=data or chosen.data,
-        output=form or chosen.output,
-        dtype=chosen.dtype if dtype == "auto" else dtype,
-    )
+    given = {"method": method, "features": features and str(features), "data": data, "form": form}
+    given["dtype"] = None if dtype == "auto" else dtype
+    first = None if recipe is None else must_use
+    chosen = _fill(_make_recipe(adapters, recipe), given, options or {}, first)
     notes: list[str] = []
     full_base = None
-    if (name := model or chosen.base) and (source := _find_full_model(chosen)):
+    name = model if model and _counts("model", first) else chosen.base or model
+    if name and (source := _find_full_model(chosen)):
         if form == "adapter":
             hint = "leave out --as adapter, or use osrm extract before"
             raise OsrmError(f"{source} is a full model: the result is a model", hint)
@@ -184,15 +180,37 @@ def merge_adapters(
     return replace(result, notes=[*notes, *result.notes], warnings=warnings + result.warnings)
 
 
-def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None, method: str | None) -> MergeRecipe:
+def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None) -> MergeRecipe:
     """The recipe in the file, or one that names the adapters alone."""
     if path and adapters:
         raise OsrmError("adapters are given twice: on the command line and by --recipe", "leave out one of them")
     if not path and not adapters:
         raise OsrmError("no adapters to merge", "osrm merge adapters/* --method task-arith --lambda 0.3")
     entries = tuple(AdapterEntry(str(adapter)) for adapter in adapters)
-    recipe = read_recipe(Path(path)) if path else MergeRecipe("task-arith", entries)
-    return replace(recipe, method=method or recipe.method)
+    return read_recipe(Path(path)) if path else MergeRecipe("task-arith", entries)
+
+
+def _fill(
+    recipe: MergeRecipe, given: Mapping[str, str | None], options: Mapping[str, Any], first: Collection[str] | None
+) -> MergeRecipe:
+    """A recipe with what is given beside it.
+
+    Args:
+        recipe: The recipe.
+        given: Arguments of ``merge_adapters``; None says nothing.
+        options: Options of its method.
+        first: Names of those that go before the recipe's own, all by default; others fill gaps.
+    """
+    held = {name.replace("-", "_") for name in recipe.options}
+    held |= {"rank", "energy"} if held & {"rank", "energy"} else set()
+    fields = {("output" if name == "form" else name): (name, value) for name, value in given.items() if value}
+    changes = {
+        field: value
+        for field, (name, value) in fields.items()
+        if _counts(name, first) or getattr(recipe, field) is None
+    }
+    kept = {name: value for name, value in options.items() if _counts(name, first) or name not in held}
+    return replace(recipe, **changes, options={**recipe.options, **kept})
 
 
 def _find_full_model(recipe: MergeRecipe) -> str | None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX, AdapterLayer
-from osrm_cli.errors import OsrmError
+from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
 from osrm_cli.models.heads import compute_representations
@@ -251,10 +251,8 @@ def with_peft_adapter(model: PreTrainedModel, adapter: Adapter, num_labels: int)
     classifier = with_empty_head(model, num_labels)
     _check_heads(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, adapter.folder)
     check_task_type(adapter, CLASSIFIER_TYPES)
-    try:
+    with library_errors(f"{adapter.folder} does not fit the model with {num_labels} outputs"):
         peft_model = make_peft_model(classifier, adapter)
-    except (RuntimeError, ValueError) as error:
-        raise _shape_error(error, adapter.folder, num_labels) from error
     with with_update(model, peft_model, adapter) as updated:
         yield updated
 
@@ -311,10 +309,8 @@ def _make_classifier(
 ) -> PreTrainedModel:
     classifier = with_empty_head(model, num_labels)
     _check_heads(classifier, head.keys(), folder)
-    try:
+    with library_errors(f"{folder} does not fit the model with {num_labels} outputs"):
         unexpected = classifier.load_state_dict(dict(head), strict=False).unexpected_keys
-    except RuntimeError as error:
-        raise _shape_error(error, folder, num_labels) from error
     if unexpected:
         raise OsrmError(f"{folder} contains {unexpected[0]}, which the model does not have")
     return classifier
@@ -330,13 +326,6 @@ def _check_heads(classifier: PreTrainedModel, names: Collection[str], folder: Pa
             f"{folder} has no classification head: {missing[0]} is missing",
             "give an adapter written by 'osrm train', or a folder merged from such adapters",
         )
-
-
-def _shape_error(error: Exception, folder: Path, num_labels: int) -> Exception:
-    """The user's error if a shape or layer does not fit; otherwise the original error."""
-    signs = ("size mismatch", "not found in the base model")
-    line = next((line.strip() for line in str(error).splitlines() if any(sign in line for sign in signs)), None)
-    return OsrmError(f"{folder} does not fit the model with {num_labels} outputs: {line}") if line else error
 
 
 @contextmanager

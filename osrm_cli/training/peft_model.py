@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.adapters.writer import write_adapter
-from osrm_cli.errors import OsrmError
+from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.classifier import LoadedModel
@@ -35,10 +35,8 @@ def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -
     config.modules_to_save = list(classifier.heads)  # PEFT adds its own guesses to the list
     config.inference_mode = False
     config.base_model_name_or_path = classifier.model.name_or_path  # PEFT warns about other names
-    try:
+    with library_errors(f"{start.folder} does not fit its base model"):
         model: PeftModel = get_peft_model(classifier.model, config)
-    except ValueError as error:
-        raise OsrmError(f"{start.folder} does not fit its base model: {str(error).splitlines()[0]}") from None
     for name, layer in find_adapted_layers(model, start).items():
         _set_factors(layer, name, start, freeze)
     return model
@@ -46,11 +44,8 @@ def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -
 
 def _load_heads(classifier: LoadedModel, start: Adapter) -> None:
     heads = start.head_tensors()
-    try:
+    with library_errors(f"{start.folder}: its head is for another task"):
         unexpected = classifier.model.load_state_dict(heads, strict=False).unexpected_keys
-    except RuntimeError as error:
-        line = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
-        raise OsrmError(f"{start.folder}: its head is for another task: {line}") from None
     if unexpected:
         raise OsrmError(f"{start.folder} contains {unexpected[0]}, which its base model does not have")
 

@@ -1,6 +1,8 @@
 """Run ``osrm`` in a fork of a process that has imported everything, with bounds on time and memory."""
 
+import gc
 import importlib
+import io
 import os
 import pkgutil
 import resource
@@ -16,6 +18,20 @@ from pathlib import Path
 CPU, WALL = 60, 300  # seconds
 MEMORY = 3 << 30  # bytes above the start
 TRACEBACK = 70
+_IMPORTED_LATE = (
+    "encodings.utf_8_sig",
+    "matplotlib.backends.backend_agg",
+    "peft.utils.transformers_weight_conversion",
+    "rich._emoji_codes",
+    "rich.live",
+    "rich.table",
+    "scipy.stats",
+    "sklearn.linear_model",
+    "sklearn.metrics",
+    "sklearn.model_selection",
+    "sklearn.svm",
+    "transformers.models.bert.modeling_bert",
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +56,31 @@ def import_everything() -> None:
     for module in pkgutil.walk_packages(osrm_cli.__path__, "osrm_cli."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in ("transformers.models.bert.modeling_bert", "matplotlib.backends.backend_agg", "scipy.stats", "sklearn"):
+    for name in _IMPORTED_LATE:
         importlib.import_module(name)
+
+
+def warm_up(base: Path) -> None:
+    """Fill the libraries' own caches (patterns of names, fonts), and keep a fork from copying what it does not change.
+
+    Args:
+        base: A base model. No gradient is computed: PyTorch refuses gradients in a fork of a process that has.
+    """
+    import matplotlib.figure
+    import transformers
+    import typer.main
+
+    from osrm_cli.cli.app import app
+
+    command = typer.main.get_command(app)  # the parser, which is built anew for each run otherwise
+    typer.main.get_command = lambda _: command
+    transformers.AutoModelForSequenceClassification.from_pretrained(base, trust_remote_code=False)
+    figure = matplotlib.figure.Figure(layout="constrained")
+    figure.subplots().plot([1, 2], [1, 2], label="warm")
+    figure.legend()
+    figure.savefig(io.BytesIO(), format="png")
+    gc.collect()
+    gc.freeze()
 
 
 def run_forked(words: Sequence[str], folder: Path, log: Path, prepare: Callable[[], None] = lambda: None) -> Outcome:

@@ -38,7 +38,9 @@ def kill_one(project: Path, work: Path, seed: str, index: int) -> str | None:
     words = [*COMMANDS[output].split(), "--overwrite"]
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(project, work)
+    began = time.monotonic()
     whole = run_forked(words, work, work / ".log")
+    duration = time.monotonic() - began
     if whole.code != 0:
         raise RuntimeError(f"osrm {' '.join(words)}: {whole}")
     target = work / output
@@ -47,7 +49,7 @@ def kill_one(project: Path, work: Path, seed: str, index: int) -> str | None:
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     is_there = target.exists()
     pid = start_forked(words, work, work / ".log")
-    time.sleep(draw.uniform(0, 1.1 * whole.seconds))
+    time.sleep(draw.uniform(0, 1.1 * duration))
     os.kill(pid, number)
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)

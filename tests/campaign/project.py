@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from tests.campaign.forked import run_forked
 
 WORDS = [f"w{i}" for i in range(60)] + ["good", "bad", "fine", "poor"]
 ADAPTERS = "adapters/mood adapters/pair adapters/score"
+WRITERS = "writers/echo writers/last"
+_WORDS = "--model writer --data words"
 _TASKS = "--task mood --task pair --task score"
 _COMMANDS = (
     f"collect {_TASKS} --samples 20 --statistic mean --statistic second-moment --statistic samples",
@@ -34,6 +35,11 @@ _COMMANDS = (
     f"sweep {ADAPTERS} --lambda 0.1,0.5 --method task-arith --method ties --density 0.3 --predictions",
     f"diagnose features {ADAPTERS}",
     "calibrate merged --samples 20",
+    f"collect {_WORDS} --samples 16 --out writers-features",
+    "init --each --rank 2 --features writers-features --out writers-starts",
+    f"train writers-starts/echo writers-starts/last --epochs 1 --lr 0.01 {_WORDS} --out writers",
+    f"merge {WRITERS} --lambda 0.5 --out writers-merged",
+    f"eval writers-merged {_WORDS}",
 )
 
 
@@ -42,15 +48,13 @@ def build_project(root: Path) -> None:
     stage = root.with_name(f"{root.name}.new")
     shutil.rmtree(stage, ignore_errors=True)
     stage.mkdir(parents=True)
-    _save_base_model(stage)
+    _save_base_models(stage)
     _save_data(stage / "data")
     (stage / "osrm.toml").write_text(
         'model = "base"\ndata = "data"\nquiet = true\n\n[train]\nepochs = 1\n\n[merge]\nlambda = 0.5\n'
     )
     for command in _COMMANDS:
-        outcome = run_forked(command.split(), stage, stage / ".log")
-        if outcome.code != 0:
-            raise RuntimeError(f"osrm {command}: {outcome}")
+        _run(command, stage)
     _save_variants(stage)
     _leave_a_run_unfinished(stage)
     for log in stage.glob(".log*"):
@@ -58,7 +62,13 @@ def build_project(root: Path) -> None:
     stage.rename(root)
 
 
-def _save_base_model(root: Path) -> None:
+def _run(command: str, root: Path) -> None:
+    outcome = run_forked(command.split(), root, root / ".log")
+    if outcome.code != 0:
+        raise RuntimeError(f"osrm {command}: {outcome}")
+
+
+def _save_base_models(root: Path) -> None:
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -80,6 +90,10 @@ def _save_base_model(root: Path) -> None:
     for name, size in (("base", "5GB"), ("base-sharded", "20KB")):
         fast.save_pretrained(root / name)
         model.save_pretrained(root / name, max_shard_size=size)
+    sizes |= {"num_key_value_heads": 1}
+    config = transformers.LlamaConfig(vocab_size=len(words), bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes)
+    fast.save_pretrained(root / "writer")
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(root / "writer")
 
 
 def _save_data(folder: Path) -> None:
@@ -111,6 +125,13 @@ def _save_data(folder: Path) -> None:
         rows = "".join(f"{row['text']}\t{row['label']}\n" for row in single)
         (folder / f"tabs/{split}.tsv").write_text(f"text\tlabel\n{rows}")
         (folder / f"arr/{split}.json").write_text(json.dumps(single, indent=1))
+    for task, choose in (("echo", lambda words: words), ("last", lambda words: words[-1:])):
+        (folder.parent / "words" / task).mkdir(parents=True)
+        for split, size in (("train", 24), ("dev", 8)):
+            rows = [text().split()[:6] for _ in range(size)]
+            pairs = [{"prompt": " ".join(row) + " w0", "completion": " " + " ".join(choose(row))} for row in rows]
+            (folder.parent / f"words/{task}/{split}.jsonl").write_text(_lines(pairs))
+    (folder.parent / "words/last/task.toml").write_text('kind = "generation"\nmax_new_tokens = 4\nstop = ["w9"]\n')
     (folder / "mood/task.toml").write_text(
         'columns = ["text"]\nlabel_column = "label"\nlabels = [0, 1]\nmetrics = ["accuracy", "f1"]\nmax_length = 32\n'
     )
@@ -139,6 +160,7 @@ def _save_variants(root: Path) -> None:
     shutil.copytree(root / "adapters/pair", root / "foreign/other")
     for name in ("osrm.json", "training.json"):
         (root / "foreign/other" / name).unlink()
+    _save_without_head(root)
     (root / "recipes").mkdir()
     (root / "recipes/ours.yaml").write_text(
         "method: ties\nadapters:\n  - path: adapters/mood\n    weight: 0.7\n  - path: adapters/pair\n"
@@ -151,6 +173,25 @@ def _save_variants(root: Path) -> None:
         "        - filter: query\n          value: [0.1, 0.9]\n        - value: 1.0\n"
         "parameters:\n  normalize: false\n  lambda: 0.8\ndtype: float32\n"
     )
+
+
+def _save_without_head(root: Path) -> None:
+    """An adapter of attention alone, as it is and in three other programs' formats."""
+    from safetensors.torch import load_file, save_file
+
+    folder = root / "plain/mood"
+    folder.mkdir(parents=True)
+    tensors = load_file(root / "adapters/mood/adapter_model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "lora_" in name}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = json.loads((root / "adapters/mood/adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": None, "task_type": None}))
+    _run("convert plain/mood plain/mlx --format mlx", root)
+    _run("convert plain/mood plain/diffusers.safetensors --format diffusers --component text_encoder", root)
+    layer = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    (down, *_), (up, *_) = ([t for name, t in kept.items() if f"lora_{factor}" in name] for factor in "AB")
+    factors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": down.new_tensor(2.0)}
+    save_file({f"{layer}.{name}": tensor for name, tensor in factors.items()}, root / "plain/kohya.safetensors")
 
 
 def _leave_a_run_unfinished(root: Path) -> None:
@@ -176,178 +217,3 @@ def _leave_a_run_unfinished(root: Path) -> None:
     os.waitpid(pid, 0)
     if not list((root / "unfinished/.mood.training").glob("checkpoint-*")):
         raise RuntimeError("no unfinished run")
-
-
-_RESUME = "train starts/mood --epochs 3 --lr 0.01 --out unfinished --resume"
-
-# By kind: patterns of its files, and the commands that read them. OUT is the output, FILE the damaged file.
-KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "features": (
-        ("features/*.safetensors",),
-        (
-            "init --each --rank 2 --out OUT",
-            "init --each --objective osrm --rank 2 --out OUT",
-            "init --exclude mood --objective eva --rank 2 --out OUT",
-            "init --each --objective official --rank 2 --out OUT",
-            "init --each --objective osrm-in --rank-budget 24 --out OUT",
-            "init --each --objective osrm --statistic samples --rank 2 --a-scale match-output --out OUT",
-            "diagnose features --out OUT",
-            f"diagnose features {ADAPTERS} --out OUT",
-            f"merge {ADAPTERS} --method regmean --out OUT",
-            f"retrofit {ADAPTERS} --out OUT",
-            f"retrofit {ADAPTERS} --method projection --out OUT",
-            "train starts/mood --interference-penalty 1 --limit 16 --out OUT",
-        ),
-    ),
-    "features-more": (
-        ("features-more/*.safetensors",),
-        (
-            "init --each --features features-more --rank 2 --out OUT",
-            "init --each --features features-more --objective loss-aware --rank 2 --out OUT",
-            "diagnose features-more --out OUT",
-            f"retrofit {ADAPTERS} --features features-more --out OUT",
-        ),
-    ),
-    "shards": (
-        ("shards/*.safetensors",),
-        ("init --each --features shards --rank 2 --out OUT", "diagnose shards --out OUT"),
-    ),
-    "starts": (
-        ("starts/*/*",),
-        (
-            "train starts/mood starts/pair --limit 16 --out OUT",
-            "train starts/mood starts/pair starts/score --dry-run --out OUT",
-            "merge starts/mood starts/pair starts/score --out OUT",
-            "diagnose features starts/mood starts/pair starts/score --out OUT",
-        ),
-    ),
-    "adapters": (
-        ("adapters/*/*",),
-        (
-            f"merge {ADAPTERS} --out OUT",
-            f"merge {ADAPTERS} --method ties --rank 2 --out OUT",
-            f"merge {ADAPTERS} --method emr --out OUT",
-            f"merge {ADAPTERS} --as model --out OUT",
-            f"merge {ADAPTERS} --method knots-ties --out OUT",
-            f"merge {ADAPTERS} --method regmean++ --samples 8 --out OUT",
-            f"merge {ADAPTERS} --method fisher --samples 8 --out OUT",
-            f"merge {ADAPTERS} --calibrate --samples 12 --out OUT",
-            "eval adapters/mood --out OUT",
-            "eval adapters/pair --out OUT",
-            f"sweep {ADAPTERS} --lambda 0.5 --out OUT",
-            f"diagnose features {ADAPTERS} --out OUT",
-            f"retrofit {ADAPTERS} --out OUT",
-            "eval merged --out OUT",
-            "calibrate merged --samples 12 --out OUT",
-            "train adapters/mood --limit 16 --out OUT",
-            "convert adapters/mood OUT",
-            "convert adapters/pair OUT --format mlx",
-        ),
-    ),
-    "indexed": (("indexed/mood/*",), ("merge indexed/mood adapters/pair --out OUT",)),
-    "foreign": (
-        ("foreign/other/*",),
-        (
-            "merge foreign/other adapters/mood --out OUT",
-            "diagnose features foreign/other --task pair=foreign/other --out OUT",
-            "retrofit foreign/other --task pair=foreign/other --out OUT",
-        ),
-    ),
-    "merged": (
-        ("merged/*", "merged/tasks/*/*"),
-        (
-            "eval merged --out OUT",
-            "eval merged --no-single --out OUT",
-            "calibrate merged --samples 12 --out OUT",
-            "merge --recipe merged/merge.yaml --out OUT",
-            "report merged --out OUT",
-        ),
-    ),
-    "emr": (
-        ("merged-emr/*", "merged-emr/tasks/*/*"),
-        ("eval merged-emr --out OUT", "calibrate merged-emr --samples 12 --out OUT"),
-    ),
-    "model": (
-        ("merged-model/*", "merged-model/tasks/*/*"),
-        (
-            "eval merged-model --no-single --out OUT",
-            "calibrate merged-model --samples 12 --out OUT",
-            "extract base merged-model --rank 2 --out OUT",
-        ),
-    ),
-    "calibrated": (("calibrated/*.json", "calibrated/tasks/*/*"), ("eval calibrated --out OUT",)),
-    "scores": (
-        ("merged*/scores.json",),
-        (
-            "report merged merged-emr merged-model --out OUT",
-            f"diagnose features {ADAPTERS} --scores merged/scores.json --out OUT",
-            "report merged merged-emr --baseline osrm --out OUT",
-        ),
-    ),
-    "sweep": (
-        ("sweep/sweep.json",),
-        ("report sweep --out OUT", f"diagnose features {ADAPTERS} --scores sweep/sweep.json --out OUT"),
-    ),
-    "diagnosis": (("diagnosis/diagnosis.json",), ("report merged diagnosis --out OUT",)),
-    "recipe": (
-        ("recipes/ours.yaml", "merged-ties/merge.yaml", "recipes/mergekit.yaml"),
-        ("merge --recipe FILE --out OUT",),
-    ),
-    "osrm.toml": (
-        ("osrm.toml",),
-        (
-            "merge adapters/mood adapters/pair --out OUT",
-            "train starts/mood --limit 16 --out OUT",
-            "collect --task mood --samples 8 --out OUT",
-            "init --each --rank 2 --out OUT",
-        ),
-    ),
-    "task.toml": (
-        ("data/mood/task.toml",),
-        (
-            "collect --task mood --samples 8 --out OUT",
-            "eval adapters/mood --out OUT",
-            "train starts/mood --limit 16 --out OUT",
-        ),
-    ),
-    "data": (
-        ("data/mood/*.jsonl", "data/pair/*.csv", "data/score/*.gz"),
-        (
-            "collect --task mood --task pair --task score --samples 48 --out OUT",
-            "train starts/mood --out OUT",
-            "train starts/pair --out OUT",
-            "train starts/score --out OUT",
-            "eval adapters/mood --out OUT",
-            "eval merged --no-single --out OUT",
-            "calibrate merged --samples 48 --out OUT",
-            f"merge {ADAPTERS} --method fisher --samples 48 --out OUT",
-        ),
-    ),
-    "tables": (
-        ("data/parq/train.parquet", "data/parz/train.parquet.gz", "data/tabs/train.tsv", "data/arr/train.json"),
-        ("collect --task TASK --samples 48 --out OUT",),
-    ),
-    "base": (
-        ("base/*",),
-        (
-            "collect --task mood --samples 8 --out OUT",
-            "eval adapters/mood --out OUT",
-            f"merge {ADAPTERS} --as model --out OUT",
-            "train starts/mood --limit 16 --out OUT",
-            f"diagnose features {ADAPTERS} --out OUT",
-            "eval merged --no-single --out OUT",
-        ),
-    ),
-    "base-sharded": (
-        ("base-sharded/*",),
-        (
-            "collect --task mood --samples 8 --model base-sharded --out OUT",
-            "merge foreign/other --as model --model base-sharded --out OUT",
-        ),
-    ),
-    "unfinished": (("unfinished/.mood.training/osrm.json", "unfinished/.mood.training/checkpoint-*/*"), (_RESUME,)),
-    "verify": (
-        ("adapters/*/*", "merged/*", "merged/tasks/*/*", "features/*", "starts/*/*", "sweep/*", "data/mood/*"),
-        ("verify merged sweep diagnosis",),
-    ),
-}

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tests.campaign.damage import split_safetensors
-from tests.campaign.project import KINDS
+from tests.campaign.kinds import KINDS
 from tests.run_cli import ROOT
 
 
@@ -15,7 +15,7 @@ def test_a_short_campaign_finds_nothing() -> None:
     words = [sys.executable, "-m", "tests.campaign", "short", "--seed", "ci"]
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "30 damaged inputs" in run.stdout
+    assert "30 of 30 damaged inputs" in run.stdout
     assert run.stdout.count("nothing found") == 5
 
 

@@ -29,6 +29,14 @@ def test_a_result_that_cannot_be_printed(project_copy: Path, redirection: str, r
     assert (project_copy / "merged-again/adapter_model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "merge --help", "merge --list"])
+def test_help_that_cannot_be_printed(tmp_path: Path, words: str) -> None:
+    run = shell(f"{sys.executable} -m osrm_cli {words} > /dev/full", tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: the result cannot be printed: No space left")
+    assert len(run.stderr.splitlines()) == 2
+
+
 @pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full"])
 def test_notes_may_be_lost(project_copy: Path, redirection: str) -> None:
     (project_copy / "osrm.toml").write_text((project_copy / "osrm.toml").read_text().replace("quiet = true\n", ""))

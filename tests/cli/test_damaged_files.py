@@ -66,6 +66,30 @@ def test_a_record_without_its_adapter(project_copy: Path) -> None:
     refused(osrm("calibrate", "merged", "--samples", 12, cwd=project_copy), "merged/tasks/pair", "does not record")
 
 
+@pytest.mark.parametrize("modules", [".*", "(?i)QUERY", ["nothing"], "((query))|x"], ids=str)
+def test_target_modules_that_are_not_the_factors(project_copy: Path, modules: object) -> None:
+    change(project_copy / "adapters/mood/adapter_config.json", target_modules=modules)
+    refused(osrm("eval", "adapters/mood", cwd=project_copy), "adapters/mood does not fit")
+
+
+def test_settings_with_a_number_that_is_none(project_copy: Path) -> None:
+    change(project_copy / "adapters/mood/adapter_config.json", inference_mode=float("nan"))
+    run = osrm("merge", "adapters/mood", "adapters/pair", "-o", "m", cwd=project_copy)
+    refused(run, "adapters/mood/adapter_config.json", "NaN is not a finite number")
+
+
+@pytest.mark.parametrize("method", ["regmean++", "fisher"])
+def test_a_hint_names_no_option_that_merge_lacks(project_copy: Path, method: str) -> None:
+    path = project_copy / "adapters/mood/osrm.json"
+    record = json.loads(path.read_text())
+    record["task"]["max_length"] = record["settings"]["max_length"] = 2
+    path.write_text(json.dumps(record))
+    words = ("adapters/mood", "adapters/pair", "--method", method, "--samples", 8, "-o", "m")
+    run = osrm("merge", *words, cwd=project_copy)
+    refused(run, "a length of 2 tokens is too short")
+    assert "else max_length in its task.toml" in run.stderr
+
+
 def test_recorded_scores_of_a_wrong_type(project_copy: Path) -> None:
     path = project_copy / "merged/tasks/mood/osrm.json"
     inputs = json.loads(path.read_text())["inputs"]

@@ -173,6 +173,18 @@ def test_flags_go_before_the_recipe(project_copy):
             )
 
 
+def test_a_recipe_goes_before_osrm_toml(project_copy):
+    recipe = {"method": "consensus", "adapters": list(GIVEN), "dtype": "float64"}
+    recipe["options"] = {"lambda": 0.3, "mask-scale": 0.4, "rank": 3}
+    (project_copy / "r.yaml").write_text(yaml.safe_dump(recipe))
+    settings = 'method = "dare"\nlambda = 0.9\nmask-scale = 0.8\nrank = "auto"\nas = "model"\ndtype = "float16"\n'
+    (project_copy / "osrm.toml").write_text(f"[merge]\n{settings}agreement = 3\n")
+    assert osrm("merge", "--recipe", "r.yaml", "--mask-scale", "0.5", cwd=project_copy).code == 0
+    effective = yaml.safe_load((project_copy / "merged" / "merge.yaml").read_text())
+    assert effective["options"] == {"lambda": 0.3, "mask_scale": 0.5, "agreement": 3, "rank": 3}
+    assert (effective["method"], effective["as"], effective["dtype"]) == ("consensus", "adapter", "float64")
+
+
 def test_seed_from_the_environment_is_for_whoever_draws(project_copy):
     env = {"OSRM_SEED": "5"}
     assert osrm("merge", *GIVEN, "-m", "dare", env=env, cwd=project_copy).code == 0

@@ -49,7 +49,7 @@ def read_settings(folder: Path) -> Any:
         elif (folder / "config.json").is_file():
             hint = "if it is a full model, osrm merge and osrm extract take it with --base"
         raise OsrmError(f"{folder} is not an adapter: {CONFIG_NAME} is missing", hint)
-    return read_json(path, "save the adapter again")
+    return read_json(path, "save the adapter again", finite=True)
 
 
 def list_tensors(folder: Path) -> dict[str, TensorLocation]:

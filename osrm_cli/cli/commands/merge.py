@@ -143,7 +143,8 @@ def merge(
     from osrm_cli.merging.requirements import OPTIONS
 
     values = {name: context.params[_parameter(name)] for name in OPTIONS}
-    strict = {name for name in (*OPTIONS, "features", "data", "model", "revision") if _is_typed(context, name)}
+    others = ("method", "features", "data", "form", "model", "revision", "dtype")
+    strict = {name for name in (*OPTIONS, *others) if _is_typed(context, name)}
     step = None
     if calibrate:
         from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES, Calibration, CalibrationSettings

@@ -10,10 +10,10 @@ from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data.fisher import FisherInformation, example_loss
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.backbone import check_max_length
+from osrm_cli.models.backbone import check_positions
 from osrm_cli.models.base_model import TOKENIZER_FILES
 from osrm_cli.models.batching import check_vocabulary, collate_batch, tokenize_examples
-from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
 from osrm_cli.models.full.full_model import FullModel
 from osrm_cli.progress import Progress
 
@@ -85,7 +85,8 @@ def full_fisher_diagonal(
     """
     has_tokenizer = any((full.folder / name).is_file() for name in TOKENIZER_FILES)
     tokenizer = load_tokenizer(full.folder if has_tokenizer else base_dir)
-    check_max_length(full.folder, sample.max_length)
+    hint = "write max_length = {} or less into the task's task.toml"
+    check_positions(load_without_weights(full.folder), full.folder, sample.max_length, hint)
     task, examples = sample.data.task, sample.data.examples
     model = load_classifier(full.folder, task.num_labels, tokenizer, torch.float32, seed=0, device=device).model
     model.requires_grad_(True).train(False)

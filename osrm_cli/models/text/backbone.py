@@ -11,7 +11,7 @@ import torch
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.layers import AdapterLayer
-from osrm_cli.errors import OsrmError
+from osrm_cli.errors import library_errors
 from osrm_cli.models.backbone import (
     TaskSource,
     check_layers,
@@ -90,16 +90,9 @@ class TextBackbone:
             yield self.model
 
     def _make_peft_model(self, adapter: Adapter) -> Any:
-        try:
+        hint = "where tokens were added, merge with --as model and score that"
+        with library_errors(f"{adapter.folder} does not fit the base model", hint):
             return make_peft_model(self.model, adapter)
-        except RuntimeError as error:
-            line = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), None)
-            if line is None:
-                raise
-            raise OsrmError(
-                f"{adapter.folder} does not fit the base model: {line}",
-                "where tokens were added, merge with --as model and score that",
-            ) from error
 
     def losses(
         self, model: torch.nn.Module, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]

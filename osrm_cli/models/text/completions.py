@@ -78,7 +78,10 @@ class CompletionTokenizer:
                 "completion: begin completions with a blank, or end prompts with a line break"
             )
         if not encodings:
-            raise OsrmError(f"every completion exceeds {self.max_length} tokens", "choose a larger --max-length")
+            raise OsrmError(
+                f"every completion exceeds {self.max_length} tokens",
+                "choose a larger length: --max-length where the command has it, else max_length in its task.toml",
+            )
         return kept, encodings
 
     def encode_prompts(self, examples: Sequence[TextExample], max_new_tokens: int) -> list[Encoding]:

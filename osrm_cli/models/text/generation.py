@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.nn import functional
+from transformers import StoppingCriteria
 
 from osrm_cli.models.batching import IGNORED, Encoding, collate_batch, group_by_length
 
@@ -136,18 +137,32 @@ def generate_tokens(
     answers: dict[int, list[int]] = {}
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False, "num_beams": 1, "use_cache": True}
     cleared = {"temperature": None, "top_p": None, "top_k": None, "max_length": None}  # they belong to sampling
-    if stop:
-        settings |= {"stop_strings": list(stop), "tokenizer": tokenizer}
     with torch.inference_mode():
         for rows in group_by_length([len(prompt["input_ids"]) for prompt in prompts], batch_size):
             batch = collate_batch([prompts[row] for row in rows], tokenizer, device, left=True)
-            written = model.generate(
-                **batch, **settings, **cleared, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
-            )
             start = 1 if model.config.is_encoder_decoder else batch["input_ids"].shape[1]
+            written = model.generate(
+                **batch,
+                **settings,
+                **cleared,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                stopping_criteria=[_StopTexts(tokenizer, stop, start)] if stop else None,
+            )
             answers.update(zip(rows, (_without_padding(row, tokenizer) for row in written[:, start:]), strict=True))
             advance(len(rows))
     return [answers[index] for index in range(len(prompts))]
+
+
+class _StopTexts(StoppingCriteria):  # type: ignore[misc]
+    """Ends an answer whose text holds one of these; transformers' own criterion fails on tokenizers of whole words."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
+        self.tokenizer, self.stop, self.start = tokenizer, stop, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.start :], skip_special_tokens=True)
+        return torch.tensor([any(end in text for end in self.stop) for text in texts], device=input_ids.device)
 
 
 def _without_padding(row: torch.Tensor, tokenizer: Any) -> list[int]:
