@@ -21,9 +21,20 @@ def program() -> Path | None:
     return Path(place) if place else None
 
 
-def save_models(folder: Path, adapters: list[Path], layers: int, width: int) -> Path:
-    """A base model of Llama's shape, and beside it the model that each adapter makes; return the base's folder."""
-    inner, words = width * 11 // 4, 512
+def save_models(
+    folder: Path, adapters: list[Path], layers: int, width: int, inner: int | None = None, kv_heads: int | None = None
+) -> Path:
+    """A base model of Llama's shape, and beside it the model that each adapter makes; return the base's folder.
+
+    Args:
+        folder: Where all go.
+        adapters: PEFT folders.
+        layers: Number of layers.
+        width: Of the model.
+        inner: Width of the MLP; by default 11 / 4 of the model's.
+        kv_heads: Heads of keys and values; by default as many as of queries.
+    """
+    inner, keys, words = inner or width * 11 // 4, 64 * (kv_heads or width // 64), 512
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -31,7 +42,7 @@ def save_models(folder: Path, adapters: list[Path], layers: int, width: int) -> 
         "intermediate_size": inner,
         "num_hidden_layers": layers,
         "num_attention_heads": width // 64,
-        "num_key_value_heads": width // 64,
+        "num_key_value_heads": keys // 64,
         "vocab_size": words,
         "tie_word_embeddings": False,
         "torch_dtype": "float32",
@@ -40,7 +51,9 @@ def save_models(folder: Path, adapters: list[Path], layers: int, width: int) -> 
     shapes = {"model.embed_tokens": (words, width), "lm_head": (words, width), "model.norm": (width,)}
     for layer in range(layers):
         block = f"model.layers.{layer}"
-        shapes |= {f"{block}.self_attn.{name}": (width, width) for name in inputs.PROJECTIONS}
+        shapes |= {
+            f"{block}.self_attn.{name}": (keys if name[0] in "kv" else width, width) for name in inputs.PROJECTIONS
+        }
         shapes |= {f"{block}.mlp.{name}": (inner, width) for name in ("gate_proj", "up_proj")}
         shapes |= {f"{block}.mlp.down_proj": (width, inner)}
         shapes |= {f"{block}.{name}": (width,) for name in ("input_layernorm", "post_attention_layernorm")}

@@ -39,16 +39,18 @@ def measure(setting: Setting) -> Iterator[Row]:
     found: dict[tuple[str, int], Cost] = {}  # by way and layers
     for depth in depths:
         save_decoder(folder / "base", shape, depth)
-        found["in memory", depth] = _collect(folder, samples, "whole")
-        found["--offload", depth] = _collect(folder, samples, "offloaded", "--offload")
-        same = _compare(folder / "whole", folder / "offloaded")
-        moments = _collect(folder, samples, "moments", "--offload", "--statistic", "second-moment")
+        found["in memory", depth] = collect(folder, samples, "whole")
+        found["--offload", depth] = collect(folder, samples, "offloaded", "--offload")
+        same = compare_files(folder / "whole", folder / "offloaded")
+        moments = collect(folder, samples, "moments", "--offload", "--statistic", "second-moment")
         found["--offload, second moments too", depth] = moments
         whole = "in memory", found["in memory", depth]
         yield from _rows(f"means, {depth} layers", found["--offload", depth], *whole, same)
         yield from _rows(f"means and second moments, {depth} layers", moments)
     few, many = depths
-    peer = _run(["-m", "benchmarks.peers.disk_offload", "base", "data/words/train.jsonl", str(BATCH_SIZE)], folder)
+    peer = run_watched(
+        ["-m", "benchmarks.peers.disk_offload", "base", "data/words/train.jsonl", str(BATCH_SIZE)], folder
+    )
     batches = f"accelerate's disk offload, {-(-samples // BATCH_SIZE)} batches"
     yield from _rows(f"means, {many} layers", found["--offload", many], batches, peer)
     ways = dict.fromkeys(way for way, _ in found)
@@ -57,10 +59,10 @@ def measure(setting: Setting) -> Iterator[Row]:
     yield from _rows("each further layer, means and second moments", moments)
 
 
-def _collect(folder: Path, samples: int, out: str, *more: str) -> Cost:
+def collect(folder: Path, samples: int, out: str, *more: str) -> Cost:
     words = ["collect", "--data", "data", "--model", "base", "--samples", samples, "--batch-size", BATCH_SIZE]
     words += ["--statistic", "mean", "--overwrite", "-q", "--out", out, *more]
-    return _run(["-m", "osrm_cli", *map(str, words)], folder)
+    return run_watched(["-m", "osrm_cli", *map(str, words)], folder)
 
 
 def _rows(what: str, ours: Cost, peer: str = "", theirs: Cost | None = None, same: str = "") -> Iterator[Row]:
@@ -121,7 +123,7 @@ def _draw_weight(name: str, shape: torch.Size, draw: torch.Generator) -> torch.T
     return rows.repeat(shape[0] // 64, 1)
 
 
-def _run(words: list[str], folder: Path) -> Cost:
+def run_watched(words: list[str], folder: Path) -> Cost:
     """Processor time, and the largest anonymous memory that was seen, every hundredth of a second."""
     around = {**os.environ, "PYTHONPATH": str(timing.ROOT), "HF_HUB_OFFLINE": "1"}
     before, peak = resource.getrusage(resource.RUSAGE_CHILDREN), 0
@@ -137,7 +139,7 @@ def _run(words: list[str], folder: Path) -> Cost:
     return Cost(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak / 1024)
 
 
-def _compare(first: Path, second: Path) -> str:
+def compare_files(first: Path, second: Path) -> str:
     """Whether the features of two folders are the same."""
     same = (first / "words.safetensors").read_bytes() == (second / "words.safetensors").read_bytes()
     return "the same bytes" if same else "the bytes differ"

@@ -22,7 +22,7 @@ class Watched:
     def __init__(self, model: torch.nn.Module) -> None:
         self.seen: dict[str, list[torch.Tensor]] = {}
         for name, module in model.named_modules():
-            if name.endswith((".query", ".value")):
+            if name.endswith((".query", ".value", ".q", ".v", ".q_proj", ".v_proj")):
                 module.register_forward_hook(self._hook(name))
 
     def _hook(self, name: str) -> Callable[..., None]:

@@ -161,6 +161,7 @@ def collect_features(
             if process_rank():  # under a launcher, one process writes
                 deque(task.tensors(progress), maxlen=0)
                 continue
+            atomic.check_space(path, task.count_bytes())
             settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
             settings |= {"tokens": str(tokens)} if is_text else {}
             origin = {"source": str(data), "split": drawn[name].split, "sha256": config.digest(drawn[name])}

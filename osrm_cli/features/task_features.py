@@ -1,5 +1,6 @@
 """One task's statistics, on their way from the model into a file."""
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -99,6 +100,15 @@ class TaskFeatures:
         sigma, clip = self._config.noise
         spent = {"epsilon": privacy_epsilon(sigma, len(self._recorded)), "delta": DELTA}
         return {**facts, "private": {**spent, "sigma": sigma, "clip": clip, "mechanisms": len(self._recorded)}}
+
+    def count_bytes(self) -> int:
+        """Bytes of the file's tensors, about."""
+        total = 0
+        for row in self._config.statistics:
+            for layer in self._layers if row.name == GRADIENT else self._recorded:
+                shape = row.shape(self._layers[layer]["d_in"], self._layers[layer]["d_out"])
+                total += math.prod(len(self._encodings) if size is None else size for size in shape)
+        return total * (8 if self._config.shard else 4)
 
     def _list_names(self) -> list[str]:
         config = self._config

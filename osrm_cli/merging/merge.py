@@ -22,6 +22,7 @@ from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
 from osrm_cli.merging.tokenizer_files import find_tokenizer_files
+from osrm_cli.merging.unfinished_model import UnfinishedModel, unfinished_folder
 from osrm_cli.models.base_model import identify_base_model, is_full_model, resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
@@ -62,6 +63,7 @@ def merge_adapters(
     jobs: int = 1,
     out: Path | str = "merged",
     overwrite: bool = False,
+    resume: bool = False,
     dry_run: bool = False,
     must_use: Collection[str] | None = None,
     calibrate: Callable[[Sequence[Adapter], str | None], FolderStep] | None = None,
@@ -87,6 +89,8 @@ def merge_adapters(
         jobs: Layers merged at a time.
         out: Folder to write.
         overwrite: Replace the folder if it exists.
+        resume: Of a model: keep each finished file in ``<out>.unfinished`` until all are, and go on from those of an
+            earlier run.
         dry_run: Check everything and write nothing; say what ranks would keep most of a dense result.
         must_use: Names of the options and inputs that go before the recipe's, and are an error where the merge does
             not use them; all by default. Others fill the recipe's gaps, and are left out where they are not used.
@@ -153,11 +157,16 @@ def merge_adapters(
     warnings = [text for adapter in plan.adapters for text in adapter.warnings]
     warnings += [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
     warnings = list(dict.fromkeys(warnings)) + differences
+    _check_resumable(path, resume, overwrite, target is not None and not plan.reads_features and step is None)
+    if target:
+        target.check_space(path, UnfinishedModel(unfinished_folder(path)))
     if dry_run:
         ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), with_float64(target_device))
         planned = describe_plan(path, plan, ranks)
         return replace(planned, notes=[*notes, *planned.notes], warnings=warnings)
 
+    if not resume:
+        shutil.rmtree(unfinished_folder(path), ignore_errors=True)
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
             if plan.has_full_models:
@@ -167,17 +176,34 @@ def merge_adapters(
                 warnings += dict.fromkeys(text for model in models for text in model.warnings)
                 plan, layer_data = _gather_layer_data(plan, models, Path(scratch), progress)
         with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
-            order = target.order if target else plan.layers
+            unfinished = UnfinishedModel.open(path, plan, base) if resume else None
+            order = target.order(unfinished) if target else plan.layers
+            advance(len(plan.layers) - len(order))
             layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
-            contents = write_merged_folder(stage, plan, modules, layers, layer_data, base, target)
+            contents = write_merged_folder(stage, plan, modules, layers, layer_data, base, target, unfinished)
         for name, file in tokenizer.items():
             (stage / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, stage / name)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
         provenance.write_digests(stage)
+    if unfinished:
+        unfinished.remove()
     result = describe_result(path, plan, contents, layer_data.record, rows, modules.shared)
     return replace(result, notes=[*notes, *result.notes], warnings=warnings + result.warnings)
+
+
+def _check_resumable(path: Path, resume: bool, overwrite: bool, can_resume: bool) -> None:
+    """Check what an earlier run has left, and whether this one may leave something."""
+    if resume and not can_resume:
+        raise OsrmError(
+            "--resume keeps the files of a model whose merge reads neither features nor data", "leave out --resume"
+        )
+    folder = unfinished_folder(path)
+    if folder.exists() and not (resume or overwrite):
+        raise OsrmError(
+            f"{folder} contains an unfinished merge", "continue it with --resume, or start over with --overwrite"
+        )
 
 
 def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None) -> MergeRecipe:

@@ -29,6 +29,7 @@ from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.plan import Heads, MergePlan, SavedModules
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.merging.task_masks import write_task_masks
+from osrm_cli.merging.unfinished_model import UnfinishedModel
 from osrm_cli.storage import safetensors_writer
 from osrm_cli.storage.provenance import BaseModelId
 
@@ -56,6 +57,7 @@ def write_merged_folder(
     layer_data: LayerData,
     base: BaseModelId | None,
     target: ModelTarget | None = None,
+    unfinished: UnfinishedModel | None = None,
 ) -> FolderContents:
     """Write the folder, but for ``merge.yaml``, while its layers are merged.
 
@@ -67,6 +69,7 @@ def write_merged_folder(
         layer_data: What the method reads beside the adapters.
         base: The base model, where it is known.
         target: The base model's weights, to write a model instead of an adapter.
+        unfinished: Keeps finished files of a model, and holds those of an earlier run.
     """
     rescalers: dict[str, dict[str, float]] = {}
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as the reading and writing, but another core
@@ -76,7 +79,7 @@ def write_merged_folder(
             rescalers = write_task_masks(stage, plan, layers)
             contents = FolderContents("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
         elif target:
-            contents = FolderContents("model", {}, target.write(stage, layers))
+            contents = FolderContents("model", {}, target.write(stage, layers, unfinished))
         else:
             contents = _write_adapter(stage, plan, layers, modules)
         if contents.form != "adapter":

@@ -14,7 +14,9 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.unfinished_model import UnfinishedModel
 from osrm_cli.models.checkpoint import Checkpoint
+from osrm_cli.storage import atomic
 from osrm_cli.storage.input_files import read_json
 
 # Model types whose layers with these names are Conv1D: their weights are stored as ``(d_in, d_out)``.
@@ -81,23 +83,35 @@ class ModelTarget:
                 )
         return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights, modules)
 
-    @property
-    def order(self) -> list[str]:
-        """The layers in the order in which ``write`` takes them."""
-        layers = {weight: layer for layer, (weight, _) in self.weights.items()}
-        return [layers[name] for name in self.checkpoint.tensor_order(self.dtype) if name in layers]
+    def order(self, unfinished: UnfinishedModel | None = None) -> list[str]:
+        """The layers in the order in which ``write`` takes them; those of finished files are left out."""
+        layers, done = {weight: layer for layer, (weight, _) in self.weights.items()}, _finished(unfinished)
+        tensors = self.checkpoint.tensors
+        names = [name for name in self.checkpoint.tensor_order(self.dtype) if tensors[name].path.name not in done]
+        return [layers[name] for name in names if name in layers]
 
-    def write(self, stage: Path, layers: Iterator[MergedLayer]) -> dict[str, float]:
+    def check_space(self, out: Path, unfinished: UnfinishedModel | None = None) -> None:
+        """Check that the disk has room for the files that are still to be written.
+
+        Raises:
+            OsrmError: If it has not.
+        """
+        atomic.check_space(out, self.checkpoint.count_bytes(self.dtype, _finished(unfinished)))
+
+    def write(
+        self, stage: Path, layers: Iterator[MergedLayer], unfinished: UnfinishedModel | None = None
+    ) -> dict[str, float]:
         """Copy the model with every layer's result added to its weight.
 
         Args:
             stage: An existing, empty folder that is being staged.
             layers: Results in the order of ``order``.
+            unfinished: Keeps finished files, and holds those of an earlier run.
 
         Returns:
             By layer, the share of the energy that is left after recompression.
         """
-        kept: dict[str, float] = {}
+        kept = unfinished.read_kept() if unfinished else {}
 
         def add(weight: torch.Tensor) -> torch.Tensor:
             layer = next(layers)
@@ -114,9 +128,19 @@ class ModelTarget:
         }
         for name, tensor in self.modules.items():
             changes[name] = functools.partial(_replaced, tensor, changes.get(name))
-        self.checkpoint.write(stage, changes, self.dtype)
+        if unfinished:
+            self.checkpoint.write(
+                stage, changes, self.dtype, unfinished.folder, finish=lambda: unfinished.add_kept(kept)
+            )
+        else:
+            self.checkpoint.write(stage, changes, self.dtype)
         next(layers, None)  # lets the last layer count in the progress
         return kept
+
+
+def _finished(unfinished: UnfinishedModel | None) -> set[str]:
+    """Names of the files that an earlier run has finished."""
+    return {path.name for path in unfinished.folder.glob("*.safetensors")} if unfinished else set()
 
 
 def _weight_names(plan: MergePlan) -> list[str]:

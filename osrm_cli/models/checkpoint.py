@@ -5,6 +5,8 @@ Memory holds one changed weight at a time; the other tensors are copied as bytes
 
 import itertools
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -151,6 +153,8 @@ class Checkpoint:
         folder: Path,
         changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
         dtype: torch.dtype | None = None,
+        finished: Path | None = None,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
         """Copy the model, tensor by tensor.
 
@@ -158,21 +162,44 @@ class Checkpoint:
             folder: An existing, empty folder that is being staged.
             changes: Functions of the weights that change, called in the order of ``tensor_order``.
             dtype: Type of the floating-point tensors; ``None`` keeps each tensor's own.
+            finished: Folder on the same disk that keeps every file that is whole, and holds those of an earlier call.
+            finish: Called before a file counts as whole.
         """
-        total_size = 0
         for path, names in itertools.groupby(self.tensor_order(dtype), key=lambda name: self.tensors[name].path):
-            batch = list(names)
-            with write_stream(folder / path.name, batch) as out:
-                for name in batch:
-                    self._copy(out, name, changes.get(name), self._target(name, dtype))
-            total_size += out.size
+            whole = (finished or folder) / path.name
+            if not whole.exists():
+                batch, part = list(names), folder / f"{path.name}.part"
+                with write_stream(part, batch) as out:
+                    for name in batch:
+                        self._copy(out, name, changes.get(name), self._target(name, dtype))
+                if finished:  # whole also after a power failure
+                    with part.open("rb") as file:
+                        os.fsync(file.fileno())
+                finish()
+                part.rename(whole)
+            if finished:
+                (folder / path.name).hardlink_to(whole)
         if (self.folder / _INDEX_NAME).is_file():
             weight_map = {name: location.path.name for name, location in sorted(self.tensors.items())}
-            index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+            index = {"metadata": {"total_size": self.count_bytes(dtype)}, "weight_map": weight_map}
             (folder / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         copy_files(self.folder, folder, _is_companion)
         if dtype is not None or self.settings:
             _write_config(folder / "config.json", dtype, self.settings)
+
+    def count_bytes(self, dtype: torch.dtype | None = None, without: Collection[str] = ()) -> int:
+        """Bytes of the tensors that ``write`` writes.
+
+        Args:
+            dtype: Type of the floating-point tensors; ``None`` keeps each tensor's own.
+            without: Names of files that are finished.
+        """
+        total = 0
+        for name, location in self.tensors.items():
+            if location.path.name not in without:
+                kind = self._target(name, dtype)
+                total += math.prod(location.shape) * _width(DTYPES[kind] if kind else location.dtype) // 8
+        return total
 
     def _target(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
         """The type that a tensor is written in; ``None`` if torch may not know it: the tensor is copied unchanged."""

@@ -88,6 +88,25 @@ def write_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             raise
 
 
+def check_space(path: Path, needed: int) -> None:
+    """Stop before any work is done if a disk has no room for an output.
+
+    Args:
+        path: The output.
+        needed: Its bytes.
+
+    Raises:
+        OsrmError: If fewer are free.
+    """
+    place = next(folder for folder in path.resolve().parents if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise OsrmError(
+            f"cannot write {path}: it takes {needed / 2**30:.1f} GiB, its disk has {free / 2**30:.1f} GiB left",
+            "choose another output, or free some space",
+        )
+
+
 def copy_files(source: Path, stage: Path, is_wanted: Callable[[Path], bool]) -> None:
     """Copy a folder's files and those of its folders into one that is being staged; hidden ones are left out.
 

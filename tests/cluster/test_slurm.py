@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,12 @@ def results(folder: Path) -> dict[str, bytes]:
 def test_a_killed_job_and_a_drained_node(minilm: str, tmp_path: Path) -> None:
     """Killed in training with one node drained: the rest is finished by starting again, on the node that is left."""
     here, there = tmp_path / "here", tmp_path / "there"
-    assert study(here, dict(os.environ), "--cores", "2").wait(LIMIT) == 0, said(here)
-    # Sockets have short names: a folder of pytest's own may be too deep.
-    with tempfile.TemporaryDirectory() as folder, start_cluster(Path(folder) / "cluster") as environment:
+    with ExitStack() as stack:
+        # Beside the cluster, whose jobs leave cores idle.
+        alone = stack.enter_context(study(here, dict(os.environ), "--cores", "2"))
+        # Sockets have short names: a folder of pytest's own may be too deep.
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        environment = stack.enter_context(start_cluster(Path(folder) / "cluster"))
         running = study(there, environment, *SLURM)
         trains: list[str] = []
         end = time.monotonic() + LIMIT
@@ -82,6 +86,7 @@ def test_a_killed_job_and_a_drained_node(minilm: str, tmp_path: Path) -> None:
         assert study(there, environment, *SLURM).wait(LIMIT) == 0, said(there)
         jobs = slurm(environment, "scontrol", "--oneliner", "show", "jobs").splitlines()
         assert {line.partition("BatchHost=")[2].split()[0] for line in jobs if "rule_sweep" in line} == {"node1"}
+    assert alone.wait(LIMIT) == 0, said(here)
     expected, found = results(here), results(there)
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,6 +136,16 @@ def test_what_is_said(project_copy: Path) -> None:
     run = osrm(*words, "--memory", f"{needed}B", cwd=project_copy)
     assert run.code == 0, run
     assert re.search(r"statistics are collected in \d passes; --memory \S+ would do with one", run.stderr)
+
+
+def test_a_disk_without_room(project_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("collect", "--task", "mood", "--samples", 8, "--out", "new")
+    assert osrm(*words, cwd=project_copy).code == 0
+    needed = (project_copy / "new/mood.safetensors").stat().st_size
+    usage = shutil.disk_usage(project_copy)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed // 3))
+    run = osrm(*words, "--overwrite", cwd=project_copy)
+    assert (run.code, run.error.split(":")[0]) == (1, "cannot write new/mood.safetensors")
 
 
 MEASURE = """

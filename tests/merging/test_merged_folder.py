@@ -44,7 +44,7 @@ def write(out, plan, jobs=1, base=None, base_dir=None):
     """Merge into a new folder."""
     target, data = ModelTarget.find(plan, base_dir, {}) if base_dir else None, open_layer_data(plan)
     out.mkdir(parents=True)
-    layers = merge_layers(plan, data, target.order if target else plan.layers, jobs)
+    layers = merge_layers(plan, data, target.order() if target else plan.layers, jobs)
     contents = write_merged_folder(out, plan, plan.read_saved_modules(), layers, data, base, target)
     plan.write_recipe(out)
     return contents

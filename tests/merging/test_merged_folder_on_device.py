@@ -36,7 +36,7 @@ def test_the_same_bytes_from_another_device(root, tmp_path, method, output):
         target = ModelTarget.find(plan, root / "base", {}) if output == "model" else None
         (tmp_path / name).mkdir()
         data = open_layer_data(plan)
-        layers = merge_layers(plan, data, target.order if target else plan.layers, 1, device)
+        layers = merge_layers(plan, data, target.order() if target else plan.layers, 1, device)
         write_merged_folder(tmp_path / name, plan, plan.read_saved_modules(), layers, data, None, target)
         paths = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
         return {path.relative_to(tmp_path / name): path.read_bytes() for path in paths}

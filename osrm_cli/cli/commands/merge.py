@@ -125,6 +125,9 @@ def merge(
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Layers merged at a time.")] = 1,
     out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write.")] = Path("merged"),
     overwrite: options.Overwrite = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Of a model: keep finished files when interrupted, and go on from them.")
+    ] = False,
     list_methods: Annotated[bool, typer.Option("--list", help="List the methods and exit.")] = False,
     dry_run: options.DryRun = False,
     json: options.Json = False,
@@ -167,6 +170,7 @@ def merge(
         jobs=jobs,
         out=out,
         overwrite=overwrite,
+        resume=resume,
         dry_run=dry_run,
         must_use=strict,
         calibrate=step,
