@@ -39,7 +39,7 @@ def learn_simplex_weights(
     with torch.no_grad():
         mixture.coefficients.zero_()
     layers = torch.arange(len(plan.layers), device=mixture.coefficients.device)
-    before = {}
+    before: dict[str, float] = {}
     for step in range(plan.recipe.options["steps"]):
         mixture.coefficients.grad = None
         losses = {model.name: _add_gradient(model, mixture, len(models)) for model in models}

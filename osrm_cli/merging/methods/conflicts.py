@@ -102,7 +102,8 @@ def _shared_directions(core: Core, width: int) -> Tensor:
         U, S, _ = torch.linalg.svd(M, full_matrices=False)
         leading.append(U[:, : min(numerical_rank(S), max(width // len(core.cores), 1))])
     joined = torch.cat(leading, dim=1)
-    return core.Q_B @ torch.linalg.svd(joined, full_matrices=False)[0][:, : joined.shape[1] // SHARED]
+    basis: Tensor = torch.linalg.svd(joined, full_matrices=False)[0]
+    return core.Q_B @ basis[:, : joined.shape[1] // SHARED]
 
 
 def _least_correction(rows: Tensor, wanted: Tensor, shared: Tensor) -> Tensor:
