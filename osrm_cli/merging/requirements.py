@@ -22,6 +22,7 @@ DATA_OPTIONS: Mapping[str, Mapping[str, int | str]] = {
     "cross-moments": {"samples": 128, "seed": 0, "completions": "own"},
     "fisher": {"samples": 100, "seed": 0},
     "weights": {"samples": 100, "seed": 0, "steps": 300},
+    "simplex-weights": {"samples": 100, "seed": 0, "steps": 10},
     "matching-weights": {"samples": 128, "seed": 0, "steps": 100, "completions": "own"},
     "factors": {"samples": 128, "seed": 0, "steps": 300, "start": "tsv", "completions": "own"},
 }

@@ -97,6 +97,10 @@ def describe_result(
         for task, entropy in summary.get("entropy", {}).items()
     ]
     notes += [
+        f"{task}: loss {loss['before']:.4f} before, {loss['after']:.4f} after"
+        for task, loss in summary.get("loss", {}).items()
+    ]
+    notes += [
         f"{task}: distance to the single model {distance['before']:.3f} before, {distance['after']:.3f} after"
         for task, distance in summary.get("distance", {}).items()
     ]

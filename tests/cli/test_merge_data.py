@@ -25,12 +25,13 @@ CASES = {
     "sequential": ("mood", "pair", "score"),
     "lot": ("mood", "pair", "score"),
     "adamerging": ("mood", "pair"),
+    "frank-wolfe": ("mood", "pair", "score"),
     "matched-weights": ("mood", "pair", "score"),
     "distill": ("mood", "pair", "score"),
 }
 QUICK = {
     **{name: ["--samples", 4] for name in ("fisher", "regmean++", "sequential", "lot")},
-    **{name: ["--samples", 8, "--steps", 3] for name in ("adamerging", "matched-weights", "distill")},
+    **{name: ["--samples", 8, "--steps", 3] for name in ("adamerging", "frank-wolfe", "matched-weights", "distill")},
 }
 
 
@@ -103,7 +104,7 @@ def test_same_inputs_same_bytes(project_copy, method):
 @pytest.mark.parametrize("method", CASES)
 def test_the_written_recipe_repeats_it(project_copy, method):
     assert osrm(*command(method), cwd=project_copy).code == 0
-    if method in ("adamerging", "matched-weights"):  # without data
+    if method in ("adamerging", "frank-wolfe", "matched-weights"):  # without data
         for task in CASES[method]:
             facts = provenance.read_record(project_copy / "adapters" / task)
             provenance.write_record(project_copy / "adapters" / task, {"task": facts["task"]})

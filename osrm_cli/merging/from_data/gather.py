@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.from_data import adamerging, learning
+from osrm_cli.merging.from_data import adamerging, frank_wolfe, learning
 from osrm_cli.merging.from_data.adamerging import LearnedWeights
 from osrm_cli.merging.from_data.fisher import FisherInformation
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
@@ -15,6 +15,12 @@ from osrm_cli.merging.layer_data import LayerData, NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.progress import Progress
+
+LEARNERS = {
+    "weights": adamerging.learn_weights,
+    "simplex-weights": frank_wolfe.learn_simplex_weights,
+    "matching-weights": learning.learn_matching_weights,
+}
 
 
 def gather_layer_data(
@@ -44,8 +50,7 @@ def gather_layer_data(
     with progress(f"learn {plan.method.name}", plan.recipe.options["steps"], "steps") as advance:
         if plan.method.data_statistic == "factors":
             return plan, learning.learn_factors(models, plan, start, advance)
-        learn = adamerging.learn_weights if plan.method.data_statistic == "weights" else learning.learn_matching_weights
-        weights, record = learn(models, plan, advance)
+        weights, record = LEARNERS[plan.method.data_statistic or ""](models, plan, advance)
     return plan.with_learned_weights(weights), LearnedWeights(record)
 
 

@@ -18,7 +18,14 @@ Requirement = Literal["features", "data", "labels", "seed"]
 
 
 DataStatistic = Literal[
-    "second-moments", "single-moments", "cross-moments", "fisher", "weights", "matching-weights", "factors"
+    "second-moments",
+    "single-moments",
+    "cross-moments",
+    "fisher",
+    "weights",
+    "simplex-weights",
+    "matching-weights",
+    "factors",
 ]
 
 
@@ -63,7 +70,7 @@ class Method:
     @property
     def learns_weights(self) -> bool:
         """Whether weights per task and layer are learned from data."""
-        return self.data_statistic in ("weights", "matching-weights")
+        return self.data_statistic in ("weights", "simplex-weights", "matching-weights")
 
     @property
     def exact(self) -> bool:

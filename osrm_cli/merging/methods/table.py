@@ -77,6 +77,16 @@ _REGRESSION = (
         takes_full_models=False,
     ),
     Method(
+        "doge-ta",
+        "norms made equal, a shared correction against conflicts, trimmed, added",
+        "conflicts:doge_ta",
+        "element",
+        options=("density",),
+        aliases=("doge",),
+        source="2501.01230",
+        takes_full_models=False,
+    ),
+    Method(
         "wudi",
         "least interference on the updates' own rows",
         "regression:wudi",
@@ -143,6 +153,16 @@ _REGRESSION = (
     ),
 )
 _LEARNED = (
+    Method(
+        "frank-wolfe",
+        "weighted mean, weights per layer by Frank-Wolfe steps on the tasks' losses",
+        "linear:task_arith",
+        needs=("labels",),
+        aliases=("fw-merging",),
+        source="2503.12649",
+        data_statistic="simplex-weights",
+        takes_full_models=False,
+    ),
     Method(
         "matched-weights",
         "weighted sum, weights per layer that bring it nearest to the single models",

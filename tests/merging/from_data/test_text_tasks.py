@@ -323,8 +323,8 @@ def test_classifiers_and_writers_of_one_base_learn_together(tiny_writer, complet
     base = tiny_writer("llama")
     text_adapters.save(tmp_path / "same", base, completion_tasks)
     trained_adapters.save(tmp_path / "mood", base, "llama", text_tasks)
-    for method in ("distill", "matched-weights", "sequential", "lot", "regmean++", "fisher"):
-        options = {"steps": 20} if method in ("distill", "matched-weights") else {}
+    for method in ("distill", "matched-weights", "sequential", "lot", "regmean++", "fisher", "frank-wolfe"):
+        options = {"steps": 20} if method in ("distill", "matched-weights", "frank-wolfe") else {}
         plan, models = opened((tmp_path, base), method, ("mood", "same"), **options)
         assert [model.is_text for model in models] == [False, True]
         (tmp_path / method).mkdir()

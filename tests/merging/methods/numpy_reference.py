@@ -3,6 +3,7 @@
 import numpy as np
 
 from tests.merging.methods.numpy_reference_more import (
+    doge_ta,
     lora_lego,
     lot,
     magmax,
@@ -241,7 +242,9 @@ def pico(rule: object) -> object:
 
 
 PLAIN = {
-    **dict.fromkeys(("task-arith", "cat", "core-task-arith", "adamerging", "matched-weights", "distill"), task_arith),
+    **dict.fromkeys(
+        ("task-arith", "cat", "core-task-arith", "adamerging", "frank-wolfe", "matched-weights", "distill"), task_arith
+    ),
     "average": average,
     "model-stock": model_stock,
     "karcher": karcher,
@@ -256,6 +259,7 @@ PLAIN = {
     "robust-merge": robust_merge,
     "lora-lego": lora_lego,
     "lot": lot,
+    "doge-ta": doge_ta,
     "cat-merging": cat_merging,
     "breadcrumbs-ties": breadcrumbs_ties,
     "della-linear": della_linear,

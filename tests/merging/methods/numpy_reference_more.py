@@ -83,5 +83,30 @@ def lora_lego(updates: list[Array], factors: list[tuple[Array, Array]], rank: in
     return np.sqrt(np.mean([len(A) for _, A in factors if len(A)]) / len(kept)) * merged
 
 
+def doge_ta(updates: list[Array], density: float, **_: object) -> Array:
+    d_out, d_in = updates[0].shape
+    norms = [np.linalg.norm(dW) for dW in updates]
+    shares = [np.mean(norms) / norm for norm in norms]
+    leading = []
+    for dW in updates:
+        U, S, _ = np.linalg.svd(dW)
+        leading.append(U[:, : min(int((1e-10 * S[0] < S).sum()), max(min(d_out, d_in) // len(updates), 1))])
+    joined = np.concatenate(leading, axis=1)
+    U = np.linalg.svd(joined)[0][:, : joined.shape[1] // 6]
+    # One equation for each task and row, one unknown for each entry of the correction before its projection.
+    projection = np.kron(np.eye(d_out) - U @ U.T, np.eye(d_in))
+    equations, right = [], []
+    for dW in updates:
+        short = dW - sum(share * other for share, other in zip(shares, updates, strict=True))
+        for i in range(d_out):
+            equation = np.zeros((d_out, d_in))
+            equation[i] = sum(shares) * dW[i]
+            equations.append(equation.ravel() @ projection)
+            right.append(dW[i] @ short[i])
+    solution = np.linalg.lstsq(np.array(equations), np.array(right), rcond=1e-12)[0]
+    D = (projection @ solution).reshape(d_out, d_in)
+    return sum(share * np.where(top(dW, density) != 0, dW + D, 0) for share, dW in zip(shares, updates, strict=True))
+
+
 def lot(updates: list[Array], moments: list[Array], **_: object) -> Array:
     return sum(dW @ C for dW, C in zip(updates, moments, strict=True)) @ np.linalg.pinv(sum(moments), rcond=1e-7)

@@ -317,6 +317,21 @@ def test_lot_leaves_directions_without_data_alone() -> None:
     close(merged[:, :3], merge(find_method("lot"), within), within=1e-9)
 
 
+def test_doge_makes_the_sum_as_long_as_each_task_along_its_own_rows() -> None:
+    several = layer((20, 30), [2, 3, 2])  # too few leading directions for a shared one but the first
+    merged = merge(find_method("doge-ta"), several, density=1.0)
+    plain = [dW.dense().double() for dW in several.deltas]
+    size = sum(float(dW.norm()) for dW in plain) / 3
+    summed = sum(size / dW.norm() * dW for dW in plain)
+
+    def conflicts(W: torch.Tensor) -> float:
+        return sum(float((dW * (dW - W)).sum(1).square().sum()) for dW in plain)
+
+    assert conflicts(merged) < 1e-6 * conflicts(summed)
+    step = torch.randn(20, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert (merged - summed).norm() < (merged + 0.1 * step - summed).norm()
+
+
 def test_tatr_keeps_what_one_task_alone_changes() -> None:
     several = layer((40, 30), [2, 3])
     B = several.deltas[1].B.clone()
