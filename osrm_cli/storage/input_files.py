@@ -1,6 +1,6 @@
 """Files from anywhere, read with care: regular files only, since a pipe or a device could go on for ever.
 
-JSON is read whole, safetensors header by header and tensor by tensor. No torch is imported here: records are read too.
+JSON is read whole, safetensors tensor by tensor. Importing this module does not import torch.
 """
 
 import json
