@@ -20,7 +20,7 @@ from osrm_cli.adapters.layers import (
     FACTORS,
     PREFIX,
     AdapterLayer,
-    describe_layers,
+    find_lora_layers,
     is_base_module,
     natural_sort_key,
     tensor_kind,
@@ -88,7 +88,7 @@ class Adapter:
         folder = hub.locate_adapter(source)
         row = recognize_format(folder)
         contents = row.load().read(folder)
-        layers, tensors = describe_layers(folder, contents.config, contents.tensors)
+        layers, tensors = find_lora_layers(folder, contents.config, contents.tensors)
         record = provenance.read_record(folder) if folder.is_dir() else {}
         return cls(
             alias or (record.get("task") or {}).get("name") or hub.short_name(source),

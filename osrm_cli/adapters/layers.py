@@ -110,7 +110,7 @@ def is_base_module(config: AdapterConfig, tensor: str) -> bool:
     return config.task_type in _WITHOUT_HEAD or any(part in _BASE_MODULES for part in tensor.split("."))
 
 
-def describe_layers(
+def find_lora_layers(
     folder: Path, config: AdapterConfig, stored: Mapping[str, TensorLocation]
 ) -> tuple[dict[str, AdapterLayer], dict[str, TensorLocation]]:
     """The layers that an adapter's factors make up, and all its tensors by the names that PEFT gives them.

@@ -61,14 +61,14 @@ class AdapterWriter:
             shape = self._shapes.get(layer)
             factors = join_kernel(delta, shape.kernel) if shape else (delta.A, delta.B)
             self._append(layer, factors, FACTORS[bool(shape and shape.embedding)])
-            self.ranks[layer] = delta.rank
+            self.ranks[layer] = len(delta.A)
             return
         self._experts[parent][int(layer.rpartition(".")[2])] = delta
         if len(self._experts[parent]) == self._counts[parent]:
             experts = self._experts.pop(parent)
             delta = _join_experts([experts[number] for number in sorted(experts)])
             self._append(stored_module(self._config, parent), (delta.A, delta.B), FACTORS[False])
-            self.ranks[parent] = delta.rank // len(experts)
+            self.ranks[parent] = len(delta.A) // len(experts)
 
     def _append(self, name: str, factors: tuple[torch.Tensor, torch.Tensor], suffixes: tuple[str, str]) -> None:
         for suffix, factor in zip(suffixes, factors, strict=True):

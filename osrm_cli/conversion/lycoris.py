@@ -12,10 +12,10 @@ from osrm_cli.adapters.formats import kohya
 from osrm_cli.adapters.formats.components import shorten_names
 from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
 from osrm_cli.conversion.kinds import KINDS, Tensors, Update
-from osrm_cli.conversion.plain_lora import PlainSource, read_tensor
+from osrm_cli.conversion.plain_lora import PlainSource
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage.input_files import TensorLocation, list_headers
+from osrm_cli.storage.input_files import TensorLocation, list_headers, read_tensor
 
 _PARTS = {"LoHa": "hada_", "LoKr": "lokr_", "LoCon": "lora_mid"}
 _THREE_BY_THREE = ("conv1", "conv2", "conv", "conv_in", "conv_out")  # of Stable Diffusion's UNets

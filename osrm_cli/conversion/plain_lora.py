@@ -30,7 +30,7 @@ from osrm_cli.linalg.truncation import truncate
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Progress
-from osrm_cli.storage.input_files import TensorFile, TensorLocation, all_finite
+from osrm_cli.storage.input_files import TensorLocation, read_tensor
 from osrm_cli.storage.safetensors_writer import DTYPES
 
 # PEFT's settings that LoHa and LoKr have under the names of LoRA's.
@@ -194,15 +194,3 @@ def _read_weight(
     name, is_turned = checkpoint.find_weight(layer, (B.shape[0], *A.shape[1:]), config.fan_in_fan_out)
     weight = read_tensor(checkpoint.tensors[name])
     return weight.T if is_turned else weight
-
-
-def read_tensor(location: TensorLocation) -> torch.Tensor:
-    """One tensor of a file.
-
-    Raises:
-        OsrmError: If it holds NaN or infinity.
-    """
-    tensor = TensorFile(location.path).get_tensor(location.name)
-    if not all_finite(tensor):
-        raise OsrmError(f"{location.path}: NaN or infinity in {location.name}", "train the adapter again")
-    return tensor

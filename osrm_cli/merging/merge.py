@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -175,11 +176,9 @@ def merge_adapters(
                 models = _load_task_models(plan, samples, modules.heads, base_dir, target_device, progress)
                 warnings += dict.fromkeys(text for model in models for text in model.warnings)
                 plan, layer_data = _gather_layer_data(plan, models, Path(scratch), progress)
-        with progress(f"merge {plan.method.name}", len(plan.layers), "layers") as advance:
-            unfinished = UnfinishedModel.open(path, plan, base) if resume else None
-            order = target.order(unfinished) if target else plan.layers
-            advance(len(plan.layers) - len(order))
-            layers = merge_layers(plan, layer_data, order, jobs, with_float64(target_device), advance)
+        unfinished = UnfinishedModel.open(path, plan, base) if resume else None
+        order = target.order(unfinished) if target else plan.layers
+        with closing(merge_layers(plan, layer_data, order, jobs, with_float64(target_device), progress)) as layers:
             contents = write_merged_folder(stage, plan, modules, layers, layer_data, base, target, unfinished)
         for name, file in tokenizer.items():
             (stage / name).parent.mkdir(exist_ok=True)

@@ -1,19 +1,19 @@
-"""The merge itself, layer by layer: updates of the adapters -> method's rule -> recompression where one is due."""
+"""The merge itself: all layers, in the order in which they are wanted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.parallel import map_in_order
-from osrm_cli.linalg.reduced_rank import truncate_for_inputs
 from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.linalg.truncation import truncate
 from osrm_cli.merging.layer_data import LayerData
-from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MaskedDelta
+from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.progress import Advance
+from osrm_cli.merging.single_layer import merge_layer
+from osrm_cli.progress import Progress, no_progress
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def merge_layers(
     layers: Sequence[str],
     jobs: int = 1,
     device: torch.device | str = "cpu",
-    advance: Advance = lambda _: None,
-) -> Iterator[MergedLayer]:
+    progress: Progress = no_progress,
+) -> Generator[MergedLayer]:
     """Merge layers one by one and yield them in the order of ``layers``.
 
     Where the data has a sequence, all layers are merged in that order first and their results kept: factors.
@@ -49,32 +49,21 @@ def merge_layers(
         layers: Names of layers; all of ``plan.layers`` in whatever order they are to be written.
         jobs: Layers that are computed at a time, each in a thread.
         device: Where to compute.
-        advance: Called with 1 after each layer.
+        progress: Draws a bar.
     """
-    if plan.method.learns_weights and not plan.learned:
-        raise ValueError(f"{plan.method.name}: its weights have not been learned")
-    rule, beyond_layers = plan.method.load(), plan.method.load_beyond_layers()
     results: dict[str, LayerResult] = {}
-    ordered: Iterator[MergedLayer]
-
-    def merge_one(layer: str) -> MergedLayer:
-        if plan.shapes[layer].is_tensor:  # no rank to cut it to
-            data = {} if plan.method.beyond_layers else layer_data.for_layer(layer, results)
-            return MergedLayer(layer, beyond_layers(plan.read_updates(layer, data, device), plan.options))
-        updates = plan.read_updates(layer, layer_data.for_layer(layer, results), device)
-        return _recompress(plan, updates, rule(updates, plan.options))
-
-    if layer_data.sequence:
-        merged = {}
-        for name in layer_data.sequence:
-            merged[name] = merge_one(name)
-            results[name] = merged[name].result
-        ordered = (merged[name] for name in layers)
-    else:
-        ordered = map_in_order(merge_one, layers, jobs)
-    for layer in ordered:
-        yield layer
-        advance(1)
+    merge_one = partial(merge_layer, plan, layer_data, results, device)
+    with progress(f"merge {plan.method.name}", len(layers), "layers") as advance:
+        if layer_data.sequence:
+            kept = {}
+            for name in layer_data.sequence:
+                results[name], kept[name] = merge_one(name)
+                advance(1)
+            yield from (MergedLayer(name, results[name], kept[name]) for name in layers)
+        else:
+            for name, (result, share) in zip(layers, map_in_order(merge_one, layers, jobs), strict=True):
+                yield MergedLayer(name, result, share)
+                advance(1)
 
 
 def estimate_ranks(
@@ -109,23 +98,3 @@ def _rank_for(spectra: Sequence[torch.Tensor], share: float) -> int | None:
     ranks = [int((kept < share).sum()) + 1 for kept in spectra]
     enough = all(rank <= len(kept) for rank, kept in zip(ranks, spectra, strict=True))
     return max(ranks) if enough else None
-
-
-def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> MergedLayer:
-    """Recompress a rule's result where the recipe says so, or where an adapter could not hold it.
-
-    Where the inputs' second moments are at hand, by what the inputs see of it.
-    """
-    layer = updates.name
-    if isinstance(result, MaskedDelta):
-        return MergedLayer(layer, result)
-    rank, energy = plan.options.rank, plan.options.energy
-    if updates.factors and isinstance(result, LowRank):  # they were cut before they were learned
-        return MergedLayer(layer, result)
-    if "rank" in plan.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
-        return MergedLayer(layer, result, result.kept_energy)
-    if isinstance(result, RowStream) and plan.recipe.output == "adapter" and rank is None and energy is None:
-        rank = sum(adapter.layers[layer].rank for adapter in plan.adapters if layer in adapter.layers)
-    if rank is None and energy is None:
-        return MergedLayer(layer, result)
-    return MergedLayer(layer, *truncate_for_inputs(result, updates.second_moments, rank, energy))

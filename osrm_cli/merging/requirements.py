@@ -26,6 +26,7 @@ DATA_OPTIONS: Mapping[str, Mapping[str, int | str]] = {
     "matching-weights": {"samples": 128, "seed": 0, "steps": 100, "completions": "own"},
     "factors": {"samples": 128, "seed": 0, "steps": 300, "start": "tsv", "completions": "own"},
 }
+_MAY_BE_UNSET = ("rank", "energy", "primary")
 # Every option of any method, by its name on the command line without dashes.
 OPTIONS = tuple(
     sorted(
@@ -92,7 +93,7 @@ def resolve_options(
             takes = ", ".join("--" + option.replace("_", "-") for option in sorted(allowed))
             raise OsrmError(f"method {method.name} does not use --{name.replace('_', '-')}", f"it takes {takes}")
         used[name] = value
-    used = {name: value for name, value in used.items() if value is not None}
+    used = {name: value for name, value in used.items() if value is not None or name not in _MAY_BE_UNSET}
     names = {each.name for each in fields(MethodOptions)}
     values = {"scale": used["lambda"], **{name: value for name, value in used.items() if name in names}}
     options = _check(MethodOptions, values, given)

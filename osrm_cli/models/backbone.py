@@ -70,20 +70,52 @@ class TaskSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """A base model in memory, frozen and without dropout; its own head is not used.
+class ModelInMemory:
+    """A base model in memory, frozen and without dropout.
 
     Attributes:
         folder: The base model's folder.
-        model: The model, with a head of two outputs.
+        model: The model.
         tokenizer: Pads on the right.
         device: Device of the model.
     """
 
     folder: Path
-    model: PreTrainedModel
+    model: Any
     tokenizer: Any
     device: torch.device
+
+    def collate(self, encodings: Sequence[Encoding]) -> dict[str, torch.Tensor]:
+        """A batch of examples, padded, see ``collate_batch``."""
+        return collate_batch(encodings, self.tokenizer, self.device)
+
+    def check_max_length(self, length: int) -> None:
+        """Check that the model has a position for each of ``length`` tokens, as adapters were trained with.
+
+        Raises:
+            OsrmError: If it has fewer.
+        """
+        check_positions(self.model, self.folder, length, "give the right base model with --model")
+
+    def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
+        """Check that the model has the layers that adapters change, with equal widths.
+
+        Raises:
+            OsrmError: If one is missing or has another width.
+        """
+        modules = dict(self.model.named_modules())
+        for name, layer in layers.items():
+            widths = layer_widths(modules[name]) if name in modules else None
+            if widths != (layer.d_in, layer.d_out):
+                raise OsrmError(
+                    f"the adapters change {name}, (d_in, d_out) = {(layer.d_in, layer.d_out)}; "
+                    f"{self.model.name_or_path} has {widths or 'no such layer'}",
+                    "give the right base model with --model",
+                )
+
+
+class Backbone(ModelInMemory):
+    """A model for classes, with a head of two outputs that is not used."""
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Self:
@@ -102,10 +134,6 @@ class Backbone:
         encodings = tokenize_examples(self.tokenizer, examples, max_length)
         check_vocabulary(self.tokenizer, encodings, self.model, self.folder)
         return encodings
-
-    def collate(self, encodings: Sequence[Encoding]) -> dict[str, torch.Tensor]:
-        """A batch of examples, padded, see ``collate_batch``."""
-        return collate_batch(encodings, self.tokenizer, self.device)
 
     def add_head(self, tensors: Mapping[str, torch.Tensor], num_labels: int, origin: Path) -> TaskHead:
         """Attach a head to the backbone, beside those of other tasks.
@@ -153,22 +181,6 @@ class Backbone:
         """``(n, d)``, the inputs of the head's last layer, see ``compute_representations``."""
         return compute_representations(model, encodings, self.tokenizer, self.device, batch_size, advance)
 
-    def check_max_length(self, length: int) -> None:
-        """Check that the model has a position for each of ``length`` tokens, as adapters were trained with.
-
-        Raises:
-            OsrmError: If it has fewer.
-        """
-        check_positions(self.model, self.folder, length, "give the right base model with --model")
-
-    def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
-        """Check that the model has the layers that adapters change, with equal widths.
-
-        Raises:
-            OsrmError: If one is missing or has another width.
-        """
-        check_layers(self.model, layers)
-
 
 def check_max_length(folder: Path, length: int) -> None:
     """Check that a base model has a position for each of ``length`` tokens, before it is loaded.
@@ -204,23 +216,6 @@ def check_positions(model: PreTrainedModel, folder: Path, length: int, hint: str
         raise OsrmError(
             f"{folder} has positions for {positions} tokens, fewer than the length of {length}", hint.format(positions)
         )
-
-
-def check_layers(model: PreTrainedModel, layers: Mapping[str, AdapterLayer]) -> None:
-    """Check that a model has the layers that adapters change, with equal widths.
-
-    Raises:
-        OsrmError: If one is missing or has another width.
-    """
-    modules = dict(model.named_modules())
-    for name, layer in layers.items():
-        widths = layer_widths(modules[name]) if name in modules else None
-        if widths != (layer.d_in, layer.d_out):
-            raise OsrmError(
-                f"the adapters change {name}, (d_in, d_out) = {(layer.d_in, layer.d_out)}; "
-                f"{model.name_or_path} has {widths or 'no such layer'}",
-                "give the right base model with --model",
-            )
 
 
 def with_empty_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:

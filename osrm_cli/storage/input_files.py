@@ -1,6 +1,6 @@
 """Files from anywhere, read with care: regular files only, since a pipe or a device could go on for ever.
 
-JSON is read whole, safetensors header by header and tensor by tensor. No torch is imported here: records are read too.
+JSON is read whole, safetensors tensor by tensor. Importing this module does not import torch.
 """
 
 import json
@@ -165,10 +165,10 @@ class TensorFile:
 def read_header_record(path: Path) -> dict[str, Any]:
     """The record that was saved with the tensors; empty for a file of another tool."""
     with open_tensors(path) as file:
-        return {key: value for key, value in read_metadata(path, file).items() if key != DIGEST_KEY}
+        return {key: value for key, value in read_own_metadata(path, file).items() if key != DIGEST_KEY}
 
 
-def read_metadata(path: Path, file: Any) -> dict[str, Any]:
+def read_own_metadata(path: Path, file: Any) -> dict[str, Any]:
     """The JSON object under the file's ``osrm`` key."""
     try:
         text = (file.metadata() or {}).get("osrm", "{}")

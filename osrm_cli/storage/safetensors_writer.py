@@ -14,7 +14,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import save_file
 
-from osrm_cli.storage.input_files import DIGEST_KEY, open_tensors, read_metadata
+from osrm_cli.storage.input_files import DIGEST_KEY, open_tensors, read_own_metadata
 
 DTYPES = {
     torch.float64: "F64",
@@ -176,7 +176,7 @@ def check_digest(path: Path) -> bool | None:
         OsrmError: If the file is missing or damaged.
     """
     with open_tensors(path) as file:
-        recorded = read_metadata(path, file).get(DIGEST_KEY)
+        recorded = read_own_metadata(path, file).get(DIGEST_KEY)
         if recorded is None:
             return None
         return bool(recorded == _digest((name, file.get_tensor(name)) for name in sorted(file.keys())))

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,7 +23,6 @@ from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.models.output_hooks import Calls, low_rank_hook, recording_hook, with_output_hooks
 from osrm_cli.models.text.generation import completion_logits, token_losses
 from osrm_cli.progress import Progress
-from osrm_cli.storage import input_files, safetensors_writer
 from osrm_cli.tasks.task import Label, Task
 
 
@@ -53,12 +54,18 @@ class FisherInformation(LayerData):
         """Write one task's information in units of its norm over all layers; returns the norm."""
         squares = (float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in diagonal.values())
         norm = math.sqrt(sum(squares))
-        safetensors_writer.save_tensors(path, {name: F / (norm or 1.0) for name, F in diagonal.items()}, {})
+        save_file({name: (F / (norm or 1.0)).cpu().contiguous() for name, F in diagonal.items()}, path)
         return norm
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
-        return {"fisher": tuple(input_files.TensorFile(path).get_tensor(layer) for path in self._paths)}
+        return {"fisher": tuple(_read_tensor(path, layer) for path in self._paths)}
+
+
+def _read_tensor(path: Path, name: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
 
 
 def fisher_diagonal(

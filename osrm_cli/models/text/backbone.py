@@ -1,8 +1,7 @@
 """One language model in memory, to which the updates of text tasks are added one after the other."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,41 +9,20 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.errors import library_errors
-from osrm_cli.models.backbone import (
-    TaskSource,
-    check_layers,
-    check_positions,
-    make_peft_model,
-    with_deltas,
-    with_update,
-)
-from osrm_cli.models.batching import Encoding, collate_batch
+from osrm_cli.models.backbone import ModelInMemory, TaskSource, make_peft_model, with_deltas, with_update
+from osrm_cli.models.batching import Encoding
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.lora_config import check_task_type
 from osrm_cli.models.text.completions import CompletionTokenizer
-from osrm_cli.models.text.generation import CompletionLosses, compute_losses, generate_answers, generate_tokens
+from osrm_cli.models.text.generation import CompletionLosses, compute_losses, generate_tokens
 from osrm_cli.models.text.language_model import load_language_model
 
 TOKENIZER_NAME = "tokenizer_config.json"
 
 
-@dataclass(frozen=True)
-class TextBackbone:
-    """A language model in memory, frozen and without dropout.
-
-    Attributes:
-        folder: The base model's folder.
-        model: The model.
-        tokenizer: Pads on the right.
-        device: Device of the model.
-    """
-
-    folder: Path
-    model: Any
-    tokenizer: Any
-    device: torch.device
+class TextBackbone(ModelInMemory):
+    """A model that writes text."""
 
     @classmethod
     def load(
@@ -69,10 +47,6 @@ class TextBackbone:
     def completions(self, max_length: int, skip_long: bool = False) -> CompletionTokenizer:
         """The tokenizer of prompts and completions."""
         return CompletionTokenizer(self.tokenizer, self.model.config.is_encoder_decoder, max_length, skip_long)
-
-    def collate(self, encodings: Sequence[Encoding]) -> dict[str, torch.Tensor]:
-        """A batch of examples, padded, see ``collate_batch``."""
-        return collate_batch(encodings, self.tokenizer, self.device)
 
     @contextmanager
     def attach(self, source: TaskSource) -> Iterator[Any]:
@@ -100,18 +74,6 @@ class TextBackbone:
         """Loss of each completion, see ``compute_losses``."""
         return compute_losses(model, encodings, self.tokenizer, self.device, batch_size, advance)
 
-    def generate(
-        self,
-        model: Any,
-        prompts: Sequence[Encoding],
-        batch_size: int,
-        max_new_tokens: int,
-        stop: Sequence[str],
-        advance: Callable[[int], None],
-    ) -> list[str]:
-        """Greedy answers, see ``generate_answers``."""
-        return generate_answers(model, prompts, self.tokenizer, self.device, batch_size, max_new_tokens, stop, advance)
-
     def generate_tokens(
         self,
         model: Any,
@@ -121,21 +83,19 @@ class TextBackbone:
         stop: Sequence[str],
         advance: Callable[[int], None],
     ) -> list[list[int]]:
-        """Greedy answers as tokens, see ``generate_tokens``."""
+        """Greedy answers, see ``generate_tokens``."""
         return generate_tokens(model, prompts, self.tokenizer, self.device, batch_size, max_new_tokens, stop, advance)
 
-    def check_max_length(self, length: int) -> None:
-        """Check that the model has a position for each of ``length`` tokens, as adapters were trained with.
-
-        Raises:
-            OsrmError: If it has fewer.
-        """
-        check_positions(self.model, self.folder, length, "give the right base model with --model")
-
-    def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
-        """Check that the model has the layers that adapters change, with equal widths.
-
-        Raises:
-            OsrmError: If one is missing or has another width.
-        """
-        check_layers(self.model, layers)
+    def generate(
+        self,
+        model: Any,
+        prompts: Sequence[Encoding],
+        batch_size: int,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        advance: Callable[[int], None],
+    ) -> list[str]:
+        """Greedy answers as text; stop strings and what follows them are cut off."""
+        tokens = self.generate_tokens(model, prompts, batch_size, max_new_tokens, stop, advance)
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [min((text.partition(end)[0] for end in stop), key=len, default=text) for text in texts]

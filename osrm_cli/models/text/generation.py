@@ -94,21 +94,6 @@ def compute_losses(
     return CompletionLosses(nll, tokens)
 
 
-def generate_answers(
-    model: Any,
-    prompts: Sequence[Encoding],
-    tokenizer: Any,
-    device: torch.device,
-    batch_size: int,
-    max_new_tokens: int,
-    stop: Sequence[str],
-    advance: Advance,
-) -> list[str]:
-    """Greedy answers as text, see ``generate_tokens``; stop strings and what follows them are cut off."""
-    tokens = generate_tokens(model, prompts, tokenizer, device, batch_size, max_new_tokens, stop, advance)
-    return [_cut_at_stop(text, stop) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-
-
 def generate_tokens(
     model: Any,
     prompts: Sequence[Encoding],
@@ -173,7 +158,3 @@ def _without_padding(row: torch.Tensor, tokenizer: Any) -> list[int]:
     while len(tokens) > 1 and tokens[-1] == tokenizer.pad_token_id:
         tokens.pop()
     return tokens
-
-
-def _cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    return min((text.partition(end)[0] for end in stop), key=len, default=text)

@@ -1,0 +1,60 @@
+"""The merge of one layer: updates of the adapters -> method's rule -> recompression where one is due."""
+
+from collections.abc import Mapping
+
+import torch
+
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.reduced_rank import truncate_for_inputs
+from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.merging.layer_data import LayerData
+from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MaskedDelta
+from osrm_cli.merging.plan import MergePlan
+
+
+def merge_layer(
+    plan: MergePlan,
+    layer_data: LayerData,
+    merged: Mapping[str, LayerResult],
+    device: torch.device | str,
+    layer: str,
+) -> tuple[LayerResult, float]:
+    """Merge one layer.
+
+    Args:
+        plan: What to merge, and how.
+        layer_data: What its method needs beside the updates.
+        merged: Results of the layers that stand before this one in ``layer_data.sequence``.
+        device: Where to compute.
+        layer: Full name.
+
+    Returns:
+        The result, and the share of its energy that is left after recompression; 1 if there was none.
+    """
+    method = plan.method
+    if method.learns_weights and not plan.learned:
+        raise ValueError(f"{method.name}: its weights have not been learned")
+    if plan.shapes[layer].is_tensor:  # no rank to cut it to
+        data = {} if method.beyond_layers else layer_data.for_layer(layer, merged)
+        return method.load_beyond_layers()(plan.read_updates(layer, data, device), plan.options), 1.0
+    updates = plan.read_updates(layer, layer_data.for_layer(layer, merged), device)
+    return _recompress(plan, updates, method.load()(updates, plan.options))
+
+
+def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> tuple[LayerResult, float]:
+    """Recompress a rule's result where the recipe says so, or where an adapter could not hold it.
+
+    Where the inputs' second moments are at hand, by what the inputs see of it.
+    """
+    if isinstance(result, MaskedDelta):
+        return result, 1.0
+    rank, energy = plan.options.rank, plan.options.energy
+    if updates.factors and isinstance(result, LowRank):  # they were cut before they were learned
+        return result, 1.0
+    if "rank" in plan.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
+        return result, result.kept_energy
+    if isinstance(result, RowStream) and plan.recipe.output == "adapter" and rank is None and energy is None:
+        rank = sum(adapter.layers[updates.name].rank for adapter in plan.adapters if updates.name in adapter.layers)
+    if rank is None and energy is None:
+        return result, 1.0
+    return truncate_for_inputs(result, updates.second_moments, rank, energy)
