@@ -172,13 +172,13 @@ def _output_scale(model: TaskModel, batches: Sequence[tuple[list[int], Outputs]]
         total = 0.0
         for rows, wanted in batches:
             base = run_model(model, {}, {}, rows)
-            total += float(_divergence(read_logits(model, base), _expected_logits(model, wanted))) * wanted.count
+            total += float(divergence(read_logits(model, base), _expected_logits(model, wanted))) * wanted.count
         return max(total / sum(wanted.count for _, wanted in batches), LEAST_INFORMATION)
     logits = torch.cat([_expected_logits(model, wanted) for _, wanted in batches])
     return _variance(logits) if model.sample.data.task.regression else _information(logits)
 
 
-def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
+def divergence(found: Tensor, wanted: Tensor) -> Tensor:
     """Mean Kullback-Leibler divergence of the predictions from those that are wanted, in nats, from logits.
 
     Where tokens are wanted, ``(n,)``, it is their loss. Vocabularies that were padded to other widths count as far as
@@ -259,7 +259,7 @@ def _output_distance(targets: TaskTargets, outputs: Outputs, wanted: Outputs) ->
     found, expected = read_logits(targets.model, outputs), _expected_logits(targets.model, wanted)
     if targets.model.sample.data.task.regression:
         return functional.mse_loss(found, expected) / targets.scales[-1]
-    return _divergence(found, expected) / targets.scales[-1]
+    return divergence(found, expected) / targets.scales[-1]
 
 
 def mean_distance(targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> float:

@@ -4,18 +4,22 @@ A head reads the representations of its own base model, so the teacher's is of n
 task alone: learning it disturbs no other task, and what it takes over the shared update need not do.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from osrm_cli import seeding
+from osrm_cli.merging.from_data.matching import divergence
 from osrm_cli.models.backbone import Backbone, TaskHead, with_empty_head
 from osrm_cli.models.classifier import head_modules
 from osrm_cli.models.heads import find_head_layer
 
 SPREAD = 0.02  # of a head's new weights, where the model's settings have no other
-STRENGTHS = tuple(10.0**power for power in range(-2, 5))  # of ridge regression, for standardized inputs
+STRENGTHS = tuple(10.0**power for power in range(-4, 2))  # pull of a head's last layer towards zero
+FOLDS, ITERATIONS = 5, 50
 
 
 @dataclass(frozen=True)
@@ -67,26 +71,60 @@ def make_student_head(backbone: Backbone, num_labels: int, seed: int, task: str)
     return StudentHead(classifier, tensors, tuple(backbone.heads))
 
 
-def fit_student_head(head: StudentHead, pooled: Tensor, logits: Tensor, is_regression: bool) -> None:
-    """Fit the last layer to what a teacher says, by ridge regression whose strength is cross-validated, in place.
+def fit_student_head(head: StudentHead, pooled: Tensor, logits: Tensor, is_regression: bool) -> float:
+    """Fit the last layer to what a teacher says, on standardized inputs, in place.
+
+    Of classes the divergence is minimised, not the difference of logits: those of a teacher that is sure are large, and
+    a head that meets them is sure where it errs. The pull towards a small head is chosen by cross-validation.
 
     Args:
         head: The head.
         pooled: Inputs of its last layer, ``(n, d)``.
-        logits: The teacher's, ``(n, num_labels)``. Of classes only differences count: each row's mean is taken off.
+        logits: The teacher's, ``(n, num_labels)``.
         is_regression: Whether they are scores.
-    """
-    from sklearn.linear_model import RidgeCV  # which takes a second to import
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
+    Returns:
+        The strength of the pull, one of ``STRENGTHS``.
+    """
     _, layer = find_head_layer(head.load())
-    wanted = logits if is_regression else logits - logits.mean(1, keepdim=True)
+    x, y = pooled.double(), logits.double()
     has_bias = layer.bias is not None
-    steps = make_pipeline(StandardScaler(with_mean=has_bias), RidgeCV(STRENGTHS, fit_intercept=has_bias))
-    scaler, model = steps.fit(pooled.double().cpu().numpy(), wanted.double().cpu().numpy())
-    W = torch.as_tensor(model.coef_).reshape(wanted.shape[1], -1) / torch.as_tensor(scaler.scale_)  # noqa: N806
+    centre = x.mean(0) if has_bias else torch.zeros_like(x[0])
+    spread = x.std(0, correction=0).clamp_min(1e-6)
+    x = (x - centre) / spread
+    compare = functional.mse_loss if is_regression else divergence
+    folds = torch.arange(len(x)) % FOLDS
+
+    def held_out_loss(strength: float) -> float:
+        parts = [folds == fold for fold in range(min(FOLDS, len(x)))]
+        fits = [(_fit_layer(x[~part], y[~part], has_bias, strength, compare), part) for part in parts]
+        return sum(float(compare(x[part] @ W.T + b, y[part])) * int(part.sum()) for (W, b), part in fits)
+
+    best = min(STRENGTHS, key=held_out_loss) if len(x) > 1 else STRENGTHS[-1]
+    W, b = _fit_layer(x, y, has_bias, best, compare)  # noqa: N806 - as in W x + b
     with torch.no_grad():
-        layer.weight.copy_(W)
+        layer.weight.copy_(W / spread)
         if has_bias:
-            layer.bias.copy_(torch.as_tensor(model.intercept_) - W @ torch.as_tensor(scaler.mean_))
+            layer.bias.copy_(b - (W / spread) @ centre)
+    return best
+
+
+def _fit_layer(
+    x: Tensor, y: Tensor, has_bias: bool, strength: float, compare: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias, perhaps zero, that minimise a loss and ``strength`` times ``||W||^2``, by L-BFGS."""
+    weight = x.new_zeros(y.shape[1], x.shape[1], requires_grad=True)
+    bias = x.new_zeros(y.shape[1], requires_grad=True)
+    search = torch.optim.LBFGS(
+        [weight, bias] if has_bias else [weight], max_iter=ITERATIONS, line_search_fn="strong_wolfe"
+    )
+
+    def step() -> Tensor:
+        search.zero_grad()
+        loss = compare(x @ weight.T + bias, y) + strength * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        search.step(step)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
