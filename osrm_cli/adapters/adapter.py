@@ -331,7 +331,10 @@ def combine_layers(adapters: Sequence[Adapter]) -> dict[str, AdapterLayer]:
 
 
 def _check_base_names(first: Adapter, second: Adapter) -> None:
-    hint = "use adapters of one base model only; if they are, correct base_model_name_or_path in adapter_config.json"
+    hint = (
+        "if they are the same, correct base_model_name_or_path in adapter_config.json; if not, merge them into one of "
+        "the two by --method distill --base MODEL"
+    )
     ours, theirs = first.config.base_model, second.config.base_model
     if ours and theirs and short_model_name(ours) != short_model_name(theirs):
         raise OsrmError(f"{first.source} belongs to base model {ours}, but {second.source} to {theirs}", hint)

@@ -165,6 +165,11 @@ class MergedFolder:
             raise OsrmError(f"{path} contains no head, only the merged update", "merge adapters that have heads")
         return cls(path, form, record, dict(sorted(tasks.items())), adapter)
 
+    @property
+    def teachers(self) -> Mapping[str, Any]:
+        """By task, adapters of other base models that the merge has learned from."""
+        return self.record.get("teachers") or {}
+
     def choose_tasks(self, names: list[str]) -> dict[str, MergedTask]:
         """The classifiers of some tasks; of all if there are no names.
 
@@ -238,8 +243,14 @@ class MergedFolder:
             folder: Folder that contains the adapters, in folders of any name; by default the paths that were merged.
 
         Raises:
-            OsrmError: If one is missing or has changed.
+            OsrmError: If one is missing, has changed, or belongs to another base model.
         """
+        if self.teachers:
+            task = min(self.teachers)
+            raise OsrmError(
+                f"{self.path}: the adapter of '{task}' belongs to another base model than the merge",
+                "heads of such tasks were learned with the merge: leave the calibration out",
+            )
         if folder is None:
             return [replace(_open_recorded(classifier), name=classifier.task) for classifier in self.tasks.values()]
         moved = [Adapter.open(path.parent) for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]

@@ -91,11 +91,11 @@ class FolderScorer:
         if single.adapter is None or single.adapter.sha256() != task.single_adapter.get("sha256"):
             self.notes.append(f"{task.task}: {path} has changed since it was merged, so its score is missing")
             return score
-        base_dir = self.base_dir
-        if self.merged.form == "model":  # that model's weights are the merged ones
+        base_dir, is_teacher = self.base_dir, task.task in self.merged.teachers
+        if self.merged.form == "model" or is_teacher:  # the model's weights are the merged ones, or of another model
             base_dir = single.resolve_base_model(None, None)[0]
-        progress = name_progress(self.progress, "single")
-        alone = self._scorer(base_dir, data.task).score(next(iter(single.tasks.values())), [data], max_length, progress)
+        progress, scorer = name_progress(self.progress, "single"), self._scorer(base_dir, data.task, is_teacher)
+        alone = scorer.score(next(iter(single.tasks.values())), [data], max_length, progress)
         return replace(score, single=alone.headline, single_loss=alone.metrics.get("loss"))
 
     def add_base_score(self, score: TaskScore, data: TaskSplit, max_length: int) -> TaskScore:
@@ -107,19 +107,20 @@ class FolderScorer:
         alone = self._scorer(base_dir, data.task).score(None, [data], max_length, progress)
         return replace(score, base=alone.headline, base_loss=alone.metrics["loss"])
 
-    def _scorer(self, model: Path, task: Task) -> Scorer:
-        """The scorer of a task's kind on a model."""
+    def _scorer(self, model: Path, task: Task, is_teacher: bool = False) -> Scorer:
+        """The scorer of a task's kind on a model, which for a teacher has its own tokenizer."""
         key = model, task.is_text
         if key not in self._loaded:
-            self._loaded[key] = self._load_text(model) if task.is_text else self._load_classes(model)
+            beside = None if is_teacher else self.merged.path
+            self._loaded[key] = self._load_text(model, beside) if task.is_text else self._load_classes(model)
         return self._loaded[key]
 
     def _load_classes(self, model: Path) -> Scorer:
         backbone = Backbone.load(model, self.device, getattr(torch, self.dtype))
         return ClassScorer(backbone, self.batch_size)
 
-    def _load_text(self, model: Path) -> Scorer:
-        backbone = TextBackbone.load(model, self.device, getattr(torch, self.dtype), self.merged.path)
+    def _load_text(self, model: Path, beside: Path | None) -> Scorer:
+        backbone = TextBackbone.load(model, self.device, getattr(torch, self.dtype), beside)
         return TextScorer(backbone, self.batch_size, self.generate, self.skip_long, self.warnings)
 
 

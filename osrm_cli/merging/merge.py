@@ -14,10 +14,12 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.auto import AUTO, choose_method
 from osrm_cli.merging.feature_moments import open_layer_data
+from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import estimate_ranks, merge_layers
 from osrm_cli.merging.merged_model import ModelTarget
+from osrm_cli.merging.methods import find_method
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipes.recipe_file import read_recipe
@@ -83,7 +85,8 @@ def merge_adapters(
         features: Folder of features files; ``features`` by default.
         data: ``hub``, ``mini`` or a folder; by default what each adapter was trained on.
         form: ``adapter`` or ``model``; by default the recipe's, else ``adapter``. Full models make a model.
-        model: The base model, where it lies elsewhere now; full models need it, if the recipe does not name it.
+        model: The base model, where it lies elsewhere now; full models need it, if the recipe does not name it. For
+            ``distill`` that of the result, whatever those of the adapters are.
         revision: Its revision.
         dtype: Type of the written tensors; ``auto`` is the recipe's, else the widest of the adapters'.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -114,20 +117,27 @@ def merge_adapters(
     first = None if recipe is None else must_use
     chosen = _fill(_make_recipe(adapters, recipe), given, options or {}, first)
     notes: list[str] = []
-    full_base = None
+    base_of_all = None
     name = model if model and _counts("model", first) else chosen.base or model
     if name and (source := _find_full_model(chosen)):
         if form == "adapter":
             hint = "leave out --as adapter, or use osrm extract before"
             raise OsrmError(f"{source} is a full model: the result is a model", hint)
-        chosen, full_base = replace(chosen, output="model", base=name), identify_base_model(name, revision)
+        chosen, base_of_all = replace(chosen, output="model", base=name), identify_base_model(name, revision)
         notes.append(f"{source} is a full model: the result is a model, as with --as model")
     if chosen.method == AUTO:
         chosen, reason = choose_method(chosen)
         notes.append(f"method {chosen.method}: {reason}")
         must_use = ()
     optional = [name for name in options or {} if not _counts(name, must_use)]
-    plan = MergePlan.of(chosen, weights, optional, full_base)
+    if name and base_of_all is None and find_method(chosen.method).takes_any_base:
+        chosen, base_of_all = replace(chosen, base=name), identify_base_model(name, revision)
+    plan = MergePlan.of(chosen, weights, optional, base_of_all)
+    if plan.foreign and calibrate:
+        raise OsrmError(
+            f"the head of {plan.foreign[0].source} belongs to another base model, to which it cannot be calibrated",
+            "leave out --calibrate",
+        )
     if plan.has_full_models and calibrate:
         raise OsrmError("heads of full models cannot be calibrated", "leave out --calibrate")
     layer_data = open_layer_data(plan)
@@ -154,7 +164,9 @@ def merge_adapters(
     target = (
         ModelTarget.find(plan, base_dir, modules.new_values) if base_dir and plan.recipe.output == "model" else None
     )
-    tokenizer, differences = find_tokenizer_files(plan.adapters)
+    tokenizer, differences = find_tokenizer_files(
+        [each for each in plan.adapters if not isinstance(each, ForeignAdapter)]
+    )
     warnings = [text for adapter in plan.adapters for text in adapter.warnings]
     warnings += [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
     warnings = list(dict.fromkeys(warnings)) + differences
@@ -176,6 +188,7 @@ def merge_adapters(
                 models = _load_task_models(plan, samples, modules.heads, base_dir, target_device, progress)
                 warnings += dict.fromkeys(text for model in models for text in model.warnings)
                 plan, layer_data = _gather_layer_data(plan, models, Path(scratch), progress)
+                modules = replace(modules, heads=plan.read_heads())
         unfinished = UnfinishedModel.open(path, plan, base) if resume else None
         order = target.order(unfinished) if target else plan.layers
         with closing(merge_layers(plan, layer_data, order, jobs, with_float64(target_device), progress)) as layers:

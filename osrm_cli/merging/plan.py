@@ -24,6 +24,7 @@ from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.adapters.rest import AdapterWithRest
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.foreign import ForeignAdapter, separate_foreign
 from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
@@ -99,7 +100,8 @@ class MergePlan:
             recipe: What the user wants.
             weights: Weights by adapter name that replace the recipe's.
             optional: Names of the options that are left out where the method does not use them.
-            base: The base model of full models.
+            base: The base model of full models; of a method that learns from adapters of any base model, that of the
+                result.
 
         Raises:
             OsrmError: If an adapter cannot be read, they do not belong together, or the method is given what it does
@@ -110,7 +112,8 @@ class MergePlan:
         used, options = resolve_options(method, recipe.options, optional)
         sources = ((_open(entry.path, recipe.output, base), entry) for entry in recipe.adapters)
         opened = sorted(sources, key=lambda pair: pair[0].name)
-        adapters = tuple(align_layers([adapter for adapter, _ in opened]))
+        given = [adapter for adapter, _ in opened]
+        adapters = tuple(align_layers(separate_foreign(given, base) if base and method.takes_any_base else given))
         check_task_names(adapters)
         _check_factors(method, adapters)
         check_same_architecture(adapters)
@@ -122,6 +125,7 @@ class MergePlan:
             entry.with_patterns_of(adapter.layers) for entry, adapter in zip(entries, adapters, strict=True)
         )
         _check_bases(entries, adapters)
+        _check_foreign_weights(entries, adapters)
         reads = reads_features(method, replace(recipe, options=used))
         effective = replace(
             recipe,
@@ -137,14 +141,21 @@ class MergePlan:
         is_dense = any(adapter.is_dense for adapter in adapters)
         return cls(effective, method, options, adapters, combine_layers(adapters), dtype, bases, reads, is_dense)
 
-    def with_method(self, name: str) -> "MergePlan":
+    def with_method(self, name: str) -> "MergePlan | None":
         """Another method's merge into an adapter, of the same adapters and under the options that it has too.
 
         Args:
             name: The other method.
+
+        Returns:
+            Its plan, without the adapters of other base models; ``None`` if there are no others.
         """
+        pairs = zip(self.recipe.adapters, self.adapters, strict=True)
+        entries = tuple(entry for entry, adapter in pairs if not isinstance(adapter, ForeignAdapter))
+        if not entries:
+            return None
         shared = {key: value for key, value in self.recipe.options.items() if key in used_options(find_method(name))}
-        return MergePlan.of(replace(self.recipe, method=name, options=shared, output="adapter"))
+        return MergePlan.of(replace(self.recipe, method=name, adapters=entries, options=shared, output="adapter"))
 
     def with_learned_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "MergePlan":
         """The same merge with a weight for each adapter's every layer, in the place of lambda.
@@ -159,6 +170,11 @@ class MergePlan:
         )
         recipe, options = replace(self.recipe, adapters=entries), replace(self.options, scale=1.0)
         return replace(self, recipe=recipe, options=options, learned=True)
+
+    @cached_property
+    def foreign(self) -> tuple[ForeignAdapter, ...]:
+        """Adapters of other base models, from which the merge learns."""
+        return tuple(adapter for adapter in self.adapters if isinstance(adapter, ForeignAdapter))
 
     @cached_property
     def layers(self) -> tuple[str, ...]:
@@ -260,6 +276,15 @@ def _check_bases(entries: Sequence[AdapterEntry], adapters: Sequence[Adapter]) -
             raise OsrmError(
                 f"{adapter.source} belongs to base model {known}, the recipe has it on {entry.base}",
                 "an update counts on its own base model only; if they are the same, correct the recipe",
+            )
+
+
+def _check_foreign_weights(entries: Sequence[AdapterEntry], adapters: Sequence[Adapter]) -> None:
+    for entry, adapter in zip(entries, adapters, strict=True):
+        if isinstance(adapter, ForeignAdapter) and entry.weight != 1.0:
+            raise OsrmError(
+                f"{adapter.source} has a weight, but belongs to another base model: it has no update to scale",
+                "leave out its weight",
             )
 
 

@@ -104,6 +104,10 @@ def describe_result(
         f"{task}: distance to the single model {distance['before']:.3f} before, {distance['after']:.3f} after"
         for task, distance in summary.get("distance", {}).items()
     ]
+    notes += [
+        f"{task}: learned from a teacher on {teacher['base']}, by its {teacher['compared']}"
+        for task, teacher in summary.get("teachers", {}).items()
+    ]
     if shared:
         names = ", ".join(sorted(shared))
         notes.append(f"{names}: stored as a whole by modules_to_save, carried over as is whatever the weights are")

@@ -78,12 +78,14 @@ class ModelInMemory:
         model: The model.
         tokenizer: Pads on the right.
         device: Device of the model.
+        heads: Modules that an adapter of this model must include, see ``LoadedModel``.
     """
 
     folder: Path
     model: Any
     tokenizer: Any
     device: torch.device
+    heads: Sequence[str]
 
     def collate(self, encodings: Sequence[Encoding]) -> dict[str, torch.Tensor]:
         """A batch of examples, padded, see ``collate_batch``."""
@@ -125,9 +127,9 @@ class Backbone(ModelInMemory):
             OsrmError: If it cannot be loaded as a sequence classifier, or has no tokenizer.
         """
         tokenizer = load_tokenizer(folder)
-        model = load_classifier(folder, 2, tokenizer, dtype, seed=0, device=device).model
-        model.requires_grad_(False).train(False)
-        return cls(folder, model, tokenizer, device)
+        loaded = load_classifier(folder, 2, tokenizer, dtype, seed=0, device=device)
+        loaded.model.requires_grad_(False).train(False)
+        return cls(folder, loaded.model, tokenizer, device, loaded.heads)
 
     def tokenize(self, examples: Sequence[Example], max_length: int) -> list[Encoding]:
         """Token ids of each example, see ``tokenize_examples``."""

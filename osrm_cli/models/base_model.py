@@ -98,7 +98,7 @@ def _find_folder(name: str, revision: str | None, kind: str) -> Path:
     try:
         return hub.fetch(kind, public_name(name), revision, "config.json", _FILES)
     except OsrmError as error:
-        advice = _ADVICE.get(public_name(name), "give a folder with --model, or ")
+        advice = _ADVICE.get(public_name(name), "give a folder that is there, or ")
         raise OsrmError(str(error), f"{advice}{error.hint}") from None
 
 

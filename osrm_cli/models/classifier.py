@@ -98,7 +98,7 @@ def load_classifier(
             ignore_mismatched_sizes=True,  # a head for another number of classes is replaced by random weights
             **settings,
         )
-    outside = {name for name, part in model.named_children() if name != model.base_model_prefix and _has_weights(part)}
+    outside = set(head_modules(model))
     missing = {key for key in loading["missing_keys"] if key.partition(".")[0] not in outside}
     mismatched = {key for key, *_ in loading["mismatched_keys"] if key.partition(".")[0] not in outside}
     backbone_tensors = sum(name.partition(".")[0] not in outside for name, _ in model.named_parameters())
@@ -114,8 +114,12 @@ def load_classifier(
     return LoadedModel(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
 
 
-def load_without_weights(folder: Path) -> PreTrainedModel:
+def load_without_weights(folder: Path, kinds: tuple[Any, Any] = (AutoModel, AutoModel)) -> PreTrainedModel:
     """A base model whose weights take no memory, to look at its layers.
+
+    Args:
+        folder: The base model.
+        kinds: The class of transformers that builds it, and that for an encoder-decoder.
 
     Raises:
         OsrmError: If transformers cannot build it.
@@ -123,10 +127,13 @@ def load_without_weights(folder: Path) -> PreTrainedModel:
     with library_errors(f"{folder}: the model cannot be built"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModel.from_config(  # type: ignore[no-untyped-call]
-                config, trust_remote_code=False
-            )
+            model: PreTrainedModel = kinds[bool(config.is_encoder_decoder)].from_config(config, trust_remote_code=False)
     return model
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """The modules with weights that a classifier has outside of its backbone."""
+    return [name for name, part in model.named_children() if name != model.base_model_prefix and _has_weights(part)]
 
 
 def replace_dropouts(config: PretrainedConfig, rate: float) -> dict[str, float]:

@@ -1,16 +1,22 @@
 """Target layers: PEFT's defaults, and the layers that a name selects."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.classifier import LoadedModel
+from osrm_cli.models.classifier import LoadedModel, head_modules, load_without_weights
 
 ALL_LINEAR = "all-linear"
 
@@ -50,6 +56,23 @@ def find_target_layers(classifier: LoadedModel, names: Sequence[str]) -> dict[st
         suffixes = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise OsrmError(f"no linear layer matches --target-modules {' '.join(names)}", f"names of layers: {suffixes}")
     return matching
+
+
+def find_default_layers(folder: Path, is_text: bool) -> dict[str, torch.nn.Module]:
+    """The layers of a base model that are adapted by default, without their weights.
+
+    Args:
+        folder: The base model.
+        is_text: Whether it is to write text; otherwise it is a classifier.
+
+    Raises:
+        OsrmError: If it cannot be built, or has no default.
+    """
+    writers = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+    classifiers = (AutoModelForSequenceClassification, AutoModelForSequenceClassification)
+    model = load_without_weights(folder, writers if is_text else classifiers)
+    loaded = LoadedModel(model, [] if is_text else head_modules(model))
+    return find_target_layers(loaded, default_target_modules(model))
 
 
 def as_target_modules(classifier: LoadedModel, names: Sequence[str], targets: Collection[str]) -> list[str]:

@@ -166,7 +166,7 @@ def check_same_base_model(base_models: Mapping[Path, BaseModelId]) -> None:
     usual_path, usual_base = next((path, base) for path, base in base_models.items() if base.sha256 == usual_digest)
     raise OsrmError(
         f"{odd_path} comes from base model {_describe(odd_base)}, but {usual_path} from {_describe(usual_base)}",
-        "use artifacts of one base model only",
+        "use artifacts of one base model only; adapters of several: osrm merge --method distill --base MODEL",
     )
 
 

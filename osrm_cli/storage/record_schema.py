@@ -117,6 +117,7 @@ class RecordSchema(OpenSchema):
     rest: _Rest | None = None
     start: dict[str, Any] | None = None
     train: dict[str, Any] | None = None
+    teachers: dict[Name, dict[str, Any]] | None = None
 
 
 _RECORD = TypeAdapter(RecordSchema)

@@ -43,7 +43,8 @@ class TrainedAdapters:
     Attributes:
         paths: Output folder of each adapter by task; not written under ``dry_run``.
         examples: Number of training examples by task.
-        reports: By task, ``path``, ``dev`` scores and ``drift`` of A; empty under ``dry_run``.
+        reports: By task, ``path``, ``dev`` scores and ``drift`` of A, with ``full`` in how many
+            ``directions`` the layers' weights were trained; empty under ``dry_run``.
         warnings: Warnings about data and training.
     """
 
@@ -327,7 +328,9 @@ def _train(
             provenance.write_record(stage, record)
             provenance.write_digests(stage)
         shutil.rmtree(run.checkpoint_folder)
-    return {"path": str(run.path), "dev": result.scores, "drift": drift}
+    trained = {layer.rank for layer in run.start.layers.values()} if run.settings.get("full") else set()
+    directions = {"directions": {"least": min(trained), "most": max(trained)}} if trained else {}
+    return {"path": str(run.path), "dev": result.scores, "drift": drift, **directions}
 
 
 def _load_base(run: _Run, tokenizer: Any, device: torch.device) -> LoadedModel:

@@ -203,3 +203,33 @@ def test_every_layer_of_known_models_keeps_its_name_in_kohya_s_files():
         assert len(names) > 10
         for name in names:
             assert unflatten_name(flatten_name(name)) == name
+
+
+def tiny_llama(folder):
+    torch.manual_seed(4)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["ties", "tsv"])
+def test_mlx_lm_computes_what_the_merged_updates_say(tmp_path, method):
+    mx = pytest.importorskip("mlx.core", reason="MLX is not installed")
+    utils = pytest.importorskip("mlx_lm.utils", reason="MLX LM is not installed")
+    base = transformers.LlamaForCausalLM.from_pretrained(tiny_llama(tmp_path / "base")).eval()
+    layers = shapes(base, ("q_proj", "o_proj", "down_proj"))
+    for name, seed in {"a": 1, "b": 2}.items():
+        write_peft(tmp_path / name, layers, seed=seed, size=0.2)
+        convert_adapter(tmp_path / name, tmp_path / f"{name}-mlx", "mlx")
+    merge_adapters([tmp_path / "a-mlx", tmp_path / "b-mlx"], method, out=tmp_path / "merged")
+    convert_adapter(tmp_path / "merged", tmp_path / "out", "mlx")
+    model = utils.load_adapters(utils.load_model(tmp_path / "base")[0], str(tmp_path / "out"))
+    tokens = [[1, 5, 9, 2], [1, 7, 3, 2]]
+    with torch.no_grad():
+        plain = base(torch.tensor(tokens)).logits
+        expected = merged(base, Adapter.open(tmp_path / "merged"))(torch.tensor(tokens)).logits
+    found = torch.tensor(model(mx.array(tokens)).astype(mx.float32).tolist())
+    assert (plain - expected).abs().max() > 1e-2
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

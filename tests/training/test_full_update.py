@@ -106,6 +106,15 @@ def test_record_and_bytes(project: Path) -> None:
     assert all(first[name].equal(second[name]) for name in first)
 
 
+def test_the_command_says_how_many_directions_were_trained(project: Path) -> None:
+    words = ("train", "starts/mood", "--epochs", 1, "--limit", 8, "--full")
+    assert "trained in 16 directions of each layer" in osrm(*words, "--out", "all", cwd=project).stdout
+    run = osrm(*words, "--project", "--out", "free", "--json", cwd=project)
+    directions = json.loads(run.stdout)["adapters"]["mood"]["directions"]
+    ranks = [layer.rank for layer in Adapter.open(project / "free" / "mood").layers.values()]
+    assert directions == {"least": min(ranks), "most": max(ranks)}
+
+
 def test_free_subspace_of_everything_is_refused(project: Path) -> None:
     features = FeatureSet.open(project / "features").select()
     with pytest.raises(OsrmError, match="no direction is free of 1 of the other tasks' energy"):

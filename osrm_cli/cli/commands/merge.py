@@ -115,7 +115,8 @@ def merge(
             "--model",
             "--base",
             envvar="OSRM_MODEL",
-            help="Base model, if it is not where it was recorded; full models do not record theirs.",
+            help="Base model, if it is not where it was recorded; full models do not record theirs. distill: the "
+            "result's, from adapters of any base model.",
             show_default=False,
         ),
     ] = None,

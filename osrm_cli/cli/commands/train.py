@@ -159,4 +159,8 @@ def train(
 
 
 def _summary_line(report: dict[str, Any]) -> str:
-    return f"{report['path']}  dev {report['dev']['headline']:.2f}, drift of A {report['drift']['overall']:.1%}"
+    line = f"{report['path']}  dev {report['dev']['headline']:.2f}, "
+    if "directions" not in report:
+        return f"{line}drift of A {report['drift']['overall']:.1%}"
+    least, most = report["directions"].values()
+    return f"{line}trained in {least if least == most else f'{least} to {most}'} directions of each layer"

@@ -1,7 +1,8 @@
 """Learn what makes a merged model like the single ones: its factors (``distill``), or a weight per task and layer.
 
 The single models are teachers of themselves alone: each on its own task's texts, through its own head; of a task that
-is answered with text, at the positions of a completion that it has written itself. Nothing is read but texts. Compare
+is answered with text, at the positions of a completion that it has written itself. Nothing is read but texts. Factors
+may also be learned from adapters of other base models, see ``teachers``. Compare
 Representation Surgery (arXiv:2402.02705), which matches the pooled states by a module beside the model, and ProDistill
 (arXiv:2502.12706), which matches the states layer by layer.
 """
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from osrm_cli import seeding
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.subspaces import orthonormal_rows
+from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.from_data.adamerging import WeightedDeltas, Weights
 from osrm_cli.merging.from_data.matching import TaskTargets, compute_targets, distance, mean_distance, run_model
+from osrm_cli.merging.from_data.student_heads import StudentHead, fit_student_head
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
@@ -37,10 +41,11 @@ class LearnedFactors(LayerData):
     Args:
         factors: By layer.
         record: The texts that were read, the distance before and after.
+        heads: Of the tasks whose adapter is foreign, the heads that were learned beside.
     """
 
-    def __init__(self, factors: Factors, record: Mapping[str, Any]) -> None:
-        self._factors, self.record = factors, record
+    def __init__(self, factors: Factors, record: Mapping[str, Any], heads: Mapping[str, StudentHead]) -> None:
+        self._factors, self.record, self.heads = factors, record, heads
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``B`` ``(d_out, r)`` and ``A`` ``(r, d_in)``."""
@@ -52,18 +57,53 @@ def learn_factors(
 ) -> LearnedFactors:
     """Minimise the mean over tasks of ``matching.distance`` over the factors of the merged update, by Adam.
 
+    Heads of tasks whose adapter is foreign are learned beside, from a regression on what the teacher says.
+
     Args:
         models: The tasks' classifiers, in the order of the adapters' names.
         plan: Its options say how many steps at most, and the seed of the batches.
-        start: Where to begin, by layer; its ranks are kept.
+        start: Where to begin, by layer; its ranks are kept, with room for foreign adapters, see ``with_room``.
         advance: Called with the number of steps done.
     """
     device = models[0].device
-    pairs = {layer: LowRank(_parameter(delta.B, device), _parameter(delta.A, device)) for layer, delta in start.items()}
+    wide = {layer: with_room(plan, layer, start.get(layer)) for layer in plan.layers}
+    pairs = {layer: LowRank(_parameter(delta.B, device), _parameter(delta.A, device)) for layer, delta in wide.items()}
     hooks: dict[str, OutputHook] = {layer: _factor_hook(pair) for layer, pair in pairs.items()}
     parameters = [factor for pair in pairs.values() for factor in (pair.B, pair.A)]
-    record = _minimise(models, plan, parameters, hooks, FACTOR_RATE, advance)
-    return LearnedFactors({layer: LowRank(pair.B.detach(), pair.A.detach()) for layer, pair in pairs.items()}, record)
+    heads = {model.name: model.head for model in models if isinstance(model.head, StudentHead)}
+    parameters += [parameter for head in heads.values() for parameter in head.parameters]
+    record = _minimise(models, plan, parameters, hooks, FACTOR_RATE, advance) | _describe_teachers(models)
+    factors = {layer: LowRank(pair.B.detach(), pair.A.detach()) for layer, pair in pairs.items()}
+    return LearnedFactors(factors, record, heads)
+
+
+def with_room(plan: MergePlan, layer: str, start: LowRank | None) -> LowRank:
+    """Factors to begin with, with further ones for what foreign adapters teach: orthonormal rows of A, and B zero.
+
+    Args:
+        plan: Its ``rank`` is that of the result; without it, that of the start and each foreign adapter's are added up.
+        layer: Full name.
+        start: The merge of the other adapters; ``None`` where there are none.
+    """
+    shape = plan.shapes[layer]
+    given = start or LowRank(torch.zeros(shape.d_out, 0), torch.zeros(0, shape.d_in))
+    if not plan.foreign:
+        return given
+    rank = min(plan.options.rank or given.rank + sum(each.rank for each in plan.foreign), shape.d_in, shape.d_out)
+    count = max(rank - given.rank, 0)
+    seed = plan.recipe.options["seed"]
+    A = orthonormal_rows(seeding.gaussian(count, shape.d_in, seed, "room", layer)).to(given.A)  # noqa: N806
+    return LowRank(torch.cat([given.B, given.B.new_zeros(shape.d_out, count)], 1), torch.cat([given.A, A]))
+
+
+def _describe_teachers(models: Sequence[TaskModel]) -> dict[str, Any]:
+    """The record of teachers on other base models: which, and what of them was compared."""
+    teachers = {
+        model.name: {"base": adapter.teacher_base, "compared": "logits" if model.teacher else "written text"}
+        for model in models
+        if isinstance(adapter := model.sample.adapter, ForeignAdapter)
+    }
+    return {"teachers": teachers} if teachers else {}
 
 
 def learn_matching_weights(
@@ -107,6 +147,9 @@ def _minimise(
     """
     steps, seed = plan.recipe.options["steps"], plan.recipe.options["seed"]
     targets = [compute_targets(model, index, plan) for index, model in enumerate(models)]
+    for each in targets:
+        if isinstance(each.model.head, StudentHead):
+            _fit_head(each.model.head, each, hooks)
     before = best = _held_out_distances(targets, hooks)
     kept, done, since = [parameter.detach().clone() for parameter in parameters], 0, 0
     adam = torch.optim.Adam(parameters, lr=rate)
@@ -140,6 +183,13 @@ def _minimise(
         "distance": distances,
         "steps": done,
     }
+
+
+def _fit_head(head: StudentHead, targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> None:
+    with torch.no_grad():
+        pooled = torch.cat([run_model(targets.model, hooks, {}, rows).pooled for rows, _ in targets.training])
+    logits = torch.cat([wanted.logits for _, wanted in targets.training if wanted.logits is not None])
+    fit_student_head(head, pooled, logits, targets.model.sample.data.task.regression)
 
 
 def _held_out_distances(targets: Sequence[TaskTargets], hooks: Mapping[str, OutputHook]) -> dict[str, float]:

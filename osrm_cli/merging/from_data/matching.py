@@ -8,6 +8,9 @@ little, and whose divergence is therefore small whatever is done, counts as much
 Of a task that is answered with text, all three are taken at the positions of the completion, where the next token is
 predicted (of an encoder, at those of the prompt): the output layer reads what is pooled elsewhere, and the divergence
 is that of the next token's distribution, in units of the base model's: 1 is a model that has learned nothing.
+
+Of a teacher on another base model there is the last distance alone, which counts three times; where it has another
+vocabulary, the loss of what it has written, in units of the base model's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +33,7 @@ from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_
 HELD_OUT = 8  # every eighth text
 LEAST_INFORMATION = 1e-3  # nats
 STATES = 4  # layers whose inputs are compared
+PARTS = 3  # distances that make up a task's
 TEXT_BATCH_SIZE = 4  # completions have many positions each
 
 
@@ -41,12 +45,17 @@ class Outputs:
         states: Inputs of some layers at the positions that count, ``(tokens, d_in)`` each.
         pooled: Inputs of the head's last layer, ``(n, d)``; of a text task one row for each position of a completion.
         logits: ``(n, num_labels)``; ``None`` where they are to be computed from ``pooled`` again, since a vocabulary is
-            a hundred times as wide.
+            a hundred times as wide; of a teacher with another vocabulary its tokens, ``(n,)``.
     """
 
     states: tuple[Tensor, ...]
     pooled: Tensor
     logits: Tensor | None
+
+    @property
+    def count(self) -> int:
+        """``n``."""
+        return len(self.pooled if self.logits is None else self.logits)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class TaskTargets:
         training: Batches to learn from: rows and outputs.
         held_out: Batches to stop by; those of ``training`` where there are too few texts.
         scales: Variance of each of ``states``, of ``pooled``, and of the scores, the information of the classes, or the
-            base model's divergence.
+            base model's divergence. Of a teacher on another base model the last one alone.
     """
 
     model: TaskModel
@@ -80,6 +89,11 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
     Raises:
         OsrmError: If a language model's output is more than its output layer's.
     """
+    texts = range(len(model.encodings))
+    held_out = [text for text in texts if text % HELD_OUT == HELD_OUT - 1]
+    training = [text for text in texts if text % HELD_OUT < HELD_OUT - 1]
+    if model.is_foreign:
+        return _compute_foreign_targets(model, training, held_out or training)
     deltas = {layer: delta for layer in plan.layers if (delta := model.delta(layer))}
     single = {layer: low_rank_hook(delta.scaled(plan.weight(index, layer))) for layer, delta in deltas.items()}
     shell = model.with_head_loaded()
@@ -88,9 +102,6 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
     count = min(STATES, len(distinct))
     chosen = [distinct[(place + 1) * len(distinct) // count - 1] for place in range(count)]
     layers = {name: name in sources.of_encoder for name in chosen}
-    texts = range(len(model.encodings))
-    held_out = [text for text in texts if text % HELD_OUT == HELD_OUT - 1]
-    training = [text for text in texts if text % HELD_OUT < HELD_OUT - 1]
     with torch.no_grad():
         learned_from, stopped_by = (
             tuple((rows, _stored(model, run_model(model, single, layers, rows))) for rows in _batches(model, part))
@@ -101,6 +112,29 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
         stacked.append(torch.cat([each.pooled for each in outputs]))
         scales = [*map(_variance, stacked), _output_scale(model, learned_from)]
     return TaskTargets(model, layers, learned_from, stopped_by, tuple(scale or 1.0 for scale in scales))
+
+
+def _compute_foreign_targets(model: TaskModel, training: Sequence[int], held_out: Sequence[int]) -> TaskTargets:
+    """What a teacher on another base model says of the texts."""
+    teacher, single = model.teacher, {}
+    if teacher:
+        deltas = {layer: delta for layer in teacher.sample.adapter.layers if (delta := teacher.delta(layer))}
+        single = {layer: low_rank_hook(delta) for layer, delta in deltas.items()}
+
+    def ask(rows: list[int]) -> Outputs:
+        if teacher:
+            return replace(_stored(teacher, run_model(teacher, single, {}, rows)), states=())
+        shell, batch = model.with_head_loaded(), model.batch(rows)
+        positions, _ = _completion_positions(shell, batch)
+        labels = batch["labels"]
+        tokens = labels if shell.config.is_encoder_decoder else functional.pad(labels[:, 1:], (0, 1))
+        return Outputs((), tokens.new_empty(0), tokens[positions])
+
+    with torch.no_grad():
+        learned_from, stopped_by = (
+            tuple((rows, ask(rows)) for rows in _batches(model, part)) for part in (training, held_out)
+        )
+        return TaskTargets(model, {}, learned_from, stopped_by, (_output_scale(model, learned_from) or 1.0,))
 
 
 def _stored(model: TaskModel, outputs: Outputs) -> Outputs:
@@ -127,20 +161,33 @@ def read_logits(model: TaskModel, outputs: Outputs) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
+def _expected_logits(model: TaskModel, wanted: Outputs) -> Tensor:
+    """What is wanted of a model: its own logits or its teacher's, or the tokens of a teacher."""
+    return read_logits(model.teacher or model, wanted)
+
+
 def _output_scale(model: TaskModel, batches: Sequence[tuple[list[int], Outputs]]) -> float:
     """The unit of the output's distance."""
     if model.is_text:
         total = 0.0
         for rows, wanted in batches:
             base = run_model(model, {}, {}, rows)
-            total += float(_divergence(read_logits(model, base), read_logits(model, wanted))) * len(wanted.pooled)
-        return max(total / sum(len(wanted.pooled) for _, wanted in batches), LEAST_INFORMATION)
-    logits = torch.cat([read_logits(model, wanted) for _, wanted in batches])
+            total += float(divergence(read_logits(model, base), _expected_logits(model, wanted))) * wanted.count
+        return max(total / sum(wanted.count for _, wanted in batches), LEAST_INFORMATION)
+    logits = torch.cat([_expected_logits(model, wanted) for _, wanted in batches])
     return _variance(logits) if model.sample.data.task.regression else _information(logits)
 
 
-def _divergence(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean Kullback-Leibler divergence of the predictions from those that are wanted, in nats, from logits."""
+def divergence(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence of the predictions from those that are wanted, in nats, from logits.
+
+    Where tokens are wanted, ``(n,)``, it is their loss. Vocabularies that were padded to other widths count as far as
+    both go.
+    """
+    if wanted.ndim == 1:
+        return functional.cross_entropy(found, wanted)
+    width = min(found.shape[-1], wanted.shape[-1])
+    found, wanted = found[..., :width], wanted[..., :width]
     return functional.kl_div(found.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
@@ -197,16 +244,22 @@ def _completion_positions(shell: Any, batch: Mapping[str, Tensor]) -> tuple[Tens
 
 def distance(targets: TaskTargets, outputs: Outputs, wanted: Outputs) -> Tensor:
     """How far outputs are from those of the single model, a scalar with its graph: the sum of the three distances."""
-    *state_scales, pooled_scale, logit_scale = targets.scales
+    if targets.model.is_foreign:
+        return PARTS * _output_distance(targets, outputs, wanted)
+    *state_scales, pooled_scale, _ = targets.scales
     states = [
         functional.mse_loss(found, target) / scale
         for found, target, scale in zip(outputs.states, wanted.states, state_scales, strict=True)
     ]
     total = torch.stack(states).mean() + functional.mse_loss(outputs.pooled, wanted.pooled) / pooled_scale
-    found, expected = (read_logits(targets.model, each) for each in (outputs, wanted))
+    return total + _output_distance(targets, outputs, wanted)
+
+
+def _output_distance(targets: TaskTargets, outputs: Outputs, wanted: Outputs) -> Tensor:
+    found, expected = read_logits(targets.model, outputs), _expected_logits(targets.model, wanted)
     if targets.model.sample.data.task.regression:
-        return total + functional.mse_loss(found, expected) / logit_scale
-    return total + _divergence(found, expected) / logit_scale
+        return functional.mse_loss(found, expected) / targets.scales[-1]
+    return divergence(found, expected) / targets.scales[-1]
 
 
 def mean_distance(targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> float:
@@ -215,8 +268,8 @@ def mean_distance(targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> floa
     with torch.no_grad():
         for rows, wanted in targets.held_out:
             found = run_model(targets.model, hooks, targets.layers, rows)
-            total += float(distance(targets, found, wanted)) * len(wanted.pooled)
-    return total / sum(len(wanted.pooled) for _, wanted in targets.held_out)
+            total += float(distance(targets, found, wanted)) * wanted.count
+    return total / sum(wanted.count for _, wanted in targets.held_out)
 
 
 def _batches(model: TaskModel, texts: Sequence[int]) -> list[list[int]]:

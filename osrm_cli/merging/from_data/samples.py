@@ -4,6 +4,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.task_data import TaskSample, data_source, draw_texts, is_text_adapter
 from osrm_cli.errors import OsrmError
+from osrm_cli.merging.foreign import teacher_of
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.models.lora_config import CLASSIFIER_TYPES, check_task_type
 from osrm_cli.tasks.loading import draw_examples, load_prompts, load_split
@@ -26,7 +27,7 @@ def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
         OsrmError: If data, labels or a head are missing, or the method cannot treat a task.
     """
     for adapter in plan.adapters:
-        _check_adapter(plan.method.name, adapter)
+        _check_adapter(plan.method.name, teacher_of(adapter))
     options, statistic = plan.recipe.options, plan.method.data_statistic
     if statistic not in TEXTS_ALONE:
         samples = [_draw_sample(plan, adapter) for adapter in plan.adapters]
@@ -39,7 +40,9 @@ def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
         if statistic == "weights":
             _check_has_entropy(plan.method.name, sample)
         if statistic not in MOMENTS and not sample.data.task.is_text:
-            _check_head(plan.method.name, sample.adapter, bool(heads[sample.adapter.name]), sample.data)
+            teacher = teacher_of(sample.adapter)
+            head = heads[teacher.name] if teacher is sample.adapter else teacher.head_tensors()
+            _check_head(plan.method.name, teacher, bool(head), sample.data)
     return samples
 
 

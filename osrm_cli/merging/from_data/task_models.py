@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.models.backbone import Backbone, TaskHead, with_deltas
 from osrm_cli.models.batching import Encoding, check_vocabulary, group_by_length
@@ -33,6 +34,8 @@ class TaskModel:
         head: The task's head on it; the model as it is where the task has none.
         encodings: The examples, tokenized; of a text task with their completions.
         warnings: What the user should know about them.
+        teacher: Of a task whose adapter is foreign, its model on its own base model; ``None`` where that has written
+            the completions, but has another vocabulary, so that its words alone count.
     """
 
     sample: TaskSample
@@ -40,11 +43,17 @@ class TaskModel:
     head: TaskHead
     encodings: Sequence[Encoding]
     warnings: Sequence[str] = ()
+    teacher: "TaskModel | None" = None
 
     @property
     def name(self) -> str:
         """The task's name."""
         return self.sample.adapter.name
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the task's adapter belongs to another base model, see ``foreign``."""
+        return isinstance(self.sample.adapter, ForeignAdapter)
 
     @property
     def is_text(self) -> bool:
@@ -113,6 +122,8 @@ def load_task_models(
         OsrmError: If an adapter or its head does not fit the base model, or an example cannot be used or is longer than
             its positions.
     """
+    from osrm_cli.merging.from_data.teachers import TeacherModels  # which imports this module
+
     backbones: dict[bool, Backbone | TextBackbone] = {}
     for is_text in sorted({sample.data.task.is_text for sample in samples}):
         backbones[is_text] = TextBackbone.load(folder, device) if is_text else Backbone.load(folder, device)
@@ -126,17 +137,30 @@ def load_task_models(
         backbone.check_layers(plan.shapes)
         backbone.check_max_length(max(sample.max_length for sample in samples))
     own = plan.recipe.options.get("completions") == "own"
+    teachers = TeacherModels(device, own, progress)
     models = []
     for sample in samples:
         backbone = backbones[sample.data.task.is_text]
-        if isinstance(backbone, TextBackbone):
-            models.append(_load_writer(backbone, sample, own, progress))
+        if isinstance(sample.adapter, ForeignAdapter):
+            models.append(teachers.load_student(backbone, sample, sample.adapter, plan.recipe.options["seed"]))
+        elif isinstance(backbone, TextBackbone):
+            models.append(load_writer(backbone, sample, own, progress))
         else:
-            models.append(_load_classifier(backbone, sample, heads[sample.adapter.name]))
+            models.append(load_task_classifier(backbone, sample, heads[sample.adapter.name]))
     return models
 
 
-def _load_classifier(backbone: Backbone, sample: TaskSample, tensors: Mapping[str, torch.Tensor]) -> TaskModel:
+def load_task_classifier(backbone: Backbone, sample: TaskSample, tensors: Mapping[str, torch.Tensor]) -> TaskModel:
+    """A task's classifier.
+
+    Args:
+        backbone: The adapter's base model.
+        sample: The adapter and its texts.
+        tensors: The task's head.
+
+    Raises:
+        OsrmError: If the head does not fit.
+    """
     # A statistic of layer inputs needs no head.
     head = TaskHead(backbone.model, {})
     if tensors:
@@ -144,16 +168,37 @@ def _load_classifier(backbone: Backbone, sample: TaskSample, tensors: Mapping[st
     return TaskModel(sample, backbone, head, backbone.tokenize(sample.data.examples, sample.max_length))
 
 
-def _load_writer(backbone: TextBackbone, sample: TaskSample, own: bool, progress: Progress) -> TaskModel:
-    adapter, task = sample.adapter, sample.data.task
+def load_writer(backbone: TextBackbone, sample: TaskSample, own: bool, progress: Progress) -> TaskModel:
+    """The language model that writes a task's answers.
+
+    Args:
+        backbone: The adapter's base model.
+        sample: The adapter and its prompts.
+        own: Whether the adapter writes the completions; otherwise they are the given ones.
+        progress: Shows a bar while answers are written.
+
+    Raises:
+        OsrmError: If the tokenizer is not the adapter's, or an example cannot be used.
+    """
+    adapter = sample.adapter
     check_template(adapter.record.get("template"), backbone.tokenizer, adapter.name)
     completions = backbone.completions(sample.max_length, skip_long=True)
-    if own and task.columns != (TEXT,):  # a text alone has no prompt to answer
+    if own and has_prompts(sample):
         encodings = write_completions(backbone, sample, progress)
     else:
         encodings = completions.encode(sample.data.text_examples)[1]
     check_vocabulary(backbone.tokenizer, encodings, backbone.model, backbone.folder)
     return TaskModel(sample, backbone, TaskHead(backbone.model, {}), encodings, completions.warnings)
+
+
+def has_prompts(sample: TaskSample) -> bool:
+    """Whether a text task's rows have prompts to answer, not texts alone."""
+    return sample.data.task.columns != (TEXT,)
+
+
+def answer_length(sample: TaskSample) -> int:
+    """Tokens of the longest answer that a text task's adapter writes."""
+    return min(sample.data.task.max_new_tokens or MAX_NEW_TOKENS, max(1, sample.max_length - 1))
 
 
 def write_completions(backbone: TextBackbone, sample: TaskSample, progress: Progress) -> list[Encoding]:
@@ -170,8 +215,7 @@ def write_completions(backbone: TextBackbone, sample: TaskSample, progress: Prog
     Raises:
         OsrmError: If a prompt is empty.
     """
-    adapter, task = sample.adapter, sample.data.task
-    count = min(task.max_new_tokens or MAX_NEW_TOKENS, max(1, sample.max_length - 1))
+    adapter, task, count = sample.adapter, sample.data.task, answer_length(sample)
     examples = sample.data.text_examples
     prompts = backbone.completions(sample.max_length).encode_prompts(examples, count)
     for prompt, example in zip(prompts, examples, strict=True):

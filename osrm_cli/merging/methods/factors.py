@@ -20,8 +20,10 @@ def distill(layer: LayerUpdates, options: MethodOptions) -> Update:
     ``p`` what it says, and ``*`` the single model's own. Scores count like ``z``. Of a text task ``p`` is the next
     token's distribution at the positions of a completion that the single model has written, and the unit of its
     divergence that of the base model. The factors that are best on held-out
-    texts are kept, so never worse ones than the start. Compare Representation Surgery (arXiv:2402.02705), ProDistill
-    (arXiv:2502.12706). Without any step it is the weighted sum.
+    texts are kept, so never worse ones than the start. Of a teacher on another base model only ``p`` or the scores
+    count, three times; of a writer with another vocabulary, the likelihood of what it has written (arXiv:1606.07947).
+    Compare Representation Surgery (arXiv:2402.02705), ProDistill (arXiv:2502.12706). Without any step it is the
+    weighted sum.
     """
     if layer.factors is None:
         return task_arith(layer, options)

@@ -73,6 +73,11 @@ class Method:
         return self.data_statistic in ("weights", "simplex-weights", "matching-weights")
 
     @property
+    def takes_any_base(self) -> bool:
+        """Whether it learns from adapters of other base models than the result's."""
+        return self.data_statistic == "factors"
+
+    @property
     def exact(self) -> bool:
         """Whether the result is an adapter as it is, without recompression."""
         return self.space == "low-rank"

@@ -77,7 +77,7 @@ class MergeRecipe:
         output: ``adapter`` or ``model``.
         dtype: Type of the written tensors; ``None`` for the widest of the inputs.
         data: Data for methods that need them, as ``--data`` names it; ``None`` for what each adapter was trained on.
-        base: The base model of full models; adapters record their own.
+        base: The base model of full models, or of a distillation's result; adapters record their own.
     """
 
     method: str

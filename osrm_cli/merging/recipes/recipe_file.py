@@ -82,7 +82,7 @@ class RecipeSchema(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
         None, description="float32, bfloat16, float16 or float64"
     )
-    base: str | None = Field(None, description="the base model of full models: a folder or hub id")
+    base: str | None = Field(None, description="the base model of full models or of the result: a folder or hub id")
 
 
 def read_recipe(path: Path) -> MergeRecipe:
