@@ -38,7 +38,7 @@ def _of_model(setting: Setting, name: str, shape: dict[str, int], layers: int) -
         words = (*adapters, "--method", method, "--as", "model", "--model", base, "--out", out, "--overwrite", "-q")
         ours, copies, peaks = [], [], []
         for _ in range(setting.few if goal is None else setting.repeats):
-            start = timing.imports("osrm_cli.merging.merged_folder", "osrm_cli.models.devices")
+            start = timing.imports("osrm_cli.merging.output.merged_folder", "osrm_cli.models.devices")
             cost = timing.osrm("merge", *words)
             timing.remove(out)
             inputs.flush()

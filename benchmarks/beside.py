@@ -24,7 +24,7 @@ TASKS, RANK, KEPT = 4, 16, 32
 MAX_SVD = 4096  # the widest matrix whose full SVD, PEFT's, is waited for; beyond, the cube of the width is counted
 NAMES = [f"task{index}" for index in range(TASKS)]
 STARTS = {
-    "ours": ("osrm_cli.merging.merged_folder", "osrm_cli.models.devices"),
+    "ours": ("osrm_cli.merging.output.merged_folder", "osrm_cli.models.devices"),
     "PEFT": ("peft", "torch"),
 }
 # By our method: PEFT's, mergekit's with its parameters, and fusion_bench's.

@@ -64,7 +64,7 @@ def _whole(setting: Setting) -> Iterator[Row]:
     words = (*paths, "--method", "ties", "--rank", str(KEPT), "--out", setting.folder / "out", "--overwrite", "-q")
     seconds, mebibytes = [], []
     for _ in range(setting.few):
-        start = timing.imports("osrm_cli.merging.merged_folder", "osrm_cli.models.devices")
+        start = timing.imports("osrm_cli.merging.output.merged_folder", "osrm_cli.models.devices")
         cost = timing.osrm("merge", *words)
         seconds.append((cost.seconds - start.seconds) * layers)
         mebibytes.append(cost.mebibytes)

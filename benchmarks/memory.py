@@ -44,7 +44,7 @@ def merge(setting: Setting) -> Iterator[Row]:
     """Adapters of an 8B model's shape: what is held is one layer, however many adapters there are."""
     layers, width = (1, 256) if setting.quick else (8, 4096)
     paths = inputs.save_adapters(setting.folder / "adapters", 8, layers, width, RANK)
-    start = timing.imports("osrm_cli.merging.merged_folder", "osrm_cli.models.devices").mebibytes
+    start = timing.imports("osrm_cli.merging.output.merged_folder", "osrm_cli.models.devices").mebibytes
 
     def peak(adapters: list[Path], method: str) -> float:
         words = ("merge", *adapters, "--method", method, "--out", setting.folder / "out", "--overwrite", "-q")

@@ -57,7 +57,7 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def _ours(folder: Path, paths: list[Path], repeats: int) -> dict[str, list[timing.Cost]]:
     """Costs of each method, of a process that only starts, and of the bytes that ``task-arith`` reads and writes."""
-    modules = ("osrm_cli.merging.merged_folder", "osrm_cli.models.devices")
+    modules = ("osrm_cli.merging.output.merged_folder", "osrm_cli.models.devices")
 
     def run(method: str) -> timing.Cost:
         words: list[str | Path] = [*paths, "--method", method, "--out", folder / method, "--overwrite", "-q"]

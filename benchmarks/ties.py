@@ -31,7 +31,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         "--overwrite",
         "-q",
     ]
-    modules = ("osrm_cli.merging.merged_folder", "osrm_cli.models.devices")
+    modules = ("osrm_cli.merging.output.merged_folder", "osrm_cli.models.devices")
 
     def above() -> float:
         start = timing.imports(*modules)

@@ -14,8 +14,8 @@ import torch
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME, TEXT_TASK_TYPES
 from osrm_cli.errors import OsrmError
+from osrm_cli.merging.output.task_masks import list_task_layers, read_task_delta
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
-from osrm_cli.merging.task_masks import list_task_layers, read_task_delta
 from osrm_cli.models.base_model import find_base_model, resolve_base_model
 from osrm_cli.storage import input_files, provenance
 from osrm_cli.storage.provenance import BaseModelId, Record
@@ -30,7 +30,7 @@ class MergedTask:
 
     Attributes:
         task: The task's name.
-        form: ``adapter``, ``model`` or ``task-aware``, see ``merging.merged_folder``.
+        form: ``adapter``, ``model`` or ``task-aware``, see ``merging.output.merged_folder``.
         folder: The task's own folder; of a task without a head, which is answered with text, the merged folder.
         root: The folder that was opened.
         record: The folder's ``osrm.json``; empty for an adapter of another program.

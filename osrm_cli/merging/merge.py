@@ -16,16 +16,16 @@ from osrm_cli.merging.auto import AUTO, choose_method
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.layer_data import LayerData
-from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import estimate_ranks, merge_layers
-from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.methods import find_method
+from osrm_cli.merging.output.merged_folder import write_merged_folder
+from osrm_cli.merging.output.merged_model import ModelTarget
+from osrm_cli.merging.output.tokenizer_files import find_tokenizer_files
+from osrm_cli.merging.output.unfinished_model import UnfinishedModel, unfinished_folder
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
-from osrm_cli.merging.tokenizer_files import find_tokenizer_files
-from osrm_cli.merging.unfinished_model import UnfinishedModel, unfinished_folder
 from osrm_cli.models.base_model import identify_base_model, is_full_model, resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
@@ -229,7 +229,7 @@ def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None) -> Mer
 
 
 def _fill(
-    recipe: MergeRecipe, given: Mapping[str, str | None], options: Mapping[str, Any], first: Collection[str] | None
+    recipe: MergeRecipe, given: Mapping[str, Any], options: Mapping[str, Any], first: Collection[str] | None
 ) -> MergeRecipe:
     """A recipe with what is given beside it.
 

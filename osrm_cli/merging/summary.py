@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.merging.merged_folder import FolderContents
+from osrm_cli.merging.output.merged_folder import FolderContents
 from osrm_cli.merging.plan import MergePlan
 
 VLLM_MAX_RANK = 512  # of its LoRAConfig

@@ -78,14 +78,12 @@ class ModelInMemory:
         model: The model.
         tokenizer: Pads on the right.
         device: Device of the model.
-        heads: Modules that an adapter of this model must include, see ``LoadedModel``.
     """
 
     folder: Path
     model: Any
     tokenizer: Any
     device: torch.device
-    heads: Sequence[str]
 
     def collate(self, encodings: Sequence[Encoding]) -> dict[str, torch.Tensor]:
         """A batch of examples, padded, see ``collate_batch``."""
@@ -116,8 +114,15 @@ class ModelInMemory:
                 )
 
 
+@dataclass(frozen=True)
 class Backbone(ModelInMemory):
-    """A model for classes, with a head of two outputs that is not used."""
+    """A model for classes, with a head of two outputs that is not used.
+
+    Attributes:
+        heads: Modules that an adapter of this model must include, see ``LoadedModel``.
+    """
+
+    heads: Sequence[str]
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Self:

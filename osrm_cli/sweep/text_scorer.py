@@ -8,8 +8,8 @@ import torch
 
 from osrm_cli.evaluation.scorers import score_answers
 from osrm_cli.evaluation.scores import TaskScore, TaskScores
+from osrm_cli.merging.output.tokenizer_files import find_tokenizer_files
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.tokenizer_files import find_tokenizer_files
 from osrm_cli.models.text.backbone import TOKENIZER_NAME, TextBackbone
 from osrm_cli.progress import Advance, Progress
 from osrm_cli.sweep.scorer import ScoresBySplit, group_by_part

@@ -25,11 +25,11 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging import record
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import MergedLayer
-from osrm_cli.merging.merged_model import ModelTarget
+from osrm_cli.merging.output.merged_model import ModelTarget
+from osrm_cli.merging.output.task_masks import write_task_masks
+from osrm_cli.merging.output.unfinished_model import UnfinishedModel
 from osrm_cli.merging.plan import Heads, MergePlan, SavedModules
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
-from osrm_cli.merging.task_masks import write_task_masks
-from osrm_cli.merging.unfinished_model import UnfinishedModel
 from osrm_cli.storage import safetensors_writer
 from osrm_cli.storage.provenance import BaseModelId
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from osrm_cli.merging.feature_moments import open_layer_data
-from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
-from osrm_cli.merging.merged_model import ModelTarget
+from osrm_cli.merging.output.merged_folder import write_merged_folder
+from osrm_cli.merging.output.merged_model import ModelTarget
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from tests.factories import model, save

@@ -13,14 +13,14 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import stack
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.layer_data import NoLayerData
-from osrm_cli.merging.merged_folder import write_merged_folder
 from osrm_cli.merging.merged_layer import merge_layers
-from osrm_cli.merging.merged_model import ModelTarget
 from osrm_cli.merging.methods import find_method
+from osrm_cli.merging.output.merged_folder import write_merged_folder
+from osrm_cli.merging.output.merged_model import ModelTarget
+from osrm_cli.merging.output.task_masks import read_task_delta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipes.recipe_file import read_recipe
-from osrm_cli.merging.task_masks import read_task_delta
 from osrm_cli.storage import provenance, safetensors_writer
 from tests import factories
 

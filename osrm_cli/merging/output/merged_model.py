@@ -13,8 +13,8 @@ from osrm_cli.adapters.layers import find_parent
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
+from osrm_cli.merging.output.unfinished_model import UnfinishedModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.unfinished_model import UnfinishedModel
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.storage import atomic
 from osrm_cli.storage.input_files import read_json

@@ -1,0 +1,1 @@
+"""The folder that a merge writes: an adapter or a model, heads, masks and the tokenizer."""
