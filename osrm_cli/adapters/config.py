@@ -130,7 +130,7 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
     for key, reason in _UNSUPPORTED_SETTINGS.items():
         if values.get(key):
             remedy = "only plain LoRA adapters can be read; peft.convert_to_lora makes one that comes close"
-            remedy = _CONVERT if key == "use_dora" else remedy
+            remedy = _CONVERT if key in ("use_dora", "trainable_token_indices") else remedy
             raise OsrmError(f"{path}: {key} is set: {reason}", remedy)
     if values.get("bias", "none") != "none":
         raise OsrmError(

@@ -71,7 +71,7 @@ class ResultStream:
         if isinstance(error, BrokenPipeError):
             raise error
         os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # Python flushes once more when it ends
-        raise cannot_print(error.strerror) from None
+        raise cannot_print(error.strerror or str(error)) from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -154,7 +154,7 @@ def generate_tokens(
     return [answers[index] for index in range(len(prompts))]
 
 
-class _StopTexts(StoppingCriteria):  # type: ignore[misc]
+class _StopTexts(StoppingCriteria):
     """Ends an answer whose text holds one of these; transformers' own criterion fails on tokenizers of whole words."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], start: int) -> None:
