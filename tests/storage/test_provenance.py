@@ -106,6 +106,12 @@ def test_a_wrong_value_is_named_with_its_file(tmp_path: Path, key: str, value: o
     assert "\n" not in str(refusal.value)
 
 
+def test_another_file_s_content_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "osrm.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    with pytest.raises(OsrmError, match=r"osrm\.json cannot be read: peft_type and its other keys"):
+        provenance.read_record(tmp_path)
+
+
 def test_what_nobody_reads_is_for_people(tmp_path: Path) -> None:
     record = {"task": TASK, "note": [1, {"any": "thing"}], "settings": {"lr": "fast", "max_length": None}}
     provenance.write_record(tmp_path, record)
