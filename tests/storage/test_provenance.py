@@ -39,8 +39,8 @@ def test_equal_facts_are_equal_bytes() -> None:
 
 def test_written_and_read_again(tmp_path: Path) -> None:
     assert provenance.read_record(tmp_path) == {}
-    provenance.write_record(tmp_path, {"a": [1, "ü"]})
-    assert provenance.read_record(tmp_path) == {"a": [1, "ü"]}
+    provenance.write_record(tmp_path, {"command": "train", "a": [1, "ü"]})
+    assert provenance.read_record(tmp_path) == {"command": "train", "a": [1, "ü"]}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]"])
