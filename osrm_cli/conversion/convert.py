@@ -32,8 +32,8 @@ class ConvertedAdapter:
     Attributes:
         path: The folder or file that was written, or would be.
         source_format: Format of the adapter that was read.
-        source_kind: ``LoRA``, ``LoHa``, ``LoKr``, ``LoCon`` (with a third factor), ``DoRA``, ``LoRA with trained
-            tokens``.
+        source_kind: ``LoRA``, ``LoHa``, ``LoKr``, ``LoCon`` (with a third factor), ``DoRA``,
+            ``LoRA with trained tokens``.
         format: Format that was written.
         layers: Number of layers.
         ranks: Smallest and largest rank of a layer.
