@@ -107,13 +107,13 @@ def parse_config(path: Path, values: Any) -> AdapterConfig:
             revision=_text(values, "revision"),
             task_type=_text(values, "task_type"),
             modules_to_save=_texts(values, "modules_to_save"),
-            fan_in_fan_out=bool(values.get("fan_in_fan_out", False)),
+            fan_in_fan_out=_flag(values, "fan_in_fan_out"),
             target_modules=_target_modules(values),
             target_parameters=_texts(values, "target_parameters"),
             r=_positive_int(values.get("r", 8)),
             lora_alpha=_finite_number(values.get("lora_alpha", 8)),
             lora_dropout=_finite_number(values.get("lora_dropout", 0.0)),
-            use_rslora=bool(values.get("use_rslora", False)),
+            use_rslora=_flag(values, "use_rslora"),
             rank_pattern=_patterns(values, "rank_pattern", _positive_int),
             alpha_pattern=_patterns(values, "alpha_pattern", _finite_number),
         )
@@ -130,7 +130,7 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
     for key, reason in _UNSUPPORTED_SETTINGS.items():
         if values.get(key):
             remedy = "only plain LoRA adapters can be read; peft.convert_to_lora makes one that comes close"
-            remedy = _CONVERT if key == "use_dora" else remedy
+            remedy = _CONVERT if key in ("use_dora", "trainable_token_indices") else remedy
             raise OsrmError(f"{path}: {key} is set: {reason}", remedy)
     if values.get("bias", "none") != "none":
         raise OsrmError(
@@ -169,6 +169,13 @@ def _text(values: Mapping[str, Any], name: str) -> str | None:
     if value is not None and (not isinstance(value, str) or "\0" in value):
         raise ValueError(f"{name} is {value!r:.60}, expected a text")
     return value
+
+
+def _flag(values: Mapping[str, Any], name: str) -> bool:
+    value = values.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r:.60}, expected true or false")
+    return bool(value)
 
 
 def _texts(values: Mapping[str, Any], name: str) -> tuple[str, ...]:

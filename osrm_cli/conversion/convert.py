@@ -32,7 +32,8 @@ class ConvertedAdapter:
     Attributes:
         path: The folder or file that was written, or would be.
         source_format: Format of the adapter that was read.
-        source_kind: ``LoRA``, ``LoHa``, ``LoKr``, ``LoCon`` (with a third factor) or ``DoRA``.
+        source_kind: ``LoRA``, ``LoHa``, ``LoKr``, ``LoCon`` (with a third factor), ``DoRA``,
+            ``LoRA with trained tokens``.
         format: Format that was written.
         layers: Number of layers.
         ranks: Smallest and largest rank of a layer.
@@ -89,7 +90,7 @@ def convert_adapter(
 ) -> ConvertedAdapter:
     """Write an adapter in another format; its update stays what it is, but for ``rank`` and ``energy``.
 
-    Adapters of other kinds (LoHa, LoKr, DoRA) become plain LoRA, of the rank that holds their update exactly.
+    Adapters of other kinds (LoHa, LoKr, DoRA, trained tokens) become plain LoRA, of the rank that holds their update.
 
     Args:
         adapter: A folder or file of any format that is known, or a hub id.
@@ -99,7 +100,7 @@ def convert_adapter(
             belongs to whose layers do not tell it.
         rank: Cut every layer to this rank, with the least error.
         energy: Cut every layer to the rank that keeps this share of its energy.
-        model: The base model, which DoRA needs, if it is not where the adapter says.
+        model: The base model, which DoRA and trained tokens need, if it is not where the adapter says.
         revision: Its revision on the hub.
         dtype: Type of the factors: ``auto`` keeps it, or ``float32``, ``bfloat16`` or ``float16``.
         overwrite: Replace the output if it exists.

@@ -1,4 +1,4 @@
-"""Kinds of adapters whose update is not two stored factors, but can be written as such: LoHa, LoKr and DoRA.
+"""Kinds of adapters that can be written as plain LoRA: LoHa, LoKr, DoRA, and LoRA with rows of an embedding beside it.
 
 Each function takes one layer's tensors by the last part of their name and returns the layer's update, in float64 and
 with every scale folded in, and the size of a convolution's kernel.
@@ -71,10 +71,27 @@ def dora_update(tensors: Tensors, scaling: float) -> Update:
     return as_factors(m.reshape(-1, 1) / adapted.norm(dim=1, keepdim=True) * adapted - W), tensors["lora_A"].shape[2:]
 
 
+def lora_update(tensors: Tensors, scaling: float) -> Update:
+    """``s B A``: of an adapter that is plain LoRA, but for what it holds beside its factors.
+
+    Args:
+        tensors: ``lora_A`` and ``lora_B``.
+        scaling: ``s``.
+
+    Raises:
+        ValueError: If a tensor is missing.
+    """
+    if missing := [name for name in ("lora_B", "lora_A") if name not in tensors]:
+        raise ValueError(f"{missing[0]} is missing")
+    B, A = (tensors[name].double().flatten(1) for name in ("lora_B", "lora_A"))
+    return LowRank(scaling * B, A), tensors["lora_A"].shape[2:]
+
+
 KINDS = {
     "LOHA": AdapterKind("LoHa", ("hada_",), loha_update),
     "LOKR": AdapterKind("LoKr", ("lokr_",), lokr_update),
     "DORA": AdapterKind("DoRA", ("lora_",), dora_update, needs_base=True),
+    "TOKENS": AdapterKind("LoRA with trained tokens", ("lora_",), lora_update, needs_base=True),
 }
 
 

@@ -24,6 +24,7 @@ from osrm_cli.adapters.layers import (
 )
 from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.conversion.kinds import KINDS, AdapterKind
+from osrm_cli.conversion.trained_tokens import find_trained_rows, place_trained_rows, saved_beside_rows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.truncation import truncate
@@ -71,7 +72,8 @@ def find_kind(folder: Path) -> AdapterKind | None:
     values = read_settings(folder) if (folder / CONFIG_NAME).is_file() else {}
     if not isinstance(values, dict):
         return None
-    return KINDS.get("DORA" if values.get("use_dora") else str(values.get("peft_type")))
+    kind = "DORA" if values.get("use_dora") else "TOKENS" if values.get("trainable_token_indices") else None
+    return KINDS.get(kind or str(values.get("peft_type")))
 
 
 def open_plain(adapter: Adapter) -> PlainSource:
@@ -96,10 +98,13 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
     Raises:
         OsrmError: If the adapter or the base model is damaged or missing, or they do not fit.
     """
-    config = parse_config(folder / CONFIG_NAME, _lora_settings(read_settings(folder), kind))
+    settings, tensors = read_settings(folder), name_tensors(folder, list_tensors(folder))
+    rows = find_trained_rows(folder, settings, tensors)
+    config = parse_config(folder / CONFIG_NAME, _lora_settings(settings, kind))
+    config = replace(config, modules_to_save=(*config.modules_to_save, *saved_beside_rows(rows, tensors)))
     parts: dict[str, dict[str, TensorLocation]] = defaultdict(dict)
     others: dict[str, TensorLocation] = {}
-    for name, location in name_tensors(folder, list_tensors(folder)).items():
+    for name, location in tensors.items():
         found = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.((?:{'|'.join(kind.parts)})\w+)(?:\.weight)?", name)
         if found:
             parts[found[1]][found[2]] = location
@@ -110,6 +115,8 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
         raise OsrmError(f"{folder} holds no tensors of {kind.name}", "save the adapter again with PEFT")
     checkpoint = _open_base(folder, config, model, revision) if kind.needs_base else None
     modules = {name.removeprefix(PREFIX): read_tensor(location) for name, location in others.items()}
+    if checkpoint:
+        modules = place_trained_rows(folder, rows, modules, checkpoint)
     update = partial(_update, folder, kind, config, parts, checkpoint)
     kinds = {_TYPES[place.dtype] for held in parts.values() for place in held.values() if place.dtype in _TYPES}
     dtype = torch.float64 if torch.float64 in kinds else torch.float32
@@ -153,7 +160,7 @@ def write_plain_lora(
 def _lora_settings(values: Mapping[str, Any], kind: AdapterKind) -> dict[str, Any]:
     """The settings that plain LoRA of the same layers would have."""
     if kind.needs_base:
-        return {**values, "use_dora": False}
+        return {**values, "use_dora": False, "trainable_token_indices": None}
     shared = {key: values[key] for key in _SHARED_SETTINGS if key in values}
     return {**shared, "peft_type": "LORA", "lora_alpha": values.get("alpha", 8)}
 

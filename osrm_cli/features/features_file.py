@@ -138,6 +138,8 @@ class FeaturesReader:
                 f"{path}: {entry} has shape {tuple(tensor.shape)}, expected ({shape})",
                 "collect this task's features again",
             )
+        if not tensor.is_floating_point():
+            raise OsrmError(f"{path}: {entry} holds no floating-point numbers", "collect this task's features again")
         if not torch.isfinite(tensor.float()).all():  # files hold float32; a larger number is damage as well
             raise OsrmError(f"{path}: NaN or infinity in {entry}", "collect this task's features again")
         return tensor.to(torch.float64)

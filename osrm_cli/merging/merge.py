@@ -112,8 +112,8 @@ def merge_adapters(
     """
     path = Path(out)
     atomic.refuse_existing(path, overwrite)
-    given = {"method": method, "features": features and str(features), "data": data, "form": form}
-    given["dtype"] = None if dtype == "auto" else dtype
+    given = {"method": method, "data": data, "form": form, "dtype": None if dtype == "auto" else dtype}
+    given["features"] = str(features) if features else None
     first = None if recipe is None else must_use
     chosen = _fill(_make_recipe(adapters, recipe), given, options or {}, first)
     notes: list[str] = []
@@ -242,7 +242,7 @@ def _fill(
     held = {name.replace("-", "_") for name in recipe.options}
     held |= {"rank", "energy"} if held & {"rank", "energy"} else set()
     fields = {("output" if name == "form" else name): (name, value) for name, value in given.items() if value}
-    changes = {
+    changes: dict[str, Any] = {
         field: value
         for field, (name, value) in fields.items()
         if _counts(name, first) or getattr(recipe, field) is None

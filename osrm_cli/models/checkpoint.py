@@ -20,7 +20,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.models.architecture import Architecture
 from osrm_cli.storage import input_files
 from osrm_cli.storage.atomic import copy_files
-from osrm_cli.storage.input_files import TensorLocation, list_headers, read_index, read_json
+from osrm_cli.storage.input_files import TensorLocation, list_headers, list_indexed, read_json
 from osrm_cli.storage.provenance import CARD_NAME
 from osrm_cli.storage.safetensors_writer import DTYPES, TensorStream, write_stream
 
@@ -56,8 +56,8 @@ class Checkpoint:
             OsrmError: If there are no safetensors files, or one is damaged.
         """
         index = folder / _INDEX_NAME
-        names = read_index(index) if index.is_file() else ["model.safetensors"]
-        return cls(folder, list_headers([folder / name for name in names]))
+        tensors = list_indexed(index) if index.is_file() else list_headers([folder / "model.safetensors"])
+        return cls(folder, tensors)
 
     @cached_property
     def architecture(self) -> Architecture:

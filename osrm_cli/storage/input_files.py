@@ -230,19 +230,25 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def read_index(path: Path) -> list[str]:
-    """Names of the files that the index of a model or adapter in several files lists.
+def list_indexed(index: Path) -> dict[str, TensorLocation]:
+    """Read the headers of a model or adapter in several files, see ``list_headers``.
+
+    Args:
+        index: The file that says which tensor lies in which file beside it.
 
     Raises:
-        OsrmError: If it cannot be read, or lists none.
+        OsrmError: If it cannot be read, lists no files, or one of them is damaged or lacks a tensor.
     """
     remedy = "save the model again with save_pretrained"
-    value = read_json(path, remedy)
+    value = read_json(index, remedy)
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not names or not all(isinstance(name, str) and Path(name).name for name in names):
-        raise OsrmError(f"{path} does not list the files of the weights", remedy)
-    return sorted({Path(name).name for name in names})
+    if not weight_map or not all(isinstance(name, str) and Path(name).name for name in names):
+        raise OsrmError(f"{index} does not list the files of the weights", remedy)
+    found = list_headers(index.parent / name for name in sorted({Path(name).name for name in names}))
+    if missing := sorted(weight_map.keys() - found.keys()):
+        raise OsrmError(f"{index.parent / Path(weight_map[missing[0]]).name} lacks {missing[0]}", remedy)
+    return found
 
 
 def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:

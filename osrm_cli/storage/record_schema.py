@@ -125,6 +125,8 @@ _RECORD = TypeAdapter(RecordSchema)
 
 def find_record_error(record: Mapping[str, Any]) -> str | None:
     """The first value of a record that cannot be used, in words; ``None`` if all can."""
+    if record and not record.keys() & RecordSchema.model_fields.keys():
+        return f"{min(map(str, record))} and its other keys are not those of a record"
     try:
         _RECORD.validate_python(dict(record))
     except ValidationError as error:

@@ -151,7 +151,12 @@ def test_several_files_with_an_index_are_one_adapter(folder):
     assert list(sharded.layers) == list(expected)
     for layer, update in expected.items():
         assert torch.equal(sharded.delta(layer).dense(), update)
-    (folder / "adapter_model-00002-of-00002.safetensors").unlink()
+    path = folder / "adapter_model-00002-of-00002.safetensors"
+    lost = min(parts[1])
+    save_file({name: tensor for name, tensor in parts[1].items() if name != lost}, path)
+    with pytest.raises(OsrmError, match=rf"00002-of-00002\.safetensors lacks {lost}"):
+        Adapter.open(folder)
+    path.unlink()
     with pytest.raises(OsrmError, match=r"00002-of-00002\.safetensors is missing"):
         Adapter.open(folder)
 

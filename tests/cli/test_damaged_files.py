@@ -39,6 +39,8 @@ def refused(run: Run, *words: str) -> None:
         ({"modules_to_save": "classifier"}, "modules_to_save is 'classifier'"),
         ({"use_newlora": True}, "unknown setting 'use_newlora'"),
         ({"r": None}, "rank None"),
+        ({"use_rslora": "false"}, "use_rslora is 'false', expected true or false"),
+        ({"fan_in_fan_out": 1}, "fan_in_fan_out is 1, expected true or false"),
         ({"r": 3}, "expected (3, d_in)"),
         ({"base_model_name_or_path": ["x"]}, "base_model_name_or_path is ['x']"),
     ],

@@ -189,6 +189,13 @@ def test_nan_inside_is_found_when_it_is_read(make: Make, value: float) -> None:
         reader.read("l.1.dense", "mean")
 
 
+def test_whole_numbers_are_no_statistic(make: Make) -> None:
+    contents = held() | {"l.1.dense.mean": held()["l.1.dense.mean"].float().view(torch.int32)}
+    reader = FeaturesFile.open(make("sst2", contents)).reader()
+    with pytest.raises(OsrmError, match=r"l\.1\.dense\.mean holds no floating-point numbers"):
+        reader.read("l.1.dense", "mean")
+
+
 def test_missing_and_misshapen_entries_are_named(make: Make) -> None:
     contents = {"l.1.dense.mean": torch.ones(4)}
     reader = FeaturesFile.open(make("sst2", contents)).reader()

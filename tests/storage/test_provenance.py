@@ -39,8 +39,8 @@ def test_equal_facts_are_equal_bytes() -> None:
 
 def test_written_and_read_again(tmp_path: Path) -> None:
     assert provenance.read_record(tmp_path) == {}
-    provenance.write_record(tmp_path, {"a": [1, "ü"]})
-    assert provenance.read_record(tmp_path) == {"a": [1, "ü"]}
+    provenance.write_record(tmp_path, {"command": "train", "a": [1, "ü"]})
+    assert provenance.read_record(tmp_path) == {"command": "train", "a": [1, "ü"]}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]"])
@@ -104,6 +104,12 @@ def test_a_wrong_value_is_named_with_its_file(tmp_path: Path, key: str, value: o
         provenance.read_record(tmp_path)
     assert str(refusal.value).startswith(f"{tmp_path}/osrm.json cannot be read: {key}")
     assert "\n" not in str(refusal.value)
+
+
+def test_another_file_s_content_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "osrm.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
+    with pytest.raises(OsrmError, match=r"osrm\.json cannot be read: peft_type and its other keys"):
+        provenance.read_record(tmp_path)
 
 
 def test_what_nobody_reads_is_for_people(tmp_path: Path) -> None:

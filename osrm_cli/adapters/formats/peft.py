@@ -8,7 +8,7 @@ from osrm_cli.adapters.formats.contents import AdapterContents, Output
 from osrm_cli.adapters.layers import WEIGHTS_NAME
 from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.input_files import TensorLocation, list_headers, read_index, read_json
+from osrm_cli.storage.input_files import TensorLocation, list_headers, list_indexed, read_json
 
 
 def matches(path: Path) -> bool:
@@ -59,13 +59,12 @@ def list_tensors(folder: Path) -> dict[str, TensorLocation]:
         OsrmError: If a file is missing or damaged, or there is nothing but a pickle.
     """
     index, path, pickle = (folder / name for name in (f"{WEIGHTS_NAME}.index.json", WEIGHTS_NAME, "adapter_model.bin"))
-    paths = [folder / name for name in read_index(index)] if index.is_file() else [path]
     if pickle.exists() and not index.is_file() and not path.exists():
         raise OsrmError(
             f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS_NAME}",
             "load it with PEFT where you trust it, and save it with save_pretrained",
         )
-    return list_headers(paths)
+    return list_indexed(index) if index.is_file() else list_headers([path])
 
 
 def write(path: Path, output: Output) -> None:

@@ -50,7 +50,7 @@ def convert(
 ) -> None:
     """Convert an adapter between PEFT, diffusers, kohya and MLX.
 
-    LoHa, LoKr and DoRA become plain LoRA.
+    LoHa, LoKr, DoRA and trained tokens become plain LoRA.
 
     Example: osrm convert style.safetensors style
     """

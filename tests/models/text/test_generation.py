@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.batching import IGNORED
@@ -64,6 +67,28 @@ def test_an_answer_ends_at_a_stop_string(tiny_writer: Callable[[str], Path], com
     stop = whole[3]
     (cut,) = backbone.generate(backbone.model, prompts, 5, 12, [stop], quiet)
     assert cut == whole.partition(stop)[0]
+
+
+def test_stop_texts_with_a_tokenizer_of_whole_words() -> None:
+    from osrm_cli.models.text.generation import generate_answers
+
+    words = {word: index for index, word in enumerate(["<pad>", "<unk>", "</s>", "one", "two", "three"])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")), pad_token="<pad>", eos_token="</s>"
+    )
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(words), **sizes)).eval()
+    prompts = [{"input_ids": [3, 4], "attention_mask": [1, 1]}] * 2
+
+    def answers(stop: list[str]) -> list[str]:
+        return generate_answers(model, prompts, tokenizer, CPU, 2, 6, stop, quiet)
+
+    whole = answers([])[0]
+    first, _, second = whole.partition(" ")
+    assert second
+    assert answers([first]) == [""] * 2
+    assert answers(["nothing of it"]) == [whole] * 2
 
 
 def test_logits_before_the_completion_are_not_computed(tiny_writer: Callable[[str], Path]) -> None:
