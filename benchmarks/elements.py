@@ -16,8 +16,7 @@ from peft.utils import merge_utils
 from benchmarks import dense, inputs, timing
 from benchmarks.report import Row, Setting, script
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.row_stream import RowStream, truncate
 from osrm_cli.merging.methods import find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions

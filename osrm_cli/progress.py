@@ -11,8 +11,3 @@ Progress = Callable[[str, int, str], AbstractContextManager[Advance]]
 def no_progress(_what: str, _total: int, _unit: str) -> AbstractContextManager[Advance]:
     """Show nothing."""
     return nullcontext(lambda _count: None)
-
-
-def name_progress(progress: Progress, name: str) -> Progress:
-    """The same bars, whose descriptions end with a name."""
-    return lambda what, total, unit: progress(f"{what}, {name}", total, unit)

@@ -27,7 +27,7 @@ from osrm_cli.conversion.kinds import KINDS, AdapterKind
 from osrm_cli.conversion.trained_tokens import find_trained_rows, place_trained_rows, saved_beside_rows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.row_stream import truncate
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Progress

@@ -1,6 +1,7 @@
 """Score one task's model on its examples: classes and scores by a head, text by its loss and by what is written."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ from osrm_cli.models.backbone import Backbone, check_max_length
 from osrm_cli.models.batching import IGNORED, Encoding
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import CompletionTokenizer, check_template
-from osrm_cli.progress import Progress, name_progress
+from osrm_cli.progress import Advance, Progress
 from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
 from osrm_cli.tasks.task import Task, TaskSplit, TextExample
 from osrm_cli.tasks.text.metrics import ANSWER_METRICS, LIKELIHOOD, compute_answer_scores, loss_scores
@@ -71,8 +72,7 @@ class FolderScorer:
 
     def score(self, task: MergedTask, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score one of the folder's tasks on one set of examples or two."""
-        progress = name_progress(self.progress, "single" if task.is_single_adapter else "merged")
-        return self._scorer(self.base_dir, sets[0].task).score(task, sets, max_length, progress)
+        return self._score("single" if task.is_single_adapter else "merged", self.base_dir, task, sets, max_length)
 
     def add_single_score(self, score: TaskScore, task: MergedTask, data: TaskSplit, max_length: int) -> TaskScore:
         """A task's score with the single adapter's: recorded for the same examples, or measured if possible."""
@@ -94,8 +94,8 @@ class FolderScorer:
         base_dir, is_teacher = self.base_dir, task.task in self.merged.teachers
         if self.merged.form == "model" or is_teacher:  # the model's weights are the merged ones, or of another model
             base_dir = single.resolve_base_model(None, None)[0]
-        progress, scorer = name_progress(self.progress, "single"), self._scorer(base_dir, data.task, is_teacher)
-        alone = scorer.score(next(iter(single.tasks.values())), [data], max_length, progress)
+        task_on_disk = next(iter(single.tasks.values()))
+        alone = self._score("single", base_dir, task_on_disk, [data], max_length, is_teacher)
         return replace(score, single=alone.headline, single_loss=alone.metrics.get("loss"))
 
     def add_base_score(self, score: TaskScore, data: TaskSplit, max_length: int) -> TaskScore:
@@ -103,11 +103,26 @@ class FolderScorer:
         if not data.task.is_text:
             return score
         base_dir = self.base_dir if self.merged.form != "model" else self.merged.resolve_base_model(None, None)[0]
-        progress = name_progress(self.progress, "base")
-        alone = self._scorer(base_dir, data.task).score(None, [data], max_length, progress)
+        alone = self._score("base", base_dir, None, [data], max_length)
         return replace(score, base=alone.headline, base_loss=alone.metrics["loss"])
 
-    def _scorer(self, model: Path, task: Task, is_teacher: bool = False) -> Scorer:
+    def _score(
+        self,
+        name: str,
+        model: Path,
+        task: MergedTask | None,
+        sets: Sequence[TaskSplit],
+        max_length: int,
+        is_teacher: bool = False,
+    ) -> TaskScore:
+        """Score a task's model, or the base model alone; the bars say by ``name`` which."""
+
+        def progress(what: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+            return self.progress(f"{what}, {name}", total, unit)
+
+        return self._scorer(model, sets[0].task, is_teacher).score(task, sets, max_length, progress)
+
+    def _scorer(self, model: Path, task: Task, is_teacher: bool) -> Scorer:
         """The scorer of a task's kind on a model, which for a teacher has its own tokenizer."""
         key = model, task.is_text
         if key not in self._loaded:

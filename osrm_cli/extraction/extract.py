@@ -17,7 +17,7 @@ from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.errors import OsrmError
 from osrm_cli.extraction.energy import KindEnergy, energy_by_kind
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.row_stream import truncate
 from osrm_cli.models.base_model import TOKENIZER_FILES, find_base_model, identify_base_model
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.models.full.fine_tuned import KINDS, FineTunedModel, TensorPair

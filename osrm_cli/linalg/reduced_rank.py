@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.linalg.row_stream import RowStream, truncate
 from osrm_cli.linalg.second_moment import ridge_cholesky
-from osrm_cli.linalg.truncation import truncate
 
 
 def reduce_rank(

@@ -7,8 +7,7 @@ from functools import partial
 import torch
 
 from osrm_cli.linalg.parallel import map_in_order
-from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.row_stream import RowStream, truncate
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan

@@ -8,8 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.row_stream import RowStream, truncate
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers

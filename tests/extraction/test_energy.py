@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osrm_cli.extraction.energy import energy_by_kind
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.row_stream import truncate
 
 NAMES = [f"t{i}" for i in range(8)]
 ENERGIES = st.dictionaries(st.sampled_from(NAMES), st.floats(0, 1e6), min_size=1)

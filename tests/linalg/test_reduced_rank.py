@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.reduced_rank import reduce_rank
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.row_stream import truncate
 
 some = settings(deadline=None, max_examples=25, derandomize=True)
 

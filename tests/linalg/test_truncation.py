@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from osrm_cli.linalg import truncation
+from osrm_cli.linalg import row_stream
 from osrm_cli.linalg.low_rank import LowRank, stack
-from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.row_stream import RowStream, truncate
 from tests.linalg.test_low_rank import pairs, some
 
 
@@ -110,7 +109,7 @@ def test_truncation_is_deterministic() -> None:
 def test_a_stream_is_truncated_without_being_held(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     W = spectrum(0.9 ** torch.arange(300, dtype=torch.float64), shape).float()
     expected, kept = truncate(W, rank=10)
-    monkeypatch.setattr(truncation, "HELD", 0)
+    monkeypatch.setattr(row_stream, "HELD", 0)
     monkeypatch.setattr(RowStream, "dense", None)
     found, share = truncate(RowStream.of(W), rank=10)
     assert share == pytest.approx(kept) == pytest.approx(1 - 0.9**20, abs=1e-5)
@@ -122,8 +121,8 @@ def test_a_likeness_spares_a_pass_and_changes_nothing_else(monkeypatch: pytest.M
     likeness = LowRank(torch.randn(1500, 12, generator=draws).double(), torch.randn(12, 1500, generator=draws).double())
     stream = RowStream.of(likeness.dense() + 0.1 * torch.randn(1500, 1500, generator=draws, dtype=torch.float64))
     passes: list[int] = []
-    one_pass = truncation._pass
-    monkeypatch.setattr(truncation, "_pass", lambda *given: passes.append(1) or one_pass(*given))
+    one_pass = row_stream._pass
+    monkeypatch.setattr(row_stream, "_pass", lambda *given: passes.append(1) or one_pass(*given))
     alone = truncate(stream, rank=12)[1]
     without = len(passes)
     assert truncate(replace(stream, near=likeness), rank=12)[1] == pytest.approx(alone, abs=1e-6)

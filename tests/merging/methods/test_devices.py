@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.linalg.truncation import truncate
+from osrm_cli.linalg.row_stream import RowStream, truncate
 from osrm_cli.merging.methods import Method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
