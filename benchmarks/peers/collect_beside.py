@@ -1,41 +1,50 @@
-"""One task's features in one warm process: a bare forward pass, ours, and the published loop on a few examples.
+"""Features of all tasks in one warm process: a bare forward pass, ours, and the published loop on a few examples.
 
-Called as ``python -m benchmarks.peers.collect_beside MODEL DATA TASK SHARE OUT``: of SHARE batches one is run. OUT gets
-seconds and tokens as JSON.
+Called as ``python -m benchmarks.peers.collect_beside MODEL DATA SHARE OUT``: of SHARE batches one is run, and what the
+others would take is told from their tokens and from a run of the first batch alone. OUT gets seconds of processor time
+and counts as JSON.
 """
 
 import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks.peers import texts
 from benchmarks.peers.published_loop import Watched, features
 from osrm_cli.features.collect import collect_features
 from osrm_cli.models.batching import collate_batch, group_by_length, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import TaskSplit
 
 FEW, LENGTH, BATCH_SIZE = 4, 128, 32
 
 
-def forward(model: Path, examples: TaskSplit, share: int = 1) -> tuple[int, int]:
-    """A bare pass over a share of the batches that ``collect`` makes: its examples, and their tokens."""
+def forward(model: Path, examples: TaskSplit, share: int) -> None:
+    """A bare pass over a share of the batches that ``collect`` makes."""
     tokenizer = load_tokenizer(model)
     network = load_classifier(model, 1, tokenizer, torch.float32, 0).model.eval()
     network.config.use_cache = False
     encodings = tokenize_examples(tokenizer, examples.examples, LENGTH)
     lengths = [len(encoding["input_ids"]) for encoding in encodings]
-    batches = group_by_length(lengths, BATCH_SIZE)[::share]
+    batches = group_by_length(lengths, BATCH_SIZE)
     with torch.inference_mode():
-        for rows in batches:
+        for rows in batches[::share]:
             network(**collate_batch([encodings[row] for row in rows], tokenizer, torch.device("cpu")))
-    return sum(map(len, batches)), sum(lengths[row] for rows in batches for row in rows)
+
+
+def count_tokens(model: Path, examples: TaskSplit, share: int) -> tuple[int, int, int]:
+    """Tokens of all batches, of the share, and of the first."""
+    lengths = [len(each["input_ids"]) for each in tokenize_examples(load_tokenizer(model), examples.examples, LENGTH)]
+    tokens = [sum(lengths[row] for row in rows) for rows in group_by_length(lengths, BATCH_SIZE)]
+    return sum(tokens), sum(tokens[::share]), tokens[0]
 
 
 def loop(model: Path, examples: TaskSplit) -> float:
@@ -48,28 +57,35 @@ def loop(model: Path, examples: TaskSplit) -> float:
 
 
 def _seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> None:
-    place, data, task, share, out = sys.argv[1:]
-    model, examples = Path(place), load_split(task, data, "train")
-    with tempfile.TemporaryDirectory() as folder:
+    place, data, share, out = sys.argv[1:]
+    model, found, warm, one = Path(place), Counter[str](), False, 99_999
+    for name, examples in texts.read(Path(data)).items():
+        with tempfile.TemporaryDirectory() as folder:
 
-        def ours(samples: int) -> None:
-            part = f"1/{share}" if samples > FEW else None
-            collect_features([task], data, model=place, samples=samples, shard=part, out=folder, overwrite=True)
+            def bare(part: int, examples: TaskSplit = examples) -> None:
+                forward(model, examples, part)
 
-        forward(model, replace(examples, examples=examples.examples[:FEW]))  # both are warm after a few
-        ours(FEW)
-        found: dict[str, float] = {}
-        start = time.perf_counter()
-        found["examples"], found["tokens"] = forward(model, examples, int(share))
-        found["bare"] = time.perf_counter() - start
-        found["ours"] = _seconds(lambda: ours(len(examples.examples)))
-    found["loop"] = loop(model, examples) * found["examples"]
+            def ours(part: int, name: str = name, folder: str = folder, count: int = len(examples.examples)) -> None:
+                given = {"model": place, "samples": count, "shard": f"1/{part}"}
+                collect_features([name], data, **given, out=folder, overwrite=True)
+
+            if not warm:
+                bare(one)
+                ours(one)
+                warm = True
+            every, read, first = count_tokens(model, examples, int(share))
+            for key, run in (("bare", bare), ("ours", ours)):
+                start, part = _seconds(partial(run, one)), _seconds(partial(run, int(share)))
+                found[key] += start + (part - start) * (every - first) / max(read - first, 1)
+        found["loop"] += loop(model, examples) * len(examples.examples)
+        found["examples"] += len(examples.examples)
+        found["tokens"] += every
     Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """Safetensors files of a base model: find a layer's weight, and copy the files with some weights changed.
 
-Memory holds one changed weight at a time; the other tensors are copied as bytes.
+Memory holds a few rows of a weight at a time; tensors that do not change are copied as bytes.
 """
 
 import itertools
@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,8 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.architecture import Architecture
-from osrm_cli.storage import input_files
 from osrm_cli.storage.atomic import copy_files
-from osrm_cli.storage.input_files import TensorLocation, list_headers, list_indexed, read_json
+from osrm_cli.storage.input_files import TensorLocation, list_headers, list_indexed, matrix_shape, read_json
 from osrm_cli.storage.provenance import CARD_NAME
 from osrm_cli.storage.safetensors_writer import DTYPES, TensorStream, write_stream
 
@@ -32,6 +31,43 @@ _WEIGHTS = (
     *(".index.json", ".tflite", ".mlmodel", ".npz"),
 )
 _TYPES = {label: kind for kind, label in DTYPES.items()}
+
+
+class StoredRows:
+    """A tensor of a file as a matrix, of which rows are read where they are wanted, by any thread.
+
+    Attributes:
+        shape: Its shape as a matrix, see ``matrix_shape``.
+        dtype: Its type.
+    """
+
+    def __init__(self, location: TensorLocation) -> None:
+        self.dtype = _TYPES[location.dtype]
+        self._path = location.path
+        self._start, end = _find_bytes(location.path, location.name)
+        rows, columns = matrix_shape(location.shape)
+        self._row_bytes = columns * self.dtype.itemsize
+        self.shape = min(rows, (end - self._start) // max(self._row_bytes, 1)), columns  # a grown one has more
+
+    def read(self, place: slice) -> torch.Tensor:
+        """Some rows."""
+        first, last, _ = place.indices(self.shape[0])
+        data = bytearray((last - first) * self._row_bytes)
+        if not data:
+            return torch.empty(last - first, self.shape[1], dtype=self.dtype)
+        with self._path.open("rb") as file:
+            file.seek(self._start + first * self._row_bytes)
+            file.readinto(data)
+        return torch.frombuffer(data, dtype=self.dtype).view(last - first, self.shape[1])
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """All rows, some at a time."""
+        size = max(_CHUNK_BYTES // max(self._row_bytes, 1), 1)
+        return (self.read(slice(first, first + size)) for first in range(0, self.shape[0], size))
+
+
+# Makes a tensor of the rows of an old one, in pieces.
+Change = Callable[[StoredRows], Iterable[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -151,7 +187,7 @@ class Checkpoint:
     def write(
         self,
         folder: Path,
-        changes: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+        changes: Mapping[str, Change],
         dtype: torch.dtype | None = None,
         finished: Path | None = None,
         finish: Callable[[], None] = lambda: None,
@@ -210,16 +246,17 @@ class Checkpoint:
         self,
         out: TensorStream,
         name: str,
-        change: Callable[[torch.Tensor], torch.Tensor] | None,
+        change: Change | None,
         target: torch.dtype | None,
     ) -> None:
         location = self.tensors[name]
-        if change is None and target == _TYPES.get(location.dtype):
+        if target is None or (change is None and target == _TYPES.get(location.dtype)):
             out.add_bytes(name, location.dtype, location.shape, _chunks(location.path, location.name))
             return
-        with input_files.open_tensors(location.path) as file:
-            tensor = file.get_tensor(location.name)
-        out.add(name, (change(tensor) if change else tensor).to(target))
+        rows = StoredRows(location)
+        pieces = change(rows) if change else rows.pieces()
+        flat = (piece.to(target).contiguous().reshape(-1).view(torch.uint8) for piece in pieces)
+        out.add_bytes(name, DTYPES[target], location.shape, (piece.numpy().data for piece in flat))
 
 
 def _is_companion(name: Path) -> bool:
@@ -240,12 +277,19 @@ def _write_config(path: Path, dtype: torch.dtype | None, settings: Mapping[str, 
 
 def _chunks(path: Path, name: str) -> Iterator[bytes]:
     """One tensor's bytes, in pieces."""
+    first, last = _find_bytes(path, name)
+    with path.open("rb") as file:
+        file.seek(first)
+        for position in range(first, last, _CHUNK_BYTES):
+            yield file.read(min(_CHUNK_BYTES, last - position))
+
+
+def _find_bytes(path: Path, name: str) -> tuple[int, int]:
+    """Where a tensor's bytes begin and end in a safetensors file."""
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         first, last = json.loads(file.read(start - 8))[name]["data_offsets"]
-        file.seek(start + first)
-        for position in range(first, last, _CHUNK_BYTES):
-            yield file.read(min(_CHUNK_BYTES, last - position))
+    return start + first, start + last
 
 
 def _width(dtype: str) -> int:

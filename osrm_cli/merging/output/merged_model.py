@@ -1,6 +1,5 @@
 """``merged/`` as a model: the base model's files with the update added, tensor by tensor."""
 
-import functools
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,13 +10,15 @@ import torch
 
 from osrm_cli.adapters.layers import find_parent
 from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.output.unfinished_model import UnfinishedModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.checkpoint import Checkpoint
+from osrm_cli.models.checkpoint import Change, Checkpoint
 from osrm_cli.storage import atomic
-from osrm_cli.storage.input_files import read_json
+from osrm_cli.storage.input_files import matrix_shape, read_json
 
 # Model types whose layers with these names are Conv1D: their weights are stored as ``(d_in, d_out)``.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
@@ -113,21 +114,22 @@ class ModelTarget:
         """
         kept = unfinished.read_kept() if unfinished else {}
 
-        def add(weight: torch.Tensor) -> torch.Tensor:
+        def add(read: Callable[[slice], torch.Tensor]) -> Iterator[torch.Tensor]:
             layer = next(layers)
             kept[layer.name] = layer.kept
             if isinstance(layer.result, MaskedDelta):
                 raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
-            delta = layer.result.dense().cpu()
-            wide = torch.promote_types(weight.dtype, delta.dtype)
-            oriented = delta.T if self.weights[layer.name][1] else delta
-            return weight.to(wide) + oriented.reshape(weight.shape).to(wide)
+            delta = _transpose(layer.result) if self.weights[layer.name][1] else layer.result
+            return RowStream.of(delta).strips(lambda place, rows: _add_rows(read(place), rows.cpu()))
 
-        changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-            weight: add for weight, _ in self.weights.values()
-        }
+        def replaced(new: torch.Tensor, is_changed: bool) -> Change:
+            return lambda _: add(new.__getitem__) if is_changed else [new]
+
+        weights = {weight for weight, _ in self.weights.values()}
+        changes: dict[str, Change] = {name: lambda old: add(old.read) for name in weights}
         for name, tensor in self.modules.items():
-            changes[name] = functools.partial(_replaced, tensor, changes.get(name))
+            new = tensor.reshape(matrix_shape(tensor.shape))
+            changes[name] = replaced(new, name in weights)
         if unfinished:
             self.checkpoint.write(
                 stage, changes, self.dtype, unfinished.folder, finish=lambda: unfinished.add_kept(kept)
@@ -227,10 +229,15 @@ def _resize(checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config:
     )
 
 
-def _replaced(
-    new: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] | None, _old: torch.Tensor
-) -> torch.Tensor:
-    return change(new) if change else new
+def _transpose(update: Update) -> Update:
+    if isinstance(update, LowRank):
+        return LowRank(update.A.T, update.B.T)
+    return RowStream.of(update.dense().T.contiguous())
+
+
+def _add_rows(weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    wide = torch.promote_types(weight.dtype, delta.dtype)
+    return weight.to(wide) + delta.to(wide)
 
 
 def _read_config(base_dir: Path) -> dict[str, Any]:
