@@ -70,8 +70,6 @@ def test_an_answer_ends_at_a_stop_string(tiny_writer: Callable[[str], Path], com
 
 
 def test_stop_texts_with_a_tokenizer_of_whole_words() -> None:
-    from osrm_cli.models.text.generation import generate_answers
-
     words = {word: index for index, word in enumerate(["<pad>", "<unk>", "</s>", "one", "two", "three"])}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")), pad_token="<pad>", eos_token="</s>"
@@ -79,10 +77,11 @@ def test_stop_texts_with_a_tokenizer_of_whole_words() -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(words), **sizes)).eval()
+    backbone = TextBackbone(Path("nowhere"), model, tokenizer, CPU)
     prompts = [{"input_ids": [3, 4], "attention_mask": [1, 1]}] * 2
 
     def answers(stop: list[str]) -> list[str]:
-        return generate_answers(model, prompts, tokenizer, CPU, 2, 6, stop, quiet)
+        return backbone.generate(model, prompts, 2, 6, stop, quiet)
 
     whole = answers([])[0]
     first, _, second = whole.partition(" ")
