@@ -275,7 +275,7 @@ def split_name(source: str) -> tuple[str | None, str]:
         OsrmError: If a folder cannot have the name.
     """
     name, equals, rest = source.partition("=")
-    if not equals or Path(source).expanduser().exists():
+    if not equals or hub.local_path(source).exists():
         return None, source
     check_task_name(name)
     return name, rest

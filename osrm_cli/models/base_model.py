@@ -35,7 +35,7 @@ def is_full_model(source: str) -> bool:
     Args:
         source: A folder or hub id, perhaps as ``NAME=SOURCE``.
     """
-    folder = Path(split_name(source)[1]).expanduser()
+    folder = hub.local_path(split_name(source)[1])
     return (folder / "config.json").is_file() and not (folder / CONFIG_NAME).is_file()
 
 
@@ -89,7 +89,7 @@ def find_base_model(name: str, revision: str | None = None, kind: str = "base mo
 
 
 def _find_folder(name: str, revision: str | None, kind: str) -> Path:
-    path = Path(name).expanduser()
+    path = hub.local_path(name)
     if path.is_dir():
         return path
     built_in = _find_built_in(name) if revision is None else None

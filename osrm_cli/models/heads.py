@@ -64,13 +64,19 @@ def missing_class(task: Task, labels: Sequence[Label]) -> str | int | None:
 def _fit_rows(
     is_regression: bool, inputs: torch.Tensor, labels: Sequence[Label], intercept: bool
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Weight ``(k, d)``, bias ``(k,)`` and strength: one row for a score and for two classes, else one for each."""
+    """Weight ``(k, d)``, bias ``(k,)`` and strength: one row for a score and for two classes, else one for each.
+
+    Raises:
+        OsrmError: If the inputs are not finite.
+    """
     # scikit-learn takes a second to import, and callers that only read a head do not need it.
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if not torch.isfinite(inputs).all():
+        raise OsrmError("no head can be fitted: the model's outputs hold NaN or infinity", "look at its start's scale")
     if is_regression:
         model = Ridge(alpha=1 / REGULARIZATION_STRENGTHS[0], fit_intercept=intercept)
         grid, goal = {"ridge__alpha": [1 / strength for strength in REGULARIZATION_STRENGTHS]}, "neg_mean_squared_error"

@@ -1,5 +1,6 @@
 """Models and adapters on the Hugging Face hub: only the required files are downloaded."""
 
+import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,24 @@ from osrm_cli.storage.provenance import commit_of
 
 _ADAPTER_FILES = ["adapter_config.json", "adapter_model*.safetensors*", "osrm.json", "training.json"]
 _TIMEOUT = 4.0  # seconds that the hub has to answer
+
+
+def local_path(source: str) -> Path:
+    """The path that a folder or hub id would have on this machine, ``~`` and ``~name`` written out.
+
+    Raises:
+        OsrmError: If there can be no such path.
+    """
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except RuntimeError:
+        raise OsrmError(f"{source} is in the home of a user who is not known here", "give the whole path") from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise OsrmError(f"{source[:60]}... is longer than a path may be", "give a folder or a hub id") from None
+    return path
 
 
 def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequence[str]) -> Path:
@@ -55,7 +74,7 @@ def locate_adapter(source: str) -> Path:
     Raises:
         OsrmError: If it is neither, or cannot be downloaded.
     """
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     if folder.exists():
         return folder
     name, _, revision = source.partition("@")
@@ -66,7 +85,7 @@ def locate_adapter(source: str) -> Path:
 
 def short_name(source: str) -> str:
     """Name of an adapter that does not record its task: its folder's or file's, or the hub id without the owner."""
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     if folder.is_file():
         return folder.stem
     return folder.resolve().name if folder.exists() else source.partition("@")[0].rpartition("/")[2]
@@ -74,7 +93,7 @@ def short_name(source: str) -> str:
 
 def pin_revision(source: str, folder: Path) -> str:
     """``source`` with the commit that ``folder`` is the snapshot of, if it is a hub id."""
-    commit = None if Path(source).expanduser().exists() else commit_of(folder)
+    commit = None if local_path(source).exists() else commit_of(folder)
     return f"{source.partition('@')[0]}@{commit}" if commit else source
 
 

@@ -173,6 +173,13 @@ def test_flags_go_before_the_recipe(project_copy):
             )
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-of-that-name/adapter", "name=" + "x" * 5000], ids=len)
+def test_a_path_that_cannot_be(project_copy, path):
+    run = osrm("merge", path, "--out", "m", cwd=project_copy)
+    assert run.code == 1
+    assert "longer than a path may be" in run.error or "a user who is not known here" in run.error
+
+
 def test_a_recipe_goes_before_osrm_toml(project_copy):
     recipe = {"method": "consensus", "adapters": list(GIVEN), "dtype": "float64"}
     recipe["options"] = {"lambda": 0.3, "mask-scale": 0.4, "rank": 3}

@@ -13,11 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForSequenceClassification
 
+from osrm_cli.errors import OsrmError
 from osrm_cli.features.loss_gradients import task_loss
 from osrm_cli.models import heads
 from osrm_cli.models.batching import tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.models.heads import find_head_layer
+from osrm_cli.models.heads import find_head_layer, fit_linear_head
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import Example, Task
 from osrm_cli.training.head_init import fit_new_head
@@ -163,3 +164,11 @@ def test_class_with_one_example_is_fitted_at_the_least_strength() -> None:
         heads.fit_linear_head(torch.nn.Linear(4, 2).double(), task, Z, [1, *[0] * 8])
         == heads.REGULARIZATION_STRENGTHS[0]
     )
+
+
+def test_infinite_outputs_fit_no_head() -> None:
+    task = Task("t", ("text",), ("no", "yes"), ("accuracy",))
+    inputs = torch.ones(4, 3)
+    inputs[0, 0] = torch.inf
+    with pytest.raises(OsrmError, match="NaN or infinity"):
+        fit_linear_head(torch.nn.Linear(3, 2), task, inputs, [0, 1, 0, 1])

@@ -21,7 +21,7 @@ from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.models.classifier import LoadedModel
 from osrm_cli.models.target_modules import ALL_LINEAR, as_target_modules, find_target_layers, is_conv1d
-from osrm_cli.storage import input_files
+from osrm_cli.storage import hub, input_files
 from osrm_cli.storage.input_files import TensorLocation
 from osrm_cli.storage.safetensors_writer import DTYPES
 
@@ -238,7 +238,7 @@ def match_names(own: Collection[str], others: Collection[str]) -> dict[str, str]
 
 def _find(source: str) -> Path:
     """The local folder of a fine-tuned model."""
-    path = Path(source).expanduser()
+    path = hub.local_path(source)
     if (path / CONFIG_NAME).is_file():
         raise OsrmError(f"{source} is an adapter, expected a fully fine-tuned model", "it can be merged as it is")
     name, _, revision = (source, "", "") if path.exists() else source.partition("@")
