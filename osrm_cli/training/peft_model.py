@@ -31,7 +31,8 @@ def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -
         OsrmError: If the adapter does not fit the model.
     """
     _load_heads(classifier, start)
-    config = make_lora_config(start)
+    with library_errors(f"{start.folder} has settings that PEFT refuses"):
+        config = make_lora_config(start)
     config.modules_to_save = list(classifier.heads)  # PEFT adds its own guesses to the list
     config.inference_mode = False
     config.base_model_name_or_path = classifier.model.name_or_path  # PEFT warns about other names

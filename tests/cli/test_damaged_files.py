@@ -74,6 +74,12 @@ def test_target_modules_that_are_not_the_factors(project_copy: Path, modules: ob
     refused(osrm("eval", "adapters/mood", cwd=project_copy), "adapters/mood does not fit")
 
 
+def test_a_start_of_an_unknown_kind(project_copy: Path) -> None:
+    change(project_copy / "starts/mood/adapter_config.json", task_type="X")
+    run = osrm("train", "starts/mood", "--limit", 8, "-o", "t", cwd=project_copy)
+    refused(run, "starts/mood has settings that PEFT refuses", "X")
+
+
 def test_settings_with_a_number_that_is_none(project_copy: Path) -> None:
     change(project_copy / "adapters/mood/adapter_config.json", inference_mode=float("nan"))
     run = osrm("merge", "adapters/mood", "adapters/pair", "-o", "m", cwd=project_copy)
