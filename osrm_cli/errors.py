@@ -19,7 +19,7 @@ class OsrmError(Exception):
         self.hint = hint
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a library's error that says something, with its type where the message alone says little."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if len(lines) > 1 and lines[0].startswith("Error(s) in loading state_dict"):
@@ -45,7 +45,9 @@ def library_errors(problem: str, hint: str | None = None) -> Iterator[None]:
         yield
     except OsrmError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of libraries in Rust
+            raise
         raise OsrmError(f"{problem}: {first_line(error)}", hint) from error
 
 

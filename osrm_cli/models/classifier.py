@@ -35,6 +35,8 @@ def load_tokenizer(folder: Path) -> Any:
         f"{folder}: its tokenizer cannot be loaded", "save it again: tokenizer.save_pretrained(folder)"
     ):
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
+        for texts in (("a",), ("a", "b")):  # what is wrong with its templates shows in use alone
+            tokenizer(*texts)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # transformers' substitute where the files are missing
         raise OsrmError(f"{folder} has no tokenizer", "save it there: tokenizer.save_pretrained(folder)")
     if tokenizer.pad_token_id is None:

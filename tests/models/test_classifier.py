@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.backbone import check_max_length
@@ -314,3 +323,17 @@ def test_a_checkpoint_s_code_is_never_run(tiny_model, tmp_path, monkeypatch, fil
         with contextlib.suppress(OsrmError):
             attempt()
         assert not planted.exists()
+
+
+def test_a_tokenizer_whose_template_names_no_token(tmp_path):
+    words = {word: index for index, word in enumerate(["<pad>", "<unk>", "<s>", "one", "two"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)("one")["input_ids"] == [2, 3]
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text())
+    values["post_processor"]["special_tokens"]["x"] = values["post_processor"]["special_tokens"].pop("<s>")
+    path.write_text(json.dumps(values))
+    with pytest.raises(OsrmError, match="its tokenizer cannot be loaded"):
+        load_tokenizer(tmp_path)
