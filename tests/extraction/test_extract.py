@@ -244,6 +244,20 @@ def test_full_rank_merges_like_the_dense_differences(tmp_path):
         assert (flat[name] - base[name] - 0.4 * S.mean() * U @ Vh).norm() < 1e-5 * found[name].norm()
 
 
+@pytest.mark.parametrize("method", ["task-arith", "ties", "tsv"])
+def test_at_full_rank_adapters_merge_as_the_full_models_do(tmp_path, method):
+    save_classifiers(tmp_path, "bert", 1, 2)
+    words = {"model": str(tmp_path / "base"), "options": {"lambda": 0.4}}
+    for seed in (1, 2):
+        extract_adapter(tmp_path / "base", tmp_path / f"tuned{seed}", rank=WHOLE, out=tmp_path / f"a{seed}")
+    merge_adapters([tmp_path / "tuned1", tmp_path / "tuned2"], method, out=tmp_path / "models", **words)
+    merge_adapters([tmp_path / "a1", tmp_path / "a2"], method, form="model", out=tmp_path / "adapters", **words)
+    base, models, adapters = (weights(tmp_path / name) for name in ("base", "models", "adapters"))
+    for name in (f"{layer}.weight".removeprefix("bert.") for layer in Adapter.open(tmp_path / "a1").layers):
+        assert (models[name] - base[name]).norm() > 1e-3 * base[name].norm()
+        assert (adapters[name] - models[name]).norm() < 1e-6 * models[name].norm(), name
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
