@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.merge import merge_adapters
 
 
@@ -61,6 +62,15 @@ def test_conv1d_weights_whatever_the_flag_says(base, tmp_path, targets, flag):
     merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "merged")
     found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
     torch.testing.assert_close(found, with_adapter(base, tmp_path / "a"), atol=1e-5, rtol=1e-4)
+
+
+def test_no_update_is_held_as_a_whole(tmp_path, monkeypatch):
+    base = save_llama(tmp_path / "base")
+    save(tmp_path / "a", base, target_modules=["q_proj", "down_proj"])
+    monkeypatch.setattr(LowRank, "dense", lambda _: pytest.fail("a whole update"))
+    merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "out")
+    found = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
+    torch.testing.assert_close(found, with_adapter(base, tmp_path / "a"), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
