@@ -71,7 +71,8 @@ def test_nearswap_moves_the_adapter_that_is_named(project_copy: Path) -> None:
         assert osrm("merge", *words, *more, "--out", name, cwd=project_copy).code == 0
     assert osrm("merge", "--recipe", "other/merge.yaml", "--out", "again", cwd=project_copy).code == 0
     first, named, other, again = (
-        (project_copy / name / "adapter_model.safetensors").read_bytes() for name in ("first", "named", "other", "again")
+        (project_copy / name / "adapter_model.safetensors").read_bytes()
+        for name in ("first", "named", "other", "again")
     )
     assert first == named != other == again
     run = osrm("merge", *words, "--primary", "score", "--out", "none", cwd=project_copy)
