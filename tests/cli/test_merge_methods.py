@@ -63,3 +63,18 @@ def test_as_model_holds_what_an_adapter_only_approaches(project_copy: Path, meth
             best, kept = truncate(exact.result, near.result.rank)
             torch.testing.assert_close(near.result.dense(), best.dense(), atol=1e-9, rtol=1e-6)
             assert near.kept == pytest.approx(kept)
+
+
+def test_nearswap_moves_the_adapter_that_is_named(project_copy: Path) -> None:
+    words = ("adapters/mood", "adapters/pair", "-m", "nearswap", "--reach", 0.01)
+    for name, more in (("first", []), ("named", ["--primary", "mood"]), ("other", ["--primary", "pair"])):
+        assert osrm("merge", *words, *more, "--out", name, cwd=project_copy).code == 0
+    assert osrm("merge", "--recipe", "other/merge.yaml", "--out", "again", cwd=project_copy).code == 0
+    first, named, other, again = (
+        (project_copy / name / "adapter_model.safetensors").read_bytes()
+        for name in ("first", "named", "other", "again")
+    )
+    assert first == named != other == again
+    run = osrm("merge", *words, "--primary", "score", "--out", "none", cwd=project_copy)
+    assert (run.code, "no adapter is called 'score'" in run.error) == (1, True), run
+    assert not (project_copy / "none").exists()
