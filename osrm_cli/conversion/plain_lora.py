@@ -12,7 +12,7 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, parse_config
-from osrm_cli.adapters.formats.peft import list_tensors, read_settings
+from osrm_cli.adapters.formats.peft import list_tensors, read_config_values
 from osrm_cli.adapters.layers import (
     PREFIX,
     AdapterLayer,
@@ -69,7 +69,7 @@ def find_kind(folder: Path) -> AdapterKind | None:
     Raises:
         OsrmError: If its settings cannot be read.
     """
-    values = read_settings(folder) if (folder / CONFIG_NAME).is_file() else {}
+    values = read_config_values(folder) if (folder / CONFIG_NAME).is_file() else {}
     if not isinstance(values, dict):
         return None
     kind = "DORA" if values.get("use_dora") else "TOKENS" if values.get("trainable_token_indices") else None
@@ -98,7 +98,7 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
     Raises:
         OsrmError: If the adapter or the base model is damaged or missing, or they do not fit.
     """
-    settings, tensors = read_settings(folder), name_tensors(folder, list_tensors(folder))
+    settings, tensors = read_config_values(folder), name_tensors(folder, list_tensors(folder))
     rows = find_trained_rows(folder, settings, tensors)
     config = parse_config(folder / CONFIG_NAME, _lora_settings(settings, kind))
     config = replace(config, modules_to_save=(*config.modules_to_save, *saved_beside_rows(rows, tensors)))

@@ -182,10 +182,10 @@ def read_score_file(path: Path) -> ScoreFile:
     Raises:
         OsrmError: If it is missing, is another kind of file, or contains a wrong value.
     """
-    return parse_score_file(path.as_posix(), *read_record(path, _WRITERS))
+    return parse_score_file(path.as_posix(), *read_scored_record(path, _WRITERS))
 
 
-def read_record(path: Path, commands: tuple[str, ...] = _WRITERS) -> tuple[dict[str, Any], bytes]:
+def read_scored_record(path: Path, commands: tuple[str, ...] = _WRITERS) -> tuple[dict[str, Any], bytes]:
     """The JSON object that one of the commands wrote, and the file's bytes.
 
     Raises:
@@ -213,8 +213,8 @@ def parse_score_file(name: str, record: Mapping[str, Any], content: bytes) -> Sc
 
     Args:
         name: The file's path, for errors.
-        record: From ``read_record``.
-        content: From ``read_record``.
+        record: From ``read_scored_record``.
+        content: From ``read_scored_record``.
 
     Raises:
         OsrmError: If it contains a wrong value.

@@ -8,7 +8,7 @@ from osrm_cli.reporting.bootstrap import PAIRS, Difference
 from osrm_cli.reporting.comparison import Comparison, ComparisonRow, MeanStd
 from osrm_cli.reporting.curves import Curves
 from osrm_cli.reporting.inputs import Diagnosis
-from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, Table
+from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, TableBlock
 from osrm_cli.reporting.runs import ScoreKind
 
 
@@ -142,7 +142,7 @@ def _averages(comparison: Comparison) -> Iterator[Block]:
 
 def _by_arm(
     comparison: Comparison, title: str, kinds: Sequence[ScoreKind], cell: Callable[[ComparisonRow], str]
-) -> Iterator[Table]:
+) -> Iterator[TableBlock]:
     """A row for each arm that has one, a column for each kind; two tables where some are calibrated."""
     for calibrated in (False, True):
         wanted = [kind for kind in kinds if kind.calibrated is calibrated]
@@ -153,7 +153,7 @@ def _by_arm(
             if any((place, kind) in rows for kind in wanted)
         ]
         if lines:
-            yield Table(
+            yield TableBlock(
                 f"{title}, calibrated" if calibrated else title, ["arm", *(kind.label for kind in wanted)], lines
             )
 
@@ -192,7 +192,7 @@ def _over_lambda(comparison: Comparison, curves: Curves) -> Iterator[Block]:
             for arm, line in by_arm.items()
         ]
         yield Heading(label, 3)
-        yield Table(label, ["arm", *(f"{scale:g}" for scale in scales)], lines)
+        yield TableBlock(label, ["arm", *(f"{scale:g}" for scale in scales)], lines)
 
 
 def _every_task(comparison: Comparison) -> Iterator[Block]:
@@ -210,7 +210,7 @@ def _every_task(comparison: Comparison) -> Iterator[Block]:
         ]
         shares = ["of single, %"] if kind.method else []
         yield Heading(kind.label, 3)
-        yield Table(kind.label, ["arm", *comparison.table.tasks, "average", *shares, "n"], rows)
+        yield TableBlock(kind.label, ["arm", *comparison.table.tasks, "average", *shares, "n"], rows)
 
 
 def _choices(comparison: Comparison) -> Iterator[Block]:
@@ -236,7 +236,7 @@ def _compared(comparison: Comparison, diagnoses: Mapping[str, Diagnosis]) -> Ite
     yield Heading("What was compared")
     columns = ["arm", "objective", *(key.replace("_", " ") for key in arms.differing)]
     rows = [[arm.label, *texts] for arm, texts in zip(arms.arms, arms.descriptions, strict=True)]
-    yield Table("How the arms were made", columns, rows, len(columns))
+    yield TableBlock("How the arms were made", columns, rows, len(columns))
     if arms.shared:
         shared = (f"{key.replace('_', ' ')} {text}" for key, text in arms.shared.items())
         yield Paragraph(f"In all arms: {', '.join(shared)}.")
@@ -245,7 +245,7 @@ def _compared(comparison: Comparison, diagnoses: Mapping[str, Diagnosis]) -> Ite
         for file in table.files
     ]
     files += [[name, "-", "-", found["sha256"][:12]] for name, found in diagnoses.items()]
-    yield Table("Files", ["file", "arm", "seed", "SHA-256"], files, 4)
+    yield TableBlock("Files", ["file", "arm", "seed", "SHA-256"], files, 4)
 
 
 def _spread(value: MeanStd | None) -> str:

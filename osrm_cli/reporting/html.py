@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from osrm_cli.plotting.figure import Plot, render_svgs, render_wide_svg
-from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, Table
+from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, TableBlock
 
 _LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # CSS has no dash and dot
 _PAGE = """<!doctype html>
@@ -43,13 +43,13 @@ def _block(block: Block) -> str:
             return f"<p>{escape(text)}</p>"
         case Items(texts):
             return f"<ul>\n{_joined(f'<li>{escape(text)}</li>' for text in texts)}\n</ul>"
-        case Table():
+        case TableBlock():
             return _table(block)
         case Plot():
             return _figure(block)
 
 
-def _table(table: Table) -> str:
+def _table(table: TableBlock) -> str:
     """In a region of its own that scrolls sideways, by keyboard too, where the page is narrow."""
     title = escape(table.title)
     head = "".join(_cell("th", text, place < table.texts, ' scope="col"') for place, text in enumerate(table.columns))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation.score_files import ScoreFile, parse_score_file, read_record
+from osrm_cli.evaluation.score_files import ScoreFile, parse_score_file, read_scored_record
 
 NAMES = ("scores.json", "sweep.json", "diagnosis.json")
 TABLE_SUFFIX = ".parquet"
@@ -77,7 +77,7 @@ def _read(path: Path) -> Iterator[tuple[Path, ScoreFile | Diagnosis]]:
         yield from ((folder / name, found) for name, found in diagnoses.items())
         return
     for file in _files(path):
-        record, content = read_record(file, ("eval", "sweep", "diagnose"))
+        record, content = read_scored_record(file, ("eval", "sweep", "diagnose"))
         if record["command"] == "diagnose":
             yield file.resolve(), {**record, "sha256": sha256(content).hexdigest()}
         else:

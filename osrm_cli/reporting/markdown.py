@@ -36,7 +36,7 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableBlock:
     """A table whose first column is text.
 
     Attributes:
@@ -52,7 +52,7 @@ class Table:
     texts: int = 1
 
 
-Block = Heading | Paragraph | Items | Table | Plot
+Block = Heading | Paragraph | Items | TableBlock | Plot
 
 
 def render_markdown(blocks: Iterable[Block]) -> str:
@@ -68,7 +68,7 @@ def _block(block: Block) -> str:
             return _escaped(text)
         case Items(texts):
             return "\n".join(f"- {_escaped(text)}" for text in texts)
-        case Table():
+        case TableBlock():
             return _table(block)
         case Plot():
             return (
@@ -76,7 +76,7 @@ def _block(block: Block) -> str:
             )
 
 
-def _table(table: Table) -> str:
+def _table(table: TableBlock) -> str:
     marks = ["---" if place < table.texts else "---:" for place in range(len(table.columns))]
     return "\n".join([_line(table.columns), f"| {' | '.join(marks)} |", *map(_line, table.rows)])
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation.score_files import read_record, read_score_file
+from osrm_cli.evaluation.score_files import read_score_file, read_scored_record
 from tests.reporting.factories import EXAMPLES, labels, scores, sweep
 
 WRONG: list[Any] = [None, True, 7, -1, 0.5, "x", [], {}, [1], {"a": 1}, float("nan"), float("inf"), 10**400, "\ud800"]
@@ -142,7 +142,7 @@ def test_other_files_are_refused(content: bytes, message: str, tmp_path: Path) -
     path = tmp_path / "scores.json"
     path.write_bytes(content)
     with pytest.raises(OsrmError, match=message):
-        read_record(path)
+        read_scored_record(path)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

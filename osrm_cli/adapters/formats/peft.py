@@ -31,11 +31,11 @@ def read(path: Path) -> AdapterContents:
     Raises:
         OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
     """
-    config = parse_config(path / CONFIG_NAME, read_settings(path))
+    config = parse_config(path / CONFIG_NAME, read_config_values(path))
     return AdapterContents(config, list_tensors(path))
 
 
-def read_settings(folder: Path) -> Any:
+def read_config_values(folder: Path) -> Any:
     """Contents of ``adapter_config.json``.
 
     Raises:

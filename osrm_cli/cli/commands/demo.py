@@ -79,7 +79,7 @@ def demo(
     """
     import shutil
 
-    from osrm_cli.evaluation.score_files import read_record
+    from osrm_cli.evaluation.score_files import read_scored_record
     from osrm_cli.evaluation.scores import SCORES_NAME
     from osrm_cli.storage import atomic
 
@@ -92,7 +92,7 @@ def demo(
     setting = replace(setting, model=model or setting.model, scale=setting.scale if scale is None else scale)
     for commands in _pipeline_stages(setting, seed):
         _run(commands, out, console)
-    records = {arm: read_record(out / "merged" / arm / SCORES_NAME)[0] for arm in _VARIANTS}
+    records = {arm: read_scored_record(out / "merged" / arm / SCORES_NAME)[0] for arm in _VARIANTS}
     _draw_bars(records, out / "demo.png")
     console.note(f"All files are in {out}/; the plot is {out}/demo.png.")
     console.result({"folder": str(out), "arms": records}, _make_table(records))
