@@ -70,10 +70,11 @@ def lora_lego(layer: LayerUpdates, options: MethodOptions) -> LowRank:
 
     A rank is the vector ``[a_k, w_t b_k]`` of a row of ``A_t`` and a column of ``w_t B_t``. There are ``rank`` clusters
     by k-means, without it as many as the largest of the inputs' ranks. Each mean is brought to the mean length of its
-    cluster, and the whole to ``lambda * sqrt(r / rank)``, ``r`` the mean rank of the inputs. k-means begins at the
-    longest vector and then at those that lie farthest from what is chosen, so that nothing is drawn at random. Ranks
-    that do nothing take no part. It depends on how the updates are factored. One adapter is itself at its own rank;
-    opposite ones need not cancel. Not linear in the weights.
+    cluster, and the whole to ``lambda * sqrt(r / rank)``, ``r`` the mean rank of the inputs: our reading of the paper's
+    two rescalings, of which no code is public. k-means begins at the longest vector and then at those that lie
+    farthest from what is chosen, so that nothing is drawn at random. Ranks that do nothing take no part. It depends on
+    how the updates are factored. One adapter is itself at its own rank; opposite ones need not cancel. Not linear in
+    the weights.
 
     Raises:
         OsrmError: If a share of the energy is asked for.
