@@ -50,6 +50,7 @@ class ResultStream:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self.isatty, self.fileno, self.encoding = stream.isatty, stream.fileno, stream.encoding
 
     def write(self, text: str) -> int:
         """Write ``text``."""
