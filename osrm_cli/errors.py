@@ -1,5 +1,6 @@
 """User errors: reported in one line, without a traceback."""
 
+import errno
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,17 @@ def library_errors(problem: str, hint: str | None = None) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of libraries in Rust
             raise
         raise OsrmError(f"{problem}: {first_line(error)}", hint) from error
+
+
+def describe_trouble(error: Exception) -> str | None:
+    """The system's trouble with a file, in words: no right to it, or no room for it; ``None`` for all other errors."""
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+    if isinstance(error, RuntimeError) and "iostream error" in str(error):  # torch.save on a full disk
+        return "a checkpoint cannot be written: is the disk full?"
+    return None
 
 
 def check_number(option: str, value: float, low: float, high: float = math.inf) -> None:

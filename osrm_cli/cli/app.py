@@ -28,7 +28,7 @@ from osrm_cli.cli.commands import (
 )
 from osrm_cli.cli.config_file import read_defaults
 from osrm_cli.cli.streams import ExpendableStream, ResultStream
-from osrm_cli.errors import OsrmError
+from osrm_cli.errors import OsrmError, describe_trouble
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -46,6 +46,11 @@ class _Pipeline(TyperGroup):
             return super().invoke(ctx)
         except OsrmError as error:
             console.fail(str(error), error.hint)
+            raise typer.Exit(1) from None
+        except (OSError, RuntimeError) as error:
+            if (trouble := describe_trouble(error)) is None:
+                raise
+            console.fail(trouble, None)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             console.fail("interrupted", None)

@@ -36,7 +36,10 @@ def is_full_model(source: str) -> bool:
         source: A folder or hub id, perhaps as ``NAME=SOURCE``.
     """
     folder = hub.local_path(split_name(source)[1])
-    return (folder / "config.json").is_file() and not (folder / CONFIG_NAME).is_file()
+    try:
+        return (folder / "config.json").is_file() and not (folder / CONFIG_NAME).is_file()
+    except PermissionError:  # whoever reads it says so
+        return False
 
 
 def open_update(source: str, base: BaseModelId) -> Adapter:

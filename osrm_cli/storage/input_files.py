@@ -241,9 +241,10 @@ def list_indexed(index: Path) -> dict[str, TensorLocation]:
     """
     remedy = "save the model again with save_pretrained"
     value = read_json(index, remedy)
-    weight_map = value.get("weight_map") if isinstance(value, dict) else None
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not weight_map or not all(isinstance(name, str) and Path(name).name for name in names):
+    found_map = value.get("weight_map") if isinstance(value, dict) else None
+    weight_map: dict[str, Any] = found_map if isinstance(found_map, dict) else {}
+    names = list(weight_map.values())
+    if not names or not all(isinstance(name, str) and Path(name).name for name in names):
         raise OsrmError(f"{index} does not list the files of the weights", remedy)
     found = list_headers(index.parent / name for name in sorted({Path(name).name for name in names}))
     if missing := sorted(weight_map.keys() - found.keys()):

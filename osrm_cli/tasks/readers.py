@@ -6,6 +6,7 @@ Text formats are read with the standard library and parquet with pyarrow, which 
 
 import json
 import re
+import sys
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ def _read_as_text(read: "Reader", path: Path, limit: int | None) -> Table:
 
 def _read_jsonl(path: Path, limit: int | None, encoding: str | None) -> Table:
     with open_text(path, encoding) as file:
-        columns, lines = _make_columns(islice(_parse_lines(path, file), limit))
+        columns, lines = _make_columns(islice(_parse_lines(path, file), limit and min(limit, sys.maxsize)))
     return Table(str(path), columns, lines)
 
 

@@ -12,7 +12,7 @@ import torch
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
-from osrm_cli.errors import OsrmError
+from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import resolve_base_model
@@ -165,6 +165,8 @@ def train_adapters(
         raise OsrmError("--full trains whole weights, which 4 bits cannot hold", "leave out --quantize")
     if full and freeze:
         raise OsrmError("--full trains whole weights, which have no factor to freeze", "leave out --freeze")
+    for option, value in (("lr", lr), ("epochs", epochs), ("interference-penalty", interference_penalty or 0)):
+        check_number(option, value, 0)
     bf16 = torch_dtype.itemsize == 2
     config = TrainingConfig(
         lr, epochs, batch_size, seed, keep_best, bf16, dropout, gradient_accumulation, gradient_checkpointing

@@ -9,6 +9,7 @@ import pytest
 from osrm_cli import __version__
 from osrm_cli.cli import console
 from osrm_cli.cli.app import app
+from osrm_cli.errors import describe_trouble
 from tests.run_cli import ROOT, osrm, process
 
 COMMANDS = [command.name for command in app.registered_commands if command.name]
@@ -132,3 +133,18 @@ def test_the_output_by_its_other_names(project_copy: Path) -> None:
     (project_copy / "osrm.toml").write_text(f'{settings}\n[merge]\noutput = "c"\n')
     assert osrm(*words, cwd=project_copy).code == 0
     assert all((project_copy / name / "osrm.json").is_file() for name in "abc")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (PermissionError(13, "Permission denied", "base"), "base: Permission denied"),
+        (OSError(28, "No space left on device"), "a file cannot be written: No space left on device"),
+        (RuntimeError("basic_ios::clear: iostream error"), "a checkpoint cannot be written: is the disk full?"),
+        (OSError(5, "Input/output error"), None),
+        (RuntimeError("a bug"), None),
+    ],
+    ids=str,
+)
+def test_trouble_with_files_is_one_line_and_a_bug_has_its_traceback(error: Exception, expected: str | None) -> None:
+    assert describe_trouble(error) == expected

@@ -74,6 +74,22 @@ def test_target_modules_that_are_not_the_factors(project_copy: Path, modules: ob
     refused(osrm("eval", "adapters/mood", cwd=project_copy), "adapters/mood does not fit")
 
 
+@pytest.mark.parametrize("option", ["--lr", "--interference-penalty"])
+def test_infinite_settings_of_a_training(project_copy: Path, option: str) -> None:
+    run = osrm("train", "starts/mood", "--limit", 8, option, "1e400", "-o", "t", cwd=project_copy)
+    refused(run, f"{option} is inf, expected 0 or more")
+
+
+def test_a_tokenizer_s_inputs_have_names(project_copy: Path, base: Path) -> None:
+    change(base / "tokenizer_config.json", model_input_names=[["input_ids"], "attention_mask"])
+    run = osrm("train", "starts/mood", "--limit", 8, "--model", base, "-o", "t", cwd=project_copy)
+    refused(run, str(base))
+
+
+def test_a_limit_beyond_all_numbers(project_copy: Path) -> None:
+    assert osrm("eval", "adapters/mood", "--limit", 10**22, cwd=project_copy).code == 0
+
+
 def test_a_start_of_an_unknown_kind(project_copy: Path) -> None:
     change(project_copy / "starts/mood/adapter_config.json", task_type="X")
     run = osrm("train", "starts/mood", "--limit", 8, "-o", "t", cwd=project_copy)
@@ -162,7 +178,9 @@ def test_base_model(project_copy: Path, base: Path, name: str, command: str) -> 
     assert listing(project_copy) == before
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 5}}'], ids=repr)
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"weight_map": {}}', '{"weight_map": "x"}', '{"weight_map": {"a": 5}}'], ids=repr
+)
 def test_index_of_a_base_model(project_copy: Path, base: Path, content: str) -> None:
     (base / "model.safetensors.index.json").write_text(content)
     words = ("merge", "adapters/mood", "adapters/pair", "--as", "model", "--model", base, "--out", "o")
