@@ -168,7 +168,7 @@ SkipLong = Annotated[
     typer.Option("--skip-long", help="Leave out text rows whose completion exceeds --max-length: no error."),
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", min=1, help="Maximum examples per batch (fewer for long texts).")
+    int, typer.Option("--batch-size", min=1, max=65_536, help="Maximum examples per batch (fewer for long texts).")
 ]
 TargetModules = Annotated[
     list[str] | None,
