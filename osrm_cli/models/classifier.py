@@ -39,8 +39,14 @@ def load_tokenizer(folder: Path) -> Any:
             tokenizer(*texts)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # transformers' substitute where the files are missing
         raise OsrmError(f"{folder} has no tokenizer", "save it there: tokenizer.save_pretrained(folder)")
-    if not all(isinstance(name, str) for name in tokenizer.model_input_names):
-        raise OsrmError(f"{folder}: model_input_names of its tokenizer are not names", "save it there again")
+    names = tokenizer.model_input_names
+    if names[:1] != ["input_ids"] or not all(isinstance(name, str) for name in names):
+        raise OsrmError(
+            f"{folder}: model_input_names of its tokenizer are not names that begin with input_ids",
+            "save it there again",
+        )
+    if "attention_mask" not in names:  # it would be left ragged when a batch is padded
+        tokenizer.model_input_names = [*names, "attention_mask"]
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

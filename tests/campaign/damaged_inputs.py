@@ -17,7 +17,8 @@ from tests.campaign.kinds import KINDS
 WEIGHTS = {"adapters": 5, "features": 3, "merged": 3, "base": 3, "data": 3, "starts": 2}
 BAD = ("traceback", "untidy", "nonfinite", "hang", "memory")
 _PICTURE = re.compile(r".*\.png$|README\.md$")
-_HANDED_ON = re.compile(r"config\.json|tokenizer.*|special_tokens_map\.json")  # of a base model, into a merged one
+# Of a base model, into a merged one.
+_HANDED_ON = re.compile(r"config\.json|generation_config\.json|tokenizer.*|special_tokens_map\.json")
 _NONFINITE = re.compile(rb"[:\[,]\s*-?(NaN|Infinity)\b")
 _MEMORY_FACTOR = 2.0
 _SLACK_MIB, _SLACK_SECONDS = 256, 10

@@ -86,6 +86,12 @@ def test_a_tokenizer_s_inputs_have_names(project_copy: Path, base: Path) -> None
     refused(run, str(base))
 
 
+def test_a_tokenizer_that_names_no_attention_mask(project_copy: Path, base: Path) -> None:
+    change(base / "tokenizer_config.json", model_input_names=["input_ids"])
+    run = osrm("train", "starts/mood", "--limit", 8, "--model", base, "-o", "t", cwd=project_copy)
+    assert run.code == 0, run.stderr
+
+
 def test_a_limit_beyond_all_numbers(project_copy: Path) -> None:
     assert osrm("eval", "adapters/mood", "--limit", 10**22, cwd=project_copy).code == 0
 
