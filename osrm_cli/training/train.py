@@ -98,7 +98,7 @@ def train_adapters(
     penalty_unit: str = "base",
     full: bool = False,
     project: bool = False,
-    project_energy: float = 0.99,
+    project_energy: float = 0.7,
     features: Path | str = "features",
     keep_best: bool = False,
     resume: bool = False,

@@ -99,7 +99,7 @@ def test_record_and_bytes(project: Path) -> None:
     assert {name: record["settings"][name] for name in ("full", "freeze", "project_energy")} == {
         "full": True,
         "freeze": "A",
-        "project_energy": 0.99,
+        "project_energy": 0.7,
     }
     again = train(project, "again", "--full", "--project")
     first, second = (load_file(folder / "adapter_model.safetensors") for folder in (path, again))

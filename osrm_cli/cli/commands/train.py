@@ -80,7 +80,7 @@ def train(
     project_energy: Annotated[
         float,
         typer.Option("--project-energy", min=0.01, max=0.999999, help="Share of their energy in that subspace."),
-    ] = 0.99,
+    ] = 0.7,
     features: options.FeaturesFolder = Path("features"),
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the epoch with the best dev score.")] = False,
     resume: Annotated[
