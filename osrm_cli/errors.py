@@ -53,8 +53,8 @@ def library_errors(problem: str, hint: str | None = None) -> Iterator[None]:
 
 
 def describe_trouble(error: Exception) -> str | None:
-    """The system's trouble with a file, in words: no right to it, or no room for it; ``None`` for all other errors."""
-    if isinstance(error, PermissionError):
+    """The system's trouble with a file: no right to it, no such path possible, no room; ``None`` for other errors."""
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return f"{error.filename or 'a file'} cannot be written: {error.strerror}"

@@ -68,7 +68,8 @@ def to_json(value: Mapping[str, Any]) -> str:
     Raises:
         ValueError: If a value is NaN or infinite.
     """
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # half a character of a foreign file stays escaped
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

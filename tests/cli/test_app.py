@@ -139,6 +139,7 @@ def test_the_output_by_its_other_names(project_copy: Path) -> None:
     ("error", "expected"),
     [
         (PermissionError(13, "Permission denied", "base"), "base: Permission denied"),
+        (OSError(36, "File name too long", "base"), "base: File name too long"),
         (OSError(28, "No space left on device"), "a file cannot be written: No space left on device"),
         (RuntimeError("basic_ios::clear: iostream error"), "a checkpoint cannot be written: is the disk full?"),
         (OSError(5, "Input/output error"), None),

@@ -33,6 +33,8 @@ def test_equal_facts_are_equal_bytes() -> None:
         {"a": {"c": "ä", "d": 2}, "b": 1}
     )
     assert provenance.to_json({"a": "ä"}) == '{\n  "a": "ä"\n}\n'
+    half = provenance.to_json({"a": "\ud800"})
+    assert json.loads(half.encode()) == {"a": "\ud800"}
     with pytest.raises(ValueError, match="not JSON compliant"):
         provenance.to_json({"a": float("nan")})
 
