@@ -229,11 +229,11 @@ def _without_train(folder: Path, merge: Callable[..., Any]) -> str:
     return error
 
 
-def test_auto_distils_where_there_are_prompts(written: Path, tmp_path: Path) -> None:
+def test_auto_reads_prompts_where_there_are_some(written: Path, tmp_path: Path) -> None:
     adapters = [str(written / "adapters" / task) for task in ("last", "same")]
     (tmp_path / "osrm.toml").write_bytes((written / "osrm.toml").read_bytes())
     done = osrm("merge", *adapters, "--method", "auto", "--dry-run", cwd=tmp_path)
-    assert "by distill" in done.stdout, done.stderr
+    assert "by sequential" in done.stdout, done.stderr
     done = osrm("merge", *adapters, "--method", "auto", "--data", "nowhere", "--dry-run", cwd=tmp_path)
     assert "by ties" in done.stdout, done.stderr
 

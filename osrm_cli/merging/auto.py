@@ -16,8 +16,9 @@ AUTO = "auto"
 def choose_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
     """A recipe with a method in the place of ``auto``, and the reason.
 
-    Texts decide: with them a model is trained to do as the single ones do. Features do not, since RegMean, which reads
-    them, is not above TIES, which does not; but where they are given, they cut the result of TIES to its rank.
+    Texts decide: with them a model of classes is trained to do as the single ones do, and a writer's layers are fitted
+    to the single ones' in closed form. Features do not, since RegMean, which reads them, is not above TIES, which does
+    not; but where they are given, they cut the result of TIES to its rank.
 
     Args:
         recipe: Its ``data`` is what the user gives; data on the hub, which would have to be fetched, counts only so.
@@ -30,21 +31,22 @@ def choose_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
     adapters = [Adapter.open(entry.path) for entry in recipe.adapters]
     if len(adapters) == 1:
         return replace(recipe, method="task-arith"), "one adapter is itself"
+    learned = "sequential" if all(map(is_text_adapter, adapters)) else "distill"
     if lack := _find_lack(adapters, recipe.data):
         cut = ", cut to a rank by the features" if recipe.features and recipe.output == "adapter" else ""
-        return replace(recipe, method="ties"), f"the best of those that read adapters alone{cut}; for distill {lack}"
-    return replace(recipe, method="distill"), "there are texts of every task, from which the most is kept"
+        return replace(recipe, method="ties"), f"the best of those that read adapters alone{cut}; for {learned} {lack}"
+    return replace(recipe, method=learned), "there are texts of every task, from which the most is kept"
 
 
 def _find_lack(adapters: Sequence[Adapter], data: str | None) -> str | None:
-    """What distillation lacks; ``None`` if nothing."""
+    """What a method that reads texts lacks; ``None`` if nothing."""
     for adapter in adapters:
         if any(layer.embedding for layer in adapter.layers.values()):
             return f"{adapter.source} must not adapt an embedding"
         if not is_text_adapter(adapter) and not adapter.head_tensors():
             return f"{adapter.source} has no head"
         try:
-            source = data_source(adapter, data, "distill")
+            source = data_source(adapter, data, AUTO)
             found = (data == "hub" or source != "hub") and {"train", "train_matched"} & set(
                 list_splits(adapter.name, source)
             )
