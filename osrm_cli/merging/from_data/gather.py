@@ -42,7 +42,7 @@ def gather_layer_data(
         The plan to carry out, which has the weights and heads that the method learns, and the inputs of each layer.
     """
     if plan.method.data_statistic == "second-moments":  # collected while layers are merged
-        return plan, SequentialMoments(models, plan.layers)
+        return plan, SequentialMoments(models, plan)
     if plan.method.data_statistic == "single-moments":
         return plan, SingleMoments(models, plan)
     if plan.method.data_statistic == "cross-moments":

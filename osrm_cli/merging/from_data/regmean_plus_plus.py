@@ -11,6 +11,7 @@ from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
+from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.layer_inputs import find_shared_inputs
 from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_hooks
 
@@ -23,16 +24,16 @@ class SequentialMoments(LayerData):
 
     Args:
         models: The tasks' classifiers, in the order of the adapters' names.
-        layers: Every layer to merge.
+        plan: Its layers are merged; its weights scale the single models' updates, where those are run.
 
     Raises:
         OsrmError: If a layer takes no part in classification.
     """
 
-    def __init__(self, models: Sequence[TaskModel], layers: Sequence[str]) -> None:
-        self._models = models
+    def __init__(self, models: Sequence[TaskModel], plan: MergePlan) -> None:
+        self._models, self._plan = models, plan
         shell = models[0].with_head_loaded()
-        targets = {name: shell.get_submodule(name) for name in layers}
+        targets = {name: shell.get_submodule(name) for name in plan.layers}
         self._sources = find_shared_inputs(shell, targets, models[0].batch([0])).sources
         self.sequence = tuple(self._sources)
         self.record = {"examples": {model.name: model.sample.record for model in models}}

@@ -22,19 +22,10 @@ Moments = tuple[torch.Tensor, torch.Tensor]
 
 
 class SequentialTargets(SequentialMoments):
-    """Moments of a layer's inputs in the merged and in the single models, collected when the layer is asked for.
-
-    Args:
-        models: The tasks' classifiers, in the order of the adapters' names.
-        plan: Its weights scale the single models' updates.
-
-    Raises:
-        OsrmError: If a layer takes no part in the task's output.
-    """
+    """Moments of a layer's inputs in the merged and in the single models, collected when the layer is asked for."""
 
     def __init__(self, models: Sequence[TaskModel], plan: MergePlan) -> None:
-        super().__init__(models, plan.layers)
-        self._plan = plan
+        super().__init__(models, plan)
         self._pairs: dict[str, list[Moments]] = {}
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:

@@ -1,6 +1,6 @@
 """Second moments of each layer's inputs in the single models, for LOT Merging (arXiv:2505.23859)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
 from osrm_cli.merging.from_data.task_models import TaskModel
@@ -11,19 +11,7 @@ from osrm_cli.models.output_hooks import OutputHook, low_rank_hook
 
 
 class SingleMoments(SequentialMoments):
-    """Moments of a layer's inputs in each single model on its own task's text, collected when the layer is asked for.
-
-    Args:
-        models: The tasks' models, in the order of the adapters' names.
-        plan: Its weights scale the single models' updates.
-
-    Raises:
-        OsrmError: If a layer takes no part in the task's output.
-    """
-
-    def __init__(self, models: Sequence[TaskModel], plan: MergePlan) -> None:
-        super().__init__(models, plan.layers)
-        self._plan = plan
+    """Moments of a layer's inputs in each single model on its own task's text, collected when it is asked for."""
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``C_t = E[x* x*^T]``, ``(d_in, d_in)``, float64."""

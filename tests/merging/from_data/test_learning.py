@@ -19,14 +19,6 @@ torch.set_num_threads(1)
 TASKS = ("mood", "pair", "score")
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
-def made(request, tiny_model, text_tasks, tmp_path_factory):
-    root, base = tmp_path_factory.mktemp(request.param), tiny_model(request.param)
-    for task in TASKS:
-        trained_adapters.save(root / task, base, request.param, text_tasks)
-    return root, base
-
-
 def opened(made, method="distill", tasks=TASKS, **options):
     root, base = made
     return trained_adapters.models(

@@ -45,7 +45,7 @@ def done(request, tiny_model, text_tasks, tmp_path_factory):
             assert self._moments.keys() <= sources  # freed before others are collected
             return super().for_layer(layer, merged)
 
-    layer_data = Seen(models, plan.layers)
+    layer_data = Seen(models, plan)
     results = list(merge_layers(plan, layer_data, plan.layers))
     return base, plan, models, moments_seen, results, layer_data
 

@@ -40,14 +40,6 @@ def with_results(base, task, results):
     return model
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
-def made(request, tiny_model, text_tasks, tmp_path_factory):
-    root, base = tmp_path_factory.mktemp(request.param), tiny_model(request.param)
-    for task in TASKS:
-        trained_adapters.save(root / task, base, request.param, text_tasks)
-    return root, base
-
-
 def merged(root, base, **options):
     plan, models = trained_adapters.models("sequential", [root / task for task in TASKS], base, samples=7, **options)
     layer_data = SequentialTargets(models, plan)

@@ -1,6 +1,5 @@
 """Moments of the single models' own inputs, for LOT Merging."""
 
-import pytest
 import torch
 
 from osrm_cli.merging.from_data.single_moments import SingleMoments
@@ -10,14 +9,6 @@ from tests.merging.from_data.test_sequential import inputs_of
 
 torch.set_num_threads(1)
 TASKS = ("mood", "pair", "score")
-
-
-@pytest.fixture(scope="module", params=["bert", "gpt2", "t5"])
-def made(request, tiny_model, text_tasks, tmp_path_factory):
-    root, base = tmp_path_factory.mktemp(request.param), tiny_model(request.param)
-    for task in TASKS:
-        trained_adapters.save(root / task, base, request.param, text_tasks)
-    return root, base
 
 
 def test_moments_are_those_of_really_merged_single_models(made):

@@ -262,7 +262,7 @@ def test_regmean_plus_plus_sees_the_merged_model(made):
             seen[layer] = fields["second_moments"]
             return fields
 
-    layer_data = Seen(models, plan.layers)
+    layer_data = Seen(models, plan)
     results = {layer.name: layer.result.dense() for layer in merge_layers(plan, layer_data, plan.layers)}
     merged = with_updates(base, results)
     for index, model in enumerate(models):
