@@ -30,9 +30,9 @@ from osrm_cli.adapters.names import align_layer_names
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import Update
-from osrm_cli.storage import hub, input_files, provenance
-from osrm_cli.storage.input_files import TensorLocation, read_json
-from osrm_cli.storage.provenance import BaseModelId, Record
+from osrm_cli.storage import hub, input_files, provenance, records
+from osrm_cli.storage.input_files import TensorLocation
+from osrm_cli.storage.records import BaseModelId, Record
 from osrm_cli.tasks.task import TASK_NAME, check_task_name
 
 
@@ -89,7 +89,7 @@ class Adapter:
         row = recognize_format(folder)
         contents = row.load().read(folder)
         layers, tensors = find_lora_layers(folder, contents.config, contents.tensors)
-        record = provenance.read_record(folder) if folder.is_dir() else {}
+        record = records.read_record(folder) if folder.is_dir() else {}
         return cls(
             alias or (record.get("task") or {}).get("name") or hub.short_name(source),
             source,
@@ -114,7 +114,7 @@ class Adapter:
     @property
     def commit(self) -> str | None:
         """The commit of the hub that it was fetched from; ``None`` for a folder."""
-        return provenance.commit_of(self.folder)
+        return hub.commit_of(self.folder)
 
     @property
     def pinned_source(self) -> str:
@@ -189,11 +189,11 @@ class Adapter:
     def sha256(self) -> str:
         """Digest of the settings and the weights; other files of the folder do not count. Of one file, its own."""
         if self.folder.is_file():
-            return provenance.sha256(self.folder)
+            return input_files.sha256(self.folder)
         digest = hashlib.sha256()
         settings = [path] if (path := self.folder / CONFIG_NAME).is_file() else []
         for path in (*settings, *sorted({location.path for location in self.tensors.values()})):
-            digest.update(f"{path.name}\0{provenance.sha256(path)}\n".encode())
+            digest.update(f"{path.name}\0{input_files.sha256(path)}\n".encode())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -241,12 +241,8 @@ class Adapter:
 
     @cached_property
     def _training_log(self) -> Mapping[str, Any]:
-        """Contents of ``training.json``; empty where that cannot be read."""
-        try:
-            log = read_json(self.folder / "training.json", "", finite=True)
-        except OsrmError:
-            return {}
-        return log if isinstance(log, dict) else {}
+        """What ``train`` noted."""
+        return records.read_training_log(self.folder)
 
     def _read_saved(self, of_base: bool) -> dict[str, torch.Tensor]:
         """Tensors of ``modules_to_save``: those of the base model's modules, or those of the head."""

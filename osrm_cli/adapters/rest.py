@@ -10,7 +10,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.row_stream import RowStream, Update
-from osrm_cli.storage import input_files, provenance
+from osrm_cli.storage import input_files
 from osrm_cli.storage.input_files import TensorLocation
 
 
@@ -37,7 +37,7 @@ class AdapterWithRest(Adapter):
         if not recorded:
             return adapter
         path = adapter.folder / recorded["path"]
-        if not path.is_file() or provenance.file_digest(path) != recorded["sha256"]:
+        if not path.is_file() or input_files.file_digest(path) != recorded["sha256"]:
             problem = "is another file" if path.is_file() else "is missing"
             raise OsrmError(
                 f"{adapter.source} was extracted with --keep-rest, but {path} {problem}",

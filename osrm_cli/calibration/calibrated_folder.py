@@ -16,7 +16,7 @@ from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.model_card import without_scores
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER, calibration_text
-from osrm_cli.storage import input_files, provenance, safetensors_writer
+from osrm_cli.storage import input_files, provenance, records, safetensors_writer
 from osrm_cli.storage.atomic import copy_files
 from osrm_cli.storage.input_files import check_folder
 from osrm_cli.storage.safetensors_writer import write_stream
@@ -30,7 +30,7 @@ def check_not_calibrated(folder: Path) -> None:
     Raises:
         OsrmError: If it is not.
     """
-    record = provenance.read_record(folder)
+    record = records.read_record(folder)
     if folder.is_dir() and "form" not in record:
         raise OsrmError(f"{folder} is not a merged folder", "give a folder written by 'osrm merge adapters/*'")
     if CALIBRATION_KEY in record:
@@ -57,7 +57,7 @@ def write_calibrated_heads(
         settings: Settings of the fit.
         rows: The fit, by task.
     """
-    record = provenance.read_record(stage)
+    record = records.read_record(stage)
     for task, head in heads.items():
         if record["form"] == "adapter":
             _replace_tensors(
@@ -68,7 +68,7 @@ def write_calibrated_heads(
     for task, row in rows.items():
         task_folder = stage / TASKS_FOLDER / task
         provenance.write_record(
-            task_folder, {**provenance.read_record(task_folder), CALIBRATION_KEY: {"settings": settings, **row}}
+            task_folder, {**records.read_record(task_folder), CALIBRATION_KEY: {"settings": settings, **row}}
         )
     provenance.write_record(stage, {**record, CALIBRATION_KEY: {"settings": settings, "tasks": rows}})
     path = stage / "README.md"

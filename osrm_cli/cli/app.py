@@ -27,7 +27,6 @@ from osrm_cli.cli.commands import (
     verify,
 )
 from osrm_cli.cli.config_file import read_defaults
-from osrm_cli.cli.streams import ExpendableStream, ResultStream
 from osrm_cli.errors import OsrmError, describe_trouble
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -157,9 +156,9 @@ def main() -> None:
     for number in _ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _terminate)
-    sys.stderr = cast("TextIO", ExpendableStream(sys.stderr))
+    sys.stderr = cast("TextIO", console.ExpendableStream(sys.stderr))
     if sys.stdout:
-        sys.stdout = cast("TextIO", ResultStream(sys.stdout))
+        sys.stdout = cast("TextIO", console.ResultStream(sys.stdout))
     warnings.simplefilter("ignore", FutureWarning)  # of libraries: users cannot fix them
     try:
         app(prog_name="osrm")

@@ -1,13 +1,15 @@
-"""Output of commands: the result on stdout, everything else on stderr."""
+"""Output of commands: the result on stdout, everything else on stderr, and the streams that stand for the two."""
 
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
-from osrm_cli.cli.streams import cannot_print
+from osrm_cli.errors import OsrmError
 from osrm_cli.progress import Advance, Progress, no_progress
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Console:
             OsrmError: If stdout is closed or full.
         """
         if sys.stdout is None:
-            raise cannot_print("stdout is closed")
+            raise _cannot_print("stdout is closed")
         if self.json:
             print(json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False))
         elif isinstance(text, str):
@@ -116,3 +118,81 @@ def _rich(stream: Any) -> Any:
 
     # A pipe has no width; a fixed one keeps the output stable for scripts.
     return RichConsole(file=stream, width=None if stream.isatty() else 120, highlight=False)
+
+
+@dataclass
+class ExpendableStream:
+    """A stream whose text may be lost: a note that cannot be printed must not end the work.
+
+    Attributes:
+        stream: Where it goes, if anywhere.
+    """
+
+    stream: TextIO | None
+
+    def write(self, text: str) -> int:
+        """Write ``text`` if that is possible."""
+        with suppress(OSError):
+            if self.stream:
+                self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush if that is possible."""
+        with suppress(OSError):
+            if self.stream:
+                self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether somebody may be watching."""
+        return self.stream is not None and self.stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@dataclass
+class ResultStream:
+    """A stream whose text counts: what cannot be printed is an error.
+
+    Attributes:
+        stream: Where it goes.
+
+    Raises:
+        OsrmError: By each method, if the stream is full. A reader that has seen enough is no error of the user.
+    """
+
+    stream: TextIO
+    isatty: ClassVar = property(attrgetter("stream.isatty"))
+    fileno: ClassVar = property(attrgetter("stream.fileno"))
+    encoding: ClassVar = property(attrgetter("stream.encoding"))
+
+    def write(self, text: str) -> int:
+        """Write ``text``."""
+        if text == "":  # typer tries the stream with it, and takes no notice of errors
+            return 0
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._fail(error)
+
+    def flush(self) -> None:
+        """Write what is kept back."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> NoReturn:
+        if isinstance(error, BrokenPipeError):
+            raise error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())  # Python flushes once more when it ends
+        raise _cannot_print(error.strerror or str(error)) from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _cannot_print(reason: str) -> OsrmError:
+    """The user's error where a command's result has nowhere to go."""
+    return OsrmError(f"the result cannot be printed: {reason}", "what the command has written is complete")

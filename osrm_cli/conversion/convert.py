@@ -19,8 +19,8 @@ from osrm_cli.conversion.lycoris import find_lycoris, open_lycoris
 from osrm_cli.conversion.plain_lora import find_kind, open_kind, open_plain, write_plain_lora
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.progress import Progress, no_progress
-from osrm_cli.storage import atomic, hub, provenance
-from osrm_cli.storage.provenance import Record
+from osrm_cli.storage import atomic, hub, input_files, provenance, records
+from osrm_cli.storage.records import Record
 
 _FILE_SUFFIX = ".safetensors"
 
@@ -190,7 +190,7 @@ def _open(
     kind, lycoris = find_kind(location), find_lycoris(location)
     if lycoris:
         updates, name, own_format = open_lycoris(location), hub.short_name(source), "kohya"
-        digest = provenance.sha256(location)
+        digest = input_files.sha256(location)
     elif kind is None:
         plain = Adapter.open(source)
         if limits == (None, None):
@@ -198,9 +198,9 @@ def _open(
         updates, name, own_format, digest = open_plain(plain), plain.name, plain.format, plain.sha256()
     else:
         updates, name, own_format = open_kind(location, kind, *base), hub.short_name(source), "peft"
-        digest = provenance.sha256(location)
+        digest = input_files.sha256(location)
     kept = write_plain_lora(scratch, updates, *limits, progress)
-    record = provenance.read_record(location) if location.is_dir() else {}
+    record = records.read_record(location) if location.is_dir() else {}
     made = replace(Adapter.open(scratch), name=name, source=source, record=record)
     return _Opened(made, own_format, lycoris or (kind.name if kind else "LoRA"), digest, min(kept.values()))
 

@@ -14,7 +14,7 @@ from osrm_cli.initialization.from_features import iter_layer_problems
 from osrm_cli.initialization.objectives.table import find_objective
 from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.subspaces import subspace_overlap
-from osrm_cli.storage import provenance
+from osrm_cli.storage import input_files
 
 _MAX_RELATIVE_ENERGY = 0.5  # of the features that A avoids, relative to a random A of the same norm
 _RANDOM_FACTOR = 2.0  # row spaces that overlap at most so many times as random ones have nothing in common
@@ -85,7 +85,7 @@ def _find_start(adapter: Adapter) -> Adapter | None:
     path = Path(source.get("path") or "")
     if adapter.record.get("command") != "train" or not source.get("path") or not path.is_dir():
         return None
-    if provenance.sha256(path) != source.get("sha256"):
+    if input_files.sha256(path) != source.get("sha256"):
         return None
     try:
         return Adapter.open(path)

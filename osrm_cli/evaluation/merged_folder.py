@@ -17,8 +17,8 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.output.task_masks import list_task_layers, read_task_delta
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.models.base_model import find_base_model, resolve_base_model
-from osrm_cli.storage import input_files, provenance
-from osrm_cli.storage.provenance import BaseModelId, Record
+from osrm_cli.storage import input_files, records
+from osrm_cli.storage.records import BaseModelId, Record
 from osrm_cli.tasks.task import GENERATION
 
 _HINT_IF_MOVED = "give their folder with --adapters FOLDER"
@@ -150,7 +150,7 @@ class MergedFolder:
         if not path.is_dir():
             raise OsrmError(f"{path} is missing", "make it with 'osrm merge adapters/*'")
         adapter = Adapter.open(path) if (path / CONFIG_NAME).is_file() else None
-        record = adapter.record if adapter else provenance.read_record(path)
+        record = adapter.record if adapter else records.read_record(path)
         form = record.get("form") or "adapter"
         if form == "adapter" and not adapter:
             adapter = Adapter.open(path)  # says what is missing
@@ -227,7 +227,7 @@ class MergedFolder:
         is_whole = isinstance(method, str) and isinstance(options, dict)
         if not is_whole or not rows or not all(row.get("task") and row.get("sha256") for row in rows):
             raise OsrmError(
-                f"{self.path / provenance.RECORD_NAME} does not record what was merged, and how", "merge again"
+                f"{self.path / records.RECORD_NAME} does not record what was merged, and how", "merge again"
             )
         return {
             "adapters": {row["task"]: _describe_input(row) for row in rows},
@@ -274,7 +274,7 @@ def _open_task(folder: Path, form: str, root: Path, record: Record) -> MergedTas
     if form == "adapter":
         adapter = Adapter.open(folder)
         return MergedTask(folder.name, form, folder, root, adapter.record or record, adapter)
-    return MergedTask(folder.name, form, folder, root, provenance.read_record(folder) or record)
+    return MergedTask(folder.name, form, folder, root, records.read_record(folder) or record)
 
 
 def _tasks_without_head(adapter: Adapter | None, record: Record) -> list[str]:

@@ -22,8 +22,8 @@ from osrm_cli.models.base_model import TOKENIZER_FILES, find_base_model, identif
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.models.full.fine_tuned import KINDS, FineTunedModel, TensorPair
 from osrm_cli.progress import Advance, Progress, no_progress
-from osrm_cli.storage import atomic, hub, provenance
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage import atomic, hub, input_files, provenance
+from osrm_cli.storage.records import BaseModelId
 from osrm_cli.storage.safetensors_writer import TYPES, write_stream
 
 DEFAULT_RANK = 32
@@ -145,7 +145,7 @@ def extract_adapter(
         settings = {**limits, "dtype": dtype, "target_modules": list(target_modules) or None}
         found: dict[str, str] = {}
         if rest and rest_stage:
-            found = {"path": Path(os.path.relpath(rest, path)).as_posix(), "sha256": provenance.sha256(rest_stage)}
+            found = {"path": Path(os.path.relpath(rest, path)).as_posix(), "sha256": input_files.sha256(rest_stage)}
         _write_beside(stage, tuned, settings, identity, result, found)
     return replace(result, warnings=[*result.warnings, *_warn_of_loss(result)])
 
@@ -292,8 +292,8 @@ def _write_beside(
                 shutil.copyfile(path, stage / path.name)
     origin = {
         "path": hub.pin_revision(tuned.source, tuned.folder),
-        "commit": provenance.commit_of(tuned.folder),
-        "sha256": provenance.sha256(tuned.folder),
+        "commit": hub.commit_of(tuned.folder),
+        "sha256": input_files.sha256(tuned.folder),
     }
     record = provenance.make_record(
         "extract",

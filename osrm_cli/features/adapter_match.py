@@ -10,7 +10,7 @@ from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.models.base_model import open_update
 from osrm_cli.storage import provenance
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 
 def open_adapters(sources: Sequence[str], named: Sequence[str] = (), base: BaseModelId | None = None) -> list[Adapter]:

@@ -15,7 +15,7 @@ from osrm_cli.features.features_file import GRADIENT, FeatureLayer, FeaturesFile
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.linalg.second_moment import SecondMoment, others_moment, stack_rows, total_moment
 from osrm_cli.storage import provenance
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 # What numbers computed from a statistic describe; the most informative statistic first.
 READINGS = {

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
 from osrm_cli.features.statistics.table import find_statistic
-from osrm_cli.storage import input_files, provenance, safetensors_writer
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage import input_files, safetensors_writer
+from osrm_cli.storage.records import BaseModelId
 
 GRADIENT = "gradient"
 
@@ -93,7 +93,7 @@ class FeaturesFile:
 
     def input_records(self) -> list[dict[str, Any]]:
         """Its files with their digests, as records of what was made from them name them."""
-        return [{"path": path.as_posix(), "sha256": provenance.sha256(path)} for path in self.files]
+        return [{"path": path.as_posix(), "sha256": input_files.sha256(path)} for path in self.files]
 
     def reader(self) -> "FeaturesReader":
         """Its tensors, of which memory holds one at a time."""

@@ -14,7 +14,7 @@ from osrm_cli.adapters.task_data import is_text_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.base_model import find_base_model
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.requirements import check_output, reads_features, resolve_options, used_options
 from osrm_cli.models.base_model import open_update
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 Heads = Mapping[str, Mapping[str, torch.Tensor]]  # by task and name in the base model; empty without a head
 

@@ -8,7 +8,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry
 from osrm_cli.storage import provenance
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 TASKS_FOLDER = "tasks"  # folder of one folder per task
 HEAD_NAME = "head.safetensors"

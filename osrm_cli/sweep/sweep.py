@@ -15,7 +15,7 @@ from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 from osrm_cli.sweep.grid import MergeFamily, Value, expand_grid
 from osrm_cli.sweep.lambda_plot import render_lambda_plot
 from osrm_cli.sweep.merges import GridMerges

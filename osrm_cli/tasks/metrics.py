@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.label_sets import label_matrix, sets_from_logits
-from osrm_cli.tasks.task import Task
+from osrm_cli.tasks.task import MULTI_LABEL, Task
 
 Array = NDArray[Any]
 
@@ -93,9 +93,9 @@ def predictions_from_logits(task: Task, logits: ArrayLike) -> Array:
         raise OsrmError(
             f"the model's outputs on '{task.name}' hold NaN or infinity", "its training diverged: try a lower --lr"
         )
-    if task.is_multi_label:
+    if task.kind == MULTI_LABEL:
         return sets_from_logits(outputs)
-    return outputs.reshape(-1) if task.regression else outputs.argmax(axis=1)
+    return outputs.argmax(axis=1) if task.labels else outputs.reshape(-1)
 
 
 def compute_scores(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:

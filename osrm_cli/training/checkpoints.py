@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model_state_dict
 
 from osrm_cli.adapters.layers import WEIGHTS_NAME
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage import atomic, provenance
+from osrm_cli.storage import atomic, provenance, records
 from osrm_cli.storage.input_files import check_folder, list_headers, read_json
 
 RESUME_HINT = "start over with --overwrite"
@@ -24,7 +24,7 @@ def prepare_checkpoint_folder(folder: Path, record: dict[str, Any], resume: bool
             f"{folder} contains an unfinished run", "continue it with --resume, or start over with --overwrite"
         )
     if folder.exists() and resume:
-        recorded = provenance.read_record(folder)
+        recorded = records.read_record(folder)
         if recorded != record:
             name = next(key for key in sorted(record) if recorded.get(key) != record[key])
             raise OsrmError(

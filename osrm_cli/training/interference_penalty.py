@@ -19,7 +19,7 @@ from osrm_cli.linalg import interference
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.storage import provenance
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 _MIN_OWN_ENERGY = 1e-3  # added to the own energy, in units of the base model's: B starts at zero
 

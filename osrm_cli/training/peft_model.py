@@ -16,7 +16,7 @@ from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.classifier import LoadedModel
 from osrm_cli.models.lora_config import find_adapted_layers, make_lora_config
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 
 def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -> PeftModel:

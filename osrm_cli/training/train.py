@@ -24,7 +24,7 @@ from osrm_cli.models.text.completions import CompletionTokenizer, template_recor
 from osrm_cli.models.text.language_model import load_language_model
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.tasks.task import TaskSplit
 from osrm_cli.training.checkpoints import newest_checkpoint, prepare_checkpoint_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage.input_files import read_json
-from osrm_cli.storage.provenance import Record
+from osrm_cli.storage.records import Record
 from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
 from osrm_cli.tasks.task import Task, TaskSplit
 

@@ -12,10 +12,10 @@ from osrm_cli.adapters.formats import diffusers
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.base_model import identify_base_model
 from osrm_cli.progress import Progress, no_progress
-from osrm_cli.storage import hub, input_files, provenance, safetensors_writer
+from osrm_cli.storage import hub, input_files, records, safetensors_writer
 from osrm_cli.storage.input_files import read_json
-from osrm_cli.storage.provenance import RECORD_NAME, BaseModelId, Record
 from osrm_cli.storage.record_schema import find_record_error
+from osrm_cli.storage.records import RECORD_NAME, BaseModelId, Record
 from osrm_cli.verification.recorded_data import recorded_data
 
 SAME, DIFFERS, MISSING = "same", "differs", "missing"
@@ -124,7 +124,7 @@ def _read(path: Path) -> Record:
         OsrmError: If it cannot be read.
     """
     if path.name == RECORD_NAME:
-        return provenance.parse_record(path)
+        return records.parse_record(path)
     if path.suffix == ".safetensors":
         record = input_files.read_header_record(path)
     else:
@@ -202,7 +202,7 @@ class _Verifier:
         def digest() -> str:
             if not path.exists():
                 raise OsrmError(f"{path} is missing")
-            found = provenance.sha256(path)
+            found = input_files.sha256(path)
             # Adapters are recorded by their settings and weights alone, see ``Adapter.sha256``.
             if found != recorded and any((path / name).is_file() for name in (CONFIG_NAME, diffusers.WEIGHTS_NAME)):
                 return Adapter.open(path).sha256()

@@ -22,7 +22,7 @@ from osrm_cli.calibration.head_map import fit_head_map
 from osrm_cli.models import heads
 from osrm_cli.models.batching import compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.storage import provenance
+from osrm_cli.storage import records
 from tests.run_cli import ROOT, listing, osrm
 
 WEIGHTS = "adapter_model.safetensors"
@@ -40,7 +40,7 @@ def calibrated_project(project: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def record(folder: Path) -> dict[str, Any]:
-    return dict(provenance.read_record(folder)["calibration"])
+    return dict(records.read_record(folder)["calibration"])
 
 
 def head(folder: Path) -> dict[str, torch.Tensor]:
@@ -76,8 +76,8 @@ def test_only_heads_records_and_card_change(calibrated_project: Path, project: P
             "base_model.model.classifier.weight",
             "base_model.model.classifier.bias",
         }
-    facts = provenance.read_record(calibrated_project / "calibrated")
-    assert {key for key in facts if facts[key] != provenance.read_record(calibrated_project / "merged").get(key)} == {
+    facts = records.read_record(calibrated_project / "calibrated")
+    assert {key for key in facts if facts[key] != records.read_record(calibrated_project / "merged").get(key)} == {
         "calibration",
         "files",
     }

@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from osrm_cli.storage import provenance
+from osrm_cli.storage import records
 from tests.run_cli import ROOT, Run, process
 from tests.trained_adapters import dense, save
 
@@ -202,7 +202,7 @@ def test_merge_by_hub_id_then_again_without_a_network(hub, repositories, tmp_pat
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
         *("adapter_config.json", "adapter_model.safetensors"),
     }
-    record = provenance.read_record(tmp_path / "merged")
+    record = records.read_record(tmp_path / "merged")
     assert record["base"]["name"] == "user/base"
     assert record["base"]["revision"] == COMMITS["user/base"]
     assert [part["commit"] for part in record["inputs"]] == ["aaaa" * 10, "bbbb" * 10]

@@ -11,7 +11,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import WEIGHTS_NAME
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.methods.options import MethodOptions
-from osrm_cli.storage import provenance
+from osrm_cli.storage import provenance, records
 from tests.factories import dense, model, save
 from tests.run_cli import osrm
 
@@ -195,9 +195,9 @@ def test_a_recipe_goes_before_osrm_toml(project_copy):
 def test_seed_from_the_environment_is_for_whoever_draws(project_copy):
     env = {"OSRM_SEED": "5"}
     assert osrm("merge", *GIVEN, "-m", "dare", env=env, cwd=project_copy).code == 0
-    assert provenance.read_record(project_copy / "merged")["settings"]["options"]["seed"] == 5
+    assert records.read_record(project_copy / "merged")["settings"]["options"]["seed"] == 5
     assert osrm("merge", *GIVEN, "-m", "cat", "--overwrite", env=env, cwd=project_copy).code == 0
-    assert "seed" not in provenance.read_record(project_copy / "merged")["settings"]["options"]
+    assert "seed" not in records.read_record(project_copy / "merged")["settings"]["options"]
 
 
 def test_as_model(project_copy):
@@ -209,7 +209,7 @@ def test_as_model(project_copy):
     assert changed == {
         f"encoder.layer.{i}.attention.self.{kind}.weight" for i in range(3) for kind in ("query", "value")
     }
-    assert provenance.read_record(project_copy / "merged")["form"] == "model"
+    assert records.read_record(project_copy / "merged")["form"] == "model"
 
 
 def test_task_aware_says_that_it_is_not_one_model(project_copy):

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.storage import provenance
+from osrm_cli.storage import provenance, records
 from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
 from tests.run_cli import ROOT, osrm
 from tests.trained_adapters import LABELS, bare, save
@@ -66,7 +66,7 @@ def edit(folder, **settings):
 def test_written_recorded_and_loaded_by_plain_peft(project_copy, tiny_model, text_tasks, method):
     run = osrm(*command(method, "--json"), cwd=project_copy)
     assert run.code == 0, run
-    facts = provenance.read_record(project_copy / "merged")
+    facts = records.read_record(project_copy / "merged")
     told = json.loads(run.stdout)
     for task in CASES[method]:
         count = QUICK[method][1]
@@ -106,7 +106,7 @@ def test_the_written_recipe_repeats_it(project_copy, method):
     assert osrm(*command(method), cwd=project_copy).code == 0
     if method in ("adamerging", "frank-wolfe", "matched-weights"):  # without data
         for task in CASES[method]:
-            facts = provenance.read_record(project_copy / "adapters" / task)
+            facts = records.read_record(project_copy / "adapters" / task)
             provenance.write_record(project_copy / "adapters" / task, {"task": facts["task"]})
     run = osrm("merge", "--recipe", "merged/merge.yaml", "--out", "again", "--quiet", cwd=project_copy)
     assert run.code == 0, run
@@ -122,7 +122,7 @@ def test_as_model_is_the_same_update(project_copy, tiny_model, method):
         load_file(tiny_model("bert") / "model.safetensors"),
         load_file(project_copy / "merged" / "model.safetensors"),
     )
-    small, kept = Adapter.open(project_copy / "small"), provenance.read_record(project_copy / "small")["kept_energy"]
+    small, kept = Adapter.open(project_copy / "small"), records.read_record(project_copy / "small")["kept_energy"]
     for layer in small.layers:
         name = next(name for name in before if f"bert.{name}" == f"{layer}.weight")
         update, expected = after[name] - before[name], small.delta(layer).dense()
@@ -136,7 +136,7 @@ def test_adamerging_says_and_keeps_what_it_learned(project_copy):
     run = osrm(*command("adamerging", "--lambda", 0.5)[:-1], cwd=project_copy)
     assert run.code == 0, run
     assert "mood: mean entropy" in run.stderr
-    facts = provenance.read_record(project_copy / "merged")
+    facts = records.read_record(project_copy / "merged")
     assert set(facts["entropy"]) == {"mood", "pair"}
     recipe = yaml.safe_load((project_copy / "merged" / "merge.yaml").read_text())
     assert (recipe["method"], recipe["options"]) == ("task-arith", {"lambda": 1.0})
@@ -162,9 +162,9 @@ def test_data_can_be_given(project_copy, text_tasks):
 def test_defaults_for_other_commands_are_no_error(project_copy, text_tasks):
     (project_copy / "osrm.toml").write_text(f'data = "{text_tasks}"\nsamples = 7\nseed = 3\n')
     assert osrm("merge", "adapters/mood", "--quiet", cwd=project_copy).code == 0
-    assert provenance.read_record(project_copy / "merged")["settings"]["options"] == {"lambda": 1.0}
+    assert records.read_record(project_copy / "merged")["settings"]["options"] == {"lambda": 1.0}
     assert osrm("merge", "adapters/mood", "-m", "fisher", "--overwrite", "--quiet", cwd=project_copy).code == 0
-    assert provenance.read_record(project_copy / "merged")["settings"]["options"] == {
+    assert records.read_record(project_copy / "merged")["settings"]["options"] == {
         "lambda": 1.0,
         "samples": 7,
         "seed": 3,
@@ -190,7 +190,7 @@ def test_auto_takes_texts_where_there_are_some(project_copy, text_tasks):
     assert method == "distill"
     assert "method distill: there are texts of every task" in said
     assert choice("--data", "nowhere")[0] == "ties"
-    facts = provenance.read_record(project_copy / "adapters/pair")
+    facts = records.read_record(project_copy / "adapters/pair")
     provenance.write_record(project_copy / "adapters/pair", {**facts, "data": {"source": "hub"}})
     method, said = choice()
     assert method == "ties"  # what would have to be fetched is not at hand
@@ -232,7 +232,7 @@ def headless(folder):
 
 
 def other_labels(folder):
-    facts = provenance.read_record(folder)
+    facts = records.read_record(folder)
     provenance.write_record(folder, {**facts, "task": {**facts["task"], "labels": ["a", "b"]}})
 
 

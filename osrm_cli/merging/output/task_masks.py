@@ -21,7 +21,7 @@ from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.record import TASKS_FOLDER
-from osrm_cli.storage import input_files, provenance
+from osrm_cli.storage import input_files, records
 from osrm_cli.storage.safetensors_writer import write_stream
 
 UNIFIED_NAME = "unified.safetensors"
@@ -62,7 +62,7 @@ def list_task_layers(folder: Path, task: str) -> list[str]:
     layers = {
         folder / UNIFIED_NAME: set(input_files.list_headers([folder / UNIFIED_NAME])),
         own / MASKS_NAME: set(input_files.list_headers([own / MASKS_NAME])),
-        own / provenance.RECORD_NAME: set(provenance.read_record(own).get("rescalers") or {}),
+        own / records.RECORD_NAME: set(records.read_record(own).get("rescalers") or {}),
     }
     every = set().union(*layers.values())
     for path, found in layers.items():
@@ -78,10 +78,10 @@ def read_task_delta(folder: Path, task: str, layer: str) -> torch.Tensor:
         OsrmError: If the folder does not hold the task, or a file is missing or damaged.
     """
     own = folder / TASKS_FOLDER / task
-    rescalers = provenance.read_record(own).get("rescalers") or {}
+    rescalers = records.read_record(own).get("rescalers") or {}
     if layer not in rescalers:
         raise OsrmError(
-            f"{own} holds no mask for {layer}", f"tasks: {', '.join(sorted(provenance.read_record(folder)['tasks']))}"
+            f"{own} holds no mask for {layer}", f"tasks: {', '.join(sorted(records.read_record(folder)['tasks']))}"
         )
     with input_files.open_tensors(folder / UNIFIED_NAME) as file:
         unified: torch.Tensor = file.get_tensor(layer)

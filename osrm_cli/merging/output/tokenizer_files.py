@@ -5,7 +5,7 @@ from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.models.base_model import TOKENIZER_FILES
-from osrm_cli.storage import provenance
+from osrm_cli.storage import input_files
 
 _TOKENIZER = (
     *TOKENIZER_FILES,
@@ -28,7 +28,7 @@ def find_tokenizer_files(adapters: Sequence[Adapter]) -> tuple[dict[str, Path], 
         # The tokenizer of a model with added rows would number tokens that the result does not have.
         found = {each.source: _find_files(each.folder, patterns) for each in adapters if not each.warnings}
         carried = {
-            source: {name: provenance.sha256(path) for name, path in own.items()}
+            source: {name: input_files.sha256(path) for name, path in own.items()}
             for source, own in found.items()
             if own
         }

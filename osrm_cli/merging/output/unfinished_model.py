@@ -10,7 +10,7 @@ from osrm_cli import __version__
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.storage import atomic
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 
 _ABOUT = "merge.json"
 _KEPT = "kept.jsonl"

@@ -13,9 +13,9 @@ from osrm_cli.adapters.layers import AdapterLayer, is_base_module, natural_sort_
 from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.full.fine_tuned import FineTunedModel, TensorPair
-from osrm_cli.storage import hub, provenance
+from osrm_cli.storage import hub, input_files
 from osrm_cli.storage.input_files import TensorLocation, matrix_shape, read_tensor
-from osrm_cli.storage.provenance import BaseModelId
+from osrm_cli.storage.records import BaseModelId
 from osrm_cli.storage.safetensors_writer import TYPES
 
 
@@ -106,7 +106,7 @@ class FullModel(Adapter):
 
     def sha256(self) -> str:
         """Digest of the folder."""
-        return provenance.sha256(self.folder)
+        return input_files.sha256(self.folder)
 
     def with_layer_names(self, names: Mapping[str, str]) -> Self:
         """The same model with other names for its layers and tensors."""

@@ -15,7 +15,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data import learning, matching
 from osrm_cli.merging.merge import merge_adapters
-from osrm_cli.storage import provenance
+from osrm_cli.storage import records
 from tests import text_adapters, trained_adapters
 from tests.conftest import SMALL, save_tokenizer
 from tests.run_cli import osrm
@@ -78,7 +78,7 @@ def test_the_merged_adapter_says_what_teachers_of_a_wider_model_say(classifiers,
     options = {**OPTIONS, "samples": 48}
     result = merge_adapters([root / task for task in tasks], "distill", options=options, model=str(base),
                             out=tmp_path / "merged")  # fmt: skip
-    record = provenance.read_record(tmp_path / "merged")
+    record = records.read_record(tmp_path / "merged")
     assert record["teachers"] == {task: {"base": str(wide), "compared": "logits"} for task in tasks if task != "mood"}
     merged = Adapter.open(tmp_path / "merged")
     assert {layer.rank for layer in merged.layers.values()} == {3 * len(tasks)}
@@ -139,7 +139,7 @@ def test_a_teacher_with_the_same_vocabulary_is_compared_token_by_token(writers, 
     root, base, wide, _ = writers
     paths = [root / "same", root / "last"]
     result = merge_adapters(paths, "distill", options={**OPTIONS, "samples": 40}, model=str(base), out=tmp_path / "out")
-    assert provenance.read_record(tmp_path / "out")["teachers"] == {"last": {"base": str(wide), "compared": "logits"}}
+    assert records.read_record(tmp_path / "out")["teachers"] == {"last": {"base": str(wide), "compared": "logits"}}
     tokenizer, teacher = AutoTokenizer.from_pretrained(base), text_adapters.dense(root / "last", wide)
     divergences: dict[str, list[torch.Tensor]] = {"merged": [], "base": []}
     for name, model in (("merged", merged_writer(tmp_path / "out", base)), ("base", text_adapters.bare(base))):
@@ -158,7 +158,7 @@ def test_of_a_teacher_with_another_vocabulary_the_text_is_learned(writers, compl
     root, base, _, letters = writers
     paths = [root / "same", root / "backwards"]
     result = merge_adapters(paths, "distill", options={**OPTIONS, "samples": 40}, model=str(base), out=tmp_path / "out")
-    record = provenance.read_record(tmp_path / "out")
+    record = records.read_record(tmp_path / "out")
     assert record["teachers"] == {"backwards": {"base": str(letters), "compared": "written text"}}
     row = result.summary["distance"]["backwards"]
     assert row["after"] < 0.8 * row["before"]

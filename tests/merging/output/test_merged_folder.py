@@ -21,7 +21,7 @@ from osrm_cli.merging.output.task_masks import read_task_delta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
 from osrm_cli.merging.recipes.recipe_file import read_recipe
-from osrm_cli.storage import provenance, safetensors_writer
+from osrm_cli.storage import input_files, provenance, records, safetensors_writer
 from tests import factories
 
 MIXED = {
@@ -135,7 +135,7 @@ def test_order_of_adapters_and_jobs_change_no_byte(adapters, tmp_path, method):
 def test_kept_energy_is_that_of_the_dense_truncation(adapters, tmp_path):
     _, done = run(tmp_path / "m", "svd", [adapters / name for name in MIXED], rank=2)
     peft_model = factories.load(tmp_path / "m")
-    facts = provenance.read_record(tmp_path / "m")
+    facts = records.read_record(tmp_path / "m")
     for layer, update in expected_sum(adapters).items():
         u, sigma, vh = torch.linalg.svd(update)
         share = float(sigma[:2].square().sum() / sigma.square().sum())
@@ -260,13 +260,13 @@ def test_records(adapters, tmp_path):
         },
     )
     run(tmp_path / "m", "task-arith", [trained, adapters / "cola"], weights={"cola": 2}, **{"lambda": 0.3})
-    facts = provenance.read_record(tmp_path / "m")
+    facts = records.read_record(tmp_path / "m")
     assert [source["task"] for source in facts["inputs"]] == ["cola", "sst2"]
     assert [source["weight"] for source in facts["inputs"]] == [2, 1]
     assert facts["inputs"][1]["sha256"] == Adapter.open(trained).sha256()
     assert facts["inputs"][1]["dev"] == dev
     assert facts["settings"] == {"method": "task-arith", "options": {"lambda": 0.3}, "as": "adapter"}
-    own = provenance.read_record(tmp_path / "m" / "tasks" / "sst2")
+    own = records.read_record(tmp_path / "m" / "tasks" / "sst2")
     assert (own["task"], own["data"]) == (
         {"name": "sst2", "columns": ["sentence"], "labels": [0, 1], "metrics": ["accuracy"]},
         {"source": "hub"},
@@ -428,9 +428,9 @@ def test_regmean_reads_the_tasks_second_moments(adapters, tmp_path):
         cs = [held[f"{layer}.second-moment"] for held in moments]
         weighted = sum(factories.dense(Adapter.open(path), layer) @ c for path, c in zip(paths, cs, strict=True))
         close(factories.dense(found, layer), weighted @ torch.linalg.inv(sum(cs)), 1e-5)
-    facts = provenance.read_record(tmp_path / "m")
+    facts = records.read_record(tmp_path / "m")
     assert [item["sha256"] for item in facts["features"]] == [
-        provenance.sha256(tmp_path / "features" / f"{name}.safetensors") for name in names
+        input_files.sha256(tmp_path / "features" / f"{name}.safetensors") for name in names
     ]
 
 
@@ -480,7 +480,7 @@ def test_with_features_a_rank_is_cut_by_what_the_inputs_see(adapters, tmp_path, 
         U, S, _ = torch.linalg.svd(update @ torch.linalg.cholesky(sum(moments)))
         close(factories.dense(found, layer), U[:, :rank] @ U[:, :rank].T @ update, 1e-5)
         assert contents.kept[layer] == pytest.approx(float(S[:rank].square().sum() / S.square().sum()), rel=1e-6)
-    assert len(provenance.read_record(tmp_path / "m")["features"]) == 2
+    assert len(records.read_record(tmp_path / "m")["features"]) == 2
 
 
 def test_features_are_left_out_where_nothing_is_cut(adapters):
