@@ -12,28 +12,24 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.auto import AUTO, choose_method
+from osrm_cli.merging.choice import choose_merge
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import estimate_ranks, merge_layers
-from osrm_cli.merging.methods import find_method
 from osrm_cli.merging.output.merged_folder import write_merged_folder
 from osrm_cli.merging.output.merged_model import ModelTarget
 from osrm_cli.merging.output.tokenizer_files import find_tokenizer_files
 from osrm_cli.merging.output.unfinished_model import UnfinishedModel, unfinished_folder
 from osrm_cli.merging.plan import Heads, MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
-from osrm_cli.models.base_model import identify_base_model, is_full_model, resolve_adapters_base
+from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.task_data import TaskSample
-    from osrm_cli.merging.from_data.task_models import TaskModel
 
 
 class FolderStep(Protocol):
@@ -114,45 +110,21 @@ def merge_adapters(
     atomic.refuse_existing(path, overwrite)
     given = {"method": method, "data": data, "form": form, "dtype": None if dtype == "auto" else dtype}
     given["features"] = str(features) if features else None
-    first = None if recipe is None else must_use
-    chosen = _fill(_make_recipe(adapters, recipe), given, options or {}, first)
-    notes: list[str] = []
-    base_of_all = None
-    name = model if model and _counts("model", first) else chosen.base or model
-    if name and (source := _find_full_model(chosen)):
-        if form == "adapter":
-            hint = "leave out --as adapter, or use osrm extract before"
-            raise OsrmError(f"{source} is a full model: the result is a model", hint)
-        chosen, base_of_all = replace(chosen, output="model", base=name), identify_base_model(name, revision)
-        notes.append(f"{source} is a full model: the result is a model, as with --as model")
-    if chosen.method == AUTO:
-        chosen, reason = choose_method(chosen)
-        notes.append(f"method {chosen.method}: {reason}")
-        must_use = ()
-    optional = [name for name in options or {} if not _counts(name, must_use)]
-    if name and base_of_all is None and find_method(chosen.method).takes_any_base:
-        chosen, base_of_all = replace(chosen, base=name), identify_base_model(name, revision)
-    plan = MergePlan.of(chosen, weights, optional, base_of_all)
-    if plan.foreign and calibrate:
-        raise OsrmError(
-            f"the head of {plan.foreign[0].source} belongs to another base model, to which it cannot be calibrated",
-            "leave out --calibrate",
-        )
-    if plan.has_full_models and calibrate:
-        raise OsrmError("heads of full models cannot be calibrated", "leave out --calibrate")
+    choice = choose_merge(adapters, recipe, given, options or {}, (model, revision), must_use)
+    optional = [name for name in options or {} if not choice.is_error(name)]
+    plan = MergePlan.of(choice.recipe, weights, optional, choice.base)
     layer_data = open_layer_data(plan)
     reads_data = bool(plan.method.data_statistic) or calibrate is not None
     reads_base = reads_data or plan.recipe.output == "model"
+    used = {"features": plan.reads_features, "data": reads_data, "model": reads_base, "revision": reads_base}
     inputs = {"features": features, "data": data, "model": model, "revision": revision}
-    uses = {
-        "features": plan.reads_features,
-        "data": reads_data,
-        "model": reads_base,
-        "revision": reads_base,
-    }
-    for name, value in inputs.items():
-        if value is not None and not uses[name] and _counts(name, must_use):
-            raise OsrmError(f"method {plan.method.name} does not use --{name}", "osrm merge --list shows what it needs")
+    unused = [name for name, value in inputs.items() if value is not None and not used[name] and choice.is_error(name)]
+    if unused:
+        raise OsrmError(
+            f"method {plan.method.name} does not use --{unused[0]}", "osrm merge --list shows what it needs"
+        )
+    if calibrate:
+        _check_can_calibrate(plan)
 
     target_device = pick_device(device)
     base_dir, base = None, next(iter(plan.bases.values()), None)
@@ -160,7 +132,7 @@ def merge_adapters(
         base_dir, base = resolve_adapters_base(plan.adapters, model, revision)
     modules = plan.read_saved_modules()
     samples = _draw_samples(plan, modules.heads) if plan.method.data_statistic else []
-    step = calibrate(plan.adapters, chosen.data) if calibrate else None
+    step = calibrate(plan.adapters, choice.recipe.data) if calibrate else None
     target = (
         ModelTarget.find(plan, base_dir, modules.new_values) if base_dir and plan.recipe.output == "model" else None
     )
@@ -176,19 +148,15 @@ def merge_adapters(
     if dry_run:
         ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), with_float64(target_device))
         planned = describe_plan(path, plan, ranks)
-        return replace(planned, notes=[*notes, *planned.notes], warnings=warnings)
+        return replace(planned, notes=[*choice.notes, *planned.notes], warnings=warnings)
 
     if not resume:
         shutil.rmtree(unfinished_folder(path), ignore_errors=True)
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
-            if plan.has_full_models:
-                layer_data = _measure_full_models(plan, samples, base_dir, target_device, Path(scratch), progress)
-            else:
-                models = _load_task_models(plan, samples, modules.heads, base_dir, target_device, progress)
-                warnings += dict.fromkeys(text for model in models for text in model.warnings)
-                plan, layer_data = _gather_layer_data(plan, models, Path(scratch), progress)
-                modules = replace(modules, heads=plan.read_heads())
+            place = target_device, Path(scratch), progress
+            plan, layer_data, found = _learn_layer_data(plan, samples, modules.heads, base_dir, *place)
+            modules, warnings = replace(modules, heads=plan.read_heads()), warnings + found
         unfinished = UnfinishedModel.open(path, plan, base) if resume else None
         order = target.order(unfinished) if target else plan.layers
         with closing(merge_layers(plan, layer_data, order, jobs, with_float64(target_device), progress)) as layers:
@@ -202,7 +170,18 @@ def merge_adapters(
     if unfinished:
         unfinished.remove()
     result = describe_result(path, plan, contents, layer_data.record, rows, modules.shared)
-    return replace(result, notes=[*notes, *result.notes], warnings=warnings + result.warnings)
+    return replace(result, notes=[*choice.notes, *result.notes], warnings=warnings + result.warnings)
+
+
+def _check_can_calibrate(plan: MergePlan) -> None:
+    """Check that every head belongs to the base model of the result."""
+    if plan.foreign:
+        raise OsrmError(
+            f"the head of {plan.foreign[0].source} belongs to another base model, to which it cannot be calibrated",
+            "leave out --calibrate",
+        )
+    if plan.has_full_models:
+        raise OsrmError("heads of full models cannot be calibrated", "leave out --calibrate")
 
 
 def _check_resumable(path: Path, resume: bool, overwrite: bool, can_resume: bool) -> None:
@@ -218,84 +197,29 @@ def _check_resumable(path: Path, resume: bool, overwrite: bool, can_resume: bool
         )
 
 
-def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None) -> MergeRecipe:
-    """The recipe in the file, or one that names the adapters alone."""
-    if path and adapters:
-        raise OsrmError("adapters are given twice: on the command line and by --recipe", "leave out one of them")
-    if not path and not adapters:
-        raise OsrmError("no adapters to merge", "osrm merge adapters/* --method task-arith --lambda 0.3")
-    entries = tuple(AdapterEntry(str(adapter)) for adapter in adapters)
-    return read_recipe(Path(path)) if path else MergeRecipe("task-arith", entries)
-
-
-def _fill(
-    recipe: MergeRecipe, given: Mapping[str, Any], options: Mapping[str, Any], first: Collection[str] | None
-) -> MergeRecipe:
-    """A recipe with what is given beside it.
-
-    Args:
-        recipe: The recipe.
-        given: Arguments of ``merge_adapters``; None says nothing.
-        options: Options of its method.
-        first: Names of those that go before the recipe's own, all by default; others fill gaps.
-    """
-    held = {name.replace("-", "_") for name in recipe.options}
-    held |= {"rank", "energy"} if held & {"rank", "energy"} else set()
-    fields = {("output" if name == "form" else name): (name, value) for name, value in given.items() if value}
-    changes: dict[str, Any] = {
-        field: value
-        for field, (name, value) in fields.items()
-        if _counts(name, first) or getattr(recipe, field) is None
-    }
-    kept = {name: value for name, value in options.items() if _counts(name, first) or name not in held}
-    return replace(recipe, **changes, options={**recipe.options, **kept})
-
-
-def _find_full_model(recipe: MergeRecipe) -> str | None:
-    """The first source of a recipe that is a full model."""
-    return next((entry.path for entry in recipe.adapters if is_full_model(entry.path)), None)
-
-
-def _counts(name: str, must_use: Collection[str] | None) -> bool:
-    """Whether an option or input that is given is an error where it is not used."""
-    return must_use is None or name in must_use
-
-
 def _draw_samples(plan: MergePlan, heads: Heads) -> "list[TaskSample]":
     from osrm_cli.merging.from_data import samples  # reading tasks is only for the methods that read data
 
     return samples.draw_for_plan(plan, heads)
 
 
-def _load_task_models(
+def _learn_layer_data(
     plan: MergePlan,
     samples: "list[TaskSample]",
     heads: Heads,
     base_dir: Path,
     device: torch.device,
-    progress: Progress,
-) -> "list[TaskModel]":
-    from osrm_cli.merging.from_data import task_models  # it imports transformers
-
-    return task_models.load_task_models(plan, samples, heads, base_dir, device, progress)
-
-
-def _measure_full_models(
-    plan: MergePlan,
-    samples: "list[TaskSample]",
-    base_dir: Path,
-    device: torch.device,
     scratch: Path,
     progress: Progress,
-) -> LayerData:
-    from osrm_cli.merging.from_data.full_fisher import FullFisherInformation
+) -> tuple[MergePlan, LayerData, list[str]]:
+    """Run the models on their texts; returns the plan with what a method has learned of it, and warnings."""
+    if plan.has_full_models:
+        from osrm_cli.merging.from_data.full_fisher import FullFisherInformation
 
-    return FullFisherInformation(plan, samples, base_dir, device, scratch, progress)
+        return plan, FullFisherInformation(plan, samples, base_dir, device, scratch, progress), []
+    from osrm_cli.merging.from_data.gather import gather_layer_data  # both import transformers
+    from osrm_cli.merging.from_data.task_models import load_task_models
 
-
-def _gather_layer_data(
-    plan: MergePlan, models: "list[TaskModel]", scratch: Path, progress: Progress
-) -> tuple[MergePlan, LayerData]:
-    from osrm_cli.merging.from_data.gather import gather_layer_data
-
-    return gather_layer_data(plan, models, scratch, progress)
+    models = load_task_models(plan, samples, heads, base_dir, device, progress)
+    plan, layer_data = gather_layer_data(plan, models, scratch, progress)
+    return plan, layer_data, list(dict.fromkeys(text for model in models for text in model.warnings))
