@@ -1,26 +1,27 @@
 """Second moments of each layer's inputs in the model merged so far, for RegMean++ (arXiv:2508.03121)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
-from osrm_cli.features.collector import InputStatistics
 from osrm_cli.features.statistics.accumulators import SecondMomentAccumulator
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.merging.from_data.passes import LayerwisePasses, have_room
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.layer_inputs import find_shared_inputs
-from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_hooks
+from osrm_cli.models.output_hooks import OutputHook, low_rank_hook
 
 
 class SequentialMoments(LayerData):
     """Moments that are collected when a layer is asked for, with the results of the layers before it in the model.
 
     Layers are merged in the order in which they run. Layers with the same input tensor share one pass over each
-    task's text, which ends at the first of them. So a layer depends on everything below it, also within its own block.
+    task's text, which waits before the first of them. So a layer depends on everything below it, also within its own
+    block.
 
     Args:
         models: The tasks' classifiers, in the order of the adapters' names.
@@ -32,22 +33,40 @@ class SequentialMoments(LayerData):
 
     def __init__(self, models: Sequence[TaskModel], plan: MergePlan) -> None:
         self._models, self._plan = models, plan
-        shell = models[0].with_head_loaded()
-        targets = {name: shell.get_submodule(name) for name in plan.layers}
-        self._sources = find_shared_inputs(shell, targets, models[0].batch([0])).sources
+        self._changes: dict[str, OutputHook] = {}  # what the layers that are merged add to their outputs
+        self._passes = [self._begin(self._changes_for(index), index) for index in range(len(models))]
+        self._sources = self._passes[0].inputs.sources
         self.sequence = tuple(self._sources)
         self.record = {"examples": {model.name: model.sample.record for model in models}}
-        self._moments: dict[str, tuple[torch.Tensor, ...]] = {}
+        self._moments: dict[str, tuple[Any, ...]] = {}
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``C_t`` of the merged model's inputs, ``(d_in, d_in)``, float64."""
-        source = self._sources[layer]
+        return {"second_moments": self._moments_of(layer, merged)}
+
+    def _changes_for(self, _index: int) -> Mapping[str, OutputHook]:
+        """What a task's examples see: the model merged so far."""
+        return self._changes
+
+    def _begin(self, changes: Mapping[str, OutputHook], index: int) -> LayerwisePasses:
+        return LayerwisePasses(self._models[index], self._plan.layers, changes, have_room(self._models))
+
+    def _moments_of(self, layer: str, merged: Mapping[str, LayerResult]) -> tuple[Any, ...]:
+        """A layer's moments, one for each task, kept as long as a layer with the same inputs is to be merged."""
+        for name in merged.keys() - self._changes.keys():
+            self._changes[name] = self._hook(name, merged[name])
         pending = {other for name, other in self._sources.items() if name not in merged}
         self._moments = {name: moments for name, moments in self._moments.items() if name in pending}
+        source = self._sources[layer]
         if source not in self._moments:
-            hooks = {name: self._hook(name, result) for name, result in merged.items()}
-            self._moments[source] = tuple(self._collect(model, source, hooks) for model in self._models)
-        return {"second_moments": self._moments[source]}
+            self._moments[source] = tuple(self._collect(index, source) for index in range(len(self._models)))
+        return self._moments[source]
+
+    def _collect(self, index: int, source: str) -> Any:
+        total = SecondMomentAccumulator(self._plan.shapes[source].d_in)
+        for x, mask in self._passes[index].run_to(source):
+            total.add(x, mask, range(len(x)))
+        return total.finalize()
 
     def _hook(self, layer: str, result: LayerResult) -> OutputHook:
         """A layer's result on top of its output, so that the layers above see the merged model."""
@@ -59,12 +78,3 @@ class SequentialMoments(LayerData):
             return lambda x, y: y + x @ dense.T
         factors = result.to(torch.float32)
         return low_rank_hook(LowRank(factors.B.to(device), factors.A.to(device)))
-
-    def _collect(self, model: TaskModel, layer: str, hooks: Mapping[str, OutputHook]) -> torch.Tensor:
-        shell = model.with_head_loaded()
-        totals = InputStatistics(shell, {layer: shell.get_submodule(layer)}, [SecondMomentAccumulator])
-        with with_output_hooks(shell, hooks):
-            for rows in model.batches():
-                totals.add(model.batch(rows), rows)
-        moment: torch.Tensor = totals.sums[layer][0].finalize()
-        return moment

@@ -14,11 +14,7 @@ from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.layer_inputs import find_shared_inputs, record_inputs
-from osrm_cli.models.output_hooks import OutputHook, with_output_hooks
 from osrm_cli.models.target_modules import is_conv1d
-
-Moments = tuple[torch.Tensor, torch.Tensor]
 
 
 class SequentialTargets(SequentialMoments):
@@ -26,47 +22,29 @@ class SequentialTargets(SequentialMoments):
 
     def __init__(self, models: Sequence[TaskModel], plan: MergePlan) -> None:
         super().__init__(models, plan)
-        self._pairs: dict[str, list[Moments]] = {}
+        hooks = [single_model_hooks(model, plan, index) for index, model in enumerate(models)]
+        self._single_passes = [self._begin(changes, index) for index, changes in enumerate(hooks)]
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``C_t = E[x x^T]``, ``D_t = E[x* x^T]`` and ``W_0 (D_t - C_t)``, float64.
 
         ``x`` are the layer's inputs in the model merged so far, ``x*`` those of the same tokens in the single model.
         """
-        source = self._sources[layer]
-        if source not in self._pairs:
-            hooks = {name: self._hook(name, result) for name, result in merged.items()}
-            # One source at a time: the layers that share an input run one after the other.
-            self._pairs = {source: [self._pair(index, source, hooks) for index in range(len(self._models))]}
+        pairs = self._moments_of(layer, merged)
         module = self._models[0].with_head_loaded().get_submodule(layer)
         weight = module.get_parameter("weight").detach().cpu().to(torch.float64)
         W_0 = weight.T if is_conv1d(module) else weight  # noqa: N806 - the papers' letters
-        pairs = self._pairs[source]
         return {
             "second_moments": tuple(C for C, _ in pairs),
             "cross_moments": tuple(D for _, D in pairs),
             "drifts": tuple(W_0 @ (D - C) for C, D in pairs),
         }
 
-    def _pair(self, index: int, source: str, merged: Mapping[str, OutputHook]) -> Moments:
-        model = self._models[index]
-        shell = model.with_head_loaded()
-        targets = {source: shell.get_submodule(source)}
-        inputs = find_shared_inputs(shell, targets, model.batch([0]))
-        single = single_model_hooks(model, self._plan, index)
-        seen: list[torch.Tensor] = []
-
-        def note(_name: str, x: torch.Tensor, mask: torch.Tensor) -> None:
-            seen.append(x[mask].cpu().to(torch.float64))
-
+    def _collect(self, index: int, source: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """``C_t`` and ``D_t``."""
         tokens, C, D = 0, torch.zeros(()), torch.zeros(())  # noqa: N806
-        for rows in model.batches():
-            batch = model.batch(rows)
-            for hooks in (merged, single):
-                with with_output_hooks(shell, hooks):
-                    record_inputs(shell, targets, inputs, batch, note)
-            half = len(seen) // 2
-            x, x_single = torch.cat(seen[:half]), torch.cat(seen[half:])
-            seen.clear()
+        passes = self._passes[index].run_to(source), self._single_passes[index].run_to(source)
+        for (merged, mask), (single, _) in zip(*passes, strict=True):
+            x, x_single = (inputs[mask].cpu().to(torch.float64) for inputs in (merged, single))
             tokens, C, D = tokens + len(x), C + x.T @ x, D + x_single.T @ x  # noqa: N806
         return C / tokens, D / tokens
