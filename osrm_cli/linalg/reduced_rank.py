@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import RowStream, truncate
+from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate
 from osrm_cli.linalg.second_moment import ridge_cholesky
 
 
@@ -51,6 +51,6 @@ def truncate_for_inputs(
         energy: Share of the energy to keep, see ``reduce_rank`` and ``truncate``.
     """
     if moments is None:
-        return truncate(update, rank, energy)
+        return truncate(update, rank, energy, NEAR)
     whole = update.dense() if isinstance(update, RowStream) else update
     return reduce_rank(whole, torch.stack([C.to(torch.float64) for C in moments]).sum(0), rank, energy)

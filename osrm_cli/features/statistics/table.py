@@ -115,6 +115,6 @@ def find_statistic(name: str) -> Statistic:
 
 
 SECOND_MOMENT = "second-moment"
-MOMENT_COLUMNS = 1024  # of a second moment that are summed at a time, from the diagonal down
+MOMENT_COLUMNS = 192  # of a second moment that are summed at a time, from the diagonal down
 _TENSOR_BYTES = 1024  # that a small tensor takes beside its numbers
 MAX_SKETCH_ROWS = 2**16  # far beyond the width of any layer, above which a second moment is smaller
