@@ -234,12 +234,17 @@ def in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tens
     """A factor in the type that is written.
 
     Raises:
-        OsrmError: If it is not finite there.
+        OsrmError: If it is not finite, or not there.
     """
     narrow = factor.to(dtype)
-    if not input_files.all_finite(narrow):
-        problem = "NaN or infinity" if not input_files.all_finite(factor) else f"entries up to {factor.abs().max():.3g}"
+    if not input_files.all_finite(factor):
         raise OsrmError(
-            f"{layer}: {problem} cannot be written as {str(dtype).removeprefix('torch.')}", "use --dtype float32"
+            f"{layer}: NaN or infinity in the result: a weight is damaged or too large",
+            "osrm verify names files that have changed",
+        )
+    if not input_files.all_finite(narrow):
+        kind = str(dtype).removeprefix("torch.")
+        raise OsrmError(
+            f"{layer}: entries up to {factor.abs().max():.3g} cannot be written as {kind}", "use --dtype float32"
         )
     return narrow

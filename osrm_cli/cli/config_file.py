@@ -33,7 +33,7 @@ def read_defaults(spellings: Spellings, path: Path = CONFIG_FILE) -> dict[str, d
         return {}
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OsrmError(f"{path}: {error}", "see the section on osrm.toml in the README") from None
     shared = {key: value for key, value in settings.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in settings.items() if isinstance(value, dict)}

@@ -120,7 +120,7 @@ def _find_concerns(
             f"{start.source}: A captures {trace.caught:.2g} times the energy that a random A captures of the "
             f"features that '{trace.objective}' avoids: it was not made from these features"
         )
-    known = {str(entry["sha256"]) for entry in start.record.get("inputs") or ()}
+    known = {entry["sha256"] for entry in start.record.get("inputs") or () if entry.get("sha256")}
     others = [name for name, digest in digests.items() if name != start.name and digest not in known]
     if known and others:
         concerns.append(f"{start.source}: not made from these features of {', '.join(others)}")

@@ -55,8 +55,8 @@ class _Header(RecordSchema):
     statistics: Annotated[list[str], Field(min_length=1)]
     tokens: Count
     examples: Count
-    target_modules: list[str] = Field(default_factory=list)
-    fan_in_fan_out: bool = False
+    target_modules: list[str]
+    fan_in_fan_out: bool
     task_type: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"] | None = None
     settings: _Settings | None = None
     bounds: dict[str, _Bound] = Field(default_factory=dict)

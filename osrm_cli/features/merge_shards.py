@@ -11,6 +11,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import describe_features, write_features
 from osrm_cli.features.shards import MergedShards, longest_bounds, sharded_tasks, with_bounds
 from osrm_cli.storage import atomic
+from osrm_cli.tasks.task import check_task_name
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def merge_shards(
         {'mini-mood': 2}
     """
     folder = Path(folder)
+    for name in tasks:
+        check_task_name(name)
     paths = {name: folder / f"{name}.safetensors" for name in tasks or sharded_tasks(folder)}
     if not paths:
         raise OsrmError(f"{folder} holds no shards", "make them: osrm collect --task NAME --shard 1/2")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.reduced_rank import truncate_for_inputs
 from osrm_cli.linalg.row_stream import RowStream
@@ -30,7 +31,26 @@ def merge_layer(
 
     Returns:
         The result, and the share of its energy that is left after recompression; 1 if there was none.
+
+    Raises:
+        OsrmError: If a decomposition fails, as those of matrices with NaN or infinity do.
     """
+    try:
+        return _merge(plan, layer_data, merged, device, layer)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise OsrmError(
+            f"{layer}: a decomposition fails: a weight is damaged or too large ({first_line(error)})",
+            "osrm verify names files that have changed",
+        ) from error
+
+
+def _merge(
+    plan: MergePlan,
+    layer_data: LayerData,
+    merged: Mapping[str, LayerResult],
+    device: torch.device | str,
+    layer: str,
+) -> tuple[LayerResult, float]:
     method = plan.method
     if method.learns_weights and not plan.learned:
         raise ValueError(f"{method.name}: its weights have not been learned")

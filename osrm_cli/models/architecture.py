@@ -5,7 +5,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.errors import library_errors
+from osrm_cli.errors import OsrmError, library_errors
+
+_COUNTS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "vocab_size"),
+)
+
+
+def read_model_config(folder: Path, **settings: Any) -> Any:
+    """What ``config.json`` of a model says, as transformers understands it.
+
+    Args:
+        folder: The model's folder.
+        settings: Values in place of those of the file.
+
+    Raises:
+        OsrmError: If a size is less than 1: a model may be built of it that fails when it is run.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **settings)
+    for name in _COUNTS:
+        value = getattr(config.get_text_config(), name, None)
+        if isinstance(value, int) and value < 1:
+            raise OsrmError(f"{folder}/config.json: {name} is {value}, expected 1 or more", "save the model again")
+    return config
 
 
 @dataclass(frozen=True)
@@ -38,7 +63,7 @@ class Architecture:
         from transformers.core_model_loading import WeightRenaming
 
         with library_errors(f"{folder}: the model cannot be built", "give the right base model with --model"):
-            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = read_model_config(folder)
             name = next(iter(config.architectures or ()), "")
             model_class = getattr(transformers, name, None) if isinstance(name, str) else None
             if model_class is None:

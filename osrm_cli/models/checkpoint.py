@@ -250,12 +250,12 @@ class Checkpoint:
         target: torch.dtype | None,
     ) -> None:
         location = self.tensors[name]
-        if target is None or (change is None and target == _TYPES.get(location.dtype)):
+        if target is None or not target.is_floating_point:
             out.add_bytes(name, location.dtype, location.shape, _chunks(location.path, location.name))
             return
         rows = StoredRows(location)
         pieces = change(rows) if change else rows.pieces()
-        flat = (piece.to(target).contiguous().reshape(-1).view(torch.uint8) for piece in pieces)
+        flat = (piece.contiguous().reshape(-1).view(torch.uint8) for piece in _checked(pieces, target, name, location))
         out.add_bytes(name, DTYPES[target], location.shape, (piece.numpy().data for piece in flat))
 
 
@@ -273,6 +273,20 @@ def _write_config(path: Path, dtype: torch.dtype | None, settings: Mapping[str, 
             part["dtype"] = str(dtype).removeprefix("torch.")
         part.update({key: value for key, value in settings.items() if part is config or key in part})
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _checked(
+    pieces: Iterable[torch.Tensor], target: torch.dtype, name: str, location: TensorLocation
+) -> Iterator[torch.Tensor]:
+    """The pieces of a tensor in the type that is written; infinity of a base model is handed on: masks hold it."""
+    for piece in pieces:
+        written = piece.to(target)
+        if written.numel() and any(math.isnan(extreme) for extreme in written.aminmax()):
+            raise OsrmError(
+                f"NaN in {name}: a weight of {location.path} or of the updates is damaged or too large",
+                "osrm verify names files that have changed",
+            )
+        yield written
 
 
 def _chunks(path: Path, name: str) -> Iterator[bytes]:

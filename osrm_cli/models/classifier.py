@@ -1,5 +1,6 @@
 """Load base models as classifiers, or without their weights, and their tokenizers."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from huggingface_hub.utils import logging as hub_logging
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -19,6 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from osrm_cli.errors import OsrmError, library_errors
+from osrm_cli.models.architecture import read_model_config
 
 hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -35,6 +36,7 @@ def load_tokenizer(folder: Path) -> Any:
         f"{folder}: its tokenizer cannot be loaded", "save it again: tokenizer.save_pretrained(folder)"
     ):
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
+        _check_template(tokenizer)
         for texts in (("a",), ("a", "b")):  # what is wrong with its templates shows in use alone
             tokenizer(*texts)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # transformers' substitute where the files are missing
@@ -50,6 +52,21 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_template(tokenizer: Any) -> None:
+    """Check that the tokens of a tokenizer's template are defined: where one is not, the library panics in use.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    processor = getattr(getattr(tokenizer, "backend_tokenizer", None), "post_processor", None)
+    state = json.loads(processor.__getstate__()) if processor else {}
+    for step in state.get("processors", [state]):
+        for piece in (*step.get("single", ()), *step.get("pair", ())):
+            name = piece["SpecialToken"]["id"] if "SpecialToken" in piece else None
+            if name is not None and name not in step["special_tokens"]:
+                raise ValueError(f"its template names {name}, which is not among the template's special tokens")
 
 
 @dataclass(frozen=True)
@@ -93,7 +110,7 @@ def load_classifier(
     """
     torch.manual_seed(seed)
     with library_errors(f"{folder}: the model cannot be loaded as a sequence classifier"):
-        config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
+        config = read_model_config(folder, num_labels=num_labels)
         config.pad_token_id = tokenizer.pad_token_id
         config.problem_type = None  # the task decides, not the one that the checkpoint was trained for
         if dropout is not None:
@@ -135,7 +152,7 @@ def load_without_weights(folder: Path, kinds: tuple[Any, Any] = (AutoModel, Auto
         OsrmError: If transformers cannot build it.
     """
     with library_errors(f"{folder}: the model cannot be built"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = read_model_config(folder)
         with torch.device("meta"):
             model: PreTrainedModel = kinds[bool(config.is_encoder_decoder)].from_config(config, trust_remote_code=False)
     return model

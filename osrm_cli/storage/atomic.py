@@ -127,8 +127,8 @@ def _staging_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     refuse_existing(path, overwrite)
     folder: Path | None = None
     lock: int | None = None
+    made = [parent for parent in path.parents if not os.path.lexists(parent)]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
         refuse_existing(path, overwrite)  # an abandoned folder may have held the old output
         folder, lock = _make_locked_folder(path)
@@ -148,12 +148,19 @@ def _staging_folder(path: Path, overwrite: bool) -> Iterator[Path]:
                 raise
         if lock is not None:
             os.close(lock)
+        for parent in made if not os.path.lexists(path) else ():
+            with suppress(OSError):  # another writer's output may lie in it
+                parent.rmdir()
 
 
 def _make_locked_folder(path: Path) -> tuple[Path, int]:
     """A new staging folder, and the open file whose lock says that its writer lives."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        except FileNotFoundError:  # another writer, which had made the folder around it, has failed
+            continue
         try:
             lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
         except OSError:

@@ -4,6 +4,7 @@ No timestamps and no details of the machine: the same inputs give the same bytes
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -41,10 +42,24 @@ def to_json(value: Mapping[str, Any]) -> str:
     """JSON with sorted keys, so that equal values give equal bytes.
 
     Raises:
-        ValueError: If a value is NaN or infinite.
+        OsrmError: If a value is NaN or infinite, which is what numbers become when weights or labels are too large.
     """
+    if name := _find_infinite(value):
+        raise OsrmError(
+            f"{name} is not a finite number: a weight or a label is damaged or too large",
+            "osrm verify names files that have changed",
+        )
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")  # half a character of a foreign file stays escaped
+
+
+def _find_infinite(value: Any, name: str = "") -> str | None:
+    """The keys on the way to the first number that is NaN or infinite."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else name
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    found = (_find_infinite(each, f"{name}.{key}".lstrip(".")) for key, each in pairs)
+    return next((path for path in found if path), None)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    NonNegativeInt,
     PositiveInt,
     StringConstraints,
     TypeAdapter,
@@ -98,6 +99,10 @@ class SettingsSchema(OpenSchema):
     """Settings of the command."""
 
     max_length: PositiveInt | dict[str, PositiveInt] | None = None
+    objective: Text = ""
+    statistic: Text | None = None
+    eps: FiniteFloat = 0.0
+    seed: NonNegativeInt = 0
 
 
 class RecordSchema(OpenSchema):

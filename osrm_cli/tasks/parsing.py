@@ -12,6 +12,7 @@ from osrm_cli.tasks.text_encoding import is_encodable
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII)
 _LARGEST = 10**300  # beyond it an integer is as good as infinite: it makes no float
+MAX_SCORE = 1e15  # in size: squares of gradients stay below the largest number in single precision
 NO_LABEL = (None, "", "-", -1)  # nothing; SNLI's sign for no agreement; the hub's for unlabelled
 
 
@@ -115,7 +116,7 @@ def parse_scores(table: Table, column: str) -> list[Label | None]:
     """Each row's label as a number, ``None`` where it has none.
 
     Raises:
-        OsrmError: If it is something else, or not finite.
+        OsrmError: If it is something else, not finite, or beyond ``MAX_SCORE``.
     """
     parsed: list[Label | None] = []
     for row, value in enumerate(table.columns[column]):
@@ -123,6 +124,12 @@ def parse_scores(table: Table, column: str) -> list[Label | None]:
         if score is None and value not in (None, "", "-"):
             raise OsrmError(f"{table.locate(row)}: label {describe_value(value)} is not a number, expected a score")
         _check_finite(table, row, score)
+        if score is not None and abs(score) > MAX_SCORE:
+            raise OsrmError(
+                f"{table.locate(row)}: label {describe_value(value)} is too large for a model's single precision, "
+                f"expected at most {MAX_SCORE:g} in size",
+                "correct the row, or give scores in a larger unit",
+            )
         parsed.append(None if score is None else float(score))
     return parsed
 

@@ -165,8 +165,9 @@ def train_adapters(
         raise OsrmError("--full trains whole weights, which 4 bits cannot hold", "leave out --quantize")
     if full and freeze:
         raise OsrmError("--full trains whole weights, which have no factor to freeze", "leave out --freeze")
-    for option, value in (("lr", lr), ("epochs", epochs), ("interference-penalty", interference_penalty or 0)):
+    for option, value in (("lr", lr), ("interference-penalty", interference_penalty or 0)):
         check_number(option, value, 0)
+    check_number("epochs", epochs, 0, 10_000)
     bf16 = torch_dtype.itemsize == 2
     config = TrainingConfig(
         lr, epochs, batch_size, seed, keep_best, bf16, dropout, gradient_accumulation, gradient_checkpointing

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.campaign.damage import damage, split_safetensors
 from tests.campaign.forked import TRACEBACK, Outcome, run_forked
@@ -103,7 +104,7 @@ class Bench:
         path.write_bytes(new)
         self._tree[name] = _state(path)
         outcome, output = self._run(command)
-        verdict, detail = self._judge(command, outcome, output)
+        verdict, detail = self._judge(name, command, outcome, output)
         self._restore()
         path.write_bytes(content)
         self._tree[name] = _state(path)
@@ -138,7 +139,7 @@ class Bench:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def _judge(self, command: str, outcome: Outcome, output: dict[str, str] | None) -> tuple[str, str]:
+    def _judge(self, file: str, command: str, outcome: Outcome, output: dict[str, str] | None) -> tuple[str, str]:
         honest = self.honest[command]
         lines = [line for line in outcome.stderr.splitlines() if not line.startswith("warning:")]
         if outcome.code == TRACEBACK or "Traceback (most recent" in outcome.stderr:
@@ -161,7 +162,7 @@ class Bench:
             return ("untidy", "output left") if output is not None and not several else ("error", lines[0])
         if outcome.code != 0:
             return ("usage", "") if outcome.code == 2 else ("untidy", f"exit {outcome.code}")
-        if bad := list(find_nonfinite(self._target(command))):
+        if bad := list(find_nonfinite(self._target(command), self.work / file if file.startswith("base") else None)):
             return "nonfinite", bad[0]
         return ("same", "") if output == honest.output else ("differs", "")
 
@@ -210,8 +211,17 @@ def _without_digests(path: Path) -> bytes:
     return re.sub(rb"[0-9a-f]{12,64}", b"", content)
 
 
-def find_nonfinite(root: Path) -> Iterator[str]:
-    """Tensors and records of an output that hold NaN or infinity."""
+def _is_of(base: Path | None, name: str, tensor: Any) -> bool:
+    """Whether a file of a base model holds this tensor, NaN aside."""
+    import torch
+    from safetensors.torch import load
+
+    held = load(base.read_bytes()) if base and base.suffix == ".safetensors" else {}
+    return name in held and torch.equal(tensor, held[name])
+
+
+def find_nonfinite(root: Path, base: Path | None) -> Iterator[str]:
+    """Tensors and records of an output that hold NaN or infinity; infinity of a base model's file is handed on."""
     import torch
     from safetensors.torch import load
 
@@ -220,7 +230,7 @@ def find_nonfinite(root: Path) -> Iterator[str]:
         content = path.read_bytes()
         if path.suffix == ".safetensors":
             for name, tensor in load(content).items():
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                if tensor.is_floating_point() and not (torch.isfinite(tensor).all() or _is_of(base, name, tensor)):
                     yield f"{path.name}: {name}"
         elif (
             path.suffix == ".json"

@@ -174,6 +174,8 @@ def test_nothing_to_merge(project_copy: Path) -> None:
     assert error == "features holds no shards"
     error = osrm("collect", "--merge-shards", "--task", "mood", "--out", "new", cwd=project_copy).error
     assert error == "new holds no shards of task 'mood'"
+    error = osrm("collect", "--merge-shards", "--task", "../parts/mood", cwd=project_copy).error
+    assert error == "'../parts/mood' cannot be the name of a task"
 
 
 def test_merging_refuses_what_exists_and_can_be_tried(project_copy: Path) -> None:

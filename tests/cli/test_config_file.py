@@ -62,7 +62,7 @@ def test_value_of_another_kind_is_a_usage_error(tmp_path: Path) -> None:
     assert "'--rank' / '-r'" in run.stderr
 
 
-@pytest.mark.parametrize("content", [b"rank = ", b"\xff\xfe\x00", b"[[init"])
+@pytest.mark.parametrize("content", [b"rank = ", b"\xff\xfe\x00", b"[[init", b"rank = " + b"[" * 10_000], ids=range(4))
 def test_damaged_file_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "osrm.toml").write_bytes(content)
     run = osrm("init", "--each", cwd=tmp_path)

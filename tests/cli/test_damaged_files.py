@@ -184,6 +184,22 @@ def test_base_model(project_copy: Path, base: Path, name: str, command: str) -> 
     assert listing(project_copy) == before
 
 
+@pytest.mark.parametrize("name", ["num_attention_heads", "num_hidden_layers", "vocab_size"])
+@pytest.mark.parametrize("value", [-1, 0])
+def test_a_size_of_a_base_model_that_is_none(project_copy: Path, base: Path, name: str, value: int) -> None:
+    change(base / "config.json", **{name: value})
+    run = osrm("train", "starts/mood", "--limit", 16, "--out", "o", "--model", base, cwd=project_copy)
+    refused(run, f"{base}/config.json: {name} is {value}, expected 1 or more")
+
+
+@pytest.mark.parametrize("method", ["fisher --samples 4", "distill --steps 2 --samples 4"])
+def test_weights_so_large_that_results_are_not_finite(project_copy: Path, method: str) -> None:
+    path = project_copy / "adapters/mood/adapter_model.safetensors"
+    save_file({name: tensor * (1e35 if "lora" in name else 1) for name, tensor in load_file(path).items()}, path)
+    words = ("merge", "adapters/mood", "adapters/pair", "--method", *method.split(), "--out", "o")
+    refused(osrm(*words, cwd=project_copy), "a weight is damaged or too large")
+
+
 @pytest.mark.parametrize(
     "content", ["", "{}", '{"weight_map": {}}', '{"weight_map": "x"}', '{"weight_map": {"a": 5}}'], ids=repr
 )

@@ -268,6 +268,11 @@ REFUSALS = {
     "rank of cat": (nothing, [*GIVEN, "-m", "cat", "--rank", "2"], "method cat does not use --rank"),
     "no need met": (nothing, [*GIVEN, "-m", "regmean"], "method regmean needs second moments"),
     "weight of nobody": (nothing, [*GIVEN, "--weight", "rte=1"], "--weight rte=1: no adapter has that name"),
+    "weight twice": (
+        nothing,
+        [*GIVEN, "--weight", "cola=1", "--weight", "cola=2"],
+        "--weight cola=2: cola has a weight",
+    ),
     "weight no number": (nothing, [*GIVEN, "--weight", "cola"], "--weight cola, expected NAME=NUMBER"),
     "weight nan": (nothing, [*GIVEN, "--weight", "cola=nan"], "weight of adapter 'cola' is nan"),
     "lambda nan": (nothing, [*GIVEN, "--lambda", "nan"], "option 'lambda' is nan, expected a finite number"),

@@ -29,6 +29,8 @@ def facts(task: str, **changes: Any) -> dict[str, Any]:
         "statistics": ["mean"],
         "tokens": 9,
         "examples": 3,
+        "target_modules": ["query", "value", "dense"],
+        "fan_in_fan_out": False,
     }
     return {**made, **changes}
 
@@ -90,7 +92,9 @@ def test_damaged_file_is_named(make: Make, tmp_path: Path, contents: bytes | Non
         FeatureSet.open(tmp_path)
 
 
-@pytest.mark.parametrize("missing", ["base", "task", "layers", "statistics", "tokens"])
+@pytest.mark.parametrize(
+    "missing", ["base", "task", "layers", "statistics", "tokens", "target_modules", "fan_in_fan_out"]
+)
 def test_incomplete_header_is_named(make: Make, missing: str) -> None:
     path = make("sst2")
     safetensors_writer.save_tensors(

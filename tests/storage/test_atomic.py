@@ -72,6 +72,17 @@ def test_failure_leaves_the_target_as_it_was(tmp_path: Path, kind: str, failure:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_failure_leaves_no_folder_around_the_target(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ValueError), WRITERS[kind](tmp_path / "deep/er/out"):  # noqa: PT011
+        raise ValueError
+    assert list(tmp_path.iterdir()) == []
+    with WRITERS[kind](tmp_path / "deep/er/one") as stage, pytest.raises(ValueError):  # noqa: PT011, PT012
+        put(stage, kind, "new")
+        with WRITERS[kind](tmp_path / "deep/er/two"):
+            raise ValueError
+    assert list((tmp_path / "deep/er").iterdir()) == [tmp_path / "deep/er/one"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 def test_signal_in_the_middle_leaves_the_target_as_it_was(tmp_path: Path, kind: str, number: signal.Signals) -> None:
     target = tmp_path / "out"

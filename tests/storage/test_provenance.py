@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,20 @@ def test_equal_facts_are_equal_bytes() -> None:
     assert provenance.to_json({"a": "ä"}) == '{\n  "a": "ä"\n}\n'
     half = provenance.to_json({"a": "\ud800"})
     assert json.loads(half.encode()) == {"a": "\ud800"}
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        provenance.to_json({"a": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ({"a": float("nan")}, "a"),
+        ({"a": {"b": [1.0, {"c": float("-inf")}]}}, "a.b.1.c"),
+        ({"a": (float("inf"),)}, "a.0"),
+    ],
+    ids=str,
+)
+def test_a_number_that_is_not_finite_is_named(value: dict[str, object], name: str) -> None:
+    with pytest.raises(OsrmError, match=rf"^{re.escape(name)} is not a finite number: a weight or a label"):
+        provenance.to_json(value)
 
 
 def test_digest_of_a_folder_sees_names_and_contents_but_nothing_hidden(tmp_path: Path) -> None:

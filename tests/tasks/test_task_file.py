@@ -150,6 +150,8 @@ def test_a_bad_row_is_named_with_its_line(tmp_path, dev, said):
         ("nan", "label nan is not a finite number"),
         (float("inf"), "label inf is not a finite number"),
         ("high", "label 'high' is not a number, expected a score"),
+        (1e308, "label 1e+308 is too large for a model's single precision, expected at most 1e+15 in size"),
+        ("-2e15", "label '-2e15' is too large for a model's single precision, expected at most 1e+15 in size"),
         ([], "label [] is not a number, expected a score"),
     ],
 )

@@ -1,15 +1,17 @@
 """An adapter in the file of any format: its settings, and where its factors lie, by the names that PEFT gives them."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.errors import OsrmError
 from osrm_cli.storage.input_files import TensorLocation
 
 if TYPE_CHECKING:
@@ -69,6 +71,18 @@ class FormatModule(Protocol):
         Raises:
             OsrmError: If the format cannot hold it as it is.
         """
+
+
+def read_alpha(file: Any, name: str, path: Path) -> float:
+    """The number in a tensor of an open file: the numerator of a layer's scaling.
+
+    Raises:
+        OsrmError: If it is NaN or infinite.
+    """
+    alpha = float(file.get_tensor(name))
+    if not math.isfinite(alpha):
+        raise OsrmError(f"{path}: {name} is {alpha}, expected a finite number", "save the file again")
+    return alpha
 
 
 def make_config(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> AdapterConfig:

@@ -14,7 +14,7 @@ from typing import Any
 
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, parse_config
 from osrm_cli.adapters.formats.components import assign_components, infer_component, shorten_names, split_component
-from osrm_cli.adapters.formats.contents import AdapterContents, Output, exact_pattern, make_config
+from osrm_cli.adapters.formats.contents import AdapterContents, Output, exact_pattern, make_config, read_alpha
 from osrm_cli.adapters.formats.single_file import check_only_linear, holds, write_factors
 from osrm_cli.adapters.layers import FACTORS, PREFIX, plain_alpha, resolve_rank
 from osrm_cli.errors import OsrmError
@@ -54,7 +54,7 @@ def read(path: Path) -> AdapterContents:
                 if factors[_layer_name(found)].setdefault(suffix, location) is not location:
                     raise OsrmError(f"{path}: {stored} is there twice, under two names", "save the file again")
             elif (found := _ALPHA.fullmatch(stored)) and location.shape in ((), (1,)):
-                alphas[_clean(found[1])] = float(file.get_tensor(stored))
+                alphas[_clean(found[1])] = read_alpha(file, stored, path)
             else:
                 raise OsrmError(
                     f"{path}: {stored} is neither a factor of LoRA nor its alpha",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from osrm_cli.adapters.formats.components import assign_components, infer_component, shorten_names
-from osrm_cli.adapters.formats.contents import AdapterContents, Output, make_config
+from osrm_cli.adapters.formats.contents import AdapterContents, Output, make_config, read_alpha
 from osrm_cli.adapters.formats.flat_names import flatten_name, to_diffusers_unet, unflatten_name
 from osrm_cli.adapters.formats.single_file import check_only_linear, holds, write_factors
 from osrm_cli.adapters.layers import FACTORS, PREFIX, plain_alpha
@@ -72,7 +72,7 @@ def read(path: Path) -> AdapterContents:
                 raise OsrmError(f"{path}: {flat} and another are both {layer}", "save the file again")
             tensors[layer] = held
             ranks[layer] = held[DOWN].shape[0]
-            alphas[layer] = float(file.get_tensor(f"{flat}.{ALPHA}")) if ALPHA in held else float(ranks[layer])
+            alphas[layer] = read_alpha(file, f"{flat}.{ALPHA}", path) if ALPHA in held else float(ranks[layer])
     names = shorten_names(ranks)
     config = make_config(
         {names[layer]: rank for layer, rank in ranks.items()}, {names[layer]: alpha for layer, alpha in alphas.items()}

@@ -202,9 +202,11 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 
 def _parse_weights(texts: Sequence[str]) -> dict[str, float]:
     """Weights by adapter from ``NAME=NUMBER``."""
-    weights = {}
+    weights: dict[str, float] = {}
     for text in texts:
         name, _, number = text.partition("=")
+        if name in weights:
+            raise OsrmError(f"--weight {text}: {name} has a weight already", "leave out one of them")
         try:
             weights[name] = float(number)
         except ValueError:

@@ -16,7 +16,7 @@ def train(
     model: options.RecordedModel = None,
     revision: options.Revision = None,
     lr: Annotated[float, typer.Option("--lr", min=0, help="Peak learning rate.")] = 4e-4,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training examples.")] = 3,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, max=10_000, help="Passes over the training examples.")] = 3,
     batch_size: options.BatchSize = 16,
     gradient_accumulation: Annotated[
         int, typer.Option("--gradient-accumulation", min=1, help="Batches whose gradients are added up before a step.")

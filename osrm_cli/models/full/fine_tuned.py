@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
 from osrm_cli.adapters.layers import natural_sort_key
 from osrm_cli.errors import OsrmError, library_errors
+from osrm_cli.models.architecture import read_model_config
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.models.classifier import LoadedModel
@@ -248,7 +249,7 @@ def _find(source: str) -> Path:
 def _build(folder: Path) -> PreTrainedModel:
     """The model of the class that saved it, without weights; the bare model where its settings do not name one."""
     with library_errors(f"{folder}: the model cannot be built"), torch.device("meta"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = read_model_config(folder)
         name = next(iter(config.architectures or ()), "")
         kind = getattr(transformers, name, None)
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel):

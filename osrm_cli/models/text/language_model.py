@@ -6,10 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from osrm_cli.errors import OsrmError, first_line
+from osrm_cli.models.architecture import read_model_config
 from osrm_cli.models.classifier import LoadedModel, replace_dropouts
 
 _HINT = "text tasks need a causal model (Llama, GPT-2) or an encoder-decoder (T5): give one with --model"
@@ -38,7 +39,7 @@ def load_language_model(
         OsrmError: If transformers knows no model of this kind that writes, or the weights are not the model's.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = read_model_config(folder)
         if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder:
             raise OsrmError(f"{folder} cannot write text: a {config.model_type} is an encoder", _HINT)
         config.pad_token_id = tokenizer.pad_token_id

@@ -73,6 +73,7 @@ def test_settings_in_the_header_count(tmp_path, prefix):
         ({f"unet.{QUERY}.lora_B.bias": torch.ones(6)}, None, "neither a factor"),
         ({f"unet.{OUT}.lora_A.weight": torch.ones(2, 6)}, None, "has no lora_B"),
         ({f"unet.{OUT}.alpha": torch.tensor(1.0)}, None, "has an alpha and no factors"),
+        ({f"unet.{QUERY}.alpha": torch.tensor(-torch.inf)}, None, "alpha is -inf, expected a finite number"),
         ({f"unet.{QUERY}.lora.down.weight": torch.ones(2, 4)}, None, "twice"),
         ({}, {"unet.r": 2, "unet.use_dora": True}, "use_dora is set"),
         ({}, {"unet.r": 3}, "has rank 2, its settings say 3"),

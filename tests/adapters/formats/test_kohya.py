@@ -100,6 +100,7 @@ def test_ranks_and_alphas_may_differ_from_layer_to_layer(tmp_path):
         ({f"{FLAT}x.hada_w1_a": torch.ones(6, 2)}, "LoHa"),
         ({f"{FLAT}x.diff": torch.ones(6, 4)}, "a difference of whole weights"),
         ({f"{FLAT}.alpha": torch.ones(2)}, r"alpha has shape \(2,\)"),
+        ({f"{FLAT}.alpha": torch.tensor(torch.nan)}, "alpha is nan, expected a finite number"),
         ({f"{FLAT.replace('to_q', 'to_k')}.{UP}": torch.ones(6, 2)}, "lora_down.weight is missing"),
         (kohya("lora_unet_down_blocks_0_strange_proj"), "not the name of a layer that is known"),
         (kohya("lora_unet_middle_block_1_proj_in") | kohya("lora_unet_mid_block_attentions_0_proj_in"), "are both"),

@@ -64,6 +64,24 @@ def test_conv1d_weights_whatever_the_flag_says(base, tmp_path, targets, flag):
     torch.testing.assert_close(found, with_adapter(base, tmp_path / "a"), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.q_proj.weight", "model.norm.weight"], ids=["changed", "copied"]
+)
+def test_a_base_model_with_nan_is_refused(tmp_path, name):
+    base = save_llama(tmp_path / "base")
+    save(tmp_path / "a", base, target_modules=["q_proj"])
+    tensors = load_file(base / "model.safetensors")
+    tensors[name].view(-1)[3] = torch.nan
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OsrmError, match=f"NaN in {name}: a weight of .*model.safetensors"):
+        merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    tensors[name].view(-1)[3] = -torch.inf
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "out")
+    assert load_file(tmp_path / "out/model.safetensors")[name].view(-1)[3] == -torch.inf
+
+
 def test_no_update_is_held_as_a_whole(tmp_path, monkeypatch):
     base = save_llama(tmp_path / "base")
     save(tmp_path / "a", base, target_modules=["q_proj", "down_proj"])
