@@ -1,6 +1,6 @@
 """The digests of examples that a record holds, each with what draws the same examples again."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,23 @@ def _of_command(record: Record, folder: Path) -> Iterator[RecordedData]:
                 yield _first(name, row["source"], split, settings["limit"], digest)
 
 
+def _check_types(texts: Sequence[Any], counts: Sequence[Any]) -> None:
+    """Check values of a record that data is read by: a digest, a source and a split; numbers of examples and seeds.
+
+    Raises:
+        TypeError: If one is of another type.
+    """
+    for value in texts:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r} is not a text")
+    for value in counts:
+        if not isinstance(value, int) or value < 0:
+            raise TypeError(f"{value!r} is not a whole number")
+
+
 def _drawn(task: str, row: Mapping[str, Any], split: str, samples: int | None, seed: int) -> RecordedData:
+    _check_types([task, row["source"], split, row["sha256"]], [samples or 0, seed])
+
     def load() -> TaskSplit:
         whole = load_split(task, row["source"], split)
         return draw_examples(whole, samples, seed) if samples else whole
@@ -83,10 +99,13 @@ def _drawn(task: str, row: Mapping[str, Any], split: str, samples: int | None, s
 
 
 def _first(task: str, source: str, split: str, limit: int | None, digest: str) -> RecordedData:
+    _check_types([task, source, split, digest], [limit or 0])
     return RecordedData(f"{source}/{task}/{split}", digest, lambda: load_split(task, source, split, limit))
 
 
 def _texts(task: Task, row: Mapping[str, Any], seed: int) -> RecordedData:
+    _check_types([row["source"], row["split"], row["sha256"]], [row["samples"], seed])
+
     def load() -> TaskSplit:
         return draw_examples(load_texts(task, row["source"], row["split"]), row["samples"], seed)
 

@@ -109,6 +109,16 @@ def test_a_record_that_cannot_be_read_differs(project_copy: Path) -> None:
     assert "adapters/mood/osrm.json" in found["differs"]
 
 
+@pytest.mark.parametrize(("key", "value"), [("limit", "x"), ("limit", 1.5), ("seed", None), ("dev_limit", "x")], ids=str)
+def test_a_record_whose_data_cannot_be_drawn_differs(project_copy: Path, key: str, value: object) -> None:
+    path = project_copy / "adapters/mood/osrm.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"settings": record["settings"] | {"limit": 8, key: value}}))
+    code, found, _ = checks(project_copy, "adapters/mood")
+    assert code == 1
+    assert "adapters/mood/osrm.json" in found["differs"]
+
+
 def test_a_changed_model_card_is_nobody_s_fault(project_copy: Path) -> None:
     (project_copy / "merged/README.md").write_text("mine")
     assert checks(project_copy, "merged")[0] == 0
