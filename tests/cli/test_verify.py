@@ -109,7 +109,9 @@ def test_a_record_that_cannot_be_read_differs(project_copy: Path) -> None:
     assert "adapters/mood/osrm.json" in found["differs"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("limit", "x"), ("limit", 1.5), ("seed", None), ("dev_limit", "x")], ids=str)
+@pytest.mark.parametrize(
+    ("key", "value"), [("limit", "x"), ("limit", 1.5), ("seed", None), ("dev_limit", "x")], ids=str
+)
 def test_a_record_whose_data_cannot_be_drawn_differs(project_copy: Path, key: str, value: object) -> None:
     path = project_copy / "adapters/mood/osrm.json"
     record = json.loads(path.read_text())
