@@ -259,6 +259,8 @@ class Adapter:
         if place.part or place.transposed:
             part = tensor[place.part]
             tensor = (part.T if place.transposed else part).contiguous()
+        if not tensor.is_floating_point():
+            raise OsrmError(f"{path}: {name} holds no floating-point numbers", "save the adapter again")
         if not input_files.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor

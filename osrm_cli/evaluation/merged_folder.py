@@ -103,8 +103,9 @@ class MergedTask:
         with input_files.open_tensors(self.head_path) as file:
             head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         for name, tensor in head.items():
-            if not input_files.all_finite(tensor):
-                raise OsrmError(f"{self.head_path}: NaN or infinity in {name}", "merge again")
+            if not tensor.is_floating_point() or not input_files.all_finite(tensor):
+                problem = "NaN or infinity" if tensor.is_floating_point() else "no floating-point numbers"
+                raise OsrmError(f"{self.head_path}: {problem} in {name}", "merge again")
         return head
 
     @property

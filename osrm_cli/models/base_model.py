@@ -9,8 +9,9 @@ from osrm_cli.adapters.adapter import Adapter, split_name
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
+from osrm_cli.models.checkpoint import INDEX_NAME
 from osrm_cli.storage import hub, input_files
-from osrm_cli.storage.input_files import check_folder
+from osrm_cli.storage.input_files import check_folder, list_indexed
 from osrm_cli.storage.records import BaseModelId
 
 BUILT_IN_MODELS = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "smollm2": smollm2.HUB_ID}
@@ -75,7 +76,7 @@ def find_base_model(name: str, revision: str | None = None, kind: str = "base mo
         kind: What messages call it.
 
     Raises:
-        OsrmError: If it cannot be found or downloaded, or has no safetensors weights.
+        OsrmError: If it cannot be found or downloaded, has no safetensors weights, or lacks some that its index names.
     """
     folder = _find_folder(name, revision, kind)
     if not (folder / "config.json").is_file():
@@ -88,6 +89,8 @@ def find_base_model(name: str, revision: str | None = None, kind: str = "base mo
             f"{folder}: no safetensors weights, found {weights}",
             "convert it where you trust it: model.save_pretrained(folder) writes safetensors",
         )
+    if (folder / INDEX_NAME).is_file() and not (folder / "model.safetensors").is_file():
+        list_indexed(folder / INDEX_NAME)  # transformers would draw the tensors that are missing
     return folder
 
 

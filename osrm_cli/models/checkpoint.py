@@ -23,7 +23,7 @@ from osrm_cli.storage.input_files import TensorLocation, list_headers, list_inde
 from osrm_cli.storage.provenance import CARD_NAME
 from osrm_cli.storage.safetensors_writer import DTYPES, TensorStream, write_stream
 
-_INDEX_NAME = "model.safetensors.index.json"
+INDEX_NAME = "model.safetensors.index.json"
 _CHUNK_BYTES = 1 << 26  # bytes copied at a time
 # Weights, of whatever program: the changed ones are written, and the others are not those of the result.
 _WEIGHTS = (
@@ -91,7 +91,7 @@ class Checkpoint:
         Raises:
             OsrmError: If there are no safetensors files, or one is damaged.
         """
-        index = folder / _INDEX_NAME
+        index = folder / INDEX_NAME
         tensors = list_indexed(index) if index.is_file() else list_headers([folder / "model.safetensors"])
         return cls(folder, tensors)
 
@@ -215,10 +215,10 @@ class Checkpoint:
                 part.rename(whole)
             if finished:
                 (folder / path.name).hardlink_to(whole)
-        if (self.folder / _INDEX_NAME).is_file():
+        if (self.folder / INDEX_NAME).is_file():
             weight_map = {name: location.path.name for name, location in sorted(self.tensors.items())}
             index = {"metadata": {"total_size": self.count_bytes(dtype)}, "weight_map": weight_map}
-            (folder / _INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         copy_files(self.folder, folder, _is_companion)
         if dtype is not None or self.settings:
             _write_config(folder / "config.json", dtype, self.settings)

@@ -13,6 +13,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.storage import provenance
 from tests.factories import delta, save
 
+HEAD = "base_model.model.classifier.bias"
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = {
     "plain": {},
@@ -194,8 +195,14 @@ def test_opening_reads_no_tensors(folder):
         adapter.delta("bert.encoder.layer.1.attention.self.query")
 
 
+def test_whole_numbers_in_a_head_are_refused(folder):
+    rewrite(folder, lambda tensors: tensors.update({HEAD: tensors[HEAD].to(torch.int32)}))
+    with pytest.raises(OsrmError, match=r"base_model\.model\.classifier\.bias holds no floating-point numbers"):
+        Adapter.open(folder).head_tensors()
+
+
 def test_infinity_in_a_head_is_refused(folder):
-    rewrite(folder, lambda tensors: tensors["base_model.model.classifier.bias"].fill_(math.inf))
+    rewrite(folder, lambda tensors: tensors[HEAD].fill_(math.inf))
     with pytest.raises(OsrmError, match=r"NaN or infinity in base_model\.model\.classifier\.bias"):
         Adapter.open(folder).head_tensors()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from tests.run_cli import Run, listing, osrm
 
@@ -209,6 +209,20 @@ def test_index_of_a_base_model(project_copy: Path, base: Path, content: str) -> 
     refused(osrm(*words, cwd=project_copy), "model.safetensors.index.json")
 
 
+@pytest.mark.parametrize(
+    "command", ["collect --task mood --samples 4", "train starts/mood --limit 8", "eval adapters/mood"]
+)
+def test_a_tensor_that_the_index_names_is_missing(project_copy: Path, base: Path, command: str) -> None:
+    AutoModel.from_pretrained(base).save_pretrained(base, max_shard_size="20KB")
+    path = max(base.glob("model-*.safetensors"))
+    (base / "model.safetensors").unlink(missing_ok=True)
+    tensors = load_file(path)
+    name, _ = tensors.popitem()
+    save_file(tensors, path, metadata={"format": "pt"})
+    run = osrm(*command.split(), "--model", base, "--out", "o", cwd=project_copy)
+    refused(run, f"{path} lacks {name}")
+
+
 def test_numbers_that_are_not(project_copy: Path, base: Path, tmp_path: Path) -> None:
     tensors = load_file(base / "model.safetensors")
     tensors["embeddings.word_embeddings.weight"][:] = torch.inf
@@ -227,6 +241,8 @@ def test_numbers_that_are_not(project_copy: Path, base: Path, tmp_path: Path) ->
     head["classifier.bias"][0] = torch.nan
     save_file(head, path)
     refused(osrm("calibrate", "m", "--samples", 12, "--overwrite", cwd=project_copy), str(Path("m/tasks/mood/head")))
+    save_file({**head, "classifier.bias": torch.ones(2, dtype=torch.int32)}, path)
+    refused(osrm("eval", "m", "--no-single", cwd=project_copy), "no floating-point numbers in classifier.bias")
 
 
 @pytest.fixture
