@@ -58,7 +58,8 @@ def describe_trouble(error: Exception) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
-    if isinstance(error, RuntimeError) and "iostream error" in str(error):  # torch.save on a full disk
+    # torch.save on a full disk: the stream's own error, or that of the archive that it wanted to close upon it
+    if isinstance(error, RuntimeError) and any("iostream error" in str(each) for each in (error, error.__context__)):
         return "a checkpoint cannot be written: is the disk full?"
     return None
 

@@ -11,7 +11,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
 from osrm_cli.models.checkpoint import INDEX_NAME
 from osrm_cli.storage import hub, input_files
-from osrm_cli.storage.input_files import check_folder, list_indexed
+from osrm_cli.storage.input_files import check_folder, list_indexed, read_json
 from osrm_cli.storage.records import BaseModelId
 
 BUILT_IN_MODELS = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "smollm2": smollm2.HUB_ID}
@@ -76,12 +76,18 @@ def find_base_model(name: str, revision: str | None = None, kind: str = "base mo
         kind: What messages call it.
 
     Raises:
-        OsrmError: If it cannot be found or downloaded, has no safetensors weights, or lacks some that its index names.
+        OsrmError: If it cannot be found or downloaded, is damaged, or has no safetensors weights.
     """
     folder = _find_folder(name, revision, kind)
     if not (folder / "config.json").is_file():
         raise OsrmError(f"{folder} is not a {kind}: config.json is missing", "give a folder written by transformers")
     check_folder(folder)  # the libraries that read it would wait for a pipe
+    config = read_json(folder / "config.json", "save the model again with save_pretrained")
+    if not isinstance(config, dict):
+        raise OsrmError(
+            f"{folder / 'config.json'} contains {type(config).__name__}, expected a JSON object",
+            "save the model again with save_pretrained",
+        )
     if not list(folder.glob("*.safetensors")):
         pickles = sorted(path.name for path in folder.glob("*.bin"))
         weights = f"only the pickle {pickles[0]}" if pickles else "none"

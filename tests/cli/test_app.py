@@ -1,10 +1,13 @@
 import os
 import re
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from osrm_cli import __version__
 from osrm_cli.cli import console
@@ -149,3 +152,17 @@ def test_the_output_by_its_other_names(project_copy: Path) -> None:
 )
 def test_trouble_with_files_is_one_line_and_a_bug_has_its_traceback(error: Exception, expected: str | None) -> None:
     assert describe_trouble(error) == expected
+
+
+@pytest.mark.parametrize("size", [100, 5_000, 8_300, 13_098, 16_000])
+def test_a_checkpoint_on_a_full_disk(tmp_path: Path, size: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises((RuntimeError, OSError)) as found:
+            torch.save({"a": torch.ones(1000), "b": torch.ones(3000)}, tmp_path / "state.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "cannot be written" in str(describe_trouble(found.value))

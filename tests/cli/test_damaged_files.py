@@ -184,6 +184,13 @@ def test_base_model(project_copy: Path, base: Path, name: str, command: str) -> 
     assert listing(project_copy) == before
 
 
+@pytest.mark.parametrize("content", ["", "[]", '"x"', "5", "[" * 100_000], ids=lambda content: content[:3])
+def test_settings_of_a_base_model_that_are_no_object(project_copy: Path, base: Path, content: str) -> None:
+    (base / "config.json").write_text(content)
+    words = ("merge", "adapters/mood", "adapters/pair", "--as", "model", "--model", base, "--out", "o")
+    refused(osrm(*words, cwd=project_copy), f"{base}/config.json")
+
+
 @pytest.mark.parametrize("name", ["num_attention_heads", "num_hidden_layers", "vocab_size"])
 @pytest.mark.parametrize("value", [-1, 0])
 def test_a_size_of_a_base_model_that_is_none(project_copy: Path, base: Path, name: str, value: int) -> None:
