@@ -2,7 +2,8 @@
 
 As an adapter: one matrix, beside PEFT's `add_weighted_adapter`. As a model: two matrices in float32, beside mergekit
 and fusion_bench on the models that the adapters make. Memory is the largest resident size, libraries included. The
-exponents are of the seconds above each program's start, over widths 1024, 4096 and 8192.
+exponents are of the seconds above each program's start, over those of the widths 1024, 4096 and 8192 at which they
+are a tenth of it or more: none where only one is, or none.
 """
 
 import json
@@ -37,13 +38,9 @@ Costs = dict[str, list[Cost]]  # by program
 
 def measure(setting: Setting) -> Iterator[Row]:
     widths = (128, 256) if setting.quick else (1024, 4096, 8192)
-    starts = {name: timing.imports(*modules).seconds for name, modules in STARTS.items()}
-    if mergekit.program():
-        starts["mergekit"] = timing.process([mergekit.program() or "", "--help"]).seconds
-    if python := fusion_bench.program():
-        starts["fusion_bench"] = timing.process([python, "-c", "import fusion_bench.method.ties_merging"]).seconds
     grown: dict[tuple[str, str], dict[int, float]] = {}  # by what and program, seconds by width
     for width in widths:
+        starts = _starts()
         for what, found, same in _of_width(setting, width):
             goal = 1 if width == widths[-1] and not setting.quick else None
             yield from _rows(f"{what}, width {width:,}", found, same, goal)
@@ -54,12 +51,23 @@ def measure(setting: Setting) -> Iterator[Row]:
                 yield Row(f"{what}, width {width:,}", ours, f"PEFT, from width {before:,}", [scaled], goal)
             for name, costs in found.items():
                 seconds = median(cost.seconds for cost in costs) - starts[name]
-                grown.setdefault((what, name), {})[width] = max(seconds, 1e-3)
+                if seconds > starts[name] / 10:
+                    grown.setdefault((what, name), {})[width] = seconds
         timing.remove(setting.folder / str(width))
-    for (what, name), seconds in grown.items():
-        if name != "ours":
-            ours, theirs = _slope(grown[what, "ours"]), _slope(seconds)
-            yield Row(f"{what}: growth with the width", [ours], name, [theirs], unit="exponent")
+    for (what, name), theirs in grown.items():
+        ours = grown.get((what, "ours"), {})
+        if name != "ours" and min(len(ours), len(theirs)) > 1:
+            yield Row(f"{what}: growth with the width", [_slope(ours)], name, [_slope(theirs)], unit="exponent")
+
+
+def _starts() -> dict[str, float]:
+    """Seconds that each program takes to start."""
+    found = {name: timing.imports(*modules).seconds for name, modules in STARTS.items()}
+    if place := mergekit.program():
+        found["mergekit"] = timing.process([place, "--help"]).seconds
+    if python := fusion_bench.program():
+        found["fusion_bench"] = timing.process([python, "-c", "import fusion_bench.method.ties_merging"]).seconds
+    return found
 
 
 def _of_width(setting: Setting, width: int) -> Iterator[tuple[str, Costs, Mapping[str, str]]]:
@@ -121,8 +129,8 @@ def _slope(seconds: Mapping[int, float]) -> float:
 def _compare_adapters(ours: Path, theirs: Path) -> str:
     """How far two updates of one matrix are apart, in units of the second; neither is ever formed."""
     (b, a), (other_b, other_a) = (_factors(folder) for folder in (ours, theirs))
-    gap = _norm(torch.cat([b, -other_b], 1), torch.cat([a, other_a]))
-    return f"updates differ by {gap / _norm(other_b, other_a):.0e} of their norm"
+    gap, norm = _norm(torch.cat([b, -other_b], 1), torch.cat([a, other_a])), _norm(other_b, other_a)
+    return f"updates differ by {gap / norm:.0e} of their norm, ours has {(_norm(b, a) / norm) ** 2:.4%} of their energy"
 
 
 def _factors(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:

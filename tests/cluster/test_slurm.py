@@ -25,11 +25,16 @@ if os.geteuid():
 
 LIMIT = 600  # seconds for each run of the study
 PROGRAMS = Path(sys.executable).parent
-STUDY = (PROGRAMS / "snakemake", "-s", ROOT / "workflow/Snakefile", "--configfile", ROOT / "tests/cluster/tiny.yaml")
-# Frequent looks at the queue, which holds few jobs.
+STUDY = ("-s", ROOT / "workflow/Snakefile", "--configfile", ROOT / "tests/cluster/tiny.yaml")
 SLURM = ["--executor", "slurm", "--jobs", "2", "--slurm-status-command", "squeue", "--latency-wait", "20"]
-SLURM += ["--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"]
-SLURM += ["--default-resources", "runtime=20", "mem_mb=1000"]
+SLURM += ["--slurm-init-seconds-before-status-checks", "1", "--default-resources", "runtime=20", "mem_mb=1000"]
+# Snakemake, but for its patience: it looks at the queue after 1, 11 and 21 seconds more, half of what the test takes.
+EAGER = """
+import asyncio, snakemake.cli
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+RemoteExecutor.sleep = lambda self: asyncio.sleep(1)
+snakemake.cli.main()
+"""
 
 
 def study(folder: Path, environment: dict[str, str], *words: str) -> "subprocess.Popen[str]":
@@ -38,7 +43,7 @@ def study(folder: Path, environment: dict[str, str], *words: str) -> "subprocess
     path = f"{PROGRAMS}{os.pathsep}{environment['PATH']}"
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
-            [*STUDY, *words],
+            [sys.executable, "-c", EAGER, *STUDY, *words],
             cwd=folder,
             env={**environment, "PATH": path, "OMP_NUM_THREADS": "1"},
             stdout=log,
