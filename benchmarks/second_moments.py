@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from benchmarks.offload import SHAPE, SMALL, collect, compare_files, save_decoder, save_rows
 from benchmarks.report import Row, Setting, script
 
-BOUND = 3  # GiB; both layers take 3.8
+BOUND = 3  # GiB; both layers take 3.9
 TARGETS = ("--offload", "--target-modules", "all-linear")
 
 
