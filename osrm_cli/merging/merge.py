@@ -19,7 +19,7 @@ from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import estimate_ranks, merge_layers
 from osrm_cli.merging.output.merged_folder import write_merged_folder
 from osrm_cli.merging.output.merged_model import ModelTarget
-from osrm_cli.merging.output.tokenizer_files import find_tokenizer_files
+from osrm_cli.merging.output.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.merging.output.unfinished_model import UnfinishedModel, unfinished_folder
 from osrm_cli.merging.plan import Heads, MergePlan
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
@@ -161,9 +161,7 @@ def merge_adapters(
         order = target.order(unfinished) if target else plan.layers
         with closing(merge_layers(plan, layer_data, order, jobs, with_float64(target_device), progress)) as layers:
             contents = write_merged_folder(stage, plan, modules, layers, layer_data, base, target, unfinished)
-        for name, file in tokenizer.items():
-            (stage / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, stage / name)
+        copy_tokenizer_files(tokenizer, stage)
         plan.write_recipe(stage)
         rows = step.apply(stage, base_dir, target_device, progress) if base_dir and step else {}
         provenance.write_digests(stage)

@@ -17,6 +17,7 @@ from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.initialization.objectives.table import find_objective
 from osrm_cli.linalg.low_rank import LowRank
+from osrm_cli.merging.output.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.retrofit.factors import RetrofitChange, balance_adapters, measure_changes, project_adapters
 from osrm_cli.storage import atomic, provenance
@@ -184,5 +185,6 @@ def _write_adapter(
     if adapter.format == "peft":
         # Ranks and scaling are the old ones, so the settings are too, down to those that this program does not use.
         shutil.copyfile(adapter.folder / CONFIG_NAME, stage / CONFIG_NAME)
+    copy_tokenizer_files(find_tokenizer_files([adapter])[0], stage)
     provenance.write_record(stage, {**record, "inputs": [old, *record["inputs"]]})
     provenance.write_digests(stage)

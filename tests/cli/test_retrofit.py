@@ -133,6 +133,16 @@ def test_projection_is_the_least_squares_fit_on_the_start_s_a(project_copy, obje
             assert 0.05 < expected.norm() / old.norm() < 0.95  # it is no small loss
 
 
+def test_tokenizer_and_chat_template_come_along(project_copy):
+    (project_copy / "adapters/mood/chat_template.jinja").write_text("{{ messages }}")
+    (project_copy / "adapters/mood/additional_chat_templates").mkdir()
+    (project_copy / "adapters/mood/additional_chat_templates/tool.jinja").write_text("x")
+    retrofit(project_copy)
+    assert (project_copy / "retrofitted/mood/chat_template.jinja").read_text() == "{{ messages }}"
+    assert (project_copy / "retrofitted/mood/additional_chat_templates/tool.jinja").read_text() == "x"
+    assert not (project_copy / "retrofitted/pair/chat_template.jinja").exists()
+
+
 def test_eval_and_merge_go_on_with_the_result(project_copy):
     retrofit(project_copy)
     shutil.rmtree(project_copy / "features")

@@ -1,5 +1,6 @@
 """What lies beside adapters: tokenizers, chat templates, settings of generation, SentenceTransformer's modules."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def find_tokenizer_files(adapters: Sequence[Adapter]) -> tuple[dict[str, Path], 
         else:
             warnings.append(f"{first} and {different} carry different {kind}: the result has none of them")
     return files, warnings
+
+
+def copy_tokenizer_files(files: Mapping[str, Path], stage: Path) -> None:
+    """Copy such files into a folder that is being staged, by their path below it."""
+    for name, file in files.items():
+        (stage / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, stage / name)
 
 
 def _find_files(folder: Path, patterns: Sequence[str]) -> Mapping[str, Path]:
