@@ -25,6 +25,7 @@ from osrm_cli.adapters.layers import (
     natural_sort_key,
     tensor_kind,
     widest_factor_dtype,
+    with_stored_embeddings,
 )
 from osrm_cli.adapters.names import align_layer_names
 from osrm_cli.errors import OsrmError
@@ -88,14 +89,15 @@ class Adapter:
         folder = hub.locate_adapter(source)
         row = recognize_format(folder)
         contents = row.load().read(folder)
-        layers, tensors = find_lora_layers(folder, contents.config, contents.tensors)
+        config = with_stored_embeddings(contents.config, contents.tensors)
+        layers, tensors = find_lora_layers(folder, config, contents.tensors)
         record = records.read_record(folder) if folder.is_dir() else {}
         return cls(
             alias or (record.get("task") or {}).get("name") or hub.short_name(source),
             source,
             folder,
             row.name,
-            contents.config,
+            config,
             record,
             layers,
             tensors,

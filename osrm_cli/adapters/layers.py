@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ FACTORS = {
 # Kinds of models whose head is the base model's own, and parts of base models that any adapter may train as a whole.
 _WITHOUT_HEAD = (*TEXT_TASK_TYPES, "FEATURE_EXTRACTION")
 _BASE_MODULES = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte", "lm_head", "embed_out", "embed_in")
+_STORED_EMBEDDING = rf"(.+\.)?({'|'.join(_BASE_MODULES)})\.(weight|bias)"
 # The order in which the modules of experts in transformers define their parameters, and how PEFT nests them.
 _EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
 _INNER = ".base_layer"
@@ -108,6 +109,21 @@ def is_base_module(config: AdapterConfig, tensor: str) -> bool:
         tensor: The tensor's name in the base model.
     """
     return config.task_type in _WITHOUT_HEAD or any(part in _BASE_MODULES for part in tensor.split("."))
+
+
+def with_stored_embeddings(config: AdapterConfig, stored: Iterable[str]) -> AdapterConfig:
+    """Settings whose ``modules_to_save`` name the embeddings and the output layer that PEFT stores beside the factors.
+
+    It does so unasked where the vocabulary was resized (``save_embedding_layers="auto"``): they hold the new rows.
+
+    Args:
+        config: The adapter's settings.
+        stored: Its tensors by their names in the files.
+    """
+    names = {plain_tensor_name(own).removeprefix(PREFIX) for own in stored}
+    modules = {name.rpartition(".")[0] for name in names if re.fullmatch(_STORED_EMBEDDING, name)}
+    found = {module.rpartition(".")[2] for module in modules} - set(config.modules_to_save)
+    return replace(config, modules_to_save=(*config.modules_to_save, *sorted(found)))
 
 
 def find_lora_layers(
@@ -235,7 +251,7 @@ def check_no_other_tensors(folder: Path, config: AdapterConfig, tensors: Mapping
         if tensor_kind(name) == "other" and not in_saved_module:
             raise OsrmError(
                 f"{folder}: {name} is neither a LoRA factor nor named in modules_to_save",
-                "only plain LoRA adapters can be read; a resized embedding cannot be merged",
+                "only plain LoRA adapters can be read, with modules that were saved whole",
             )
 
 

@@ -219,8 +219,10 @@ def test_what_an_architecture_needs_to_be_one_is_refused(tmp_path, tiny_writer):
         (False, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
         (True, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}),
         (False, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+        (False, {"target_modules": ["q_proj"]}),  # PEFT stores resized embeddings unasked
+        (True, {"target_modules": ["q_proj"]}),
     ],
-    ids=["whole", "whole, tied", "adapted"],
+    ids=["whole", "whole, tied", "adapted", "beside", "beside, tied"],
 )
 def test_added_tokens(tmp_path, is_tied, settings):
     base = save_llama(tmp_path / "base", tie_word_embeddings=is_tied)
@@ -243,6 +245,23 @@ def test_added_tokens(tmp_path, is_tied, settings):
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert found.config.vocab_size == 64
     torch.testing.assert_close(logits(found), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_embeddings_beside_the_factors_have_to_agree(tmp_path):
+    base = save_llama(tmp_path / "base")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(64, mean_resizing=False)
+        adapter = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+        adapter.save_pretrained(str(tmp_path / name))
+    merge_adapters([tmp_path / "a", tmp_path / "b"], out=tmp_path / "ab")
+    stored, written = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("a", "ab"))
+    name = "base_model.model.model.embed_tokens.weight"
+    torch.testing.assert_close(written[name], stored[name])
+    with pytest.raises(OsrmError, match=r"/a and .*/c differ in (lm_head|model\.embed_tokens)\.weight"):
+        merge_adapters([tmp_path / "a", tmp_path / "c"], out=tmp_path / "ac")
 
 
 # --- names of another version, quantized models -----------------------------------------------------------------------
