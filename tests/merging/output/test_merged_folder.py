@@ -410,6 +410,8 @@ def write_features(folder, task, layers, digest="1" * 64, statistic="second-mome
         "statistics": [statistic],
         "tokens": 50,
         "examples": 5,
+        "target_modules": ["query", "value"],
+        "fan_in_fan_out": False,
         "settings": {"pooling": "masked"},
     }
     folder.mkdir(exist_ok=True)
