@@ -1,6 +1,7 @@
 """The merge of one layer: updates of the adapters -> method's rule -> recompression where one is due."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -35,30 +36,15 @@ def merge_layer(
     Raises:
         OsrmError: If a decomposition fails, as those of matrices with NaN or infinity do.
     """
-    try:
-        return _merge(plan, layer_data, merged, device, layer)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise OsrmError(
-            f"{layer}: a decomposition fails: a weight is damaged or too large ({first_line(error)})",
-            "osrm verify names files that have changed",
-        ) from error
-
-
-def _merge(
-    plan: MergePlan,
-    layer_data: LayerData,
-    merged: Mapping[str, LayerResult],
-    device: torch.device | str,
-    layer: str,
-) -> tuple[LayerResult, float]:
-    method = plan.method
-    if method.learns_weights and not plan.learned:
-        raise ValueError(f"{method.name}: its weights have not been learned")
-    if plan.shapes[layer].is_tensor:  # no rank to cut it to
-        data = {} if method.beyond_layers else layer_data.for_layer(layer, merged)
-        return method.load_beyond_layers()(plan.read_updates(layer, data, device), plan.options), 1.0
-    updates = plan.read_updates(layer, layer_data.for_layer(layer, merged), device)
-    return _recompress(plan, updates, method.load()(updates, plan.options))
+    with _decompositions_of(layer):
+        method = plan.method
+        if method.learns_weights and not plan.learned:
+            raise ValueError(f"{method.name}: its weights have not been learned")
+        if plan.shapes[layer].is_tensor:  # no rank to cut it to
+            data = {} if method.beyond_layers else layer_data.for_layer(layer, merged)
+            return method.load_beyond_layers()(plan.read_updates(layer, data, device), plan.options), 1.0
+        updates = plan.read_updates(layer, layer_data.for_layer(layer, merged), device)
+        return _recompress(plan, updates, method.load()(updates, plan.options))
 
 
 def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> tuple[LayerResult, float]:
@@ -78,3 +64,15 @@ def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> 
     if rank is None and energy is None:
         return result, 1.0
     return truncate_for_inputs(result, updates.second_moments, rank, energy)
+
+
+@contextmanager
+def _decompositions_of(layer: str) -> Iterator[None]:
+    """Report a decomposition that fails as the user's error."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise OsrmError(
+            f"{layer}: a decomposition fails: a weight is damaged or too large ({first_line(error)})",
+            "osrm verify names files that have changed",
+        ) from error
