@@ -4,7 +4,6 @@ python -m benchmarks.pages
 """
 
 import ast
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +30,7 @@ SCRIPTS = (
     "growth",
     "offload",
     "text",
+    "gpu",
 )
 MARKS = ("<!-- benchmarks: rewritten by python -m benchmarks.pages -->\n", "<!-- end of benchmarks -->\n")
 # The rows that the README shows, a missed goal among them.
@@ -57,7 +57,7 @@ def readme() -> str:
 def page() -> str:
     """Every row that has a goal in one table, then every script's rows."""
     names = [name for name in SCRIPTS if (report.RESULTS / f"{name}.json").is_file()]
-    machine = json.loads((report.RESULTS / f"{names[0]}.json").read_text(encoding="utf-8"))["machine"]
+    machine = report.load_machine(names[0])
     stored = {name: report.load(name) for name in names}
     rows = [replace(row, what=f"{name}: {row.what}") for name in names for row in stored[name] if row.goal is not None]
     parts = [
@@ -92,7 +92,8 @@ def between(document: str, text: str) -> str:
 
 def _section(name: str, rows: list[Row]) -> list[str]:
     module = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
-    return [f"### {name}", ast.get_docstring(module) or "", report.table(rows)]
+    gpu = report.load_machine(name).get("gpu")
+    return [f"### {name}", ast.get_docstring(module) or "", *([f"On an {gpu}."] if gpu else []), report.table(rows)]
 
 
 if __name__ == "__main__":

@@ -141,6 +141,12 @@ def load(name: str) -> list[Row]:
     return [Row(**{key: value for key, value in row.items() if key != "ratio"}) for row in facts["rows"]]
 
 
+def load_machine(name: str) -> dict[str, Any]:
+    """What a script's figures were measured on, see ``timing.machine``."""
+    facts: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["machine"]
+    return facts
+
+
 def _figure(value: float, unit: str) -> str:
     if unit == "s":
         return f"{value * 1e3:.3g} ms" if value < 0.1 else f"{value:.2f} s" if value < 10 else f"{value:,.0f} s"

@@ -111,12 +111,14 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "cores": os.cpu_count(),
         "processor": _processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        **gpu,
     }
 
 

@@ -25,19 +25,22 @@ from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.task import TaskSplit
 
 FEW, LENGTH, BATCH_SIZE = 4, 128, 32
+CPU = torch.device("cpu")
 
 
-def forward(model: Path, examples: TaskSplit, share: int) -> None:
+def forward(
+    model: Path, examples: TaskSplit, share: int, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> None:
     """A bare pass over a share of the batches that ``collect`` makes."""
     tokenizer = load_tokenizer(model)
-    network = load_classifier(model, 1, tokenizer, torch.float32, 0).model.eval()
+    network = load_classifier(model, 1, tokenizer, dtype, 0).model.eval().to(device)
     network.config.use_cache = False
     encodings = tokenize_examples(tokenizer, examples.examples, LENGTH)
     lengths = [len(encoding["input_ids"]) for encoding in encodings]
     batches = group_by_length(lengths, BATCH_SIZE)
     with torch.inference_mode():
         for rows in batches[::share]:
-            network(**collate_batch([encodings[row] for row in rows], tokenizer, torch.device("cpu")))
+            network(**collate_batch([encodings[row] for row in rows], tokenizer, device))
 
 
 def count_tokens(model: Path, examples: TaskSplit, share: int) -> tuple[int, int, int]:
