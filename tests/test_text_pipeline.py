@@ -35,7 +35,7 @@ def written(
     """A project of three text tasks: features, starts, adapters, merged folder, scores; never written to by a test."""
     folder = tmp_path_factory.mktemp(f"written-{request.param}")
     (folder / "osrm.toml").write_text(
-        f'model = "{tiny_writer(request.param)}"\ndata = "{completion_tasks}"\nquiet = true\n'
+        f'model = "{tiny_writer(request.param)}"\ndata = "{completion_tasks}"\ndtype = "float32"\nquiet = true\n'
     )
     for command in COMMANDS:
         assert osrm(*command.split(), cwd=folder).code == 0

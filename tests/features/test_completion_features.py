@@ -51,7 +51,7 @@ def test_features_of_a_causal_model(
     folder = tiny_writer(family)
     collect_features(
         ["backwards"], completion_tasks, model=str(folder), samples=10, max_length=64, tokens=tokens, batch_size=4,
-        target_modules=["all-linear"], out=tmp_path,
+        target_modules=["all-linear"], dtype="float32", out=tmp_path,
     )  # fmt: skip
     means = {
         n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n
@@ -68,7 +68,7 @@ def test_features_of_encoder_and_decoder(
     folder = tiny_writer("t5")
     collect_features(
         ["backwards"], completion_tasks, model=str(folder), samples=10, max_length=64, batch_size=4,
-        target_modules=["q", "v", "k", "o", "wi"], out=tmp_path,
+        target_modules=["q", "v", "k", "o", "wi"], dtype="float32", out=tmp_path,
     )  # fmt: skip
     means = {
         n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n
@@ -85,8 +85,9 @@ def test_gradient_is_that_of_the_mean_loss(
 ) -> None:
     folder = tiny_writer("llama")
     collect_features(
-        ["same"], completion_tasks, model=str(folder), samples=8, statistics=["gradient"], batch_size=3, out=tmp_path
-    )
+        ["same"], completion_tasks, model=str(folder), samples=8, statistics=["gradient"], batch_size=3,
+        dtype="float32", out=tmp_path,
+    )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(folder)
     data = draw_examples(load_split("same", completion_tasks, "train"), 8, 0)
     encodings = CompletionTokenizer(load_tokenizer(folder), False, 64).encode(data.text_examples)[1]

@@ -29,7 +29,7 @@ def test_accumulated_loss(
     folder = tmp_path / task
     folder.mkdir()
     model, data = (tiny_writer, completion_tasks) if task == "same" else (tiny_model, text_tasks)
-    (folder / "osrm.toml").write_text(f'model = "{model(family)}"\ndata = "{data}"\nquiet = true\n')
+    (folder / "osrm.toml").write_text(f'model = "{model(family)}"\ndata = "{data}"\ndtype = "float32"\nquiet = true\n')
     assert osrm("collect", "--samples", 10, cwd=folder).code == 0
     assert osrm("init", "--each", "--objective", "kaiming", cwd=folder).code == 0
     whole = losses(folder, "--batch-size", 16)

@@ -73,8 +73,9 @@ def test_penalty_is_the_mean_over_the_tokens_of_the_others(
     """Real tokens, hooked one text at a time; each other task weighs the same, by its trace."""
     folder = tiny_model(family)
     run = osrm(
-        "collect", "--model", folder, "--data", text_tasks, "--samples", 12, "--statistic", statistic, cwd=tmp_path
-    )
+        "collect", "--model", folder, "--data", text_tasks, "--samples", 12, "--statistic", statistic,
+        "--dtype", "float32", cwd=tmp_path,
+    )  # fmt: skip
     assert run.code == 0
     features = FeatureSet.open(tmp_path / "features").select()
     model = adapted(folder, target_modules=targets)
