@@ -90,7 +90,10 @@ def separate_foreign(adapters: Sequence[Adapter], base: BaseModelId) -> list[Ada
     layers: Mapping[str, AdapterLayer] = {}
     turned = False
     if foreign and len(foreign) == len(adapters):
-        layers, turned = _default_layers(base, is_text_adapter(adapters[0]))
+        from osrm_cli.models.target_modules import describe_target_layers  # it imports transformers
+
+        folder = find_base_model(base.name, base.revision)
+        layers, turned = describe_target_layers(folder, is_text_adapter(adapters[0]))
     return [_as_foreign(adapter, base, layers, turned) if adapter in foreign else adapter for adapter in adapters]
 
 
@@ -99,18 +102,6 @@ def _belongs_to(adapter: Adapter, base: BaseModelId) -> bool:
         return adapter.base.sha256 == base.sha256
     name = adapter.config.base_model
     return name is None or short_model_name(name) == short_model_name(base.name)
-
-
-def _default_layers(base: BaseModelId, is_text: bool) -> tuple[dict[str, AdapterLayer], bool]:
-    """PEFT's choice of layers, at rank zero, and whether they store their weights as ``(d_in, d_out)``."""
-    from osrm_cli.models import target_modules  # it imports transformers
-
-    modules = target_modules.find_default_layers(find_base_model(base.name, base.revision), is_text)
-    layers = {}
-    for name, module in modules.items():
-        d_in, d_out = target_modules.layer_widths(module)
-        layers[name] = AdapterLayer(d_out, d_in, 0, 1.0, embedding=False)
-    return layers, any(map(target_modules.is_conv1d, modules.values()))
 
 
 def _as_foreign(

@@ -130,6 +130,7 @@ def merge_adapters(
     base_dir, base = None, next(iter(plan.bases.values()), None)
     if reads_base:
         base_dir, base = resolve_adapters_base(plan.adapters, model, revision)
+        plan = plan.with_target_modules(base_dir)
     modules = plan.read_saved_modules()
     samples = _draw_samples(plan, modules.heads) if plan.method.data_statistic else []
     step = calibrate(plan.adapters, choice.recipe.data) if calibrate else None

@@ -20,8 +20,9 @@ from osrm_cli.adapters.adapter import (
     combine_layers,
     short_model_name,
 )
-from osrm_cli.adapters.layers import AdapterLayer
+from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
 from osrm_cli.adapters.rest import AdapterWithRest
+from osrm_cli.adapters.task_data import is_text_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.foreign import ForeignAdapter, separate_foreign
@@ -156,6 +157,24 @@ class MergePlan:
             return None
         shared = {key: value for key, value in self.recipe.options.items() if key in used_options(find_method(name))}
         return MergePlan.of(replace(self.recipe, method=name, adapters=entries, options=shared, output="adapter"))
+
+    def with_target_modules(self, base: Path) -> "MergePlan":
+        """The same merge with the further layers of the base model that the recipe names for it to learn.
+
+        Args:
+            base: The base model's folder.
+
+        Raises:
+            OsrmError: If it has no such layer.
+        """
+        names = self.recipe.options.get("target_modules")
+        if not names:
+            return self
+        from osrm_cli.models.target_modules import describe_target_layers  # it imports transformers
+
+        further, _ = describe_target_layers(base, is_text_adapter(self.adapters[0]), names)
+        shapes = {**further, **self.shapes}
+        return replace(self, shapes={name: shapes[name] for name in sorted(shapes, key=natural_sort_key)})
 
     def with_learned_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "MergePlan":
         """The same merge with a weight for each adapter's every layer, in the place of lambda.

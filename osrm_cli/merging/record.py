@@ -42,7 +42,12 @@ def card_text(
     """The model card: adapters, method, options and the known scores."""
     base = next((adapter.config.base_model for adapter in plan.adapters if adapter.config.base_model), None)
     rows = "\n".join(_row(source) for source in inputs)
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sorted(plan.recipe.options.items()))
+    values = [
+        (name.replace("_", "-"), each)
+        for name, value in sorted(plan.recipe.options.items())
+        for each in (value if isinstance(value, list) else [value])
+    ]
+    flags = " ".join(f"--{name} {value}" for name, value in values)
     source = (
         f" ([arXiv:{plan.method.source}](https://arxiv.org/abs/{plan.method.source}))" if plan.method.source else ""
     )

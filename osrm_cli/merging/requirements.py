@@ -16,17 +16,25 @@ from osrm_cli.merging.recipes.recipe import MergeRecipe
 Options = TypeVar("Options", MethodOptions, DataOptions)
 
 # Options of the methods that compute a statistic of data, with their defaults, by ``Method.data_statistic``.
-DATA_OPTIONS: Mapping[str, Mapping[str, int | str]] = {
+DATA_OPTIONS: Mapping[str, Mapping[str, int | float | str | None]] = {
     "second-moments": {"samples": 100, "seed": 0, "completions": "own"},
     "single-moments": {"samples": 128, "seed": 0, "completions": "own"},
     "cross-moments": {"samples": 128, "seed": 0, "completions": "own"},
     "fisher": {"samples": 100, "seed": 0},
     "weights": {"samples": 100, "seed": 0, "steps": 300},
     "simplex-weights": {"samples": 100, "seed": 0, "steps": 10},
-    "matching-weights": {"samples": 128, "seed": 0, "steps": 100, "completions": "own"},
-    "factors": {"samples": 128, "seed": 0, "steps": 300, "start": "tsv", "completions": "own"},
+    "matching-weights": {"samples": 128, "seed": 0, "steps": 48, "lr": 1e-2, "completions": "own"},
+    "factors": {
+        "samples": 128,
+        "seed": 0,
+        "steps": 48,
+        "lr": 1e-3,
+        "start": "tsv",
+        "target_modules": None,
+        "completions": "own",
+    },
 }
-_MAY_BE_UNSET = ("rank", "energy", "primary")
+_MAY_BE_UNSET = ("rank", "energy", "primary", "target_modules")
 # Every option of any method, by its name on the command line without dashes.
 OPTIONS = tuple(
     sorted(
@@ -97,7 +105,8 @@ def resolve_options(
     names = {each.name for each in fields(MethodOptions)}
     values = {"scale": used["lambda"], **{name: value for name, value in used.items() if name in names}}
     options = _check(MethodOptions, values, given)
-    _check(DataOptions, {name: used[name] for name in DATA_OPTIONS.get(method.data_statistic or "", {})}, given)
+    of_data = DATA_OPTIONS.get(method.data_statistic or "", {}).keys() & used.keys()
+    _check(DataOptions, {name: used[name] for name in of_data}, given)
     return used, options
 
 

@@ -43,7 +43,8 @@ def describe_plan(path: Path, plan: MergePlan, ranks: Mapping[float, int | None]
     """
     names = [adapter.name for adapter in plan.adapters]
     options = dict(plan.recipe.options)
-    settings = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(options.items()))
+    words = {name: " ".join(value) if isinstance(value, list) else value for name, value in options.items()}
+    settings = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in sorted(words.items()))
     tensors = sum(layer.is_tensor for layer in plan.shapes.values())
     summary = {
         "method": plan.method.name,

@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.classifier import LoadedModel, head_modules, load_without_weights
 
@@ -58,21 +59,32 @@ def find_target_layers(classifier: LoadedModel, names: Sequence[str]) -> dict[st
     return matching
 
 
-def find_default_layers(folder: Path, is_text: bool) -> dict[str, torch.nn.Module]:
-    """The layers of a base model that are adapted by default, without their weights.
+def describe_target_layers(
+    folder: Path, is_text: bool, names: Sequence[str] = ()
+) -> tuple[dict[str, AdapterLayer], bool]:
+    """The layers of a base model that these target names select, as an adapter of rank zero would have them.
 
     Args:
-        folder: The base model.
+        folder: The base model, whose weights are not read.
         is_text: Whether it is to write text; otherwise it is a classifier.
+        names: See ``find_target_layers``; none for PEFT's choice.
+
+    Returns:
+        The layers, and whether any of them stores its weight as ``(d_in, d_out)``.
 
     Raises:
-        OsrmError: If it cannot be built, or has no default.
+        OsrmError: If the model cannot be built, no layer matches, or it has no default.
     """
     writers = (AutoModelForCausalLM, AutoModelForSeq2SeqLM)
     classifiers = (AutoModelForSequenceClassification, AutoModelForSequenceClassification)
     model = load_without_weights(folder, writers if is_text else classifiers)
     loaded = LoadedModel(model, [] if is_text else head_modules(model))
-    return find_target_layers(loaded, default_target_modules(model))
+    modules = find_target_layers(loaded, names or default_target_modules(model))
+    layers = {}
+    for name, module in modules.items():
+        d_in, d_out = layer_widths(module)
+        layers[name] = AdapterLayer(d_out, d_in, 0, 1.0, embedding=False)
+    return layers, any(map(is_conv1d, modules.values()))
 
 
 def as_target_modules(classifier: LoadedModel, names: Sequence[str], targets: Collection[str]) -> list[str]:

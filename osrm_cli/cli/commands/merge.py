@@ -89,8 +89,17 @@ def merge(
         bool, typer.Option("--calibrate", help="Calibrate the heads, on 128 texts per task or --samples.")
     ] = False,
     steps: Annotated[int | None, _number("--steps", "Steps of learning; default the method's.", 1)] = None,
+    lr: Annotated[float | None, _number("--lr", "distill, matched-weights: peak learning rate.", 0)] = None,
     start: Annotated[
         Start | None, typer.Option("--start", help="distill: where to begin; default tsv.", show_default=False)
+    ] = None,
+    target_modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target-modules",
+            help="distill: further layers to learn; repeat for more, or 'all-linear'. Default: those of the adapters.",
+            show_default=False,
+        ),
     ] = None,
     completions: Annotated[
         Completions | None,
@@ -158,7 +167,7 @@ def merge(
     result = merge_adapters(
         adapters or [],
         method,
-        options={name: _plain(value) for name, value in values.items() if value is not None},
+        options={name: _plain(value) for name, value in values.items() if value not in (None, ())},
         weights=_parse_weights(weight or []),
         recipe=recipe,
         features=features,
@@ -193,6 +202,8 @@ def _parameter(option: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
     return value.value if isinstance(value, StrEnum) else value
 
 

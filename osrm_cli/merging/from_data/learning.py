@@ -8,7 +8,7 @@ Representation Surgery (arXiv:2402.02705), which matches the pooled states by a 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,14 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.subspaces import orthonormal_rows
 from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.from_data.adamerging import WeightedDeltas, Weights
-from osrm_cli.merging.from_data.matching import TaskTargets, compute_targets, distance, mean_distance, run_model
+from osrm_cli.merging.from_data.matching import (
+    Outputs,
+    TaskTargets,
+    compute_targets,
+    distance,
+    mean_distance,
+    run_model,
+)
 from osrm_cli.merging.from_data.student_heads import StudentHead, fit_student_head
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
@@ -27,10 +34,9 @@ from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.output_hooks import OutputHook
 
-FACTOR_RATE = 1e-3
-WEIGHT_RATE = 1e-2
-INTERVAL = 20  # steps from one look at the held-out texts to the next
-PATIENCE = 4  # looks without a gain
+WARM = 20  # updates until the rate is reached
+LOOKS = 4  # at the held-out texts, evenly spread over the steps
+LEAST_GAIN = 1e-4  # in the sum of the tasks' distances
 
 Factors = Mapping[str, LowRank]
 
@@ -61,36 +67,37 @@ def learn_factors(
 
     Args:
         models: The tasks' classifiers, in the order of the adapters' names.
-        plan: Its options say how many steps at most, and the seed of the batches.
-        start: Where to begin, by layer; its ranks are kept, with room for foreign adapters, see ``with_room``.
+        plan: Its options say how many steps at most, the rate, and the seed of the batches.
+        start: Where to begin, by layer; its ranks are kept, with room for foreign adapters, see ``with_room``. Layers
+            that it lacks get the largest of its ranks.
         advance: Called with the number of steps done.
     """
     device = models[0].device
-    wide = {layer: with_room(plan, layer, start.get(layer)) for layer in plan.layers}
+    rank = max((delta.rank for delta in start.values()), default=0)
+    wide = {layer: with_room(plan, layer, start.get(layer), rank) for layer in plan.layers}
     pairs = {layer: LowRank(_parameter(delta.B, device), _parameter(delta.A, device)) for layer, delta in wide.items()}
     hooks: dict[str, OutputHook] = {layer: _factor_hook(pair) for layer, pair in pairs.items()}
     parameters = [factor for pair in pairs.values() for factor in (pair.B, pair.A)]
     heads = {model.name: model.head for model in models if isinstance(model.head, StudentHead)}
     parameters += [parameter for head in heads.values() for parameter in head.parameters]
-    record = _minimise(models, plan, parameters, hooks, FACTOR_RATE, advance) | _describe_teachers(models)
+    record = _minimise(models, plan, parameters, hooks, advance) | _describe_teachers(models)
     factors = {layer: LowRank(pair.B.detach(), pair.A.detach()) for layer, pair in pairs.items()}
     return LearnedFactors(factors, record, heads)
 
 
-def with_room(plan: MergePlan, layer: str, start: LowRank | None) -> LowRank:
-    """Factors to begin with, with further ones for what foreign adapters teach: orthonormal rows of A, and B zero.
+def with_room(plan: MergePlan, layer: str, start: LowRank | None, rank: int) -> LowRank:
+    """Factors to begin with, with further ones for what is to be learned beside: orthonormal rows of A, and B zero.
 
     Args:
         plan: Its ``rank`` is that of the result; without it, that of the start and each foreign adapter's are added up.
         layer: Full name.
-        start: The merge of the other adapters; ``None`` where there are none.
+        start: The merge of the adapters of this base model; ``None`` where none of them changes the layer.
+        rank: What counts as that of the start where there is none.
     """
     shape = plan.shapes[layer]
     given = start or LowRank(torch.zeros(shape.d_out, 0), torch.zeros(0, shape.d_in))
-    if not plan.foreign:
-        return given
-    rank = min(plan.options.rank or given.rank + sum(each.rank for each in plan.foreign), shape.d_in, shape.d_out)
-    count = max(rank - given.rank, 0)
+    room = plan.options.rank or (given.rank if start else rank) + sum(each.rank for each in plan.foreign)
+    count = max(min(room, shape.d_in, shape.d_out) - given.rank, 0)
     seed = plan.recipe.options["seed"]
     A = orthonormal_rows(seeding.gaussian(count, shape.d_in, seed, "room", layer)).to(given.A)  # noqa: N806
     return LowRank(torch.cat([given.B, given.B.new_zeros(shape.d_out, count)], 1), torch.cat([given.A, A]))
@@ -113,14 +120,15 @@ def learn_matching_weights(
 
     Args:
         models: The tasks' classifiers, in the order of the adapters' names.
-        plan: Its lambda is where every coefficient starts; its options say how many steps at most, and the seed.
+        plan: Its lambda is where every coefficient starts; its options say how many steps at most, the rate, and the
+            seed.
         advance: Called with the number of steps done.
 
     Returns:
         The weight ``c_tl w_tl`` by adapter and layer, and the record for ``osrm.json``.
     """
     mixture = WeightedDeltas(models, plan)
-    record = _minimise(models, plan, [mixture.coefficients], mixture.changes, WEIGHT_RATE, advance)
+    record = _minimise(models, plan, [mixture.coefficients], mixture.changes, advance)
     return mixture.learned_weights(models, plan), record
 
 
@@ -137,43 +145,40 @@ def _minimise(
     plan: MergePlan,
     parameters: Sequence[Tensor],
     hooks: Mapping[str, OutputHook],
-    rate: float,
     advance: Callable[[int], None],
 ) -> dict[str, Any]:
     """Change parameters in place to those that are best on the held-out texts; returns the record.
 
-    Every step takes a batch of each task. The rate falls to zero as half a cosine. What is best is looked for every
-    ``INTERVAL`` steps, and learning ends when ``PATIENCE`` looks have found nothing better.
+    Every step takes a batch of each task, in a random order, and changes the parameters after each. The rate rises for
+    ``WARM`` of these updates, and falls to zero as half a cosine. What is best is looked for ``LOOKS`` times.
     """
-    steps, seed = plan.recipe.options["steps"], plan.recipe.options["seed"]
+    steps, rate, seed = (plan.recipe.options[name] for name in ("steps", "lr", "seed"))
     targets = [compute_targets(model, index, plan) for index, model in enumerate(models)]
     for each in targets:
         if isinstance(each.model.head, StudentHead):
             _fit_head(each.model.head, each, hooks)
     before = best = _held_out_distances(targets, hooks)
-    kept, done, since = [parameter.detach().clone() for parameter in parameters], 0, 0
-    adam = torch.optim.Adam(parameters, lr=rate)
-    draws = [seeding.generator(seed, "matching", each.model.name) for each in targets]
+    kept, done = [parameter.detach().clone() for parameter in parameters], 0
+    adam, updates = torch.optim.Adam(parameters, lr=rate), 0
+    turns, draws = seeding.generator(seed, "turns"), [_draw_batches(each, seed) for each in targets]
     for step in range(1, steps + 1):
-        adam.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-        adam.zero_grad()
-        for each, draw in zip(targets, draws, strict=True):  # one graph at a time
-            rows, wanted = each.training[int(torch.randint(len(each.training), (), generator=draw))]
-            found = run_model(each.model, hooks, each.layers, rows)
-            loss = distance(each, found, wanted) / len(targets)
+        for index in torch.randperm(len(targets), generator=turns).tolist():
+            share = updates / (steps * len(targets))
+            updates += 1
+            adam.param_groups[0]["lr"] = rate * min(1, updates / WARM) * (1 + math.cos(math.pi * share)) / 2
+            adam.zero_grad()
+            rows, wanted = next(draws[index])
+            each = targets[index]
+            loss = distance(each, run_model(each.model, hooks, each.layers, rows), wanted)
             loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
+            adam.step()
         advance(1)
-        if step % INTERVAL and step < steps:
+        if step % math.ceil(steps / LOOKS) and step < steps:
             continue
         found_distances = _held_out_distances(targets, hooks)
-        since += 1
-        if sum(found_distances.values()) < sum(best.values()):
-            best, done, since = found_distances, step, 0
+        if sum(found_distances.values()) < sum(best.values()) - LEAST_GAIN:
+            best, done = found_distances, step
             kept = [parameter.detach().clone() for parameter in parameters]
-        if since == PATIENCE:
-            advance(steps - step)
-            break
     with torch.no_grad():
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
@@ -183,6 +188,14 @@ def _minimise(
         "distance": distances,
         "steps": done,
     }
+
+
+def _draw_batches(targets: TaskTargets, seed: int) -> Iterator[tuple[list[int], Outputs]]:
+    """A task's batches without end: all of them in one random order after the other."""
+    generator = seeding.generator(seed, "matching", targets.model.name)
+    while True:
+        for index in torch.randperm(len(targets.training), generator=generator).tolist():
+            yield targets.training[index]
 
 
 def _fit_head(head: StudentHead, targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> None:

@@ -66,7 +66,7 @@ class TaskTargets:
         model: The task's model.
         layers: Whose inputs ``states`` are, and whether they are those of an encoder beside a decoder.
         training: Batches to learn from: rows and outputs.
-        held_out: Batches to stop by; those of ``training`` where there are too few texts.
+        held_out: Batches to choose by; those of ``training`` where there are too few texts.
         scales: Variance of each of ``states``, of ``pooled``, and of the scores, the information of the classes, or the
             base model's divergence. Of a teacher on another base model the last one alone.
     """
@@ -84,7 +84,8 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
     Args:
         model: The task's model.
         index: The adapter's place in the plan, whose weights scale its update.
-        plan: Its layers are compared: at most ``STATES`` distinct inputs, evenly spread, the last one among them.
+        plan: The layers that its adapters change are compared: at most ``STATES`` distinct inputs, evenly spread, the
+            last one among them.
 
     Raises:
         OsrmError: If a language model's output is more than its output layer's.
@@ -97,13 +98,14 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
     deltas = {layer: delta for layer in plan.layers if (delta := model.delta(layer))}
     single = {layer: low_rank_hook(delta.scaled(plan.weight(index, layer))) for layer, delta in deltas.items()}
     shell = model.with_head_loaded()
-    sources = find_shared_inputs(shell, {name: shell.get_submodule(name) for name in plan.layers}, model.batch([0]))
+    changed = [layer for layer in plan.layers if any(layer in adapter.layers for adapter in plan.adapters)]
+    sources = find_shared_inputs(shell, {name: shell.get_submodule(name) for name in changed}, model.batch([0]))
     distinct = sources.distinct
     count = min(STATES, len(distinct))
     chosen = [distinct[(place + 1) * len(distinct) // count - 1] for place in range(count)]
     layers = {name: name in sources.of_encoder for name in chosen}
     with torch.no_grad():
-        learned_from, stopped_by = (
+        learned_from, chosen_by = (
             tuple((rows, _stored(model, run_model(model, single, layers, rows))) for rows in _batches(model, part))
             for part in (training, held_out or training)
         )
@@ -111,7 +113,7 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
         stacked = [torch.cat(states) for states in zip(*(each.states for each in outputs), strict=True)]
         stacked.append(torch.cat([each.pooled for each in outputs]))
         scales = [*map(_variance, stacked), _output_scale(model, learned_from)]
-    return TaskTargets(model, layers, learned_from, stopped_by, tuple(scale or 1.0 for scale in scales))
+    return TaskTargets(model, layers, learned_from, chosen_by, tuple(scale or 1.0 for scale in scales))
 
 
 def _compute_foreign_targets(model: TaskModel, training: Sequence[int], held_out: Sequence[int]) -> TaskTargets:
@@ -131,10 +133,10 @@ def _compute_foreign_targets(model: TaskModel, training: Sequence[int], held_out
         return Outputs((), tokens.new_empty(0), tokens[positions])
 
     with torch.no_grad():
-        learned_from, stopped_by = (
+        learned_from, chosen_by = (
             tuple((rows, ask(rows)) for rows in _batches(model, part)) for part in (training, held_out)
         )
-        return TaskTargets(model, {}, learned_from, stopped_by, (_output_scale(model, learned_from) or 1.0,))
+        return TaskTargets(model, {}, learned_from, chosen_by, (_output_scale(model, learned_from) or 1.0,))
 
 
 def _stored(model: TaskModel, outputs: Outputs) -> Outputs:

@@ -15,15 +15,15 @@ def distill(layer: LayerUpdates, options: MethodOptions) -> Update:
     """The merged factors that bring the merged model nearest to the single models, by gradient steps.
 
     From another method's result (``start``, times ``lambda``, cut to ``rank``), Adam minimises over ``B`` and ``A`` of
-    every layer the mean over tasks, on texts of the task, of ``mean_l ||h_l - h_l*||^2 / var h_l* + ||z - z*||^2 / var
-    z* + KL(p* || p) / KL(p* || mean p*)``: ``h_l`` the inputs of some layers, ``z`` what the head's last layer reads,
-    ``p`` what it says, and ``*`` the single model's own. Scores count like ``z``. Of a text task ``p`` is the next
-    token's distribution at the positions of a completion that the single model has written, and the unit of its
-    divergence that of the base model. The factors that are best on held-out
-    texts are kept, so never worse ones than the start. Of a teacher on another base model only ``p`` or the scores
-    count, three times; of a writer with another vocabulary, the likelihood of what it has written (arXiv:1606.07947).
-    Compare Representation Surgery (arXiv:2402.02705), ProDistill (arXiv:2502.12706). Without any step it is the
-    weighted sum.
+    every layer, on batches of one task after the other, the mean over tasks of ``mean_l ||h_l - h_l*||^2 / var h_l* +
+    ||z - z*||^2 / var z* + KL(p* || p) / KL(p* || mean p*)``: ``h_l`` the inputs of some layers, ``z`` what the head's
+    last layer reads, ``p`` what it says, and ``*`` the single model's own. Scores count like ``z``. Of a text task
+    ``p`` is the next token's distribution at the positions of a completion that the single model has written, and the
+    unit of its divergence that of the base model. The factors that are best on held-out texts are kept, so never worse
+    ones than the start. Layers of ``target_modules`` that no adapter changes begin with ``B = 0`` and orthonormal rows
+    of ``A``. Of a teacher on another base model only ``p`` or the scores count, three times; of a writer with another
+    vocabulary, the likelihood of what it has written (arXiv:1606.07947). Compare Representation Surgery
+    (arXiv:2402.02705), ProDistill (arXiv:2502.12706). Without any step it is the weighted sum.
     """
     if layer.factors is None:
         return task_arith(layer, options)

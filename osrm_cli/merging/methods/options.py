@@ -9,6 +9,7 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 _SHARE = "a share above 0, at most 1"
 _START = "'task-arith', 'tsv', 'ties' or 'sequential'"
+_LAYERS = "a list of layers' names, or [all-linear]"
 _COUNT = "a whole number from 1 to 1,000,000,000"
 
 Scale = Annotated[float, Field(description="a finite number")]
@@ -18,6 +19,7 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1, description="a share from 0, 
 NotNegative = Annotated[float, Field(ge=0, description="a number that is not negative")]
 Count = Annotated[int, Field(ge=1, le=10**9, description=_COUNT)]
 Steps = Annotated[int, Field(ge=1, le=10**6, description="a whole number from 1 to 1,000,000")]
+Rate = Annotated[float, Field(gt=0, description="a number above 0")]
 Seed = Annotated[int, Field(ge=0, lt=2**64, description="a whole number from 0, below 2 ** 64")]
 
 
@@ -77,13 +79,17 @@ class DataOptions:
     Attributes:
         samples: Examples read of each task.
         seed: Decides which.
-        steps: Steps of learning, at most.
+        steps: Steps of learning, at most: Distill and matched weights take a batch of each task in one.
+        lr: Learning rate of distill and matched weights at its highest.
         start: Distill: the method whose result is the beginning.
+        target_modules: Distill: further layers to learn, as PEFT names them, or ``all-linear``.
         completions: Of tasks that are answered with text: ``own``, which the single adapter writes, or the ``given``.
     """
 
     samples: Count = 100
     seed: Seed = 0
     steps: Steps = 300
+    lr: Rate = 1e-3
     start: Annotated[Literal["task-arith", "tsv", "ties", "sequential"], Field(description=_START)] = "tsv"
+    target_modules: Annotated[list[str] | None, Field(min_length=1, description=_LAYERS)] = None
     completions: Annotated[Literal["own", "given"], Field(description="'own' or 'given'")] = "own"

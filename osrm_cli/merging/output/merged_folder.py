@@ -141,9 +141,8 @@ def _config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
     """PEFT's settings of the update alone: without a head, its classes for classification could not load it."""
     configs = [adapter.config for adapter in plan.adapters]
     types = {config.task_type for config in configs}
-    same = (
-        len({(config.target_modules, tuple(a.layers)) for config, a in zip(configs, plan.adapters, strict=True)}) == 1
-    )
+    first = configs[0].target_modules
+    same = all(each.config.target_modules == first and tuple(each.layers) == plan.layers for each in plan.adapters)
     return AdapterConfig(
         base_model=next((config.base_model for config in configs if config.base_model), None),
         revision=next((config.revision for config in configs if config.revision), None),
@@ -154,6 +153,6 @@ def _config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
             if any(module in name.split(".") or name.startswith(f"{module}.") for name in modules.shared)
         ),
         fan_in_fan_out=any(config.fan_in_fan_out for config in configs),
-        target_modules=configs[0].target_modules if same else (),
+        target_modules=first if same else (),
         target_parameters=tuple(sorted({name for config in configs for name in config.target_parameters})),
     )

@@ -5,11 +5,14 @@ import dataclasses
 import pytest
 import torch
 from torch.func import functional_call
+from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.from_data import learning, matching
 from osrm_cli.merging.from_data.gather import gather_layer_data
+from osrm_cli.merging.merge import merge_adapters
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.models.output_hooks import low_rank_hook
 from osrm_cli.progress import no_progress
@@ -132,9 +135,8 @@ def total(record, when):
 
 @pytest.mark.parametrize("start", ["task-arith", "tsv", "sequential"])
 def test_distilled_factors_come_nearer_at_their_rank(made, tmp_path, start, monkeypatch):
-    monkeypatch.setattr(learning, "FACTOR_RATE", 1e-2)  # the adapters are random and large
     monkeypatch.setattr(matching, "HELD_OUT", 99)  # too few texts to hold one out: those that are learned from serve
-    plan, models = opened(made, samples=20, steps=60, start=start, rank=4)
+    plan, models = opened(made, samples=20, steps=60, start=start, rank=4, lr=1e-2)  # they are large
     done, layer_data = gather_layer_data(plan, models, tmp_path, no_progress)
     record = layer_data.record
     assert total(record, "after") < total(record, "before")
@@ -147,6 +149,38 @@ def test_distilled_factors_come_nearer_at_their_rank(made, tmp_path, start, monk
         assert after == pytest.approx(record["distance"][model.name]["after"], rel=1e-4, abs=1e-6)
 
 
+def test_further_layers_change_nothing_at_first(made):
+    plan, models = opened(made, target_modules=["all-linear"], steps=1)
+    wide = plan.with_target_modules(models[0].backbone.folder)
+    assert set(plan.layers) < set(wide.layers)
+    start = sum_of(models, plan)
+    for layer in wide.layers:
+        delta = learning.with_room(wide, layer, start.get(layer), 9)
+        assert delta.rank == min(9, *delta.shape)
+        if layer not in start:
+            torch.testing.assert_close(delta.A @ delta.A.T, torch.eye(delta.rank))
+    records = [learning.learn_factors(models, each, start, lambda _: None).record for each in (plan, wide)]
+    assert total(records[0], "before") == pytest.approx(total(records[1], "before"), rel=1e-6)
+
+
+def test_further_layers_are_written_as_peft_and_transformers_read_them(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(matching, "HELD_OUT", 99)  # so that something is gained
+    root, base = made
+    options = {"samples": 12, "steps": 12, "rank": 4, "target_modules": ["all-linear"]}
+    for form in ("adapter", "model"):
+        merge_adapters([root / task for task in TASKS], "distill", options=options, form=form, out=tmp_path / form)
+    own, merged = Adapter.open(root / "mood"), Adapter.open(tmp_path / "adapter" / "tasks" / "mood")
+    further = merged.layers.keys() - own.layers.keys()
+    assert set(merged.config.target_modules) == set(merged.layers)
+    assert {layer.rank for layer in merged.layers.values()} == {4}
+    assert any(merged.delta(name).dense().abs().max() > 1e-5 for name in further)
+    by_peft = trained_adapters.dense(merged.folder, base, "mood").state_dict()
+    whole = AutoModel.from_pretrained(tmp_path / "model").state_dict()
+    for name in merged.layers:
+        weight = next(x for key, x in whole.items() if f"{name}.weight".endswith(key))
+        torch.testing.assert_close(weight, by_peft[f"{name}.weight"], rtol=1e-4, atol=1e-5)
+
+
 def test_a_perfect_start_is_kept(made, tmp_path):
     plan, models = opened(made, tasks=("mood",), start="task-arith", steps=5)
     _, layer_data = gather_layer_data(plan, models, tmp_path, no_progress)
@@ -154,15 +188,15 @@ def test_a_perfect_start_is_kept(made, tmp_path):
         torch.testing.assert_close(layer.result.dense(), models[0].delta(layer.name).dense(), rtol=1e-4, atol=1e-5)
 
 
-def test_learning_ends_when_nothing_is_gained(made, monkeypatch):
-    plan, models = opened(made, steps=1000)
-    monkeypatch.setattr(learning, "FACTOR_RATE", 0.0)
-    monkeypatch.setattr(learning, "INTERVAL", 1)
-    advanced = []
-    learned = learning.learn_factors(models, plan, sum_of(models, plan), advanced.append)
-    assert len(advanced) == learning.PATIENCE + 1
-    assert sum(advanced) == 1000
+def test_nothing_changes_when_nothing_is_gained(made):
+    plan, models = opened(made, lr=1e-30)
+    start, advanced = sum_of(models, plan), []
+    learned = learning.learn_factors(models, plan, start, advanced.append)
+    assert sum(advanced) == 20
     assert learned.record["steps"] == 0
+    for layer in plan.layers:
+        for ours, theirs in zip(learned.for_layer(layer, {})["factors"], (start[layer].B, start[layer].A), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 def test_matched_weights_come_nearer_and_replace_lambda(made, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.from_data import learning, matching
+from osrm_cli.merging.from_data import matching
 from osrm_cli.merging.merge import merge_adapters
 from osrm_cli.storage import records
 from tests import text_adapters, trained_adapters
@@ -21,12 +21,11 @@ from tests.conftest import SMALL, save_tokenizer
 from tests.run_cli import osrm
 
 torch.set_num_threads(1)
-OPTIONS = {"samples": 24, "steps": 80}
+OPTIONS = {"samples": 24, "steps": 80, "lr": 1e-2}
 
 
 @pytest.fixture(autouse=True)
-def learn_fast_from_all_texts(monkeypatch):
-    monkeypatch.setattr(learning, "FACTOR_RATE", 1e-2)
+def learn_from_all_texts(monkeypatch):
     monkeypatch.setattr(matching, "HELD_OUT", 99)  # too few texts to hold one out: those that are learned from serve
 
 
@@ -179,7 +178,7 @@ def test_of_a_teacher_with_another_vocabulary_the_text_is_learned(writers, compl
 
 def test_the_command_from_outside(classifiers, tmp_path):
     root, base, wide = classifiers
-    few = ("--steps", 5, "--samples", 12)
+    few = ("--steps", 5, "--samples", 12, "--lr", 0.01)
     words = ("merge", root / "mood", root / "pair", "--method", "distill", "--base", base, *few)
     run = osrm(*words, cwd=tmp_path)
     assert run.code == 0, run.stderr
