@@ -22,7 +22,6 @@ from osrm_cli.adapters.adapter import (
 )
 from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
 from osrm_cli.adapters.rest import AdapterWithRest
-from osrm_cli.adapters.task_data import is_text_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.foreign import ForeignAdapter, separate_foreign
@@ -111,7 +110,7 @@ class MergePlan:
         method = find_method(recipe.method)
         check_output(method, recipe)
         used, options = resolve_options(method, recipe.options, optional)
-        sources = ((_open(entry.path, recipe.output, base), entry) for entry in recipe.adapters)
+        sources = ((_open_source(entry.path, recipe.output, base), entry) for entry in recipe.adapters)
         opened = sorted(sources, key=lambda pair: pair[0].name)
         given = [adapter for adapter, _ in opened]
         adapters = tuple(align_layers(separate_foreign(given, base) if base and method.takes_any_base else given))
@@ -172,7 +171,7 @@ class MergePlan:
             return self
         from osrm_cli.models.target_modules import describe_target_layers  # it imports transformers
 
-        further, _ = describe_target_layers(base, is_text_adapter(self.adapters[0]), names)
+        further, _ = describe_target_layers(base, self.adapters[0].is_text, names)
         shapes = {**further, **self.shapes}
         return replace(self, shapes={name: shapes[name] for name in sorted(shapes, key=natural_sort_key)})
 
@@ -272,7 +271,7 @@ class MergePlan:
         return {layer: block / last for layer, block in blocks.items()}
 
 
-def _open(source: str, output: str, base: BaseModelId | None) -> Adapter:
+def _open_source(source: str, output: str, base: BaseModelId | None) -> Adapter:
     """An adapter, for a model with what it does not hold; or a full model, where its base model is known."""
     adapter = open_update(source, base) if base else Adapter.open(source)
     return AdapterWithRest.of(adapter) if output == "model" else adapter

@@ -68,15 +68,17 @@ class Architecture:
             model_class = getattr(transformers, name, None) if isinstance(name, str) else None
             if model_class is None:
                 return cls()
-            model = _build(model_class, config)
+            model = _build_without_weights(model_class, config)
             steps = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
             tied = dict(model.all_tied_weights_keys)
-            vocabulary = _vocabulary(model)
+            vocabulary = _vocabulary_modules(model)
             for part in (config, config.get_text_config()):
                 part.tie_word_embeddings = False
             # Encoder-decoders tie embeddings to each other as well, and scale what a tied output layer reads.
-            can_untie = not config.is_encoder_decoder and not _build(model_class, config).all_tied_weights_keys
-        return cls(tuple(_renaming(step) for step in steps), tied, can_untie, vocabulary)
+            can_untie = (
+                not config.is_encoder_decoder and not _build_without_weights(model_class, config).all_tied_weights_keys
+            )
+        return cls(tuple(_make_renaming(step) for step in steps), tied, can_untie, vocabulary)
 
     def name_in_model(self, name: str) -> str:
         """The model's name of a tensor.
@@ -89,14 +91,14 @@ class Architecture:
         return name
 
 
-def _build(model_class: Any, config: Any) -> Any:
+def _build_without_weights(model_class: Any, config: Any) -> Any:
     import torch
 
     with torch.device("meta"):
         return model_class(config)
 
 
-def _vocabulary(model: Any) -> frozenset[str]:
+def _vocabulary_modules(model: Any) -> frozenset[str]:
     modules = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     return frozenset(
         f"{name}.{parameter}"
@@ -106,5 +108,5 @@ def _vocabulary(model: Any) -> frozenset[str]:
     )
 
 
-def _renaming(step: Any) -> Callable[[str], str]:
+def _make_renaming(step: Any) -> Callable[[str], str]:
     return lambda name: str(step.rename_source_key(name)[0])

@@ -102,7 +102,7 @@ def _write_adapter(
     stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], modules: SavedModules
 ) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
-    heads, config = modules.heads, _config(plan, modules)
+    heads, config = modules.heads, _merged_config(plan, modules)
     copies = {f"{name.rpartition('.')[0]}.base_layer.weight": tensor for name, tensor in modules.copies.items()}
     beside = {**copies, **modules.shared}
     kept = {}
@@ -137,7 +137,7 @@ def _write_heads(stage: Path, heads: Heads) -> None:
             safetensors_writer.save_tensors(folder / HEAD_NAME, head, {"task": task})
 
 
-def _config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
+def _merged_config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
     """PEFT's settings of the update alone: without a head, its classes for classification could not load it."""
     configs = [adapter.config for adapter in plan.adapters]
     types = {config.task_type for config in configs}

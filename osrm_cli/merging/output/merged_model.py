@@ -53,10 +53,10 @@ class ModelTarget:
         Raises:
             OsrmError: If the base model's files are damaged, quantized, or do not fit the adapters.
         """
-        checkpoint = _untie(Checkpoint.open(base_dir), [*_weight_names(plan), *new_values])
+        checkpoint = _untie_embeddings(Checkpoint.open(base_dir), [*_weight_names(plan), *new_values])
         config = _read_config(base_dir)
         modules = {_find_tensor(checkpoint, name): tensor for name, tensor in new_values.items()}
-        checkpoint = _resize(checkpoint, modules, config)
+        checkpoint = _resize_vocabulary(checkpoint, modules, config)
         is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS
         weights: dict[str, tuple[str, bool]] = {}
@@ -75,7 +75,7 @@ class ModelTarget:
             try:
                 weights[name] = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
             except OsrmError as error:
-                raise _explain(error, base_dir, name, config) from None
+                raise _explain_unchanged(error, base_dir, name, config) from None
             other = owners.setdefault(weights[name][0], name)
             if other != name:
                 raise OsrmError(
@@ -86,7 +86,7 @@ class ModelTarget:
 
     def order(self, unfinished: UnfinishedModel | None = None) -> list[str]:
         """The layers in the order in which ``write`` takes them; those of finished files are left out."""
-        layers, done = {weight: layer for layer, (weight, _) in self.weights.items()}, _finished(unfinished)
+        layers, done = {weight: layer for layer, (weight, _) in self.weights.items()}, _finished_files(unfinished)
         tensors = self.checkpoint.tensors
         names = [name for name in self.checkpoint.tensor_order(self.dtype) if tensors[name].path.name not in done]
         return [layers[name] for name in names if name in layers]
@@ -97,7 +97,7 @@ class ModelTarget:
         Raises:
             OsrmError: If it has not.
         """
-        atomic.check_space(out, self.checkpoint.count_bytes(self.dtype, _finished(unfinished)))
+        atomic.check_space(out, self.checkpoint.count_bytes(self.dtype, _finished_files(unfinished)))
 
     def write(
         self, stage: Path, layers: Iterator[MergedLayer], unfinished: UnfinishedModel | None = None
@@ -119,7 +119,7 @@ class ModelTarget:
             kept[layer.name] = layer.kept
             if isinstance(layer.result, MaskedDelta):
                 raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
-            delta = _transpose(layer.result) if self.weights[layer.name][1] else layer.result
+            delta = _transpose_update(layer.result) if self.weights[layer.name][1] else layer.result
             return RowStream.of(delta).strips(lambda place, rows: _add_rows(read(place), rows.cpu()))
 
         def replaced(new: torch.Tensor, is_changed: bool) -> Change:
@@ -140,7 +140,7 @@ class ModelTarget:
         return kept
 
 
-def _finished(unfinished: UnfinishedModel | None) -> set[str]:
+def _finished_files(unfinished: UnfinishedModel | None) -> set[str]:
     """Names of the files that an earlier run has finished."""
     return {path.name for path in unfinished.folder.glob("*.safetensors")} if unfinished else set()
 
@@ -150,7 +150,7 @@ def _weight_names(plan: MergePlan) -> list[str]:
     return [f"{name}.weight" for name, layer in plan.shapes.items() if not layer.is_tensor]
 
 
-def _untie(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
+def _untie_embeddings(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
     """The checkpoint, with tensors of their own for an output layer and embeddings that are one, if one changes.
 
     Args:
@@ -184,7 +184,7 @@ def _untie(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
     return checkpoint.untied(copies)
 
 
-def _explain(error: OsrmError, base_dir: Path, layer: str, config: Mapping[str, Any]) -> OsrmError:
+def _explain_unchanged(error: OsrmError, base_dir: Path, layer: str, config: Mapping[str, Any]) -> OsrmError:
     """The reason that a layer's weight cannot be changed: of a quantized model it is not the wrong base."""
     quantization = config.get("quantization_config")
     if not quantization:
@@ -207,7 +207,9 @@ def _find_tensor(checkpoint: Checkpoint, name: str) -> str:
     return names[0]
 
 
-def _resize(checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Checkpoint:
+def _resize_vocabulary(
+    checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> Checkpoint:
     """The checkpoint with the vocabulary of modules that were trained with added tokens.
 
     Raises:
@@ -229,7 +231,7 @@ def _resize(checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config:
     )
 
 
-def _transpose(update: Update) -> Update:
+def _transpose_update(update: Update) -> Update:
     if isinstance(update, LowRank):
         return LowRank(update.A.T, update.B.T)
     return RowStream.of(update.dense().T.contiguous())
