@@ -1,5 +1,6 @@
 """The program ``osrm``: its commands in pipeline order, and the handling of errors."""
 
+import os
 import signal
 import sys
 import warnings
@@ -160,6 +161,7 @@ def main() -> None:
     if sys.stdout:
         sys.stdout = cast("TextIO", console.ResultStream(sys.stdout))
     warnings.simplefilter("ignore", FutureWarning)  # of libraries: users cannot fix them
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")  # else it reads what every installed package declares
     try:
         app(prog_name="osrm")
     except OsrmError as error:  # help or version could not be printed

@@ -75,6 +75,18 @@ def test_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         osrm("init", "--each", cwd=tmp_path)
 
 
+def test_plugins_of_validation_are_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "plug.py").write_text("print('the plugin runs')\nplugin = None\n")
+    info = tmp_path / "plug-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pydantic]\nplug = plug:plugin\n")
+    (tmp_path / "merge.yaml").write_text("method: ties\n")
+    run = process("merge", "--recipe", "merge.yaml", cwd=tmp_path, env={"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"})
+    assert (run.code, run.stdout) == (1, "")
+    assert "'adapters' is missing" in run.stderr
+
+
 HEAVY = ("torch", "transformers", "peft", "datasets", "numpy", "safetensors", "sklearn", "matplotlib")
 
 
