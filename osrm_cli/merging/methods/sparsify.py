@@ -103,11 +103,15 @@ def _next_smaller(bound: Tensor) -> float:
 def _magnitude_threshold(update: Update, count: int) -> Tensor:
     """The ``count``-th largest magnitude of the entries, exactly, in one pass.
 
-    A sample brackets the answer; the pass counts what lies above the bracket and gathers what lies in it. Where the
-    answer is not among that, another pass takes a wider bracket, at last all entries.
+    Of many entries, a sample brackets the answer; the pass counts what lies above the bracket and gathers what lies in
+    it. Where the answer is not among that, another pass takes a wider bracket, at last all entries.
     """
-    sample = _sample_magnitudes(update) if _count_entries(update) > 4 * SAMPLE else torch.zeros(0)
-    centre = len(sample) - count * len(sample) // _count_entries(update)
+    entries = _count_entries(update)
+    if entries <= 4 * SAMPLE:
+        magnitudes = torch.cat(list(RowStream.of(update).blocks(lambda _, rows: rows.abs_().flatten())))
+        return magnitudes.kthvalue(entries - count + 1).values
+    sample = _sample_magnitudes(update)
+    centre = len(sample) - count * len(sample) // entries
     for margin in (len(sample) // 256, len(sample) // 16, len(sample)):
         low = float(sample.kthvalue(centre - margin).values) if centre > margin > 0 else 0.0
         high = float(sample.kthvalue(centre + margin).values) if centre + margin < len(sample) else torch.inf
