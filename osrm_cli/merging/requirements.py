@@ -27,8 +27,8 @@ DATA_OPTIONS: Mapping[str, Mapping[str, int | float | str | None]] = {
     "factors": {
         "samples": 128,
         "seed": 0,
-        "steps": 48,
-        "lr": 1e-3,
+        "steps": 60,
+        "lr": 5e-4,
         "start": "tsv",
         "target_modules": None,
         "completions": "own",

@@ -275,6 +275,13 @@ REFUSALS = {
         "option 'samples' is 0, expected a whole number from 1 to 1,000,000,000",
     ),
     "steps of fisher": (nothing, "fisher", ["--steps", 3], "method fisher does not use --steps"),
+    "layers that are not there": (
+        nothing,
+        "distill",
+        ["--target-modules", "gate"],
+        "no linear layer matches --target-modules gate",
+    ),
+    "a rate of zero": (nothing, "distill", ["--lr", 0], "option 'lr' is 0.0, expected a number above 0"),
     "features of fisher": (nothing, "fisher", ["--features", "f"], "method fisher does not use --features"),
     "pico before": (nothing, "adamerging", ["-m", "pico+adamerging"], "the weights are learned for the plain sum"),
 }
@@ -293,7 +300,7 @@ def test_refusals(project_copy, prepare, method, more, message):
     assert message in refused(project_copy, *words).error
 
 
-@pytest.mark.parametrize("option", ["--data", "--model", "--revision", "--samples", "--steps"])
+@pytest.mark.parametrize("option", ["--data", "--model", "--revision", "--samples", "--steps", "--target-modules"])
 def test_inputs_that_a_method_does_not_use(project_copy, option):
     words = ["merge", "adapters/mood", "-m", "ties", option, "7", "--quiet"]
     assert refused(project_copy, *words).error == f"method ties does not use {option}"

@@ -34,7 +34,7 @@ from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.output_hooks import OutputHook
 
-WARM = 20  # updates until the rate is reached
+WARM = 0.05  # share of the updates until the rate is reached
 LOOKS = 4  # at the held-out texts, evenly spread over the steps
 LEAST_GAIN = 1e-4  # in the sum of the tasks' distances
 
@@ -152,8 +152,8 @@ def _minimise_distances(
 ) -> dict[str, Any]:
     """Change parameters in place to those that are best on the held-out texts; returns the record.
 
-    Every step takes a batch of each task, in a random order, and changes the parameters after each. The rate rises for
-    ``WARM`` of these updates, and falls to zero as half a cosine. What is best is looked for ``LOOKS`` times.
+    Every step takes a batch of each task, in a random order, and changes the parameters after each. The rate rises in
+    the first of these updates, and falls to zero as half a cosine. What is best is looked for ``LOOKS`` times.
     """
     steps, rate, seed = (plan.recipe.options[name] for name in ("steps", "lr", "seed"))
     targets = [compute_targets(model, index, plan) for index, model in enumerate(models)]
@@ -162,13 +162,13 @@ def _minimise_distances(
             _fit_head(each.model.head, each, hooks)
     before = best = _held_out_distances(targets, hooks)
     kept, done = [parameter.detach().clone() for parameter in parameters], 0
-    adam, updates = torch.optim.Adam(parameters, lr=rate), 0
+    adam, updates, total = torch.optim.Adam(parameters, lr=rate), 0, steps * len(targets)
     turns, draws = seeding.generator(seed, "turns"), [_draw_batches(each, seed) for each in targets]
     for step in range(1, steps + 1):
         for index in torch.randperm(len(targets), generator=turns).tolist():
-            share = updates / (steps * len(targets))
+            falling = (1 + math.cos(math.pi * updates / total)) / 2
             updates += 1
-            adam.param_groups[0]["lr"] = rate * min(1, updates / WARM) * (1 + math.cos(math.pi * share)) / 2
+            adam.param_groups[0]["lr"] = rate * min(1, updates / (WARM * total)) * falling
             adam.zero_grad()
             rows, wanted = next(draws[index])
             each = targets[index]

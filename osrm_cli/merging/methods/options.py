@@ -89,7 +89,7 @@ class DataOptions:
     samples: Count = 100
     seed: Seed = 0
     steps: Steps = 300
-    lr: Rate = 1e-3
+    lr: Rate = 5e-4
     start: Annotated[Literal["task-arith", "tsv", "ties", "sequential"], Field(description=_START)] = "tsv"
     target_modules: Annotated[list[str] | None, Field(min_length=1, description=_LAYERS)] = None
     completions: Annotated[Literal["own", "given"], Field(description="'own' or 'given'")] = "own"
