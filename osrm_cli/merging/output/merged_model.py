@@ -1,24 +1,26 @@
 """``merged/`` as a model: the base model's files with the update added, tensor by tensor."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from osrm_cli.adapters.layers import find_parent
+from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.output.unfinished_model import UnfinishedModel
-from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.checkpoint import Change, Checkpoint
+from osrm_cli.merging.plan import MergePlan, SavedModules
+from osrm_cli.models.checkpoint import Change, Checkpoint, MatrixRows
 from osrm_cli.storage import atomic
-from osrm_cli.storage.input_files import matrix_shape, read_json
+from osrm_cli.storage.input_files import read_json
 
 # Model types whose layers with these names are Conv1D: their weights are stored as ``(d_in, d_out)``.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
@@ -34,28 +36,34 @@ class ModelTarget:
         dtype: Type of the floating-point tensors that are written; ``None`` keeps each tensor's own.
         weights: By layer: its tensor, and whether that is stored as ``(d_in, d_out)``.
         modules: New values of tensors, by their name in the base model.
+        rows: Rows that take the place of a tensor's own, by its name in the base model.
     """
 
     checkpoint: Checkpoint
     dtype: torch.dtype | None
     weights: Mapping[str, tuple[str, bool]]
     modules: Mapping[str, torch.Tensor]
+    rows: Mapping[str, TrainedRows]
 
     @classmethod
-    def find(cls, plan: MergePlan, base_dir: Path, new_values: Mapping[str, torch.Tensor]) -> "ModelTarget":
+    def find(cls, plan: MergePlan, base_dir: Path, saved: SavedModules) -> "ModelTarget":
         """Find each layer's weight, and each tensor of a module that was trained as a whole.
 
         Args:
             plan: What is merged.
             base_dir: The base model.
-            new_values: Tensors that replace the base model's, see ``SavedModules``.
+            saved: What replaces values of the base model.
 
         Raises:
             OsrmError: If the base model's files are damaged, quantized, or do not fit the adapters.
         """
-        checkpoint = _untie(Checkpoint.open(base_dir), [*_weight_names(plan), *new_values])
+        rows, checkpoint = {f"{module}.weight": own for module, own in saved.rows.items()}, Checkpoint.open(base_dir)
+        tied = checkpoint.architecture.tied if rows else {}
+        # Rows of the embedding are those of an output layer that is tied to it; those of the output layer are its own.
+        outputs = [name for name in rows if checkpoint.architecture.name_in_model(name) in tied]
+        checkpoint = _untie(checkpoint, [*_weight_names(plan), *saved.new_values, *outputs])
         config = _read_config(base_dir)
-        modules = {_find_tensor(checkpoint, name): tensor for name, tensor in new_values.items()}
+        modules = {_find_tensor(checkpoint, name): tensor for name, tensor in saved.new_values.items()}
         checkpoint = _resize(checkpoint, modules, config)
         is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS
@@ -82,7 +90,8 @@ class ModelTarget:
                     f"layers {other} and {name} are both {weights[name][0]} of {base_dir}",
                     "use adapters that were trained on one class of model",
                 )
-        return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights, modules)
+        placed = _place_rows(checkpoint, rows, modules, tied)
+        return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights, modules, placed)
 
     def order(self, unfinished: UnfinishedModel | None = None) -> list[str]:
         """The layers in the order in which ``write`` takes them; those of finished files are left out."""
@@ -122,14 +131,13 @@ class ModelTarget:
             delta = _transpose(layer.result) if self.weights[layer.name][1] else layer.result
             return RowStream.of(delta).strips(lambda place, rows: _add_rows(read(place), rows.cpu()))
 
-        def replaced(new: torch.Tensor, is_changed: bool) -> Change:
-            return lambda _: add(new.__getitem__) if is_changed else [new]
+        def change(name: str, old: MatrixRows) -> Iterable[torch.Tensor]:
+            rows = self._before_updates(name, old)
+            return add(rows.read) if name in weights else rows.pieces()
 
         weights = {weight for weight, _ in self.weights.values()}
-        changes: dict[str, Change] = {name: lambda old: add(old.read) for name in weights}
-        for name, tensor in self.modules.items():
-            new = tensor.reshape(matrix_shape(tensor.shape))
-            changes[name] = replaced(new, name in weights)
+        changed = sorted({*weights, *self.modules, *self.rows})
+        changes: dict[str, Change] = {name: partial(change, name) for name in changed}
         if unfinished:
             self.checkpoint.write(
                 stage, changes, self.dtype, unfinished.folder, finish=lambda: unfinished.add_kept(kept)
@@ -138,6 +146,11 @@ class ModelTarget:
             self.checkpoint.write(stage, changes, self.dtype)
         next(layers, None)  # lets the last layer count in the progress
         return kept
+
+    def _before_updates(self, name: str, old: MatrixRows) -> MatrixRows:
+        """A tensor that changes, with what is carried over as it is."""
+        rows = MatrixRows.of(self.modules[name]) if name in self.modules else old
+        return replace(rows, read=self.rows[name].placed_in(rows.read, rows.shape[0])) if name in self.rows else rows
 
 
 def _finished(unfinished: UnfinishedModel | None) -> set[str]:
@@ -205,6 +218,40 @@ def _find_tensor(checkpoint: Checkpoint, name: str) -> str:
             f"{checkpoint.folder} has no tensor {name}, which an adapter stores as a whole", "leave out --as model"
         )
     return names[0]
+
+
+def _place_rows(
+    checkpoint: Checkpoint,
+    rows: Mapping[str, TrainedRows],
+    modules: Mapping[str, torch.Tensor],
+    tied: Mapping[str, str],
+) -> dict[str, TrainedRows]:
+    """Trained rows by the base model's names of the tensors that they belong to.
+
+    Args:
+        checkpoint: The base model's files.
+        rows: By the name of the tensor in the model that was adapted.
+        modules: Tensors that were trained as a whole, by the base model's names.
+        tied: Tensors that follow another one, unless they have rows or values of their own.
+
+    Raises:
+        OsrmError: If they do not fit.
+    """
+    placed = {_find_tensor(checkpoint, name): own for name, own in rows.items()}
+    for name, own in placed.items():
+        count, *width = modules[name].shape if name in modules else checkpoint.tensors[name].shape
+        if list(own.values.shape[1:]) != width or max(own.indices) >= count:
+            raise OsrmError(
+                f"{checkpoint.folder}: {name} is {(count, *width)}, an adapter has trained its row {max(own.indices)}, "
+                f"{own.values.shape[1]} wide",
+                "give the right base model with --model",
+            )
+    in_model = {checkpoint.architecture.name_in_model(name): own for name, own in placed.items()} if tied else {}
+    for name, original in tied.items():
+        for follower in checkpoint.find_names(name) if original in in_model else ():
+            if follower not in modules:
+                placed.setdefault(follower, in_model[original])
+    return placed
 
 
 def _resize(checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Checkpoint:
