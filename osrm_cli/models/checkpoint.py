@@ -54,11 +54,16 @@ class MatrixRows:
         return cls((matrix.shape[0], matrix.shape[1]), matrix.dtype, matrix.__getitem__)
 
     @classmethod
-    def stored(cls, location: TensorLocation) -> "MatrixRows":
-        """Rows of a tensor of a file."""
+    def stored(cls, location: TensorLocation, shape: tuple[int, int] | None = None) -> "MatrixRows":
+        """Rows of a tensor of a file.
+
+        Args:
+            location: The tensor.
+            shape: Its shape as a matrix, where that is another.
+        """
         dtype, path = _TYPES[location.dtype], location.path
         start, end = _find_bytes(path, location.name)
-        rows, columns = matrix_shape(location.shape)
+        rows, columns = shape or matrix_shape(location.shape)
         width = columns * dtype.itemsize
         count = min(rows, (end - start) // max(width, 1))  # a grown tensor has more
 
@@ -126,10 +131,17 @@ class Checkpoint:
         for each in (name, name.partition(".")[2]):
             if each in self.tensors:
                 return [each]
-        if names := [each for each in self.tensors if each.partition(".")[2] == name]:
-            return names
-        wanted = self.architecture.name_in_model(name)
-        return [each for each in self.tensors if self.architecture.name_in_model(each) == wanted]
+        return self._names_below.get(name) or self._names_in_model.get(self.architecture.name_in_model(name), [])
+
+    @cached_property
+    def _names_below(self) -> dict[str, list[str]]:
+        """Names of tensors by what follows the first part."""
+        return _group_by(self.tensors, lambda name: name.partition(".")[2])
+
+    @cached_property
+    def _names_in_model(self) -> dict[str, list[str]]:
+        """Names of tensors by those in the model."""
+        return _group_by(self.tensors, self.architecture.name_in_model)
 
     def untied(self, copies: Mapping[str, str]) -> "Checkpoint":
         """The model with further tensors, which begin as others that they were tied to.
@@ -271,6 +283,13 @@ class Checkpoint:
         pieces = change(rows) if change else rows.pieces()
         flat = (piece.contiguous().reshape(-1).view(torch.uint8) for piece in _checked(pieces, target, name, location))
         out.add_bytes(name, DTYPES[target], location.shape, (piece.numpy().data for piece in flat))
+
+
+def _group_by(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
 
 
 def _is_companion(name: Path) -> bool:

@@ -1,7 +1,9 @@
 """``merged/`` as a model: the base model's files with the update added, tensor by tensor."""
 
+import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +14,11 @@ import torch
 from osrm_cli.adapters.layers import find_parent
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import RowStream, Update
+from osrm_cli.linalg.row_stream import Update
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.output.unfinished_model import UnfinishedModel
+from osrm_cli.merging.output.weight_parts import WeightPart, find_expert
 from osrm_cli.merging.plan import MergePlan, SavedModules
 from osrm_cli.models.checkpoint import Change, Checkpoint, MatrixRows
 from osrm_cli.storage import atomic
@@ -34,14 +36,14 @@ class ModelTarget:
     Attributes:
         checkpoint: The base model's files.
         dtype: Type of the floating-point tensors that are written; ``None`` keeps each tensor's own.
-        weights: By layer: its tensor, and whether that is stored as ``(d_in, d_out)``.
+        weights: By tensor, the layers whose updates are added to it, from its first row to the last.
         modules: New values of tensors, by their name in the base model.
         rows: Rows that take the place of a tensor's own, by its name in the base model.
     """
 
     checkpoint: Checkpoint
     dtype: torch.dtype | None
-    weights: Mapping[str, tuple[str, bool]]
+    weights: Mapping[str, Sequence[WeightPart]]
     modules: Mapping[str, torch.Tensor]
     rows: Mapping[str, TrainedRows]
 
@@ -67,38 +69,38 @@ class ModelTarget:
         checkpoint = _resize(checkpoint, modules, config)
         is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS
-        weights: dict[str, tuple[str, bool]] = {}
-        owners: dict[str, str] = {}
+        stacks = _stacks(plan)
+        experts = Counter(stacks.values())
+        owners: dict[tuple[str, int], WeightPart] = {}
         for name, layer in plan.shapes.items():
-            if layer.is_tensor:
-                weights[name] = _find_tensor(checkpoint, name), False
-                continue
-            if any(find_parent(adapter.config, name) for adapter in plan.adapters):
-                raise OsrmError(
-                    f"{name} is one expert of a parameter that stacks them, which a model's files may not",
-                    "leave out --as model; PEFT's merge_and_unload makes a model of the merged adapter",
-                )
             # PEFT writes one flag for all layers, that of the last one: where the architecture is known, it decides.
             is_conv1d = name.rpartition(".")[2] in _CONV1D_LAYERS if has_conv1d else is_flagged
             try:
-                weights[name] = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
+                if layer.is_tensor:
+                    parts = [WeightPart.whole(name, _find_tensor(checkpoint, name), checkpoint)]
+                elif stack := stacks.get(name):
+                    parts = find_expert(checkpoint, stack, int(name.rpartition(".")[2]), experts[stack], layer)
+                else:
+                    found = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
+                    parts = [WeightPart.whole(name, found[0], checkpoint, found[1])]
             except OsrmError as error:
                 raise _explain(error, base_dir, name, config) from None
-            other = owners.setdefault(weights[name][0], name)
-            if other != name:
-                raise OsrmError(
-                    f"layers {other} and {name} are both {weights[name][0]} of {base_dir}",
-                    "use adapters that were trained on one class of model",
-                )
+            for part in parts:
+                other = owners.setdefault((part.tensor, part.first), part)
+                if other.layer != name:
+                    raise OsrmError(
+                        f"layers {other.layer} and {name} are both {part.tensor} of {base_dir}",
+                        "use adapters that were trained on one class of model",
+                    )
+        weights: dict[str, list[WeightPart]] = defaultdict(list)
+        for (tensor, _), part in sorted(owners.items()):
+            weights[tensor].append(part)
         placed = _place_rows(checkpoint, rows, modules, tied)
         return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights, modules, placed)
 
     def order(self, unfinished: UnfinishedModel | None = None) -> list[str]:
         """The layers in the order in which ``write`` takes them; those of finished files are left out."""
-        layers, done = {weight: layer for layer, (weight, _) in self.weights.items()}, _finished(unfinished)
-        tensors = self.checkpoint.tensors
-        names = [name for name in self.checkpoint.tensor_order(self.dtype) if tensors[name].path.name not in done]
-        return [layers[name] for name in names if name in layers]
+        return list(dict.fromkeys(part.layer for part in self._parts(unfinished)))
 
     def check_space(self, out: Path, unfinished: UnfinishedModel | None = None) -> None:
         """Check that the disk has room for the files that are still to be written.
@@ -122,21 +124,26 @@ class ModelTarget:
             By layer, the share of the energy that is left after recompression.
         """
         kept = unfinished.read_kept() if unfinished else {}
+        uses = Counter(part.layer for part in self._parts(unfinished))
+        updates: dict[str, Update] = {}  # of layers whose weight lies in several tensors, until the last of these
 
-        def add(read: Callable[[slice], torch.Tensor]) -> Iterator[torch.Tensor]:
-            layer = next(layers)
-            kept[layer.name] = layer.kept
-            if isinstance(layer.result, MaskedDelta):
-                raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
-            delta = _transpose(layer.result) if self.weights[layer.name][1] else layer.result
-            return RowStream.of(delta).strips(lambda place, rows: _add_rows(read(place), rows.cpu()))
+        def take(name: str) -> Update:
+            if name not in updates:
+                layer = next(layers)
+                kept[layer.name] = layer.kept
+                if isinstance(layer.result, MaskedDelta):
+                    raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
+                updates[layer.name] = layer.result
+            uses[name] -= 1
+            return updates[name] if uses[name] else updates.pop(name)
 
         def change(name: str, old: MatrixRows) -> Iterable[torch.Tensor]:
             rows = self._before_updates(name, old)
-            return add(rows.read) if name in weights else rows.pieces()
+            if name not in self.weights:
+                return rows.pieces()
+            return itertools.chain.from_iterable(part.add(take(part.layer), rows.read) for part in self.weights[name])
 
-        weights = {weight for weight, _ in self.weights.values()}
-        changed = sorted({*weights, *self.modules, *self.rows})
+        changed = sorted({*self.weights, *self.modules, *self.rows})
         changes: dict[str, Change] = {name: partial(change, name) for name in changed}
         if unfinished:
             self.checkpoint.write(
@@ -147,9 +154,20 @@ class ModelTarget:
         next(layers, None)  # lets the last layer count in the progress
         return kept
 
+    def _parts(self, unfinished: UnfinishedModel | None) -> Iterator[WeightPart]:
+        """The parts in the order in which they are written; those of finished files are left out."""
+        done, tensors = _finished(unfinished), self.checkpoint.tensors
+        for name in self.checkpoint.tensor_order(self.dtype):
+            if tensors[name].path.name not in done:
+                yield from self.weights.get(name, ())
+
     def _before_updates(self, name: str, old: MatrixRows) -> MatrixRows:
         """A tensor that changes, with what is carried over as it is."""
-        rows = MatrixRows.of(self.modules[name]) if name in self.modules else old
+        shape = self.weights[name][0].shape if name in self.weights else old.shape
+        if name in self.modules:
+            rows = MatrixRows.of(self.modules[name])
+        else:
+            rows = old if shape == old.shape else MatrixRows.stored(self.checkpoint.tensors[name], shape)
         return replace(rows, read=self.rows[name].placed_in(rows.read, rows.shape[0])) if name in self.rows else rows
 
 
@@ -161,6 +179,12 @@ def _finished(unfinished: UnfinishedModel | None) -> set[str]:
 def _weight_names(plan: MergePlan) -> list[str]:
     """The weights of layers; of full models, all uses of a tied tensor change alike."""
     return [f"{name}.weight" for name, layer in plan.shapes.items() if not layer.is_tensor]
+
+
+def _stacks(plan: MergePlan) -> dict[str, str]:
+    """The parameter that a layer is one expert of, by the layer."""
+    parents = {name: find_parent(adapter.config, name) for adapter in plan.adapters for name in adapter.layers}
+    return {name: parent for name, parent in parents.items() if parent}
 
 
 def _untie(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
@@ -274,17 +298,6 @@ def _resize(checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config:
         "its vocabulary has grown, and not all of its embeddings are in the adapter",
         "leave out --as model",
     )
-
-
-def _transpose(update: Update) -> Update:
-    if isinstance(update, LowRank):
-        return LowRank(update.A.T, update.B.T)
-    return RowStream.of(update.dense().T.contiguous())
-
-
-def _add_rows(weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    wide = torch.promote_types(weight.dtype, delta.dtype)
-    return weight.to(wide) + delta.to(wide)
 
 
 def _read_config(base_dir: Path) -> dict[str, Any]:
