@@ -92,8 +92,9 @@ def between(document: str, text: str) -> str:
 
 def _section(name: str, rows: list[Row]) -> list[str]:
     module = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
-    gpu = report.load_machine(name).get("gpu")
-    return [f"### {name}", ast.get_docstring(module) or "", *([f"On an {gpu}."] if gpu else []), report.table(rows)]
+    machine = report.load_machine(name)
+    place = [f"On an {machine['gpu']}, beside {machine['cores']} cores."] if "gpu" in machine else []
+    return [f"### {name}", ast.get_docstring(module) or "", *place, report.table(rows)]
 
 
 if __name__ == "__main__":

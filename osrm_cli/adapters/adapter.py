@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 
-from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
+from osrm_cli.adapters.config import CONFIG_NAME, TEXT_TASK_TYPES, AdapterConfig
 from osrm_cli.adapters.formats.table import recognize_format
 from osrm_cli.adapters.layers import (
     FACTORS,
@@ -36,7 +36,7 @@ from osrm_cli.linalg.row_stream import Update
 from osrm_cli.storage import hub, input_files, provenance, records
 from osrm_cli.storage.input_files import TensorLocation
 from osrm_cli.storage.records import BaseModelId, Record
-from osrm_cli.tasks.task import TASK_NAME, check_task_name
+from osrm_cli.tasks.task import GENERATION, TASK_NAME, check_task_name
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,12 @@ class Adapter:
         return False
 
     @property
+    def is_text(self) -> bool:
+        """Whether its task is answered with text, as far as the adapter says."""
+        recorded = self.record.get("task") or {}
+        return recorded.get("kind") == GENERATION or self.config.task_type in TEXT_TASK_TYPES
+
+    @property
     def commit(self) -> str | None:
         """The commit of the hub that it was fetched from; ``None`` for a folder."""
         return hub.commit_of(self.folder)
@@ -136,7 +142,7 @@ class Adapter:
             OsrmError: If they contain NaN or infinity.
         """
         name_a, name_b = (PREFIX + layer + suffix for suffix in FACTORS[self.layers[layer].embedding])
-        A, B = (self._read(name).flatten(1).to(device, dtype) for name in (name_a, name_b))
+        A, B = (self._read_checked(name).flatten(1).to(device, dtype) for name in (name_a, name_b))
         return LowRank(B, A)
 
     def delta(self, layer: str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> LowRank:
@@ -178,7 +184,8 @@ class Adapter:
         Raises:
             OsrmError: If one holds NaN or infinity.
         """
-        return {name: TrainedRows(own, self._read(PREFIX + name + ROWS)) for name, own in self._trained_rows.items()}
+        rows = find_trained_rows(self.folder, self.config, self.tensors)
+        return {name: TrainedRows(own, self._read_checked(PREFIX + name + ROWS)) for name, own in rows.items()}
 
     def tensors_beside_factors(self) -> dict[str, torch.Tensor]:
         """What PEFT stores beside the factors: heads, modules, trained rows, copies of the base's embeddings.
@@ -187,19 +194,17 @@ class Adapter:
             OsrmError: If one holds NaN or infinity.
         """
         names = [name for name in self.tensors if tensor_kind(name) == "other" or name.endswith(".base_layer.weight")]
-        return {name.removeprefix(PREFIX): self._read(name) for name in sorted(names)}
+        return {name.removeprefix(PREFIX): self._read_checked(name) for name in sorted(names)}
 
     def base_copies(self) -> dict[str, torch.Tensor]:
-        """PEFT's copies of weights below adapted embeddings and trained rows, by their name in the base model.
-
-        Where tokens were added, they hold rows that the base model lacks.
+        """Copies of the base model's weights below adapted embeddings and trained rows, which hold added rows too.
 
         Raises:
             OsrmError: If one holds NaN or infinity.
         """
         names = {f"{PREFIX}{layer}.base_layer.weight": f"{layer}.weight" for layer in self.layers}
-        names |= {PREFIX + module + BASE_COPY: f"{module}.weight" for module in self._trained_rows}
-        return {name: self._read(stored) for stored, name in names.items() if stored in self.tensors}
+        names |= {PREFIX + module + BASE_COPY: f"{module}.weight" for module in self.trained_rows()}
+        return {name: self._read_checked(stored) for stored, name in names.items() if stored in self.tensors}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Every tensor by the name that PEFT gives it.
@@ -207,7 +212,7 @@ class Adapter:
         Raises:
             OsrmError: If one holds NaN or infinity.
         """
-        return {name: self._read(name) for name in self.tensors}
+        return {name: self._read_checked(name) for name in self.tensors}
 
     def sha256(self) -> str:
         """Digest of the settings and the weights; other files of the folder do not count. Of one file, its own."""
@@ -263,11 +268,6 @@ class Adapter:
         return replace(self, layers=layers, tensors=tensors)
 
     @cached_property
-    def _trained_rows(self) -> Mapping[str, tuple[int, ...]]:
-        """Numbers of the rows that were trained, by module."""
-        return find_trained_rows(self.folder, self.config, self.tensors)
-
-    @cached_property
     def _training_log(self) -> Mapping[str, Any]:
         """What ``train`` noted."""
         return records.read_training_log(self.folder)
@@ -277,10 +277,12 @@ class Adapter:
         names = sorted(name for name in self.tensors if tensor_kind(name) == "other" and not name.endswith(ROWS))
         saved = {name.removeprefix(PREFIX): name for name in names}
         return {
-            name: self._read(stored) for name, stored in saved.items() if is_base_module(self.config, name) == of_base
+            name: self._read_checked(stored)
+            for name, stored in saved.items()
+            if is_base_module(self.config, name) == of_base
         }
 
-    def _read(self, name: str) -> torch.Tensor:
+    def _read_checked(self, name: str) -> torch.Tensor:
         place = self.tensors[name]
         path = place.path
         tensor = self._open.setdefault(path, input_files.TensorFile(path)).get_tensor(place.name)

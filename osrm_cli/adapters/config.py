@@ -106,20 +106,20 @@ def parse_config(path: Path, values: Any) -> AdapterConfig:
     _check_kind(path, values)
     try:
         return AdapterConfig(
-            base_model=_text(values, "base_model_name_or_path") or None,
-            revision=_text(values, "revision"),
-            task_type=_text(values, "task_type"),
-            modules_to_save=_texts(values, "modules_to_save"),
-            fan_in_fan_out=_flag(values, "fan_in_fan_out"),
+            base_model=_text_setting(values, "base_model_name_or_path") or None,
+            revision=_text_setting(values, "revision"),
+            task_type=_text_setting(values, "task_type"),
+            modules_to_save=_list_setting(values, "modules_to_save"),
+            fan_in_fan_out=_flag_setting(values, "fan_in_fan_out"),
             target_modules=_target_modules(values),
-            target_parameters=_texts(values, "target_parameters"),
-            token_indices=_token_indices(values.get("trainable_token_indices") or []),
+            target_parameters=_list_setting(values, "target_parameters"),
+            token_indices=_token_setting(values.get("trainable_token_indices") or []),
             r=_positive_int(values.get("r", 8)),
             lora_alpha=_finite_number(values.get("lora_alpha", 8)),
             lora_dropout=_finite_number(values.get("lora_dropout", 0.0)),
-            use_rslora=_flag(values, "use_rslora"),
-            rank_pattern=_patterns(values, "rank_pattern", _positive_int),
-            alpha_pattern=_patterns(values, "alpha_pattern", _finite_number),
+            use_rslora=_flag_setting(values, "use_rslora"),
+            rank_pattern=_pattern_setting(values, "rank_pattern", _positive_int),
+            alpha_pattern=_pattern_setting(values, "alpha_pattern", _finite_number),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise OsrmError(f"{path}: {error}", "save the adapter again, or correct the file") from None
@@ -165,31 +165,33 @@ def _target_modules(values: Mapping[str, Any]) -> tuple[str, ...] | str:
         check_pattern(excluded, is_whole=True)
     if targets == "all-linear" or values.get("layers_to_transform") is not None or excluded:
         return ()
-    return check_pattern(targets, is_whole=True) if isinstance(targets, str) else _texts(values, "target_modules")
+    return (
+        check_pattern(targets, is_whole=True) if isinstance(targets, str) else _list_setting(values, "target_modules")
+    )
 
 
-def _text(values: Mapping[str, Any], name: str) -> str | None:
+def _text_setting(values: Mapping[str, Any], name: str) -> str | None:
     value = values.get(name)
     if value is not None and (not isinstance(value, str) or "\0" in value):
         raise ValueError(f"{name} is {value!r:.60}, expected a text")
     return value
 
 
-def _flag(values: Mapping[str, Any], name: str) -> bool:
+def _flag_setting(values: Mapping[str, Any], name: str) -> bool:
     value = values.get(name)
     if value is not None and not isinstance(value, bool):
         raise ValueError(f"{name} is {value!r:.60}, expected true or false")
     return bool(value)
 
 
-def _texts(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def _list_setting(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
     value = values.get(name) or []
     if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
         raise ValueError(f"{name} is {value!r:.60}, expected a list of names")
     return tuple(sorted(value))
 
 
-def _token_indices(value: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+def _token_setting(value: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
     lists = value.values() if isinstance(value, dict) else [value]
     for own in lists:
         is_list = isinstance(own, list) and all(type(index) is int and index >= 0 for index in own)
@@ -198,7 +200,7 @@ def _token_indices(value: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
     return {key: tuple(own) for key, own in value.items()} if isinstance(value, dict) else tuple(value)
 
 
-def _patterns(values: Mapping[str, Any], name: str, convert: Any) -> dict[str, Any]:
+def _pattern_setting(values: Mapping[str, Any], name: str, convert: Any) -> dict[str, Any]:
     patterns = values.get(name) or {}
     if not isinstance(patterns, dict):
         raise ValueError(f"{name} is {type(patterns).__name__}, expected an object of layer patterns")

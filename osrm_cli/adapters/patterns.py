@@ -18,11 +18,11 @@ _BACK_REFERENCE = re.compile(r"\\[1-9]|\(\?P=|\(\?\(")
 
 def pattern_matches(pattern: str, layer: str) -> bool:
     """Whether an expression matches a layer: it must match the end of the name, from a dot on."""
-    return _compile(pattern).match(layer) is not None
+    return _compile_pattern(pattern).match(layer) is not None
 
 
 @functools.lru_cache(4096)
-def _compile(pattern: str) -> re.Pattern[str]:
+def _compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({pattern})$")
 
 
@@ -47,7 +47,7 @@ def check_pattern(pattern: str, is_whole: bool = False) -> str:
             warnings.simplefilter("ignore")  # of what later versions of Python will read otherwise
             re.compile(pattern)
             if not is_whole:
-                _compile(pattern)
+                _compile_pattern(pattern)
     except (re.error, OverflowError, RecursionError, MemoryError) as error:
         raise ValueError(f"{shown} is not a regular expression: {error}") from None
     if _BACK_REFERENCE.search(pattern) or "(?x" in pattern:

@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.loading import choose_source, draw_examples, load_prompts, load_split, load_texts
-from osrm_cli.tasks.task import GENERATION, Task, TaskSplit
+from osrm_cli.tasks.task import Task, TaskSplit
 
 MAX_LENGTH = 128  # unless the adapter or the task specifies another
 MAX_TEXT_LENGTH = 512  # of prompt and completion together
@@ -76,7 +75,7 @@ def draw_texts(
     for adapter in adapters:
         source, recorded = data_source(adapter, data, purpose), adapter.record.get("task") or {}
         task = Task.from_dict(recorded) if "columns" in recorded else None
-        if is_text_adapter(adapter):
+        if adapter.is_text:
             texts = load_prompts(adapter.name, source, "train", answered)
             if task:  # which may have been trained with settings that this data does not have
                 texts = replace(texts, task=replace(task, columns=texts.task.columns))
@@ -84,12 +83,6 @@ def draw_texts(
             texts = load_texts(task or load_split(adapter.name, source, "train", 1).task, source, "train")
         samples.append(TaskSample.of(adapter, draw_examples(texts, k, seed), source))
     return samples
-
-
-def is_text_adapter(adapter: Adapter) -> bool:
-    """Whether an adapter's task is answered with text, as far as the adapter says."""
-    recorded = adapter.record.get("task") or {}
-    return recorded.get("kind") == GENERATION or adapter.config.task_type in TEXT_TASK_TYPES
 
 
 def data_source(adapter: Adapter, user_source: str | None, purpose: str) -> str:

@@ -61,19 +61,19 @@ class AdapterWriter:
         if parent is None:
             shape = self._shapes.get(layer)
             factors = join_kernel(delta, shape.kernel) if shape else (delta.A, delta.B)
-            self._append(layer, factors, FACTORS[bool(shape and shape.embedding)])
+            self._append_factors(layer, factors, FACTORS[bool(shape and shape.embedding)])
             self.ranks[layer] = len(delta.A)
             return
         self._experts[parent][int(layer.rpartition(".")[2])] = delta
         if len(self._experts[parent]) == self._counts[parent]:
             experts = self._experts.pop(parent)
             delta = _join_experts([experts[number] for number in sorted(experts)])
-            self._append(stored_module(self._config, parent), (delta.A, delta.B), FACTORS[False])
+            self._append_factors(stored_module(self._config, parent), (delta.A, delta.B), FACTORS[False])
             self.ranks[parent] = len(delta.A) // len(experts)
 
-    def _append(self, name: str, factors: tuple[torch.Tensor, torch.Tensor], suffixes: tuple[str, str]) -> None:
+    def _append_factors(self, name: str, factors: tuple[torch.Tensor, torch.Tensor], suffixes: tuple[str, str]) -> None:
         for suffix, factor in zip(suffixes, factors, strict=True):
-            self._stream.add(PREFIX + name + suffix, in_dtype(factor, self._dtype, name))
+            self._stream.add(PREFIX + name + suffix, factor_in_dtype(factor, self._dtype, name))
 
 
 @contextmanager
@@ -137,19 +137,9 @@ def _join_experts(experts: Sequence[LowRank]) -> LowRank:
         ``lora_B`` and ``lora_A``, whose product means nothing.
     """
     rank = max(expert.rank for expert in experts)
-    B, A = (torch.stack([_padded(factor, rank, axis) for factor in factors]) for axis, factors in _factors(experts))
+    padded = [expert.padded(rank) for expert in experts]
+    B, A = torch.stack([expert.B for expert in padded]), torch.stack([expert.A for expert in padded])
     return LowRank(B.permute(1, 2, 0).flatten(1), A.flatten(0, 1))
-
-
-def _factors(experts: Sequence[LowRank]) -> list[tuple[int, list[torch.Tensor]]]:
-    """The experts' B, whose columns are the rank, and their A, whose rows are."""
-    return [(1, [expert.B for expert in experts]), (0, [expert.A for expert in experts])]
-
-
-def _padded(factor: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
-    shape = list(factor.shape)
-    shape[axis] = rank - shape[axis]
-    return torch.cat([factor, factor.new_zeros(shape)], dim=axis)
 
 
 def _tensor_names(config: AdapterConfig, layers: Collection[str], shapes: Mapping[str, AdapterLayer]) -> list[str]:
@@ -233,7 +223,7 @@ def join_kernel(delta: LowRank, kernel: tuple[int, ...]) -> tuple[torch.Tensor, 
     return A.reshape(delta.rank, -1, *kernel), B.reshape(*B.shape, *(1 for _ in kernel))
 
 
-def in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
+def factor_in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
     """A factor in the type that is written.
 
     Raises:

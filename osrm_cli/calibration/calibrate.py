@@ -97,11 +97,11 @@ class Calibration:
         with progress(
             "calibrate", 2 * sum(len(sample.data.examples) for sample in self.samples), "examples"
         ) as advance:
-            heads, rows = self._fit(stage, base_dir, device, advance)
+            heads, rows = self._fit_heads(stage, base_dir, device, advance)
         write_calibrated_heads(stage, heads, asdict(self.settings), rows)
         return rows
 
-    def _fit(self, stage: Path, base_dir: Path, device: torch.device, advance: Advance) -> tuple[Heads, Rows]:
+    def _fit_heads(self, stage: Path, base_dir: Path, device: torch.device, advance: Advance) -> tuple[Heads, Rows]:
         dtype, size = getattr(torch, self.settings.dtype), self.settings.batch_size
         merged = MergedFolder.open(stage)
         backbone = Backbone.load(base_dir, device, dtype)
@@ -119,13 +119,13 @@ class Calibration:
             with backbone.attach(classifier, sample.data.task.num_labels) as model:
                 name, layer = find_head_layer(model)
                 ridge_map = fit_head_map(layer, backbone.representations(model, texts, size, advance), target)
-            rows[classifier.task] = _describe(sample, ridge_map)
+            rows[classifier.task] = _describe_fit(sample, ridge_map)
             if ridge_map.improves:
                 heads[classifier.task] = calibrated_head(classifier.read_head(), name, ridge_map)
         return heads, rows
 
 
-def _describe(sample: TaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
+def _describe_fit(sample: TaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
     return {
         **{name: sample.record[name] for name in ("source", "split", "sha256")},
         "samples": sample.record["examples"],

@@ -89,7 +89,7 @@ app = typer.Typer(
 )
 
 
-def _version(show_version: bool) -> None:
+def _print_version(show_version: bool) -> None:
     if show_version:
         print(f"osrm {__version__}", flush=True)
         raise typer.Exit
@@ -98,7 +98,7 @@ def _version(show_version: bool) -> None:
 @app.callback()
 def osrm(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Make LoRA adapters mergeable.
@@ -136,11 +136,11 @@ def _terminate(signum: int, _frame: Any) -> None:
     for number in _ENDING:  # once is enough
         signal.signal(number, signal.SIG_IGN)
     _received.append(signum)
-    sys.unraisablehook = _ignore
+    sys.unraisablehook = _ignore_unraisable
     sys.exit(128 + signum)
 
 
-def _ignore(_unraisable: Any) -> None:
+def _ignore_unraisable(_unraisable: Any) -> None:
     """What a library cannot raise where the signal has hit it."""
 
 

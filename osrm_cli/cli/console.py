@@ -44,7 +44,7 @@ class Console:
         elif isinstance(text, str):
             print(text)
         else:
-            _rich(sys.stdout).print(text)
+            _make_rich_console(sys.stdout).print(text)
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
@@ -71,13 +71,13 @@ def _draw_bar(description: str, total: int, unit: str) -> Iterator[Advance]:
     class Rate(progress.ProgressColumn):
         def render(self, task: Any) -> Text:
             speed = task.finished_speed or task.speed or task.completed / (task.elapsed or 1)
-            return Text(f"{_rate(speed)} {unit}/s" if speed else "")
+            return Text(f"{_format_rate(speed)} {unit}/s" if speed else "")
 
     columns = (
         *(progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()),
         *(Rate(), progress.TimeRemainingColumn()),
     )
-    with progress.Progress(*columns, console=_rich(sys.stderr)) as bar:
+    with progress.Progress(*columns, console=_make_rich_console(sys.stderr)) as bar:
         task = bar.add_task(description, total=total)
         yield lambda steps: bar.advance(task, steps)
 
@@ -108,12 +108,12 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _rate(speed: float) -> str:
+def _format_rate(speed: float) -> str:
     """Whole numbers; two significant digits below 10."""
     return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 
 
-def _rich(stream: Any) -> Any:
+def _make_rich_console(stream: Any) -> Any:
     from rich.console import Console as RichConsole
 
     # A pipe has no width; a fixed one keeps the output stable for scripts.

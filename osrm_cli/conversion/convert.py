@@ -55,7 +55,7 @@ class ConvertedAdapter:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _SourceAdapter:
     """The adapter to convert.
 
     Attributes:
@@ -125,7 +125,7 @@ def convert_adapter(
     if energy is not None:
         check_number("energy", energy, 0, 1)
     with tempfile.TemporaryDirectory() as scratch:
-        opened = _open(str(adapter), Path(scratch), (model, revision), (rank, energy), progress)
+        opened = _open_as_lora(str(adapter), Path(scratch), (model, revision), (rank, energy), progress)
         chosen = _select_component(opened.adapter, component) if component else opened.adapter
         kept, left_out = read_metadata(next(iter(opened.adapter.tensors.values())).path)
         kind = chosen.dtype if dtype == "auto" else getattr(torch, dtype)
@@ -145,11 +145,11 @@ def convert_adapter(
             return result
         settings = {"component": component, "rank": rank, "energy": energy, "dtype": dtype}
         record = _make_record(opened, row, settings)
-        _write(path, row, Output(chosen, kind, dtype != "auto", component, kept), record, overwrite)
+        _write_converted(path, row, Output(chosen, kind, dtype != "auto", component, kept), record, overwrite)
     return result
 
 
-def _write(path: Path, row: AdapterFormat, output: Output, record: Record, overwrite: bool) -> None:
+def _write_converted(path: Path, row: AdapterFormat, output: Output, record: Record, overwrite: bool) -> None:
     """Write the output, whole or not at all, with its record."""
     if row.is_folder:
         with atomic.write_folder(path, overwrite) as stage:
@@ -170,13 +170,13 @@ def _check_name(path: Path, row: AdapterFormat) -> None:
         raise OsrmError(f"{path} cannot be the output: the format {row.name} is {expected}", hint)
 
 
-def _open(
+def _open_as_lora(
     source: str,
     scratch: Path,
     base: tuple[str | None, str | None],
     limits: tuple[int | None, float | None],
     progress: Progress,
-) -> _Opened:
+) -> _SourceAdapter:
     """Open an adapter; one of another kind, or one that is to be cut, is written to a temporary folder as plain LoRA.
 
     Args:
@@ -194,7 +194,7 @@ def _open(
     elif kind is None:
         plain = Adapter.open(source)
         if limits == (None, None):
-            return _Opened(plain, plain.format, "LoRA", plain.sha256())
+            return _SourceAdapter(plain, plain.format, "LoRA", plain.sha256())
         updates, name, own_format, digest = open_plain(plain), plain.name, plain.format, plain.sha256()
     else:
         updates, name, own_format = open_kind(location, kind, *base), hub.short_name(source), "peft"
@@ -202,7 +202,7 @@ def _open(
     kept = write_plain_lora(scratch, updates, *limits, progress)
     record = records.read_record(location) if location.is_dir() else {}
     made = replace(Adapter.open(scratch), name=name, source=source, record=record)
-    return _Opened(made, own_format, lycoris or (kind.name if kind else "LoRA"), digest, min(kept.values()))
+    return _SourceAdapter(made, own_format, lycoris or (kind.name if kind else "LoRA"), digest, min(kept.values()))
 
 
 def _select_component(adapter: Adapter, component: str) -> Adapter:
@@ -228,7 +228,7 @@ def _select_component(adapter: Adapter, component: str) -> Adapter:
     return replace(adapter, config=config, layers=shapes, tensors=tensors).with_layer_names(names)
 
 
-def _make_record(opened: _Opened, row: AdapterFormat, settings: Mapping[str, Any]) -> Record:
+def _make_record(opened: _SourceAdapter, row: AdapterFormat, settings: Mapping[str, Any]) -> Record:
     """The record of the result, with the task and the data of an adapter that this program has trained."""
     adapter = opened.adapter
     origin = {key: value for key, value in adapter.origin().items() if key in ("start", "train") and value}

@@ -48,10 +48,12 @@ def open_lycoris(path: Path) -> PlainSource:
     held = {short[full[flat]]: tensors for flat, tensors in parts.items()}
     layers = sorted(held, key=natural_sort_key)
     config = AdapterConfig(None, target_modules=tuple(layers))
-    return PlainSource(config, layers, {}, partial(_update, path, held), {}, torch.float32)
+    return PlainSource(config, layers, {}, partial(_lycoris_update, path, held), {}, torch.float32)
 
 
-def _update(path: Path, held: Mapping[str, Mapping[str, TensorLocation]], layer: str) -> tuple[LowRank, AdapterLayer]:
+def _lycoris_update(
+    path: Path, held: Mapping[str, Mapping[str, TensorLocation]], layer: str
+) -> tuple[LowRank, AdapterLayer]:
     tensors = {name: read_tensor(location) for name, location in held[layer].items()}
     alpha = tensors.pop("alpha", None)
     kind = next((each for each in _PARTS if all(name.startswith(_PARTS[each]) for name in tensors)), None)

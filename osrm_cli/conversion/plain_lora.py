@@ -120,7 +120,7 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
     modules = {name.removeprefix(PREFIX): read_tensor(location) for name, location in others.items()}
     if checkpoint:
         modules = place_trained_rows(folder, config, rows, modules, checkpoint)
-    update = partial(_update, folder, kind, config, parts, checkpoint)
+    update = partial(_plain_update, folder, kind, config, parts, checkpoint)
     kinds = {_TYPES[place.dtype] for held in parts.values() for place in held.values() if place.dtype in _TYPES}
     dtype = torch.float64 if torch.float64 in kinds else torch.float32
     return PlainSource(config, sorted(parts, key=natural_sort_key), {}, update, modules, dtype)
@@ -175,7 +175,7 @@ def _open_base(folder: Path, config: AdapterConfig, model: str | None, revision:
     return Checkpoint.open(find_base_model(name, revision or config.revision))
 
 
-def _update(
+def _plain_update(
     folder: Path,
     kind: AdapterKind,
     config: AdapterConfig,

@@ -62,13 +62,13 @@ def measure_interference(
     squares, whole = dict.fromkeys((adapter.name for adapter in adapters), 0.0), 0.0
     for inputs in features.layers():
         for layer in (name for name in inputs.layers if name in shapes):
-            W = _weight(checkpoint, layer, shapes[layer], turned)  # noqa: N806 - the papers' letter
+            W = _read_weight(checkpoint, layer, shapes[layer], turned)  # noqa: N806 - the papers' letter
             bases = {adapter.name: inputs.moments[adapter.name].base_energy(W) for adapter in adapters}
             _check_bases(layer, bases)
             layers[layer] = {adapter.name: dict.fromkeys(bases, 0.0) for adapter in adapters}
             for adapter in (each for each in adapters if layer in each.layers):
                 update = adapter.update(layer, torch.float64)
-                row = {task: _energy(update, inputs.moments[task]) / energy for task, energy in bases.items()}
+                row = {task: _output_energy(update, inputs.moments[task]) / energy for task, energy in bases.items()}
                 layers[layer][adapter.name] = row
                 squares[adapter.name] += _squared_norm(update)
             whole += float(W.double().square().sum())
@@ -83,14 +83,14 @@ def _squared_norm(update: Update) -> float:
     return update.squared_norm() if isinstance(update, RowStream) else squared_norm(update)
 
 
-def _energy(update: Update, inputs: SecondMoment) -> float:
+def _output_energy(update: Update, inputs: SecondMoment) -> float:
     """``E ||dW x||^2``."""
     if isinstance(update, RowStream):
         return inputs.base_energy(update.dense())
     return float(inputs.energy(update))
 
 
-def _weight(checkpoint: Checkpoint, layer: str, shape: tuple[int, int], turned: bool) -> torch.Tensor:
+def _read_weight(checkpoint: Checkpoint, layer: str, shape: tuple[int, int], turned: bool) -> torch.Tensor:
     """A layer's weight, ``(d_out, d_in)``."""
     name, is_turned = checkpoint.find_weight(layer, shape, turned)
     with input_files.open_tensors(checkpoint.tensors[name].path) as file:

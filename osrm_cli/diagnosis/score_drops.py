@@ -89,23 +89,23 @@ def correlate(matrix: Matrix, merges: Sequence[ScoreDrops]) -> dict[str, Any]:
                 f"{merge.name} has task '{unknown[0]}', the adapters are of: {', '.join(matrix)}",
                 "give the adapters that were merged",
             )
-        points = [_point(matrix, merge, task) for task in sorted(merge.drops)]
+        points = [_predict_drop(matrix, merge, task) for task in sorted(merge.drops)]
         if len(merge.tasks) == 2:
             pairs += points
         else:
-            several.append({"scores": merge.name, "drops": dict(merge.drops), **_correlations(points)})
-    return {"merges": several, "pairs": _correlations(pairs) if pairs else None}
+            several.append({"scores": merge.name, "drops": dict(merge.drops), **_rank_correlations(points)})
+    return {"merges": several, "pairs": _rank_correlations(pairs) if pairs else None}
 
 
 _Point = tuple[float, float, float]  # disturbance, the same over the task's own energy, drop
 
 
-def _point(matrix: Matrix, merge: ScoreDrops, task: str) -> _Point:
+def _predict_drop(matrix: Matrix, merge: ScoreDrops, task: str) -> _Point:
     disturbed, own = disturbance(matrix, merge.tasks, task), matrix[task][task]
     return disturbed, disturbed / own if own > 0 else math.inf, merge.drops[task]
 
 
-def _correlations(points: Sequence[_Point]) -> dict[str, Any]:
+def _rank_correlations(points: Sequence[_Point]) -> dict[str, Any]:
     plain, to_own = (_spearman([(point[i], point[2]) for point in points]) for i in (0, 1))
     return {**vars(plain), "to_own": {"rho": to_own.rho, "p": to_own.p}}
 

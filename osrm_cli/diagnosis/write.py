@@ -78,7 +78,7 @@ def prediction(matrix: Matrix) -> dict[str, Any]:
     An update's energy on a task's inputs counts in units of the energy of the task's own update there.
     """
     pairs = [
-        {"update": t, "inputs": u, "relative": matrix[t][u], "to_own": _over(matrix[t][u], matrix[u][u])}
+        {"update": t, "inputs": u, "relative": matrix[t][u], "to_own": _ratio_to(matrix[t][u], matrix[u][u])}
         for t in matrix
         for u in matrix
         if t != u
@@ -87,11 +87,13 @@ def prediction(matrix: Matrix) -> dict[str, Any]:
     for task in matrix:
         total = disturbance(matrix, list(matrix), task)
         worst = max((other for other in matrix if other != task), key=lambda other: matrix[other][task], default=None)
-        tasks.append({"task": task, "disturbance": total, "to_own": _over(total, matrix[task][task]), "worst": worst})
+        tasks.append(
+            {"task": task, "disturbance": total, "to_own": _ratio_to(total, matrix[task][task]), "worst": worst}
+        )
     return {"tasks": sorted(tasks, key=_severity), "pairs": sorted(pairs, key=_severity)}
 
 
-def _over(part: float, whole: float) -> float | None:
+def _ratio_to(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 

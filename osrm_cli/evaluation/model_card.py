@@ -23,7 +23,7 @@ def with_scores(text: str, name: str, scores: TaskScores, split: str) -> str:
     card = ModelCard(without_scores(text))
     data: Any = card.data
     data.model_name, data.eval_results = name, _eval_results(scores, split)
-    card.text = card.text.rstrip("\n") + "\n\n" + _table(scores, split)
+    card.text = card.text.rstrip("\n") + "\n\n" + _make_score_table(scores, split)
     return str(card)
 
 
@@ -55,7 +55,7 @@ def _eval_results(scores: TaskScores, split: str) -> list[EvalResult]:
     ]
 
 
-def _table(scores: TaskScores, split: str) -> str:
+def _make_score_table(scores: TaskScores, split: str) -> str:
     rows = [
         f"| {task} | {', '.join(f'{name} {value:.2f}' for name, value in score.metrics.items())} | "
         f"{'-' if score.single is None else f'{score.single:.2f}'} | {score.examples} |"

@@ -221,11 +221,11 @@ def parse_score_file(name: str, record: Mapping[str, Any], content: bytes) -> Sc
     """
     digest = hashlib.sha256(content).hexdigest()
     if record["command"] == "sweep":
-        return _from_sweep(name, digest, _validate(name, _SweepJson, content, "sweep"))
-    return _from_eval(name, digest, _validate(name, _ScoresJson, content, "eval"))
+        return _from_sweep(name, digest, _validate_scores(name, _SweepJson, content, "sweep"))
+    return _from_eval(name, digest, _validate_scores(name, _ScoresJson, content, "eval"))
 
 
-def _validate(name: str, schema: type[T], content: bytes, command: str) -> T:
+def _validate_scores(name: str, schema: type[T], content: bytes, command: str) -> T:
     try:
         return TypeAdapter(schema).validate_json(content, strict=True)
     except ValidationError as error:

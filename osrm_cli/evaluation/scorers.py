@@ -72,7 +72,9 @@ class FolderScorer:
 
     def score(self, task: MergedTask, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score one of the folder's tasks on one set of examples or two."""
-        return self._score("single" if task.is_single_adapter else "merged", self.base_dir, task, sets, max_length)
+        return self._score_model(
+            "single" if task.is_single_adapter else "merged", self.base_dir, task, sets, max_length
+        )
 
     def add_single_score(self, score: TaskScore, task: MergedTask, data: TaskSplit, max_length: int) -> TaskScore:
         """A task's score with the single adapter's: recorded for the same examples, or measured if possible."""
@@ -95,7 +97,7 @@ class FolderScorer:
         if self.merged.form == "model" or is_teacher:  # the model's weights are the merged ones, or of another model
             base_dir = single.resolve_base_model(None, None)[0]
         task_on_disk = next(iter(single.tasks.values()))
-        alone = self._score("single", base_dir, task_on_disk, [data], max_length, is_teacher)
+        alone = self._score_model("single", base_dir, task_on_disk, [data], max_length, is_teacher)
         return replace(score, single=alone.headline, single_loss=alone.metrics.get("loss"))
 
     def add_base_score(self, score: TaskScore, data: TaskSplit, max_length: int) -> TaskScore:
@@ -103,10 +105,10 @@ class FolderScorer:
         if not data.task.is_text:
             return score
         base_dir = self.base_dir if self.merged.form != "model" else self.merged.resolve_base_model(None, None)[0]
-        alone = self._score("base", base_dir, None, [data], max_length)
+        alone = self._score_model("base", base_dir, None, [data], max_length)
         return replace(score, base=alone.headline, base_loss=alone.metrics["loss"])
 
-    def _score(
+    def _score_model(
         self,
         name: str,
         model: Path,
@@ -120,9 +122,9 @@ class FolderScorer:
         def progress(what: str, total: int, unit: str) -> AbstractContextManager[Advance]:
             return self.progress(f"{what}, {name}", total, unit)
 
-        return self._scorer(model, sets[0].task, is_teacher).score(task, sets, max_length, progress)
+        return self._make_scorer(model, sets[0].task, is_teacher).score(task, sets, max_length, progress)
 
-    def _scorer(self, model: Path, task: Task, is_teacher: bool) -> Scorer:
+    def _make_scorer(self, model: Path, task: Task, is_teacher: bool) -> Scorer:
         """The scorer of a task's kind on a model, which for a teacher has its own tokenizer."""
         key = model, task.is_text
         if key not in self._loaded:
@@ -225,10 +227,10 @@ class TextScorer:
         examples, encodings = completions.encode(data.text_examples)
         self.warnings.extend(text for text in completions.warnings if text not in self.warnings)
         if task is None:
-            found = self._score(self.backbone.model, data, examples, encodings, completions, progress)
+            found = self._score_model(self.backbone.model, data, examples, encodings, completions, progress)
         else:
             with self.backbone.attach(task) as model:
-                found = self._score(model, data, examples, encodings, completions, progress)
+                found = self._score_model(model, data, examples, encodings, completions, progress)
         self._warn_of_empty_answers(task, data.task.name, found)
         return found
 
@@ -240,7 +242,7 @@ class TextScorer:
             whose = "base model" if model is None else "single adapter" if model.is_single_adapter else "merged model"
             self.warnings.append(f"{task}: {empty} of {len(answers)} answers of the {whose} are empty: it ends at once")
 
-    def _score(
+    def _score_model(
         self,
         model: torch.nn.Module,
         data: TaskSplit,

@@ -108,14 +108,14 @@ def average(scores: TaskScores) -> float:
 
 def summarize_scores(scores: TaskScores) -> dict[str, Any]:
     """Tasks and their averages, as in ``scores.json``; an average is ``None`` unless every task has a value."""
-    rows = {task: _row(score) for task, score in scores.items()}
+    rows = {task: _score_dict(score) for task, score in scores.items()}
     keys = ["headline", "single", "ratio"]
     if all(score.text for score in scores.values()):  # losses of different tasks do not add up, shares do
         keys += ["base", "loss_ratio", "kept"]
     return {"tasks": rows, "average": {key: _mean([row[key] for row in rows.values()]) for key in keys}}
 
 
-def _row(score: TaskScore) -> dict[str, Any]:
+def _score_dict(score: TaskScore) -> dict[str, Any]:
     of_text = ("single_loss", "base", "base_loss")
     omitted = ("predictions", "labels", "text", *(() if score.text else of_text))
     row = {name: value for name, value in asdict(score).items() if name not in omitted} | {"ratio": score.ratio}

@@ -126,11 +126,11 @@ def extract_adapter(
             energies[name] = pair.energy()
             advance(1)
     # Wider tensors first, so that each starts at a multiple of its own width in the rest's file.
-    changed = {name: pair for name, pair in sorted(tuned.pairs.items(), key=_width) if energies[name] > 0}
+    changed = {name: pair for name, pair in sorted(tuned.pairs.items(), key=_width_of_type) if energies[name] > 0}
     pairs = {name: pair for name, pair in changed.items() if pair.layer}
     if not pairs:
         raise OsrmError(f"no linear layer of {source} differs from {base}", "give the models in this order: BASE TUNED")
-    result = _describe(path, tuned, pairs, energies)
+    result = _describe_pairs(path, tuned, pairs, energies)
     if dry_run:
         return replace(result, kinds=_by_kind(tuned, energies, dict.fromkeys(pairs, 1.0)))
     kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
@@ -190,7 +190,9 @@ class _Job:
                     adapter.add(pair.layer, factors)
                     advance(1)
                 if others:
-                    others.add(names[name], _remainder(pair, difference, factors.to(self.dtype) if factors else None))
+                    others.add(
+                        names[name], _subtract_factors(pair, difference, factors.to(self.dtype) if factors else None)
+                    )
         return adapter.ranks, kept
 
 
@@ -209,7 +211,7 @@ def _read_limits(rank: int | str | None, energy: float | None) -> dict[str, Any]
     return limits
 
 
-def _width(item: tuple[str, TensorPair]) -> int:
+def _width_of_type(item: tuple[str, TensorPair]) -> int:
     """Sort key: the widest type first."""
     return -TYPES[item[1].tuned.dtype].itemsize
 
@@ -226,7 +228,7 @@ def _stage_rest(rest: Path, path: Path, stage: Path, overwrite: bool) -> Iterato
             yield outside
 
 
-def _remainder(pair: TensorPair, difference: Tensor, factors: LowRank | None) -> Tensor:
+def _subtract_factors(pair: TensorPair, difference: Tensor, factors: LowRank | None) -> Tensor:
     """What the factors, as they are stored, leave of a difference: of the base model's shape, in the model's type."""
     left = difference - factors.dense().to(difference) if factors else difference
     if pair.added_rows < 0:
@@ -240,7 +242,7 @@ def _by_kind(tuned: FineTunedModel, energies: Mapping[str, float], kept: Mapping
     return {kind: found[kind] for kind in KINDS if kind in found}
 
 
-def _describe(
+def _describe_pairs(
     path: Path, tuned: FineTunedModel, pairs: Mapping[str, TensorPair], energies: Mapping[str, float]
 ) -> ExtractedAdapter:
     """What there is to extract, before anything is decomposed."""

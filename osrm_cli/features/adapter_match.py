@@ -24,7 +24,7 @@ def open_adapters(sources: Sequence[str], named: Sequence[str] = (), base: BaseM
     Raises:
         OsrmError: If one cannot be read, two are of one task, or ``named`` names another source.
     """
-    tasks = dict(_split(text, sources) for text in named)
+    tasks = dict(_split_task_source(text, sources) for text in named)
     opened = [open_update(source, base) if base else Adapter.open(source) for source in sources]
     adapters = [replace(adapter, name=tasks.get(adapter.source, adapter.name)) for adapter in opened]
     check_task_names(adapters)
@@ -32,7 +32,7 @@ def open_adapters(sources: Sequence[str], named: Sequence[str] = (), base: BaseM
     return sorted(adapters, key=lambda adapter: adapter.name)
 
 
-def _split(text: str, sources: Sequence[str]) -> tuple[str, str]:
+def _split_task_source(text: str, sources: Sequence[str]) -> tuple[str, str]:
     """Source and task of a ``TASK=SOURCE``."""
     task, _, name = text.partition("=")
     for source in sources:

@@ -48,7 +48,7 @@ class InputStatistics:
         self.inputs: SharedInputs | None = None
         self.sums: dict[str, list[Any]] = {}
         if inputs:
-            self._use(inputs)
+            self._prepare_sums(inputs)
 
     def add(self, batch: Mapping[str, torch.Tensor], rows: list[int]) -> None:
         """Run one batch; ``rows`` are its examples' numbers in the sample."""
@@ -64,10 +64,10 @@ class InputStatistics:
         """Find out which inputs there are, if that is not known yet; nothing is counted."""
         if self.inputs is None:
             one = {name: rows[:1] for name, rows in batch.items()}
-            return self._use(find_shared_inputs(self.model, self.targets, one))
+            return self._prepare_sums(find_shared_inputs(self.model, self.targets, one))
         return self.inputs
 
-    def _use(self, inputs: SharedInputs) -> SharedInputs:
+    def _prepare_sums(self, inputs: SharedInputs) -> SharedInputs:
         self.inputs = inputs
         for name in inputs.distinct:
             self.sums[name] = [kind(layer_widths(self.targets[name])[0]) for kind in self.kinds]
@@ -131,7 +131,7 @@ class FeatureCollector:
         self.layers = target_modules.find_target_layers(loaded, chosen)
         self.target_modules = target_modules.as_target_modules(loaded, chosen, self.layers)
         self.offloaded = OffloadedModel(loaded, device, base_dir) if offload else None
-        self.model = loaded.model if offload else _move(loaded.model, device)
+        self.model = loaded.model if offload else _move_model(loaded.model, device)
         self._inputs: SharedInputs | None = None
 
     def tokenize(self, data: TaskSplit, max_length: int) -> list[Encoding]:
@@ -158,7 +158,7 @@ class FeatureCollector:
             longest = max(encodings, key=lambda encoding: len(encoding["input_ids"]))
             batch = collate_batch([longest], self.tokenizer, self.device, pad_to=pad_to)
             found: list[SharedInputs] = []
-            self._run([lambda: found.append(find_shared_inputs(self.model, self.layers, batch))])
+            self._run_passes([lambda: found.append(find_shared_inputs(self.model, self.layers, batch))])
             (self._inputs,) = found
         return self._inputs
 
@@ -193,11 +193,11 @@ class FeatureCollector:
             advance(len(rows))
 
         for group in group_passes(batches, [len(rows) * max(lengths[row] for row in rows) for rows in batches]):
-            self._run([partial(read, rows) for rows in group])
+            self._run_passes([partial(read, rows) for rows in group])
         reduce_to_first(total.sums)
         return total
 
-    def _run(self, passes: Sequence[Callable[[], object]]) -> None:
+    def _run_passes(self, passes: Sequence[Callable[[], object]]) -> None:
         """Run the model: one pass after the other, or side by side where the weights are on disk."""
         if self.offloaded:
             self.offloaded.run(passes)
@@ -214,7 +214,7 @@ class FeatureCollector:
         if self.is_text:
             return compute_completion_gradients(self.model, self.layers, encodings, self.tokenizer, batch_size, advance)
         fresh = load_classifier(self.base_dir, data.task.num_labels, self.tokenizer, self.dtype, self.seed).model
-        model = _move(fresh, self.device)
+        model = _move_model(fresh, self.device)
         layers = {name: model.get_submodule(name) for name in self.layers}
         return compute_loss_gradients(model, layers, data, encodings, self.tokenizer, batch_size, advance)
 
@@ -231,7 +231,7 @@ def describe_layers(layers: Mapping[str, torch.nn.Module], inputs: SharedInputs)
     return {n: {"source": inputs.sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in widths.items()}
 
 
-def _move(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def _move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     module: torch.nn.Module = model  # transformers' own method "to" is not typed
     module.to(device)
     return model

@@ -291,31 +291,32 @@ def _check_compatible(files: Sequence[FeaturesFile]) -> None:
         OsrmError: Naming the file that differs, and how.
     """
     provenance.check_same_base_model({file.path: file.base for file in files})
-    for name, describe in (("revision", _revision), ("layers", _widths), ("pooling", _pooling)):
+    for name, describe in (("revision", _base_revision), ("layers", _layer_widths), ("pooling", _pooling_of_file)):
         values = [describe(file) for file in files]
         known = [value for value in values if value is not None]
         usual = max(known, key=known.count, default=None)
         for file, value in zip(files, values, strict=True):
             if value not in (None, usual):
+                difference = _describe_difference(value, usual)
                 raise OsrmError(
-                    f"{file.path} differs from the other features files in its {name}: {_difference(value, usual)}",
+                    f"{file.path} differs from the other features files in its {name}: {difference}",
                     f"collect '{file.task}' again with the options of the others",
                 )
 
 
-def _revision(file: FeaturesFile) -> str | None:
+def _base_revision(file: FeaturesFile) -> str | None:
     return file.base.revision  # None for a local copy of the same weights
 
 
-def _widths(file: FeaturesFile) -> Any:
+def _layer_widths(file: FeaturesFile) -> Any:
     return {name: (layer.d_in, layer.d_out) for name, layer in file.layers.items()}
 
 
-def _pooling(file: FeaturesFile) -> Any:
+def _pooling_of_file(file: FeaturesFile) -> Any:
     return (file.record.get("settings") or {}).get("pooling")
 
 
-def _difference(value: Any, usual: Any) -> str:
+def _describe_difference(value: Any, usual: Any) -> str:
     if not isinstance(value, dict):
         return f"{value}, expected {usual}"
     layer = next(name for name in sorted(value.keys() | usual.keys()) if value.get(name) != usual.get(name))

@@ -124,7 +124,7 @@ class FeaturesReader:
                 f"{path} has no statistic '{statistic}', it holds: {', '.join(self.features.statistics)}",
                 " ".join(["osrm collect --overwrite --task", self.features.task, *options]),
             )
-        entry = self._entry(layer, statistic)
+        entry = self._tensor_name(layer, statistic)
         try:
             tensor: torch.Tensor = self.file.get_tensor(entry)
         except (SafetensorError, KeyError):
@@ -148,14 +148,14 @@ class FeaturesReader:
         """Largest share of a layer's energy that one direction may hold unseen; 0 unless it is sketched."""
         if not statistic.startswith("sketch"):
             return 0.0
-        entry = self._entry(layer, statistic)
+        entry = self._tensor_name(layer, statistic)
         if isinstance(self.file, shards.MergedShards):
             bound = self.file.bound(entry)
         else:
             bound = self.features.record.get("bounds", {}).get(entry, {})
         return bound["error"] / bound["energy"] if bound.get("energy") else 0.0
 
-    def _entry(self, layer: str, statistic: str) -> str:
+    def _tensor_name(self, layer: str, statistic: str) -> str:
         """Name of a tensor: layers with one input share what is known of it, a gradient is each layer's own."""
         return f"{layer if statistic == GRADIENT else self.features.layers[layer].source}.{statistic}"
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import heads
@@ -19,8 +18,7 @@ from osrm_cli.models.heads import missing_class
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.models.text.generation import completion_logits, token_losses
 from osrm_cli.tasks.draws import order_by_hash
-from osrm_cli.tasks.label_sets import label_matrix
-from osrm_cli.tasks.task import Label, Task, TaskSplit
+from osrm_cli.tasks.task import TaskSplit
 
 
 def compute_loss_gradients(
@@ -56,7 +54,7 @@ def compute_loss_gradients(
         for rows in group_by_length([len(encodings[i]["input_ids"]) for i in evaluated], batch_size):
             chosen = [evaluated[row] for row in rows]
             batch = collate_batch([encodings[i] for i in chosen], tokenizer, device)
-            gradients.add(task_loss(model(**batch).logits, data.task, [labels[i] for i in chosen]))
+            gradients.add(heads.task_loss(model(**batch).logits, data.task, [labels[i] for i in chosen]))
             advance(len(chosen))
     return gradients.divided(len(encodings))
 
@@ -108,21 +106,6 @@ class _GradientSums:
         """The sums by layer over a count, ``(d_out, d_in)``."""
         named = zip(self._layers.items(), self._sums, strict=True)
         return {name: (total.T if is_conv1d(layer) else total) / count for (name, layer), total in named}
-
-
-def task_loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:
-    """Sum of the examples' losses, the one that training has.
-
-    Cross-entropy, its mean over the classes where any number of them holds, or the squared error of a score.
-    """
-    targets = torch.tensor(labels, device=logits.device)
-    if task.is_multi_label:
-        flags = torch.as_tensor(label_matrix(labels, task.num_labels), device=logits.device).float()
-        total = functional.binary_cross_entropy_with_logits(logits.float(), flags, reduction="sum")
-        return total / task.num_labels
-    if task.regression:
-        return functional.mse_loss(logits.float().squeeze(-1), targets.float(), reduction="sum")
-    return functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def _split_in_halves(data: TaskSplit) -> tuple[list[int], list[int]]:

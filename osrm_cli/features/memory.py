@@ -81,12 +81,12 @@ def plan_memory(layers: Mapping[str, int], size: StatisticsSize, limit: int) -> 
         else:
             group.append(layer)
         if needed > limit:
-            raise _explain(layer, width, size, limit)
+            raise _memory_error(layer, width, size, limit)
         peak = max(peak, needed)
     return MemoryPlan(groups, peak, size.bytes(list(layers.values())))
 
 
-def _explain(layer: str, width: int, size: StatisticsSize, limit: int) -> OsrmError:
+def _memory_error(layer: str, width: int, size: StatisticsSize, limit: int) -> OsrmError:
     needed = size.bytes([width])
     hint = f"give it with --memory {format_size(needed, up=True)}"
     if SECOND_MOMENT in [row.name for row in size.statistics]:

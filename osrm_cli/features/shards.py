@@ -126,18 +126,18 @@ Sums = Mapping[str, Sequence[Accumulator]]  # by layer, in the order of the stat
 
 def finalized_tensors(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors of a whole file, one after the other: every statistic by ``<layer>.<statistic>``, float32."""
-    for entry, total in _entries(sums, names):
+    for entry, total in _iter_accumulators(sums, names):
         yield entry, total.finalize(torch.float32)
 
 
 def find_bounds(sums: Sums, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """By ``<layer>.<statistic>``, how far statistics that are not exact may be off."""
-    return {entry: total.bound() for entry, total in _entries(sums, names) if total.bound()}
+    return {entry: total.bound() for entry, total in _iter_accumulators(sums, names) if total.bound()}
 
 
 def shard_tensors(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors of a shard, one after the other."""
-    for entry, total in _entries(sums, names):
+    for entry, total in _iter_accumulators(sums, names):
         yield from ((f"{entry}.{part}", tensor) for part, tensor in total.state().items())
 
 
@@ -157,7 +157,7 @@ def longest_bounds(entries: Iterable[str]) -> dict[str, dict[str, float]]:
     return {entry: dict.fromkeys(("error", "energy"), -sys.float_info.max) for entry in sketches}
 
 
-def _entries(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, Accumulator]]:
+def _iter_accumulators(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, Accumulator]]:
     for layer, totals in sums.items():
         for name, total in zip(names, totals, strict=True):
             yield f"{layer}.{name}", total
@@ -191,11 +191,11 @@ class MergedShards:
         Raises:
             KeyError: If a shard lacks it.
         """
-        return self._total(entry).finalize(torch.float32)
+        return self._merge_states(entry).finalize(torch.float32)
 
     def bound(self, entry: str) -> dict[str, float]:
         """How far the statistic may be off."""
-        total = self._total(entry)
+        total = self._merge_states(entry)
         total.finalize()
         return total.bound()
 
@@ -214,14 +214,14 @@ class MergedShards:
         """
         for entry in self.names:
             try:
-                total = self._total(entry)
+                total = self._merge_states(entry)
             except KeyError as error:
                 raise OsrmError(f"a shard beside {self.paths[0]} lacks {error.args[0]}", "collect it again") from None
             yield entry, total.finalize(torch.float32)
             if bound := total.bound():
                 bounds[entry] = bound
 
-    def _total(self, entry: str) -> Accumulator:
+    def _merge_states(self, entry: str) -> Accumulator:
         """The accumulator that counted what all shards have counted.
 
         Raises:

@@ -72,7 +72,7 @@ class TaskFeatures:
         examples = sum(map(len, batches)) * len(self.plan.groups)
         with progress(f"collect {self._data.task.name}", examples, "examples") as advance:
             for group in self.plan.groups:
-                yield from self._read(group, batches, advance)
+                yield from self._collect_pass(group, batches, advance)
         if self._config.has_gradient and process_rank() == 0:
             with progress(f"gradient {self._data.task.name}", len(self._encodings), "examples") as advance:
                 found = self._collector.gradients(self._data, self._encodings, self._config.batch_size, advance)
@@ -83,15 +83,15 @@ class TaskFeatures:
         examples = self._examples if self._recorded else len(self._data.examples)
         # Of a private mean each example counts once, whatever its length: the number of tokens is nobody's business.
         counts = {"tokens": examples if self._config.noise else self._tokens, "examples": examples}
-        return shards.with_bounds(self._facts | counts, self._bounds)
+        return shards.with_bounds(self._collection_record | counts, self._bounds)
 
     def longest_contents(self) -> dict[str, Any]:
         """The same, known before: no shorter."""
         bounds = {} if self._config.shard else shards.longest_bounds(self.names)
-        return shards.with_bounds(self._facts | {"tokens": _MAX_COUNT, "examples": _MAX_COUNT}, bounds)
+        return shards.with_bounds(self._collection_record | {"tokens": _MAX_COUNT, "examples": _MAX_COUNT}, bounds)
 
     @cached_property
-    def _facts(self) -> dict[str, Any]:
+    def _collection_record(self) -> dict[str, Any]:
         facts = {"task": self._data.task.to_dict(), "statistics": self._config.names, "layers": self._layers}
         if share := self._config.shard:
             return {**facts, "shards": {"count": share.count, "batch_size": self._config.batch_size}}
@@ -120,7 +120,7 @@ class TaskFeatures:
         gradients = [f"{layer}.{GRADIENT}" for layer in self._layers] if config.has_gradient else []
         return [*(f"{layer}.{statistic}" for layer, statistic in pairs), *gradients]
 
-    def _read(
+    def _collect_pass(
         self, group: Sequence[str], batches: Sequence[list[int]], advance: Advance
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """One pass; its sums leave memory at the end."""

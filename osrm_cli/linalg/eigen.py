@@ -40,22 +40,24 @@ def smallest_eigenvectors(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
         start: Seeded Gaussian rows ``(r, d)``.
     """
     rank = len(start)
-    first = _factored(S, [-null * float(S.trace()) / len(S) for null in NULL_THRESHOLDS]) if len(S) > DENSE else None
+    first = (
+        _factor_shifted(S, [-null * float(S.trace()) / len(S) for null in NULL_THRESHOLDS]) if len(S) > DENSE else None
+    )
     if first is None:
         return _dense_smallest(S, start)
     solve, shift = first
-    null = _orthonormal(solve(_orthonormal(solve(start.T))))
-    if float(_rayleigh(S, null).max()) <= -shift:
+    null = _orthonormal_basis(solve(_orthonormal_basis(solve(start.T))))
+    if float(_rayleigh_quotients(S, null).max()) <= -shift:
         return null.T
-    columns = _oversampled(start)
+    columns = _oversample_start(start)
     for tolerance in (SHIFT_TOLERANCE, RESIDUAL, RESIDUAL):
         pairs = krylov(solve, columns, rank, tolerance)
         if pairs.residual <= RESIDUAL:
             return pairs.vectors[:, :rank].T
-        columns, values = pairs.vectors, _rayleigh(S, pairs.vectors)[:rank]
+        columns, values = pairs.vectors, _rayleigh_quotients(S, pairs.vectors)[:rank]
         low, spread = float(values.min()), float(values.max() - values.min())
         below = [low - spread * 2.0**k for k in range(3)]
-        solve, shift = _factored(S, [nearer for nearer in below if nearer > shift]) or (solve, shift)
+        solve, shift = _factor_shifted(S, [nearer for nearer in below if nearer > shift]) or (solve, shift)
     return _dense_smallest(S, start)
 
 
@@ -68,7 +70,7 @@ def largest_eigenvectors(apply: Operator, start: torch.Tensor) -> torch.Tensor:
     """
     rank, width = start.shape
     if width > DENSE:
-        pairs = krylov(apply, _oversampled(start), rank, RESIDUAL)
+        pairs = krylov(apply, _oversample_start(start), rank, RESIDUAL)
         if pairs.residual <= RESIDUAL:
             return pairs.vectors[:, :rank].T
     S = apply(torch.eye(width, dtype=start.dtype, device=start.device))
@@ -101,20 +103,20 @@ def krylov(apply: Operator, start: torch.Tensor, rank: int, tolerance: float) ->
     width = start.shape[1]
     blocks = min(BLOCKS, len(start) // width)  # at least one: a block is never wider than the space
     V, W = (start.new_empty(len(start), blocks * width) for _ in range(2))
-    block = _orthonormal(start)
+    block = _orthonormal_basis(start)
     for step in range(1, blocks + 1):
         columns = slice((step - 1) * width, step * width)
         V[:, columns], W[:, columns] = block, apply(block)
         basis, images = V[:, : columns.stop], W[:, : columns.stop]
         if step % CHECK == 0 or step == blocks:
-            pairs = _ritz(basis, images, rank, width)
+            pairs = _ritz_pairs(basis, images, rank, width)
             if pairs.residual <= tolerance:
                 break
-        block = _orthonormal(_outside(_orthonormal(_outside(W[:, columns], basis)), basis))
+        block = _orthonormal_basis(_project_outside(_orthonormal_basis(_project_outside(W[:, columns], basis)), basis))
     return pairs
 
 
-def _ritz(basis: torch.Tensor, images: torch.Tensor, rank: int, width: int) -> RitzPairs:
+def _ritz_pairs(basis: torch.Tensor, images: torch.Tensor, rank: int, width: int) -> RitzPairs:
     """The best approximations in the span of ``basis`` ``(d, k)``, whose images under the operator are known."""
     values, mix = torch.linalg.eigh(basis.T @ images)
     values, mix = values[-width:].flip(0), mix[:, -width:].flip(1)
@@ -122,7 +124,7 @@ def _ritz(basis: torch.Tensor, images: torch.Tensor, rank: int, width: int) -> R
     limits = torch.finfo(values.dtype)
     residual = (images @ mix - vectors * values).norm(dim=0) - limits.eps * values[0]  # less is rounding
     relative = residual.clamp_min(0) / values.clamp_min(limits.tiny)
-    return RitzPairs(_orthonormal(vectors), float(relative[:rank].max()))
+    return RitzPairs(_orthonormal_basis(vectors), float(relative[:rank].max()))
 
 
 def fix_signs(A: torch.Tensor) -> torch.Tensor:
@@ -131,16 +133,16 @@ def fix_signs(A: torch.Tensor) -> torch.Tensor:
     return A * torch.where(peaks < 0, -1.0, 1.0).to(A.dtype)
 
 
-def _factored(S: torch.Tensor, shifts: Iterable[float]) -> tuple[Operator, float] | None:
+def _factor_shifted(S: torch.Tensor, shifts: Iterable[float]) -> tuple[Operator, float] | None:
     """Solver with ``S - shift I`` for the first shift that leaves it positive definite, and that shift."""
     for shift in shifts:
-        factor = _cholesky(S, shift)
+        factor = _shifted_cholesky(S, shift)
         if factor is not None:
-            return partial(_solve, factor), shift
+            return partial(_cholesky_solve, factor), shift
     return None
 
 
-def _cholesky(S: torch.Tensor, shift: float) -> torch.Tensor | None:
+def _shifted_cholesky(S: torch.Tensor, shift: float) -> torch.Tensor | None:
     """Factor of ``S - shift I``, panel by panel: nearly all of it is matrix products, at twice LAPACK's speed.
 
     ``None`` if it is not positive definite.
@@ -158,14 +160,14 @@ def _cholesky(S: torch.Tensor, shift: float) -> torch.Tensor | None:
     return L
 
 
-def _solve(L: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def _cholesky_solve(L: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """``(L L^T)^{-1}`` times columns; ``torch.cholesky_solve`` copies the factor and takes four times as long."""
     half = torch.linalg.solve_triangular(L, columns, upper=False)
     whole: torch.Tensor = torch.linalg.solve_triangular(L.T, half, upper=True)
     return whole
 
 
-def _rayleigh(S: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def _rayleigh_quotients(S: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return ((S @ columns) * columns).sum(dim=0)
 
 
@@ -173,18 +175,18 @@ def _dense_smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(S)
     null = int((values <= NULL_THRESHOLDS[0] * values.mean()).sum())
     lowest: torch.Tensor = vectors[:, : max(null, len(start))]
-    return lowest.T if null < len(start) else _orthonormal(lowest @ (lowest.T @ start.T)).T
+    return lowest.T if null < len(start) else _orthonormal_basis(lowest @ (lowest.T @ start.T)).T
 
 
-def _outside(block: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
+def _project_outside(block: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
     return block - V @ (V.T @ block)
 
 
-def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
+def _orthonormal_basis(columns: torch.Tensor) -> torch.Tensor:
     Q: torch.Tensor = torch.linalg.qr(columns)[0]
     return Q
 
 
-def _oversampled(start: torch.Tensor) -> torch.Tensor:
+def _oversample_start(start: torch.Tensor) -> torch.Tensor:
     """The start's rows as columns, and a few more that depend on them alone."""
     return torch.cat([start, start[:OVERSAMPLED].roll(1, dims=1)])[: start.shape[1]].T

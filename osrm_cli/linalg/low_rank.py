@@ -17,7 +17,7 @@ class LowRank:
     Attributes:
         B: ``(d_out, r)``.
         A: ``(r, d_in)``.
-        kept: Share of the energy that truncation left; 1 if it was not truncated.
+        kept_energy: Share of the energy that truncation left; 1 if it was not truncated.
     """
 
     B: Tensor
@@ -51,6 +51,12 @@ class LowRank:
     def to(self, dtype: torch.dtype) -> "LowRank":
         """The same factors in another precision."""
         return replace(self, B=self.B.to(dtype), A=self.A.to(dtype))
+
+    def padded(self, rank: int) -> "LowRank":
+        """The same product with factors of a higher rank, filled up with zeros."""
+        missing = rank - self.rank
+        B = torch.cat([self.B, self.B.new_zeros(self.shape[0], missing)], dim=1)
+        return replace(self, B=B, A=torch.cat([self.A, self.A.new_zeros(missing, self.shape[1])]))
 
 
 @dataclass(frozen=True)

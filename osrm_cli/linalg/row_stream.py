@@ -83,7 +83,7 @@ class RowStream:
 
         def join(places: list[slice]) -> Answer:
             place = slice(places[0].start, places[-1].stop)
-            return function(place, self._rows(place, places))
+            return function(place, self._filled_rows(place, places))
 
         return self._map_strips(join)
 
@@ -104,7 +104,7 @@ class RowStream:
         """``||W||_F^2``."""
         return sum(self.blocks(lambda _, rows: float(sum_of_squares(rows))))
 
-    def _rows(self, place: slice, blocks: list[slice]) -> Tensor:
+    def _filled_rows(self, place: slice, blocks: list[slice]) -> Tensor:
         if self.whole is not None:
             held: Tensor = self.whole[place]
             return held
@@ -182,7 +182,7 @@ def truncate(
         U, Vh, total = core.Q_B @ U, Vh @ core.Q_A.T, float(sigma.square().sum())
     else:
         stream = RowStream.of(update) if isinstance(update, Tensor) else update
-        U, sigma, Vh, total = _decompose(stream, rank, energy, tolerance)
+        U, sigma, Vh, total = _decompose_stream(stream, rank, energy, tolerance)
     shares = sigma.square().cumsum(0) / total if total > 0 else torch.ones_like(sigma)
     size = _rank_to_keep(sigma, shares, rank, energy)
     U, Vh, root = U[:, :size], Vh[:size], sigma[:size].sqrt()
@@ -199,7 +199,7 @@ def _rank_to_keep(sigma: Tensor, shares: Tensor, rank: int | None, energy: float
     return max(min(limits), 1)
 
 
-def _decompose(
+def _decompose_stream(
     stream: RowStream, rank: int | None, energy: float | None, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """The leading singular triplets of a dense matrix, at least as many as needed, and ``||W||_F^2``."""
@@ -207,27 +207,27 @@ def _decompose(
         stream = stream.held()
     few = min(stream.shape) // (16 if rank else 32)
     if (rank or energy) and 0 < (rank or few) <= few:
-        U, sigma, Vh, total = _krylov(stream, rank or few, tolerance)
+        U, sigma, Vh, total = _krylov_triplets(stream, rank or few, tolerance)
         if rank or float(sigma.square().sum()) >= (energy or 0.0) * total:
             return U, sigma, Vh, total
-    return _exact(stream.dense())
+    return _exact_triplets(stream.dense())
 
 
-def _krylov(stream: RowStream, rank: int, tolerance: float) -> tuple[Tensor, Tensor, Tensor, float]:
+def _krylov_triplets(stream: RowStream, rank: int, tolerance: float) -> tuple[Tensor, Tensor, Tensor, float]:
     """Nearly the best ``rank`` singular triplets, in the space of ``X, W^T W X, (W^T W)^2 X, ...``.
 
     A pass gives ``W X`` and ``W^T W X`` of the newest block ``X`` of an orthonormal basis ``Q`` of the space, and with
     that all of ``W Q``: the triplets need no pass of their own.
     """
-    X = Q = _start(stream, min(rank + OVERSAMPLING, *stream.shape))
+    X = Q = _first_block(stream, min(rank + OVERSAMPLING, *stream.shape))
     products, energies = [], [0.0]
     for _ in range(MAX_PASSES):
         product, image, total = _pass(stream, X.to(stream.dtype))
         products.append(product.to(torch.float64))
         WQ = torch.cat(products, dim=1)
-        energies.append(_energy(WQ, rank))
+        energies.append(_captured_energy(WQ, rank))
         room = min(stream.shape) - Q.shape[1]
-        if not room or _expected(energies[-3:]) <= tolerance * (total - energies[-1]) + ROUNDING * total:
+        if not room or _expected_gain(energies[-3:]) <= tolerance * (total - energies[-1]) + ROUNDING * total:
             break
         X = _new_directions(Q, image.to(torch.float64)[:, :room])
         Q = torch.cat([Q, X], dim=1)
@@ -236,7 +236,7 @@ def _krylov(stream: RowStream, rank: int, tolerance: float) -> tuple[Tensor, Ten
 
 
 @in_one_thread()
-def _start(stream: RowStream, width: int) -> Tensor:
+def _first_block(stream: RowStream, width: int) -> Tensor:
     """Orthonormal ``(d_in, width)``: the main directions of what the matrix resembles, and random ones."""
     draws = torch.Generator().manual_seed(0)
     directions = [torch.randn(stream.shape[1], width, generator=draws, dtype=torch.float64).to(stream.device)]
@@ -254,7 +254,7 @@ def _new_directions(Q: Tensor, more: Tensor) -> Tensor:
 
 
 @in_one_thread()
-def _energy(WQ: Tensor, rank: int) -> float:
+def _captured_energy(WQ: Tensor, rank: int) -> float:
     """The energy that the best ``rank`` directions in the span of ``Q`` keep."""
     return float(torch.linalg.eigvalsh(WQ.T @ WQ)[-rank:].sum())
 
@@ -281,7 +281,7 @@ def _pass(stream: RowStream, X: Tensor) -> tuple[Tensor, Tensor, float]:
     return product, image, total
 
 
-def _expected(energies: list[float]) -> float:
+def _expected_gain(energies: list[float]) -> float:
     """What further passes may add, if gains go on falling as in the last two."""
     if len(energies) < 3:
         return float("inf")
@@ -289,9 +289,9 @@ def _expected(energies: list[float]) -> float:
     return last**2 / (before - last) if before > last else abs(last)
 
 
-def _exact(W: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+def _exact_triplets(W: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     if W.shape[0] > W.shape[1]:
-        U, sigma, Vh, total = _exact(W.T)
+        U, sigma, Vh, total = _exact_triplets(W.T)
         return Vh.T, sigma, U.T, total
     gram = torch.zeros(W.shape[0], W.shape[0], dtype=torch.float64, device=W.device)
     for columns in torch.split(W, 1024, dim=1):

@@ -98,12 +98,12 @@ def measure_drift(starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.T
     moved = {layer: procrustes_distance(A_0, ends[layer]) for layer, A_0 in starts.items()}
     norms = {layer: float(A_0.double().norm()) for layer, A_0 in starts.items()}
     return Drift(
-        overall=_ratio(math.hypot(*moved.values()), math.hypot(*norms.values())),
-        layers={layer: _ratio(moved[layer], norms[layer]) for layer in starts},
+        overall=_energy_share(math.hypot(*moved.values()), math.hypot(*norms.values())),
+        layers={layer: _energy_share(moved[layer], norms[layer]) for layer in starts},
     )
 
 
-def _ratio(part: float, whole: float) -> float:
+def _energy_share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 

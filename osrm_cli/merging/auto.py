@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.task_data import data_source, is_text_adapter
+from osrm_cli.adapters.task_data import data_source
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.recipes.recipe import MergeRecipe
+from osrm_cli.merging.recipes.recipe import AUTO, MergeRecipe
 from osrm_cli.models.base_model import is_full_model
 from osrm_cli.tasks.loading import list_splits
-
-AUTO = "auto"
 
 
 def choose_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
@@ -31,7 +29,7 @@ def choose_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
     adapters = [Adapter.open(entry.path) for entry in recipe.adapters]
     if len(adapters) == 1:
         return replace(recipe, method="task-arith"), "one adapter is itself"
-    learned = "sequential" if all(map(is_text_adapter, adapters)) else "distill"
+    learned = "sequential" if all(adapter.is_text for adapter in adapters) else "distill"
     if lack := _find_lack(adapters, recipe.data):
         cut = ", cut to a rank by the features" if recipe.features and recipe.output == "adapter" else ""
         return replace(recipe, method="ties"), f"the best of those that read adapters alone{cut}; for {learned} {lack}"
@@ -43,7 +41,7 @@ def _find_lack(adapters: Sequence[Adapter], data: str | None) -> str | None:
     for adapter in adapters:
         if any(layer.embedding for layer in adapter.layers.values()):
             return f"{adapter.source} must not adapt an embedding"
-        if not is_text_adapter(adapter) and not adapter.head_tensors():
+        if not adapter.is_text and not adapter.head_tensors():
             return f"{adapter.source} has no head"
         try:
             source = data_source(adapter, data, AUTO)

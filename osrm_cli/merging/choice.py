@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.merging.auto import AUTO, choose_method
 from osrm_cli.merging.methods import find_method
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.recipes.recipe_file import read_recipe
+from osrm_cli.merging.recipes.recipe import AUTO, AdapterEntry, MergeRecipe
 from osrm_cli.models.base_model import identify_base_model, is_full_model
 from osrm_cli.storage.records import BaseModelId
 
@@ -32,7 +30,7 @@ class MergeChoice:
 
     def is_error(self, name: str) -> bool:
         """Whether it is an error not to use an option or input that is given."""
-        return _counts(name, self.must_use)
+        return _is_asked(name, self.must_use)
 
 
 def choose_merge(
@@ -58,8 +56,8 @@ def choose_merge(
     """
     model, revision = base
     first = None if recipe is None else must_use
-    chosen = _fill(_make_recipe(adapters, recipe), given, options, first)
-    name = model if model and _counts("model", first) else chosen.base or model
+    chosen = _complete_recipe(_make_recipe(adapters, recipe), given, options, first)
+    name = model if model and _is_asked("model", first) else chosen.base or model
     base_of_all, notes = None, []
     if name and (source := _find_full_model(chosen)):
         if given["form"] == "adapter":
@@ -68,6 +66,8 @@ def choose_merge(
         chosen, base_of_all = replace(chosen, output="model", base=name), identify_base_model(name, revision)
         notes.append(f"{source} is a full model: the result is a model, as with --as model")
     if chosen.method == AUTO:
+        from osrm_cli.merging.auto import choose_method  # it reads tasks
+
         chosen, reason = choose_method(chosen)
         notes.append(f"method {chosen.method}: {reason}")
         must_use = ()
@@ -82,11 +82,14 @@ def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None) -> Mer
         raise OsrmError("adapters are given twice: on the command line and by --recipe", "leave out one of them")
     if not path and not adapters:
         raise OsrmError("no adapters to merge", "osrm merge adapters/* --method task-arith --lambda 0.3")
-    entries = tuple(AdapterEntry(str(adapter)) for adapter in adapters)
-    return read_recipe(Path(path)) if path else MergeRecipe("task-arith", entries)
+    if path:
+        from osrm_cli.merging.recipes.recipe_file import read_recipe  # schemas take a while to build
+
+        return read_recipe(Path(path))
+    return MergeRecipe("task-arith", tuple(AdapterEntry(str(adapter)) for adapter in adapters))
 
 
-def _fill(
+def _complete_recipe(
     recipe: MergeRecipe, given: Mapping[str, Any], options: Mapping[str, Any], first: Collection[str] | None
 ) -> MergeRecipe:
     """A recipe with what is given beside it.
@@ -103,9 +106,9 @@ def _fill(
     changes: dict[str, Any] = {
         field: value
         for field, (name, value) in fields.items()
-        if _counts(name, first) or getattr(recipe, field) is None
+        if _is_asked(name, first) or getattr(recipe, field) is None
     }
-    kept = {name: value for name, value in options.items() if _counts(name, first) or name not in held}
+    kept = {name: value for name, value in options.items() if _is_asked(name, first) or name not in held}
     return replace(recipe, **changes, options={**recipe.options, **kept})
 
 
@@ -114,6 +117,6 @@ def _find_full_model(recipe: MergeRecipe) -> str | None:
     return next((entry.path for entry in recipe.adapters if is_full_model(entry.path)), None)
 
 
-def _counts(name: str, named: Collection[str] | None) -> bool:
+def _is_asked(name: str, named: Collection[str] | None) -> bool:
     """Whether an argument is among those named; all are where none is."""
     return named is None or name in named

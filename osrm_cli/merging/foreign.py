@@ -10,7 +10,6 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter, short_model_name
 from osrm_cli.adapters.layers import AdapterLayer
-from osrm_cli.adapters.task_data import is_text_adapter
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
@@ -98,7 +97,7 @@ def separate_foreign(adapters: Sequence[Adapter], base: BaseModelId) -> list[Ada
         from osrm_cli.models.target_modules import describe_target_layers  # it imports transformers
 
         folder = find_base_model(base.name, base.revision)
-        layers, turned = describe_target_layers(folder, is_text_adapter(adapters[0]))
+        layers, turned = describe_target_layers(folder, adapters[0].is_text)
     return [_as_foreign(adapter, base, layers, turned) if adapter in foreign else adapter for adapter in adapters]
 
 

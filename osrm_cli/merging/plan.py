@@ -22,7 +22,6 @@ from osrm_cli.adapters.adapter import (
 )
 from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
 from osrm_cli.adapters.rest import AdapterWithRest
-from osrm_cli.adapters.task_data import is_text_adapter
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
@@ -120,7 +119,7 @@ class MergePlan:
         method = find_method(recipe.method)
         check_output(method, recipe)
         used, options = resolve_options(method, recipe.options, optional)
-        sources = ((_open(entry.path, recipe.output, base), entry) for entry in recipe.adapters)
+        sources = ((_open_source(entry.path, recipe.output, base), entry) for entry in recipe.adapters)
         opened = sorted(sources, key=lambda pair: pair[0].name)
         given = [adapter for adapter, _ in opened]
         adapters = tuple(align_layers(separate_foreign(given, base) if base and method.takes_any_base else given))
@@ -181,7 +180,7 @@ class MergePlan:
             return self
         from osrm_cli.models.target_modules import describe_target_layers  # it imports transformers
 
-        further, _ = describe_target_layers(base, is_text_adapter(self.adapters[0]), names)
+        further, _ = describe_target_layers(base, self.adapters[0].is_text, names)
         shapes = {**further, **self.shapes}
         return replace(self, shapes={name: shapes[name] for name in sorted(shapes, key=natural_sort_key)})
 
@@ -225,7 +224,7 @@ class MergePlan:
         """
         heads = self.read_heads()
         first, *others = self.adapters
-        values = _whole_values(first)
+        values = _list_whole_values(first)
         for other in others:
             _check_same_values(first, values, other)
         if values and self.method.is_task_aware:
@@ -282,7 +281,7 @@ class MergePlan:
         return {layer: block / last for layer, block in blocks.items()}
 
 
-def _open(source: str, output: str, base: BaseModelId | None) -> Adapter:
+def _open_source(source: str, output: str, base: BaseModelId | None) -> Adapter:
     """An adapter, for a model with what it does not hold; or a full model, where its base model is known."""
     adapter = open_update(source, base) if base else Adapter.open(source)
     return AdapterWithRest.of(adapter) if output == "model" else adapter
@@ -317,7 +316,7 @@ def _check_foreign_weights(entries: Sequence[AdapterEntry], adapters: Sequence[A
             )
 
 
-def _whole_values(adapter: Adapter) -> dict[str, torch.Tensor]:
+def _list_whole_values(adapter: Adapter) -> dict[str, torch.Tensor]:
     """Values that an adapter holds in the place of the base model's, each row of an embedding apart."""
     rows = {
         f"row {index} of {module}": row
@@ -329,7 +328,7 @@ def _whole_values(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 def _check_same_values(first: Adapter, values: Mapping[str, torch.Tensor], other: Adapter) -> None:
     """Check that two adapters have trained the same modules and rows to the same values, which have no sum."""
-    others = _whole_values(other)
+    others = _list_whole_values(other)
     for name in sorted(values.keys() | others.keys(), key=natural_sort_key):
         if name not in values or name not in others or not torch.equal(values[name], others[name]):
             raise OsrmError(

@@ -41,7 +41,7 @@ def card_text(
 ) -> str:
     """The model card: adapters, method, options and the known scores."""
     base = next((adapter.config.base_model for adapter in plan.adapters if adapter.config.base_model), None)
-    rows = "\n".join(_row(source) for source in inputs)
+    rows = "\n".join(_adapter_row(source) for source in inputs)
     values = [
         (name.replace("_", "-"), each)
         for name, value in sorted(plan.recipe.options.items())
@@ -71,7 +71,7 @@ def card_text(
 
 Made by `osrm merge --method {plan.method.name} {flags}`; `merge.yaml` repeats it, `osrm.json` records every input.
 
-{_loading(plan, form, base, heads)}
+{_loading_instructions(plan, form, base, heads)}
 """
 
 
@@ -95,7 +95,7 @@ difference of the representations, on examples left out of the fit:
 """
 
 
-def _loading(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
+def _loading_instructions(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
     """Instructions for loading the result, with the first task that has a head as the example."""
     task, head = next(((task, head) for task, head in heads.items() if head), (plan.adapters[0].name, {}))
     auto = None
@@ -108,7 +108,7 @@ def _loading(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
     return _LOADING[form].format(base=base or "...", labels=rows, task=task, auto=auto)
 
 
-def _row(source: Mapping[str, Any]) -> str:
+def _adapter_row(source: Mapping[str, Any]) -> str:
     dev_scores = (source["dev"] or {}).get("scores", {})
     scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(dev_scores.items())) or "-"
     weight = "by layer" if isinstance(source["weight"], Mapping) else source["weight"]

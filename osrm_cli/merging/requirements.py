@@ -104,13 +104,13 @@ def resolve_options(
     used = {name: value for name, value in used.items() if value is not None or name not in _MAY_BE_UNSET}
     names = {each.name for each in fields(MethodOptions)}
     values = {"scale": used["lambda"], **{name: value for name, value in used.items() if name in names}}
-    options = _check(MethodOptions, values, given)
+    options = _check_options(MethodOptions, values, given)
     of_data = DATA_OPTIONS.get(method.data_statistic or "", {}).keys() & used.keys()
-    _check(DataOptions, {name: used[name] for name in of_data}, given)
+    _check_options(DataOptions, {name: used[name] for name in of_data}, given)
     return used, options
 
 
-def _check(schema: type[Options], values: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
+def _check_options(schema: type[Options], values: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
     try:
         return schema(**values)
     except ValidationError as error:

@@ -44,10 +44,10 @@ def merge_layer(
             data = {} if method.beyond_layers else layer_data.for_layer(layer, merged)
             return method.load_beyond_layers()(plan.read_updates(layer, data, device), plan.options), 1.0
         updates = plan.read_updates(layer, layer_data.for_layer(layer, merged), device)
-        return _recompress(plan, updates, method.load()(updates, plan.options))
+        return _recompress_update(plan, updates, method.load()(updates, plan.options))
 
 
-def _recompress(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> tuple[LayerResult, float]:
+def _recompress_update(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> tuple[LayerResult, float]:
     """Recompress a rule's result where the recipe says so, or where an adapter could not hold it.
 
     Where the inputs' second moments are at hand, by what the inputs see of it.

@@ -74,19 +74,21 @@ class Architecture:
             model_class = getattr(transformers, name, None) if isinstance(name, str) else None
             if model_class is None:
                 return cls()
-            model = _build(model_class, config)
+            model = _build_without_weights(model_class, config)
             mapping = get_model_conversion_mapping(model)
             steps = [step for step in mapping if isinstance(step, WeightRenaming)]
             sources = dict(
-                filter(None, (_expert_source(step) for step in mapping if isinstance(step, WeightConverter)))
+                filter(None, (_find_expert_sources(step) for step in mapping if isinstance(step, WeightConverter)))
             )
             tied = dict(model.all_tied_weights_keys)
-            vocabulary = _vocabulary(model)
+            vocabulary = _vocabulary_modules(model)
             for part in (config, config.get_text_config()):
                 part.tie_word_embeddings = False
             # Encoder-decoders tie embeddings to each other as well, and scale what a tied output layer reads.
-            can_untie = not config.is_encoder_decoder and not _build(model_class, config).all_tied_weights_keys
-        renamings, turned = tuple(_renaming(step) for step in steps), _turned_stacks(model)
+            can_untie = (
+                not config.is_encoder_decoder and not _build_without_weights(model_class, config).all_tied_weights_keys
+            )
+        renamings, turned = tuple(_make_renaming(step) for step in steps), _find_turned_stacks(model)
         return cls(renamings, tied, can_untie, vocabulary, sources, turned)
 
     def name_in_model(self, name: str) -> str:
@@ -113,14 +115,14 @@ class Architecture:
         return []
 
 
-def _build(model_class: Any, config: Any) -> Any:
+def _build_without_weights(model_class: Any, config: Any) -> Any:
     import torch
 
     with torch.device("meta"):
         return model_class(config)
 
 
-def _vocabulary(model: Any) -> frozenset[str]:
+def _vocabulary_modules(model: Any) -> frozenset[str]:
     modules = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     return frozenset(
         f"{name}.{parameter}"
@@ -130,7 +132,7 @@ def _vocabulary(model: Any) -> frozenset[str]:
     )
 
 
-def _expert_source(step: Any) -> tuple[str, tuple[str, ...]] | None:
+def _find_expert_sources(step: Any) -> tuple[str, tuple[str, ...]] | None:
     """The end of a parameter's name, and those of the matrices that are stacked as they are, or below each other."""
     operations = [(type(each).__name__, getattr(each, "dim", None)) for each in step.operations]
     if operations not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
@@ -141,7 +143,7 @@ def _expert_source(step: Any) -> tuple[str, tuple[str, ...]] | None:
     return (target, tuple(sources)) if all(re.fullmatch(r"[\w.*]+", each) for each in (target, *sources)) else None
 
 
-def _turned_stacks(model: Any) -> frozenset[str]:
+def _find_turned_stacks(model: Any) -> frozenset[str]:
     return frozenset(
         f"{name}.{parameter}"
         for name, module in model.named_modules()
@@ -151,5 +153,5 @@ def _turned_stacks(model: Any) -> frozenset[str]:
     )
 
 
-def _renaming(step: Any) -> Callable[[str], str]:
+def _make_renaming(step: Any) -> Callable[[str], str]:
     return lambda name: str(step.rename_source_key(name)[0])

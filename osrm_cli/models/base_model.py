@@ -127,10 +127,10 @@ def _find_built_in(name: str) -> Path | None:
 def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
     """Digest a base model's weights, so that artifacts can tell whether they belong together."""
     folder = find_base_model(name, revision)
-    return BaseModelId(name=public_name(name), revision=hub.commit_of(folder), sha256=_digest(folder))
+    return BaseModelId(name=public_name(name), revision=hub.commit_of(folder), sha256=_digest_weights(folder))
 
 
-def _digest(folder: Path) -> str:
+def _digest_weights(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name}\0{input_files.file_digest(path)}\n".encode())

@@ -136,12 +136,12 @@ class Checkpoint:
     @cached_property
     def _names_below(self) -> dict[str, list[str]]:
         """Names of tensors by what follows the first part."""
-        return _group_by(self.tensors, lambda name: name.partition(".")[2])
+        return _group_names(self.tensors, lambda name: name.partition(".")[2])
 
     @cached_property
     def _names_in_model(self) -> dict[str, list[str]]:
         """Names of tensors by those in the model."""
-        return _group_by(self.tensors, self.architecture.name_in_model)
+        return _group_names(self.tensors, self.architecture.name_in_model)
 
     def untied(self, copies: Mapping[str, str]) -> "Checkpoint":
         """The model with further tensors, which begin as others that they were tied to.
@@ -201,10 +201,10 @@ class Checkpoint:
         files = list(dict.fromkeys(location.path for location in self.tensors.values()))
 
         def key(name: str) -> tuple[int, int, str]:
-            kind = self._target(name, dtype)
+            kind = self._target_dtype(name, dtype)
             return (
                 files.index(self.tensors[name].path),
-                -_width(DTYPES[kind] if kind else self.tensors[name].dtype),
+                -_bits_of_entry(DTYPES[kind] if kind else self.tensors[name].dtype),
                 name,
             )
 
@@ -233,7 +233,7 @@ class Checkpoint:
                 batch, part = list(names), folder / f"{path.name}.part"
                 with write_stream(part, batch) as out:
                     for name in batch:
-                        self._copy(out, name, changes.get(name), self._target(name, dtype))
+                        self._copy_tensor(out, name, changes.get(name), self._target_dtype(name, dtype))
                 if finished:  # whole also after a power failure
                     with part.open("rb") as file:
                         os.fsync(file.fileno())
@@ -259,16 +259,16 @@ class Checkpoint:
         total = 0
         for name, location in self.tensors.items():
             if location.path.name not in without:
-                kind = self._target(name, dtype)
-                total += math.prod(location.shape) * _width(DTYPES[kind] if kind else location.dtype) // 8
+                kind = self._target_dtype(name, dtype)
+                total += math.prod(location.shape) * _bits_of_entry(DTYPES[kind] if kind else location.dtype) // 8
         return total
 
-    def _target(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
+    def _target_dtype(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
         """The type that a tensor is written in; ``None`` if torch may not know it: the tensor is copied unchanged."""
         kind = _TYPES.get(self.tensors[name].dtype)
         return dtype if dtype is not None and kind is not None and kind.is_floating_point else kind
 
-    def _copy(
+    def _copy_tensor(
         self,
         out: TensorStream,
         name: str,
@@ -277,15 +277,17 @@ class Checkpoint:
     ) -> None:
         location = self.tensors[name]
         if target is None or not target.is_floating_point:
-            out.add_bytes(name, location.dtype, location.shape, _chunks(location.path, location.name))
+            out.add_bytes(name, location.dtype, location.shape, _read_pieces(location.path, location.name))
             return
         rows = MatrixRows.stored(location)
         pieces = change(rows) if change else rows.pieces()
-        flat = (piece.contiguous().reshape(-1).view(torch.uint8) for piece in _checked(pieces, target, name, location))
+        flat = (
+            piece.contiguous().reshape(-1).view(torch.uint8) for piece in _check_pieces(pieces, target, name, location)
+        )
         out.add_bytes(name, DTYPES[target], location.shape, (piece.numpy().data for piece in flat))
 
 
-def _group_by(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+def _group_names(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)
@@ -308,7 +310,7 @@ def _write_config(path: Path, dtype: torch.dtype | None, settings: Mapping[str, 
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _checked(
+def _check_pieces(
     pieces: Iterable[torch.Tensor], target: torch.dtype, name: str, location: TensorLocation
 ) -> Iterator[torch.Tensor]:
     """The pieces of a tensor in the type that is written; infinity of a base model is handed on: masks hold it."""
@@ -322,7 +324,7 @@ def _checked(
         yield written
 
 
-def _chunks(path: Path, name: str) -> Iterator[bytes]:
+def _read_pieces(path: Path, name: str) -> Iterator[bytes]:
     """One tensor's bytes, in pieces."""
     first, last = _find_bytes(path, name)
     with path.open("rb") as file:
@@ -339,7 +341,7 @@ def _find_bytes(path: Path, name: str) -> tuple[int, int]:
     return start + first, start + last
 
 
-def _width(dtype: str) -> int:
+def _bits_of_entry(dtype: str) -> int:
     """Bits of one entry, from the name of its type."""
     digits = re.search(r"\d+", dtype)
     return int(digits[0]) if digits else 8

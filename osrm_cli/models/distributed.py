@@ -61,13 +61,13 @@ def reduce_to_first(sums: Mapping[str, Sequence[Reducible]]) -> None:
     """Add up every process's sums in the first process, one by one; all processes must call it alike."""
     for total in (total for totals in sums.values() for total in totals):
         if process_rank():
-            _send(total.state())
+            _send_tensors(total.state())
         else:
             for source in range(1, process_count()):
-                total.merge_state(_receive(source, total.layout()))
+                total.merge_state(_receive_tensors(source, total.layout()))
 
 
-def _send(state: dict[str, torch.Tensor]) -> None:
+def _send_tensors(state: dict[str, torch.Tensor]) -> None:
     """Each tensor's sizes, then its numbers: nothing is copied."""
     for tensor in state.values():
         distributed.send(torch.tensor([*tensor.shape, 0]), 0)
@@ -75,7 +75,7 @@ def _send(state: dict[str, torch.Tensor]) -> None:
             distributed.send(tensor.contiguous(), 0)
 
 
-def _receive(source: int, layout: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _receive_tensors(source: int, layout: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     state = {}
     for name, like in layout.items():
         sizes = torch.zeros(like.ndim + 1, dtype=torch.int64)

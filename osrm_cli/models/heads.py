@@ -1,4 +1,4 @@
-"""A classifier's last linear layer: find it, compute its inputs, and fit it by regression."""
+"""A classifier's last linear layer: find it, compute its inputs, fit it by regression; the loss of what it puts out."""
 
 import re
 from collections import Counter
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from torch.nn import functional
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.batching import Encoding, compute_logits
@@ -155,3 +156,18 @@ def compute_representations(
         return compute_logits(model, encodings, tokenizer, device, batch_size, advance)
     finally:
         handle.remove()
+
+
+def task_loss(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:
+    """Sum of the examples' losses, the one that training has.
+
+    Cross-entropy, its mean over the classes where any number of them holds, or the squared error of a score.
+    """
+    targets = torch.tensor(labels, device=logits.device)
+    if task.is_multi_label:
+        flags = torch.as_tensor(label_matrix(labels, task.num_labels), device=logits.device).float()
+        total = functional.binary_cross_entropy_with_logits(logits.float(), flags, reduction="sum")
+        return total / task.num_labels
+    if task.regression:
+        return functional.mse_loss(logits.float().squeeze(-1), targets.float(), reduction="sum")
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")

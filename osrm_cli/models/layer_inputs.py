@@ -85,11 +85,11 @@ def find_shared_inputs(
 
     hooks = [(module, make_hook(name)) for name, module in targets.items()]
     with ExitStack() as stack:
-        stack.enter_context(_hooks(hooks))
+        stack.enter_context(_input_hooks(hooks))
         if encoder is not None:
             handle = encoder.register_forward_hook(keep_output)
             stack.callback(handle.remove)
-            stack.enter_context(_hooks([(module, find_side(name)) for name, module in targets.items()]))
+            stack.enter_context(_input_hooks([(module, find_side(name)) for name, module in targets.items()]))
         stack.enter_context(torch.inference_mode())
         model(**_model_inputs(model, batch))
     for name in targets:
@@ -148,7 +148,7 @@ def record_inputs(
         return observe
 
     with (
-        _hooks((targets[name], make_hook(name)) for name in inputs.distinct),
+        _input_hooks((targets[name], make_hook(name)) for name in inputs.distinct),
         torch.inference_mode(),
         suppress(_StopForward),
     ):
@@ -168,8 +168,8 @@ def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[tor
 
 
 @contextmanager
-def _hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(_own(hook)) for module, hook in hooks]
+def _input_hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    handles = [module.register_forward_pre_hook(_hook_of_pass(hook)) for module, hook in hooks]
     try:
         yield
     finally:
@@ -177,7 +177,7 @@ def _hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iter
             handle.remove()
 
 
-def _own(hook: Callable[..., None]) -> Callable[..., None]:
+def _hook_of_pass(hook: Callable[..., None]) -> Callable[..., None]:
     """A hook that sees its own forward pass alone: an offloaded model runs several side by side."""
     owner = getcurrent()
     return lambda *arguments: hook(*arguments) if getcurrent() is owner else None

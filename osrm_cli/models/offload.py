@@ -96,7 +96,7 @@ class OffloadedModel:
         """A layer's weights, read from the disk."""
         layer = self._layers[name]
         empty = dict(layer.named_parameters(remove_duplicate=False))
-        weights = {key: self._read(f"{name}.{key}", old) for key, old in empty.items()}
+        weights = {key: self._read_weights(f"{name}.{key}", old) for key, old in empty.items()}
         layer.load_state_dict(weights, strict=False, assign=True)
         del weights
         try:
@@ -104,7 +104,7 @@ class OffloadedModel:
         finally:
             layer.load_state_dict(empty, strict=False, assign=True)
 
-    def _read(self, name: str, empty: torch.Tensor) -> torch.Tensor:
+    def _read_weights(self, name: str, empty: torch.Tensor) -> torch.Tensor:
         tensor = self._weights.get(name)
         if tensor is not None and tensor.shape == empty.shape:
             return tensor.to(self._device)

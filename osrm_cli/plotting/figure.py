@@ -76,27 +76,27 @@ def line_style(place: int, baseline: bool = False) -> dict[str, Any]:
 
 def render_png(plot: Plot) -> bytes:
     """All panels on white, with the legend below; the same bytes for the same numbers."""
-    with _style(plot.name, "black"):
-        return _save(_draw(plot, plot.panels, _columns(len(plot.panels)), plot.legend), "png")
+    with _figure_style(plot.name, "black"):
+        return _save_figure(_draw_panels(plot, plot.panels, _count_columns(len(plot.panels)), plot.legend), "png")
 
 
 def render_svgs(plot: Plot) -> Iterator[str]:
     """Each panel as an SVG element without a legend, its text and axes in the colour of the text around it."""
     for index, panel in enumerate(plot.panels):
-        with _style(f"{plot.name}-{index}", _INK):  # the salt keeps ids apart on one page
-            yield _as_element(_save(_draw(plot, [panel], 1), "svg"))
+        with _figure_style(f"{plot.name}-{index}", _INK):  # the salt keeps ids apart on one page
+            yield _as_element(_save_figure(_draw_panels(plot, [panel], 1), "svg"))
 
 
 def render_wide_svg(plot: Plot) -> str:
     """All panels as one SVG element, names standing once in a row of panels."""
-    with _style(f"{plot.name}-wide", _INK):
-        return _as_element(_save(_draw(plot, plot.panels, _columns(len(plot.panels))), "svg"))
+    with _figure_style(f"{plot.name}-wide", _INK):
+        return _as_element(_save_figure(_draw_panels(plot, plot.panels, _count_columns(len(plot.panels))), "svg"))
 
 
-def _draw(
+def _draw_panels(
     plot: Plot, panels: Sequence[Panel], columns: int, legend: Sequence[tuple[str, Mapping[str, Any]]] = ()
 ) -> Figure:
-    names = [_wrap(name, _NAME if columns > 1 else _NARROW_NAME) for name in plot.rows]
+    names = [_wrap_text(name, _NAME if columns > 1 else _NARROW_NAME) for name in plot.rows]
     longest = max((len(line) for name in names for line in name.splitlines()), default=0)
     width, height = _panel_size(names, max(panel.cells for panel in panels))
     width = max(width, _LEGEND_PANEL) if legend and columns == 1 else width
@@ -107,7 +107,7 @@ def _draw(
     figure = Figure(figsize=(size[0], size[1] + 0.25 * lines), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=bool(names)).ravel()
     for one, panel in zip(axes, panels, strict=False):
-        one.set_title(_wrap(panel.title, int((width if names else width - 1.0) / _TITLE_CHARACTER)))
+        one.set_title(_wrap_text(panel.title, int((width if names else width - 1.0) / _TITLE_CHARACTER)))
         panel.draw(one)
         if names:
             one.grid(axis="x")
@@ -116,7 +116,7 @@ def _draw(
     if names:
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.5, -0.5)
-        label = _wrap(plot.x_label, int((size[0] if len(panels) > 1 else width) / _CHARACTER))
+        label = _wrap_text(plot.x_label, int((size[0] if len(panels) > 1 else width) / _CHARACTER))
         axes[0].set_xlabel(label) if len(panels) == 1 else figure.supxlabel(label, fontsize="medium")
     if legend:
         handles = [Line2D([], [], label=name, **style) for name, style in legend]
@@ -124,11 +124,11 @@ def _draw(
     return figure
 
 
-def _columns(panels: int) -> int:
+def _count_columns(panels: int) -> int:
     return 2 if panels == 4 else min(panels, _COLUMNS)
 
 
-def _wrap(text: str, width: int) -> str:
+def _wrap_text(text: str, width: int) -> str:
     return textwrap.fill(text, width, break_on_hyphens=False)
 
 
@@ -148,7 +148,7 @@ def _as_element(content: bytes) -> str:
 
 
 @contextmanager
-def _style(salt: str, ink: str) -> Iterator[None]:
+def _figure_style(salt: str, ink: str) -> Iterator[None]:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     more: dict[str, Any] = {"svg.hashsalt": salt, "svg.fonttype": "none", "font.size": 10, "axes.titlesize": 11}
     more |= {"axes.spines.top": False, "axes.spines.right": False, "grid.color": _GRAY, "grid.alpha": 0.25}
@@ -156,7 +156,7 @@ def _style(salt: str, ink: str) -> Iterator[None]:
         yield
 
 
-def _save(figure: Figure, form: str) -> bytes:
+def _save_figure(figure: Figure, form: str) -> bytes:
     target = io.BytesIO()
     if form == "png":
         figure.savefig(target, format="png", dpi=_DPI, metadata={"Software": None})

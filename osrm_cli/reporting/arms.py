@@ -159,7 +159,7 @@ def read_settings(adapter: AdapterRecord) -> dict[str, Any]:
     repair = {f"retrofit {key}": value for key, value in (adapter.retrofit or {}).items() if key not in skipped}
     place = {} if start or train else {"from": PurePosixPath(adapter.path).parent.name}
     known = {**start, **train, **repair, **place}
-    return {key: _freeze(value) for key, value in known.items() if value is not None and key not in _NOT_SETTINGS}
+    return {key: _freeze_value(value) for key, value in known.items() if value is not None and key not in _NOT_SETTINGS}
 
 
 def _merge_settings(files: Sequence[ScoreFile]) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -180,14 +180,18 @@ def _infer_arms(files: Sequence[ScoreFile]) -> tuple[list[Arm], list[list[ScoreF
     groups: list[tuple[dict[str, Settings], list[ScoreFile]]] = []
     made = [({task: read_settings(adapter) for task, adapter in file.adapters.items()}, file) for file in files]
     for own, file in sorted(made, key=lambda item: (-len(item[0]), not _is_complete(item[0]), item[1].name)):
-        alike, perhaps = ([group for group in groups if _agree(group[0], own, strict)] for strict in (True, False))
+        alike, perhaps = (
+            [group for group in groups if _settings_agree(group[0], own, strict)] for strict in (True, False)
+        )
         if alike or len(perhaps) == 1:
             settings, members = (alike or perhaps)[0]
             settings.update({task: {**own.get(task, {}), **known} for task, known in settings.items()})
             members.append(file)
         else:
             groups.append((dict(own), [file]))
-    unlabelled = sorted(((make_arm("", settings), members) for settings, members in groups), key=lambda p: _order(p[0]))
+    unlabelled = sorted(
+        ((make_arm("", settings), members) for settings, members in groups), key=lambda p: _arm_order(p[0])
+    )
     return label_arms([arm for arm, _ in unlabelled]), [members for _, members in unlabelled]
 
 
@@ -195,7 +199,7 @@ def _is_complete(settings: Mapping[str, Settings]) -> bool:
     return all(map(_MAY_BE_MISSING.issubset, settings.values()))
 
 
-def _agree(one: Mapping[str, Settings], other: Mapping[str, Settings], strict: bool) -> bool:
+def _settings_agree(one: Mapping[str, Settings], other: Mapping[str, Settings], strict: bool) -> bool:
     """Whether both share a task, and agree on all that they share.
 
     Unless ``strict``, what was not always recorded may be recorded of one of them alone.
@@ -209,7 +213,7 @@ def _agree(one: Mapping[str, Settings], other: Mapping[str, Settings], strict: b
     return bool(tasks)
 
 
-def _order(arm: Arm) -> tuple[Any, ...]:
+def _arm_order(arm: Arm) -> tuple[Any, ...]:
     objective = arm.objective
     place = _OBJECTIVES.index(objective) if objective in _OBJECTIVES else len(_OBJECTIVES)
     known = [(key, _sort_key(arm.values.get(key))) for key in _ordered_keys([arm])]
@@ -225,7 +229,7 @@ def _seed_of(file: ScoreFile) -> str:
 
 
 def _join_seeds(settings: Iterable[Settings | None]) -> str:
-    seeds = {_freeze((own or {}).get("seed")) for own in settings} - {None}
+    seeds = {_freeze_value((own or {}).get("seed")) for own in settings} - {None}
     return "+".join(map(str, sorted(seeds, key=_sort_key)))
 
 
@@ -237,10 +241,10 @@ def _ordered_keys(arms: Iterable[Arm]) -> list[str]:
 
 def _differing_keys(arms: Sequence[Arm]) -> list[str]:
     """Settings that are not the same in all arms, as far as they are recorded."""
-    return [key for key in _ordered_keys(arms) if len({arm.values.get(key) for arm in arms} - _unknown(key)) > 1]
+    return [key for key in _ordered_keys(arms) if len({arm.values.get(key) for arm in arms} - _unknown_values(key)) > 1]
 
 
-def _unknown(key: str) -> set[Any]:
+def _unknown_values(key: str) -> set[Any]:
     return {None} if key in _MAY_BE_MISSING else set()
 
 
@@ -260,7 +264,7 @@ def label_arms(arms: Sequence[Arm]) -> list[Arm]:
 
 def _label_part(key: str, arm: Arm, arms: Sequence[Arm]) -> str:
     value = arm.values.get(key)
-    if value in (_usual_value(key, arm, arms), *_unknown(key)):
+    if value in (_usual_value(key, arm, arms), *_unknown_values(key)):
         return ""
     name = key.replace("_", " ")
     if isinstance(value, MixedValue):
@@ -271,7 +275,7 @@ def _label_part(key: str, arm: Arm, arms: Sequence[Arm]) -> str:
 def _usual_value(key: str, arm: Arm, arms: Sequence[Arm]) -> Any:
     within = _COMPARED_WITHIN.get(key)
     peers = [other for other in arms if within is None or other.values.get(within) == arm.values.get(within)]
-    values = [value for other in peers if (value := other.values.get(key)) not in _unknown(key)] or [None]
+    values = [value for other in peers if (value := other.values.get(key)) not in _unknown_values(key)] or [None]
     if None in values and key != "limit":  # no limit is a choice like any other
         return None
     if key == "statistic":  # the objective's own first choice, where an arm has it
@@ -307,10 +311,12 @@ def _format_limit(value: Any) -> str:
     return "all" if value is None else format_value(value)
 
 
-def _freeze(value: Any) -> Any:
+def _freeze_value(value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(map(_freeze, value))
-    return tuple((key, _freeze(part)) for key, part in sorted(value.items())) if isinstance(value, dict) else value
+        return tuple(map(_freeze_value, value))
+    return (
+        tuple((key, _freeze_value(part)) for key, part in sorted(value.items())) if isinstance(value, dict) else value
+    )
 
 
 def _sort_key(value: Any) -> tuple[str, float | int, str]:

@@ -67,7 +67,11 @@ class Bootstrap:
         """Score every run with predictions on every resample; each task's examples are drawn once."""
         for task, truth in sorted(self.labels.items()):
             labels = np.asarray(truth)
-            wanted = {_key(task, run[task]): run[task] for run in runs if task in run and _has(run[task])}
+            wanted = {
+                _predictions_key(task, run[task]): run[task]
+                for run in runs
+                if task in run and _has_predictions(run[task])
+            }
             found: dict[Any, list[Array]] = {key: [] for key in wanted}
             if not found:
                 continue
@@ -91,8 +95,16 @@ class Bootstrap:
         if not tasks:
             return None
         gains = np.array([[arm[s][t].headline - baseline[s][t].headline for t in tasks] for s in seeds])
-        if all(self._ready(task, runs[seed][task]) for runs in (arm, baseline) for seed in seeds for task in tasks):
-            each = [[self._of(task, arm[s][task]) - self._of(task, baseline[s][task]) for task in tasks] for s in seeds]
+        if all(
+            self._has_resamples(task, runs[seed][task]) for runs in (arm, baseline) for seed in seeds for task in tasks
+        ):
+            each = [
+                [
+                    self._resampled_score(task, arm[s][task]) - self._resampled_score(task, baseline[s][task])
+                    for task in tasks
+                ]
+                for s in seeds
+            ]
             by_seed = np.mean(each, axis=1)  # (seeds, resamples)
             drawn = self._generator("seeds").integers(0, len(seeds), (self.resamples, len(seeds)))
             values = by_seed[drawn, np.arange(self.resamples)[:, None]].mean(1)
@@ -105,11 +117,11 @@ class Bootstrap:
         low, high = map(float, np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
         return Difference(float(gains.mean()), low, high, over, len(seeds), low > 0 or high < 0)
 
-    def _ready(self, task: str, score: TaskScore) -> bool:
-        return _has(score) and _key(task, score) in self._known
+    def _has_resamples(self, task: str, score: TaskScore) -> bool:
+        return _has_predictions(score) and _predictions_key(task, score) in self._known
 
-    def _of(self, task: str, score: TaskScore) -> Array:
-        return self._known[_key(task, score)]
+    def _resampled_score(self, task: str, score: TaskScore) -> Array:
+        return self._known[_predictions_key(task, score)]
 
     def _generator(self, *names: str) -> np.random.Generator:
         """Keyed by what is drawn, so that other files beside cannot change it."""
@@ -117,11 +129,11 @@ class Bootstrap:
         return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def _has(score: TaskScore) -> bool:
+def _has_predictions(score: TaskScore) -> bool:
     return bool(score.predictions)
 
 
-def _key(task: str, score: TaskScore) -> tuple[str, tuple[str, ...], bytes]:
+def _predictions_key(task: str, score: TaskScore) -> tuple[str, tuple[str, ...], bytes]:
     return task, metric_names(score), hashlib.sha256(np.asarray(score.predictions).tobytes()).digest()
 
 

@@ -88,7 +88,9 @@ def compare_arms(table: RunTable, baseline: int | None, resamples: int = 2000, s
 def _make_row(table: RunTable, kind: ScoreKind, arm: int, baseline: int | None, bootstrap: Bootstrap) -> ComparisonRow:
     runs = table.cells[kind, arm]
     single = next((cell for (other, index), cell in table.cells.items() if index == arm and not other.method), {})
-    shares = [{task: _share(run, single.get(run.seed), task) for task in table.tasks} for run in runs.values()]
+    shares = [
+        {task: _share_of_single(run, single.get(run.seed), task) for task in table.tasks} for run in runs.values()
+    ]
     difference = None
     if baseline is not None and baseline != arm:
         theirs = table.cells.get((kind, baseline), {})
@@ -109,7 +111,7 @@ def _make_row(table: RunTable, kind: ScoreKind, arm: int, baseline: int | None, 
     )
 
 
-def _share(run: Run, alone: Run | None, task: str) -> float | None:
+def _share_of_single(run: Run, alone: Run | None, task: str) -> float | None:
     single = alone.tasks[task].headline if alone else 0.0
     return 100 * run.tasks[task].headline / single if single > 0 else None
 

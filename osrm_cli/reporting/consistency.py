@@ -36,7 +36,7 @@ def _check_same_examples(files: Sequence[ScoreFile]) -> None:
     """
     first: dict[tuple[str, str], tuple[ScoreFile, Any]] = {}
     for file in files:
-        for task, score in _scores(file):
+        for task, score in _scores_of_file(file):
             for what in ("examples", "sha256", "labels"):
                 value = getattr(score, what)
                 before, known = first.setdefault((task, what), (file, value)) if value else (file, value)
@@ -54,7 +54,7 @@ def _check_predictions(file: ScoreFile) -> None:
     Raises:
         OsrmError: If they do not.
     """
-    for task, score in _scores(file):
+    for task, score in _scores_of_file(file):
         if not score.predictions or not score.labels:
             continue
         if len(score.labels) != len(score.predictions):
@@ -82,7 +82,7 @@ def _check_classes(values: Sequence[float], limit: int, what: str) -> None:
         raise OsrmError(f"{what} hold {wrong:g}, expected classes from 0 on", "make the file anew")
 
 
-def _scores(file: ScoreFile) -> Iterator[tuple[str, TaskScore]]:
+def _scores_of_file(file: ScoreFile) -> Iterator[tuple[str, TaskScore]]:
     for scores in (file.single, *(merge.test for merge in file.merges)):
         yield from scores.items()
 

@@ -28,13 +28,17 @@ def make_contents(
         missing: What the plots need that cannot be drawn.
         diagnoses: By name of the file.
     """
-    blocks: list[Block] = [Heading("Merged adapters: report", 1), Paragraph(_scope(comparison)), *_summary(comparison)]
-    blocks += _averages(comparison)
-    blocks += _differences(comparison)
+    blocks: list[Block] = [
+        Heading("Merged adapters: report", 1),
+        Paragraph(_describe_scope(comparison)),
+        *_summary_section(comparison),
+    ]
+    blocks += _averages_section(comparison)
+    blocks += _differences_section(comparison)
     if plots:
         blocks += [Heading("Pictures"), *plots]
-    blocks += [*_over_lambda(comparison, curves[0]), *_every_task(comparison), *_choices(comparison)]
-    blocks += _compared(comparison, diagnoses)
+    blocks += [*_lambda_section(comparison, curves[0]), *_tasks_section(comparison), *_choices_section(comparison)]
+    blocks += _arms_section(comparison, diagnoses)
     if missing:
         blocks += [Paragraph(f"Pictures left out, with what they need: {'; '.join(missing)}.")]
     return blocks
@@ -45,10 +49,12 @@ def list_notes(comparison: Comparison) -> list[str]:
     table, notes = comparison.table, list[str]()
     if comparison.baseline is None:
         notes.append("No arm is the baseline, so nothing is compared; name one with --baseline.")
-    notes += _mixtures(comparison)
+    notes += _list_mixed_settings(comparison)
     fewer = len(table.files) - len(table.main_files)
     if fewer:
-        notes.append(f"{_count(fewer, 'file')} with other tasks than the tables': used for the number of tasks alone.")
+        notes.append(
+            f"{_format_count(fewer, 'file')} with other tasks than the tables': used for the number of tasks alone."
+        )
     resampled = {row.difference.over for row in comparison.rows if row.difference}
     if PAIRS in resampled:
         notes.append(
@@ -62,7 +68,7 @@ def list_notes(comparison: Comparison) -> list[str]:
     return notes
 
 
-def _mixtures(comparison: Comparison) -> Iterator[str]:
+def _list_mixed_settings(comparison: Comparison) -> Iterator[str]:
     """Settings that differ between the tasks of an arm, arms with the same ones together."""
     arms, arms_with = comparison.table.arms.arms, dict[str, list[str]]()
     for arm, mixture in zip(arms, comparison.table.arms.mixtures, strict=True):
@@ -76,28 +82,29 @@ def _mixtures(comparison: Comparison) -> Iterator[str]:
 def summarize_methods(comparison: Comparison) -> list[str]:
     """In plain words, for each way of merging: the best arm and its gain."""
     lines = []
-    for kind in _merging(comparison):
+    for kind in _merge_kinds(comparison):
         rows = comparison.rows_of[kind]
         best = max(rows, key=lambda row: row.average.mean)
-        lines.append(f"{kind.label}: {_sentence(comparison, rows, best)}")
+        lines.append(f"{kind.label}: {_compare_best(comparison, rows, best)}")
     return lines
 
 
-def _merging(comparison: Comparison) -> list[ScoreKind]:
+def _merge_kinds(comparison: Comparison) -> list[ScoreKind]:
     return [kind for kind in comparison.table.kinds if kind.method]
 
 
-def _scope(comparison: Comparison) -> str:
+def _describe_scope(comparison: Comparison) -> str:
     table = comparison.table
     split = ", ".join(sorted({file.split for file in table.files}))
     seeds = sorted({run.seed for cell in table.cells.values() for run in cell.values()} - {""})
+    arms, tasks = _format_count(len(table.arms.arms), "arm"), _format_count(len(table.tasks), "task")
     return (
-        f"{_count(len(table.arms.arms), 'arm')} on {_count(len(table.tasks), 'task')} ({', '.join(table.tasks)}), "
+        f"{arms} on {tasks} ({', '.join(table.tasks)}), "
         f"seeds {', '.join(seeds) or 'not told'}, split {split}. Scores in percent."
     )
 
 
-def _summary(comparison: Comparison) -> Iterator[Block]:
+def _summary_section(comparison: Comparison) -> Iterator[Block]:
     yield Heading("Summary")
     yield Items(summarize_methods(comparison) or ["No merged model was scored."])
     notes = list_notes(comparison)
@@ -108,7 +115,7 @@ def _summary(comparison: Comparison) -> Iterator[Block]:
         yield Items(notes)
 
 
-def _sentence(comparison: Comparison, rows: Sequence[ComparisonRow], best: ComparisonRow) -> str:
+def _compare_best(comparison: Comparison, rows: Sequence[ComparisonRow], best: ComparisonRow) -> str:
     label, average = comparison.table.arms.arms[best.arm].label, f"{best.average.mean:.1f}"
     if comparison.baseline is None:
         return f"the best arm is {label} with {average}."
@@ -121,10 +128,12 @@ def _sentence(comparison: Comparison, rows: Sequence[ComparisonRow], best: Compa
     if best.difference.low is None:
         return f"the best arm is {label} with {average}, {gain}; too few results for an interval."
     verdict = "excludes zero" if best.difference.excludes_zero else "includes zero"
-    return f"the best arm is {label} with {average}, {gain} (95% interval {_interval(best.difference)}, {verdict})."
+    return (
+        f"the best arm is {label} with {average}, {gain} (95% interval {_format_interval(best.difference)}, {verdict})."
+    )
 
 
-def _averages(comparison: Comparison) -> Iterator[Block]:
+def _averages_section(comparison: Comparison) -> Iterator[Block]:
     """Arms down, ways of merging across; merges with calibrated heads in tables of their own."""
     yield Heading("Averages over the tasks")
     yield Paragraph("Mean ± standard deviation over seeds (number of seeds); the best arm of a column is bold.")
@@ -137,7 +146,9 @@ def _averages(comparison: Comparison) -> Iterator[Block]:
     yield from _by_arm(comparison, "Averages over the tasks", comparison.table.kinds, average)
     if any(row.share for row in comparison.rows):
         yield Paragraph("Normalised: the share of the single adapter's score in percent, averaged over the tasks.")
-        yield from _by_arm(comparison, "Normalised averages", _merging(comparison), lambda row: _spread(row.share))
+        yield from _by_arm(
+            comparison, "Normalised averages", _merge_kinds(comparison), lambda row: _format_mean(row.share)
+        )
 
 
 def _by_arm(
@@ -158,7 +169,7 @@ def _by_arm(
             )
 
 
-def _differences(comparison: Comparison) -> Iterator[Block]:
+def _differences_section(comparison: Comparison) -> Iterator[Block]:
     if comparison.baseline is None or not any(row.difference for row in comparison.rows):
         return
     title = f"Difference from {comparison.table.arms.arms[comparison.baseline].label}"
@@ -173,14 +184,14 @@ def _differences(comparison: Comparison) -> Iterator[Block]:
         if row.difference is None:
             return "-"
         mark = "*" if row.difference.over == PAIRS else ""
-        text = f"{row.difference.mean:+.1f} ({_interval(row.difference)}){mark}"
+        text = f"{row.difference.mean:+.1f} ({_format_interval(row.difference)}){mark}"
         return Strong(text) if row.difference.excludes_zero else text
 
     others = replace(comparison, rows=tuple(row for row in comparison.rows if row.arm != comparison.baseline))
     yield from _by_arm(others, title, comparison.table.kinds, difference)
 
 
-def _over_lambda(comparison: Comparison, curves: Curves) -> Iterator[Block]:
+def _lambda_section(comparison: Comparison, curves: Curves) -> Iterator[Block]:
     """Every way of merging at every lambda that was scored."""
     if not curves.panels:
         return
@@ -188,14 +199,14 @@ def _over_lambda(comparison: Comparison, curves: Curves) -> Iterator[Block]:
     for label, by_arm in curves.panels.items():
         scales = sorted({scale for line in by_arm.values() for scale in line})
         lines = [
-            [comparison.table.arms.arms[arm].label, *(_spread(line.get(scale)) for scale in scales)]
+            [comparison.table.arms.arms[arm].label, *(_format_mean(line.get(scale)) for scale in scales)]
             for arm, line in by_arm.items()
         ]
         yield Heading(label, 3)
         yield TableBlock(label, ["arm", *(f"{scale:g}" for scale in scales)], lines)
 
 
-def _every_task(comparison: Comparison) -> Iterator[Block]:
+def _tasks_section(comparison: Comparison) -> Iterator[Block]:
     yield Heading("Every task")
     for kind in comparison.table.kinds:
         rows = [
@@ -203,7 +214,7 @@ def _every_task(comparison: Comparison) -> Iterator[Block]:
                 comparison.table.arms.arms[row.arm].label,
                 *(row.tasks[task].text for task in comparison.table.tasks),
                 row.average.text,
-                *([_spread(row.share)] if kind.method else []),
+                *([_format_mean(row.share)] if kind.method else []),
                 str(row.average.n),
             ]
             for row in comparison.rows_of[kind]
@@ -213,7 +224,7 @@ def _every_task(comparison: Comparison) -> Iterator[Block]:
         yield TableBlock(kind.label, ["arm", *comparison.table.tasks, "average", *shares, "n"], rows)
 
 
-def _choices(comparison: Comparison) -> Iterator[Block]:
+def _choices_section(comparison: Comparison) -> Iterator[Block]:
     """What a sweep chose on validation."""
     chosen = [kind for kind in comparison.table.kinds if kind.chosen]
     if chosen:
@@ -226,11 +237,11 @@ def _choices(comparison: Comparison) -> Iterator[Block]:
             comparison,
             "Options chosen on validation",
             chosen,
-            lambda row: f"{'; '.join(dict.fromkeys(row.chosen.values()))} ({_spread(row.validation)})",
+            lambda row: f"{'; '.join(dict.fromkeys(row.chosen.values()))} ({_format_mean(row.validation)})",
         )
 
 
-def _compared(comparison: Comparison, diagnoses: Mapping[str, Diagnosis]) -> Iterator[Block]:
+def _arms_section(comparison: Comparison, diagnoses: Mapping[str, Diagnosis]) -> Iterator[Block]:
     """How the arms were made, and from which files all this comes."""
     table, arms = comparison.table, comparison.table.arms
     yield Heading("What was compared")
@@ -248,13 +259,13 @@ def _compared(comparison: Comparison, diagnoses: Mapping[str, Diagnosis]) -> Ite
     yield TableBlock("Files", ["file", "arm", "seed", "SHA-256"], files, 4)
 
 
-def _spread(value: MeanStd | None) -> str:
+def _format_mean(value: MeanStd | None) -> str:
     return "-" if value is None else value.text
 
 
-def _interval(found: Difference) -> str:
+def _format_interval(found: Difference) -> str:
     return "-" if found.low is None or found.high is None else f"{found.low:+.1f} to {found.high:+.1f}"
 
 
-def _count(number: int, what: str) -> str:
+def _format_count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

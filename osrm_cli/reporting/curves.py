@@ -77,7 +77,7 @@ def _over_lambda(table: RunTable) -> Curves:
     lines: Lines = {}
     for run in table.runs:
         if run.curve is not None and run.scale is not None and run.in_tables:
-            _add(lines, run.curve, run.arm, run.scale, run.average)
+            _add_point(lines, run.curve, run.arm, run.scale, run.average)
     note = "Average over the tasks against the scale lambda of the merged update; bars are one standard deviation."
     needs = "robustness to lambda (one method at two values of lambda)"
     return Curves("lambda", "Robustness to lambda", note, "lambda", "average score, %", needs, _summarize_lines(lines))
@@ -94,7 +94,7 @@ def _over_tasks(table: RunTable) -> Curves:
             ]
             share = mean_known(shares)
             if share is not None:
-                _add(lines, run.kind.label, run.arm, float(run.merged_tasks), share)
+                _add_point(lines, run.kind.label, run.arm, float(run.merged_tasks), share)
     note = "Share of the single adapters' scores that the merged model keeps, against the number of merged tasks."
     needs = "number of tasks (files that merge fewer of the tasks)"
     return Curves("tasks", "Number of tasks", note, "merged tasks", "of single, %", needs, _summarize_lines(lines))
@@ -104,16 +104,16 @@ def _over_setting(comparison: Comparison, key: str) -> Curves:
     """Averages over one setting of the adapters, a line for each group of arms that differ in it alone."""
     setting, arms, table = _SETTINGS[key], comparison.table.arms.arms, comparison.table
     absent = setting.absent or {}
-    reduced = [_without(arm, {key, *setting.along}, absent) for arm in arms]
-    groups = list(dict.fromkeys(map(_identity, reduced)))
-    group_of = [groups.index(_identity(arm)) for arm in reduced]
+    reduced = [_without_settings(arm, {key, *setting.along}, absent) for arm in arms]
+    groups = list(dict.fromkeys(map(_settings_key, reduced)))
+    group_of = [groups.index(_settings_key(arm)) for arm in reduced]
     lines: Lines = {}
     for row in comparison.rows:
         value = arms[row.arm].values.get(key)
         value = absent.get(key) if value is None else value
         if isinstance(value, int | float) and abs(value) < _MAX:
             for run in table.cells[row.kind, row.arm].values():
-                _add(lines, row.kind.label, group_of[row.arm], float(value), run.average)
+                _add_point(lines, row.kind.label, group_of[row.arm], float(value), run.average)
     names = [arm.label for arm in label_arms([reduced[group_of.index(index)] for index in range(len(groups))])]
     note = f"Average over the tasks against the {setting.label}; everything else is the same along a line."
     needs = f"{setting.label} (arms that differ in it alone)"
@@ -121,7 +121,7 @@ def _over_setting(comparison: Comparison, key: str) -> Curves:
     return Curves(key.replace("_", "-"), title, note, setting.label, "average score, %", needs, panels, names)
 
 
-def _add(lines: Lines, panel: str, line: int, x: float, y: float) -> None:
+def _add_point(lines: Lines, panel: str, line: int, x: float, y: float) -> None:
     lines.setdefault(panel, {}).setdefault(line, {}).setdefault(x, []).append(y)
 
 
@@ -132,10 +132,10 @@ def _summarize_lines(lines: Lines) -> Mapping[str, Mapping[int, Mapping[float, M
     }
 
 
-def _without(arm: Arm, keys: set[str], absent: Mapping[str, Any]) -> Arm:
+def _without_settings(arm: Arm, keys: set[str], absent: Mapping[str, Any]) -> Arm:
     known = {task: {**absent, **own} for task, own in arm.settings.items()}
     return make_arm("", {task: {k: v for k, v in own.items() if k not in keys} for task, own in known.items()})
 
 
-def _identity(arm: Arm) -> tuple[Any, ...]:
+def _settings_key(arm: Arm) -> tuple[Any, ...]:
     return tuple((task, *sorted(own.items(), key=lambda pair: pair[0])) for task, own in sorted(arm.settings.items()))

@@ -57,36 +57,34 @@ Block = Heading | Paragraph | Items | TableBlock | Plot
 
 def render_markdown(blocks: Iterable[Block]) -> str:
     """The whole text."""
-    return "\n\n".join(map(_block, blocks)) + "\n"
+    return "\n\n".join(map(_block_markdown, blocks)) + "\n"
 
 
-def _block(block: Block) -> str:
+def _block_markdown(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"{'#' * level} {_escaped(text)}"
+            return f"{'#' * level} {_escape_text(text)}"
         case Paragraph(text):
-            return _escaped(text)
+            return _escape_text(text)
         case Items(texts):
-            return "\n".join(f"- {_escaped(text)}" for text in texts)
+            return "\n".join(f"- {_escape_text(text)}" for text in texts)
         case TableBlock():
-            return _table(block)
+            return _table_markdown(block)
         case Plot():
-            return (
-                f"![{_escaped(block.title)}]({block.name}.png)\n\n*{_escaped(block.title)}.* {_escaped(block.caption)}"
-            )
+            title = _escape_text(block.title)
+            return f"![{title}]({block.name}.png)\n\n*{title}.* {_escape_text(block.caption)}"
 
 
-def _table(table: TableBlock) -> str:
+def _table_markdown(table: TableBlock) -> str:
     marks = ["---" if place < table.texts else "---:" for place in range(len(table.columns))]
-    return "\n".join([_line(table.columns), f"| {' | '.join(marks)} |", *map(_line, table.rows)])
+    return "\n".join([_table_line(table.columns), f"| {' | '.join(marks)} |", *map(_table_line, table.rows)])
 
 
-def _line(cells: Sequence[str]) -> str:
-    return (
-        f"| {' | '.join(f'**{_escaped(cell)}**' if isinstance(cell, Strong) else _escaped(cell) for cell in cells)} |"
-    )
+def _table_line(cells: Sequence[str]) -> str:
+    texts = [f"**{_escape_text(cell)}**" if isinstance(cell, Strong) else _escape_text(cell) for cell in cells]
+    return f"| {' | '.join(texts)} |"
 
 
-def _escaped(text: str) -> str:
+def _escape_text(text: str) -> str:
     """Text in which nothing is Markdown or HTML."""
     return re.sub(r"([\\`*\[\]<>|]|(?<!\w)_|_(?!\w))", r"\\\1", text)

@@ -21,19 +21,22 @@ def make_plots(
     arms = [arm.label for arm in comparison.table.arms.arms]
     styles = [line_style(arm, arm == comparison.baseline) for arm in range(len(arms))]
     made = [
-        (_gains(comparison, arms, styles, single=False), "gain over the baseline (a baseline arm and another one)"),
+        (
+            _gains_plot(comparison, arms, styles, single=False),
+            "gain over the baseline (a baseline arm and another one)",
+        ),
         *((_curve_plot(each, arms, styles), each.needs) for each in curves),
         (
-            _gains(comparison, arms, styles, single=True),
+            _gains_plot(comparison, arms, styles, single=True),
             "single-task gap (single scores of a baseline arm and another one)",
         ),
-        (_drift(comparison, arms, styles), "drift of A (adapters of 'osrm train')"),
-        (_interference(diagnoses), "interference matrix (diagnosis.json of 'osrm diagnose')"),
+        (_drift_plot(comparison, arms, styles), "drift of A (adapters of 'osrm train')"),
+        (_interference_plot(diagnoses), "interference matrix (diagnosis.json of 'osrm diagnose')"),
     ]
     return [plot for plot, _ in made if plot], [needs for plot, needs in made if not plot]
 
 
-def _gains(comparison: Comparison, arms: Sequence[str], styles: Sequence[Style], single: bool) -> Plot | None:
+def _gains_plot(comparison: Comparison, arms: Sequence[str], styles: Sequence[Style], single: bool) -> Plot | None:
     """Differences from the baseline with their intervals: of single adapters, or of merged models."""
     rows_of = {
         kind.label: {row.arm: row for row in rows if row.difference}
@@ -45,7 +48,7 @@ def _gains(comparison: Comparison, arms: Sequence[str], styles: Sequence[Style],
         return None
     against = arms[comparison.baseline]
     panels = [
-        Panel("" if single else kind, _forest([rows.get(arm) for arm in shown], styles))
+        Panel("" if single else kind, _forest_panel([rows.get(arm) for arm in shown], styles))
         for kind, rows in rows_of.items()
         if rows
     ]
@@ -60,7 +63,7 @@ def _gains(comparison: Comparison, arms: Sequence[str], styles: Sequence[Style],
     )
 
 
-def _forest(rows: Sequence[ComparisonRow | None], styles: Sequence[Style]) -> Callable[[Axes], None]:
+def _forest_panel(rows: Sequence[ComparisonRow | None], styles: Sequence[Style]) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         for place, row in enumerate(rows):
             if row is None or row.difference is None:
@@ -74,7 +77,7 @@ def _forest(rows: Sequence[ComparisonRow | None], styles: Sequence[Style]) -> Ca
     return draw
 
 
-def _drift(comparison: Comparison, arms: Sequence[str], styles: Sequence[Style]) -> Plot | None:
+def _drift_plot(comparison: Comparison, arms: Sequence[str], styles: Sequence[Style]) -> Plot | None:
     """How far training moved each arm's A."""
     table, found = comparison.table, dict[int, dict[str, dict[str, float]]]()  # by arm, task and seed
     for file in table.main_files:
@@ -107,13 +110,13 @@ def _curve_plot(curves: Curves, arms: Sequence[str], styles: Sequence[Style]) ->
     names = curves.lines or arms
     if curves.lines:
         styles = [line_style(index) for index in range(len(names))]
-    panels = [Panel(panel, _lines(lines, styles, curves.x, curves.y)) for panel, lines in drawn.items()]
+    panels = [Panel(panel, _lines_panel(lines, styles, curves.x, curves.y)) for panel, lines in drawn.items()]
     indices = sorted({index for lines in drawn.values() for index in lines})
     legend = [(names[index], styles[index]) for index in indices]
     return Plot(curves.name, curves.title, curves.caption, panels, legend)
 
 
-def _lines(
+def _lines_panel(
     lines: Mapping[int, Mapping[float, MeanStd]], styles: Sequence[Style], x: str, y: str
 ) -> Callable[[Axes], None]:
     """Lines through means, values of x at equal distances: ranks and sample sizes double or grow tenfold."""
@@ -137,7 +140,7 @@ def _lines(
     return draw
 
 
-def _interference(diagnoses: Mapping[str, Diagnosis]) -> Plot | None:
+def _interference_plot(diagnoses: Mapping[str, Diagnosis]) -> Plot | None:
     """A heat map for each diagnosis that holds a matrix."""
     panels = []
     for name, found in sorted(diagnoses.items()):

@@ -103,7 +103,7 @@ def tabulate_runs(files: Sequence[ScoreFile], arms: ArmTable) -> RunTable:
     Raises:
         OsrmError: If two files hold different scores of the same thing.
     """
-    scope_of = {file.name: _scope(file) for file in files}
+    scope_of = {file.name: _task_scope(file) for file in files}
     scopes = Counter(scope_of.values())
     main = min(scopes, key=lambda scope: (*(-len(names) for names in scope), -scopes[scope], scope))
     fixed: dict[str, list[ScoredMerge]] = {}  # by method: merges whose options were not chosen by a sweep
@@ -111,19 +111,19 @@ def tabulate_runs(files: Sequence[ScoreFile], arms: ArmTable) -> RunTable:
         for merge in file.merges:
             if not merge.validation:
                 fixed.setdefault(merge.method, []).append(merge)
-    runs = [run for file in files for run in _runs(file, arms, scope_of[file.name] == main, fixed)]
+    runs = [run for file in files for run in _iter_runs(file, arms, scope_of[file.name] == main, fixed)]
     same = _SAME if all(file.dtype == "float32" for file in files) else _ROUNDED
     cells: dict[tuple[ScoreKind, int], dict[str, Run]] = {}
     for run in runs:
         if run.kind and run.in_tables:
-            _add(cells.setdefault((run.kind, run.arm), {}), run, run.kind, same)
+            _add_run(cells.setdefault((run.kind, run.arm), {}), run, run.kind, same)
     labels = {task: score.labels for run in runs for task, score in run.tasks.items() if score.labels}
     main_files = tuple(file for file in files if scope_of[file.name] == main)
-    kinds = sorted({kind for kind, _ in cells}, key=_order)
+    kinds = sorted({kind for kind, _ in cells}, key=_kind_order)
     return RunTable(tuple(files), main_files, main[0], arms, tuple(runs), tuple(kinds), cells, labels)
 
 
-def _scope(file: ScoreFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _task_scope(file: ScoreFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The tasks that were scored, and those that were merged: more, where only some were scored."""
     scored = set(file.single).union(*(merge.test for merge in file.merges))
     return tuple(sorted(scored)), tuple(sorted(file.adapters))
@@ -135,7 +135,7 @@ def _make_kind(method: str, options: str = "", calibrated: bool = False, chosen:
     return ScoreKind(method, options, calibrated, chosen, ", ".join([method or "single", *filter(None, more)]))
 
 
-def _runs(
+def _iter_runs(
     file: ScoreFile, arms: ArmTable, in_tables: bool, fixed: Mapping[str, Sequence[ScoredMerge]]
 ) -> Iterator[Run]:
     """What a file holds; of a sweep the points that it chose have a kind."""
@@ -149,12 +149,12 @@ def _runs(
         validation = average(merge.validation) if merge.validation else None
         kind = None
         if validation is None:
-            kind = _make_kind(merge.method, _unusual(_plain_options(merge), peers), merge.calibrated)
+            kind = _make_kind(merge.method, _unusual_options(_plain_options(merge), peers), merge.calibrated)
         elif merge.chosen:
             kind = _make_kind(merge.method, "chosen on validation" if peers else "", merge.calibrated, True)
         curve, scale = None, merge.options.get("lambda")
         if scale is not None and chosen.get((merge.method, merge.calibrated), others) == others:
-            options = _unusual(others, peers) if validation is None else ""
+            options = _unusual_options(others, peers) if validation is None else ""
             curve = _make_kind(merge.method, options, merge.calibrated).label
         own = merge.options.get("seed")
         repetition = seed if own is None or str(own) == seed else f"{seed}, merge {own}"
@@ -180,7 +180,7 @@ def _other_options(merge: ScoredMerge) -> dict[str, Any]:
     return {name: value for name, value in _plain_options(merge).items() if name != "lambda"}
 
 
-def _unusual(options: Mapping[str, Any], peers: Sequence[ScoredMerge]) -> str:
+def _unusual_options(options: Mapping[str, Any], peers: Sequence[ScoredMerge]) -> str:
     """The options that are not the same in all merges of a method, in words."""
     return _format_options(
         {name: value for name, value in options.items() if any(peer.options.get(name) != value for peer in peers)}
@@ -193,7 +193,7 @@ def _format_options(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {format_value(options[name])}" for name in first)
 
 
-def _add(cell: dict[str, Run], run: Run, kind: ScoreKind, same: float) -> None:
+def _add_run(cell: dict[str, Run], run: Run, kind: ScoreKind, same: float) -> None:
     known = cell.setdefault(run.repetition, run)
     if known is run:
         return
@@ -209,7 +209,7 @@ def _add(cell: dict[str, Run], run: Run, kind: ScoreKind, same: float) -> None:
             cell[run.repetition] = run
 
 
-def _order(kind: ScoreKind) -> tuple[Any, ...]:
+def _kind_order(kind: ScoreKind) -> tuple[Any, ...]:
     place = _ORDER.get(kind.method, len(_ORDER)) if kind.method else -1
     numbers = [float(word) if word.replace(".", "", 1).isdigit() else 0.0 for word in kind.options.split(" ")]
     return place, kind.method, kind.calibrated, kind.chosen, numbers, kind.options

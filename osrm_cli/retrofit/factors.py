@@ -88,14 +88,19 @@ def measure_changes(
                 if layer in adapter.layers:
                     old = adapter.delta(layer, torch.float64)
                     changed = new[adapter.name][layer].scaled(adapter.layers[layer].scaling)
-                    sums[adapter.name] += torch.tensor(_energies(old, changed, own, others), dtype=torch.float64)
-    return {task: RetrofitChange(_ratio(s[0], s[1]) ** 0.5, _ratio(s[2], s[3])) for task, s in sums.items()}
+                    sums[adapter.name] += torch.tensor(
+                        _energies_of_change(old, changed, own, others), dtype=torch.float64
+                    )
+    return {
+        task: RetrofitChange(_relative_energy(s[0], s[1]) ** 0.5, _relative_energy(s[2], s[3]))
+        for task, s in sums.items()
+    }
 
 
-def _energies(old: LowRank, new: LowRank, own: SecondMoment, others: SecondMoment) -> list[float]:
+def _energies_of_change(old: LowRank, new: LowRank, own: SecondMoment, others: SecondMoment) -> list[float]:
     difference = LowRank(torch.cat([new.B, -old.B], dim=1), torch.cat([new.A, old.A]))
     return [float(x) for x in (own.energy(difference), own.energy(old), others.energy(new), others.energy(old))]
 
 
-def _ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
+def _relative_energy(part: torch.Tensor, whole: torch.Tensor) -> float:
     return max(float(part / whole), 0.0) if whole > 0 else 0.0

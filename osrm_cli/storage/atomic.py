@@ -142,9 +142,9 @@ def _staging_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         if folder is not None:
             try:
-                _remove(folder)
+                _remove_stage(folder)
             except BaseException:  # Ctrl-C meanwhile
-                _remove(folder)
+                _remove_stage(folder)
                 raise
         if lock is not None:
             os.close(lock)
@@ -184,17 +184,17 @@ def _remove_abandoned(path: Path) -> None:
             lock = os.open(folder / _LOCK, os.O_RDWR)
         try:
             # Without the file its writer was killed as it began, or is just beginning.
-            if _try_lock(lock) if lock is not None else _age(folder) > _BEGINNING:
+            if _try_lock(lock) if lock is not None else _age_of_folder(folder) > _BEGINNING:
                 old = folder / _OLD / path.name
                 if os.path.lexists(old) and not os.path.lexists(path):
                     old.rename(path)
-                _remove(folder)
+                _remove_stage(folder)
         finally:
             if lock is not None:
                 os.close(lock)
 
 
-def _remove(folder: Path) -> None:
+def _remove_stage(folder: Path) -> None:
     """Remove a staging folder, also if an old output in it has folders that may not be written: their owner may."""
     shutil.rmtree(folder, ignore_errors=True)
     for root, names, _ in os.walk(folder):
@@ -216,7 +216,7 @@ def _try_lock(file: int) -> bool | None:
     return True
 
 
-def _age(path: Path) -> float:
+def _age_of_folder(path: Path) -> float:
     """Seconds since a folder was changed; none if it is gone."""
     try:
         return time.time() - path.stat().st_mtime
@@ -240,12 +240,12 @@ def _explain_write_error(error: Exception, path: Path, folder: Path | None) -> s
 
 def _set_mode_and_sync(path: Path) -> None:
     """Set a file's mode according to the user's umask (safetensors leaves 0600), and flush it to the disk."""
-    path.chmod(0o666 & ~_umask())
+    path.chmod(0o666 & ~_read_umask())
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

@@ -60,7 +60,7 @@ def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequen
             name, revision=revision, allow_patterns=list(files), local_files_only=hub_error is not None
         )
     except failures as error:
-        raise _explain(hub_error or error, f"{kind} '{name}'", config, revision) from None
+        raise _explain_hub_error(hub_error or error, f"{kind} '{name}'", config, revision) from None
     return Path(folder)
 
 
@@ -101,7 +101,7 @@ def pin_revision(source: str, folder: Path) -> str:
     return f"{source.partition('@')[0]}@{commit}" if commit else source
 
 
-def _explain(error: Exception, subject: str, config: str, revision: str | None) -> OsrmError:
+def _explain_hub_error(error: Exception, subject: str, config: str, revision: str | None) -> OsrmError:
     """The user's error for an error of the hub's client."""
     from huggingface_hub import errors
 

@@ -38,7 +38,7 @@ def check_regular(path: Path) -> None:
     except OSError as error:  # a link that leads to itself, or no right to look
         raise OsrmError(f"{path} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(mode):
-        raise OsrmError(f"{path} is {_kind(mode)}, expected a file")
+        raise OsrmError(f"{path} is {_kind_of_file(mode)}, expected a file")
 
 
 def check_folder(folder: Path, recursive: bool = False) -> None:
@@ -137,7 +137,7 @@ def read_json(path: Path, remedy: str, finite: bool = False) -> Any:
         raise OsrmError(f"{path} cannot be read: {error}", remedy) from None
 
 
-def _kind(mode: int) -> str:
+def _kind_of_file(mode: int) -> str:
     kinds = {
         stat.S_IFDIR: "a folder",
         stat.S_IFIFO: "a pipe",

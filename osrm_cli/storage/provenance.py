@@ -94,12 +94,13 @@ def check_same_base_model(base_models: Mapping[Path, BaseModelId]) -> None:
     usual_digest = max(digests, key=digests.count)
     odd_path, odd_base = next((path, base) for path, base in base_models.items() if base.sha256 != usual_digest)
     usual_path, usual_base = next((path, base) for path, base in base_models.items() if base.sha256 == usual_digest)
+    odd, usual = _describe_base(odd_base), _describe_base(usual_base)
     raise OsrmError(
-        f"{odd_path} comes from base model {_describe(odd_base)}, but {usual_path} from {_describe(usual_base)}",
+        f"{odd_path} comes from base model {odd}, but {usual_path} from {usual}",
         "use artifacts of one base model only; adapters of several: osrm merge --method distill --base MODEL",
     )
 
 
-def _describe(base: BaseModelId) -> str:
+def _describe_base(base: BaseModelId) -> str:
     revision = f" at {base.revision[:12]}" if base.revision else ""
     return f"{base.name}{revision} (weights {base.sha256[:12]})"

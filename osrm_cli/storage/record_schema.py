@@ -14,7 +14,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     StringConstraints,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -27,13 +26,13 @@ Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 class OpenSchema(BaseModel):
     """Further keys may have any value."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, defer_build=True)
 
 
 class ClosedSchema(BaseModel):
     """There are no further keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class BaseSchema(ClosedSchema):
@@ -125,15 +124,12 @@ class RecordSchema(OpenSchema):
     teachers: dict[Name, dict[str, Any]] | None = None
 
 
-_RECORD = TypeAdapter(RecordSchema)
-
-
 def find_record_error(record: Mapping[str, Any]) -> str | None:
     """The first value of a record that cannot be used, in words; ``None`` if all can."""
     if record and not record.keys() & RecordSchema.model_fields.keys():
         return f"{min(map(str, record))} and its other keys are not those of a record"
     try:
-        _RECORD.validate_python(dict(record))
+        RecordSchema.model_validate(dict(record))
     except ValidationError as error:
         return describe_error(error)
     return None

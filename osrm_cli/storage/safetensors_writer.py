@@ -109,7 +109,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: Mappin
     """Write tensors with a record and their digest; call it on a staging path of ``atomic``."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     # One key only: safetensors writes several in an order of its own, and equal contents are to give equal bytes.
-    save_file(ordered, path, metadata=_metadata_of(record, _digest(ordered.items())))
+    save_file(ordered, path, metadata=_metadata_of(record, _digest_tensors(ordered.items())))
 
 
 class RecordStream:
@@ -154,7 +154,7 @@ def _metadata_of(record: Mapping[str, Any], digest: str) -> dict[str, str]:
     return {"osrm": json.dumps({**record, DIGEST_KEY: digest}, sort_keys=True, allow_nan=False)}
 
 
-def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+def _digest_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return _joint_digest({name: _tensor_digest(tensor) for name, tensor in tensors})
 
 
@@ -179,4 +179,4 @@ def check_digest(path: Path) -> bool | None:
         recorded = read_own_metadata(path, file).get(DIGEST_KEY)
         if recorded is None:
             return None
-        return bool(recorded == _digest((name, file.get_tensor(name)) for name in sorted(file.keys())))
+        return bool(recorded == _digest_tensors((name, file.get_tensor(name)) for name in sorted(file.keys())))

@@ -94,7 +94,7 @@ class SweepScorer:
         """Score every task's own adapter, and keep the representations that are the targets of calibration."""
         results = {}
         for head in self._weights.each(self._heads, SingleAdapterDeltas(self._adapters)):
-            logits, representations = self._run(head, advance)
+            logits, representations = self._run_head(head, advance)
             if representations is not None:
                 head.target = representations[len(head.encodings) :]
             results[head.name] = _score_parts(head.task.parts, logits)
@@ -107,7 +107,7 @@ class SweepScorer:
         """
         plain, calibrated = {}, {}
         for head in self._weights.each(self._heads, deltas):
-            logits, representations = self._run(head, advance)
+            logits, representations = self._run_head(head, advance)
             plain[head.name] = _score_parts(head.task.parts, logits)
             if representations is not None:
                 count = len(head.encodings)
@@ -115,7 +115,7 @@ class SweepScorer:
                 calibrated[head.name] = _score_parts(head.task.parts, logits)
         return [group_by_part(results) for results in (plain, calibrated) if results]
 
-    def _run(self, head: SweepHead, advance: Advance) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _run_head(self, head: SweepHead, advance: Advance) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A task's logits, and the representations of all its examples if heads are calibrated."""
         model, count = head.head.load(), len(head.encodings)
         if not head.unlabelled:

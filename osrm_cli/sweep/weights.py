@@ -64,11 +64,11 @@ class UpdatedWeights:
         """Yield each task after adding its update, or the one of all tasks, to the weights."""
         for position, task in enumerate(tasks):
             if position == 0 or deltas.by_task:
-                self._add(deltas, task.index)
+                self._add_delta(deltas, task.index)
             yield task
 
     @torch.no_grad()
-    def _add(self, deltas: DeltaSource, index: int) -> None:
+    def _add_delta(self, deltas: DeltaSource, index: int) -> None:
         """Add an update to the base model's weights, which are kept exactly: no error accumulates over many merges."""
         for name, layer in self._layers.items():
             delta, weight = deltas.delta(name, index), self._exact[name]

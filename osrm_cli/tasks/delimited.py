@@ -20,31 +20,31 @@ _SAMPLE = 1 << 18  # characters that are looked at to tell how a file is quoted
 
 def read_csv(path: Path, limit: int | None, encoding: str | None) -> Table:
     """Read a ``.csv`` file; what separates its values is told from its header, a comma where that has nothing."""
-    return _read(path, ",", limit, encoding)
+    return _read_delimited(path, ",", limit, encoding)
 
 
 def read_tsv(path: Path, limit: int | None, encoding: str | None) -> Table:
     """Read a ``.tsv`` file; quotation marks are text, as in GLUE's own files, unless the file doubles them."""
-    return _read(path, "\t", limit, encoding)
+    return _read_delimited(path, "\t", limit, encoding)
 
 
-def _read(path: Path, default: str, limit: int | None, encoding: str | None) -> Table:
+def _read_delimited(path: Path, default: str, limit: int | None, encoding: str | None) -> Table:
     csv.field_size_limit(2**31 - 1)
     with open_text(path, encoding) as file:
         dialect = _find_dialect(_read_sample(file), default)
         try:
-            return _parse(path, file, dialect, limit)
+            return _parse_rows(path, file, dialect, limit)
         except OsrmError:
-            if dialect["quoting"] == csv.QUOTE_NONE or '\\"' not in _rewound(file).read():
+            if dialect["quoting"] == csv.QUOTE_NONE or '\\"' not in _rewind(file).read():
                 raise
             try:
-                return _parse(path, _rewound(file), {**dialect, "escapechar": "\\"}, limit)
+                return _parse_rows(path, _rewind(file), {**dialect, "escapechar": "\\"}, limit)
             except OsrmError:
                 pass
             raise
 
 
-def _rewound(file: TextIO) -> TextIO:
+def _rewind(file: TextIO) -> TextIO:
     file.seek(0)
     return file
 
@@ -84,7 +84,7 @@ def _is_quoted(sample: str) -> bool:
     )
 
 
-def _parse(path: Path, file: TextIO, dialect: dict[str, Any], limit: int | None) -> Table:
+def _parse_rows(path: Path, file: TextIO, dialect: dict[str, Any], limit: int | None) -> Table:
     """The rows of a file, or its first ``limit``.
 
     Raises:

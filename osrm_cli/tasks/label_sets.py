@@ -46,7 +46,7 @@ def infer_classes(table: Table, column: str) -> tuple[str | int, ...]:
     """
     kinds: dict[Any, type] = {}
     for row, value in enumerate(table.columns[column]):
-        for item in _items(table, row, value):
+        for item in _split_labels(table, row, value):
             kinds[normalize_label(item)] = int if isinstance(normalize_label(item), int) else str
     if len(set(kinds.values())) > 1:
         raise OsrmError(
@@ -91,7 +91,7 @@ def parse_label_sets(
     index |= {normalize_label(label): position for position, label in enumerate(labels)}
     sets: list[Label | None] = []
     for row, value in enumerate(table.columns[columns[0]]):
-        found = [index.get(normalize_label(item)) for item in _items(table, row, value)]
+        found = [index.get(normalize_label(item)) for item in _split_labels(table, row, value)]
         if None in found:
             raise OsrmError(
                 f"{table.locate(row)}: label {describe_value(value)} is out of range, expected some of: "
@@ -112,7 +112,7 @@ def _set_of_flags(table: Table, row: int, columns: Sequence[str]) -> int | None:
     return label_set(position for position, flag in enumerate(flags) if flag)
 
 
-def _items(table: Table, row: int, value: Any) -> list[Any]:
+def _split_labels(table: Table, row: int, value: Any) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):

@@ -102,7 +102,7 @@ def _explain_missing_label(table: Table, declared: str | None) -> OsrmError:
     if len(few) != 1:
         return OsrmError(message, 'say label_column = "NAME" in a task.toml beside it')
     texts = [name for name in names if name != few[0] and _is_text(table.columns[name])]
-    said = f'label_column = "{few[0]}"' + (f" and columns = {_quote(texts)}" if 1 <= len(texts) <= 2 else "")
+    said = f'label_column = "{few[0]}"' + (f" and columns = {_quote_names(texts)}" if 1 <= len(texts) <= 2 else "")
     return OsrmError(message, f"say {said} in a task.toml beside it")
 
 
@@ -114,7 +114,7 @@ def _is_label_like(values: Sequence[Any]) -> bool:
     return 2 <= len(counts) <= MAX_CLASSES and len(values) >= 4 * len(counts)
 
 
-def _quote(names: Sequence[str]) -> str:
+def _quote_names(names: Sequence[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
@@ -146,7 +146,7 @@ def infer_text_columns(table: Table, label: str | tuple[str, ...]) -> tuple[str,
         )
         names = known
     if not 1 <= len(names) <= 2:
-        example = f" such as {_quote(names[:2])}" if names else ""
+        example = f" such as {_quote_names(names[:2])}" if names else ""
         raise OsrmError(
             f"{table.source} has {len(names)} text columns, expected one or two: {', '.join(names or table.columns)}",
             f'say columns = ["NAME"] or ["FIRST", "SECOND"]{example} in a task.toml beside it',

@@ -29,11 +29,11 @@ class SixteenBitDropout(TorchFunctionMode):
     ) -> Any:
         """Call any function of PyTorch's unchanged, except dropout."""
         if func is torch.nn.functional.dropout:
-            return _dropout(*args, **(kwargs or {}))
+            return _dropout_on_cpu(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+def _dropout_on_cpu(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     if not training or not 0 < p < 1 or inplace:
         return torch.nn.functional.dropout(input, p, training, inplace)
     packed = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # each holds four draws

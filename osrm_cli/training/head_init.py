@@ -46,7 +46,8 @@ def fit_new_head(
     if task.is_multi_label:
         labels = [label_set(index for index, holds in enumerate(flags) if holds) for flags in labels]
     if (missing := missing_class(task, labels)) is not None:
-        return f"class '{missing}' {_lacks(task)} training example: the head is initialized randomly instead of fitted"
+        lack = f"class '{missing}' {_describe_lack(task)} training example"
+        return f"{lack}: the head is initialized randomly instead of fitted"
     inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
     model.train().to(device)  # with dropout as in training, so that the head is fitted to its noise
     _, layer = find_head_layer(model)
@@ -56,5 +57,5 @@ def fit_new_head(
     return None
 
 
-def _lacks(task: Task) -> str:
+def _describe_lack(task: Task) -> str:
     return "holds for every or for no" if task.is_multi_label else "has no"

@@ -64,7 +64,7 @@ class _SameShapeLayers:
 
     def interference(self) -> torch.Tensor:
         """Relative energy of each layer's update, ``(L,)``."""
-        A, B = (torch.stack(factors) for factors in zip(*map(_factors, self.modules), strict=True))  # noqa: N806
+        A, B = (torch.stack(factors) for factors in zip(*map(_lora_factors, self.modules), strict=True))  # noqa: N806
         with torch.no_grad():
             AC = torch.stack([inputs.times(A) for inputs in self.inputs])  # noqa: N806
         shares = interference.layer_energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
@@ -111,7 +111,7 @@ class InterferencePenalty:
         by_shape: dict[tuple[torch.Size, ...], dict[str, Any]] = {}
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
-                shapes = tuple(weight.shape for weight in _factors(module))
+                shapes = tuple(weight.shape for weight in _lora_factors(module))
                 by_shape.setdefault(shapes, {})[name.removeprefix(PREFIX)] = module
         inputs = [others] if own is None else [others, own]
         self.stacks = [
@@ -121,14 +121,14 @@ class InterferencePenalty:
 
     def interference(self) -> torch.Tensor:
         """The mean over the layers, a scalar, differentiable in every A and B."""
-        weight = _factors(self.stacks[0].modules[0])[0]
+        weight = _lora_factors(self.stacks[0].modules[0])[0]
         if self.stacks[0].inputs[0].unit.device != weight.device:  # the trainer has moved the model
             self.stacks = [stack.to(weight) for stack in self.stacks]
         with torch.autocast(str(weight.device.type), enabled=False):
             return torch.cat([stack.interference() for stack in self.stacks]).mean()
 
 
-def _factors(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _lora_factors(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return module.lora_A["default"].weight, module.lora_B["default"].weight
 
 

@@ -194,7 +194,9 @@ def train_adapters(
         trained.warnings.extend(dict.fromkeys(run.train.warnings + run.dev.warnings))
     if not dry_run:
         for run in runs:
-            trained.reports[run.start.name] = _train(run, torch_device, resume, overwrite, progress, trained.warnings)
+            trained.reports[run.start.name] = _train_one(
+                run, torch_device, resume, overwrite, progress, trained.warnings
+            )
     return trained
 
 
@@ -283,7 +285,7 @@ def _prepare_run(
     return _Run(origin, start, source, train, dev, base_dir, base, config, all_settings, path, read)
 
 
-def _train(
+def _train_one(
     run: _Run, device: torch.device, resume: bool, overwrite: bool, progress: Progress, warnings: list[str]
 ) -> dict[str, Any]:
     record, config, freeze = run.make_record(), run.config, run.settings["freeze"]

@@ -84,7 +84,7 @@ def verify_artifacts(paths: Sequence[Path | str], *, progress: Progress = no_pro
     for path in map(Path, paths):
         if not path.exists():
             raise OsrmError(f"{path} is missing", "give folders or files that osrm wrote")
-        artifacts = list(_artifacts(path))
+        artifacts = list(_iter_artifacts(path))
         if not artifacts:
             raise OsrmError(f"{path} holds no record of osrm", "give folders or files that osrm wrote")
         with progress(f"verify {path}", len(artifacts), "artifacts") as advance:
@@ -94,7 +94,7 @@ def verify_artifacts(paths: Sequence[Path | str], *, progress: Progress = no_pro
     return Verification(verifier.checks)
 
 
-def _artifacts(path: Path) -> Iterator[Path]:
+def _iter_artifacts(path: Path) -> Iterator[Path]:
     """Records in a path: a file that carries one, or such files in a folder, or else those in its folders."""
     if not path.is_dir():
         if path.suffix in (".json", ".safetensors") and _is_record(path):
@@ -107,17 +107,17 @@ def _artifacts(path: Path) -> Iterator[Path]:
     if not files:
         for folder in sorted(path.glob("[!.]*")):
             if folder.is_dir() and not folder.is_symlink():
-                yield from _artifacts(folder)
+                yield from _iter_artifacts(folder)
 
 
 def _is_record(path: Path) -> bool:
     try:
-        return "command" in _read(path)
+        return "command" in _read_carried_record(path)
     except OsrmError:
         return not path.name.startswith(_FOREIGN)  # the error is reported where the record is read
 
 
-def _read(path: Path) -> Record:
+def _read_carried_record(path: Path) -> Record:
     """The record that a file carries.
 
     Raises:
@@ -160,19 +160,19 @@ class _Verifier:
         is_folder = path.name == RECORD_NAME
         artifact = str(path.parent if is_folder else path)
         try:
-            record = _read(path)
+            record = _read_carried_record(path)
         except OsrmError as error:
             self.checks.append(Check(artifact, "record", str(path), DIFFERS, str(error)))
             return
         if path.suffix == ".safetensors":
             self._check_tensors(path)
         for name, digest in (record.get("files") or {}).items():
-            self._compare(artifact, "file", str(path.parent / name), digest, path.parent / name)
+            self._compare_file(artifact, "file", str(path.parent / name), digest, path.parent / name)
         if base := BaseModelId.of(record):
             self._check_base(artifact, base)
         try:
             for data in recorded_data(record, path.parent):
-                self._check(artifact, "data", data.name, data.sha256, data.sha256_now)
+                self._compare_digest(artifact, "data", data.name, data.sha256, data.sha256_now)
         except OsrmError as error:
             self.checks.append(Check(artifact, "record", str(path), DIFFERS, str(error)))
         for row in _input_rows(record):
@@ -194,11 +194,11 @@ class _Verifier:
         except OsrmError as error:
             self.checks.append(Check(artifact, "input", source, MISSING, str(error)))
             return
-        self._compare(artifact, "input", source, row["sha256"], path)
-        for inner in _artifacts(path):
+        self._compare_file(artifact, "input", source, row["sha256"], path)
+        for inner in _iter_artifacts(path):
             self.verify(inner)
 
-    def _compare(self, artifact: str, kind: str, name: str, recorded: str, path: Path) -> None:
+    def _compare_file(self, artifact: str, kind: str, name: str, recorded: str, path: Path) -> None:
         def digest() -> str:
             if not path.exists():
                 raise OsrmError(f"{path} is missing")
@@ -208,7 +208,7 @@ class _Verifier:
                 return Adapter.open(path).sha256()
             return found
 
-        self._check(artifact, kind, name, recorded, digest)
+        self._compare_digest(artifact, kind, name, recorded, digest)
 
     def _check_base(self, artifact: str, base: BaseModelId) -> None:
         key = (base.name, base.revision)
@@ -224,9 +224,9 @@ class _Verifier:
                 raise found
             return found
 
-        self._check(artifact, "base model", base.name, base.sha256, digest)
+        self._compare_digest(artifact, "base model", base.name, base.sha256, digest)
 
-    def _check(self, artifact: str, kind: str, name: str, recorded: str, digest: Callable[[], str]) -> None:
+    def _compare_digest(self, artifact: str, kind: str, name: str, recorded: str, digest: Callable[[], str]) -> None:
         try:
             result, reason = (SAME if digest() == recorded else DIFFERS), None
         except (OsrmError, OSError) as error:

@@ -299,7 +299,7 @@ def test_inputs_that_a_method_does_not_use(project_copy, option):
     assert refused(project_copy, *words).error == f"method ties does not use {option}"
 
 
-def test_merging_adapters_alone_imports_no_transformers(project_copy):
+def test_merging_adapters_alone_imports_what_it_uses(project_copy):
     code = (
         "import sys; from osrm_cli.cli.app import app; from typer.testing import CliRunner as R; "
         "found = R().invoke(app, sys.argv[1:]); print(found.exit_code, *sorted(sys.modules))"
@@ -313,3 +313,4 @@ def test_merging_adapters_alone_imports_no_transformers(project_copy):
     assert code == "0"
     assert "torch" in modules
     assert not {"transformers", "peft", "datasets"} & set(modules)
+    assert not {"osrm_cli.tasks.loading", "osrm_cli.merging.recipes.recipe_file"} & set(modules)

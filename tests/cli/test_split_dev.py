@@ -77,7 +77,9 @@ def test_a_later_command_follows(work: Path, data: str) -> None:
     assert recorded(work / "again.json")["tasks"] == expected
 
 
-@pytest.mark.parametrize("command", ["train starts/mood --out more", "eval merged --out x.json", "sweep adapters/mood --out s"])
+@pytest.mark.parametrize(
+    "command", ["train starts/mood --out more", "eval merged --out x.json", "sweep adapters/mood --out s"]
+)
 def test_another_share_is_refused(work: Path, command: str) -> None:
     run = osrm(*command.split(), "--split-dev", "0.5", cwd=work)
     assert run.code == 1

@@ -77,3 +77,14 @@ def test_numerical_rank_counts_against_what_cancelled() -> None:
     rounding = torch.tensor([1e-16, 1e-17], dtype=torch.float64)
     assert numerical_rank(rounding) == 2
     assert numerical_rank(rounding, largest=1.0) == 0
+
+
+@some
+@given(pairs(), st.integers(0, 5))
+def test_a_higher_rank_is_filled_with_zeros(updates: list[LowRank], more: int) -> None:
+    update = updates[0]
+    padded = update.padded(update.rank + more)
+    assert padded.rank == len(padded.A) == update.rank + more
+    assert not padded.B[:, update.rank :].any()
+    assert not padded.A[update.rank :].any()
+    torch.testing.assert_close(padded.dense(), update.dense())

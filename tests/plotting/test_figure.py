@@ -45,7 +45,7 @@ PLOTS = [*map(rows_plot, (1, 2, 3, 4, 6)), *map(curve_plot, (1, 2, 4, 5)), heat_
 
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: f"{plot.name}-{len(plot.panels)}")
 def test_no_text_is_cut_off_and_none_runs_into_another(plot: Plot) -> None:
-    drawn = figure._draw(plot, plot.panels, figure._columns(len(plot.panels)), plot.legend)
+    drawn = figure._draw_panels(plot, plot.panels, figure._count_columns(len(plot.panels)), plot.legend)
     canvas = FigureCanvasAgg(drawn)
     canvas.draw()
     shared = [part for part in (drawn._supxlabel, *drawn.legends) if part]

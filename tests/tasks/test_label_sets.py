@@ -15,8 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.loss_gradients import task_loss
-from osrm_cli.models.heads import fit_linear_head, missing_class
+from osrm_cli.models.heads import fit_linear_head, missing_class, task_loss
 from osrm_cli.reporting.bootstrap import Resamples
 from osrm_cli.tasks.description import describe_split
 from osrm_cli.tasks.label_sets import label_matrix, label_set, sets_from_logits

@@ -14,11 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.loss_gradients import task_loss
 from osrm_cli.models import heads
 from osrm_cli.models.batching import tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.models.heads import find_head_layer, fit_linear_head
+from osrm_cli.models.heads import find_head_layer, fit_linear_head, task_loss
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import Example, Task
 from osrm_cli.training.head_init import fit_new_head

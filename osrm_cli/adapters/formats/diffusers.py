@@ -33,7 +33,7 @@ _FACTOR_A = ("down", "A")
 
 def matches(path: Path) -> bool:
     """Whether it is a file, or a folder with ``pytorch_lora_weights.safetensors``, whose tensors are named so."""
-    file = _file(path)
+    file = _weights_file(path)
     return file.is_file() and holds(file, lambda name: bool(_FACTOR.fullmatch(name)) and not _is_other(name))
 
 
@@ -43,7 +43,7 @@ def read(path: Path) -> AdapterContents:
     Raises:
         OsrmError: If the file holds more than the two factors, or settings of another kind than plain LoRA.
     """
-    path = _file(path)
+    path = _weights_file(path)
     factors: dict[str, dict[str, TensorLocation]] = defaultdict(dict)
     alphas: dict[str, float] = {}
     with open_tensors(path) as file:
@@ -54,7 +54,7 @@ def read(path: Path) -> AdapterContents:
                 if factors[_layer_name(found)].setdefault(suffix, location) is not location:
                     raise OsrmError(f"{path}: {stored} is there twice, under two names", "save the file again")
             elif (found := _ALPHA.fullmatch(stored)) and location.shape in ((), (1,)):
-                alphas[_clean(found[1])] = read_alpha(file, stored, path)
+                alphas[_clean_name(found[1])] = read_alpha(file, stored, path)
             else:
                 raise OsrmError(
                     f"{path}: {stored} is neither a factor of LoRA nor its alpha",
@@ -65,7 +65,7 @@ def read(path: Path) -> AdapterContents:
             raise OsrmError(
                 f"{path}: {layer} has no {missing.pop().removesuffix('.weight')[1:]}", "save the file again"
             )
-    return _contents(path, factors, alphas, settings)
+    return _make_contents(path, factors, alphas, settings)
 
 
 def write(path: Path, output: Output) -> None:
@@ -87,14 +87,14 @@ def write(path: Path, output: Output) -> None:
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
     for layer, (component, name) in components.items():
         ranks[component][name] = adapter.layers[layer].rank
-    settings = {key: value for component in sorted(ranks) for key, value in _settings(component, ranks[component])}
+    settings = {key: value for component in sorted(ranks) for key, value in _lora_settings(component, ranks[component])}
     metadata = {**output.metadata, SETTINGS_KEY: json.dumps(settings, sort_keys=True)}
     with write_stream(path, [name + suffix for name in names.values() for suffix in suffixes], metadata) as stream:
         pairs = {layer: (name + suffixes[0], name + suffixes[1]) for layer, name in names.items()}
         write_factors(stream, output, pairs, folds_scaling=True)
 
 
-def _file(path: Path) -> Path:
+def _weights_file(path: Path) -> Path:
     return path / WEIGHTS_NAME if path.is_dir() and not (path / CONFIG_NAME).exists() else path
 
 
@@ -105,14 +105,14 @@ def _is_other(name: str) -> bool:
 
 def _layer_name(found: re.Match[str]) -> str:
     """The layer's name in its model, from the name of a factor."""
-    layer = _clean(found[1])
+    layer = _clean_name(found[1])
     if found[2] == "_":  # to_q_lora: a processor's part that stands for the layer
         layer = re.sub(r"\.to_out$", ".to_out.0", layer)
         layer = re.sub(r"\.self_attn\.to_(q|k|v|out)(\.0)?$", r".self_attn.\1_proj", layer)
     return layer
 
 
-def _clean(name: str) -> str:
+def _clean_name(name: str) -> str:
     return name.replace(".processor.", ".")
 
 
@@ -133,7 +133,7 @@ def _read_settings(path: Path, text: str | None) -> dict[str, AdapterConfig]:
     return {name: parse_config(path, {"peft_type": "LORA", **own}) for name, own in by_component.items()}
 
 
-def _contents(
+def _make_contents(
     path: Path,
     factors: Mapping[str, Mapping[str, TensorLocation]],
     alphas: Mapping[str, float],
@@ -159,7 +159,7 @@ def _contents(
     return AdapterContents(make_config(ranks, scaled), tensors)
 
 
-def _settings(component: str, ranks: Mapping[str, int]) -> list[tuple[str, Any]]:
+def _lora_settings(component: str, ranks: Mapping[str, int]) -> list[tuple[str, Any]]:
     """The settings with which diffusers builds these ranks at a scaling of 1."""
     usual = max(ranks.values(), key=list(ranks.values()).count)
     exceptions = {exact_pattern(layer): rank for layer, rank in ranks.items() if rank != usual}

@@ -101,7 +101,7 @@ def write(path: Path, output: Output) -> None:
     alphas = {layer: plain_alpha(adapter.config, layer, shape.rank) for layer, shape in adapter.layers.items()}
     metadata = {
         **output.metadata,
-        **_network(Counter(s.rank for s in adapter.layers.values()), Counter(alphas.values())),
+        **_network_metadata(Counter(s.rank for s in adapter.layers.values()), Counter(alphas.values())),
     }
     with write_stream(
         path, [f"{name}.{part}" for name in names.values() for part in (DOWN, UP, ALPHA)], metadata
@@ -155,7 +155,7 @@ def _flat_name(source: str, prefixes: Mapping[str, str], component: str, name: s
         raise OsrmError(f"{source}: kohya's format cannot name a layer: {error}", "use --format diffusers") from None
 
 
-def _network(ranks: Counter[int], alphas: Counter[float]) -> dict[str, str]:
+def _network_metadata(ranks: Counter[int], alphas: Counter[float]) -> dict[str, str]:
     """What kohya's scripts record of the network in the header."""
     return {
         "ss_network_module": "networks.lora",

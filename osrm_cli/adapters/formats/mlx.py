@@ -18,8 +18,9 @@ from osrm_cli.adapters.formats.contents import AdapterContents, Output, make_con
 from osrm_cli.adapters.formats.single_file import check_no_whole_modules, fold_scaling
 from osrm_cli.adapters.layers import FACTORS, PREFIX
 from osrm_cli.adapters.layers import WEIGHTS_NAME as PEFT_WEIGHTS
-from osrm_cli.adapters.writer import in_dtype
+from osrm_cli.adapters.writer import factor_in_dtype
 from osrm_cli.errors import OsrmError
+from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage.input_files import TensorLocation, list_headers, read_json
 from osrm_cli.storage.safetensors_writer import write_stream
 
@@ -87,8 +88,9 @@ def write(path: Path, output: Output) -> None:
         for layer, shape in adapter.layers.items():
             factors = adapter.lora_factors(layer, adapter.dtype)
             B = fold_scaling(factors.B, shape.scaling / scale, layer, output)
-            for suffix, factor in zip(SUFFIXES, (_padded(factors.A.T, rank, 1), _padded(B.T, rank, 0)), strict=True):
-                stream.add(layer + suffix, in_dtype(factor, output.dtype, layer))
+            padded = LowRank(B, factors.A).padded(rank)
+            for suffix, factor in zip(SUFFIXES, (padded.A.T, padded.B.T), strict=True):
+                stream.add(layer + suffix, factor_in_dtype(factor, output.dtype, layer))
     settings = {
         "fine_tune_type": "lora",
         "lora_parameters": {
@@ -102,13 +104,6 @@ def write(path: Path, output: Output) -> None:
     }
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (path / CONFIG_NAME).write_text(text, encoding="utf-8")
-
-
-def _padded(factor: torch.Tensor, rank: int, axis: int) -> torch.Tensor:
-    """A factor with zeros up to the rank along one axis."""
-    shape = list(factor.shape)
-    shape[axis] = rank - shape[axis]
-    return torch.cat([factor, factor.new_zeros(shape)], dim=axis)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

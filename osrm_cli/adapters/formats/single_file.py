@@ -8,7 +8,7 @@ import torch
 
 from osrm_cli.adapters.formats.contents import Output
 from osrm_cli.adapters.layers import PREFIX, find_parent, tensor_kind
-from osrm_cli.adapters.writer import in_dtype, join_kernel
+from osrm_cli.adapters.writer import factor_in_dtype, join_kernel
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage.input_files import open_tensors
@@ -90,7 +90,7 @@ def write_factors(
         if folds_scaling:
             factors = LowRank(fold_scaling(factors.B, shape.scaling, layer, output), factors.A)
         for name, factor in zip((name_a, name_b), join_kernel(factors, shape.kernel), strict=True):
-            stream.add(name, in_dtype(factor, output.dtype, layer))
+            stream.add(name, factor_in_dtype(factor, output.dtype, layer))
 
 
 def fold_scaling(B: torch.Tensor, scaling: float, layer: str, output: Output) -> torch.Tensor:

@@ -91,7 +91,7 @@ def demo(
     setting = _TEXT if text else _CLASSES
     setting = replace(setting, model=model or setting.model, scale=setting.scale if scale is None else scale)
     for commands in _pipeline_stages(setting, seed):
-        _run(commands, out, console)
+        _run_commands(commands, out, console)
     records = {arm: read_scored_record(out / "merged" / arm / SCORES_NAME)[0] for arm in _VARIANTS}
     _draw_bars(records, out / "demo.png")
     console.note(f"All files are in {out}/; the plot is {out}/demo.png.")
@@ -114,7 +114,7 @@ def _pipeline_stages(setting: _Setting, seed: int) -> list[list[str]]:
     ]
 
 
-def _run(commands: Sequence[str], folder: Path, console: Console) -> None:
+def _run_commands(commands: Sequence[str], folder: Path, console: Console) -> None:
     """Run commands in parallel, each in its own process, as a shell in ``folder`` would.
 
     Only the first shows its progress: two bars on one line would overwrite each other. The cores are divided among the
@@ -127,7 +127,7 @@ def _run(commands: Sequence[str], folder: Path, console: Console) -> None:
     running = []
     for index, command in enumerate(commands):
         console.note(f"$ {command}")
-        arguments = [path for word in shlex.split(command)[1:] for path in _expand(word, folder)]
+        arguments = [path for word in shlex.split(command)[1:] for path in _expand_word(word, folder)]
         quiet = ["--quiet"] if index or console.quiet else []
         running.append(
             subprocess.Popen(  # noqa: S603 - this program with its own arguments
@@ -150,7 +150,7 @@ def _run(commands: Sequence[str], folder: Path, console: Console) -> None:
             process.terminate()
 
 
-def _expand(word: str, folder: Path) -> Sequence[str]:
+def _expand_word(word: str, folder: Path) -> Sequence[str]:
     if not word.endswith("/*"):
         return [word]
     return sorted(str(path.relative_to(folder)) for path in (folder / word[:-2]).glob("[!.]*"))

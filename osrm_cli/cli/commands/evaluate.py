@@ -110,8 +110,8 @@ def _make_report(summary: Mapping[str, Any], split: str) -> Any:
     lines = []
     for name, row in summary["tasks"].items():
         for sample in row.get("samples", ())[:1]:
-            lines += [f"{name}: {_shorten(sample['prompt'])}", f"  answer     {_shorten(sample['answer'])}"]
-            lines.append(f"  reference  {_shorten(sample['reference'])}")
+            lines += [f"{name}: {_shorten_text(sample['prompt'])}", f"  answer     {_shorten_text(sample['answer'])}"]
+            lines.append(f"  reference  {_shorten_text(sample['reference'])}")
     for name, metrics in summary.get("harness", {}).items():
         values = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items() if "stderr" not in metric)
         lines.append(f"harness {name}: {values}")
@@ -126,8 +126,8 @@ def _make_table(summary: Mapping[str, Any], split: str) -> Any:
     rows = table("task", *base, "single", "merged", "ratio", *kept, "examples", "metrics", title=f"Scores ({split})")
 
     def cells(row: Mapping[str, Any]) -> list[str]:
-        numbers = [_cell(row[name]) for name in (*base, "single", "headline")]
-        return [*numbers, _percent(row["ratio"]), *(_percent(row[name]) for name in kept)]
+        numbers = [_format_score(row[name]) for name in (*base, "single", "headline")]
+        return [*numbers, _format_percent(row["ratio"]), *(_format_percent(row[name]) for name in kept)]
 
     for name, row in summary["tasks"].items():
         shown = {metric: value for metric, value in row["metrics"].items() if metric not in _SAME_AS_LOSS}
@@ -138,14 +138,14 @@ def _make_table(summary: Mapping[str, Any], split: str) -> Any:
     return rows
 
 
-def _shorten(text: str) -> str:
+def _shorten_text(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 100 else line[:97] + "..."
 
 
-def _cell(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _percent(value: float | None) -> str:
+def _format_percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} %"

@@ -87,7 +87,7 @@ def extract(
     )
     for warning in result.warnings:
         console.warn(warning)
-    record = _record(result)
+    record = _result_dict(result)
     if dry_run:
         record = {"would_write": str(result.path), **record}
     console.result(record, _make_table(result, dry_run))
@@ -95,7 +95,7 @@ def extract(
         console.note(note)
 
 
-def _record(result: "ExtractedAdapter") -> dict[str, Any]:
+def _result_dict(result: "ExtractedAdapter") -> dict[str, Any]:
     """The result as JSON has it."""
     record: dict[str, Any] = {
         "path": str(result.path),

@@ -78,7 +78,7 @@ def init(
     """
     console = Console(json, quiet)
     if list_objectives:
-        _list(console)
+        _print_objectives(console)
         return
     if each == bool(exclude):
         raise typer.BadParameter("give one of them: some tasks, or each", param_hint="--exclude, --each")
@@ -118,17 +118,18 @@ def init(
     console.result({"starts": starts, "objective": result.objective, "concerns": result.warnings}, "\n".join(lines))
 
 
-def _list(console: Console) -> None:
+def _print_objectives(console: Console) -> None:
     keys = ("name", "summary", "statistics", "source")
-    objectives = [{key: getattr(row, key) for key in keys} | {"needs": _needs(row)} for row in OBJECTIVES]
+    objectives = [{key: getattr(row, key) for key in keys} | {"needs": _name_features_read(row)} for row in OBJECTIVES]
     rows = [("objective", "statistics", "of", "what it chooses")]
     rows += [
-        (row.name, ", ".join(row.statistics) or "-", ", ".join(_needs(row)) or "-", row.summary) for row in OBJECTIVES
+        (row.name, ", ".join(row.statistics) or "-", ", ".join(_name_features_read(row)) or "-", row.summary)
+        for row in OBJECTIVES
     ]
     console.result({"objectives": objectives}, align_columns(rows))
 
 
-def _needs(objective: Objective) -> list[str]:
+def _name_features_read(objective: Objective) -> list[str]:
     """Whose features an objective reads."""
     needs = {"others": objective.needs_others, "own": objective.needs_own, "own gradient": objective.needs_gradient}
     return [name for name, needed in needs.items() if needed]

@@ -15,7 +15,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import METHODS
 
 
-def _number(name: str, text: str, low: float | None = None, high: float | None = None) -> Any:
+def _number_option(name: str, text: str, low: float | None = None, high: float | None = None) -> Any:
     return typer.Option(name, help=text, min=low, max=high, show_default=False)
 
 
@@ -38,7 +38,7 @@ def merge(
         ),
     ] = None,
     scale: Annotated[
-        float | None, _number("--lambda", "One factor on the merged update; default the method's.")
+        float | None, _number_option("--lambda", "One factor on the merged update; default the method's.")
     ] = None,
     weight: Annotated[
         list[str] | None, typer.Option("--weight", metavar="NAME=NUMBER", help="An adapter's weight, of any sign.")
@@ -53,26 +53,32 @@ def merge(
             show_default=False,
         ),
     ] = None,
-    energy: Annotated[float | None, _number("--energy", "Recompress to this share of the energy.", 0, 1)] = None,
-    density: Annotated[float | None, _number("--density", "Share of the entries to keep.", 0, 1)] = None,
+    energy: Annotated[float | None, _number_option("--energy", "Recompress to this share of the energy.", 0, 1)] = None,
+    density: Annotated[float | None, _number_option("--density", "Share of the entries to keep.", 0, 1)] = None,
     aggregate: Annotated[
         Aggregate | None, typer.Option("--aggregate", help="Mean or sum of entries that agree.", show_default=False)
     ] = None,
-    window: Annotated[float | None, _number("--window", "della: spread of the drop probability.", 0, 1)] = None,
+    window: Annotated[float | None, _number_option("--window", "della: spread of the drop probability.", 0, 1)] = None,
     outliers: Annotated[
-        float | None, _number("--outliers", "breadcrumbs, tatr: share of top entries dropped.", 0, 1)
+        float | None, _number_option("--outliers", "breadcrumbs, tatr: share of top entries dropped.", 0, 1)
     ] = None,
-    mask_scale: Annotated[float | None, _number("--mask-scale", "consensus: threshold of a task's mask.", 0)] = None,
-    agreement: Annotated[int | None, _number("--agreement", "consensus: tasks that must use an entry.", 1)] = None,
-    common: Annotated[float | None, _number("--common", "iso-cts: share of common directions.", 0, 1)] = None,
-    floor: Annotated[float | None, _number("--floor", "svc: smallest divisor.", 0)] = None,
-    alpha: Annotated[float | None, _number("--alpha", "regmean: factor on off-diagonal moments.", 0, 1)] = None,
-    ridge: Annotated[float | None, _number("--ridge", "sequential: pull towards the mean update.", 0)] = None,
-    trim: Annotated[int | None, _number("--trim", "cat-merging: directions taken out for each task.", 1)] = None,
-    penalty: Annotated[float | None, _number("--penalty", "cat-merging: weight of a task's own loss.", 0)] = None,
-    epsilon: Annotated[float | None, _number("--epsilon", "ram: smallest magnitude that counts.", 0)] = None,
-    bonus: Annotated[float | None, _number("--bonus", "ram: growth of a task's own entries, RAM+.", 0)] = None,
-    reach: Annotated[float | None, _number("--reach", "nearswap: how far an entry moves at most.", 0)] = None,
+    mask_scale: Annotated[
+        float | None, _number_option("--mask-scale", "consensus: threshold of a task's mask.", 0)
+    ] = None,
+    agreement: Annotated[
+        int | None, _number_option("--agreement", "consensus: tasks that must use an entry.", 1)
+    ] = None,
+    common: Annotated[float | None, _number_option("--common", "iso-cts: share of common directions.", 0, 1)] = None,
+    floor: Annotated[float | None, _number_option("--floor", "svc: smallest divisor.", 0)] = None,
+    alpha: Annotated[float | None, _number_option("--alpha", "regmean: factor on off-diagonal moments.", 0, 1)] = None,
+    ridge: Annotated[float | None, _number_option("--ridge", "sequential: pull towards the mean update.", 0)] = None,
+    trim: Annotated[int | None, _number_option("--trim", "cat-merging: directions taken out for each task.", 1)] = None,
+    penalty: Annotated[
+        float | None, _number_option("--penalty", "cat-merging: weight of a task's own loss.", 0)
+    ] = None,
+    epsilon: Annotated[float | None, _number_option("--epsilon", "ram: smallest magnitude that counts.", 0)] = None,
+    bonus: Annotated[float | None, _number_option("--bonus", "ram: growth of a task's own entries, RAM+.", 0)] = None,
+    reach: Annotated[float | None, _number_option("--reach", "nearswap: how far an entry moves at most.", 0)] = None,
     primary: Annotated[
         str | None,
         typer.Option(
@@ -84,12 +90,14 @@ def merge(
         typer.Option("--seed", envvar="OSRM_SEED", min=0, help="Seed of masks and samples.", show_default=False),
     ] = None,
     data: options.RecordedData = None,
-    samples: Annotated[int | None, _number("--samples", "Training examples read per task; default 100.", 1)] = None,
+    samples: Annotated[
+        int | None, _number_option("--samples", "Training examples read per task; default 100.", 1)
+    ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Calibrate the heads, on 128 texts per task or --samples.")
     ] = False,
-    steps: Annotated[int | None, _number("--steps", "Steps of learning; default the method's.", 1)] = None,
-    lr: Annotated[float | None, _number("--lr", "distill, matched-weights: peak learning rate.", 0)] = None,
+    steps: Annotated[int | None, _number_option("--steps", "Steps of learning; default the method's.", 1)] = None,
+    lr: Annotated[float | None, _number_option("--lr", "distill, matched-weights: peak learning rate.", 0)] = None,
     start: Annotated[
         Start | None, typer.Option("--start", help="distill: where to begin; default tsv.", show_default=False)
     ] = None,
@@ -149,13 +157,13 @@ def merge(
     """
     console = Console(json, quiet)
     if list_methods:
-        _list(console)
+        _print_methods(console)
         return
 
     from osrm_cli.merging.merge import merge_adapters
     from osrm_cli.merging.requirements import OPTIONS
 
-    values = {name: context.params[_parameter(name)] for name in OPTIONS}
+    values = {name: context.params[_name_parameter(name)] for name in OPTIONS}
     others = ("method", "features", "data", "form", "model", "revision", "dtype")
     strict = {name for name in (*OPTIONS, *others) if _is_typed(context, name)}
     step = None
@@ -167,12 +175,12 @@ def merge(
     result = merge_adapters(
         adapters or [],
         method,
-        options={name: _plain(value) for name, value in values.items() if value not in (None, ())},
+        options={name: _plain_value(value) for name, value in values.items() if value not in (None, ())},
         weights=_parse_weights(weight or []),
         recipe=recipe,
         features=features,
         data=data,
-        form=_plain(form),
+        form=_plain_value(form),
         model=model,
         revision=revision,
         dtype=dtype.value,
@@ -196,19 +204,19 @@ def merge(
         console.note(note)
 
 
-def _parameter(option: str) -> str:
+def _name_parameter(option: str) -> str:
     """The parameter of ``merge`` that takes an option of a method; ``lambda`` is a keyword."""
     return "scale" if option == "lambda" else option
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return value.value if isinstance(value, StrEnum) else value
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:
-    return options.given_on_command_line(context, _parameter(name))
+    return options.given_on_command_line(context, _name_parameter(name))
 
 
 def _parse_weights(texts: Sequence[str]) -> dict[str, float]:
@@ -225,7 +233,7 @@ def _parse_weights(texts: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def _list(console: Console) -> None:
+def _print_methods(console: Console) -> None:
     keys = ("name", "summary", "needs", "result")
     methods = [{key: getattr(row, key) for key in keys} for row in METHODS]
     rows = [("method", "needs", "result", "what it does")]

@@ -122,7 +122,7 @@ def sweep(
     report = run_sweep(
         adapters,
         method or ["task-arith"],
-        _axes(scale, density, option),
+        _make_grid(scale, density, option),
         task or [],
         calibrate=calibrate,
         samples=samples,
@@ -157,7 +157,7 @@ def sweep(
     console.result({"path": str(out), **report.result.record()}, _make_table(report.result))
 
 
-def _axes(
+def _make_grid(
     scale: Sequence[str] | None, density: Sequence[str] | None, others: Sequence[str] | None
 ) -> "dict[str, list[Value]]":
     """The grid: values by option."""

@@ -34,7 +34,7 @@ def verify(
 
     console = Console(json, quiet)
     found = verify_artifacts(paths, progress=console.progress)
-    console.result({"counts": found.counts, "checks": [asdict(check) for check in found.checks]}, _text(found))
+    console.result({"counts": found.counts, "checks": [asdict(check) for check in found.checks]}, _make_output(found))
     failures = [check for check in found.failures if check.result == DIFFERS or not ignore_missing]
     if failures:
         differing, missing = found.counts["differs"], 0 if ignore_missing else found.counts["missing"]
@@ -45,7 +45,7 @@ def verify(
         )
 
 
-def _text(found: "Verification") -> str:
+def _make_output(found: "Verification") -> str:
     rows = [
         (
             check.result,

@@ -38,7 +38,7 @@ class Accumulator(ABC):
             rows: Each example's index in the task's sample, ``batch`` of them.
         """
         mask = mask.to(x.device, torch.bool)
-        self._add(x.detach(), mask, rows)
+        self._add_rows(x.detach(), mask, rows)
         self.tokens += int(mask.sum())
         self.examples += int(mask.any(dim=1).sum())
 
@@ -56,7 +56,7 @@ class Accumulator(ABC):
 
     def merge_state(self, state: State) -> None:
         """Take over the ``state`` of an accumulator of the same kind and width that counted other examples."""
-        self._merge(state)
+        self._merge_sums(state)
         self.tokens += int(state["tokens"])
         self.examples += int(state["examples"])
 
@@ -69,10 +69,10 @@ class Accumulator(ABC):
         return {}
 
     @abstractmethod
-    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None: ...
+    def _add_rows(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None: ...
 
     @abstractmethod
-    def _merge(self, state: State) -> None: ...
+    def _merge_sums(self, state: State) -> None: ...
 
     @abstractmethod
     def _sums(self) -> State: ...
@@ -92,11 +92,11 @@ class MeanAccumulator(Accumulator):
         """``(1/N) sum x``, ``(d_in,)``."""
         return (self._sum.cpu() / max(self.tokens, 1)).to(dtype)
 
-    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
+    def _add_rows(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         tokens = to_float64(x[mask])
         self._sum = self._sum.to(tokens.device) + tokens.sum(dim=0)
 
-    def _merge(self, state: State) -> None:
+    def _merge_sums(self, state: State) -> None:
         self._sum = self._sum + state["sum"].to(self._sum.device)
 
     def _sums(self) -> State:
@@ -134,13 +134,13 @@ class SecondMomentAccumulator(Accumulator):
             whole[here, after] = whole[after, here].T
         return whole
 
-    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
+    def _add_rows(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         tokens = to_float64(x[mask])
         for start, panel in self._panels.items():
             self._panels[start] = panel = panel.to(tokens.device)
             panel.addmm_(tokens[:, start:].T, tokens[:, start : start + panel.shape[1]])
 
-    def _merge(self, state: State) -> None:
+    def _merge_sums(self, state: State) -> None:
         for start, panel in self._panels.items():
             panel += state["sum"][start:, start : start + panel.shape[1]].to(panel.device)
 
@@ -168,12 +168,12 @@ class SamplesAccumulator(Accumulator):
         """The examples' means ``(k, d_in)``, sorted by their index in the sample."""
         return self._sums()["means"].to(dtype)
 
-    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
+    def _add_rows(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         for row, example, counted in zip(rows, x, mask, strict=True):
             if counted.any():
                 self._means[row] = to_float64(example[counted]).mean(dim=0).cpu()
 
-    def _merge(self, state: State) -> None:
+    def _merge_sums(self, state: State) -> None:
         self._means.update(zip(state["rows"].tolist(), state["means"], strict=True))
 
     def _sums(self) -> State:

@@ -41,7 +41,7 @@ class FrequentDirections(Accumulator):
         """``X^T X - S^T S <= error I``, and ``energy`` to measure it by."""
         return {"error": self.error, "energy": self.energy}
 
-    def _add(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
+    def _add_rows(self, x: torch.Tensor, mask: torch.Tensor, rows: Sequence[int]) -> None:
         # Blocks of a few m keep the memory flat; each costs one thin SVD.
         tokens = to_float64(x[mask])
         self.energy += float(tokens.square().sum())
@@ -61,7 +61,7 @@ class FrequentDirections(Accumulator):
         self._buffer = shrunk[:, None] * directions[: self.size]
         self.error += float(lowered)
 
-    def _merge(self, state: State) -> None:
+    def _merge_sums(self, state: State) -> None:
         self._buffer = torch.cat([self._buffer, state["rows"].to(self._buffer.device)])
         self.error += float(state["error"])
         self.energy += float(state["energy"])

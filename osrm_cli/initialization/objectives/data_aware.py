@@ -25,7 +25,7 @@ def gevd(problem: LayerProblem) -> torch.Tensor:
     Raises:
         OsrmError: If the own or the others' features are missing.
     """
-    return _generalised(problem, "gevd", problem.require_own("gevd"))
+    return _generalised_directions(problem, "gevd", problem.require_own("gevd"))
 
 
 def loss_aware(problem: LayerProblem) -> torch.Tensor:
@@ -39,7 +39,7 @@ def loss_aware(problem: LayerProblem) -> torch.Tensor:
     """
     if problem.gradient is None:
         raise OsrmError(f"objective 'loss-aware' needs the gradient of its own task's loss for {problem.layer}")
-    return _generalised(problem, "loss-aware", SecondMoment(problem.gradient, factored=True))
+    return _generalised_directions(problem, "loss-aware", SecondMoment(problem.gradient, factored=True))
 
 
 def eva(problem: LayerProblem) -> torch.Tensor:
@@ -102,14 +102,14 @@ def _excluded_rows(problem: LayerProblem) -> torch.Tensor:
     return excluded
 
 
-def _generalised(problem: LayerProblem, name: str, own: SecondMoment) -> torch.Tensor:
+def _generalised_directions(problem: LayerProblem, name: str, own: SecondMoment) -> torch.Tensor:
     """Top ``r`` of ``C u = lambda M u`` for the ``C`` of ``own``, orthonormalised, ``(r, d_in)``."""
     others, own, basis = problem.require_others(name).to(torch.float64), own.to(torch.float64), None
     if others.factored and own.factored and len(others.matrix) + len(own.matrix) < problem.d_in:
         # All solutions lie in the span of both sets of rows: solve there, and never build a d x d matrix.
-        basis = orthonormal_rows(torch.cat([_unit(others.matrix), _unit(own.matrix)]))
+        basis = orthonormal_rows(torch.cat([_normalize(others.matrix), _normalize(own.matrix)]))
         others, own = (SecondMoment(each.matrix @ basis.T, factored=True) for each in (others, own))
-    C_in, L = own.dense(), _factor(others.dense(), problem.eps, problem.d_in)
+    C_in, L = own.dense(), _factor_others(others.dense(), problem.eps, problem.d_in)
 
     def whitened(V: torch.Tensor) -> torch.Tensor:
         image: torch.Tensor = C_in @ torch.linalg.solve_triangular(L.T, V, upper=True)
@@ -123,7 +123,7 @@ def _generalised(problem: LayerProblem, name: str, own: SecondMoment) -> torch.T
     return _padded_with_random_rows(eigen.fix_signs(orthonormal_rows(A if basis is None else A @ basis)), problem, name)
 
 
-def _factor(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
+def _factor_others(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
     """Cholesky factor of ``M`` up to a scalar, ``(p, p)``.
 
     A statistic stored in float32 can be indefinite by its rounding; then eps rises until ``M`` is definite.
@@ -166,6 +166,6 @@ def _no_rows(problem: LayerProblem) -> torch.Tensor:
     return torch.zeros(0, problem.d_in, dtype=torch.float64)
 
 
-def _unit(rows: torch.Tensor) -> torch.Tensor:
+def _normalize(rows: torch.Tensor) -> torch.Tensor:
     norm = rows.norm()
     return rows / (norm if norm > 0 else 1.0)

@@ -16,7 +16,7 @@ def start_warnings(
         own_tokens: Tokens behind the task's own.
     """
     warnings = []
-    out, own = _rank(problem, problem.others, out_tokens), _rank(problem, problem.own, own_tokens)
+    out, own = _largest_rank(problem, problem.others, out_tokens), _largest_rank(problem, problem.own, own_tokens)
     free = problem.d_in - out
     if objective in ("osrm", "official"):
         if free >= problem.rank and problem.others is not None and not problem.others.factored:
@@ -46,7 +46,7 @@ def start_warnings(
     return warnings
 
 
-def _rank(problem: LayerProblem, moment: SecondMoment | None, tokens: int | None) -> int:
+def _largest_rank(problem: LayerProblem, moment: SecondMoment | None, tokens: int | None) -> int:
     """The rank that a second moment can have at most."""
     bound = tokens if moment is None or moment.row_count is None else moment.row_count
     return problem.d_in if bound is None else min(bound, problem.d_in)

@@ -39,7 +39,9 @@ class WeightedDeltas:
         device = models[0].device
         shape = (len(models), len(plan.layers))
         self.coefficients = torch.full(shape, plan.options.scale, device=device, requires_grad=True)
-        self.changes = {layer: self._change(models, plan, layer, index) for index, layer in enumerate(plan.layers)}
+        self.changes = {
+            layer: self._weighted_change(models, plan, layer, index) for index, layer in enumerate(plan.layers)
+        }
 
     def learned_weights(self, models: Sequence[TaskModel], plan: MergePlan) -> Weights:
         """The weight ``c_tl w_tl`` by adapter and layer."""
@@ -51,7 +53,7 @@ class WeightedDeltas:
             for row, model in enumerate(models)
         }
 
-    def _change(self, models: Sequence[TaskModel], plan: MergePlan, layer: str, column: int) -> OutputHook:
+    def _weighted_change(self, models: Sequence[TaskModel], plan: MergePlan, layer: str, column: int) -> OutputHook:
         deltas = [(row, update) for row, model in enumerate(models) if (update := model.delta(layer))]
         A = torch.cat([update.A for _, update in deltas])  # noqa: N806 - the papers' letters
         B = torch.cat([update.B * plan.weight(row, layer) for row, update in deltas], dim=1)  # noqa: N806
@@ -79,7 +81,7 @@ def learn_weights(
     options = plan.recipe.options
     before = {model.name: mean_prediction_entropy(model, mixture) for model in models}
     adam = torch.optim.Adam([mixture.coefficients], lr=LEARNING_RATE)
-    batches = [_batches(model, options["seed"]) for model in models]
+    batches = [_endless_batches(model, options["seed"]) for model in models]
     for _ in range(options["steps"]):
         adam.zero_grad()
         for model, indices in zip(models, batches, strict=True):  # one graph at a time
@@ -110,7 +112,7 @@ def mean_prediction_entropy(model: TaskModel, mixture: WeightedDeltas) -> float:
     return float(torch.cat(entropies).mean())
 
 
-def _batches(model: TaskModel, seed: int) -> Iterator[list[int]]:
+def _endless_batches(model: TaskModel, seed: int) -> Iterator[list[int]]:
     """Batches without end: one random order of the examples after the other."""
     generator = seeding.generator(seed, "adamerging", model.name)
     waiting: list[int] = []

@@ -47,10 +47,10 @@ class FisherInformation(LayerData):
         norms = {}
         with progress("fisher", sum(len(model.encodings) for model in models), "examples") as advance:
             for model, path in zip(models, self._paths, strict=True):
-                norms[model.name] = self._save(path, fisher_diagonal(model, shapes, advance))
+                norms[model.name] = self._save_information(path, fisher_diagonal(model, shapes, advance))
         self.record = {"examples": {model.name: model.sample.record for model in models}, "fisher_norms": norms}
 
-    def _save(self, path: Path, diagonal: Mapping[str, Tensor]) -> float:
+    def _save_information(self, path: Path, diagonal: Mapping[str, Tensor]) -> float:
         """Write one task's information in units of its norm over all layers; returns the norm."""
         squares = (float(torch.linalg.vector_norm(F, dtype=torch.float64)) ** 2 for F in diagonal.values())
         norm = math.sqrt(sum(squares))
@@ -83,18 +83,20 @@ def fisher_diagonal(
     watching = {name: recording_hook(low_rank_hook(model.delta(name)), seen) for name, seen in calls.items()}
     with with_output_hooks(shell, watching), torch.enable_grad():
         for index in range(count):
-            _loss(model, shell, index).backward()  # type: ignore[no-untyped-call]
+            _negative_log_likelihood(model, shell, index).backward()  # type: ignore[no-untyped-call]
             for name, seen in calls.items():
                 reached = [(x, gradient[0]) for x, gradient in seen if gradient]
                 if reached:
-                    inputs, gradients = (torch.cat([_rows(x) for x in part]) for part in zip(*reached, strict=True))
+                    inputs, gradients = (
+                        torch.cat([_flatten_rows(x) for x in part]) for part in zip(*reached, strict=True)
+                    )
                     sums[name] += (gradients.T @ inputs).square()
                 seen.clear()
             advance(1)
     return {name: total / count for name, total in sums.items()}
 
 
-def _loss(model: TaskModel, shell: torch.nn.Module, index: int) -> Tensor:
+def _negative_log_likelihood(model: TaskModel, shell: torch.nn.Module, index: int) -> Tensor:
     """``-log p(label)`` of an example, in nats."""
     batch = model.batch([index])
     if model.is_text:
@@ -109,5 +111,5 @@ def example_loss(task: Task, logits: Tensor, label: Label) -> Tensor:
     return functional.cross_entropy(logits, torch.tensor(label, device=logits.device))
 
 
-def _rows(x: Tensor) -> Tensor:
+def _flatten_rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])

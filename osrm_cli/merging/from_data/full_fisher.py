@@ -57,7 +57,7 @@ class FullFisherInformation(FisherInformation):
                         "osrm extract makes adapters of full models, which it reads",
                     )
                 diagonal = full_fisher_diagonal(sample.adapter, sample, plan.layers, base_dir, device, advance)
-                norms[sample.adapter.name] = self._save(path, diagonal)
+                norms[sample.adapter.name] = self._save_information(path, diagonal)
         examples = {sample.adapter.name: sample.record for sample in samples}
         self.record = {"examples": examples, "fisher_norms": norms}
 

@@ -75,12 +75,15 @@ def learn_factors(
     device = models[0].device
     rank = max((delta.rank for delta in start.values()), default=0)
     wide = {layer: with_room(plan, layer, start.get(layer), rank) for layer in plan.layers}
-    pairs = {layer: LowRank(_parameter(delta.B, device), _parameter(delta.A, device)) for layer, delta in wide.items()}
+    pairs = {
+        layer: LowRank(_trainable_copy(delta.B, device), _trainable_copy(delta.A, device))
+        for layer, delta in wide.items()
+    }
     hooks: dict[str, OutputHook] = {layer: _factor_hook(pair) for layer, pair in pairs.items()}
     parameters = [factor for pair in pairs.values() for factor in (pair.B, pair.A)]
     heads = {model.name: model.head for model in models if isinstance(model.head, StudentHead)}
     parameters += [parameter for head in heads.values() for parameter in head.parameters]
-    record = _minimise(models, plan, parameters, hooks, advance) | _describe_teachers(models)
+    record = _minimise_distances(models, plan, parameters, hooks, advance) | _describe_teachers(models)
     factors = {layer: LowRank(pair.B.detach(), pair.A.detach()) for layer, pair in pairs.items()}
     return LearnedFactors(factors, record, heads)
 
@@ -128,11 +131,11 @@ def learn_matching_weights(
         The weight ``c_tl w_tl`` by adapter and layer, and the record for ``osrm.json``.
     """
     mixture = WeightedDeltas(models, plan)
-    record = _minimise(models, plan, [mixture.coefficients], mixture.changes, advance)
+    record = _minimise_distances(models, plan, [mixture.coefficients], mixture.changes, advance)
     return mixture.learned_weights(models, plan), record
 
 
-def _parameter(factor: Tensor, device: torch.device) -> Tensor:
+def _trainable_copy(factor: Tensor, device: torch.device) -> Tensor:
     return factor.to(device, torch.float32, copy=True).requires_grad_()
 
 
@@ -140,7 +143,7 @@ def _factor_hook(pair: LowRank) -> OutputHook:
     return lambda x, y: y + (x @ pair.A.T) @ pair.B.T
 
 
-def _minimise(
+def _minimise_distances(
     models: Sequence[TaskModel],
     plan: MergePlan,
     parameters: Sequence[Tensor],

@@ -106,13 +106,16 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
     layers = {name: name in sources.of_encoder for name in chosen}
     with torch.no_grad():
         learned_from, chosen_by = (
-            tuple((rows, _stored(model, run_model(model, single, layers, rows))) for rows in _batches(model, part))
+            tuple(
+                (rows, _outputs_to_keep(model, run_model(model, single, layers, rows)))
+                for rows in _text_batches(model, part)
+            )
             for part in (training, held_out or training)
         )
         outputs = [each for _, each in learned_from]
         stacked = [torch.cat(states) for states in zip(*(each.states for each in outputs), strict=True)]
         stacked.append(torch.cat([each.pooled for each in outputs]))
-        scales = [*map(_variance, stacked), _output_scale(model, learned_from)]
+        scales = [*map(_mean_variance, stacked), _output_scale(model, learned_from)]
     return TaskTargets(model, layers, learned_from, chosen_by, tuple(scale or 1.0 for scale in scales))
 
 
@@ -125,7 +128,7 @@ def _compute_foreign_targets(model: TaskModel, training: Sequence[int], held_out
 
     def ask(rows: list[int]) -> Outputs:
         if teacher:
-            return replace(_stored(teacher, run_model(teacher, single, {}, rows)), states=())
+            return replace(_outputs_to_keep(teacher, run_model(teacher, single, {}, rows)), states=())
         shell, batch = model.with_head_loaded(), model.batch(rows)
         positions, _ = _completion_positions(shell, batch)
         labels = batch["labels"]
@@ -134,12 +137,12 @@ def _compute_foreign_targets(model: TaskModel, training: Sequence[int], held_out
 
     with torch.no_grad():
         learned_from, chosen_by = (
-            tuple((rows, ask(rows)) for rows in _batches(model, part)) for part in (training, held_out)
+            tuple((rows, ask(rows)) for rows in _text_batches(model, part)) for part in (training, held_out)
         )
         return TaskTargets(model, {}, learned_from, chosen_by, (_output_scale(model, learned_from) or 1.0,))
 
 
-def _stored(model: TaskModel, outputs: Outputs) -> Outputs:
+def _outputs_to_keep(model: TaskModel, outputs: Outputs) -> Outputs:
     """What is kept of a single model's outputs: of text without logits."""
     if not model.is_text or outputs.logits is None:
         return outputs
@@ -177,7 +180,7 @@ def _output_scale(model: TaskModel, batches: Sequence[tuple[list[int], Outputs]]
             total += float(divergence(read_logits(model, base), _expected_logits(model, wanted))) * wanted.count
         return max(total / sum(wanted.count for _, wanted in batches), LEAST_INFORMATION)
     logits = torch.cat([_expected_logits(model, wanted) for _, wanted in batches])
-    return _variance(logits) if model.sample.data.task.regression else _information(logits)
+    return _mean_variance(logits) if model.sample.data.task.regression else _prediction_information(logits)
 
 
 def divergence(found: Tensor, wanted: Tensor) -> Tensor:
@@ -193,11 +196,11 @@ def divergence(found: Tensor, wanted: Tensor) -> Tensor:
     return functional.kl_div(found.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
-def _variance(values: Tensor) -> float:
+def _mean_variance(values: Tensor) -> float:
     return float((values - values.mean(0)).square().mean())
 
 
-def _information(logits: Tensor) -> float:
+def _prediction_information(logits: Tensor) -> float:
     """Mean Kullback-Leibler divergence of the predictions from their mean, in nats, at least ``LEAST_INFORMATION``."""
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
@@ -223,13 +226,17 @@ def run_model(
         masks = {layer: text if reads_prompt else counting for layer, reads_prompt in layers.items()}
         with (
             with_output_hooks(shell, hooks),
-            _watching(shell, masks, states),
-            _selected(model.output_layer, counting) as selected,
+            _watch_inputs(shell, masks, states),
+            _select_positions(model.output_layer, counting) as selected,
         ):
             logits: Tensor = shell(**inputs).logits.float()
         return Outputs(tuple(states[layer] for layer in layers), selected[0], logits)
     _, head = find_head_layer(shell)
-    with with_output_hooks(shell, hooks), _watching(shell, dict.fromkeys(layers, text), states), _bypassed(head):
+    with (
+        with_output_hooks(shell, hooks),
+        _watch_inputs(shell, dict.fromkeys(layers, text), states),
+        _bypass_last_layer(head),
+    ):
         pooled: Tensor = shell(**batch).logits.float()
     return Outputs(tuple(states[layer] for layer in layers), pooled, functional.linear(pooled, head.weight, head.bias))
 
@@ -274,14 +281,14 @@ def mean_distance(targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> floa
     return total / sum(wanted.count for _, wanted in targets.held_out)
 
 
-def _batches(model: TaskModel, texts: Sequence[int]) -> list[list[int]]:
+def _text_batches(model: TaskModel, texts: Sequence[int]) -> list[list[int]]:
     lengths = [len(model.encodings[text]["input_ids"]) for text in texts]
     batches = group_by_length(lengths, TEXT_BATCH_SIZE if model.is_text else BATCH_SIZE)
     return [[texts[place] for place in batch] for batch in batches]
 
 
 @contextmanager
-def _watching(shell: torch.nn.Module, masks: Mapping[str, Tensor], states: dict[str, Tensor]) -> Iterator[None]:
+def _watch_inputs(shell: torch.nn.Module, masks: Mapping[str, Tensor], states: dict[str, Tensor]) -> Iterator[None]:
     """Note the inputs of layers: at the positions of their masks, or whole where they have other positions."""
 
     def note(name: str, x: Tensor) -> None:
@@ -300,7 +307,7 @@ def _watching(shell: torch.nn.Module, masks: Mapping[str, Tensor], states: dict[
 
 
 @contextmanager
-def _selected(layer: torch.nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
+def _select_positions(layer: torch.nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
     """Let an output layer compute the logits of some positions alone; yields the list of its inputs there."""
     seen: list[Tensor] = []
 
@@ -316,7 +323,7 @@ def _selected(layer: torch.nn.Module, positions: Tensor) -> Iterator[list[Tensor
 
 
 @contextmanager
-def _bypassed(head: torch.nn.Linear) -> Iterator[None]:
+def _bypass_last_layer(head: torch.nn.Linear) -> Iterator[None]:
     """With its last layer bypassed, the model itself pools that layer's inputs in place of the logits."""
     handle = head.register_forward_hook(lambda _module, args, _output: args[0])
     try:

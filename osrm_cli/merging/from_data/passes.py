@@ -42,7 +42,7 @@ class LayerwisePasses:
         self.inputs = find_shared_inputs(self._shell, self._targets, model.batch([0]))
         self._waiting = None
         if can_wait and set(self.inputs.calls.values()) == {1}:
-            runs = [partial(self._run, rows, self.inputs, _wait) for rows in model.batches()]
+            runs = [partial(self._run_batch, rows, self.inputs, _wait_before_layer) for rows in model.batches()]
             self._waiting = [greenlet(run) for run in runs]
 
     def run_to(self, layer: str) -> Iterator[Inputs]:
@@ -52,9 +52,9 @@ class LayerwisePasses:
             yield from self._run_again(layer)
             return
         for coroutine in self._waiting:
-            yield _resume(coroutine)
+            yield _resume_pass(coroutine)
             if layer == self.inputs.distinct[-1]:
-                _resume(coroutine)  # it ends here, and removes its hooks
+                _resume_pass(coroutine)  # it ends here, and removes its hooks
 
     def _run_again(self, layer: str) -> Iterator[Inputs]:
         seen: list[Inputs] = []
@@ -63,11 +63,11 @@ class LayerwisePasses:
             seen.append((x, mask))
 
         for rows in self._model.batches():
-            self._run(rows, self.inputs.only([layer]), record)
+            self._run_batch(rows, self.inputs.only([layer]), record)
             yield from seen
             seen.clear()
 
-    def _run(self, rows: Sequence[int], inputs: SharedInputs, record: InputCallback) -> None:
+    def _run_batch(self, rows: Sequence[int], inputs: SharedInputs, record: InputCallback) -> None:
         own = getcurrent()  # hooks of the other passes are called in this one, too
 
         def change(name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -83,11 +83,11 @@ def have_room(models: Sequence[TaskModel]) -> bool:
     return tokens * int(models[0].backbone.model.config.get_text_config().hidden_size) <= _HELD_NUMBERS
 
 
-def _wait(_name: str, x: torch.Tensor, mask: torch.Tensor) -> None:
+def _wait_before_layer(_name: str, x: torch.Tensor, mask: torch.Tensor) -> None:
     getcurrent().parent.switch((x, mask))
 
 
-def _resume(coroutine: greenlet) -> Inputs:
+def _resume_pass(coroutine: greenlet) -> Inputs:
     # A pass has entered this mode for itself and leaves it at its end; in between it must not last.
     with torch.inference_mode():
         inputs: Inputs = coroutine.switch()

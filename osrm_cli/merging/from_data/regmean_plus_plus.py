@@ -34,7 +34,7 @@ class SequentialMoments(LayerData):
     def __init__(self, models: Sequence[TaskModel], plan: MergePlan) -> None:
         self._models, self._plan = models, plan
         self._changes: dict[str, OutputHook] = {}  # what the layers that are merged add to their outputs
-        self._passes = [self._begin(self._changes_for(index), index) for index in range(len(models))]
+        self._passes = [self._begin_passes(self._changes_for(index), index) for index in range(len(models))]
         self._sources = self._passes[0].inputs.sources
         self.sequence = tuple(self._sources)
         self.record = {"examples": {model.name: model.sample.record for model in models}}
@@ -48,27 +48,27 @@ class SequentialMoments(LayerData):
         """What a task's examples see: the model merged so far."""
         return self._changes
 
-    def _begin(self, changes: Mapping[str, OutputHook], index: int) -> LayerwisePasses:
+    def _begin_passes(self, changes: Mapping[str, OutputHook], index: int) -> LayerwisePasses:
         return LayerwisePasses(self._models[index], self._plan.layers, changes, have_room(self._models))
 
     def _moments_of(self, layer: str, merged: Mapping[str, LayerResult]) -> tuple[Any, ...]:
         """A layer's moments, one for each task, kept as long as a layer with the same inputs is to be merged."""
         for name in merged.keys() - self._changes.keys():
-            self._changes[name] = self._hook(name, merged[name])
+            self._changes[name] = self._merged_hook(name, merged[name])
         pending = {other for name, other in self._sources.items() if name not in merged}
         self._moments = {name: moments for name, moments in self._moments.items() if name in pending}
         source = self._sources[layer]
         if source not in self._moments:
-            self._moments[source] = tuple(self._collect(index, source) for index in range(len(self._models)))
+            self._moments[source] = tuple(self._collect_moments(index, source) for index in range(len(self._models)))
         return self._moments[source]
 
-    def _collect(self, index: int, source: str) -> Any:
+    def _collect_moments(self, index: int, source: str) -> Any:
         total = SecondMomentAccumulator(self._plan.shapes[source].d_in)
         for x, mask in self._passes[index].run_to(source):
             total.add(x, mask, range(len(x)))
         return total.finalize()
 
-    def _hook(self, layer: str, result: LayerResult) -> OutputHook:
+    def _merged_hook(self, layer: str, result: LayerResult) -> OutputHook:
         """A layer's result on top of its output, so that the layers above see the merged model."""
         if isinstance(result, MaskedDelta):
             raise TypeError(f"{layer}: {type(result).__name__}, expected one update for all tasks")

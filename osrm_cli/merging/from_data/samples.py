@@ -2,7 +2,7 @@
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.adapters.task_data import TaskSample, data_source, draw_texts, is_text_adapter
+from osrm_cli.adapters.task_data import TaskSample, data_source, draw_texts
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.foreign import teacher_of
 from osrm_cli.merging.plan import Heads, MergePlan
@@ -58,7 +58,7 @@ def _draw_sample(plan: MergePlan, adapter: Adapter) -> TaskSample:
     """Examples with their labels, or their completions."""
     source = data_source(adapter, plan.recipe.data, f"method {plan.method.name}")
     options = plan.recipe.options
-    if is_text_adapter(adapter):
+    if adapter.is_text:
         whole = load_prompts(adapter.name, source, "train", answered=True)
     else:
         whole = load_split(adapter.name, source, "train")

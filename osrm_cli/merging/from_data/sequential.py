@@ -23,7 +23,7 @@ class SequentialTargets(SequentialMoments):
     def __init__(self, models: Sequence[TaskModel], plan: MergePlan) -> None:
         super().__init__(models, plan)
         hooks = [single_model_hooks(model, plan, index) for index, model in enumerate(models)]
-        self._single_passes = [self._begin(changes, index) for index, changes in enumerate(hooks)]
+        self._single_passes = [self._begin_passes(changes, index) for index, changes in enumerate(hooks)]
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``C_t = E[x x^T]``, ``D_t = E[x* x^T]`` and ``W_0 (D_t - C_t)``, float64.
@@ -40,7 +40,7 @@ class SequentialTargets(SequentialMoments):
             "drifts": tuple(W_0 @ (D - C) for C, D in pairs),
         }
 
-    def _collect(self, index: int, source: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _collect_moments(self, index: int, source: str) -> tuple[torch.Tensor, torch.Tensor]:
         """``C_t`` and ``D_t``."""
         tokens, C, D = 0, torch.zeros(()), torch.zeros(())  # noqa: N806
         passes = self._passes[index].run_to(source), self._single_passes[index].run_to(source)

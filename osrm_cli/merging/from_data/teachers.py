@@ -82,7 +82,7 @@ class TeacherModels:
         )
 
     def _load_writer(self, backbone: TextBackbone, sample: TaskSample, teacher: TaskModel) -> TaskModel:
-        tokens = [_answer(encoding) for encoding in teacher.encodings]
+        tokens = [_answer_tokens(encoding) for encoding in teacher.encodings]
         own = self._own and has_prompts(sample)
         is_shared = _have_one_vocabulary(backbone.tokenizer, teacher.backbone.tokenizer)
         completions = backbone.completions(sample.max_length, skip_long=True)
@@ -94,7 +94,7 @@ class TeacherModels:
             encodings = _encode_texts(backbone, sample, teacher.backbone.tokenizer, tokens)
         else:
             encodings = completions.encode(sample.data.text_examples)[1]
-            if not is_shared or [_answer(encoding) for encoding in encodings] != tokens:
+            if not is_shared or [_answer_tokens(encoding) for encoding in encodings] != tokens:
                 raise OsrmError(
                     f"{sample.adapter.name}: the tokens of {teacher.backbone.folder} are not those of "
                     f"{backbone.folder}, so that what its adapter says of given texts cannot be compared",
@@ -128,7 +128,7 @@ def _have_one_vocabulary(first: Any, second: Any) -> bool:
     return bool(first.get_vocab() == second.get_vocab() and first.eos_token_id == second.eos_token_id)
 
 
-def _answer(encoding: Encoding) -> list[int]:
+def _answer_tokens(encoding: Encoding) -> list[int]:
     """The tokens that count."""
     return [int(token) for token in encoding["labels"] if token != IGNORED]
 
@@ -141,7 +141,7 @@ def _encode_texts(
     examples = sample.data.text_examples
     for has_ended in (True, False):
         chosen = [
-            _with_answer(example, tokenizer.decode(answer, skip_special_tokens=True))
+            _with_teacher_answer(example, tokenizer.decode(answer, skip_special_tokens=True))
             for example, answer in zip(examples, answers, strict=True)
             if (tokenizer.eos_token_id in answer) == has_ended
         ]
@@ -152,6 +152,6 @@ def _encode_texts(
     return encodings
 
 
-def _with_answer(example: TextExample, text: str) -> TextExample:
+def _with_teacher_answer(example: TextExample, text: str) -> TextExample:
     is_chat = not isinstance(example.prompt, str)
     return replace(example, completion=({"role": "assistant", "content": text},) if is_chat else text)

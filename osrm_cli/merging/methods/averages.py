@@ -20,7 +20,7 @@ def model_stock(layer: LayerUpdates, options: MethodOptions) -> Update:
     different tasks are nearly orthogonal, so that little is left of them: it is meant for fine-tunings of one task. One
     adapter is itself. Not linear in the weights.
     """
-    count, cosines = len(layer.deltas), _cosines(layer)
+    count, cosines = len(layer.deltas), _update_cosines(layer)
     pairs = count * (count - 1)
     cosine = max(float(cosines.sum() - cosines.diagonal().sum()) / pairs, 0.0) if pairs else 1.0
     ratio = count * cosine / (1 + (count - 1) * cosine)
@@ -35,7 +35,7 @@ def karcher(layer: LayerUpdates, options: MethodOptions) -> Update:
     1985) at the middle. mergekit's ``karcher`` does this with whole weights. The result is a sum of the updates with
     coefficients, so it is exact. One adapter is itself; opposite ones cancel. Not linear in the weights.
     """
-    norms, cosines = _norms(layer), _cosines(layer)
+    norms, cosines = _update_norms(layer), _update_cosines(layer)
     present = norms > 0
     units = present.to(torch.float64)  # coefficients of the unit updates
     length = float((units @ cosines @ units).clamp_min(0).sqrt())
@@ -65,7 +65,7 @@ def multislerp(layer: LayerUpdates, options: MethodOptions) -> Update:
     across itself. ``karcher`` goes on to the point whose angles to the ``u_t`` balance. Exact; one adapter is itself,
     opposite ones cancel. Not linear in the weights.
     """
-    norms, cosines = _norms(layer), _cosines(layer)
+    norms, cosines = _update_norms(layer), _update_cosines(layer)
     units = (norms > 0).to(torch.float64)
     length = float((units @ cosines @ units).clamp_min(0).sqrt())
     if length <= 1e-9 * float(units.sum()):
@@ -74,25 +74,25 @@ def multislerp(layer: LayerUpdates, options: MethodOptions) -> Update:
     return add_up([update.scaled(float(c)) for update, c in zip(layer.updates, scales, strict=True)])
 
 
-def _gram(layer: LayerUpdates) -> Tensor:
+def _update_gram(layer: LayerUpdates) -> Tensor:
     """Inner products of the weighted updates, ``(T, T)``, float64, on the CPU."""
     if layer.is_dense:
-        return torch.stack(list(formed(layer.updates).blocks(lambda _, blocks: _products(blocks)))).sum(0).cpu()
-    return _products(core_space(layer.weighted).cores).cpu()
+        return torch.stack(list(formed(layer.updates).blocks(lambda _, blocks: _inner_products(blocks)))).sum(0).cpu()
+    return _inner_products(core_space(layer.weighted).cores).cpu()
 
 
-def _products(blocks: Tensor) -> Tensor:
+def _inner_products(blocks: Tensor) -> Tensor:
     flat = blocks.flatten(1).to(torch.float64)
     return flat @ flat.T
 
 
-def _norms(layer: LayerUpdates) -> Tensor:
-    return _gram(layer).diagonal().clamp_min(0).sqrt()
+def _update_norms(layer: LayerUpdates) -> Tensor:
+    return _update_gram(layer).diagonal().clamp_min(0).sqrt()
 
 
-def _cosines(layer: LayerUpdates) -> Tensor:
+def _update_cosines(layer: LayerUpdates) -> Tensor:
     """Cosines of the angles between the updates, 0 with one that is zero."""
-    gram = _gram(layer)
+    gram = _update_gram(layer)
     norms = gram.diagonal().clamp_min(0).sqrt()
     inverse = torch.where(norms > 0, 1 / norms.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
     return inverse[:, None] * gram * inverse

@@ -51,8 +51,8 @@ def robust_merge(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     A = torch.zeros(size, layer.shape[1], dtype=torch.float64, device=B.device)
     total = torch.zeros(size, dtype=torch.float64, device=B.device)
     for update in updates:
-        used, rank = _used(update), update.rank
-        kept, columns = _largest(update.A, options.density), _largest(update.B, options.density)
+        used, rank = _used_ranks(update), update.rank
+        kept, columns = _largest_entries(update.A, options.density), _largest_entries(update.B, options.density)
         left = kept.abs().sum(1)
         used &= left > 0
         scales = torch.where(used, update.A.abs().sum(1) / torch.where(used, left, 1.0), 0.0)
@@ -82,13 +82,13 @@ def lora_lego(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     if options.energy is not None:
         raise OsrmError("lora-lego takes a number of clusters, no share of the energy", "give --rank 16")
     updates = [update.to(torch.float64) for update in layer.weighted]
-    parts = [torch.cat([update.A, update.B.T], dim=1)[_used(update)] for update in updates]
+    parts = [torch.cat([update.A, update.B.T], dim=1)[_used_ranks(update)] for update in updates]
     ranks = [len(part) for part in parts if len(part)]
     if not ranks:
         return stack(updates).scaled(0.0)
     units = torch.cat(parts)
     count = min(options.rank or max(update.rank for update in updates), len(units))
-    shares = _clusters((units @ units.T).cpu(), count).to(units.device)
+    shares = _cluster_ranks((units @ units.T).cpu(), count).to(units.device)
     means = shares @ units
     lengths = shares @ units.norm(dim=1)
     means *= (lengths / means.norm(dim=1).clamp_min(torch.finfo(means.dtype).tiny))[:, None]
@@ -96,13 +96,13 @@ def lora_lego(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     return LowRank(means[:, layer.shape[1] :].T, means[:, : layer.shape[1]]).scaled(options.scale * growth)
 
 
-def _used(update: LowRank) -> Tensor:
+def _used_ranks(update: LowRank) -> Tensor:
     """Which ranks of a product do anything, ``(r,)``."""
     used: Tensor = (update.A.norm(dim=1) > 0) & (update.B.norm(dim=0) > 0)
     return used
 
 
-def _largest(matrix: Tensor, density: float) -> Tensor:
+def _largest_entries(matrix: Tensor, density: float) -> Tensor:
     """The ``int(density * n)`` largest entries, at least one and all that equal the last; zeros elsewhere."""
     if not matrix.numel():
         return matrix
@@ -110,7 +110,7 @@ def _largest(matrix: Tensor, density: float) -> Tensor:
     return matrix * (sizes >= sizes.flatten().topk(max(int(density * matrix.numel()), 1)).values[-1])
 
 
-def _clusters(gram: Tensor, count: int) -> Tensor:
+def _cluster_ranks(gram: Tensor, count: int) -> Tensor:
     """Clusters of vectors by k-means, from their inner products ``(n, n)``.
 
     Returns:

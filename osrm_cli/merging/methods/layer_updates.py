@@ -75,9 +75,9 @@ class LayerUpdates:
     @property
     def updates(self) -> tuple[Update, ...]:
         """``w_t dW_t``, all in one precision, float32 or better; rows are formed anew whenever they are asked for."""
-        dtypes = [dtype for update in self.deltas for dtype in _dtypes(update)]
+        dtypes = [dtype for update in self.deltas for dtype in _update_dtypes(update)]
         dtype = reduce(torch.promote_types, dtypes, torch.float32)
-        return tuple(_weighted(update.to(dtype), w) for update, w in zip(self.deltas, self.weights, strict=True))
+        return tuple(_weight_update(update.to(dtype), w) for update, w in zip(self.deltas, self.weights, strict=True))
 
     @property
     def weighted(self) -> tuple[LowRank, ...]:
@@ -101,11 +101,11 @@ class LayerUpdates:
         return replace(self, deltas=updates, weights=(1.0,) * len(updates))
 
 
-def _dtypes(update: Update) -> tuple[torch.dtype, ...]:
+def _update_dtypes(update: Update) -> tuple[torch.dtype, ...]:
     return (update.B.dtype, update.A.dtype) if isinstance(update, LowRank) else (update.dtype,)
 
 
-def _weighted(update: Update, weight: float) -> Update:
+def _weight_update(update: Update, weight: float) -> Update:
     return update.scaled(weight) if isinstance(update, LowRank) else update.then(lambda _, rows: weight * rows)
 
 

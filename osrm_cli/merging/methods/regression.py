@@ -28,11 +28,11 @@ def regmean(layer: LayerUpdates, options: MethodOptions) -> Update:
             f"regmean needs second moments of {layer.name}'s inputs, none were given",
             "osrm collect --statistic second-moment",
         )
-    moments = [_damped(C.to(torch.float64), options.alpha) for C in layer.second_moments]
+    moments = [_damp_correlations(C.to(torch.float64), options.alpha) for C in layer.second_moments]
     factor, added = second_moment.ridge_cholesky(sum(moments[1:], start=moments[0]))
     ridge = added / len(moments)
     pairs = zip(layer.updates, moments, strict=True)
-    return add_up([_through(update, C, ridge, factor) for update, C in pairs]).scaled(options.scale)
+    return add_up([_update_through_inputs(update, C, ridge, factor) for update, C in pairs]).scaled(options.scale)
 
 
 def lot(layer: LayerUpdates, options: MethodOptions) -> LowRank:
@@ -57,7 +57,7 @@ def lot(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     return stack([LowRank(update.B, update.A @ C @ inverse) for update, C in pairs]).scaled(options.scale)
 
 
-def _through(update: Update, C: Tensor, ridge: float, factor: Tensor) -> Update:
+def _update_through_inputs(update: Update, C: Tensor, ridge: float, factor: Tensor) -> Update:
     """``dW (C + ridge I) (L L^T)^{-1}`` for ``factor`` ``L``, in float64."""
 
     def solve(rows: Tensor) -> Tensor:
@@ -117,5 +117,5 @@ def wudi(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     return core.join(options.scale * (K @ U[:, :rank] / S[:rank]) @ Vh[:rank])
 
 
-def _damped(C: Tensor, alpha: float) -> Tensor:
+def _damp_correlations(C: Tensor, alpha: float) -> Tensor:
     return alpha * C + (1 - alpha) * torch.diag(C.diagonal())

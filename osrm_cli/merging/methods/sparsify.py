@@ -23,7 +23,7 @@ SAMPLE = 1 << 16
 
 def keep_largest(update: Update, density: float) -> RowFilter:
     """Keep the ``int(density * n)`` largest entries by magnitude, at least one and all that equal the last."""
-    below = _below(_magnitude_threshold(update, _count(update, density)))
+    below = _next_smaller(_magnitude_threshold(update, _count_kept(update, density)))
     return lambda _, rows: torch.hardshrink(rows, below, out=rows)
 
 
@@ -32,11 +32,11 @@ def drop_tails(update: Update, density: float, outliers: float) -> RowFilter:
 
     Where both do not fit into 1, fewer outliers are dropped.
     """
-    entries, count = _entries(update), _count(update, density)
+    entries, count = _count_entries(update), _count_kept(update, density)
     drop = min(int(outliers * entries), entries - count)
     if not drop:
         return keep_largest(update, density)
-    low, high = (_below(_magnitude_threshold(update, kept)) for kept in (count + drop, drop))
+    low, high = (_next_smaller(_magnitude_threshold(update, kept)) for kept in (count + drop, drop))
 
     def keep(_: slice, rows: Tensor) -> None:
         largest = torch.hardshrink(rows, high)
@@ -68,14 +68,14 @@ def drop_by_magnitude(options: MethodOptions, *names: str) -> RowFilter:
     def keep(place: slice, rows: Tensor) -> None:
         ladder = torch.linspace(-width / 2, width / 2, rows.shape[1], dtype=rows.dtype, device=rows.device)
         probability = torch.empty_like(rows)
-        probability.scatter_(1, _order(rows.abs()), (options.density + ladder).expand_as(rows))
+        probability.scatter_(1, _order_by_magnitude(rows.abs()), (options.density + ladder).expand_as(rows))
         kept = uniform_rows(key, place, rows.shape[1], rows.device).lt_(probability)
         rows.mul_(kept).div_(probability)
 
     return keep
 
 
-def _order(magnitude: Tensor) -> Tensor:
+def _order_by_magnitude(magnitude: Tensor) -> Tensor:
     """Columns of each row from the smallest entry to the largest, equal ones from the left, ``(rows, d_in)``.
 
     On a CPU by NumPy's radix sort of 16 bits at a time, nine times as fast as sorting: numbers that are not negative
@@ -87,15 +87,15 @@ def _order(magnitude: Tensor) -> Tensor:
     return torch.from_numpy(np.lexsort(tuple(np.moveaxis(words, -1, 0)), axis=-1))
 
 
-def _entries(update: Update) -> int:
+def _count_entries(update: Update) -> int:
     return update.shape[0] * update.shape[1]
 
 
-def _count(update: Update, density: float) -> int:
-    return max(int(density * _entries(update)), 1)
+def _count_kept(update: Update, density: float) -> int:
+    return max(int(density * _count_entries(update)), 1)
 
 
-def _below(bound: Tensor) -> float:
+def _next_smaller(bound: Tensor) -> float:
     """The next smaller number: hardshrink drops what is not above its bound."""
     return float(torch.nextafter(bound, torch.zeros_like(bound)))
 
@@ -106,12 +106,12 @@ def _magnitude_threshold(update: Update, count: int) -> Tensor:
     A sample brackets the answer; the pass counts what lies above the bracket and gathers what lies in it. Where the
     answer is not among that, another pass takes a wider bracket, at last all entries.
     """
-    sample = _sampled(update) if _entries(update) > 4 * SAMPLE else torch.zeros(0)
-    centre = len(sample) - count * len(sample) // _entries(update)
+    sample = _sample_magnitudes(update) if _count_entries(update) > 4 * SAMPLE else torch.zeros(0)
+    centre = len(sample) - count * len(sample) // _count_entries(update)
     for margin in (len(sample) // 256, len(sample) // 16, len(sample)):
         low = float(sample.kthvalue(centre - margin).values) if centre > margin > 0 else 0.0
         high = float(sample.kthvalue(centre + margin).values) if centre + margin < len(sample) else torch.inf
-        above, inside, between = _split(update, low, high)
+        above, inside, between = _count_magnitudes(update, low, high)
         if low == high and above < count <= above + inside:
             return torch.tensor(low, dtype=between.dtype)
         if above < count <= above + len(between):
@@ -119,7 +119,7 @@ def _magnitude_threshold(update: Update, count: int) -> Tensor:
     return between.kthvalue(len(between) - (count - above) + 1).values
 
 
-def _split(update: Update, low: float, high: float) -> tuple[int, int, Tensor]:
+def _count_magnitudes(update: Update, low: float, high: float) -> tuple[int, int, Tensor]:
     """How many magnitudes are above ``high``, and from ``low`` to ``high``; and the latter, unless all are the same."""
 
     def split(_: slice, rows: Tensor) -> tuple[float, float, Tensor]:
@@ -135,12 +135,12 @@ def _split(update: Update, low: float, high: float) -> tuple[int, int, Tensor]:
 
 
 @in_one_thread()
-def _sampled(update: Update) -> Tensor:
+def _sample_magnitudes(update: Update) -> Tensor:
     """Magnitudes of about ``SAMPLE`` entries, evenly spread; of a dense update, of rows that are."""
     if isinstance(update, RowStream):
-        step = max(_entries(update) // SAMPLE, 1)
+        step = max(_count_entries(update) // SAMPLE, 1)
         return torch.cat([update.form(slice(row, row + 1))[0] for row in range(0, update.shape[0], step)]).abs()
     wide = update.promoted()
-    at = torch.arange(0, _entries(update), _entries(update) // SAMPLE | 1, device=wide.B.device)
+    at = torch.arange(0, _count_entries(update), _count_entries(update) // SAMPLE | 1, device=wide.B.device)
     rows, columns = at // update.shape[1], at % update.shape[1]
     return (wide.B[rows] * wide.A.T[columns]).sum(1).abs()

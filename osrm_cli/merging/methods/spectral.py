@@ -18,8 +18,8 @@ def tsv(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """
     core = layer.core()
     share = max(min(layer.shape) // len(layer.adapters), 1)
-    U, S, V = _joined([_triplets(M, share) for M in core.cores])
-    return core.join(options.scale * (_polar(U) * S) @ _polar(V).T)
+    U, S, V = _join_triplets([_leading_triplets(M, share) for M in core.cores])
+    return core.join(options.scale * (_polar_factor(U) * S) @ _polar_factor(V).T)
 
 
 def iso_c(layer: LayerUpdates, options: MethodOptions) -> LowRank:
@@ -31,7 +31,7 @@ def iso_c(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     fill the width. One adapter is not itself, and not linear in the weights, by design.
     """
     core = layer.core()
-    U, S, V = _triplets(core.cores.sum(0), None, _size(core))
+    U, S, V = _leading_triplets(core.cores.sum(0), None, _largest_norm(core))
     return core.join(options.scale * _mean(S) * U @ V.T)
 
 
@@ -43,15 +43,15 @@ def iso_cts(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     polar factors, all singular values replaced by the mean. One adapter is not itself, and not linear in the weights.
     """
     core = layer.core().principal()
-    size, tasks = _size(core), len(layer.adapters)
+    size, tasks = _largest_norm(core), len(layer.adapters)
     directions = min(core.cores.shape[1:])
     own = round((directions - int(directions * options.common)) / tasks)
-    U, S, V = _triplets(core.cores.sum(0), max(directions - own * tasks, 1), size)
+    U, S, V = _leading_triplets(core.cores.sum(0), max(directions - own * tasks, 1), size)
     parts = [(U, S, V)]
     if own:
-        parts += [_triplets(M - U @ (U.T @ M), own, size) for M in core.cores]
-    U, S, V = _joined(parts)
-    return core.join(options.scale * _mean(S) * _polar(U) @ _polar(V).T)
+        parts += [_leading_triplets(M - U @ (U.T @ M), own, size) for M in core.cores]
+    U, S, V = _join_triplets(parts)
+    return core.join(options.scale * _mean(S) * _polar_factor(U) @ _polar_factor(V).T)
 
 
 def svc(layer: LayerUpdates, options: MethodOptions) -> LowRank:
@@ -63,19 +63,19 @@ def svc(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """
     core = layer.core()
     W = core.cores.sum(0)
-    U, S, V = _triplets(W, None, _size(core))
+    U, S, V = _leading_triplets(W, None, _largest_norm(core))
     answers = U.T @ core.cores  # (T, k, n)
     energy = answers.square().sum(-1)
     overlap = ((U.T @ W) * answers).sum(-1) / energy.clamp_min(torch.finfo(energy.dtype).tiny)
     return core.join(options.scale * (U * (S / overlap.clamp_min(options.floor).mean(0))) @ V.T)
 
 
-def _size(core: Core) -> float:
+def _largest_norm(core: Core) -> float:
     """The largest norm among the updates: what rounding in their sum is measured against."""
     return float(core.cores.flatten(1).norm(dim=1).max())
 
 
-def _triplets(M: Tensor, count: int | None, size: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+def _leading_triplets(M: Tensor, count: int | None, size: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` leading singular triplets ``U, S, V`` of ``M`` that stand above rounding."""
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     keep = min(numerical_rank(S, size), count or len(S))
@@ -87,12 +87,12 @@ def _mean(S: Tensor) -> Tensor:
     return S.sum() / max(len(S), 1)
 
 
-def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _join_triplets(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     U, S, V = zip(*parts, strict=True)
     return torch.cat(U, dim=1), torch.cat(S), torch.cat(V, dim=1)
 
 
-def _polar(X: Tensor) -> Tensor:
+def _polar_factor(X: Tensor) -> Tensor:
     """The polar factor: the nearest matrix with orthonormal columns, or the partial isometry if there is none."""
     U, S, Vh = torch.linalg.svd(X, full_matrices=False)
     rank = numerical_rank(S)

@@ -104,9 +104,9 @@ def _write_adapter(
     stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], modules: SavedModules
 ) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
-    heads, config = modules.heads, _config(plan, modules)
+    heads, config = modules.heads, _merged_config(plan, modules)
     rows = {module + ROWS: own.values for module, own in modules.rows.items()}
-    beside = {**_stored_copies(modules), **rows, **modules.shared}
+    beside = {**_name_copies(modules), **rows, **modules.shared}
     kept = {}
     with ExitStack() as stack:
 
@@ -130,7 +130,7 @@ def _write_adapter(
     return FolderContents("adapter", writers[0].ranks, kept)
 
 
-def _stored_copies(modules: SavedModules) -> dict[str, torch.Tensor]:
+def _name_copies(modules: SavedModules) -> dict[str, torch.Tensor]:
     """Copies of the base model's embeddings, named as PEFT stores them."""
     names = {name: name.removesuffix(".weight") for name in modules.copies}
     return {
@@ -148,7 +148,7 @@ def _write_heads(stage: Path, heads: Heads) -> None:
             safetensors_writer.save_tensors(folder / HEAD_NAME, head, {"task": task})
 
 
-def _config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
+def _merged_config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
     """PEFT's settings of the update alone: without a head, its classes for classification could not load it."""
     configs = [adapter.config for adapter in plan.adapters]
     types = {config.task_type for config in configs}

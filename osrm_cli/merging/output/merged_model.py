@@ -63,13 +63,13 @@ class ModelTarget:
         tied = checkpoint.architecture.tied if rows else {}
         # Rows of the embedding are those of an output layer that is tied to it; those of the output layer are its own.
         outputs = [name for name in rows if checkpoint.architecture.name_in_model(name) in tied]
-        checkpoint = _untie(checkpoint, [*_weight_names(plan), *saved.new_values, *outputs])
+        checkpoint = _untie_embeddings(checkpoint, [*_weight_names(plan), *saved.new_values, *outputs])
         config = _read_config(base_dir)
         modules = {_find_tensor(checkpoint, name): tensor for name, tensor in saved.new_values.items()}
-        checkpoint = _resize(checkpoint, modules, config)
+        checkpoint = _resize_vocabulary(checkpoint, modules, config)
         is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS
-        stacks = _stacks(plan)
+        stacks = _find_stacks(plan)
         experts = Counter(stacks.values())
         owners: dict[tuple[str, int], WeightPart] = {}
         for name, layer in plan.shapes.items():
@@ -84,7 +84,7 @@ class ModelTarget:
                     found = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
                     parts = [WeightPart.whole(name, found[0], checkpoint, found[1])]
             except OsrmError as error:
-                raise _explain(error, base_dir, name, config) from None
+                raise _explain_unchanged(error, base_dir, name, config) from None
             for part in parts:
                 other = owners.setdefault((part.tensor, part.first), part)
                 if other.layer != name:
@@ -108,7 +108,7 @@ class ModelTarget:
         Raises:
             OsrmError: If it has not.
         """
-        atomic.check_space(out, self.checkpoint.count_bytes(self.dtype, _finished(unfinished)))
+        atomic.check_space(out, self.checkpoint.count_bytes(self.dtype, _finished_files(unfinished)))
 
     def write(
         self, stage: Path, layers: Iterator[MergedLayer], unfinished: UnfinishedModel | None = None
@@ -156,7 +156,7 @@ class ModelTarget:
 
     def _parts(self, unfinished: UnfinishedModel | None) -> Iterator[WeightPart]:
         """The parts in the order in which they are written; those of finished files are left out."""
-        done, tensors = _finished(unfinished), self.checkpoint.tensors
+        done, tensors = _finished_files(unfinished), self.checkpoint.tensors
         for name in self.checkpoint.tensor_order(self.dtype):
             if tensors[name].path.name not in done:
                 yield from self.weights.get(name, ())
@@ -171,7 +171,7 @@ class ModelTarget:
         return replace(rows, read=self.rows[name].placed_in(rows.read, rows.shape[0])) if name in self.rows else rows
 
 
-def _finished(unfinished: UnfinishedModel | None) -> set[str]:
+def _finished_files(unfinished: UnfinishedModel | None) -> set[str]:
     """Names of the files that an earlier run has finished."""
     return {path.name for path in unfinished.folder.glob("*.safetensors")} if unfinished else set()
 
@@ -181,13 +181,13 @@ def _weight_names(plan: MergePlan) -> list[str]:
     return [f"{name}.weight" for name, layer in plan.shapes.items() if not layer.is_tensor]
 
 
-def _stacks(plan: MergePlan) -> dict[str, str]:
+def _find_stacks(plan: MergePlan) -> dict[str, str]:
     """The parameter that a layer is one expert of, by the layer."""
     parents = {name: find_parent(adapter.config, name) for adapter in plan.adapters for name in adapter.layers}
     return {name: parent for name, parent in parents.items() if parent}
 
 
-def _untie(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
+def _untie_embeddings(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
     """The checkpoint, with tensors of their own for an output layer and embeddings that are one, if one changes.
 
     Args:
@@ -221,7 +221,7 @@ def _untie(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
     return checkpoint.untied(copies)
 
 
-def _explain(error: OsrmError, base_dir: Path, layer: str, config: Mapping[str, Any]) -> OsrmError:
+def _explain_unchanged(error: OsrmError, base_dir: Path, layer: str, config: Mapping[str, Any]) -> OsrmError:
     """The reason that a layer's weight cannot be changed: of a quantized model it is not the wrong base."""
     quantization = config.get("quantization_config")
     if not quantization:
@@ -278,7 +278,9 @@ def _place_rows(
     return placed
 
 
-def _resize(checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> Checkpoint:
+def _resize_vocabulary(
+    checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> Checkpoint:
     """The checkpoint with the vocabulary of modules that were trained with added tokens.
 
     Raises:

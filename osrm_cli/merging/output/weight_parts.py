@@ -60,7 +60,7 @@ class WeightPart:
             wide = torch.promote_types(old.dtype, own.dtype)
             return old.to(wide) + own.to(wide)
 
-        return RowStream.of(_transpose(update) if self.is_turned else update).strips(add_rows)
+        return RowStream.of(_transpose_update(update) if self.is_turned else update).strips(add_rows)
 
 
 def find_expert(
@@ -108,15 +108,15 @@ def find_expert(
         parts.append(WeightPart(layer, name, (height, width), False, 0, slice(row, row + height)))
         row += height
     if row != shape.d_out or checkpoint.find_names(checkpoint.architecture.expert_names(parameter, count)[0]):
-        stored = ", ".join(f"{name} {checkpoint.tensors[name].shape}" for (name,) in found)
+        matrices = ", ".join(f"{name} {checkpoint.tensors[name].shape}" for (name,) in found)
         raise OsrmError(
-            f"{checkpoint.folder}: {stored} do not make {count} experts of {widths}, as the adapters have them",
+            f"{checkpoint.folder}: {matrices} do not make {count} experts of {widths}, as the adapters have them",
             "give the right base with --model",
         )
     return parts
 
 
-def _transpose(update: Update) -> Update:
+def _transpose_update(update: Update) -> Update:
     if isinstance(update, LowRank):
         return LowRank(update.A.T, update.B.T)
     return RowStream.of(update.dense().T.contiguous())

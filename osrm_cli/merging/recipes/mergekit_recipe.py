@@ -162,27 +162,29 @@ def translate_mergekit(recipe: MergekitRecipe) -> MergeRecipe:
     _check_files(recipe)
     base = _single_base(recipe)
     shared = recipe.parameters
-    if _flag(shared, "rescale", equal.rescales) != equal.rescales:
+    if _parse_flag(shared, "rescale", equal.rescales) != equal.rescales:
         raise ValueError(f"'rescale: {str(not equal.rescales).lower()}' of {recipe.merge_method} has no equal here")
     # The base model itself, listed as a model, adds nothing to a sum; in an average it counts with its weight.
     listed = [model for model in recipe.models if model.model.adapter or model.model.name != base]
     if not listed:
         raise ValueError("none of the models is an adapter, expected 'model: base+adapter'")
     _check_count(recipe.merge_method, len(listed), len(recipe.models))
-    weights = [1.0 if equal.divides is None else _weight(model, shared) for model in listed]
+    weights = [1.0 if equal.divides is None else _weight_of_model(model, shared) for model in listed]
     entries = [
         AdapterEntry(model.model.adapter or model.model.name, weight, base or None, is_strict=False)
         for model, weight in zip(listed, weights, strict=True)
     ]
-    options: dict[str, Any] = {"lambda": _number("lambda", shared.get("lambda", 1.0))}
-    options |= _options(equal, listed, shared)
+    options: dict[str, Any] = {"lambda": _parse_number("lambda", shared.get("lambda", 1.0))}
+    options |= _translate_options(equal, listed, shared)
     if equal.divides is None:
         method = equal.method
     else:
         is_linear = recipe.merge_method == "linear"
-        others = [_weight(model, shared) for model in recipe.models if model not in listed] if is_linear else []
-        divide = _flag(shared, "normalize", equal.divides)
-        method, entries = _divided(equal.method, divide, entries, others, options)
+        others = (
+            [_weight_of_model(model, shared) for model in recipe.models if model not in listed] if is_linear else []
+        )
+        divide = _parse_flag(shared, "normalize", equal.divides)
+        method, entries = _method_for_division(equal.method, divide, entries, others, options)
     return MergeRecipe(method, tuple(entries), options, dtype=recipe.out_dtype or recipe.dtype)
 
 
@@ -193,11 +195,11 @@ def _check_count(method: str, adapters: int, models: int) -> None:
         raise ValueError("'model_stock' of one adapter, expected two or more, as in mergekit")
 
 
-def _options(equal: _Equal, models: Sequence[_Model], shared: Mapping[str, Any]) -> dict[str, float]:
+def _translate_options(equal: _Equal, models: Sequence[_Model], shared: Mapping[str, Any]) -> dict[str, float]:
     """Our options beside lambda; mergekit can have others for each model, we cannot."""
     options = {}
     for name, (option, default) in equal.options.items():
-        values = {_number(name, model.parameters.get(name, shared.get(name, default))) for model in models}
+        values = {_parse_number(name, model.parameters.get(name, shared.get(name, default))) for model in models}
         if len(values) != 1:
             raise ValueError(f"{name} {', '.join(map(str, sorted(values)))}: expected one for all adapters")
         options[option] = values.pop()
@@ -241,7 +243,7 @@ def _single_base(recipe: MergekitRecipe) -> str:
     return name
 
 
-def _divided(
+def _method_for_division(
     method: str, divide: bool, entries: list[AdapterEntry], others: Sequence[Weight], options: dict[str, Any]
 ) -> tuple[str, list[AdapterEntry]]:
     """Our method that divides by the weights, or does not; what it needs beyond its name goes into ``options``.
@@ -270,7 +272,7 @@ def _divided(
         if abs(total) < 1e-12:
             raise ValueError("the weights add up to 0, an average needs another sum")
         factor = 1 / total if divide else 1.0
-        return "task-arith", [_scaled(entry, factor) for entry in entries]
+        return "task-arith", [_scale_weight(entry, factor) for entry in entries]
     if method not in _ELECTING:
         if divide and (not is_plain or abs(total) < 1e-8):
             raise ValueError("'normalize: true' has no equal here unless the weights are numbers with a sum")
@@ -284,13 +286,13 @@ def _divided(
     return method, entries
 
 
-def _scaled(entry: AdapterEntry, factor: float) -> AdapterEntry:
+def _scale_weight(entry: AdapterEntry, factor: float) -> AdapterEntry:
     if not isinstance(entry.weight, float):
         raise TypeError(f"{entry.path}: weight {entry.weight!r}, expected a number")
     return AdapterEntry(entry.path, entry.weight * factor, entry.base, entry.is_strict)
 
 
-def _weight(model: _Model, shared: Mapping[str, Any]) -> Weight:
+def _weight_of_model(model: _Model, shared: Mapping[str, Any]) -> Weight:
     """A model's weight: the value of the first filter that matches; below its own values come those for all models."""
     path = model.model.adapter or model.model.name
     patterns: dict[str, DepthWeights] = {}
@@ -325,11 +327,11 @@ def _filter_pattern(text: Any) -> str:
 
 def _depth_weights(value: Any) -> DepthWeights:
     if isinstance(value, list) and value:
-        return tuple(_number("weight", item) for item in value)
-    return _number("weight", value)
+        return tuple(_parse_number("weight", item) for item in value)
+    return _parse_number("weight", value)
 
 
-def _number(name: str, value: Any) -> float:
+def _parse_number(name: str, value: Any) -> float:
     """A finite number; like mergekit, also one that YAML has read as a text."""
     if isinstance(value, list | dict) and name != "weight":
         raise ValueError(f"{name} {reprlib.repr(value)}: a {name} over depth or by filter has no equal here")
@@ -344,7 +346,7 @@ def _number(name: str, value: Any) -> float:
     return number
 
 
-def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+def _parse_flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise ValueError(f"'{name}' is {reprlib.repr(value)}, expected true or false")

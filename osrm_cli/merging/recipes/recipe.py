@@ -11,6 +11,7 @@ from osrm_cli.adapters.patterns import pattern_matches
 from osrm_cli.errors import OsrmError
 
 RECIPE_NAME = "merge.yaml"
+AUTO = "auto"  # in the place of a method: the best for what is at hand
 
 DepthWeights = float | Sequence[float]
 Weight = DepthWeights | Mapping[str, DepthWeights]

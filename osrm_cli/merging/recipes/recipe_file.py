@@ -97,21 +97,21 @@ def read_recipe(path: Path) -> MergeRecipe:
     schema = MergekitRecipe if "merge_method" in values else RecipeSchema
     try:
         recipe = schema.model_validate(values)
-        return translate_mergekit(recipe) if isinstance(recipe, MergekitRecipe) else _convert(recipe)
+        return translate_mergekit(recipe) if isinstance(recipe, MergekitRecipe) else _convert_recipe(recipe)
     except ValidationError as error:
-        raise OsrmError(f"{path}: {_describe(error, schema, values)}", _HINT) from None
+        raise OsrmError(f"{path}: {_describe_first_error(error, schema, values)}", _HINT) from None
     except ValueError as error:
         raise OsrmError(f"{path}: {error}", _HINT) from None
 
 
-def _convert(recipe: RecipeSchema) -> MergeRecipe:
+def _convert_recipe(recipe: RecipeSchema) -> MergeRecipe:
     entries = tuple(AdapterEntry(entry.path, entry.weight) for entry in recipe.adapters)
     options = recipe.options or {}
     more = {"dtype": recipe.dtype, "data": recipe.data, "base": recipe.base}
     return MergeRecipe(recipe.method, entries, options, recipe.features, recipe.output, **more)
 
 
-def _describe(error: ValidationError, schema: type[BaseModel], values: Mapping[str, Any]) -> str:
+def _describe_first_error(error: ValidationError, schema: type[BaseModel], values: Mapping[str, Any]) -> str:
     """The first wrong value in words."""
     # What a recipe cannot ask for at all counts before values that are missing because of it.
     errors = error.errors(include_url=False)

@@ -146,8 +146,8 @@ class FineTunedModel:
         Raises:
             OsrmError: If a model is missing, damaged or quantized, or they do not belong together.
         """
-        folder = _find(source)
-        model = _build(folder)
+        folder = _find_fine_tuned(source)
+        model = _build_fine_tuned(folder)
         tuned, origin = Checkpoint.open(folder).tensors, Checkpoint.open(base).tensors
         parameters = match_names(tuned, [name for name, _ in model.named_parameters(remove_duplicate=False)])
         partners = match_names(tuned, origin)
@@ -166,7 +166,7 @@ class FineTunedModel:
         for name in sorted(partners.keys() - tied - in_head, key=natural_sort_key):
             owner, _, attribute = parameters.get(name, name).rpartition(".")
             place = _Place(owner, attribute, modules.get(owner))
-            if pair := _pair(model, place, tuned[name], origin[partners[name]], layers):
+            if pair := _pair_tensors(model, place, tuned[name], origin[partners[name]], layers):
                 pairs[name] = pair
         found = {pair.layer for pair in pairs.values()}
         if missing := sorted(layers.keys() - found):
@@ -181,7 +181,7 @@ class FineTunedModel:
             parameters,
             {parameters[name]: tuned[name] for name in sorted(in_head)},
             loaded,
-            _labels(model),
+            _class_names(model),
             tuple(sorted(origin.keys() - set(partners.values()))),
         )
 
@@ -237,7 +237,7 @@ def match_names(own: Collection[str], others: Collection[str]) -> dict[str, str]
     return {name: new for name, new in best.items() if new in known}
 
 
-def _find(source: str) -> Path:
+def _find_fine_tuned(source: str) -> Path:
     """The local folder of a fine-tuned model."""
     path = hub.local_path(source)
     if (path / CONFIG_NAME).is_file():
@@ -246,7 +246,7 @@ def _find(source: str) -> Path:
     return find_base_model(name, revision or None, "fine-tuned model")
 
 
-def _build(folder: Path) -> PreTrainedModel:
+def _build_fine_tuned(folder: Path) -> PreTrainedModel:
     """The model of the class that saved it, without weights; the bare model where its settings do not name one."""
     with library_errors(f"{folder}: the model cannot be built"), torch.device("meta"):
         config = read_model_config(folder)
@@ -301,7 +301,7 @@ class _Place:
         return isinstance(getattr(self.module, self.attribute, None), torch.nn.Parameter)
 
 
-def _pair(
+def _pair_tensors(
     model: PreTrainedModel,
     place: _Place,
     tuned: TensorLocation,
@@ -348,7 +348,7 @@ def _kind_of(model: PreTrainedModel, place: _Place) -> str:
     return LINEAR if place.attribute == "weight" and isinstance(module, torch.nn.Linear | Conv1D) else OTHER
 
 
-def _labels(model: PreTrainedModel) -> tuple[str, ...]:
+def _class_names(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of the classes, if the model has any of its own."""
     names = getattr(model.config, "id2label", None) or {}
     if _task_type(model) not in _WITH_HEAD or all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names.values()):

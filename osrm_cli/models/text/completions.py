@@ -61,7 +61,7 @@ class CompletionTokenizer:
             merged += across
             if not with_end and labels[-1] == self.tokenizer.eos_token_id:
                 labels = labels[:-1] if self.encoder_decoder else [*labels[:-1], IGNORED]
-            encoding = self._fit(ids, labels, example)
+            encoding = self._fit_prompt(ids, labels, example)
             if encoding is None:
                 long.append(example.place)
             else:
@@ -87,7 +87,7 @@ class CompletionTokenizer:
     def encode_prompts(self, examples: Sequence[TextExample], max_new_tokens: int) -> list[Encoding]:
         """``input_ids`` and ``attention_mask`` of each prompt, cut from the left to leave room for the answer."""
         room = self.max_length if self.encoder_decoder else max(1, self.max_length - max_new_tokens)
-        return [_encoding(self._cut(self._prompt_ids(example), room)) for example in examples]
+        return [_make_encoding(self._cut_prompt(self._prompt_ids(example), room)) for example in examples]
 
     def _encode_pair(self, example: TextExample) -> tuple[list[int], list[int], bool]:
         prompt = self._prompt_ids(example)
@@ -134,16 +134,16 @@ class CompletionTokenizer:
     def _prompt_ids(self, example: TextExample) -> list[int]:
         """What the model reads before it answers."""
         if not isinstance(example.prompt, str):
-            return self._apply_template(example.prompt, example, True) if example.prompt else self._beginning()
+            return self._apply_template(example.prompt, example, True) if example.prompt else self._beginning_tokens()
         if not example.prompt:
-            return self._beginning()
+            return self._beginning_tokens()
         ids: list[int] = self.tokenizer(example.prompt)["input_ids"]
         # Some tokenizers of causal models end every text with the end token, after which nothing would follow.
         if not self.encoder_decoder and ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
         return ids
 
-    def _beginning(self) -> list[int]:
+    def _beginning_tokens(self) -> list[int]:
         first = self.tokenizer.bos_token_id
         return [] if first is None or self.tokenizer("a")["input_ids"][:1] != [first] else [first]
 
@@ -154,9 +154,9 @@ class CompletionTokenizer:
                 "use an instruction-tuned base model, or give prompt and completion as strings",
             )
         try:
-            ids: list[int] = self._render(chat, asks)
+            ids: list[int] = self._render_template(chat, asks)
             system = next((message for message in chat if message["role"] == "system"), None)
-            if system and len(chat) > 1 and ids == self._render([m for m in chat if m is not system], asks):
+            if system and len(chat) > 1 and ids == self._render_template([m for m in chat if m is not system], asks):
                 raise OsrmError(
                     f"{example.place}: the chat template drops the system message",
                     "move its text into the first message of the user",
@@ -165,11 +165,11 @@ class CompletionTokenizer:
             raise OsrmError(f"{example.place}: the chat template refuses the chat: {first_line(error)}") from None
         return ids
 
-    def _render(self, chat: Sequence[Any], asks: bool) -> Any:
+    def _render_template(self, chat: Sequence[Any], asks: bool) -> Any:
         rendered = self.tokenizer.apply_chat_template(list(chat), add_generation_prompt=asks, return_dict=True)
         return list(rendered["input_ids"])
 
-    def _fit(self, ids: list[int], labels: list[int], example: TextExample) -> Encoding | None:
+    def _fit_prompt(self, ids: list[int], labels: list[int], example: TextExample) -> Encoding | None:
         """Cut a prompt that is too long; ``None`` for an example that is left out."""
         count = len(labels) if self.encoder_decoder else len(ids) - _first_label(labels)
         if count > self.max_length or (count == self.max_length and not self.encoder_decoder and count < len(ids)):
@@ -181,11 +181,11 @@ class CompletionTokenizer:
                 "choose a larger --max-length, or leave such rows out with --skip-long",
             )
         if self.encoder_decoder:
-            return _encoding(ids[-self.max_length :], labels)
-        kept = self._cut(ids, self.max_length)
-        return _encoding(kept, [IGNORED] * (len(kept) - count) + labels[len(labels) - count :])
+            return _make_encoding(ids[-self.max_length :], labels)
+        kept = self._cut_prompt(ids, self.max_length)
+        return _make_encoding(kept, [IGNORED] * (len(kept) - count) + labels[len(labels) - count :])
 
-    def _cut(self, ids: list[int], room: int) -> list[int]:
+    def _cut_prompt(self, ids: list[int], room: int) -> list[int]:
         """The last tokens; the beginning-of-text token stays."""
         if len(ids) <= room:
             return ids
@@ -235,10 +235,14 @@ def encode_answer(prompt: Encoding, answer: Sequence[int], encoder_decoder: bool
         encoder_decoder: Whether the prompt is read by an encoder.
     """
     ids = prompt["input_ids"].tolist()
-    return _encoding(ids, answer) if encoder_decoder else _encoding([*ids, *answer], [IGNORED] * len(ids) + [*answer])
+    return (
+        _make_encoding(ids, answer)
+        if encoder_decoder
+        else _make_encoding([*ids, *answer], [IGNORED] * len(ids) + [*answer])
+    )
 
 
-def _encoding(ids: Sequence[int], labels: Sequence[int] | None = None) -> Encoding:
+def _make_encoding(ids: Sequence[int], labels: Sequence[int] | None = None) -> Encoding:
     columns = {"input_ids": ids, "attention_mask": [1] * len(ids)}
     if labels is not None:
         columns["labels"] = labels

@@ -16,7 +16,9 @@ from osrm_cli.errors import OsrmError
 
 def _exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     """Blanks around an answer do not count."""
-    return _mean([answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)])
+    return _mean_percent(
+        [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
+    )
 
 
 def _rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -26,7 +28,7 @@ def _rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
         raise _explain_missing("rouge_l", "rouge-score") from None
     scorer = RougeScorer(["rougeL"])
     pairs = zip(answers, references, strict=True)
-    return _mean([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
+    return _mean_percent([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
 
 
 def _chrf(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -38,19 +40,19 @@ def _chrf(answers: Sequence[str], references: Sequence[str]) -> float:
 
 
 def _json_f1(answers: Sequence[str], references: Sequence[str]) -> float:
-    return _mean([_slot_f1(answer, reference) for answer, reference in zip(answers, references, strict=True)])
+    return _mean_percent([_slot_f1(answer, reference) for answer, reference in zip(answers, references, strict=True)])
 
 
 def _slot_f1(answer: str, reference: str) -> float:
-    wanted = _slots(reference)
+    wanted = _json_slots(reference)
     if wanted is None:
         raise OsrmError(f"json_f1 needs answers in JSON, found {reference[:40]!r}", 'say metrics = ["rouge_l"]')
-    given = _slots(answer) or Counter()
+    given = _json_slots(answer) or Counter()
     shared = (wanted & given).total()
     return 2 * shared / (wanted.total() + given.total()) if shared else float(not wanted and not given)
 
 
-def _slots(text: str) -> Counter[tuple[str, str]] | None:
+def _json_slots(text: str) -> Counter[tuple[str, str]] | None:
     """Leaves of a JSON value with their paths; ``None`` if it is not JSON."""
     try:
         value = json.loads(text)
@@ -72,7 +74,7 @@ def _slots(text: str) -> Counter[tuple[str, str]] | None:
     return slots
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean_percent(values: Sequence[float]) -> float:
     return 100 * sum(values) / len(values)
 
 
