@@ -19,6 +19,7 @@ from osrm_cli.adapters.formats.table import recognize_format
 from osrm_cli.adapters.layers import (
     FACTORS,
     PREFIX,
+    ROWS,
     AdapterLayer,
     find_lora_layers,
     is_base_module,
@@ -28,6 +29,7 @@ from osrm_cli.adapters.layers import (
     with_stored_embeddings,
 )
 from osrm_cli.adapters.names import align_layer_names
+from osrm_cli.adapters.trained_rows import BASE_COPY, TrainedRows, find_trained_rows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import Update
@@ -91,6 +93,7 @@ class Adapter:
         contents = row.load().read(folder)
         config = with_stored_embeddings(contents.config, contents.tensors)
         layers, tensors = find_lora_layers(folder, config, contents.tensors)
+        find_trained_rows(folder, config, tensors)
         record = records.read_record(folder) if folder.is_dir() else {}
         return cls(
             alias or (record.get("task") or {}).get("name") or hub.short_name(source),
@@ -175,15 +178,32 @@ class Adapter:
         """
         return self._read_saved(of_base=True)
 
-    def base_copies(self) -> dict[str, torch.Tensor]:
-        """The base model's weights below adapted embeddings, which PEFT stores too, by their name in the base model.
+    def trained_rows(self) -> dict[str, TrainedRows]:
+        """Rows that take the place of the base model's, by the name of their module there.
 
-        Where tokens were added, they hold rows that the base model lacks.
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        rows = find_trained_rows(self.folder, self.config, self.tensors)
+        return {name: TrainedRows(own, self._read_checked(PREFIX + name + ROWS)) for name, own in rows.items()}
+
+    def tensors_beside_factors(self) -> dict[str, torch.Tensor]:
+        """What PEFT stores beside the factors: heads, modules, trained rows, copies of the base's embeddings.
+
+        Raises:
+            OsrmError: If one holds NaN or infinity.
+        """
+        names = [name for name in self.tensors if tensor_kind(name) == "other" or name.endswith(".base_layer.weight")]
+        return {name.removeprefix(PREFIX): self._read_checked(name) for name in sorted(names)}
+
+    def base_copies(self) -> dict[str, torch.Tensor]:
+        """Copies of the base model's weights below adapted embeddings and trained rows, which hold added rows too.
 
         Raises:
             OsrmError: If one holds NaN or infinity.
         """
         names = {f"{PREFIX}{layer}.base_layer.weight": f"{layer}.weight" for layer in self.layers}
+        names |= {PREFIX + module + BASE_COPY: f"{module}.weight" for module in self.trained_rows()}
         return {name: self._read_checked(stored) for stored, name in names.items() if stored in self.tensors}
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -254,7 +274,7 @@ class Adapter:
 
     def _read_saved(self, of_base: bool) -> dict[str, torch.Tensor]:
         """Tensors of ``modules_to_save``: those of the base model's modules, or those of the head."""
-        names = sorted(name for name in self.tensors if tensor_kind(name) == "other")
+        names = sorted(name for name in self.tensors if tensor_kind(name) == "other" and not name.endswith(ROWS))
         saved = {name.removeprefix(PREFIX): name for name in names}
         return {
             name: self._read_checked(stored)

@@ -17,7 +17,6 @@ _UNSUPPORTED_SETTINGS = {
     "lora_bias": "lora_bias adds a bias beside B @ A",
     "kasa_config": "KaSA removes part of the base weights",
     "layer_replication": "layer_replication changes the number of layers",
-    "trainable_token_indices": "trainable_token_indices replaces rows of the embedding",
     "alora_invocation_tokens": "an activated LoRA counts only after its invocation tokens",
     "arrow_config": "Arrow routes between adapters per token",
     "use_qalora": "QALoRA pools its inputs",
@@ -46,6 +45,7 @@ _ACCEPTED_SETTINGS = {
     *("lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save"),
     *("peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "alpha_pattern", "revision"),
     *("runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora", "velora_config"),
+    "trainable_token_indices",
 }
 
 
@@ -65,6 +65,8 @@ class AdapterConfig:
         target_modules: Names of the adapted layers, or a regular expression; empty where the layers in the file alone
             determine them, because another setting narrows the names down.
         target_parameters: Ends of the names of adapted parameters that stack the weights of all experts.
+        token_indices: Numbers of the rows that were trained (``trainable_token_indices``): of the embedding, or of
+            several modules, by the ends of their names.
         r: Rank of layers that ``rank_pattern`` does not name.
         lora_alpha: Numerator of the scaling; ``None`` only before writing: the rank, so that the scaling is 1.
         lora_dropout: For further training.
@@ -80,6 +82,7 @@ class AdapterConfig:
     fan_in_fan_out: bool = False
     target_modules: tuple[str, ...] | str = ()
     target_parameters: tuple[str, ...] = ()
+    token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     r: int = 8
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
@@ -110,6 +113,7 @@ def parse_config(path: Path, values: Any) -> AdapterConfig:
             fan_in_fan_out=_flag_setting(values, "fan_in_fan_out"),
             target_modules=_target_modules(values),
             target_parameters=_list_setting(values, "target_parameters"),
+            token_indices=_token_setting(values.get("trainable_token_indices") or []),
             r=_positive_int(values.get("r", 8)),
             lora_alpha=_finite_number(values.get("lora_alpha", 8)),
             lora_dropout=_finite_number(values.get("lora_dropout", 0.0)),
@@ -130,7 +134,7 @@ def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
     for key, reason in _UNSUPPORTED_SETTINGS.items():
         if values.get(key):
             remedy = "only plain LoRA adapters can be read; peft.convert_to_lora makes one that comes close"
-            remedy = _CONVERT if key in ("use_dora", "trainable_token_indices") else remedy
+            remedy = _CONVERT if key == "use_dora" else remedy
             raise OsrmError(f"{path}: {key} is set: {reason}", remedy)
     if values.get("bias", "none") != "none":
         raise OsrmError(
@@ -185,6 +189,15 @@ def _list_setting(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(text, str) and text for text in value):
         raise ValueError(f"{name} is {value!r:.60}, expected a list of names")
     return tuple(sorted(value))
+
+
+def _token_setting(value: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    lists = value.values() if isinstance(value, dict) else [value]
+    for own in lists:
+        is_list = isinstance(own, list) and all(type(index) is int and index >= 0 for index in own)
+        if not is_list or len(set(own)) < len(own):
+            raise ValueError(f"trainable_token_indices is {value!r:.60}, expected different numbers of tokens")
+    return {key: tuple(own) for key, own in value.items()} if isinstance(value, dict) else tuple(value)
 
 
 def _pattern_setting(values: Mapping[str, Any], name: str, convert: Any) -> dict[str, Any]:

@@ -39,6 +39,8 @@ _STORED_EMBEDDING = rf"(.+\.)?({'|'.join(_BASE_MODULES)})\.(weight|bias)"
 # The order in which the modules of experts in transformers define their parameters, and how PEFT nests them.
 _EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
 _INNER = ".base_layer"
+# What the rows of an embedding that were trained (``trainable_token_indices``) are called, after their module.
+ROWS = ".token_adapter.trainable_tokens_delta"
 _COPY = re.compile(r"\.modules_to_save\.(?:[^.]+\.)?(?=[^.]+$)")
 _TYPES = {name: dtype for dtype, name in DTYPES.items() if dtype.is_floating_point}
 
@@ -240,12 +242,14 @@ def _first_match(pattern: Mapping[str, Any], layer: str) -> str:
 
 
 def check_no_other_tensors(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> None:
-    """Check that every tensor that is not a factor belongs to ``modules_to_save``.
+    """Check that every tensor that is not a factor belongs to ``modules_to_save`` or ``trainable_token_indices``.
 
     Raises:
         OsrmError: Naming the first tensor that does not.
     """
     for name in tensors:
+        if config.token_indices and name.endswith(ROWS):
+            continue
         parents = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
         in_saved_module = any(parent.endswith(module) for parent in parents for module in config.modules_to_save)
         if tensor_kind(name) == "other" and not in_saved_module:

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.loading import draw_examples, load_prompts, load_split, load_texts
+from osrm_cli.tasks.loading import choose_source, draw_examples, load_prompts, load_split, load_texts
 from osrm_cli.tasks.task import Task, TaskSplit
 
 MAX_LENGTH = 128  # unless the adapter or the task specifies another
@@ -96,7 +96,7 @@ def data_source(adapter: Adapter, user_source: str | None, purpose: str) -> str:
     Raises:
         OsrmError: If neither names it.
     """
-    source = user_source or adapter.data_source
+    source = choose_source(adapter.name, adapter.data_source, user_source, adapter.source)
     if source is None:
         raise OsrmError(
             f"{purpose} needs data of '{adapter.name}', but {adapter.source} does not record its training data",

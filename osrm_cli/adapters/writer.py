@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -91,7 +92,7 @@ def write_adapter_stream(
         folder: An existing, empty folder that is being staged.
         layers: Full names of the layers that will be added.
         config: Everything but the ranks, which are taken from the factors; target layers if it names none.
-        heads: Tensors of ``modules_to_save`` by their name in the base model.
+        heads: Tensors beside the factors, such as those of ``modules_to_save``, by their name in the base model.
         dtype: Type of the factors in the file; heads keep theirs.
         shapes: Layers as ``AdapterLayer`` describes them; those that it lacks are linear.
         metadata: Texts for the header of the weights.
@@ -186,7 +187,7 @@ def _pad_ranks(path: Path, layers: Collection[str], rank: int, metadata: Mapping
 
 def _write_config(folder: Path, config: AdapterConfig) -> None:
     """Write the settings with sorted keys: equal settings give equal bytes."""
-    values = {
+    values: dict[str, Any] = {
         "alpha_pattern": dict(config.alpha_pattern),
         "base_model_name_or_path": config.base_model,
         "bias": "none",
@@ -207,6 +208,8 @@ def _write_config(folder: Path, config: AdapterConfig) -> None:
         "use_dora": False,
         "use_rslora": config.use_rslora,
     }
+    if config.token_indices:
+        values["trainable_token_indices"] = config.token_indices
     if config.target_parameters:
         values["target_parameters"] = sorted(config.target_parameters)
     (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

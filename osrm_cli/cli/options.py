@@ -157,6 +157,12 @@ RecordedData = Annotated[
         show_default=False,
     ),
 ]
+SplitDev = Annotated[
+    float | None,
+    typer.Option(
+        "--split-dev", help="Share of train that is dev, for data without a dev split; later commands follow it."
+    ),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option(

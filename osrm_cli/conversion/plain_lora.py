@@ -22,9 +22,10 @@ from osrm_cli.adapters.layers import (
     resolve_rank,
     scaling_of,
 )
+from osrm_cli.adapters.trained_rows import find_trained_rows
 from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.conversion.kinds import KINDS, AdapterKind
-from osrm_cli.conversion.trained_tokens import find_trained_rows, place_trained_rows, saved_beside_rows
+from osrm_cli.conversion.trained_tokens import place_trained_rows, saved_beside_rows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import truncate
@@ -82,8 +83,9 @@ def open_plain(adapter: Adapter) -> PlainSource:
     def update(layer: str) -> tuple[LowRank, AdapterLayer]:
         return adapter.delta(layer, torch.float64), adapter.layers[layer]
 
-    modules = adapter.head_tensors() | adapter.module_tensors()
-    return PlainSource(adapter.config, list(adapter.layers), adapter.layers, update, modules, adapter.dtype)
+    return PlainSource(
+        adapter.config, list(adapter.layers), adapter.layers, update, adapter.tensors_beside_factors(), adapter.dtype
+    )
 
 
 def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str | None) -> PlainSource:
@@ -99,9 +101,10 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
         OsrmError: If the adapter or the base model is damaged or missing, or they do not fit.
     """
     settings, tensors = read_config_values(folder), name_tensors(folder, list_tensors(folder))
-    rows = find_trained_rows(folder, settings, tensors)
     config = parse_config(folder / CONFIG_NAME, _lora_settings(settings, kind))
-    config = replace(config, modules_to_save=(*config.modules_to_save, *saved_beside_rows(rows, tensors)))
+    rows = find_trained_rows(folder, config, tensors)
+    saved = (*config.modules_to_save, *saved_beside_rows(config, rows, tensors))
+    config = replace(config, modules_to_save=saved, token_indices=())
     parts: dict[str, dict[str, TensorLocation]] = defaultdict(dict)
     others: dict[str, TensorLocation] = {}
     for name, location in tensors.items():
@@ -116,7 +119,7 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
     checkpoint = _open_base(folder, config, model, revision) if kind.needs_base else None
     modules = {name.removeprefix(PREFIX): read_tensor(location) for name, location in others.items()}
     if checkpoint:
-        modules = place_trained_rows(folder, rows, modules, checkpoint)
+        modules = place_trained_rows(folder, config, rows, modules, checkpoint)
     update = partial(_plain_update, folder, kind, config, parts, checkpoint)
     kinds = {_TYPES[place.dtype] for held in parts.values() for place in held.values() if place.dtype in _TYPES}
     dtype = torch.float64 if torch.float64 in kinds else torch.float32
@@ -160,7 +163,7 @@ def write_plain_lora(
 def _lora_settings(values: Mapping[str, Any], kind: AdapterKind) -> dict[str, Any]:
     """The settings that plain LoRA of the same layers would have."""
     if kind.needs_base:
-        return {**values, "use_dora": False, "trainable_token_indices": None}
+        return {**values, "use_dora": False}
     shared = {key: values[key] for key in _SHARED_SETTINGS if key in values}
     return {**shared, "peft_type": "LORA", "lora_alpha": values.get("alpha", 8)}
 

@@ -17,7 +17,7 @@ from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.provenance import CARD_NAME
-from osrm_cli.tasks.loading import list_splits, load_split
+from osrm_cli.tasks.loading import choose_source, list_splits, load_split
 from osrm_cli.tasks.task import TaskSplit
 
 
@@ -173,7 +173,7 @@ def evaluate_folder(
 
 def _load_sets(task: MergedTask, data: str | None, split: str, limit: int | None) -> list[TaskSplit]:
     """The split's examples; two sets where the task has a matched and a mismatched one."""
-    source = data or task.data_source or DEFAULT_DATA
+    source = choose_source(task.task, task.data_source, data, task.root) or DEFAULT_DATA
     splits = list_splits(task.task, source)
     pair = [name for name in (f"{split}_matched", f"{split}_mismatched") if name in splits]
     return [load_split(task.task, source, name, limit) for name in pair or [split]]

@@ -83,7 +83,7 @@ def collect_features(
 
     Args:
         tasks: Names of the tasks; all of the data by default.
-        data: ``hub``, ``mini`` or a folder of tasks.
+        data: ``hub``, ``mini`` or a folder of tasks; ``FOLDER?split-dev=0.1`` where a tenth of train is to be dev.
         model: Base model: a folder, a hub id, ``minilm`` or ``smollm2``.
         revision: Its revision on the hub.
         target_modules: Layers to adapt, as PEFT names them; PEFT's choice by default.

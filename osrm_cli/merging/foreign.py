@@ -10,6 +10,7 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter, short_model_name
 from osrm_cli.adapters.layers import AdapterLayer
+from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.base_model import find_base_model
@@ -53,6 +54,10 @@ class ForeignAdapter(Adapter):
 
     def module_tensors(self) -> dict[str, torch.Tensor]:
         """None: those of the teacher's base model stay there."""
+        return {}
+
+    def trained_rows(self) -> dict[str, TrainedRows]:
+        """None."""
         return {}
 
     def base_copies(self) -> dict[str, torch.Tensor]:
@@ -106,9 +111,10 @@ def _belongs_to(adapter: Adapter, base: BaseModelId) -> bool:
 def _as_foreign(
     adapter: Adapter, base: BaseModelId, layers: Mapping[str, AdapterLayer], turned: bool
 ) -> ForeignAdapter:
-    if modules := adapter.module_tensors():
+    if modules := [*adapter.module_tensors(), *adapter.trained_rows()]:
         raise OsrmError(
-            f"{adapter.source} trained {min(modules)} as a whole, which cannot be learned on another base model",
+            f"{adapter.source} trained {min(modules)} or rows of it as a whole, which cannot be learned on another "
+            "base model",
             f"leave it out, or choose its own base model, {adapter.config.base_model}, with --base",
         )
     config = replace(
@@ -116,6 +122,7 @@ def _as_foreign(
         base_model=base.name,
         revision=base.revision,
         modules_to_save=(),
+        token_indices=(),
         target_modules=(),
         target_parameters=(),
         fan_in_fan_out=turned,

@@ -134,9 +134,7 @@ def merge_adapters(
     modules = plan.read_saved_modules()
     samples = _draw_samples(plan, modules.heads) if plan.method.data_statistic else []
     step = calibrate(plan.adapters, choice.recipe.data) if calibrate else None
-    target = (
-        ModelTarget.find(plan, base_dir, modules.new_values) if base_dir and plan.recipe.output == "model" else None
-    )
+    target = ModelTarget.find(plan, base_dir, modules) if base_dir and plan.recipe.output == "model" else None
     tokenizer, differences = find_tokenizer_files(
         [each for each in plan.adapters if not isinstance(each, ForeignAdapter)]
     )
@@ -168,7 +166,7 @@ def merge_adapters(
         provenance.write_digests(stage)
     if unfinished:
         unfinished.remove()
-    result = describe_result(path, plan, contents, layer_data.record, rows, modules.shared)
+    result = describe_result(path, plan, contents, layer_data.record, rows, modules.names)
     return replace(result, notes=[*choice.notes, *result.notes], warnings=warnings + result.warnings)
 
 

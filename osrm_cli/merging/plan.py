@@ -22,6 +22,7 @@ from osrm_cli.adapters.adapter import (
 )
 from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
 from osrm_cli.adapters.rest import AdapterWithRest
+from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.foreign import ForeignAdapter, separate_foreign
@@ -43,17 +44,25 @@ class SavedModules:
     Attributes:
         heads: Each task's head.
         shared: Tensors of base-model modules that were trained as a whole, by name: the same in every adapter.
+        rows: Rows of base-model modules that were trained, by module: the same in every adapter.
         copies: Weights of the base model below adapted embeddings, by name, see ``Adapter.base_copies``.
     """
 
     heads: Heads
     shared: Mapping[str, torch.Tensor]
+    rows: Mapping[str, TrainedRows] = field(default_factory=dict)
     copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def new_values(self) -> dict[str, torch.Tensor]:
-        """What the base model's tensors of these names are, before updates are added."""
+        """What the base model's tensors of these names are, before rows are replaced and updates added."""
         return {**self.copies, **self.shared}
+
+    @property
+    def names(self) -> list[str]:
+        """What is carried over as it is."""
+        rows = [f"{module} (rows {', '.join(map(str, own.indices))})" for module, own in self.rows.items()]
+        return sorted([*self.shared, *rows])
 
 
 @dataclass(frozen=True)
@@ -215,15 +224,16 @@ class MergePlan:
         """
         heads = self.read_heads()
         first, *others = self.adapters
-        shared = first.module_tensors()
+        values = _list_whole_values(first)
         for other in others:
-            _check_same_modules(first, shared, other)
-        if shared and self.method.is_task_aware:
+            _check_same_values(first, values, other)
+        if values and self.method.is_task_aware:
             raise OsrmError(
-                f"{first.source} trained {next(iter(shared))} as a whole, which {self.method.name} cannot hold",
+                f"{first.source} trained {next(iter(values))} as a whole, which {self.method.name} cannot hold",
                 "use another method, see osrm merge --list",
             )
-        return SavedModules(heads, shared, {} if self.method.is_task_aware else _shared_copies(self.adapters))
+        copies = {} if self.method.is_task_aware else _shared_copies(self.adapters)
+        return SavedModules(heads, first.module_tensors(), first.trained_rows(), copies)
 
     def write_recipe(self, folder: Path) -> None:
         """Write ``merge.yaml``, which repeats this merge: where weights were learned, it has them and needs no data."""
@@ -306,14 +316,24 @@ def _check_foreign_weights(entries: Sequence[AdapterEntry], adapters: Sequence[A
             )
 
 
-def _check_same_modules(first: Adapter, shared: Mapping[str, torch.Tensor], other: Adapter) -> None:
-    """Check that two adapters have trained the same modules to the same values: there is no sum of whole modules."""
-    modules = other.module_tensors()
-    for name in sorted(shared.keys() | modules.keys()):
-        if name not in shared or name not in modules or not torch.equal(shared[name], modules[name]):
+def _list_whole_values(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """Values that an adapter holds in the place of the base model's, each row of an embedding apart."""
+    rows = {
+        f"row {index} of {module}": row
+        for module, own in adapter.trained_rows().items()
+        for index, row in zip(own.indices, own.values, strict=True)
+    }
+    return {**adapter.module_tensors(), **rows}
+
+
+def _check_same_values(first: Adapter, values: Mapping[str, torch.Tensor], other: Adapter) -> None:
+    """Check that two adapters have trained the same modules and rows to the same values, which have no sum."""
+    others = _list_whole_values(other)
+    for name in sorted(values.keys() | others.keys(), key=natural_sort_key):
+        if name not in values or name not in others or not torch.equal(values[name], others[name]):
             raise OsrmError(
-                f"{first.source} and {other.source} differ in {name}, which modules_to_save stores as a whole",
-                "merge adapters that share it, or train them without modules_to_save",
+                f"{first.source} and {other.source} differ in {name}, which is stored as a whole",
+                "merge adapters that share it, or train them without modules_to_save and trainable_token_indices",
             )
 
 

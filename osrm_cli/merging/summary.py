@@ -78,7 +78,7 @@ def describe_result(
         contents: What the folder holds.
         data_record: What the method read beside the adapters, see ``LayerData.record``.
         calibration: The fit of each task whose head was calibrated.
-        shared: Tensors of base-model modules that the adapters have trained as a whole.
+        shared: What the adapters have trained as a whole: tensors of base-model modules, or rows of them.
     """
     planned, kept = describe_plan(path, plan), list(contents.kept.values())
     rank, least = max(contents.ranks.values(), default=None), min(kept)
@@ -111,7 +111,7 @@ def describe_result(
     ]
     if shared:
         names = ", ".join(sorted(shared))
-        notes.append(f"{names}: stored as a whole by modules_to_save, carried over as is whatever the weights are")
+        notes.append(f"{names}: stored as a whole, carried over as is whatever the weights are")
     notes += [
         f"{task}: difference {row['before']:.4g} before calibration, {row['error']:.4g} after"
         + ("" if row["used"] else ": uncalibrated is kept")
@@ -124,7 +124,7 @@ def _list_serving_problems(contents: FolderContents, shared: Collection[str]) ->
     """What vLLM would refuse and llama.cpp refuse or misread; their rules are in docs/guides/text-tasks.md."""
     problems = []
     if shared:
-        problems.append("vLLM and llama.cpp load no adapter with modules_to_save: serve it with --as model")
+        problems.append("vLLM and llama.cpp load no adapter with modules_to_save or trained rows: use --as model")
     least, rank = min(contents.ranks.values()), max(contents.ranks.values())
     if rank > VLLM_MAX_RANK:
         problems.append(f"vLLM loads ranks up to {VLLM_MAX_RANK}, this one is {rank}: give --rank {VLLM_MAX_RANK}")

@@ -5,6 +5,7 @@ The model is loaded once (``Backbone.load``). An adapter (``with_peft_adapter``)
 layers' outputs by ``output_hooks``. At the end, all changes except heads are reverted.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX, AdapterLayer
+from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
@@ -96,6 +98,29 @@ class ModelInMemory:
             OsrmError: If it has fewer.
         """
         check_positions(self.model, self.folder, length, "give the right base model with --model")
+
+    def place_whole_values(self, values: Mapping[str, torch.Tensor], rows: Mapping[str, TrainedRows]) -> None:
+        """Put what adapters hold as a whole in the place of the model's own values.
+
+        Args:
+            values: Tensors by their name in the model; one that is tied to another is so no longer.
+            rows: By the name of the module; tied modules have them too, but for those of the output layer.
+
+        Raises:
+            OsrmError: If the model has no such tensor.
+        """
+        embedding: Any = self.model.get_input_embeddings()
+        for name in [*values, *(f"{module}.weight" for module in rows)]:
+            module, _, last = name.rpartition(".")
+            with library_errors(f"{self.folder} has no tensor {name}, which an adapter stores as a whole"):
+                layer = self.model.get_submodule(module)
+                old = layer.get_parameter(last)
+            is_own = name in values or (layer is not embedding and old is embedding.weight)
+            new = torch.nn.Parameter(values.get(name, old.detach()).to(old, copy=True), False) if is_own else old
+            setattr(layer, last, new)
+            if own := rows.get(module):
+                with library_errors(f"the trained rows of {module} do not fit {self.folder}"), torch.no_grad():
+                    new[list(own.indices)] = own.values.to(new)
 
     def check_layers(self, layers: Mapping[str, AdapterLayer]) -> None:
         """Check that the model has the layers that adapters change, with equal widths.
@@ -272,14 +297,21 @@ def make_peft_model(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
 def with_update(model: PreTrainedModel, peft_model: PeftModel, adapter: Adapter) -> Iterator[torch.nn.Module]:
     """Use a PEFT model, in float32 with its update added to the weights; the base is as before at the end."""
     layers = find_adapted_layers(peft_model, adapter)
-    weights = [layer.get_base_layer().get_parameter("weight") for layer in layers.values()]
+    uses = Counter(parameter for _, parameter in peft_model.named_parameters(remove_duplicate=False))
+    weights = {}
+    for layer in layers.values():
+        own = dict(layer.get_base_layer().named_parameters(recurse=False)).get("weight")
+        if own is not None and uses[own] == 1:  # a tied weight has another use, which the update does not change
+            weights[layer] = own
     try:
-        with _restored_afterwards(weights if model.dtype == torch.float32 else []) as copies:
+        with _restored_afterwards(weights.values() if model.dtype == torch.float32 else []) as copies:
             if copies:  # in narrower types the sum would lose small updates
-                peft_model.merge_adapter()
+                for layer in weights:
+                    layer.merge()
             yield peft_model.eval()
     finally:
-        peft_model.unload()
+        for _ in range(2 if adapter.config.token_indices else 1):  # trained rows may lie below an adapted layer
+            peft_model.unload()
 
 
 @contextmanager

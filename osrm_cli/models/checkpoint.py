@@ -33,41 +33,60 @@ _WEIGHTS = (
 _TYPES = {label: kind for kind, label in DTYPES.items()}
 
 
-class StoredRows:
-    """A tensor of a file as a matrix, of which rows are read where they are wanted, by any thread.
+@dataclass(frozen=True)
+class MatrixRows:
+    """A tensor as a matrix, of which rows are read where they are wanted, by any thread.
 
     Attributes:
         shape: Its shape as a matrix, see ``matrix_shape``.
         dtype: Its type.
+        read: Reads some rows.
     """
 
-    def __init__(self, location: TensorLocation) -> None:
-        self.dtype = _TYPES[location.dtype]
-        self._path = location.path
-        self._start, end = _find_bytes(location.path, location.name)
-        rows, columns = matrix_shape(location.shape)
-        self._row_bytes = columns * self.dtype.itemsize
-        self.shape = min(rows, (end - self._start) // max(self._row_bytes, 1)), columns  # a grown one has more
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    read: Callable[[slice], torch.Tensor]
 
-    def read(self, place: slice) -> torch.Tensor:
-        """Some rows."""
-        first, last, _ = place.indices(self.shape[0])
-        data = bytearray((last - first) * self._row_bytes)
-        if not data:
-            return torch.empty(last - first, self.shape[1], dtype=self.dtype)
-        with self._path.open("rb") as file:
-            file.seek(self._start + first * self._row_bytes)
-            file.readinto(data)
-        return torch.frombuffer(data, dtype=self.dtype).view(last - first, self.shape[1])
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "MatrixRows":
+        """Rows of a tensor in memory."""
+        matrix = tensor.reshape(matrix_shape(tensor.shape))
+        return cls((matrix.shape[0], matrix.shape[1]), matrix.dtype, matrix.__getitem__)
+
+    @classmethod
+    def stored(cls, location: TensorLocation, shape: tuple[int, int] | None = None) -> "MatrixRows":
+        """Rows of a tensor of a file.
+
+        Args:
+            location: The tensor.
+            shape: Its shape as a matrix, where that is another.
+        """
+        dtype, path = _TYPES[location.dtype], location.path
+        start, end = _find_bytes(path, location.name)
+        rows, columns = shape or matrix_shape(location.shape)
+        width = columns * dtype.itemsize
+        count = min(rows, (end - start) // max(width, 1))  # a grown tensor has more
+
+        def read(place: slice) -> torch.Tensor:
+            first, last, _ = place.indices(count)
+            data = bytearray((last - first) * width)
+            if not data:
+                return torch.empty(last - first, columns, dtype=dtype)
+            with path.open("rb") as file:
+                file.seek(start + first * width)
+                file.readinto(data)
+            return torch.frombuffer(data, dtype=dtype).view(last - first, columns)
+
+        return cls((count, columns), dtype, read)
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """All rows, some at a time."""
-        size = max(_CHUNK_BYTES // max(self._row_bytes, 1), 1)
+        size = max(_CHUNK_BYTES // max(self.shape[1] * self.dtype.itemsize, 1), 1)
         return (self.read(slice(first, first + size)) for first in range(0, self.shape[0], size))
 
 
 # Makes a tensor of the rows of an old one, in pieces.
-Change = Callable[[StoredRows], Iterable[torch.Tensor]]
+Change = Callable[[MatrixRows], Iterable[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -112,10 +131,17 @@ class Checkpoint:
         for each in (name, name.partition(".")[2]):
             if each in self.tensors:
                 return [each]
-        if names := [each for each in self.tensors if each.partition(".")[2] == name]:
-            return names
-        wanted = self.architecture.name_in_model(name)
-        return [each for each in self.tensors if self.architecture.name_in_model(each) == wanted]
+        return self._names_below.get(name) or self._names_in_model.get(self.architecture.name_in_model(name), [])
+
+    @cached_property
+    def _names_below(self) -> dict[str, list[str]]:
+        """Names of tensors by what follows the first part."""
+        return _group_names(self.tensors, lambda name: name.partition(".")[2])
+
+    @cached_property
+    def _names_in_model(self) -> dict[str, list[str]]:
+        """Names of tensors by those in the model."""
+        return _group_names(self.tensors, self.architecture.name_in_model)
 
     def untied(self, copies: Mapping[str, str]) -> "Checkpoint":
         """The model with further tensors, which begin as others that they were tied to.
@@ -253,12 +279,19 @@ class Checkpoint:
         if target is None or not target.is_floating_point:
             out.add_bytes(name, location.dtype, location.shape, _read_pieces(location.path, location.name))
             return
-        rows = StoredRows(location)
+        rows = MatrixRows.stored(location)
         pieces = change(rows) if change else rows.pieces()
         flat = (
             piece.contiguous().reshape(-1).view(torch.uint8) for piece in _check_pieces(pieces, target, name, location)
         )
         out.add_bytes(name, DTYPES[target], location.shape, (piece.numpy().data for piece in flat))
+
+
+def _group_names(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return groups
 
 
 def _is_companion(name: Path) -> bool:

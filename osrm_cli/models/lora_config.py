@@ -43,7 +43,8 @@ def make_lora_config(adapter: Adapter) -> LoraConfig:
             f"{adapter.folder} adapts parameters that stack experts, with which no model can be run here",
             "osrm merge and osrm convert take it; load the result with PEFT",
         )
-    targets = config.target_modules
+    targets, rows = config.target_modules, config.token_indices
+    tokens = list(rows) if isinstance(rows, tuple) else {module: list(own) for module, own in rows.items()}
     return LoraConfig(
         task_type=config.task_type,
         r=config.r,
@@ -54,6 +55,7 @@ def make_lora_config(adapter: Adapter) -> LoraConfig:
         alpha_pattern=dict(config.alpha_pattern),
         target_modules=targets if isinstance(targets, str) else list(targets or adapter.layers),
         modules_to_save=list(config.modules_to_save) or None,
+        trainable_token_indices=tokens or None,
         fan_in_fan_out=config.fan_in_fan_out,
         inference_mode=True,
     )

@@ -181,7 +181,7 @@ def _write_adapter(
         **facts,
     )
     old = {"path": adapter.source, "commit": adapter.commit, "sha256": adapter.sha256()}
-    write_adapter(stage, new.items(), adapter.config, adapter.head_tensors() | adapter.module_tensors(), adapter.dtype)
+    write_adapter(stage, new.items(), adapter.config, adapter.tensors_beside_factors(), adapter.dtype)
     if adapter.format == "peft":
         # Ranks and scaling are the old ones, so the settings are too, down to those that this program does not use.
         shutil.copyfile(adapter.folder / CONFIG_NAME, stage / CONFIG_NAME)

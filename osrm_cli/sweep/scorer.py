@@ -81,8 +81,10 @@ class SweepScorer:
         dtype: torch.dtype,
         batch_size: int,
     ) -> None:
+        saved = plan.read_saved_modules()
         self._backbone = Backbone.load(base_dir, device)
         self._backbone.check_layers(plan.shapes)
+        self._backbone.place_whole_values(saved.new_values, saved.rows)
         self._adapters, self._batch_size = plan.adapters, batch_size
         self._weights = UpdatedWeights(self._backbone.model, plan.layers, dtype)
         self._heads = [SweepHead(task, self._backbone) for task in tasks]

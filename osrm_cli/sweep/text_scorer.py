@@ -75,7 +75,9 @@ class TextSweepScorer:
     ) -> None:
         carried = find_tokenizer_files(plan.adapters)[0].get(TOKENIZER_NAME)
         backbone = TextBackbone.load(base_dir, device, beside=carried.parent if carried else None)
+        saved = plan.read_saved_modules()
         backbone.check_layers(plan.shapes)
+        backbone.place_whole_values(saved.new_values, saved.rows)
         self._adapters, self._batch_size = plan.adapters, batch_size
         self._weights = UpdatedWeights(backbone.model, plan.layers, dtype)
         self._texts = [SweepText(task, backbone) for task in tasks]

@@ -1,6 +1,11 @@
-"""Tasks and their examples, from the hub, the generated tasks of the package, or a folder of files."""
+"""Tasks and their examples, from the hub, the generated tasks of the package, or a folder of files.
+
+A source is ``hub``, ``mini``, ``mini-text`` or a folder. ``FOLDER?split-dev=0.1`` is a folder without dev splits, of
+whose train splits a tenth is dev: so ``--split-dev`` is passed on, and recorded in every artifact.
+"""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +24,62 @@ from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import GENERATION, MULTI_LABEL, Example, Label, Task, TaskSplit, check_task_name
 from osrm_cli.tasks.text.rows import complete_text_task, find_text_columns, make_text_split
 
+_WITH_SHARE = re.compile(r"(.*)\?split-dev=(0?\.\d+|\d(?:\.\d+)?e-\d+)", re.DOTALL)
+
+
+def with_share(data: str | Path | None, share: float | None) -> str | None:
+    """A source of whose train splits a share is dev.
+
+    Args:
+        data: The value of ``--data``; ``None`` for the recorded source, see ``choose_source``.
+        share: The value of ``--split-dev``.
+
+    Raises:
+        OsrmError: If the share is none or all, or the source names another.
+    """
+    if share is None:
+        return None if data is None else str(data)
+    folder, own = split_source(data or "")
+    if not 0 < share < 1:
+        raise OsrmError(f"--split-dev is {share:g}, expected a number between 0 and 1")
+    if own not in (None, share):
+        raise OsrmError(f"--data says split-dev={own:g}, --split-dev {share:g}", "give one of the two")
+    return f"{folder}?split-dev={share!r}"
+
+
+def split_source(data: str | Path) -> tuple[str, float | None]:
+    """A source without the share of train that is dev, and that share; ``None`` where it names none."""
+    found = _WITH_SHARE.fullmatch(str(data))
+    return (found[1], share) if found and (share := float(found[2])) else (str(data), None)
+
+
+def choose_source(name: str, recorded: str | None, data: str | None, origin: Path | str) -> str | None:
+    """The source that a command reads: the user's, else the recorded one; the recorded share of train stays dev.
+
+    Args:
+        name: The task.
+        recorded: The source that an artifact records, if it does.
+        data: The value of ``--data``, perhaps ``with_share``.
+        origin: The artifact, for the error.
+
+    Raises:
+        OsrmError: If the shares differ.
+    """
+    if data is None:
+        return recorded
+    (folder, share), (own_folder, own_share) = split_source(data), split_source(recorded or "")
+    if not folder and not own_folder:
+        raise OsrmError(f"{origin} does not record its data, of which --split-dev takes a share", "give --data")
+    if None not in (share, own_share) and share != own_share and folder in ("", own_folder):
+        raise OsrmError(
+            f"--split-dev is {share:g}, but {origin} was made with {own_share:g} of train as dev",
+            "leave out --split-dev: the recorded share is taken",
+        )
+    folder = folder or own_folder
+    if share is None and own_share is not None and not _has_dev(name, folder):
+        share = own_share
+    return with_share(folder, share)
+
 
 def list_tasks(data: str | Path) -> list[str]:
     """The tasks of a source.
@@ -26,6 +87,7 @@ def list_tasks(data: str | Path) -> list[str]:
     Raises:
         OsrmError: If it is a folder that is missing or holds none.
     """
+    data, _ = split_source(data)
     if str(data) == "hub":
         return list(GLUE)
     if str(data) == "mini":
@@ -56,12 +118,11 @@ def list_splits(name: str, data: str | Path) -> tuple[str, ...]:
     known = list_tasks(data)
     if name not in known:
         nearest = sorted(known, key=lambda each: -difflib.SequenceMatcher(None, name.lower(), each.lower()).ratio())
-        raise OsrmError(f"unknown task '{name}' in {data}", f"there are: {', '.join(nearest)}")
+        raise OsrmError(f"unknown task '{name}' in {split_source(data)[0]}", f"there are: {', '.join(nearest)}")
     if str(data) == "hub":
         return list_glue_splits(name)
-    folder = _task_folder(name, data)
-    files = find_split_files(folder)
-    if "split_dev" in _read_declared(folder, files):
+    _, files, declared = _open_folder(name, data)
+    if "split_dev" in declared:
         return tuple(dict.fromkeys(("train", "dev", *files)))
     return tuple(files)
 
@@ -82,9 +143,7 @@ def load_split(name: str, data: str | Path, split: str, limit: int | None = None
     if str(data) in ("hub", "mini"):
         table = _read_known(name, str(data), actual, limit)
         return _make_split(table, Task(name, **(GLUE | MINI)[name]), "label", True, split, limit)
-    folder = _task_folder(name, data)
-    files = find_split_files(folder)
-    declared = _read_declared(folder, files)
+    folder, files, declared = _open_folder(name, data)
     fields = {**GLUE.get(name, {}), **declared}
     if _is_text_task(name, declared, files):
         return _load_text_split(name, folder, declared, files, actual, split, limit)
@@ -124,9 +183,8 @@ def load_prompts(name: str, data: str | Path, split: str, answered: bool = False
     actual = _resolve_split(name, data, split)
     if str(data) in ("hub", "mini"):
         raise OsrmError(f"task '{name}' in {data} is not answered with text", "give its data with --data")
-    folder = _task_folder(name, data)
-    files = find_split_files(folder)
-    return _load_text_split(name, folder, _read_declared(folder, files), files, actual, split, None, answered)
+    folder, files, declared = _open_folder(name, data)
+    return _load_text_split(name, folder, declared, files, actual, split, None, answered)
 
 
 def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
@@ -146,10 +204,8 @@ def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
     if str(data) in ("hub", "mini"):
         table = _read_known(task.name, str(data), actual, None)
     else:
-        folder = _task_folder(task.name, data)
-        files = find_split_files(folder)
-        share = _read_declared(folder, files).get("split_dev")
-        table = _read_rows(files, actual, share, task.name, None)
+        _, files, declared = _open_folder(task.name, data)
+        table = _read_rows(files, actual, declared.get("split_dev"), task.name, None)
     columns = [table.get_column(column) for column in task.columns]
     examples = tuple(Example(texts, None) for texts in parse_texts(table, columns))
     return TaskSplit(task, split, examples, table.source, warnings=tuple(table.warnings))
@@ -174,6 +230,38 @@ def _task_folder(name: str, data: str | Path) -> Path:
         return folder / name
     check_task_name(name)
     return Path(data) / name
+
+
+def _has_dev(name: str, data: str) -> bool:
+    """Whether a task has a dev split without a share of train."""
+    if data in ("hub", "mini", "mini-text"):
+        return True
+    return any(split.startswith("dev") for split in find_split_files(_task_folder(name, data)))
+
+
+def _open_folder(name: str, data: str | Path) -> tuple[Path, dict[str, Path], dict[str, Any]]:
+    """A task's folder, the file of each split, and what is declared: in ``task.toml``, and by the source.
+
+    Raises:
+        OsrmError: If ``task.toml`` cannot be read, or the source's share of train that is dev does not go with them.
+    """
+    source, share = split_source(data)
+    folder = _task_folder(name, source)
+    files = find_split_files(folder)
+    declared = _read_declared(folder, files)
+    if share is None:
+        return folder, files, declared
+    if _has_dev(name, source):
+        raise OsrmError(
+            f"task '{name}' in {source} has a dev split of its own, --split-dev {share:g} would take another of train",
+            "leave out --split-dev",
+        )
+    if declared.setdefault("split_dev", share) != share:
+        raise OsrmError(
+            f"--split-dev is {share:g}, {folder / 'task.toml'} says split_dev = {declared['split_dev']:g}",
+            "leave out --split-dev, or change the file",
+        )
+    return folder, files, declared
 
 
 def _is_text_task(name: str, declared: Mapping[str, Any], files: Mapping[str, Path]) -> bool:
@@ -210,8 +298,8 @@ def _resolve_split(name: str, data: str | Path, split: str) -> str:
     if actual is None:
         hint = f"there are: {', '.join(known)}"
         if split == "dev" and str(data) not in ("hub", "mini"):
-            hint += f"; to take a tenth of train, say split_dev = 0.1 in {Path(data, name, 'task.toml')}"
-        raise OsrmError(f"task '{name}' in {data} has no split '{split}'", hint)
+            hint += "; --split-dev 0.1 takes a tenth of train"
+        raise OsrmError(f"task '{name}' in {split_source(data)[0]} has no split '{split}'", hint)
     return actual
 
 

@@ -44,6 +44,11 @@ def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -
 
 
 def _load_heads(classifier: LoadedModel, start: Adapter) -> None:
+    if whole := [*start.module_tensors(), *start.trained_rows()]:
+        raise OsrmError(
+            f"{start.folder} holds values of the base model's {whole[0]}, which osrm train cannot go on with",
+            "begin with a folder of osrm init",
+        )
     heads = start.head_tensors()
     with library_errors(f"{start.folder}: its head is for another task"):
         unexpected = classifier.model.load_state_dict(heads, strict=False).unexpected_keys

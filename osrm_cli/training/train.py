@@ -25,7 +25,7 @@ from osrm_cli.models.text.language_model import load_language_model
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.records import BaseModelId
-from osrm_cli.tasks.loading import draw_examples, load_split
+from osrm_cli.tasks.loading import choose_source, draw_examples, load_split
 from osrm_cli.tasks.task import TaskSplit
 from osrm_cli.training.checkpoints import newest_checkpoint, prepare_checkpoint_folder
 from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, draw_loss_curve, fit_adapter
@@ -262,7 +262,7 @@ def _prepare_run(
     start = Adapter.open(origin)
     path = out / Path(start.name).name
     atomic.refuse_existing(path, overwrite)
-    source = data or start.data_source or DEFAULT_DATA
+    source = choose_source(start.name, start.data_source, data, origin) or DEFAULT_DATA
     train = load_split(start.name, source, "train")
     if settings["limit"]:
         train = draw_examples(train, settings["limit"], config.seed)

@@ -138,13 +138,6 @@ def test_other_formats_cannot_name_experts(tmp_path, format):
     assert not out.exists()
 
 
-def test_a_whole_model_is_refused(tmp_path):
-    model("mixtral").save_pretrained(tmp_path / "base")
-    save(tmp_path / "a")
-    with pytest.raises(OsrmError, match="one expert of a parameter that stacks them"):
-        merge_adapters([tmp_path / "a"], "task-arith", form="model", model=str(tmp_path / "base"), out=tmp_path / "m")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

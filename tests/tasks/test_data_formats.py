@@ -183,7 +183,7 @@ def test_a_share_of_train_is_dev(tmp_path):
     write_csv(tmp_path, ["text", "label"], zip(TEXTS, "ab" * 6, strict=True), "reviews.csv")
     assert list_tasks(tmp_path) == ["mine"]
     assert list_splits("mine", tmp_path) == ("train",)
-    assert "split_dev = 0.1" in refused(tmp_path, "dev")[1]
+    assert "--split-dev 0.1 takes a tenth of train" in refused(tmp_path, "dev")[1]
     declare(tmp_path, "split_dev = 0.25\n")
     assert list_splits("mine", tmp_path) == ("train", "dev")
     train, dev = (load_split("mine", tmp_path, split) for split in ("train", "dev"))

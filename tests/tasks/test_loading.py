@@ -114,8 +114,7 @@ def test_an_unknown_split_names_the_known(tmp_path):
     write(tmp_path, "sst2", "train", [{}])
     message, hint = refused("sst2", tmp_path, "dev")
     assert message == f"task 'sst2' in {tmp_path} has no split 'dev'"
-    task_file = tmp_path / "sst2" / "task.toml"
-    assert hint == f"there are: train; to take a tenth of train, say split_dev = 0.1 in {task_file}"
+    assert hint == "there are: train; --split-dev 0.1 takes a tenth of train"
     assert refused("sst2", tmp_path, "test")[1] == "there are: train"
     assert refused("cola", "hub", "dev_matched")[1] == "there are: train, dev, test"
     assert refused("mini-mood", "mini", "test")[1] == "there are: train, dev"

@@ -74,9 +74,14 @@ def write(path: Path, output: Output) -> None:
         OsrmError: If an entry is NaN, infinite, or too large for the type.
     """
     adapter = output.adapter
-    modules = adapter.head_tensors() | adapter.module_tensors()
     with write_adapter_stream(
-        path, adapter.layers, adapter.config, modules, output.dtype, adapter.layers, output.metadata
+        path,
+        adapter.layers,
+        adapter.config,
+        adapter.tensors_beside_factors(),
+        output.dtype,
+        adapter.layers,
+        output.metadata,
     ) as writer:
         for layer in adapter.layers:
             writer.add(layer, adapter.lora_factors(layer, adapter.dtype))

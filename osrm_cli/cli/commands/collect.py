@@ -18,6 +18,7 @@ def collect(
         list[str] | None, typer.Option("--task", help="Task to read; repeat for more. Default: all.")
     ] = None,
     data: options.Data = "hub",
+    split_dev: options.SplitDev = None,
     model: options.Model = "minilm",
     revision: options.Revision = None,
     target_modules: options.TargetModules = None,
@@ -106,12 +107,13 @@ def collect(
 
     from osrm_cli.features.collect import collect_features
     from osrm_cli.models.distributed import process_rank
+    from osrm_cli.tasks.loading import with_share
 
     is_first = process_rank() == 0  # under a launcher, one process speaks
     console = Console(json, quiet or not is_first)
     collected = collect_features(
         task or [],
-        data,
+        with_share(data, split_dev) or data,
         model=model,
         revision=revision,
         target_modules=target_modules,

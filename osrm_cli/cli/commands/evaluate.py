@@ -19,6 +19,7 @@ def evaluate(
         list[str] | None, typer.Option("--task", help="Task to score; repeat for more. Default: all.")
     ] = None,
     data: options.RecordedData = None,
+    split_dev: options.SplitDev = None,
     split: Annotated[str, typer.Option("--split", help="Split to score on.")] = "dev",
     limit: Annotated[
         int | None,
@@ -63,12 +64,13 @@ def evaluate(
     Example: osrm eval merged
     """
     from osrm_cli.evaluation.evaluate import evaluate_folder
+    from osrm_cli.tasks.loading import with_share
 
     console = Console(json, quiet)
     result = evaluate_folder(
         folder,
         task or [],
-        data=data,
+        data=with_share(data, split_dev),
         split=split,
         limit=limit,
         predictions=predictions,

@@ -71,6 +71,7 @@ def sweep(
         Path | None, typer.Option("--features", help="Folder of features files; default features.", show_default=False)
     ] = None,
     data: options.RecordedData = None,
+    split_dev: options.SplitDev = None,
     split: Annotated[str, typer.Option("--split", help="Split to score on.")] = "dev",
     validation_split: Annotated[
         str | None,
@@ -115,6 +116,7 @@ def sweep(
     Example: osrm sweep adapters/* --method task-arith --lambda 0.1:1.0:0.1
     """
     from osrm_cli.sweep.sweep import run_sweep
+    from osrm_cli.tasks.loading import with_share
 
     console = Console(json, quiet)
     report = run_sweep(
@@ -125,7 +127,7 @@ def sweep(
         calibrate=calibrate,
         samples=samples,
         features=features,
-        data=data,
+        data=with_share(data, split_dev),
         split=split,
         validation_split=validation_split,
         limit=limit,

@@ -13,6 +13,7 @@ from osrm_cli.cli.options import Device, DType, Freeze, HeadInit, PenaltyUnit, Q
 def train(
     starts: Annotated[list[Path], typer.Argument(help="Adapter folders to fine-tune, each on its own task.")],
     data: options.RecordedData = None,
+    split_dev: options.SplitDev = None,
     model: options.RecordedModel = None,
     revision: options.Revision = None,
     lr: Annotated[float, typer.Option("--lr", min=0, help="Peak learning rate.")] = 4e-4,
@@ -108,13 +109,14 @@ def train(
     Example: osrm train starts/mini-mood
     """
     from osrm_cli.models.distributed import process_rank
+    from osrm_cli.tasks.loading import with_share
     from osrm_cli.training.train import train_adapters
 
     is_first = process_rank() == 0  # under a launcher, one process prints
     console = Console(json, quiet or not is_first)
     trained = train_adapters(
         starts,
-        data=data,
+        data=with_share(data, split_dev),
         model=model,
         revision=revision,
         lr=lr,

@@ -133,8 +133,10 @@ def load_task_models(
             "layers differently",
             "merge them apart, or use a method that reads features or the adapters alone, see osrm merge --list",
         )
+    saved = plan.read_saved_modules()
     for backbone in backbones.values():
         backbone.check_layers(plan.shapes)
+        backbone.place_whole_values(saved.new_values, saved.rows)
         backbone.check_max_length(max(sample.max_length for sample in samples))
     own = plan.recipe.options.get("completions") == "own"
     teachers = TeacherModels(device, own, progress)

@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 
 from osrm_cli.adapters.config import AdapterConfig
+from osrm_cli.adapters.layers import ROWS
+from osrm_cli.adapters.trained_rows import BASE_COPY
 from osrm_cli.adapters.writer import AdapterWriter, write_adapter_stream
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging import record
@@ -103,8 +105,8 @@ def _write_adapter(
 ) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
     heads, config = modules.heads, _merged_config(plan, modules)
-    copies = {f"{name.rpartition('.')[0]}.base_layer.weight": tensor for name, tensor in modules.copies.items()}
-    beside = {**copies, **modules.shared}
+    rows = {module + ROWS: own.values for module, own in modules.rows.items()}
+    beside = {**_name_copies(modules), **rows, **modules.shared}
     kept = {}
     with ExitStack() as stack:
 
@@ -126,6 +128,15 @@ def _write_adapter(
                 writer.add(layer.name, layer.result)
             kept[layer.name] = layer.kept
     return FolderContents("adapter", writers[0].ranks, kept)
+
+
+def _name_copies(modules: SavedModules) -> dict[str, torch.Tensor]:
+    """Copies of the base model's embeddings, named as PEFT stores them."""
+    names = {name: name.removesuffix(".weight") for name in modules.copies}
+    return {
+        module + (BASE_COPY if module in modules.rows else ".base_layer.weight"): modules.copies[name]
+        for name, module in names.items()
+    }
 
 
 def _write_heads(stage: Path, heads: Heads) -> None:
@@ -154,5 +165,6 @@ def _merged_config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
         ),
         fan_in_fan_out=any(config.fan_in_fan_out for config in configs),
         target_modules=first if same else (),
+        token_indices=configs[0].token_indices,
         target_parameters=tuple(sorted({name for config in configs for name in config.target_parameters})),
     )

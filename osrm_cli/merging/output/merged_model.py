@@ -1,24 +1,28 @@
 """``merged/`` as a model: the base model's files with the update added, tensor by tensor."""
 
+import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from osrm_cli.adapters.layers import find_parent
+from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import RowStream, Update
+from osrm_cli.linalg.row_stream import Update
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.output.unfinished_model import UnfinishedModel
-from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.checkpoint import Change, Checkpoint
+from osrm_cli.merging.output.weight_parts import WeightPart, find_expert
+from osrm_cli.merging.plan import MergePlan, SavedModules
+from osrm_cli.models.checkpoint import Change, Checkpoint, MatrixRows
 from osrm_cli.storage import atomic
-from osrm_cli.storage.input_files import matrix_shape, read_json
+from osrm_cli.storage.input_files import read_json
 
 # Model types whose layers with these names are Conv1D: their weights are stored as ``(d_in, d_out)``.
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
@@ -32,64 +36,71 @@ class ModelTarget:
     Attributes:
         checkpoint: The base model's files.
         dtype: Type of the floating-point tensors that are written; ``None`` keeps each tensor's own.
-        weights: By layer: its tensor, and whether that is stored as ``(d_in, d_out)``.
+        weights: By tensor, the layers whose updates are added to it, from its first row to the last.
         modules: New values of tensors, by their name in the base model.
+        rows: Rows that take the place of a tensor's own, by its name in the base model.
     """
 
     checkpoint: Checkpoint
     dtype: torch.dtype | None
-    weights: Mapping[str, tuple[str, bool]]
+    weights: Mapping[str, Sequence[WeightPart]]
     modules: Mapping[str, torch.Tensor]
+    rows: Mapping[str, TrainedRows]
 
     @classmethod
-    def find(cls, plan: MergePlan, base_dir: Path, new_values: Mapping[str, torch.Tensor]) -> "ModelTarget":
+    def find(cls, plan: MergePlan, base_dir: Path, saved: SavedModules) -> "ModelTarget":
         """Find each layer's weight, and each tensor of a module that was trained as a whole.
 
         Args:
             plan: What is merged.
             base_dir: The base model.
-            new_values: Tensors that replace the base model's, see ``SavedModules``.
+            saved: What replaces values of the base model.
 
         Raises:
             OsrmError: If the base model's files are damaged, quantized, or do not fit the adapters.
         """
-        checkpoint = _untie_embeddings(Checkpoint.open(base_dir), [*_weight_names(plan), *new_values])
+        rows, checkpoint = {f"{module}.weight": own for module, own in saved.rows.items()}, Checkpoint.open(base_dir)
+        tied = checkpoint.architecture.tied if rows else {}
+        # Rows of the embedding are those of an output layer that is tied to it; those of the output layer are its own.
+        outputs = [name for name in rows if checkpoint.architecture.name_in_model(name) in tied]
+        checkpoint = _untie_embeddings(checkpoint, [*_weight_names(plan), *saved.new_values, *outputs])
         config = _read_config(base_dir)
-        modules = {_find_tensor(checkpoint, name): tensor for name, tensor in new_values.items()}
+        modules = {_find_tensor(checkpoint, name): tensor for name, tensor in saved.new_values.items()}
         checkpoint = _resize_vocabulary(checkpoint, modules, config)
         is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS
-        weights: dict[str, tuple[str, bool]] = {}
-        owners: dict[str, str] = {}
+        stacks = _find_stacks(plan)
+        experts = Counter(stacks.values())
+        owners: dict[tuple[str, int], WeightPart] = {}
         for name, layer in plan.shapes.items():
-            if layer.is_tensor:
-                weights[name] = _find_tensor(checkpoint, name), False
-                continue
-            if any(find_parent(adapter.config, name) for adapter in plan.adapters):
-                raise OsrmError(
-                    f"{name} is one expert of a parameter that stacks them, which a model's files may not",
-                    "leave out --as model; PEFT's merge_and_unload makes a model of the merged adapter",
-                )
             # PEFT writes one flag for all layers, that of the last one: where the architecture is known, it decides.
             is_conv1d = name.rpartition(".")[2] in _CONV1D_LAYERS if has_conv1d else is_flagged
             try:
-                weights[name] = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
+                if layer.is_tensor:
+                    parts = [WeightPart.whole(name, _find_tensor(checkpoint, name), checkpoint)]
+                elif stack := stacks.get(name):
+                    parts = find_expert(checkpoint, stack, int(name.rpartition(".")[2]), experts[stack], layer)
+                else:
+                    found = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
+                    parts = [WeightPart.whole(name, found[0], checkpoint, found[1])]
             except OsrmError as error:
                 raise _explain_unchanged(error, base_dir, name, config) from None
-            other = owners.setdefault(weights[name][0], name)
-            if other != name:
-                raise OsrmError(
-                    f"layers {other} and {name} are both {weights[name][0]} of {base_dir}",
-                    "use adapters that were trained on one class of model",
-                )
-        return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights, modules)
+            for part in parts:
+                other = owners.setdefault((part.tensor, part.first), part)
+                if other.layer != name:
+                    raise OsrmError(
+                        f"layers {other.layer} and {name} are both {part.tensor} of {base_dir}",
+                        "use adapters that were trained on one class of model",
+                    )
+        weights: dict[str, list[WeightPart]] = defaultdict(list)
+        for (tensor, _), part in sorted(owners.items()):
+            weights[tensor].append(part)
+        placed = _place_rows(checkpoint, rows, modules, tied)
+        return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights, modules, placed)
 
     def order(self, unfinished: UnfinishedModel | None = None) -> list[str]:
         """The layers in the order in which ``write`` takes them; those of finished files are left out."""
-        layers, done = {weight: layer for layer, (weight, _) in self.weights.items()}, _finished_files(unfinished)
-        tensors = self.checkpoint.tensors
-        names = [name for name in self.checkpoint.tensor_order(self.dtype) if tensors[name].path.name not in done]
-        return [layers[name] for name in names if name in layers]
+        return list(dict.fromkeys(part.layer for part in self._parts(unfinished)))
 
     def check_space(self, out: Path, unfinished: UnfinishedModel | None = None) -> None:
         """Check that the disk has room for the files that are still to be written.
@@ -113,23 +124,27 @@ class ModelTarget:
             By layer, the share of the energy that is left after recompression.
         """
         kept = unfinished.read_kept() if unfinished else {}
+        uses = Counter(part.layer for part in self._parts(unfinished))
+        updates: dict[str, Update] = {}  # of layers whose weight lies in several tensors, until the last of these
 
-        def add(read: Callable[[slice], torch.Tensor]) -> Iterator[torch.Tensor]:
-            layer = next(layers)
-            kept[layer.name] = layer.kept
-            if isinstance(layer.result, MaskedDelta):
-                raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
-            delta = _transpose_update(layer.result) if self.weights[layer.name][1] else layer.result
-            return RowStream.of(delta).strips(lambda place, rows: _add_rows(read(place), rows.cpu()))
+        def take(name: str) -> Update:
+            if name not in updates:
+                layer = next(layers)
+                kept[layer.name] = layer.kept
+                if isinstance(layer.result, MaskedDelta):
+                    raise TypeError(f"{layer.name}: an update per task cannot be added to one model")
+                updates[layer.name] = layer.result
+            uses[name] -= 1
+            return updates[name] if uses[name] else updates.pop(name)
 
-        def replaced(new: torch.Tensor, is_changed: bool) -> Change:
-            return lambda _: add(new.__getitem__) if is_changed else [new]
+        def change(name: str, old: MatrixRows) -> Iterable[torch.Tensor]:
+            rows = self._before_updates(name, old)
+            if name not in self.weights:
+                return rows.pieces()
+            return itertools.chain.from_iterable(part.add(take(part.layer), rows.read) for part in self.weights[name])
 
-        weights = {weight for weight, _ in self.weights.values()}
-        changes: dict[str, Change] = {name: lambda old: add(old.read) for name in weights}
-        for name, tensor in self.modules.items():
-            new = tensor.reshape(matrix_shape(tensor.shape))
-            changes[name] = replaced(new, name in weights)
+        changed = sorted({*self.weights, *self.modules, *self.rows})
+        changes: dict[str, Change] = {name: partial(change, name) for name in changed}
         if unfinished:
             self.checkpoint.write(
                 stage, changes, self.dtype, unfinished.folder, finish=lambda: unfinished.add_kept(kept)
@@ -138,6 +153,22 @@ class ModelTarget:
             self.checkpoint.write(stage, changes, self.dtype)
         next(layers, None)  # lets the last layer count in the progress
         return kept
+
+    def _parts(self, unfinished: UnfinishedModel | None) -> Iterator[WeightPart]:
+        """The parts in the order in which they are written; those of finished files are left out."""
+        done, tensors = _finished_files(unfinished), self.checkpoint.tensors
+        for name in self.checkpoint.tensor_order(self.dtype):
+            if tensors[name].path.name not in done:
+                yield from self.weights.get(name, ())
+
+    def _before_updates(self, name: str, old: MatrixRows) -> MatrixRows:
+        """A tensor that changes, with what is carried over as it is."""
+        shape = self.weights[name][0].shape if name in self.weights else old.shape
+        if name in self.modules:
+            rows = MatrixRows.of(self.modules[name])
+        else:
+            rows = old if shape == old.shape else MatrixRows.stored(self.checkpoint.tensors[name], shape)
+        return replace(rows, read=self.rows[name].placed_in(rows.read, rows.shape[0])) if name in self.rows else rows
 
 
 def _finished_files(unfinished: UnfinishedModel | None) -> set[str]:
@@ -148,6 +179,12 @@ def _finished_files(unfinished: UnfinishedModel | None) -> set[str]:
 def _weight_names(plan: MergePlan) -> list[str]:
     """The weights of layers; of full models, all uses of a tied tensor change alike."""
     return [f"{name}.weight" for name, layer in plan.shapes.items() if not layer.is_tensor]
+
+
+def _find_stacks(plan: MergePlan) -> dict[str, str]:
+    """The parameter that a layer is one expert of, by the layer."""
+    parents = {name: find_parent(adapter.config, name) for adapter in plan.adapters for name in adapter.layers}
+    return {name: parent for name, parent in parents.items() if parent}
 
 
 def _untie_embeddings(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
@@ -207,6 +244,40 @@ def _find_tensor(checkpoint: Checkpoint, name: str) -> str:
     return names[0]
 
 
+def _place_rows(
+    checkpoint: Checkpoint,
+    rows: Mapping[str, TrainedRows],
+    modules: Mapping[str, torch.Tensor],
+    tied: Mapping[str, str],
+) -> dict[str, TrainedRows]:
+    """Trained rows by the base model's names of the tensors that they belong to.
+
+    Args:
+        checkpoint: The base model's files.
+        rows: By the name of the tensor in the model that was adapted.
+        modules: Tensors that were trained as a whole, by the base model's names.
+        tied: Tensors that follow another one, unless they have rows or values of their own.
+
+    Raises:
+        OsrmError: If they do not fit.
+    """
+    placed = {_find_tensor(checkpoint, name): own for name, own in rows.items()}
+    for name, own in placed.items():
+        count, *width = modules[name].shape if name in modules else checkpoint.tensors[name].shape
+        if list(own.values.shape[1:]) != width or max(own.indices) >= count:
+            raise OsrmError(
+                f"{checkpoint.folder}: {name} is {(count, *width)}, an adapter has trained its row {max(own.indices)}, "
+                f"{own.values.shape[1]} wide",
+                "give the right base model with --model",
+            )
+    in_model = {checkpoint.architecture.name_in_model(name): own for name, own in placed.items()} if tied else {}
+    for name, original in tied.items():
+        for follower in checkpoint.find_names(name) if original in in_model else ():
+            if follower not in modules:
+                placed.setdefault(follower, in_model[original])
+    return placed
+
+
 def _resize_vocabulary(
     checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> Checkpoint:
@@ -229,17 +300,6 @@ def _resize_vocabulary(
         "its vocabulary has grown, and not all of its embeddings are in the adapter",
         "leave out --as model",
     )
-
-
-def _transpose_update(update: Update) -> Update:
-    if isinstance(update, LowRank):
-        return LowRank(update.A.T, update.B.T)
-    return RowStream.of(update.dense().T.contiguous())
-
-
-def _add_rows(weight: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    wide = torch.promote_types(weight.dtype, delta.dtype)
-    return weight.to(wide) + delta.to(wide)
 
 
 def _read_config(base_dir: Path) -> dict[str, Any]:

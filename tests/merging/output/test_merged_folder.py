@@ -42,10 +42,11 @@ def adapters(tmp_path_factory):
 
 def write(out, plan, jobs=1, base=None, base_dir=None):
     """Merge into a new folder."""
-    target, data = ModelTarget.find(plan, base_dir, {}) if base_dir else None, open_layer_data(plan)
+    saved, data = plan.read_saved_modules(), open_layer_data(plan)
+    target = ModelTarget.find(plan, base_dir, saved) if base_dir else None
     out.mkdir(parents=True)
     layers = merge_layers(plan, data, target.order() if target else plan.layers, jobs)
-    contents = write_merged_folder(out, plan, plan.read_saved_modules(), layers, data, base, target)
+    contents = write_merged_folder(out, plan, saved, layers, data, base, target)
     plan.write_recipe(out)
     return contents
 

@@ -33,7 +33,7 @@ def test_the_same_bytes_from_another_device(root, tmp_path, method, output):
         plan = MergePlan.of(
             MergeRecipe(method, (AdapterEntry(str(root / "a")), AdapterEntry(str(root / "b"))), {}, output=output)
         )
-        target = ModelTarget.find(plan, root / "base", {}) if output == "model" else None
+        target = ModelTarget.find(plan, root / "base", plan.read_saved_modules()) if output == "model" else None
         (tmp_path / name).mkdir()
         data = open_layer_data(plan)
         layers = merge_layers(plan, data, target.order() if target else plan.layers, 1, device)
