@@ -82,6 +82,8 @@ def find_expert(
     stacks = checkpoint.find_names(parameter)
     if len(stacks) == 1:
         stored = checkpoint.tensors[stacks[0]].shape
+        if count == 1 and stored == widths:  # a parameter that stacks nothing, such as a router's weight
+            return [WeightPart.whole(layer, stacks[0], checkpoint)]
         if stored not in ((count, *widths), (count, *widths[::-1])):
             raise OsrmError(
                 f"{checkpoint.folder}: {stacks[0]} is {stored}, expected {(count, *widths)}",
