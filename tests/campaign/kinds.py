@@ -81,6 +81,24 @@ KINDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "retrofit foreign/other --task pair=foreign/other --out OUT",
         ),
     ),
+    "rows": (
+        ("rows/echo/*", "writer/*.safetensors"),
+        (
+            "merge rows/echo --out OUT",
+            "merge rows/echo --as model --model writer --out OUT",
+            "convert rows/echo OUT --model writer",
+            "eval rows/echo --model writer --data words --out OUT",
+        ),
+    ),
+    "stacked": (
+        ("stacked/*/*", "experts/*"),
+        (
+            "merge stacked/one stacked/two --out OUT",
+            "merge stacked/one stacked/two --as model --model experts --out OUT",
+            "merge stacked/one --method ties --as model --model experts --out OUT",
+            "convert stacked/one OUT --rank 1",
+        ),
+    ),
     "converted": (
         ("plain/mood/*",),
         (

@@ -94,6 +94,9 @@ def _save_base_models(root: Path) -> None:
     config = transformers.LlamaConfig(vocab_size=len(words), bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes)
     fast.save_pretrained(root / "writer")
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(root / "writer")
+    few = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    config = transformers.MixtralConfig(vocab_size=len(words), bos_token_id=1, eos_token_id=2, **sizes, **few)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(root / "experts")
 
 
 def _save_data(folder: Path) -> None:
@@ -137,6 +140,28 @@ def _save_data(folder: Path) -> None:
     )
 
 
+def _save_beside_factors(root: Path) -> None:
+    """Adapters of other programs: one with rows of the embedding, two of stacked experts."""
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    rows = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [5, 9]}}
+    experts = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+    adapters = {"rows/echo": ("writer", rows), "stacked/one": ("experts", experts), "stacked/two": ("experts", experts)}
+    for seed, (folder, (base, settings)) in enumerate(adapters.items()):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_pretrained(root / base)
+        peft_model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, **settings))
+        for name, parameter in peft_model.named_parameters():
+            if "lora_" in name or "trainable_tokens_delta" in name:
+                parameter.data = torch.randn(parameter.shape) * 0.1
+        peft_model.save_pretrained(root / folder)
+        path = root / folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base}))
+        (root / folder / "README.md").unlink()
+
+
 def _lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -161,6 +186,7 @@ def _save_variants(root: Path) -> None:
     for name in ("osrm.json", "training.json"):
         (root / "foreign/other" / name).unlink()
     _save_without_head(root)
+    _save_beside_factors(root)
     (root / "recipes").mkdir()
     (root / "recipes/ours.yaml").write_text(
         "method: ties\nadapters:\n  - path: adapters/mood\n    weight: 0.7\n  - path: adapters/pair\n"
