@@ -45,9 +45,9 @@ def save(folder: Path, base: Path, family: str, data: Path, **settings: object) 
 def models(method: str, paths: Sequence[Path], base: Path, **options: object) -> tuple[MergePlan, list[TaskModel]]:
     """A plan and the tasks' classifiers on the CPU."""
     plan = MergePlan.of(MergeRecipe(method, tuple(AdapterEntry(str(path)) for path in paths), options))
-    heads = plan.read_heads()
+    saved = plan.read_saved_modules()
     return plan, task_models.load_task_models(
-        plan, samples.draw_for_plan(plan, heads), heads, base, torch.device("cpu"), no_progress
+        plan, samples.draw_for_plan(plan, saved.heads), saved, base, torch.device("cpu"), no_progress
     )
 
 

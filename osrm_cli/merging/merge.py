@@ -21,7 +21,7 @@ from osrm_cli.merging.output.merged_folder import write_merged_folder
 from osrm_cli.merging.output.merged_model import ModelTarget
 from osrm_cli.merging.output.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.merging.output.unfinished_model import UnfinishedModel, unfinished_folder
-from osrm_cli.merging.plan import Heads, MergePlan
+from osrm_cli.merging.plan import Heads, MergePlan, SavedModules
 from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
 from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.devices import pick_device, with_float64
@@ -154,7 +154,7 @@ def merge_adapters(
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
             place = target_device, Path(scratch), progress
-            plan, layer_data, found = _learn_layer_data(plan, samples, modules.heads, base_dir, *place)
+            plan, layer_data, found = _learn_layer_data(plan, samples, modules, base_dir, *place)
             modules, warnings = replace(modules, heads=plan.read_heads()), warnings + found
         unfinished = UnfinishedModel.open(path, plan, base) if resume else None
         order = target.order(unfinished) if target else plan.layers
@@ -203,7 +203,7 @@ def _draw_samples(plan: MergePlan, heads: Heads) -> "list[TaskSample]":
 def _learn_layer_data(
     plan: MergePlan,
     samples: "list[TaskSample]",
-    heads: Heads,
+    modules: SavedModules,
     base_dir: Path,
     device: torch.device,
     scratch: Path,
@@ -217,6 +217,6 @@ def _learn_layer_data(
     from osrm_cli.merging.from_data.gather import gather_layer_data  # both import transformers
     from osrm_cli.merging.from_data.task_models import load_task_models
 
-    models = load_task_models(plan, samples, heads, base_dir, device, progress)
+    models = load_task_models(plan, samples, modules, base_dir, device, progress)
     plan, layer_data = gather_layer_data(plan, models, scratch, progress)
     return plan, layer_data, list(dict.fromkeys(text for model in models for text in model.warnings))

@@ -12,7 +12,7 @@ from osrm_cli.merging.from_data import samples, task_models
 from osrm_cli.merging.from_data.gather import gather_layer_data
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import merge_layers
-from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.plan import MergePlan, SavedModules
 from osrm_cli.progress import Progress
 from osrm_cli.sweep.grid import MergeFamily, ScaledDelta
 
@@ -37,10 +37,10 @@ class GridMerges:
         self._base_dir, self._device = base_dir, device
         self._samples: dict[tuple[Any, ...], list[TaskSample]] = {}
         reads_data = any(family.plan.method.data_statistic for family in families)
-        self._heads = families[0].plan.read_heads() if reads_data else {}
+        self._saved = families[0].plan.read_saved_modules() if reads_data else SavedModules({}, {})
         for family in families:
             if family.plan.method.data_statistic and _sample_key(family.plan) not in self._samples:
-                self._samples[_sample_key(family.plan)] = samples.draw_for_plan(family.plan, self._heads)
+                self._samples[_sample_key(family.plan)] = samples.draw_for_plan(family.plan, self._saved.heads)
         self._models: dict[tuple[Any, ...], list[TaskModel]] = {}
 
     def merge(self, family: MergeFamily, scratch: Path, progress: Progress) -> list[tuple[dict[str, Any], ScaledDelta]]:
@@ -68,7 +68,7 @@ class GridMerges:
         key = _sample_key(plan)
         if key not in self._models:
             self._models[key] = task_models.load_task_models(
-                plan, self._samples[key], self._heads, self._base_dir, self._device, progress
+                plan, self._samples[key], self._saved, self._base_dir, self._device, progress
             )
         return gather_layer_data(plan, self._models[key], folder, progress)
 

@@ -67,13 +67,13 @@ def test_a_layer_is_read_once_for_all_passes_and_let_go_of(tiny_writer: Tiny) ->
     model, offloaded = open_offloaded(tiny_writer("llama"))
     assert all(parameter.is_meta for parameter in model.parameters())
     events: list[str] = []
-    read = offloaded._read
+    read = offloaded._read_weights
 
     def note(name: str, empty: torch.Tensor) -> torch.Tensor:
         events.append(name)
         return read(name, empty)
 
-    offloaded._read = note  # type: ignore[method-assign]
+    offloaded._read_weights = note  # type: ignore[method-assign]
     held: list[set[str]] = []
 
     def look(*_: Any) -> None:

@@ -70,7 +70,7 @@ def evaluate(
     result = evaluate_folder(
         folder,
         task or [],
-        data=with_share(data, split_dev),
+        data=data if split_dev is None else with_share(data, split_dev),
         split=split,
         limit=limit,
         predictions=predictions,

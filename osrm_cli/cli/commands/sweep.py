@@ -127,7 +127,7 @@ def sweep(
         calibrate=calibrate,
         samples=samples,
         features=features,
-        data=with_share(data, split_dev),
+        data=data if split_dev is None else with_share(data, split_dev),
         split=split,
         validation_split=validation_split,
         limit=limit,

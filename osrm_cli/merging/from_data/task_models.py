@@ -11,7 +11,7 @@ from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.foreign import ForeignAdapter
-from osrm_cli.merging.plan import Heads, MergePlan
+from osrm_cli.merging.plan import MergePlan, SavedModules
 from osrm_cli.models.backbone import Backbone, TaskHead, with_deltas
 from osrm_cli.models.batching import Encoding, check_vocabulary, group_by_length
 from osrm_cli.models.text.backbone import TextBackbone
@@ -101,7 +101,7 @@ class TaskModel:
 def load_task_models(
     plan: MergePlan,
     samples: Sequence[TaskSample],
-    heads: Heads,
+    saved: SavedModules,
     folder: Path,
     device: torch.device,
     progress: Progress,
@@ -113,7 +113,7 @@ def load_task_models(
     Args:
         plan: Its layers are those of the model.
         samples: The tasks' examples.
-        heads: Each task's head.
+        saved: Each task's head, and what the adapters have trained as a whole.
         folder: The base model's folder.
         device: Device of the model.
         progress: Shows a bar while answers are written.
@@ -133,7 +133,6 @@ def load_task_models(
             "layers differently",
             "merge them apart, or use a method that reads features or the adapters alone, see osrm merge --list",
         )
-    saved = plan.read_saved_modules()
     for backbone in backbones.values():
         backbone.check_layers(plan.shapes)
         backbone.place_whole_values(saved.new_values, saved.rows)
@@ -148,7 +147,7 @@ def load_task_models(
         elif isinstance(backbone, TextBackbone):
             models.append(load_writer(backbone, sample, own, progress))
         else:
-            models.append(load_task_classifier(backbone, sample, heads[sample.adapter.name]))
+            models.append(load_task_classifier(backbone, sample, saved.heads[sample.adapter.name]))
     return models
 
 

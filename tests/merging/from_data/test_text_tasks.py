@@ -358,7 +358,7 @@ def test_too_long_completions_are_left_out(made):
     plan, models = opened(made, "fisher", samples=20)
     _, base = made
     short = [dataclasses.replace(model.sample, max_length=5) for model in models]
-    cut = load_task_models(plan, short, plan.read_heads(), base, torch.device("cpu"), no_progress)
+    cut = load_task_models(plan, short, plan.read_saved_modules(), base, torch.device("cpu"), no_progress)
     for model, whole in zip(cut, models, strict=True):
         assert 0 < len(model.encodings) < len(whole.encodings)
         assert "left out" in model.warnings[0]
