@@ -162,7 +162,8 @@ class Bench:
             return ("untidy", "output left") if output is not None and not several else ("error", lines[0])
         if outcome.code != 0:
             return ("usage", "") if outcome.code == 2 else ("untidy", f"exit {outcome.code}")
-        if bad := list(find_nonfinite(self._target(command), self.work / file if file.startswith(("base", "experts/")) else None)):
+        base = self.work / file if file.startswith(("base", "experts/")) else None
+        if bad := list(find_nonfinite(self._target(command), base)):
             return "nonfinite", bad[0]
         return ("same", "") if output == honest.output else ("differs", "")
 
