@@ -25,10 +25,10 @@ from osrm_cli.models.base_model import find_base_model
 
 GPU = torch.device("cuda")
 TEXT_TASKS = ("mini-json", "mini-steps")
-ALL = tuple(method.name for method in METHODS if set(method.needs) <= {"seed"})
+UNLIKE = ("emr", "nearswap")  # the one makes no update, the other takes two adapters
+ALL = tuple(method.name for method in METHODS if set(method.needs) <= {"seed"} and method.name not in UNLIKE)
 WIDE = ("task-arith", "svd", "ties", "dare", "tsv", "knots-ties")  # these are measured at larger widths, too
 WIDEST = ("task-arith", "ties", "tsv")
-UNLIKE = ("emr", "nearswap")  # the one makes no update, the other takes two adapters
 
 
 def measure(setting: Setting) -> Iterator[Row]:
@@ -50,8 +50,6 @@ def measure(setting: Setting) -> Iterator[Row]:
 def _merges(folder: Path, width: int, chosen: Sequence[str], repeats: int) -> Iterator[Row]:
     paths = inputs.save_adapters(folder, 4, 1, width, 16)
     for method in chosen:
-        if method in UNLIKE:
-            continue
 
         def merge(device: str, name: str = method) -> None:
             merge_adapters(paths, name, device=device, dtype="float32", out=folder / device, overwrite=True)
