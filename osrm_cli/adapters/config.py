@@ -1,7 +1,7 @@
 """PEFT's ``adapter_config.json``: settings that determine the update ``s B A``, and settings that are not supported."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ _ACCEPTED_SETTINGS = {
 
 
 TEXT_TASK_TYPES = ("CAUSAL_LM", "SEQ_2_SEQ_LM")  # kinds of models that write the answer
+CLASSIFIER_TASK_TYPES = ("SEQ_CLS", "FEATURE_EXTRACTION")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,22 @@ class AdapterConfig:
     use_rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def check_task_type(self, expected: Sequence[str], folder: Path) -> None:
+        """Check what the adapter was trained for, if it says so.
+
+        Args:
+            expected: PEFT's names of the kinds of tasks that it may be for.
+            folder: The adapter's folder, for the error.
+
+        Raises:
+            OsrmError: If it is for another kind of task.
+        """
+        if self.task_type is not None and self.task_type not in expected:
+            raise OsrmError(
+                f"{folder / CONFIG_NAME}: task_type is {self.task_type}, expected {' or '.join(expected)}",
+                "the adapter belongs to another kind of task: give the data that it was trained on with --data",
+            )
 
 
 def parse_config(path: Path, values: Any) -> AdapterConfig:

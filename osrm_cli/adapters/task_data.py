@@ -7,16 +7,10 @@ from typing import Any, Self
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.loading import choose_source, draw_examples, load_prompts, load_split, load_texts
-from osrm_cli.tasks.task import Task, TaskSplit
+from osrm_cli.tasks.task import Task, TaskSplit, resolve_max_length
+from osrm_cli.tasks.text.rows import TEXT
 
-MAX_LENGTH = 128  # unless the adapter or the task specifies another
-MAX_TEXT_LENGTH = 512  # of prompt and completion together
 DEFAULT_DATA = "hub"
-
-
-def resolve_max_length(recorded: int | None, task: Task) -> int:
-    """Maximum tokens per example: the recorded number, else the task's, else the default of its kind."""
-    return recorded or task.max_length or (MAX_TEXT_LENGTH if task.is_text else MAX_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -26,7 +20,7 @@ class TaskSample:
     Attributes:
         adapter: The task's adapter.
         data: The examples.
-        max_length: Maximum tokens per example: as in training, else the task's, else ``MAX_LENGTH``.
+        max_length: Maximum tokens per example: as in training, else the task's, else ``task.MAX_LENGTH``.
         record: The entry in ``osrm.json``: source, split, number of examples and digest.
     """
 
@@ -34,6 +28,11 @@ class TaskSample:
     data: TaskSplit
     max_length: int
     record: Mapping[str, Any]
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether a text task's rows have prompts to answer, not texts alone."""
+        return self.data.task.columns != (TEXT,)
 
     @classmethod
     def of(cls, adapter: Adapter, data: TaskSplit, source: str) -> Self:

@@ -33,14 +33,13 @@ from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Progress
 from osrm_cli.storage.input_files import TensorLocation, read_tensor
-from osrm_cli.storage.safetensors_writer import DTYPES
+from osrm_cli.storage.safetensors_writer import TYPES
 
 # PEFT's settings that LoHa and LoKr have under the names of LoRA's.
 _SHARED_SETTINGS = (
     *("base_model_name_or_path", "revision", "task_type", "target_modules", "exclude_modules", "layers_to_transform"),
     *("modules_to_save", "r", "rank_pattern", "alpha_pattern", "auto_mapping"),
 )
-_TYPES = {label: kind for kind, label in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
     if checkpoint:
         modules = place_trained_rows(folder, config, rows, modules, checkpoint)
     update = partial(_plain_update, folder, kind, config, parts, checkpoint)
-    kinds = {_TYPES[place.dtype] for held in parts.values() for place in held.values() if place.dtype in _TYPES}
+    kinds = {TYPES[place.dtype] for held in parts.values() for place in held.values() if place.dtype in TYPES}
     dtype = torch.float64 if torch.float64 in kinds else torch.float32
     return PlainSource(config, sorted(parts, key=natural_sort_key), {}, update, modules, dtype)
 
@@ -188,19 +187,10 @@ def _plain_update(
         raise OsrmError(f"{folder}: {layer} is an embedding with {kind.name}", "merge it into the model with PEFT")
     rank = resolve_rank(config, layer)
     if checkpoint:
-        tensors["weight"] = _read_weight(checkpoint, config, layer, tensors)
+        A, B = tensors["lora_A"], tensors["lora_B"]
+        tensors["weight"] = checkpoint.read_weight(layer, (B.shape[0], *A.shape[1:]), config.fan_in_fan_out)
     try:
         delta, kernel = kind.update(tensors, scaling_of(config, layer, rank))
     except (ValueError, KeyError, RuntimeError) as error:
         raise OsrmError(f"{folder}: {layer} is not {kind.name}: {error}", "save the adapter again with PEFT") from None
     return delta, AdapterLayer(*delta.shape, delta.rank, 1.0, embedding=False, kernel=tuple(kernel))
-
-
-def _read_weight(
-    checkpoint: Checkpoint, config: AdapterConfig, layer: str, tensors: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    """The base model's weight of a layer, ``(d_out, d_in)`` or that of a convolution."""
-    A, B = tensors["lora_A"], tensors["lora_B"]
-    name, is_turned = checkpoint.find_weight(layer, (B.shape[0], *A.shape[1:]), config.fan_in_fan_out)
-    weight = read_tensor(checkpoint.tensors[name])
-    return weight.T if is_turned else weight

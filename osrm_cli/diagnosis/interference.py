@@ -9,12 +9,10 @@ import torch
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.linalg.low_rank import squared_norm
-from osrm_cli.linalg.row_stream import RowStream, Update
+from osrm_cli.linalg.row_stream import RowStream, Update, squared_update_norm
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Advance
-from osrm_cli.storage import input_files
 
 Matrix = dict[str, dict[str, float]]  # by the update's task and the inputs' task
 
@@ -62,7 +60,7 @@ def measure_interference(
     squares, whole = dict.fromkeys((adapter.name for adapter in adapters), 0.0), 0.0
     for inputs in features.layers():
         for layer in (name for name in inputs.layers if name in shapes):
-            W = _read_weight(checkpoint, layer, shapes[layer], turned)  # noqa: N806 - the papers' letter
+            W = checkpoint.read_weight(layer, shapes[layer], turned)  # noqa: N806 - the papers' letter
             bases = {adapter.name: inputs.moments[adapter.name].base_energy(W) for adapter in adapters}
             _check_bases(layer, bases)
             layers[layer] = {adapter.name: dict.fromkeys(bases, 0.0) for adapter in adapters}
@@ -70,7 +68,7 @@ def measure_interference(
                 update = adapter.update(layer, torch.float64)
                 row = {task: _output_energy(update, inputs.moments[task]) / energy for task, energy in bases.items()}
                 layers[layer][adapter.name] = row
-                squares[adapter.name] += _squared_norm(update)
+                squares[adapter.name] += squared_update_norm(update)
             whole += float(W.double().square().sum())
             advance(1)
     names = list(squares)
@@ -79,23 +77,11 @@ def measure_interference(
     return InterferenceMatrix(relative, layers, norms, {task: norm / whole**0.5 for task, norm in norms.items()})
 
 
-def _squared_norm(update: Update) -> float:
-    return update.squared_norm() if isinstance(update, RowStream) else squared_norm(update)
-
-
 def _output_energy(update: Update, inputs: SecondMoment) -> float:
     """``E ||dW x||^2``."""
     if isinstance(update, RowStream):
         return inputs.base_energy(update.dense())
     return float(inputs.energy(update))
-
-
-def _read_weight(checkpoint: Checkpoint, layer: str, shape: tuple[int, int], turned: bool) -> torch.Tensor:
-    """A layer's weight, ``(d_out, d_in)``."""
-    name, is_turned = checkpoint.find_weight(layer, shape, turned)
-    with input_files.open_tensors(checkpoint.tensors[name].path) as file:
-        weight: torch.Tensor = file.get_tensor(name)
-    return weight.T if is_turned else weight
 
 
 def _check_bases(layer: str, bases: Mapping[str, float]) -> None:

@@ -12,6 +12,7 @@ from osrm_cli.features.statistics.table import Statistic
 from osrm_cli.models import target_modules
 from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.devices import move_model
 from osrm_cli.models.distributed import reduce_to_first
 from osrm_cli.models.layer_inputs import ALL_TOKENS, SharedInputs, find_shared_inputs, record_inputs
 from osrm_cli.models.offload import OffloadedModel, group_passes, offload_settings
@@ -131,7 +132,7 @@ class FeatureCollector:
         self.layers = target_modules.find_target_layers(loaded, chosen)
         self.target_modules = target_modules.as_target_modules(loaded, chosen, self.layers)
         self.offloaded = OffloadedModel(loaded, device, base_dir) if offload else None
-        self.model = loaded.model if offload else _move_model(loaded.model, device)
+        self.model = loaded.model if offload else move_model(loaded.model, device)
         self._inputs: SharedInputs | None = None
 
     def tokenize(self, data: TaskSplit, max_length: int) -> list[Encoding]:
@@ -214,7 +215,7 @@ class FeatureCollector:
         if self.is_text:
             return compute_completion_gradients(self.model, self.layers, encodings, self.tokenizer, batch_size, advance)
         fresh = load_classifier(self.base_dir, data.task.num_labels, self.tokenizer, self.dtype, self.seed).model
-        model = _move_model(fresh, self.device)
+        model = move_model(fresh, self.device)
         layers = {name: model.get_submodule(name) for name in self.layers}
         return compute_loss_gradients(model, layers, data, encodings, self.tokenizer, batch_size, advance)
 
@@ -229,9 +230,3 @@ def describe_layers(layers: Mapping[str, torch.nn.Module], inputs: SharedInputs)
     """Each target layer's widths and the layer that holds its statistics, for a file's header."""
     widths = {name: layer_widths(layer) for name, layer in layers.items()}
     return {n: {"source": inputs.sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in widths.items()}
-
-
-def _move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    module: torch.nn.Module = model  # transformers' own method "to" is not typed
-    module.to(device)
-    return model

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, stack
+from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, squared_norm, stack
 from osrm_cli.linalg.parallel import in_one_thread, map_in_order
 
 Answer = TypeVar("Answer")
@@ -301,3 +301,8 @@ def _exact_triplets(W: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     rows = (U.to(W.dtype).T @ W).to(torch.float64)
     sigma = rows.norm(dim=1)
     return U, sigma, rows / sigma.clamp_min(torch.finfo(torch.float64).tiny)[:, None], float(gram.trace())
+
+
+def squared_update_norm(update: Update) -> float:
+    """``||dW||_F^2`` of factors, or of dense rows."""
+    return update.squared_norm() if isinstance(update, RowStream) else squared_norm(update)

@@ -1,4 +1,4 @@
-"""Subspaces and spectra: overlap, principal angles, Procrustes drift, orthonormal rows."""
+"""Subspaces and spectra: overlap, principal angles, Procrustes drift, orthonormal rows, polar factors."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+
+from osrm_cli.linalg.low_rank import numerical_rank
 
 
 def subspace_overlap(A_1: torch.Tensor, A_2: torch.Tensor) -> float:
@@ -89,7 +91,7 @@ def procrustes_distance(A_0: torch.Tensor, A: torch.Tensor) -> float:
 
 
 def measure_drift(starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]) -> Drift:
-    """``distance`` over ``||A_0||_F`` for each layer, and overall.
+    """``procrustes_distance`` over ``||A_0||_F`` for each layer, and overall.
 
     Args:
         starts: A of each layer before training, ``(r, d_in)``.
@@ -126,3 +128,11 @@ def row_space_basis(H: torch.Tensor) -> torch.Tensor:
     _, values, Vh = torch.linalg.svd(H, full_matrices=False)
     directions: torch.Tensor = Vh[values > values.max() * max(H.shape) * torch.finfo(H.dtype).eps]
     return directions
+
+
+def polar_factor(X: torch.Tensor) -> torch.Tensor:
+    """The polar factor: the nearest matrix with orthonormal columns, or the partial isometry if there is none."""
+    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
+    rank = numerical_rank(S)
+    factor: torch.Tensor = U[:, :rank] @ Vh[:rank]
+    return factor

@@ -75,26 +75,6 @@ Made by `osrm merge --method {plan.method.name} {flags}`; `merge.yaml` repeats i
 """
 
 
-def calibration_text(settings: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The section of the model card on calibrated heads."""
-    table = "\n".join(
-        f"| {task} | {row['samples']} | {row['before']:.3g} | {row['error']:.3g} | "
-        f"{'calibrated' if row['used'] else 'as merged'} |"
-        for task, row in rows.items()
-    )
-    return f"""
-## Calibrated
-
-Into each head a linear map is folded that leads the merged model's representation of unlabelled training examples back
-to the single adapter's (`osrm calibrate --samples {settings["samples"]} --seed {settings["seed"]}`). Mean squared
-difference of the representations, on examples left out of the fit:
-
-| task | examples | before | after | head |
-| --- | --- | --- | --- | --- |
-{table}
-"""
-
-
 def _loading_instructions(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
     """Instructions for loading the result, with the first task that has a head as the example."""
     task, head = next(((task, head) for task, head in heads.items() if head), (plan.adapters[0].name, {}))

@@ -17,13 +17,14 @@ from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, set_peft_model_sta
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES
 from osrm_cli.adapters.layers import PREFIX, AdapterLayer
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, compute_logits, tokenize_examples
 from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
 from osrm_cli.models.heads import compute_representations
-from osrm_cli.models.lora_config import CLASSIFIER_TYPES, check_task_type, find_adapted_layers, make_lora_config
+from osrm_cli.models.lora_config import find_adapted_layers, make_lora_config
 from osrm_cli.models.target_modules import is_conv1d, layer_widths
 from osrm_cli.tasks.task import Example
 
@@ -277,7 +278,7 @@ def with_peft_adapter(model: PreTrainedModel, adapter: Adapter, num_labels: int)
     """
     classifier = with_empty_head(model, num_labels)
     _check_heads(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, adapter.folder)
-    check_task_type(adapter, CLASSIFIER_TYPES)
+    adapter.config.check_task_type(CLASSIFIER_TASK_TYPES, adapter.folder)
     with library_errors(f"{adapter.folder} does not fit the model with {num_labels} outputs"):
         peft_model = make_peft_model(classifier, adapter)
     with with_update(model, peft_model, adapter) as updated:

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,18 +18,26 @@ import torch
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.architecture import Architecture
 from osrm_cli.storage.atomic import copy_files
-from osrm_cli.storage.input_files import TensorLocation, list_headers, list_indexed, matrix_shape, read_json
+from osrm_cli.storage.input_files import (
+    CHUNK_BYTES,
+    TensorLocation,
+    find_tensor_bytes,
+    list_headers,
+    list_indexed,
+    matrix_shape,
+    read_json,
+    read_tensor,
+    read_tensor_bytes,
+)
 from osrm_cli.storage.provenance import CARD_NAME
-from osrm_cli.storage.safetensors_writer import DTYPES, TensorStream, write_stream
+from osrm_cli.storage.safetensors_writer import DTYPES, TYPES, TensorStream, entry_bits, write_stream
 
 INDEX_NAME = "model.safetensors.index.json"
-_CHUNK_BYTES = 1 << 26  # bytes copied at a time
 # Weights, of whatever program: the changed ones are written, and the others are not those of the result.
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".gguf"),
     *(".index.json", ".tflite", ".mlmodel", ".npz"),
 )
-_TYPES = {label: kind for kind, label in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class MatrixRows:
             location: The tensor.
             shape: Its shape as a matrix, where that is another.
         """
-        dtype, path = _TYPES[location.dtype], location.path
-        start, end = _find_bytes(path, location.name)
+        dtype, path = TYPES[location.dtype], location.path
+        start, end = find_tensor_bytes(path, location.name)
         rows, columns = shape or matrix_shape(location.shape)
         width = columns * dtype.itemsize
         count = min(rows, (end - start) // max(width, 1))  # a grown tensor has more
@@ -81,7 +88,7 @@ class MatrixRows:
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """All rows, some at a time."""
-        size = max(_CHUNK_BYTES // max(self.shape[1] * self.dtype.itemsize, 1), 1)
+        size = max(CHUNK_BYTES // max(self.shape[1] * self.dtype.itemsize, 1), 1)
         return (self.read(slice(first, first + size)) for first in range(0, self.shape[0], size))
 
 
@@ -185,13 +192,23 @@ class Checkpoint:
             raise OsrmError(
                 f"{self.folder}: {names[0]} is {stored_shape}, expected {shape}", "give the right base with --model"
             )
-        kind = _TYPES.get(self.tensors[names[0]].dtype)
+        kind = TYPES.get(self.tensors[names[0]].dtype)
         if kind is None or not kind.is_floating_point:
             raise OsrmError(
                 f"{self.folder}: {names[0]} is quantized ({self.tensors[names[0]].dtype})",
                 "give the base model in floating point with --model, or leave out --as model",
             )
         return names[0], transposed if shape[0] == shape[1] else stored_shape != shape
+
+    def read_weight(self, layer: str, shape: tuple[int, ...], transposed: bool) -> torch.Tensor:
+        """A layer's weight, ``(d_out, d_in)`` or that of a convolution; see ``find_weight``.
+
+        Raises:
+            OsrmError: As ``find_weight``, or if the weight contains NaN or infinity.
+        """
+        name, is_transposed = self.find_weight(layer, shape, transposed)
+        weight = read_tensor(self.tensors[name])
+        return weight.T if is_transposed else weight
 
     def tensor_order(self, dtype: torch.dtype | None = None) -> list[str]:
         """All tensors in the order in which ``write`` writes them: file by file, wide types first.
@@ -204,7 +221,7 @@ class Checkpoint:
             kind = self._target_dtype(name, dtype)
             return (
                 files.index(self.tensors[name].path),
-                -_bits_of_entry(DTYPES[kind] if kind else self.tensors[name].dtype),
+                -entry_bits(DTYPES[kind] if kind else self.tensors[name].dtype),
                 name,
             )
 
@@ -260,12 +277,12 @@ class Checkpoint:
         for name, location in self.tensors.items():
             if location.path.name not in without:
                 kind = self._target_dtype(name, dtype)
-                total += math.prod(location.shape) * _bits_of_entry(DTYPES[kind] if kind else location.dtype) // 8
+                total += math.prod(location.shape) * entry_bits(DTYPES[kind] if kind else location.dtype) // 8
         return total
 
     def _target_dtype(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
         """The type that a tensor is written in; ``None`` if torch may not know it: the tensor is copied unchanged."""
-        kind = _TYPES.get(self.tensors[name].dtype)
+        kind = TYPES.get(self.tensors[name].dtype)
         return dtype if dtype is not None and kind is not None and kind.is_floating_point else kind
 
     def _copy_tensor(
@@ -277,7 +294,7 @@ class Checkpoint:
     ) -> None:
         location = self.tensors[name]
         if target is None or not target.is_floating_point:
-            out.add_bytes(name, location.dtype, location.shape, _read_pieces(location.path, location.name))
+            out.add_bytes(name, location.dtype, location.shape, read_tensor_bytes(location.path, location.name))
             return
         rows = MatrixRows.stored(location)
         pieces = change(rows) if change else rows.pieces()
@@ -322,26 +339,3 @@ def _check_pieces(
                 "osrm verify names files that have changed",
             )
         yield written
-
-
-def _read_pieces(path: Path, name: str) -> Iterator[bytes]:
-    """One tensor's bytes, in pieces."""
-    first, last = _find_bytes(path, name)
-    with path.open("rb") as file:
-        file.seek(first)
-        for position in range(first, last, _CHUNK_BYTES):
-            yield file.read(min(_CHUNK_BYTES, last - position))
-
-
-def _find_bytes(path: Path, name: str) -> tuple[int, int]:
-    """Where a tensor's bytes begin and end in a safetensors file."""
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        first, last = json.loads(file.read(start - 8))[name]["data_offsets"]
-    return start + first, start + last
-
-
-def _bits_of_entry(dtype: str) -> int:
-    """Bits of one entry, from the name of its type."""
-    digits = re.search(r"\d+", dtype)
-    return int(digits[0]) if digits else 8

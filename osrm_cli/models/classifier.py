@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.models.architecture import read_model_config
+from osrm_cli.models.devices import move_model
 
 hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -136,8 +137,7 @@ def load_classifier(
             "save the model again with save_pretrained",
         )
     if device is not None:
-        module: torch.nn.Module = model  # the method "to" of transformers is not typed
-        module.to(device)
+        move_model(model, device)
     return LoadedModel(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
 
 

@@ -1,11 +1,13 @@
 """Device and precision of computations."""
 
 import importlib.util
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from osrm_cli.errors import OsrmError
+
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,6 +22,13 @@ def pick_device(name: str) -> torch.device:
     if not available[name]:
         raise OsrmError(f"device '{name}' is not available on this machine", "use --device auto")
     return torch.device(name)
+
+
+def move_model(model: Model, device: torch.device) -> Model:
+    """The model itself, moved; the method ``to`` of transformers' models is not typed."""
+    module: torch.nn.Module = model
+    module.to(device)
+    return model
 
 
 def with_float64(device: torch.device) -> torch.device:

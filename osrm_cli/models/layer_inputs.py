@@ -168,6 +168,29 @@ def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[tor
 
 
 @contextmanager
+def watch_layer_inputs(
+    model: torch.nn.Module, masks: Mapping[str, torch.Tensor], inputs: dict[str, torch.Tensor]
+) -> Iterator[None]:
+    """Note the inputs of layers: at the positions of their masks, or whole where they have other positions.
+
+    Args:
+        model: The model.
+        masks: Positions that count, ``(batch, length)``, by the layer's name.
+        inputs: Receives the inputs of each of these layers, ``(tokens, d_in)``, when the model runs.
+    """
+
+    def make_hook(name: str) -> Callable[..., None]:
+        def note(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            x, mask = args[0], masks[name]
+            inputs[name] = x[mask] if x.shape[:-1] == mask.shape else x.reshape(-1, x.shape[-1])
+
+        return note
+
+    with _input_hooks((model.get_submodule(name), make_hook(name)) for name in masks):
+        yield
+
+
+@contextmanager
 def _input_hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
     handles = [module.register_forward_pre_hook(_hook_of_pass(hook)) for module, hook in hooks]
     try:

@@ -47,3 +47,29 @@ def recording_hook(change: OutputHook, calls: Calls) -> OutputHook:
         return y
 
     return watch
+
+
+@contextmanager
+def with_selected_positions(layer: torch.nn.Module, positions: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Let an output layer compute the logits of some positions alone; yields the list of its inputs there."""
+    seen: list[torch.Tensor] = []
+
+    def select(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        seen.append(args[0][positions])
+        return (seen[-1],)
+
+    handle = layer.register_forward_pre_hook(select)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def with_last_layer_bypassed(head: torch.nn.Linear) -> Iterator[None]:
+    """With its last layer bypassed, the model itself pools that layer's inputs in place of the logits."""
+    handle = head.register_forward_hook(lambda _module, args, _output: args[0])
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 REOPEN_AFTER_BYTES = 2 << 20  # bytes read from a file before it is reopened
+CHUNK_BYTES = 1 << 26  # bytes of a tensor read at a time
 DIGEST_KEY = "tensors"  # of the header of safetensors, beside the record
 
 
@@ -297,3 +298,20 @@ def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
                 shape = tuple(tensor_slice.get_shape())
                 locations[name] = TensorLocation(path, shape, tensor_slice.get_dtype(), name)
     return locations
+
+
+def read_tensor_bytes(path: Path, name: str) -> Iterator[bytes]:
+    """One tensor's bytes, in pieces."""
+    first, last = find_tensor_bytes(path, name)
+    with path.open("rb") as file:
+        file.seek(first)
+        for position in range(first, last, CHUNK_BYTES):
+            yield file.read(min(CHUNK_BYTES, last - position))
+
+
+def find_tensor_bytes(path: Path, name: str) -> tuple[int, int]:
+    """Where a tensor's bytes begin and end in a safetensors file."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        first, last = json.loads(file.read(start - 8))[name]["data_offsets"]
+    return start + first, start + last

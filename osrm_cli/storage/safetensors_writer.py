@@ -6,6 +6,7 @@ space for it is reserved at the beginning, and it is written last.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,3 +181,9 @@ def check_digest(path: Path) -> bool | None:
         if recorded is None:
             return None
         return bool(recorded == _digest_tensors((name, file.get_tensor(name)) for name in sorted(file.keys())))
+
+
+def entry_bits(dtype: str) -> int:
+    """Bits of one entry of a tensor, from the name of its type in safetensors."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else 8

@@ -32,7 +32,7 @@ from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.output_hooks import OutputHook
+from osrm_cli.models.output_hooks import OutputHook, low_rank_hook
 
 WARM = 0.05  # share of the updates until the rate is reached
 LOOKS = 4  # at the held-out texts, evenly spread over the steps
@@ -79,7 +79,7 @@ def learn_factors(
         layer: LowRank(_trainable_copy(delta.B, device), _trainable_copy(delta.A, device))
         for layer, delta in wide.items()
     }
-    hooks: dict[str, OutputHook] = {layer: _factor_hook(pair) for layer, pair in pairs.items()}
+    hooks: dict[str, OutputHook] = {layer: low_rank_hook(pair) for layer, pair in pairs.items()}
     parameters = [factor for pair in pairs.values() for factor in (pair.B, pair.A)]
     heads = {model.name: model.head for model in models if isinstance(model.head, StudentHead)}
     parameters += [parameter for head in heads.values() for parameter in head.parameters]
@@ -137,10 +137,6 @@ def learn_matching_weights(
 
 def _trainable_copy(factor: Tensor, device: torch.device) -> Tensor:
     return factor.to(device, torch.float32, copy=True).requires_grad_()
-
-
-def _factor_hook(pair: LowRank) -> OutputHook:
-    return lambda x, y: y + (x @ pair.A.T) @ pair.B.T
 
 
 def _minimise_distances(

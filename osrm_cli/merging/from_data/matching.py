@@ -13,10 +13,8 @@ Of a teacher on another base model there is the last distance alone, which count
 vocabulary, the loss of what it has written, in units of the base model's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +23,17 @@ from torch.nn import functional
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data.task_models import BATCH_SIZE, TaskModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.batching import IGNORED, group_by_length
+from osrm_cli.models.batching import group_by_length
 from osrm_cli.models.heads import find_head_layer
-from osrm_cli.models.layer_inputs import find_shared_inputs
-from osrm_cli.models.output_hooks import OutputHook, low_rank_hook, with_output_hooks
+from osrm_cli.models.layer_inputs import find_shared_inputs, watch_layer_inputs
+from osrm_cli.models.output_hooks import (
+    OutputHook,
+    low_rank_hook,
+    with_last_layer_bypassed,
+    with_output_hooks,
+    with_selected_positions,
+)
+from osrm_cli.models.text.generation import completion_positions
 
 HELD_OUT = 8  # every eighth text
 LEAST_INFORMATION = 1e-3  # nats
@@ -130,7 +135,7 @@ def _compute_foreign_targets(model: TaskModel, training: Sequence[int], held_out
         if teacher:
             return replace(_outputs_to_keep(teacher, run_model(teacher, single, {}, rows)), states=())
         shell, batch = model.with_head_loaded(), model.batch(rows)
-        positions, _ = _completion_positions(shell, batch)
+        positions, _ = completion_positions(shell, batch)
         labels = batch["labels"]
         tokens = labels if shell.config.is_encoder_decoder else functional.pad(labels[:, 1:], (0, 1))
         return Outputs((), tokens.new_empty(0), tokens[positions])
@@ -222,33 +227,23 @@ def run_model(
     text = batch["attention_mask"].bool()
     states: dict[str, Tensor] = {}
     if model.is_text:
-        counting, inputs = _completion_positions(shell, batch)
+        counting, inputs = completion_positions(shell, batch)
         masks = {layer: text if reads_prompt else counting for layer, reads_prompt in layers.items()}
         with (
             with_output_hooks(shell, hooks),
-            _watch_inputs(shell, masks, states),
-            _select_positions(model.output_layer, counting) as selected,
+            watch_layer_inputs(shell, masks, states),
+            with_selected_positions(model.output_layer, counting) as selected,
         ):
             logits: Tensor = shell(**inputs).logits.float()
         return Outputs(tuple(states[layer] for layer in layers), selected[0], logits)
     _, head = find_head_layer(shell)
     with (
         with_output_hooks(shell, hooks),
-        _watch_inputs(shell, dict.fromkeys(layers, text), states),
-        _bypass_last_layer(head),
+        watch_layer_inputs(shell, dict.fromkeys(layers, text), states),
+        with_last_layer_bypassed(head),
     ):
         pooled: Tensor = shell(**batch).logits.float()
     return Outputs(tuple(states[layer] for layer in layers), pooled, functional.linear(pooled, head.weight, head.bias))
-
-
-def _completion_positions(shell: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Where a completion's tokens are predicted, ``(batch, length)``, and the model's inputs without labels."""
-    labels = batch["labels"]
-    inputs = {name: values for name, values in batch.items() if name != "labels"}
-    if shell.config.is_encoder_decoder:
-        decoded = shell.prepare_decoder_input_ids_from_labels(labels=labels)
-        return labels != IGNORED, {**inputs, "decoder_input_ids": decoded}
-    return functional.pad(labels[:, 1:] != IGNORED, (0, 1)), inputs
 
 
 def distance(targets: TaskTargets, outputs: Outputs, wanted: Outputs) -> Tensor:
@@ -285,48 +280,3 @@ def _text_batches(model: TaskModel, texts: Sequence[int]) -> list[list[int]]:
     lengths = [len(model.encodings[text]["input_ids"]) for text in texts]
     batches = group_by_length(lengths, TEXT_BATCH_SIZE if model.is_text else BATCH_SIZE)
     return [[texts[place] for place in batch] for batch in batches]
-
-
-@contextmanager
-def _watch_inputs(shell: torch.nn.Module, masks: Mapping[str, Tensor], states: dict[str, Tensor]) -> Iterator[None]:
-    """Note the inputs of layers: at the positions of their masks, or whole where they have other positions."""
-
-    def note(name: str, x: Tensor) -> None:
-        mask = masks[name]
-        states[name] = x[mask] if x.shape[:-1] == mask.shape else x.reshape(-1, x.shape[-1])
-
-    handles = [
-        shell.get_submodule(name).register_forward_pre_hook(lambda _module, args, name=name: note(name, args[0]))
-        for name in masks
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _select_positions(layer: torch.nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
-    """Let an output layer compute the logits of some positions alone; yields the list of its inputs there."""
-    seen: list[Tensor] = []
-
-    def select(_module: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        seen.append(args[0][positions])
-        return (seen[-1],)
-
-    handle = layer.register_forward_pre_hook(select)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _bypass_last_layer(head: torch.nn.Linear) -> Iterator[None]:
-    """With its last layer bypassed, the model itself pools that layer's inputs in place of the logits."""
-    handle = head.register_forward_hook(lambda _module, args, _output: args[0])
-    try:
-        yield
-    finally:
-        handle.remove()

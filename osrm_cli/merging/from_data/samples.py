@@ -1,12 +1,11 @@
 """Training examples that a data-dependent method reads of each task, checked against its adapter."""
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import TEXT_TASK_TYPES
+from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES, TEXT_TASK_TYPES
 from osrm_cli.adapters.task_data import TaskSample, data_source, draw_texts
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.foreign import teacher_of
 from osrm_cli.merging.plan import Heads, MergePlan
-from osrm_cli.models.lora_config import CLASSIFIER_TYPES, check_task_type
 from osrm_cli.tasks.loading import draw_examples, load_prompts, load_split
 from osrm_cli.tasks.task import TaskSplit
 
@@ -36,7 +35,8 @@ def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
         purpose = f"method {plan.method.name}"
         samples = draw_texts(plan.adapters, plan.recipe.data, options["samples"], options["seed"], purpose, answered)
     for sample in samples:
-        check_task_type(sample.adapter, TEXT_TASK_TYPES if sample.data.task.is_text else CLASSIFIER_TYPES)
+        expected = TEXT_TASK_TYPES if sample.data.task.is_text else CLASSIFIER_TASK_TYPES
+        sample.adapter.config.check_task_type(expected, sample.adapter.folder)
         if statistic == "weights":
             _check_has_entropy(plan.method.name, sample)
         if statistic not in MOMENTS and not sample.data.task.is_text:

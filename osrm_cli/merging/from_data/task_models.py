@@ -18,7 +18,6 @@ from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import check_template, encode_answer
 from osrm_cli.progress import Progress
 from osrm_cli.tasks.task import Label
-from osrm_cli.tasks.text.rows import TEXT
 
 BATCH_SIZE = 16
 MAX_NEW_TOKENS = 64  # of an answer that a single adapter writes, unless the task says another number
@@ -184,17 +183,12 @@ def load_writer(backbone: TextBackbone, sample: TaskSample, own: bool, progress:
     adapter = sample.adapter
     check_template(adapter.record.get("template"), backbone.tokenizer, adapter.name)
     completions = backbone.completions(sample.max_length, skip_long=True)
-    if own and has_prompts(sample):
+    if own and sample.has_prompts:
         encodings = write_completions(backbone, sample, progress)
     else:
         encodings = completions.encode(sample.data.text_examples)[1]
     check_vocabulary(backbone.tokenizer, encodings, backbone.model, backbone.folder)
     return TaskModel(sample, backbone, TaskHead(backbone.model, {}), encodings, completions.warnings)
-
-
-def has_prompts(sample: TaskSample) -> bool:
-    """Whether a text task's rows have prompts to answer, not texts alone."""
-    return sample.data.task.columns != (TEXT,)
 
 
 def answer_length(sample: TaskSample) -> int:

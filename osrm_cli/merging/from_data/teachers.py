@@ -20,7 +20,6 @@ from osrm_cli.merging.from_data.student_heads import make_student_head
 from osrm_cli.merging.from_data.task_models import (
     TaskModel,
     answer_length,
-    has_prompts,
     load_task_classifier,
     load_writer,
 )
@@ -83,7 +82,7 @@ class TeacherModels:
 
     def _load_writer(self, backbone: TextBackbone, sample: TaskSample, teacher: TaskModel) -> TaskModel:
         tokens = [_answer_tokens(encoding) for encoding in teacher.encodings]
-        own = self._own and has_prompts(sample)
+        own = self._own and sample.has_prompts
         is_shared = _have_one_vocabulary(backbone.tokenizer, teacher.backbone.tokenizer)
         completions = backbone.completions(sample.max_length, skip_long=True)
         if own and is_shared:

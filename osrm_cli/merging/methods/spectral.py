@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import Core, LowRank, numerical_rank
+from osrm_cli.linalg.subspaces import polar_factor
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
@@ -19,7 +20,7 @@ def tsv(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     core = layer.core()
     share = max(min(layer.shape) // len(layer.adapters), 1)
     U, S, V = _join_triplets([_leading_triplets(M, share) for M in core.cores])
-    return core.join(options.scale * (_polar_factor(U) * S) @ _polar_factor(V).T)
+    return core.join(options.scale * (polar_factor(U) * S) @ polar_factor(V).T)
 
 
 def iso_c(layer: LayerUpdates, options: MethodOptions) -> LowRank:
@@ -51,7 +52,7 @@ def iso_cts(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     if own:
         parts += [_leading_triplets(M - U @ (U.T @ M), own, size) for M in core.cores]
     U, S, V = _join_triplets(parts)
-    return core.join(options.scale * _mean(S) * _polar_factor(U) @ _polar_factor(V).T)
+    return core.join(options.scale * _mean(S) * polar_factor(U) @ polar_factor(V).T)
 
 
 def svc(layer: LayerUpdates, options: MethodOptions) -> LowRank:
@@ -90,11 +91,3 @@ def _mean(S: Tensor) -> Tensor:
 def _join_triplets(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     U, S, V = zip(*parts, strict=True)
     return torch.cat(U, dim=1), torch.cat(S), torch.cat(V, dim=1)
-
-
-def _polar_factor(X: Tensor) -> Tensor:
-    """The polar factor: the nearest matrix with orthonormal columns, or the partial isometry if there is none."""
-    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
-    rank = numerical_rank(S)
-    factor: Tensor = U[:, :rank] @ Vh[:rank]
-    return factor

@@ -13,7 +13,6 @@ from osrm_cli.errors import library_errors
 from osrm_cli.models.backbone import ModelInMemory, TaskSource, make_peft_model, with_deltas, with_update
 from osrm_cli.models.batching import Encoding
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.models.lora_config import check_task_type
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.models.text.generation import CompletionLosses, compute_losses, generate_tokens
 from osrm_cli.models.text.language_model import load_language_model
@@ -56,7 +55,7 @@ class TextBackbone(ModelInMemory):
             source: The task's adapter or updates on disk; nothing is added where the model contains them already.
         """
         if adapter := source.adapter:
-            check_task_type(adapter, TEXT_TASK_TYPES)
+            adapter.config.check_task_type(TEXT_TASK_TYPES, adapter.folder)
             with with_update(self.model, self._make_peft_model(adapter), adapter) as model:
                 yield model
             return

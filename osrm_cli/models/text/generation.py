@@ -1,7 +1,7 @@
 """Losses of completions, and answers written by a language model, in batches of similar length."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,16 @@ def completion_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) ->
         kept = torch.arange(first, labels.shape[1] - 1, device=labels.device)
         return model(**inputs, logits_to_keep=kept).logits, labels[:, first + 1 :]
     return model(**inputs).logits[:, first:-1], labels[:, first + 1 :]
+
+
+def completion_positions(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Where a completion's tokens are predicted, ``(batch, length)``, and the model's inputs without labels."""
+    labels = batch["labels"]
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    if model.config.is_encoder_decoder:
+        decoded = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        return labels != IGNORED, {**inputs, "decoder_input_ids": decoded}
+    return functional.pad(labels[:, 1:] != IGNORED, (0, 1)), inputs
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

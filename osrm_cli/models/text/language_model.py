@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.models.architecture import read_model_config
 from osrm_cli.models.classifier import LoadedModel, replace_dropouts
+from osrm_cli.models.devices import move_model
 
 _HINT = "text tasks need a causal model (Llama, GPT-2) or an encoder-decoder (T5): give one with --model"
 CAUSAL_LM, SEQ_2_SEQ_LM = "CAUSAL_LM", "SEQ_2_SEQ_LM"  # PEFT's names
@@ -71,8 +72,7 @@ def load_language_model(
     if missing := sorted(loading["missing_keys"]):
         raise OsrmError(f"{folder} cannot write text: its weights lack {missing[0]}", _HINT)
     if device is not None:
-        module: torch.nn.Module = model  # the method "to" of transformers is not typed
-        module.to(device)
+        move_model(model, device)
     return LoadedModel(model, [])
 
 
