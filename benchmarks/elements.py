@@ -16,7 +16,7 @@ from peft.utils import merge_utils
 from benchmarks import dense, inputs, timing
 from benchmarks.report import Row, Setting, script
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate
+from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate_rank
 from osrm_cli.merging.methods import find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
@@ -86,7 +86,7 @@ def _rows(method: str, width: int, goal: float | None, rounds: int) -> list[Row]
     if method in PEERS:
         runs["peft"] = partial(_peft, layer, PEERS[method], options.density)
     if isinstance(result, RowStream):
-        runs["truncation"] = partial(truncate, result.held(), KEPT, tolerance=NEAR)
+        runs["truncation"] = partial(truncate_rank, result.held(), KEPT, tolerance=NEAR)
     found = timing.in_turn({name: partial(timing.seconds, run) for name, run in runs.items()}, rounds)
     rows = [Row(f"`{method}`, width {width}", found["ours"], "bound", found["bound"], goal, "within")]
     if method in PEERS:

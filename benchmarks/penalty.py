@@ -16,7 +16,7 @@ from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.training import interference_penalty, trainer
 from osrm_cli.training.fit import EncodedTask, TrainingConfig, fit_adapter
-from osrm_cli.training.peft_model import to_peft_model
+from osrm_cli.training.peft_model import to_trainable_peft_model
 
 
 class Alternating:
@@ -59,7 +59,7 @@ def _steps(folder: Path, task: str, unit: str, count: int) -> tuple[list[float],
     tokenizer = load_tokenizer(place)
     classifier = load_classifier(place, train.task.num_labels, tokenizer, torch.float32, 0, None)
     start = Adapter.open(folder / "starts" / task)
-    model: Any = to_peft_model(classifier, start, None)
+    model: Any = to_trainable_peft_model(classifier, start, None)
     base = identify_base_model("minilm", None)
     features = interference_penalty.open_penalty_features(folder / "features", start, base, unit)
     settings = {"interference_penalty": 1.0, "penalty_unit": unit}

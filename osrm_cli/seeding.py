@@ -47,11 +47,11 @@ def uniform_rows(key: int, place: slice, columns: int, device: torch.device | st
     """
     pairs = (columns + 1) // 2
     z = torch.arange(place.start * pairs + 1, place.stop * pairs + 1, device=device).mul_(_STEP).add_(key)
-    z = _xor_shift(_xor_shift(_xor_shift(z, 30).mul_(_FIRST), 27).mul_(_SECOND), 31)
+    z = _xor_shift_random_bits(_xor_shift_random_bits(_xor_shift_random_bits(z, 30).mul_(_FIRST), 27).mul_(_SECOND), 31)
     halves = z.view(torch.int32).view(-1, 2 * pairs)[:, :columns]
     return (halves >> 8).to(torch.float32).mul_(2.0**-24).add_(0.5)  # 24 bits, which float32 holds exactly
 
 
-def _xor_shift(z: torch.Tensor, shift: int) -> torch.Tensor:
+def _xor_shift_random_bits(z: torch.Tensor, shift: int) -> torch.Tensor:
     """``z ^ (z >> shift)`` of unsigned numbers, in place; PyTorch's shift fills in the sign."""
     return z.bitwise_xor_((z >> shift).bitwise_and_((1 << 64 - shift) - 1))

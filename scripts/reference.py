@@ -48,7 +48,7 @@ def cli() -> str:
 def methods() -> str:
     """``reference/methods.md``: every merging method, from the table and the docstrings of its rules."""
     from osrm_cli.merging.methods import METHODS
-    from osrm_cli.merging.requirements import resolve_options, used_options
+    from osrm_cli.merging.requirements import method_option_names, resolve_method_options
 
     rows = []
     details = []
@@ -57,10 +57,10 @@ def methods() -> str:
         rows.append((f"`{row.name}`", ", ".join(row.needs), row.result, f"{_escaped(row.summary)}{source}"))
         family, name = row.function.split(":")
         rule = getattr(importlib.import_module(f"osrm_cli.merging.methods.{family}"), name)
-        defaults, _ = resolve_options(row, {})
+        defaults, _ = resolve_method_options(row, {})
         options = ", ".join(
             f"`{option.replace('_', '-')}`" + (f" {defaults[option]}" if option in defaults else "")
-            for option in sorted(used_options(row))
+            for option in sorted(method_option_names(row))
         )
         facts = [f"Options, with their defaults: {options}."]
         facts.append("Takes full models." if row.takes_full_models else "Takes adapters alone.")

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from osrm_cli.merging.from_data import samples, task_models
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from osrm_cli.progress import no_progress
 from osrm_cli.storage import provenance
 from osrm_cli.tasks.loading import load_split
@@ -44,10 +44,10 @@ def save(folder: Path, base: Path, family: str, data: Path, **settings: object) 
 
 def models(method: str, paths: Sequence[Path], base: Path, **options: object) -> tuple[MergePlan, list[TaskModel]]:
     """A plan and the tasks' classifiers on the CPU."""
-    plan = MergePlan.of(MergeRecipe(method, tuple(AdapterEntry(str(path)) for path in paths), options))
+    plan = MergePlan.of(MergeRecipe(method, tuple(RecipeEntry(str(path)) for path in paths), options))
     saved = plan.read_saved_modules()
     return plan, task_models.load_task_models(
-        plan, samples.draw_for_plan(plan, saved.heads), saved, base, torch.device("cpu"), no_progress
+        plan, samples.draw_merge_samples(plan, saved.heads), saved, base, torch.device("cpu"), no_progress
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from benchmarks.peers import texts
 from benchmarks.peers.published_loop import Watched, features
 from osrm_cli.features.collect import collect_features
-from osrm_cli.models.batching import collate_batch, group_by_length, tokenize_examples
+from osrm_cli.models.batching import collate_batch, group_by_length, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.task import TaskSplit
 
@@ -35,7 +35,7 @@ def forward(
     tokenizer = load_tokenizer(model)
     network = load_classifier(model, 1, tokenizer, dtype, 0).model.eval().to(device)
     network.config.use_cache = False
-    encodings = tokenize_examples(tokenizer, examples.examples, LENGTH)
+    encodings = tokenize_for_classifier(tokenizer, examples.examples, LENGTH)
     lengths = [len(encoding["input_ids"]) for encoding in encodings]
     batches = group_by_length(lengths, BATCH_SIZE)
     with torch.inference_mode():
@@ -45,7 +45,9 @@ def forward(
 
 def count_tokens(model: Path, examples: TaskSplit, share: int) -> tuple[int, int, int]:
     """Tokens of all batches, of the share, and of the first."""
-    lengths = [len(each["input_ids"]) for each in tokenize_examples(load_tokenizer(model), examples.examples, LENGTH)]
+    lengths = [
+        len(each["input_ids"]) for each in tokenize_for_classifier(load_tokenizer(model), examples.examples, LENGTH)
+    ]
     tokens = [sum(lengths[row] for row in rows) for rows in group_by_length(lengths, BATCH_SIZE)]
     return sum(tokens), sum(tokens[::share]), tokens[0]
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from benchmarks.peers import texts
-from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.batching import tokenize_for_classifier
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
             r=8, target_modules=["query", "value"], init_lora_weights="eva", eva_config=EvaConfig(rho=1.0)
         )
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
-        encodings = tokenize_examples(tokenizer, examples.examples, 128)
+        encodings = tokenize_for_classifier(tokenizer, examples.examples, 128)
         loader = DataLoader(encodings, batch_size=32, collate_fn=lambda rows: dict(pad(rows)))
         initialize_lora_eva_weights(adapted, loader, show_progress_bar=False)
         rows = {key: value.detach().clone() for key, value in adapted.named_parameters() if "lora_A" in key}

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.peers import texts
-from osrm_cli.models.batching import collate_batch, group_by_length, tokenize_examples
+from osrm_cli.models.batching import collate_batch, group_by_length, tokenize_for_classifier
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(place)
     model = AutoModelForSequenceClassification.from_pretrained(place).eval()
     for examples in texts.read(data).values():
-        encodings = tokenize_examples(tokenizer, examples.examples, 128)
+        encodings = tokenize_for_classifier(tokenizer, examples.examples, 128)
         with torch.inference_mode():
             for plan in group_by_length([len(encoding["input_ids"]) for encoding in encodings], 32):
                 model(**collate_batch([encodings[index] for index in plan], tokenizer, torch.device("cpu")))

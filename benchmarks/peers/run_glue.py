@@ -63,7 +63,7 @@ def main() -> None:
         eval_dataset=encoded(dev, tokenizer, "max_length" if fixed else False),
         data_collator=default_data_collator if fixed else DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=lambda found: metrics.compute_scores(
+        compute_metrics=lambda found: metrics.compute_task_scores(
             train.task, metrics.predictions_from_logits(train.task, found.predictions), found.label_ids
         ),
     )

@@ -40,7 +40,7 @@ def main() -> None:
             args=arguments,
             eval_dataset=rows,
             data_collator=default_data_collator,
-            compute_metrics=lambda found, task=task: metrics.compute_scores(
+            compute_metrics=lambda found, task=task: metrics.compute_task_scores(
                 task, metrics.predictions_from_logits(task, found.predictions), found.label_ids
             ),
         )

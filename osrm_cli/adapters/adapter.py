@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME, TEXT_TASK_TYPES, AdapterConfig
-from osrm_cli.adapters.formats.table import recognize_format
+from osrm_cli.adapters.formats.table import recognize_adapter_format
 from osrm_cli.adapters.layers import (
     FACTORS,
     PREFIX,
@@ -74,7 +74,7 @@ class Adapter:
     max_length: int | None
     alias: str | None = None
     warnings: tuple[str, ...] = ()
-    _open: dict[Path, input_files.TensorFile] = field(default_factory=dict, repr=False, compare=False)
+    _open: dict[Path, input_files.SafetensorsFile] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, source: str | Path) -> "Adapter":
@@ -87,16 +87,16 @@ class Adapter:
         Raises:
             OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
         """
-        alias, source = split_name(str(source))
+        alias, source = split_adapter_source(str(source))
         folder = hub.locate_adapter(source)
-        row = recognize_format(folder)
+        row = recognize_adapter_format(folder)
         contents = row.load().read(folder)
         config = with_stored_embeddings(contents.config, contents.tensors)
         layers, tensors = find_lora_layers(folder, config, contents.tensors)
         find_trained_rows(folder, config, tensors)
         record = records.read_record(folder) if folder.is_dir() else {}
         return cls(
-            alias or (record.get("task") or {}).get("name") or hub.short_name(source),
+            alias or (record.get("task") or {}).get("name") or hub.short_source_name(source),
             source,
             folder,
             row.name,
@@ -125,7 +125,7 @@ class Adapter:
     @property
     def commit(self) -> str | None:
         """The commit of the hub that it was fetched from; ``None`` for a folder."""
-        return hub.commit_of(self.folder)
+        return hub.snapshot_commit(self.folder)
 
     @property
     def pinned_source(self) -> str:
@@ -285,7 +285,7 @@ class Adapter:
     def _read_checked(self, name: str) -> torch.Tensor:
         place = self.tensors[name]
         path = place.path
-        tensor = self._open.setdefault(path, input_files.TensorFile(path)).get_tensor(place.name)
+        tensor = self._open.setdefault(path, input_files.SafetensorsFile(path)).get_tensor(place.name)
         if place.part or place.transposed:
             part = tensor[place.part]
             tensor = (part.T if place.transposed else part).contiguous()
@@ -296,7 +296,7 @@ class Adapter:
         return tensor
 
 
-def split_name(source: str) -> tuple[str | None, str]:
+def split_adapter_source(source: str) -> tuple[str | None, str]:
     """The name and the folder or hub id of ``NAME=SOURCE``; a folder's own name may have a ``=``.
 
     Raises:
@@ -309,7 +309,7 @@ def split_name(source: str) -> tuple[str | None, str]:
     return name, rest
 
 
-def align_layers(adapters: Sequence[Adapter]) -> list[Adapter]:
+def align_adapter_layers(adapters: Sequence[Adapter]) -> list[Adapter]:
     """Adapters with one name for each layer, whatever model they were trained on: bare, with a head, or compiled.
 
     Raises:
@@ -335,10 +335,10 @@ def check_same_architecture(adapters: Sequence[Adapter]) -> None:
         OsrmError: Naming two adapters that do not fit, and how.
     """
     base_models = {adapter.folder: adapter.base for adapter in adapters}
-    provenance.check_same_base_model({folder: base for folder, base in base_models.items() if base is not None})
+    provenance.check_artifacts_share_base({folder: base for folder, base in base_models.items() if base is not None})
     for first, second in itertools.combinations(adapters, 2):
         if not (first.base and second.base):
-            _check_base_names(first, second)
+            _check_adapter_base_names(first, second)
     owners: dict[str, Adapter] = {}
     for adapter in adapters:
         for name, layer in adapter.layers.items():
@@ -352,13 +352,13 @@ def check_same_architecture(adapters: Sequence[Adapter]) -> None:
                 )
 
 
-def combine_layers(adapters: Sequence[Adapter]) -> dict[str, AdapterLayer]:
+def combine_adapter_layers(adapters: Sequence[Adapter]) -> dict[str, AdapterLayer]:
     """Every layer that an adapter changes, ``layer.2`` before ``layer.10``, as the first adapter describes it."""
     layers = {name: layer for adapter in reversed(adapters) for name, layer in adapter.layers.items()}
     return {name: layers[name] for name in sorted(layers, key=natural_sort_key)}
 
 
-def _check_base_names(first: Adapter, second: Adapter) -> None:
+def _check_adapter_base_names(first: Adapter, second: Adapter) -> None:
     hint = (
         "if they are the same, correct base_model_name_or_path in adapter_config.json; if not, merge them into one of "
         "the two by --method distill --base MODEL"
@@ -378,7 +378,7 @@ def short_model_name(name: str) -> str:
     return re.sub(r"(-unsloth)?-bnb-4bit$", "", last)
 
 
-def check_task_names(adapters: Sequence[Adapter]) -> None:
+def check_adapter_names(adapters: Sequence[Adapter]) -> None:
     """Check that adapters have different names, and names that folders can have.
 
     Raises:

@@ -1,7 +1,7 @@
 """PEFT's ``adapter_config.json``: settings that determine the update ``s B A``, and settings that are not supported."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,24 +91,8 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
-    def check_task_type(self, expected: Sequence[str], folder: Path) -> None:
-        """Check what the adapter was trained for, if it says so.
 
-        Args:
-            expected: PEFT's names of the kinds of tasks that it may be for.
-            folder: The adapter's folder, for the error.
-
-        Raises:
-            OsrmError: If it is for another kind of task.
-        """
-        if self.task_type is not None and self.task_type not in expected:
-            raise OsrmError(
-                f"{folder / CONFIG_NAME}: task_type is {self.task_type}, expected {' or '.join(expected)}",
-                "the adapter belongs to another kind of task: give the data that it was trained on with --data",
-            )
-
-
-def parse_config(path: Path, values: Any) -> AdapterConfig:
+def parse_adapter_config(path: Path, values: Any) -> AdapterConfig:
     """Check the contents of an ``adapter_config.json``.
 
     Args:
@@ -120,7 +104,7 @@ def parse_config(path: Path, values: Any) -> AdapterConfig:
     """
     if not isinstance(values, dict):
         raise OsrmError(f"{path} contains {type(values).__name__}, expected a JSON object")
-    _check_kind(path, values)
+    _check_adapter_kind(path, values)
     try:
         return AdapterConfig(
             base_model=_text_setting(values, "base_model_name_or_path") or None,
@@ -130,7 +114,7 @@ def parse_config(path: Path, values: Any) -> AdapterConfig:
             fan_in_fan_out=_flag_setting(values, "fan_in_fan_out"),
             target_modules=_target_modules(values),
             target_parameters=_list_setting(values, "target_parameters"),
-            token_indices=_token_setting(values.get("trainable_token_indices") or []),
+            token_indices=_adapter_token_indices(values.get("trainable_token_indices") or []),
             r=_positive_int(values.get("r", 8)),
             lora_alpha=_finite_number(values.get("lora_alpha", 8)),
             lora_dropout=_finite_number(values.get("lora_dropout", 0.0)),
@@ -142,7 +126,7 @@ def parse_config(path: Path, values: Any) -> AdapterConfig:
         raise OsrmError(f"{path}: {error}", "save the adapter again, or correct the file") from None
 
 
-def _check_kind(path: Path, values: Mapping[str, Any]) -> None:
+def _check_adapter_kind(path: Path, values: Mapping[str, Any]) -> None:
     kind = values.get("peft_type")
     if kind != "LORA":
         is_convertible = kind in ("LOHA", "LOKR")
@@ -208,7 +192,7 @@ def _list_setting(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return tuple(sorted(value))
 
 
-def _token_setting(value: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+def _adapter_token_indices(value: Any) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
     lists = value.values() if isinstance(value, dict) else [value]
     for own in lists:
         is_list = isinstance(own, list) and all(type(index) is int and index >= 0 for index in own)

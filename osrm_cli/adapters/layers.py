@@ -79,7 +79,7 @@ def natural_sort_key(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def plain_tensor_name(stored: str) -> str:
+def peft_tensor_name(stored: str) -> str:
     """The name that PEFT gives a tensor, without what compiling, data-parallel training or other wrappers add.
 
     Args:
@@ -122,7 +122,7 @@ def with_stored_embeddings(config: AdapterConfig, stored: Iterable[str]) -> Adap
         config: The adapter's settings.
         stored: Its tensors by their names in the files.
     """
-    names = {plain_tensor_name(own).removeprefix(PREFIX) for own in stored}
+    names = {peft_tensor_name(own).removeprefix(PREFIX) for own in stored}
     modules = {name.rpartition(".")[0] for name in names if re.fullmatch(_STORED_EMBEDDING, name)}
     found = {module.rpartition(".")[2] for module in modules} - set(config.modules_to_save)
     return replace(config, modules_to_save=(*config.modules_to_save, *sorted(found)))
@@ -136,7 +136,7 @@ def find_lora_layers(
     Args:
         folder: The adapter, for errors.
         config: Its settings.
-        stored: Its tensors by their names in the files, see ``plain_tensor_name``; those of experts stacked.
+        stored: Its tensors by their names in the files, see ``peft_tensor_name``; those of experts stacked.
 
     Returns:
         The layers, ``layer.2`` before ``layer.10``, and the tensors, each expert's apart.
@@ -144,21 +144,21 @@ def find_lora_layers(
     Raises:
         OsrmError: If a factor has no partner, its shape disagrees with the settings, or there are further tensors.
     """
-    tensors = _split_experts(folder, config, name_tensors(folder, stored))
-    layers = _pair_layers(folder, config, tensors)
-    check_no_other_tensors(folder, config, tensors)
+    tensors = _split_expert_factors(folder, config, name_adapter_tensors(folder, stored))
+    layers = _pair_lora_layers(folder, config, tensors)
+    check_only_adapter_tensors(folder, config, tensors)
     return layers, tensors
 
 
-def name_tensors(folder: Path, stored: Mapping[str, TensorLocation]) -> dict[str, TensorLocation]:
-    """The tensors of an adapter's files by the name that PEFT gives them, see ``plain_tensor_name``.
+def name_adapter_tensors(folder: Path, stored: Mapping[str, TensorLocation]) -> dict[str, TensorLocation]:
+    """The tensors of an adapter's files by the name that PEFT gives them, see ``peft_tensor_name``.
 
     Raises:
         OsrmError: If two are of one name.
     """
     tensors: dict[str, TensorLocation] = {}
     for own, location in stored.items():
-        name = plain_tensor_name(own)
+        name = peft_tensor_name(own)
         if _COPY.search(own):  # of a resized embedding, PEFT stores what was trained a second time
             tensors.setdefault(name, location)
             continue
@@ -170,7 +170,9 @@ def name_tensors(folder: Path, stored: Mapping[str, TensorLocation]) -> dict[str
     return tensors
 
 
-def _pair_layers(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> dict[str, AdapterLayer]:
+def _pair_lora_layers(
+    folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]
+) -> dict[str, AdapterLayer]:
     layers = {}
     for name in sorted(tensors, key=natural_sort_key):
         for embedding, (suffix_a, suffix_b) in FACTORS.items():
@@ -198,7 +200,7 @@ def _pair_factors(
     if pair[1] not in tensors:
         raise OsrmError(f"{folder}: {pair[1]} is missing", "save the adapter again with PEFT")
     shape_a, shape_b = (tensors[name].shape for name in pair)
-    rank = resolve_rank(config, layer)
+    rank = resolve_lora_rank(config, layer)
     kernel = shape_a[2:]
     is_pair = len(shape_a) >= 2 and shape_a[0] == rank and shape_b[1:] == (rank, *(1 for _ in kernel))
     if not is_pair or (embedding and kernel):
@@ -207,41 +209,47 @@ def _pair_factors(
             "linear layers, convolutions and embeddings can be read, with the ranks that the settings state",
         )
     d_in = shape_a[1] * math.prod(kernel)
-    return AdapterLayer(shape_b[0], d_in, rank, scaling_of(config, layer, rank), embedding, kernel=kernel)
+    return AdapterLayer(shape_b[0], d_in, rank, lora_scaling(config, layer, rank), embedding, kernel=kernel)
 
 
-def resolve_rank(config: AdapterConfig, layer: str) -> int:
+def resolve_lora_rank(config: AdapterConfig, layer: str) -> int:
     """The rank that the settings state for a layer."""
-    return config.rank_pattern.get(_first_match(config.rank_pattern, _named_in(config, layer)), config.r)
+    return config.rank_pattern.get(
+        _first_matching_pattern(config.rank_pattern, _name_in_adapter_config(config, layer)), config.r
+    )
 
 
 def plain_alpha(config: AdapterConfig, layer: str, rank: int) -> float:
     """The numerator of a layer's scaling over its rank: ``lora_alpha``, under rsLoRA times ``sqrt(r)``."""
-    alpha = config.alpha_pattern.get(_first_match(config.alpha_pattern, _named_in(config, layer)), config.lora_alpha)
+    alpha = config.alpha_pattern.get(
+        _first_matching_pattern(config.alpha_pattern, _name_in_adapter_config(config, layer)), config.lora_alpha
+    )
     if alpha is None:
         return rank
     return alpha * math.sqrt(rank) if config.use_rslora else alpha
 
 
-def scaling_of(config: AdapterConfig, layer: str, rank: int) -> float:
+def lora_scaling(config: AdapterConfig, layer: str, rank: int) -> float:
     """``s`` of a layer: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` under rsLoRA (arXiv:2312.03732)."""
-    alpha = config.alpha_pattern.get(_first_match(config.alpha_pattern, _named_in(config, layer)), config.lora_alpha)
+    alpha = config.alpha_pattern.get(
+        _first_matching_pattern(config.alpha_pattern, _name_in_adapter_config(config, layer)), config.lora_alpha
+    )
     if alpha is None:
         return 1.0
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
 
-def _named_in(config: AdapterConfig, layer: str) -> str:
+def _name_in_adapter_config(config: AdapterConfig, layer: str) -> str:
     """The name by which the settings call a layer: that of the parameter that it is one expert of."""
-    return find_parent(config, layer) or layer
+    return find_expert_parameter(config, layer) or layer
 
 
-def _first_match(pattern: Mapping[str, Any], layer: str) -> str:
+def _first_matching_pattern(pattern: Mapping[str, Any], layer: str) -> str:
     """The first key that matches, as PEFT picks it."""
     return next((key for key in pattern if pattern_matches(key, layer)), "")
 
 
-def check_no_other_tensors(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> None:
+def check_only_adapter_tensors(folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]) -> None:
     """Check that every tensor that is not a factor belongs to ``modules_to_save`` or ``trainable_token_indices``.
 
     Raises:
@@ -272,25 +280,25 @@ def widest_factor_dtype(folder: Path, tensors: Mapping[str, TensorLocation]) -> 
     return functools.reduce(torch.promote_types, (_TYPES[name] for name in types))
 
 
-def find_parent(config: AdapterConfig, layer: str) -> str | None:
+def find_expert_parameter(config: AdapterConfig, layer: str) -> str | None:
     """The parameter that a layer is one expert of; ``None`` for others."""
     parameter, _, number = layer.rpartition(".")
     is_target = any(parameter == target or parameter.endswith(f".{target}") for target in config.target_parameters)
     return parameter if number.isdecimal() and is_target else None
 
 
-def stored_module(config: AdapterConfig, parameter: str) -> str:
+def stored_factors_name(config: AdapterConfig, parameter: str) -> str:
     """The name that a parameter's factors have in the file, before ``.lora_A``.
 
     Raises:
         ValueError: If the order of the module's parameters is not known.
     """
     module, _, name = parameter.rpartition(".")
-    names = _parameters_of(config, module)
+    names = _list_adapted_parameters(config, module)
     return module + _INNER * (len(names) - 1 - names.index(name))
 
 
-def _split_experts(
+def _split_expert_factors(
     folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]
 ) -> dict[str, TensorLocation]:
     """The tensors with those of stacked parameters split into their experts'."""
@@ -298,7 +306,9 @@ def _split_experts(
     for name, location in tensors.items():
         suffix = next((each for each in FACTORS[False] if name.endswith(each)), None)
         try:
-            parameter = _find_parameter(config, name.removeprefix(PREFIX).removesuffix(suffix)) if suffix else None
+            parameter = (
+                _find_adapted_parameter(config, name.removeprefix(PREFIX).removesuffix(suffix)) if suffix else None
+            )
         except ValueError as error:
             raise OsrmError(f"{folder}: {error}", "merge it into its model with PEFT: merge_and_unload") from None
         if suffix is None or parameter is None:
@@ -317,17 +327,17 @@ def _split_experts(
     return split
 
 
-def _find_parameter(config: AdapterConfig, module: str) -> str | None:
+def _find_adapted_parameter(config: AdapterConfig, module: str) -> str | None:
     """The parameter whose factors have this module's name in the file; ``None`` for those of a layer."""
     plain = module
     while plain.endswith(_INNER):
         plain = plain.removesuffix(_INNER)
-    names = _parameters_of(config, plain)
+    names = _list_adapted_parameters(config, plain)
     depth = (len(module) - len(plain)) // len(_INNER)
     return f"{plain}.{names[-1 - depth]}" if depth < len(names) else None
 
 
-def _parameters_of(config: AdapterConfig, module: str) -> list[str]:
+def _list_adapted_parameters(config: AdapterConfig, module: str) -> list[str]:
     """The parameters of a module that are adapted, in the order in which it defines them."""
     names = set()
     for target in config.target_parameters:

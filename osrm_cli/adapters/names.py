@@ -36,20 +36,20 @@ def align_layer_names(names: Sequence[Mapping[str, object]]) -> list[dict[str, s
             current = set(layers.values())
             # Layers of an adapter that shares names with this one are other layers.
             others = {name for other in aligned if current.isdisjoint(other.values()) for name in other.values()}
-            if rename := _find_renaming(current, others):
+            if rename := _find_adapter_layer_renaming(current, others):
                 layers.update({own: rename(name) for own, name in layers.items()})
                 changed = True
     return aligned
 
 
-def _find_renaming(own: set[str], others: set[str]) -> Callable[[str], str] | None:
-    if any(name != (new := _modern_name(name)) and new in others for name in own):
-        return _modern_name
+def _find_adapter_layer_renaming(own: set[str], others: set[str]) -> Callable[[str], str] | None:
+    if any(name != (new := _modern_layer_name(name)) and new in others for name in own):
+        return _modern_layer_name
     prefixes = sorted({other.removesuffix(name) for name in own for other in others if other.endswith(f".{name}")})
     if len(prefixes) > 1:
         raise ValueError(f"its layers fit below {prefixes[0]!r} and below {prefixes[1]!r} of another adapter's model")
     return (lambda name: prefixes[0] + name) if prefixes else None
 
 
-def _modern_name(name: str) -> str:
+def _modern_layer_name(name: str) -> str:
     return next((new + name.removeprefix(old) for old, new in _RENAMED if name.startswith(old)), name)

@@ -52,13 +52,13 @@ def check_pattern(pattern: str, is_whole: bool = False) -> str:
         raise ValueError(f"{shown} is not a regular expression: {error}") from None
     if _BACK_REFERENCE.search(pattern) or "(?x" in pattern:
         raise ValueError(f"the regular expression {shown} refers back to a group or is verbose, which is not supported")
-    repetitions, _ = _Scanner(pattern, shown).scan()
+    repetitions, _ = _PatternScanner(pattern, shown).scan()
     if repetitions > MAX_REPETITIONS:
         raise ValueError(f"the regular expression {shown} has more than {MAX_REPETITIONS} repetitions in a row")
     return pattern
 
 
-class _Scanner:
+class _PatternScanner:
     """Counts the repetitions of an expression that Python has compiled, and refuses those inside each other."""
 
     def __init__(self, pattern: str, shown: str) -> None:

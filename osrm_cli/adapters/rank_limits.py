@@ -5,7 +5,7 @@ import reprlib
 from osrm_cli.errors import OsrmError
 
 
-def parse_rank(text: str) -> dict[str, int | float]:
+def parse_rank_limit(text: str) -> dict[str, int | float]:
     """A rank as ``{"rank": 16}``, or ``{"energy": 0.95}`` for ``auto:0.95``.
 
     Raises:

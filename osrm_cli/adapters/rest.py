@@ -43,8 +43,8 @@ class AdapterWithRest(Adapter):
                 f"{adapter.source} was extracted with --keep-rest, but {path} {problem}",
                 "put the rest there or extract again; without --as model it is not needed",
             )
-        rest = input_files.list_headers([path])
-        others = {name: _as_layer(at) for name, at in rest.items() if name not in adapter.layers}
+        rest = input_files.list_safetensors_headers([path])
+        others = {name: _rest_as_adapter_layer(at) for name, at in rest.items() if name not in adapter.layers}
         layers = {**adapter.layers, **others}
         values = {each.name: getattr(adapter, each.name) for each in fields(adapter) if each.init}
         ordered = {name: layers[name] for name in sorted(layers, key=natural_sort_key)}
@@ -62,7 +62,7 @@ class AdapterWithRest(Adapter):
             OsrmError: If one contains NaN or infinity.
         """
         shape = self.layers[layer]
-        rows = input_files.read_tensor(self.rest[layer]).reshape(shape.d_out, shape.d_in).to(device)
+        rows = input_files.read_safetensors_tensor(self.rest[layer]).reshape(shape.d_out, shape.d_in).to(device)
         if shape.is_tensor:
             return RowStream(
                 (shape.d_out, shape.d_in), dtype, rows.device, lambda place: rows[place].to(dtype, copy=True)
@@ -74,6 +74,6 @@ class AdapterWithRest(Adapter):
         return replace(super().with_layer_names(names), rest={names[name]: at for name, at in self.rest.items()})
 
 
-def _as_layer(location: TensorLocation) -> AdapterLayer:
+def _rest_as_adapter_layer(location: TensorLocation) -> AdapterLayer:
     d_out, d_in = input_files.matrix_shape(location.shape)
     return AdapterLayer(d_out, d_in, min(d_out, d_in), 1.0, embedding=False, is_tensor=True)

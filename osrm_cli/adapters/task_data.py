@@ -1,16 +1,31 @@
-"""An adapter's own data: its source, its length in tokens, and examples drawn from it."""
+"""An adapter's own task and data: its kind, the data's source, its length in tokens, and examples drawn from it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.loading import choose_source, draw_examples, load_prompts, load_split, load_texts
+from osrm_cli.tasks.loading import choose_task_source, draw_examples, load_prompts, load_split, load_texts
 from osrm_cli.tasks.task import Task, TaskSplit, resolve_max_length
 from osrm_cli.tasks.text.rows import TEXT
 
 DEFAULT_DATA = "hub"
+
+
+def check_adapter_task_type(adapter: Adapter, expected: Sequence[str]) -> None:
+    """Check what an adapter was trained for, if it says so.
+
+    Raises:
+        OsrmError: If it is for another kind of task.
+    """
+    kind = adapter.config.task_type
+    if kind is not None and kind not in expected:
+        raise OsrmError(
+            f"{adapter.folder / CONFIG_NAME}: task_type is {kind}, expected {' or '.join(expected)}",
+            "the adapter belongs to another kind of task: give the data that it was trained on with --data",
+        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class TaskSample:
         return cls(adapter, data, resolve_max_length(adapter.max_length, data.task), record)
 
 
-def draw_texts(
+def draw_adapter_texts(
     adapters: Sequence[Adapter],
     data: str | None,
     k: int,
@@ -72,7 +87,7 @@ def draw_texts(
     """
     samples = []
     for adapter in adapters:
-        source, recorded = data_source(adapter, data, purpose), adapter.record.get("task") or {}
+        source, recorded = adapter_data_source(adapter, data, purpose), adapter.record.get("task") or {}
         task = Task.from_dict(recorded) if "columns" in recorded else None
         if adapter.is_text:
             texts = load_prompts(adapter.name, source, "train", answered)
@@ -84,7 +99,7 @@ def draw_texts(
     return samples
 
 
-def data_source(adapter: Adapter, user_source: str | None, purpose: str) -> str:
+def adapter_data_source(adapter: Adapter, user_source: str | None, purpose: str) -> str:
     """The source of an adapter's examples, as ``--data`` names it.
 
     Args:
@@ -95,7 +110,7 @@ def data_source(adapter: Adapter, user_source: str | None, purpose: str) -> str:
     Raises:
         OsrmError: If neither names it.
     """
-    source = choose_source(adapter.name, adapter.data_source, user_source, adapter.source)
+    source = choose_task_source(adapter.name, adapter.data_source, user_source, adapter.source)
     if source is None:
         raise OsrmError(
             f"{purpose} needs data of '{adapter.name}', but {adapter.source} does not record its training data",

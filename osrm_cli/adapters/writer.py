@@ -12,11 +12,18 @@ from typing import Any
 import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
-from osrm_cli.adapters.layers import FACTORS, PREFIX, WEIGHTS_NAME, AdapterLayer, find_parent, stored_module
+from osrm_cli.adapters.layers import (
+    FACTORS,
+    PREFIX,
+    WEIGHTS_NAME,
+    AdapterLayer,
+    find_expert_parameter,
+    stored_factors_name,
+)
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage import input_files
-from osrm_cli.storage.safetensors_writer import TensorStream, write_stream
+from osrm_cli.storage.safetensors_writer import SafetensorsStream, write_safetensors
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -37,7 +44,7 @@ class AdapterWriter:
 
     def __init__(
         self,
-        stream: TensorStream,
+        stream: SafetensorsStream,
         dtype: torch.dtype,
         config: AdapterConfig,
         layers: Collection[str],
@@ -47,7 +54,7 @@ class AdapterWriter:
         self._dtype = dtype
         self._config = config
         self._shapes = shapes
-        self._counts = Counter(find_parent(config, layer) for layer in layers)
+        self._counts = Counter(find_expert_parameter(config, layer) for layer in layers)
         self._experts: dict[str, dict[int, LowRank]] = defaultdict(dict)
         self.ranks: dict[str, int] = {}
 
@@ -57,23 +64,23 @@ class AdapterWriter:
         Raises:
             OsrmError: If they cannot be represented in the type that is written.
         """
-        parent = find_parent(self._config, layer)
+        parent = find_expert_parameter(self._config, layer)
         if parent is None:
             shape = self._shapes.get(layer)
-            factors = join_kernel(delta, shape.kernel) if shape else (delta.A, delta.B)
+            factors = shape_peft_factors(delta, shape.kernel) if shape else (delta.A, delta.B)
             self._append_factors(layer, factors, FACTORS[bool(shape and shape.embedding)])
             self.ranks[layer] = len(delta.A)
             return
         self._experts[parent][int(layer.rpartition(".")[2])] = delta
         if len(self._experts[parent]) == self._counts[parent]:
             experts = self._experts.pop(parent)
-            delta = _join_experts([experts[number] for number in sorted(experts)])
-            self._append_factors(stored_module(self._config, parent), (delta.A, delta.B), FACTORS[False])
+            delta = _join_expert_factors([experts[number] for number in sorted(experts)])
+            self._append_factors(stored_factors_name(self._config, parent), (delta.A, delta.B), FACTORS[False])
             self.ranks[parent] = len(delta.A) // len(experts)
 
     def _append_factors(self, name: str, factors: tuple[torch.Tensor, torch.Tensor], suffixes: tuple[str, str]) -> None:
         for suffix, factor in zip(suffixes, factors, strict=True):
-            self._stream.add(PREFIX + name + suffix, factor_in_dtype(factor, self._dtype, name))
+            self._stream.add(PREFIX + name + suffix, cast_adapter_factor(factor, self._dtype, name))
 
 
 @contextmanager
@@ -98,8 +105,8 @@ def write_adapter_stream(
         metadata: Texts for the header of the weights.
     """
     heads, shapes = heads or {}, {} if shapes is None else shapes
-    names = _tensor_names(config, layers, shapes)
-    with write_stream(folder / WEIGHTS_NAME, [*names, *(PREFIX + name for name in heads)], metadata) as stream:
+    names = _adapter_tensor_names(config, layers, shapes)
+    with write_safetensors(folder / WEIGHTS_NAME, [*names, *(PREFIX + name for name in heads)], metadata) as stream:
         # Wider tensors first, so that each starts at a multiple of its own width.
         wide = [name for name in sorted(heads) if heads[name].element_size() >= dtype.itemsize]
         for name in sorted(wide, key=lambda name: -heads[name].element_size()):
@@ -111,9 +118,9 @@ def write_adapter_stream(
     experts = {layer: rank for layer, rank in writer.ranks.items() if _EXPERT.search(layer)}
     if len(set(experts.values())) > 1:  # PEFT stacks the experts of a layer, for which they need one rank
         widest = max(experts.values())
-        _pad_ranks(folder / WEIGHTS_NAME, experts, widest, metadata)
+        _pad_adapter_ranks(folder / WEIGHTS_NAME, experts, widest, metadata)
         writer.ranks.update(dict.fromkeys(experts, widest))
-    _write_config(folder, with_ranks(config, writer.ranks))
+    _write_adapter_config(folder, adapter_config_with_ranks(config, writer.ranks))
 
 
 def write_adapter(
@@ -130,29 +137,31 @@ def write_adapter(
             writer.add(layer, layers[layer])
 
 
-def _join_experts(experts: Sequence[LowRank]) -> LowRank:
+def _join_expert_factors(experts: Sequence[LowRank]) -> LowRank:
     """The factors of all experts of a parameter as PEFT stores them, lower ranks filled up with zeros.
 
     Returns:
         ``lora_B`` and ``lora_A``, whose product means nothing.
     """
     rank = max(expert.rank for expert in experts)
-    padded = [expert.padded(rank) for expert in experts]
+    padded = [expert.padded_to_rank(rank) for expert in experts]
     B, A = torch.stack([expert.B for expert in padded]), torch.stack([expert.A for expert in padded])
     return LowRank(B.permute(1, 2, 0).flatten(1), A.flatten(0, 1))
 
 
-def _tensor_names(config: AdapterConfig, layers: Collection[str], shapes: Mapping[str, AdapterLayer]) -> list[str]:
+def _adapter_tensor_names(
+    config: AdapterConfig, layers: Collection[str], shapes: Mapping[str, AdapterLayer]
+) -> list[str]:
     """The factors of every layer; of experts those of the parameter that stacks them."""
-    parents = {layer: find_parent(config, layer) for layer in layers}
+    parents = {layer: find_expert_parameter(config, layer) for layer in layers}
     embeddings = {layer for layer, shape in shapes.items() if shape.embedding}
     plain = [layer for layer, parent in parents.items() if parent is None]
-    modules = dict.fromkeys(stored_module(config, parent) for parent in parents.values() if parent)
+    modules = dict.fromkeys(stored_factors_name(config, parent) for parent in parents.values() if parent)
     names = [PREFIX + layer + suffix for layer in plain for suffix in FACTORS[layer in embeddings]]
     return names + [PREFIX + module + suffix for module in modules for suffix in FACTORS[False]]
 
 
-def with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig:
+def adapter_config_with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig:
     """The settings with which PEFT builds these ranks; the scaling is 1 where ``config`` has no ``lora_alpha``."""
     # A pattern of a single expert's rank would not match the stack that PEFT makes of them.
     usual_rank = max((rank for layer, rank in ranks.items() if _EXPERT.search(layer)), default=max(ranks.values()))
@@ -162,20 +171,21 @@ def with_ranks(config: AdapterConfig, ranks: Mapping[str, int]) -> AdapterConfig
         r=usual_rank,
         rank_pattern=exceptions,
         alpha_pattern=exceptions if config.lora_alpha is None else config.alpha_pattern,
-        target_modules=config.target_modules or tuple(name for name in ranks if not _is_parameter(config, name)),
+        target_modules=config.target_modules
+        or tuple(name for name in ranks if not _is_adapted_parameter(config, name)),
     )
 
 
-def _is_parameter(config: AdapterConfig, name: str) -> bool:
-    return find_parent(config, f"{name}.0") is not None
+def _is_adapted_parameter(config: AdapterConfig, name: str) -> bool:
+    return find_expert_parameter(config, f"{name}.0") is not None
 
 
-def _pad_ranks(path: Path, layers: Collection[str], rank: int, metadata: Mapping[str, str] | None) -> None:
+def _pad_adapter_ranks(path: Path, layers: Collection[str], rank: int, metadata: Mapping[str, str] | None) -> None:
     """Write an adapter's file again, with zeros at the end of some layers' factors."""
     factors = {PREFIX + layer + suffix: axis for layer in layers for axis, suffix in enumerate(FACTORS[False])}
-    names = input_files.open_tensors(path).offset_keys()
-    file, padded = input_files.TensorFile(path), path.with_name(f"{path.name}.padded")
-    with write_stream(padded, names, metadata) as stream:
+    names = input_files.open_safetensors(path).offset_keys()
+    file, padded = input_files.SafetensorsFile(path), path.with_name(f"{path.name}.padded")
+    with write_safetensors(padded, names, metadata) as stream:
         for name in names:
             tensor = file.get_tensor(name)
             if name in factors:
@@ -185,7 +195,7 @@ def _pad_ranks(path: Path, layers: Collection[str], rank: int, metadata: Mapping
     padded.replace(path)
 
 
-def _write_config(folder: Path, config: AdapterConfig) -> None:
+def _write_adapter_config(folder: Path, config: AdapterConfig) -> None:
     """Write the settings with sorted keys: equal settings give equal bytes."""
     values: dict[str, Any] = {
         "alpha_pattern": dict(config.alpha_pattern),
@@ -215,7 +225,7 @@ def _write_config(folder: Path, config: AdapterConfig) -> None:
     (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def join_kernel(delta: LowRank, kernel: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def shape_peft_factors(delta: LowRank, kernel: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """``A`` and ``B`` as PEFT shapes them: of a convolution ``(r, c_in, *kernel)`` and ``(d_out, r, 1, 1)``."""
     A, B = delta.A, delta.B
     if not kernel:
@@ -223,7 +233,7 @@ def join_kernel(delta: LowRank, kernel: tuple[int, ...]) -> tuple[torch.Tensor, 
     return A.reshape(delta.rank, -1, *kernel), B.reshape(*B.shape, *(1 for _ in kernel))
 
 
-def factor_in_dtype(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
+def cast_adapter_factor(factor: torch.Tensor, dtype: torch.dtype, layer: str) -> torch.Tensor:
     """A factor in the type that is written.
 
     Raises:

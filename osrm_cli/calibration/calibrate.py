@@ -14,7 +14,7 @@ from osrm_cli.calibration.calibrated_folder import check_not_calibrated, copy_me
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation.merged_folder import MergedFolder
+from osrm_cli.evaluation.merged_folder import ScoredFolder
 from osrm_cli.models.backbone import Backbone, with_peft_adapter
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.models.heads import find_head_layer
@@ -72,7 +72,7 @@ class Calibration:
         adapters = [adapter for adapter in adapters if adapter.head_tensors()]
         if not adapters:
             raise OsrmError("no adapter has a head that could be calibrated", "train adapters with 'osrm train'")
-        return cls(task_data.draw_texts(adapters, data, settings.samples, settings.seed), settings)
+        return cls(task_data.draw_adapter_texts(adapters, data, settings.samples, settings.seed), settings)
 
     @property
     def warnings(self) -> list[str]:
@@ -103,7 +103,7 @@ class Calibration:
 
     def _fit_heads(self, stage: Path, base_dir: Path, device: torch.device, advance: Advance) -> tuple[Heads, Rows]:
         dtype, size = getattr(torch, self.settings.dtype), self.settings.batch_size
-        merged = MergedFolder.open(stage)
+        merged = ScoredFolder.open(stage)
         backbone = Backbone.load(base_dir, device, dtype)
         backbone.check_max_length(max(sample.max_length for sample in self.samples))
         encodings = [backbone.tokenize(sample.data.examples, sample.max_length) for sample in self.samples]
@@ -119,13 +119,13 @@ class Calibration:
             with backbone.attach(classifier, sample.data.task.num_labels) as model:
                 name, layer = find_head_layer(model)
                 ridge_map = fit_head_map(layer, backbone.representations(model, texts, size, advance), target)
-            rows[classifier.task] = _describe_fit(sample, ridge_map)
+            rows[classifier.task] = _describe_calibration_fit(sample, ridge_map)
             if ridge_map.improves:
                 heads[classifier.task] = calibrated_head(classifier.read_head(), name, ridge_map)
         return heads, rows
 
 
-def _describe_fit(sample: TaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
+def _describe_calibration_fit(sample: TaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
     return {
         **{name: sample.record[name] for name in ("source", "split", "sha256")},
         "samples": sample.record["examples"],
@@ -199,7 +199,7 @@ def calibrate_folder(
     folder, path = Path(folder), Path(out)
     check_not_calibrated(folder)
     atomic.refuse_existing(path, overwrite)
-    merged = MergedFolder.open(folder)
+    merged = ScoredFolder.open(folder)
     for classifier in merged.tasks.values():
         classifier.read_head()  # errors name this folder, not the copy that is staged
     base_dir, _ = merged.resolve_base_model(model, revision)

@@ -14,12 +14,12 @@ import torch
 from osrm_cli.adapters.layers import PREFIX, WEIGHTS_NAME
 from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.evaluation import scores
-from osrm_cli.evaluation.model_card import without_scores
+from osrm_cli.evaluation.model_card import card_without_scores
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.storage import input_files, provenance, records, safetensors_writer
-from osrm_cli.storage.atomic import copy_files
-from osrm_cli.storage.input_files import check_folder
-from osrm_cli.storage.safetensors_writer import write_stream
+from osrm_cli.storage.atomic import copy_files_to_stage
+from osrm_cli.storage.input_files import check_input_folder
+from osrm_cli.storage.safetensors_writer import write_safetensors
 
 CALIBRATION_KEY = "calibration"
 
@@ -39,8 +39,8 @@ def check_not_calibrated(folder: Path) -> None:
 
 def copy_merged_folder(folder: Path, stage: Path) -> None:
     """Copy a merged folder into one that is being staged, without its scores, which do not apply to the copy."""
-    check_folder(folder, recursive=True)
-    copy_files(folder, stage, lambda name: name.name != scores.SCORES_NAME)
+    check_input_folder(folder, recursive=True)
+    copy_files_to_stage(folder, stage, lambda name: name.name != scores.SCORES_NAME)
 
 
 def write_calibrated_heads(
@@ -60,7 +60,7 @@ def write_calibrated_heads(
     record = records.read_record(stage)
     for task, head in heads.items():
         if record["form"] == "adapter":
-            _replace_tensors(
+            _replace_head_tensors(
                 stage / TASKS_FOLDER / task / WEIGHTS_NAME, {PREFIX + name: tensor for name, tensor in head.items()}
             )
         else:
@@ -73,14 +73,14 @@ def write_calibrated_heads(
     provenance.write_record(stage, {**record, CALIBRATION_KEY: {"settings": settings, "tasks": rows}})
     path = stage / "README.md"
     with library_errors(f"{path.name} of the merged folder cannot be read", "merge again, or remove its scores"):
-        card = without_scores(path.read_text(encoding="utf-8"))
+        card = card_without_scores(path.read_text(encoding="utf-8"))
     path.write_text(card + _calibration_card_section(settings, rows), encoding="utf-8")
 
 
-def _replace_tensors(path: Path, replacements: Mapping[str, torch.Tensor]) -> None:
+def _replace_head_tensors(path: Path, replacements: Mapping[str, torch.Tensor]) -> None:
     """Rewrite a safetensors file, tensor by tensor in its own order, with some tensors changed."""
     staged = path.with_suffix(".fresh")
-    with input_files.open_tensors(path) as file, write_stream(staged, file.keys()) as stream:
+    with input_files.open_safetensors(path) as file, write_safetensors(staged, file.keys()) as stream:
         for name in file.offset_keys():
             stream.add(name, replacements[name] if name in replacements else file.get_tensor(name))
     staged.replace(path)

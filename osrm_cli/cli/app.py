@@ -27,7 +27,7 @@ from osrm_cli.cli.commands import (
     train,
     verify,
 )
-from osrm_cli.cli.config_file import read_defaults
+from osrm_cli.cli.config_file import read_option_defaults
 from osrm_cli.errors import OsrmError, describe_trouble
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -42,18 +42,18 @@ class _Pipeline(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            ctx.default_map = read_defaults(self._spellings())
+            ctx.default_map = read_option_defaults(self._option_spellings())
             return super().invoke(ctx)
         except OsrmError as error:
-            console.fail(str(error), error.hint)
+            console.print_error(str(error), error.hint)
             raise typer.Exit(1) from None
         except (OSError, RuntimeError) as error:
             if (trouble := describe_trouble(error)) is None:
                 raise
-            console.fail(trouble, None)
+            console.print_error(trouble, None)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            console.fail("interrupted", None)
+            console.print_error("interrupted", None)
             raise typer.Exit(_INTERRUPTED) from None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -64,7 +64,7 @@ class _Pipeline(TyperGroup):
                     setattr(parameter, "process_value", _as_typed)  # noqa: B010 - mypy takes no method's assignment
         return super().parse_args(ctx, args)
 
-    def _spellings(self) -> dict[str, dict[str, str]]:
+    def _option_spellings(self) -> dict[str, dict[str, str]]:
         return {
             name: {
                 option.removeprefix("--"): parameter.name
@@ -165,7 +165,7 @@ def main() -> None:
     try:
         app(prog_name="osrm")
     except OsrmError as error:  # help or version could not be printed
-        console.fail(str(error), error.hint)
+        console.print_error(str(error), error.hint)
         sys.exit(1)
     except BaseException:
         if _received:  # libraries turn what interrupts them into errors of their own

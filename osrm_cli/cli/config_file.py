@@ -23,7 +23,7 @@ CONFIG_FILE = Path("osrm.toml")
 Spellings = Mapping[str, Mapping[str, str]]
 
 
-def read_defaults(spellings: Spellings, path: Path = CONFIG_FILE) -> dict[str, dict[str, Any]]:
+def read_option_defaults(spellings: Spellings, path: Path = CONFIG_FILE) -> dict[str, dict[str, Any]]:
     """Read ``osrm.toml`` into defaults by command and parameter; nothing if there is no such file.
 
     Raises:
@@ -37,18 +37,18 @@ def read_defaults(spellings: Spellings, path: Path = CONFIG_FILE) -> dict[str, d
         raise OsrmError(f"{path}: {error}", "see the section on osrm.toml in the README") from None
     shared = {key: value for key, value in settings.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
-    _check_keys(path, shared, {option for options in spellings.values() for option in options}, "any command")
+    _check_config_keys(path, shared, {option for options in spellings.values() for option in options}, "any command")
     for command, table in tables.items():
         if command not in spellings:
             raise OsrmError(f"{path}: [{command}] is not a command", f"commands: {', '.join(spellings)}")
-        _check_keys(path, table, spellings[command], f"osrm {command}")
+        _check_config_keys(path, table, spellings[command], f"osrm {command}")
     return {
         command: {options[key]: value for key, value in {**shared, **tables.get(command, {})}.items() if key in options}
         for command, options in spellings.items()
     }
 
 
-def _check_keys(path: Path, settings: Mapping[str, Any], options: Collection[str], owner: str) -> None:
+def _check_config_keys(path: Path, settings: Mapping[str, Any], options: Collection[str], owner: str) -> None:
     for key in settings:
         if key not in options:
             similar = difflib.get_close_matches(key, options, n=1)

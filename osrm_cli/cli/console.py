@@ -59,11 +59,11 @@ class Console:
     @property
     def progress(self) -> Progress:
         """Shows how far long work has come; nothing under ``--quiet``."""
-        return no_progress if self.quiet else _draw_bar
+        return no_progress if self.quiet else _draw_console_bar
 
 
 @contextmanager
-def _draw_bar(description: str, total: int, unit: str) -> Iterator[Advance]:
+def _draw_console_bar(description: str, total: int, unit: str) -> Iterator[Advance]:
     """Draw a bar with rate and time left on stderr; yields the function that advances it."""
     from rich import progress
     from rich.text import Text
@@ -71,7 +71,7 @@ def _draw_bar(description: str, total: int, unit: str) -> Iterator[Advance]:
     class Rate(progress.ProgressColumn):
         def render(self, task: Any) -> Text:
             speed = task.finished_speed or task.speed or task.completed / (task.elapsed or 1)
-            return Text(f"{_format_rate(speed)} {unit}/s" if speed else "")
+            return Text(f"{_format_console_rate(speed)} {unit}/s" if speed else "")
 
     columns = (
         *(progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()),
@@ -82,7 +82,7 @@ def _draw_bar(description: str, total: int, unit: str) -> Iterator[Advance]:
         yield lambda steps: bar.advance(task, steps)
 
 
-def fail(message: str, hint: str | None) -> None:
+def print_error(message: str, hint: str | None) -> None:
     """Print the user's error on stderr: one line, then perhaps a hint."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     if hint:
@@ -100,7 +100,7 @@ def table(*columns: str, title: str | None = None) -> "Table":
     return rich_table
 
 
-def align_columns(rows: Sequence[Sequence[str]]) -> str:
+def align_console_columns(rows: Sequence[Sequence[str]]) -> str:
     """Rows of plain text as lines whose columns begin below one another."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -108,7 +108,7 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _format_rate(speed: float) -> str:
+def _format_console_rate(speed: float) -> str:
     """Whole numbers; two significant digits below 10."""
     return f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
 

@@ -20,7 +20,7 @@ class Row(Protocol):
         """One line of description."""
 
 
-def completer(rows: Sequence[Row]) -> Callable[[str], list[tuple[str, str]]]:
+def shell_completer(rows: Sequence[Row]) -> Callable[[str], list[tuple[str, str]]]:
     """Shell completion from a table: every name that begins as typed, with its summary."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:

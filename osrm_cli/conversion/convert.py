@@ -11,12 +11,17 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.formats.components import COMPONENTS, shorten_names, split_component
-from osrm_cli.adapters.formats.contents import Output, make_config
-from osrm_cli.adapters.formats.metadata import read_metadata
-from osrm_cli.adapters.formats.table import AdapterFormat, find_format
+from osrm_cli.adapters.formats.contents import AdapterOutput, make_adapter_config
+from osrm_cli.adapters.formats.metadata import read_adapter_metadata
+from osrm_cli.adapters.formats.table import AdapterFormat, find_adapter_format
 from osrm_cli.adapters.layers import PREFIX, plain_alpha
 from osrm_cli.conversion.lycoris import find_lycoris, open_lycoris
-from osrm_cli.conversion.plain_lora import find_kind, open_kind, open_plain, write_plain_lora
+from osrm_cli.conversion.plain_lora import (
+    find_convertible_kind,
+    open_convertible_kind,
+    open_plain_lora,
+    write_plain_lora,
+)
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, hub, input_files, provenance, records
@@ -115,8 +120,8 @@ def convert_adapter(
         >>> convert_adapter("merged", "merged.safetensors", "diffusers", component="text_encoder").layers
         12
     """
-    path, row = Path(out), find_format(format)
-    _check_name(path, row)
+    path, row = Path(out), find_adapter_format(format)
+    _check_converted_name(path, row)
     atomic.refuse_existing(path, overwrite)
     if component is not None and component not in COMPONENTS:
         raise OsrmError(f"unknown component '{component}', expected one of: {', '.join(COMPONENTS)}")
@@ -125,9 +130,9 @@ def convert_adapter(
     if energy is not None:
         check_number("energy", energy, 0, 1)
     with tempfile.TemporaryDirectory() as scratch:
-        opened = _open_as_lora(str(adapter), Path(scratch), (model, revision), (rank, energy), progress)
-        chosen = _select_component(opened.adapter, component) if component else opened.adapter
-        kept, left_out = read_metadata(next(iter(opened.adapter.tensors.values())).path)
+        opened = _open_as_plain_lora(str(adapter), Path(scratch), (model, revision), (rank, energy), progress)
+        chosen = _select_component_to_convert(opened.adapter, component) if component else opened.adapter
+        kept, left_out = read_adapter_metadata(next(iter(opened.adapter.tensors.values())).path)
         kind = chosen.dtype if dtype == "auto" else getattr(torch, dtype)
         ranks = [layer.rank for layer in chosen.layers.values()]
         result = ConvertedAdapter(
@@ -144,12 +149,16 @@ def convert_adapter(
         if dry_run:
             return result
         settings = {"component": component, "rank": rank, "energy": energy, "dtype": dtype}
-        record = _make_record(opened, row, settings)
-        _write_converted(path, row, Output(chosen, kind, dtype != "auto", component, kept), record, overwrite)
+        record = _make_conversion_record(opened, row, settings)
+        _write_converted_adapter(
+            path, row, AdapterOutput(chosen, kind, dtype != "auto", component, kept), record, overwrite
+        )
     return result
 
 
-def _write_converted(path: Path, row: AdapterFormat, output: Output, record: Record, overwrite: bool) -> None:
+def _write_converted_adapter(
+    path: Path, row: AdapterFormat, output: AdapterOutput, record: Record, overwrite: bool
+) -> None:
     """Write the output, whole or not at all, with its record."""
     if row.is_folder:
         with atomic.write_folder(path, overwrite) as stage:
@@ -162,7 +171,7 @@ def _write_converted(path: Path, row: AdapterFormat, output: Output, record: Rec
             row.load().write(stage, replace(output, metadata={**output.metadata, "osrm": header}))
 
 
-def _check_name(path: Path, row: AdapterFormat) -> None:
+def _check_converted_name(path: Path, row: AdapterFormat) -> None:
     """Check that a file is to be written to a name for a file, and a folder to one for a folder."""
     if row.is_folder == (path.suffix == _FILE_SUFFIX):
         expected = "a folder" if row.is_folder else f"a file whose name ends in {_FILE_SUFFIX}"
@@ -170,7 +179,7 @@ def _check_name(path: Path, row: AdapterFormat) -> None:
         raise OsrmError(f"{path} cannot be the output: the format {row.name} is {expected}", hint)
 
 
-def _open_as_lora(
+def _open_as_plain_lora(
     source: str,
     scratch: Path,
     base: tuple[str | None, str | None],
@@ -187,17 +196,17 @@ def _open_as_lora(
         progress: Draws a bar.
     """
     location = hub.locate_adapter(source)
-    kind, lycoris = find_kind(location), find_lycoris(location)
+    kind, lycoris = find_convertible_kind(location), find_lycoris(location)
     if lycoris:
-        updates, name, own_format = open_lycoris(location), hub.short_name(source), "kohya"
+        updates, name, own_format = open_lycoris(location), hub.short_source_name(source), "kohya"
         digest = input_files.sha256(location)
     elif kind is None:
         plain = Adapter.open(source)
         if limits == (None, None):
             return _SourceAdapter(plain, plain.format, "LoRA", plain.sha256())
-        updates, name, own_format, digest = open_plain(plain), plain.name, plain.format, plain.sha256()
+        updates, name, own_format, digest = open_plain_lora(plain), plain.name, plain.format, plain.sha256()
     else:
-        updates, name, own_format = open_kind(location, kind, *base), hub.short_name(source), "peft"
+        updates, name, own_format = open_convertible_kind(location, kind, *base), hub.short_source_name(source), "peft"
         digest = input_files.sha256(location)
     kept = write_plain_lora(scratch, updates, *limits, progress)
     record = records.read_record(location) if location.is_dir() else {}
@@ -205,7 +214,7 @@ def _open_as_lora(
     return _SourceAdapter(made, own_format, lycoris or (kind.name if kind else "LoRA"), digest, min(kept.values()))
 
 
-def _select_component(adapter: Adapter, component: str) -> Adapter:
+def _select_component_to_convert(adapter: Adapter, component: str) -> Adapter:
     """One component of an adapter that changes several; an adapter whose layers name none stays as it is.
 
     Raises:
@@ -221,19 +230,21 @@ def _select_component(adapter: Adapter, component: str) -> Adapter:
     names = shorten_names(layers)
     ranks = {names[layer]: adapter.layers[layer].rank for layer in layers}
     alphas = {names[layer]: plain_alpha(adapter.config, layer, adapter.layers[layer].rank) for layer in layers}
-    config = replace(make_config(ranks, alphas), base_model=adapter.config.base_model, revision=adapter.config.revision)
+    config = replace(
+        make_adapter_config(ranks, alphas), base_model=adapter.config.base_model, revision=adapter.config.revision
+    )
     start = f"{PREFIX}{component}."
     tensors = {name: place for name, place in adapter.tensors.items() if name.startswith(start)}
     shapes = {layer: adapter.layers[layer] for layer in layers}
     return replace(adapter, config=config, layers=shapes, tensors=tensors).with_layer_names(names)
 
 
-def _make_record(opened: _SourceAdapter, row: AdapterFormat, settings: Mapping[str, Any]) -> Record:
+def _make_conversion_record(opened: _SourceAdapter, row: AdapterFormat, settings: Mapping[str, Any]) -> Record:
     """The record of the result, with the task and the data of an adapter that this program has trained."""
     adapter = opened.adapter
     origin = {key: value for key, value in adapter.origin().items() if key in ("start", "train") and value}
     own = {key: adapter.record[key] for key in ("task", "data", "template") if adapter.record.get(key)}
     conversion = {"from": opened.format, "kind": opened.kind, "format": row.name, "max_length": adapter.max_length}
-    record = provenance.make_record("convert", {**conversion, **settings}, base=adapter.base)
+    record = provenance.make_artifact_record("convert", {**conversion, **settings}, base=adapter.base)
     source = {"path": adapter.source, "commit": adapter.commit, "sha256": opened.digest}
     return {**record, **own, **origin, "inputs": [source], "kept_energy": opened.kept_energy}

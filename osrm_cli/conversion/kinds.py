@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.products import as_factors, entrywise_product, kronecker_product
+from osrm_cli.linalg.products import entrywise_product, factor_with_identity, kronecker_product
 
 Tensors = Mapping[str, torch.Tensor]
 Update = tuple[LowRank, tuple[int, ...]]
@@ -39,7 +39,9 @@ def loha_update(tensors: Tensors, scaling: float) -> Update:
     Raises:
         ValueError: If a tensor is missing or of another shape.
     """
-    (first, kernel), (second, _) = (_from_parts(tensors, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2))
+    (first, kernel), (second, _) = (
+        _multiply_lycoris_parts(tensors, f"hada_w{i}_a", f"hada_w{i}_b", f"hada_t{i}") for i in (1, 2)
+    )
     return entrywise_product(first, second).scaled(scaling), kernel
 
 
@@ -49,7 +51,7 @@ def lokr_update(tensors: Tensors, scaling: float) -> Update:
     Raises:
         ValueError: If a tensor is missing or of another shape.
     """
-    (first, _), (second, kernel) = (_whole_or_parts(tensors, f"lokr_w{i}") for i in (1, 2))
+    (first, _), (second, kernel) = (_lokr_matrix(tensors, f"lokr_w{i}") for i in (1, 2))
     return kronecker_product(first, second).scaled(scaling), kernel
 
 
@@ -68,7 +70,9 @@ def dora_update(tensors: Tensors, scaling: float) -> Update:
         raise ValueError(f"{missing[0]} is missing")
     W, B, A, m = (tensors[name].double().flatten(1) if name != parts[3] else tensors[name].double() for name in parts)
     adapted = W + scaling * (B @ A)
-    return as_factors(m.reshape(-1, 1) / adapted.norm(dim=1, keepdim=True) * adapted - W), tensors["lora_A"].shape[2:]
+    return factor_with_identity(m.reshape(-1, 1) / adapted.norm(dim=1, keepdim=True) * adapted - W), tensors[
+        "lora_A"
+    ].shape[2:]
 
 
 def lora_update(tensors: Tensors, scaling: float) -> Update:
@@ -95,14 +99,14 @@ KINDS = {
 }
 
 
-def _whole_or_parts(tensors: Tensors, name: str) -> Update:
+def _lokr_matrix(tensors: Tensors, name: str) -> Update:
     if name in tensors:
         whole = tensors[name].double()
-        return as_factors(whole.flatten(1)), tuple(whole.shape[2:])
-    return _from_parts(tensors, f"{name}_a", f"{name}_b", name.replace("_w", "_t"))
+        return factor_with_identity(whole.flatten(1)), tuple(whole.shape[2:])
+    return _multiply_lycoris_parts(tensors, f"{name}_a", f"{name}_b", name.replace("_w", "_t"))
 
 
-def _from_parts(tensors: Tensors, name_a: str, name_b: str, name_t: str) -> Update:
+def _multiply_lycoris_parts(tensors: Tensors, name_a: str, name_b: str, name_t: str) -> Update:
     """``a b``, or of a convolution in Tucker's form ``sum_ij t_ij (x) a_i b_j`` as ``(c_out, c_in k k)``."""
     for name in (name_a, name_b):
         if name not in tensors:

@@ -15,7 +15,7 @@ from osrm_cli.conversion.kinds import KINDS, Tensors, Update
 from osrm_cli.conversion.plain_lora import PlainSource
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage.input_files import TensorLocation, list_headers, read_tensor
+from osrm_cli.storage.input_files import TensorLocation, list_safetensors_headers, read_safetensors_tensor
 
 _PARTS = {"LoHa": "hada_", "LoKr": "lokr_", "LoCon": "lora_mid"}
 _THREE_BY_THREE = ("conv1", "conv2", "conv", "conv_in", "conv_out")  # of Stable Diffusion's UNets
@@ -29,7 +29,7 @@ def find_lycoris(path: Path) -> str | None:
     """
     if not (path.is_file() and kohya.matches(path)):
         return None
-    parts = [name.partition(".")[2] for name in list_headers([path])]
+    parts = [name.partition(".")[2] for name in list_safetensors_headers([path])]
     return next((kind for kind, start in _PARTS.items() if any(part.startswith(start) for part in parts)), None)
 
 
@@ -40,10 +40,10 @@ def open_lycoris(path: Path) -> PlainSource:
         OsrmError: If a layer holds other tensors, or its name cannot be read back.
     """
     parts: dict[str, dict[str, TensorLocation]] = defaultdict(dict)
-    for stored, location in list_headers([path]).items():
+    for stored, location in list_safetensors_headers([path]).items():
         flat, _, part = stored.partition(".")
         parts[flat][part.removesuffix(".weight")] = location
-    full = {flat: kohya.full_name(path, flat) for flat in parts}
+    full = {flat: kohya.unflatten_kohya_name(path, flat) for flat in parts}
     short = shorten_names(full.values())
     held = {short[full[flat]]: tensors for flat, tensors in parts.items()}
     layers = sorted(held, key=natural_sort_key)
@@ -54,7 +54,7 @@ def open_lycoris(path: Path) -> PlainSource:
 def _lycoris_update(
     path: Path, held: Mapping[str, Mapping[str, TensorLocation]], layer: str
 ) -> tuple[LowRank, AdapterLayer]:
-    tensors = {name: read_tensor(location) for name, location in held[layer].items()}
+    tensors = {name: read_safetensors_tensor(location) for name, location in held[layer].items()}
     alpha = tensors.pop("alpha", None)
     kind = next((each for each in _PARTS if all(name.startswith(_PARTS[each]) for name in tensors)), None)
     try:

@@ -11,28 +11,28 @@ from typing import Any
 import torch
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, parse_config
-from osrm_cli.adapters.formats.peft import list_tensors, read_config_values
+from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, parse_adapter_config
+from osrm_cli.adapters.formats.peft import list_adapter_tensors, read_adapter_config_values
 from osrm_cli.adapters.layers import (
     PREFIX,
     AdapterLayer,
-    check_no_other_tensors,
-    name_tensors,
+    check_only_adapter_tensors,
+    lora_scaling,
+    name_adapter_tensors,
     natural_sort_key,
-    resolve_rank,
-    scaling_of,
+    resolve_lora_rank,
 )
 from osrm_cli.adapters.trained_rows import find_trained_rows
 from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.conversion.kinds import KINDS, AdapterKind
-from osrm_cli.conversion.trained_tokens import place_trained_rows, saved_beside_rows
+from osrm_cli.conversion.trained_tokens import place_trained_tokens, saved_with_trained_tokens
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import truncate
+from osrm_cli.linalg.row_stream import truncate_rank
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Progress
-from osrm_cli.storage.input_files import TensorLocation, read_tensor
+from osrm_cli.storage.input_files import TensorLocation, read_safetensors_tensor
 from osrm_cli.storage.safetensors_writer import TYPES
 
 # PEFT's settings that LoHa and LoKr have under the names of LoRA's.
@@ -63,20 +63,20 @@ class PlainSource:
     dtype: torch.dtype
 
 
-def find_kind(folder: Path) -> AdapterKind | None:
+def find_convertible_kind(folder: Path) -> AdapterKind | None:
     """The kind of a folder of PEFT's whose update is not two stored factors; ``None`` for all other adapters.
 
     Raises:
         OsrmError: If its settings cannot be read.
     """
-    values = read_config_values(folder) if (folder / CONFIG_NAME).is_file() else {}
+    values = read_adapter_config_values(folder) if (folder / CONFIG_NAME).is_file() else {}
     if not isinstance(values, dict):
         return None
     kind = "DORA" if values.get("use_dora") else "TOKENS" if values.get("trainable_token_indices") else None
     return KINDS.get(kind or str(values.get("peft_type")))
 
 
-def open_plain(adapter: Adapter) -> PlainSource:
+def open_plain_lora(adapter: Adapter) -> PlainSource:
     """A plain adapter, to be cut to a lower rank."""
 
     def update(layer: str) -> tuple[LowRank, AdapterLayer]:
@@ -87,7 +87,7 @@ def open_plain(adapter: Adapter) -> PlainSource:
     )
 
 
-def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str | None) -> PlainSource:
+def open_convertible_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str | None) -> PlainSource:
     """Open an adapter of another kind.
 
     Args:
@@ -99,10 +99,10 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
     Raises:
         OsrmError: If the adapter or the base model is damaged or missing, or they do not fit.
     """
-    settings, tensors = read_config_values(folder), name_tensors(folder, list_tensors(folder))
-    config = parse_config(folder / CONFIG_NAME, _lora_settings(settings, kind))
+    settings, tensors = read_adapter_config_values(folder), name_adapter_tensors(folder, list_adapter_tensors(folder))
+    config = parse_adapter_config(folder / CONFIG_NAME, _plain_lora_settings(settings, kind))
     rows = find_trained_rows(folder, config, tensors)
-    saved = (*config.modules_to_save, *saved_beside_rows(config, rows, tensors))
+    saved = (*config.modules_to_save, *saved_with_trained_tokens(config, rows, tensors))
     config = replace(config, modules_to_save=saved, token_indices=())
     parts: dict[str, dict[str, TensorLocation]] = defaultdict(dict)
     others: dict[str, TensorLocation] = {}
@@ -112,14 +112,14 @@ def open_kind(folder: Path, kind: AdapterKind, model: str | None, revision: str 
             parts[found[1]][found[2]] = location
         else:
             others[name] = location
-    check_no_other_tensors(folder, config, others)
+    check_only_adapter_tensors(folder, config, others)
     if not parts:
         raise OsrmError(f"{folder} holds no tensors of {kind.name}", "save the adapter again with PEFT")
-    checkpoint = _open_base(folder, config, model, revision) if kind.needs_base else None
-    modules = {name.removeprefix(PREFIX): read_tensor(location) for name, location in others.items()}
+    checkpoint = _open_base_for_conversion(folder, config, model, revision) if kind.needs_base else None
+    modules = {name.removeprefix(PREFIX): read_safetensors_tensor(location) for name, location in others.items()}
     if checkpoint:
-        modules = place_trained_rows(folder, config, rows, modules, checkpoint)
-    update = partial(_plain_update, folder, kind, config, parts, checkpoint)
+        modules = place_trained_tokens(folder, config, rows, modules, checkpoint)
+    update = partial(_plain_lora_update, folder, kind, config, parts, checkpoint)
     kinds = {TYPES[place.dtype] for held in parts.values() for place in held.values() if place.dtype in TYPES}
     dtype = torch.float64 if torch.float64 in kinds else torch.float32
     return PlainSource(config, sorted(parts, key=natural_sort_key), {}, update, modules, dtype)
@@ -153,13 +153,13 @@ def write_plain_lora(
             delta, shapes[layer] = source.update(layer)
             kept[layer] = 1.0
             if rank is not None or energy is not None:
-                delta, kept[layer] = truncate(delta, rank, energy)
+                delta, kept[layer] = truncate_rank(delta, rank, energy)
             writer.add(layer, delta)
             advance(1)
     return kept
 
 
-def _lora_settings(values: Mapping[str, Any], kind: AdapterKind) -> dict[str, Any]:
+def _plain_lora_settings(values: Mapping[str, Any], kind: AdapterKind) -> dict[str, Any]:
     """The settings that plain LoRA of the same layers would have."""
     if kind.needs_base:
         return {**values, "use_dora": False}
@@ -167,14 +167,16 @@ def _lora_settings(values: Mapping[str, Any], kind: AdapterKind) -> dict[str, An
     return {**shared, "peft_type": "LORA", "lora_alpha": values.get("alpha", 8)}
 
 
-def _open_base(folder: Path, config: AdapterConfig, model: str | None, revision: str | None) -> Checkpoint:
+def _open_base_for_conversion(
+    folder: Path, config: AdapterConfig, model: str | None, revision: str | None
+) -> Checkpoint:
     name = model or config.base_model
     if name is None:
         raise OsrmError(f"{folder} does not name its base model, whose weights it rescales", "give it with --model")
     return Checkpoint.open(find_base_model(name, revision or config.revision))
 
 
-def _plain_update(
+def _plain_lora_update(
     folder: Path,
     kind: AdapterKind,
     config: AdapterConfig,
@@ -182,15 +184,15 @@ def _plain_update(
     checkpoint: Checkpoint | None,
     layer: str,
 ) -> tuple[LowRank, AdapterLayer]:
-    tensors = {name: read_tensor(location) for name, location in parts[layer].items()}
+    tensors = {name: read_safetensors_tensor(location) for name, location in parts[layer].items()}
     if any(name.startswith("lora_embedding") for name in tensors):
         raise OsrmError(f"{folder}: {layer} is an embedding with {kind.name}", "merge it into the model with PEFT")
-    rank = resolve_rank(config, layer)
+    rank = resolve_lora_rank(config, layer)
     if checkpoint:
         A, B = tensors["lora_A"], tensors["lora_B"]
         tensors["weight"] = checkpoint.read_weight(layer, (B.shape[0], *A.shape[1:]), config.fan_in_fan_out)
     try:
-        delta, kernel = kind.update(tensors, scaling_of(config, layer, rank))
+        delta, kernel = kind.update(tensors, lora_scaling(config, layer, rank))
     except (ValueError, KeyError, RuntimeError) as error:
         raise OsrmError(f"{folder}: {layer} is not {kind.name}: {error}", "save the adapter again with PEFT") from None
     return delta, AdapterLayer(*delta.shape, delta.rank, 1.0, embedding=False, kernel=tuple(kernel))

@@ -10,12 +10,12 @@ from osrm_cli.adapters.layers import PREFIX, ROWS
 from osrm_cli.adapters.trained_rows import BASE_COPY
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.checkpoint import Checkpoint
-from osrm_cli.storage.input_files import read_tensor
+from osrm_cli.storage.input_files import read_safetensors_tensor
 
 _OUTPUT = "lm_head"  # of a causal model, tied to the embedding where the checkpoint holds none
 
 
-def saved_beside_rows(config: AdapterConfig, rows: Iterable[str], tensors: Iterable[str]) -> list[str]:
+def saved_with_trained_tokens(config: AdapterConfig, rows: Iterable[str], tensors: Iterable[str]) -> list[str]:
     """Modules to save whole: the embeddings, and the output layer of a causal model.
 
     Args:
@@ -28,7 +28,7 @@ def saved_beside_rows(config: AdapterConfig, rows: Iterable[str], tensors: Itera
     return sorted(names | ({_OUTPUT} if has_output or f"{PREFIX}{_OUTPUT}.weight" in tensors else set()))
 
 
-def place_trained_rows(
+def place_trained_tokens(
     folder: Path,
     config: AdapterConfig,
     rows: Mapping[str, tuple[int, ...]],
@@ -52,7 +52,7 @@ def place_trained_rows(
         values, stored = modules[module + ROWS], modules.get(module + BASE_COPY)
         own = checkpoint.find_names(f"{module}.weight")
         if stored is None and len(own) == 1:
-            stored = read_tensor(checkpoint.tensors[own[0]])
+            stored = read_safetensors_tensor(checkpoint.tensors[own[0]])
         if stored is None or values.shape != (len(indices), stored.shape[1]) or max(indices) >= len(stored):
             raise OsrmError(
                 f"{folder}: the trained rows of {module} do not fit the base model", "give the right one with --model"
@@ -63,5 +63,5 @@ def place_trained_rows(
         output = f"{_OUTPUT}.weight"
         if config.task_type == "CAUSAL_LM" and output not in placed:
             untied = checkpoint.find_names(output) if output not in checkpoint.architecture.tied else []
-            placed[output] = read_tensor(checkpoint.tensors[untied[0]]) if untied else whole.clone()
+            placed[output] = read_safetensors_tensor(checkpoint.tensors[untied[0]]) if untied else whole.clone()
     return placed

@@ -66,12 +66,14 @@ def trace_initialization(adapter: Adapter, features: FeatureSet, digests: Mappin
         if layer in start.layers and start.layers[layer].rank == adapter.layers[layer].rank
     }
     if pairs and start is not adapter:
-        moved = subspaces.measure_drift({k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()})
+        moved = subspaces.measure_procrustes_drift(
+            {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
+        )
         trace.drift, trace.drift_from = moved.overall, "start"
-        trace.kept = _mean([subspace_overlap(*pair) for pair in pairs.values()])
-        trace.chance = _mean([A.shape[0] / A.shape[1] for A, _ in pairs.values()])
-    trace.caught = _relative_energy(start, features, settings)
-    trace.concerns = _find_concerns(adapter, start, trace, digests)
+        trace.kept = _mean_over_traced_layers([subspace_overlap(*pair) for pair in pairs.values()])
+        trace.chance = _mean_over_traced_layers([A.shape[0] / A.shape[1] for A, _ in pairs.values()])
+    trace.caught = _relative_start_energy(start, features, settings)
+    trace.concerns = _find_origin_concerns(adapter, start, trace, digests)
     return trace
 
 
@@ -93,7 +95,7 @@ def _find_start(adapter: Adapter) -> Adapter | None:
         return None
 
 
-def _relative_energy(start: Adapter, features: FeatureSet, settings: Mapping[str, Any]) -> float | None:
+def _relative_start_energy(start: Adapter, features: FeatureSet, settings: Mapping[str, Any]) -> float | None:
     """Energy that a start captures of the statistic that it was made from, relative to a random A."""
     try:
         row = find_objective(settings["objective"])
@@ -108,10 +110,10 @@ def _relative_energy(start: Adapter, features: FeatureSet, settings: Mapping[str
                 shares.append(layer.d_in * float(problem.others_energy_share(A).sum()) / norm if norm > 0 else 0.0)
     except (KeyError, OsrmError):  # not made by this program, or features that cannot serve the objective
         return None
-    return _mean(shares) if shares else None
+    return _mean_over_traced_layers(shares) if shares else None
 
 
-def _find_concerns(
+def _find_origin_concerns(
     adapter: Adapter, start: Adapter, trace: InitializationTrace, digests: Mapping[str, str]
 ) -> list[str]:
     concerns = []
@@ -132,5 +134,5 @@ def _find_concerns(
     return concerns
 
 
-def _mean(values: list[float]) -> float:
+def _mean_over_traced_layers(values: list[float]) -> float:
     return sum(values) / len(values)

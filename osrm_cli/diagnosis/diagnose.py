@@ -9,10 +9,10 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.diagnosis.adapter_origin import trace_initialization
 from osrm_cli.diagnosis.feature_overlap import measure_overlap
 from osrm_cli.diagnosis.interference import measure_interference
-from osrm_cli.diagnosis.score_drops import read_drops
+from osrm_cli.diagnosis.score_drops import read_score_drops
 from osrm_cli.diagnosis.write import AdapterDiagnosis, diagnosis_dict, write_diagnosis
 from osrm_cli.errors import OsrmError, check_number
-from osrm_cli.features.adapter_match import check_features, open_adapters
+from osrm_cli.features.adapter_match import check_features_match, open_adapters_for_features
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.base_model import identify_base_model, is_full_model, resolve_base_model
 from osrm_cli.progress import Progress, no_progress
@@ -88,15 +88,15 @@ def diagnose(
     full_base = None
     if any(map(is_full_model, sources)):
         full_base = identify_base_model(model, revision) if model else feature_set.base
-    opened = open_adapters(sources, tasks, full_base)
-    check_features(opened, feature_set)
-    merges = [merge for each in score_paths for merge in read_drops(each)]
-    base_dir = _find_base_model(opened, feature_set, model, revision) if opened else None
+    opened = open_adapters_for_features(sources, tasks, full_base)
+    check_features_match(opened, feature_set)
+    merges = [merge for each in score_paths for merge in read_score_drops(each)]
+    base_dir = _find_diagnosed_base(opened, feature_set, model, revision) if opened else None
     atomic.refuse_existing(path, overwrite)
     sources = [adapter.source for adapter in opened]
     if dry_run:
         return Diagnosis(path, feature_set.tasks, sources)
-    record = _make_record(feature_set, opened, score_paths, {"energy": energy})
+    record = _make_diagnosis_record(feature_set, opened, score_paths, {"energy": energy})
     with progress("diagnose features", len(feature_set.groups()), "inputs") as advance:
         groups = measure_overlap(feature_set, energy, advance)
     trained = None
@@ -114,7 +114,7 @@ def diagnose(
     return Diagnosis(path, feature_set.tasks, sources, findings, findings["warnings"] + concerns)
 
 
-def _find_base_model(
+def _find_diagnosed_base(
     adapters: Sequence[Adapter], features: FeatureSet, model: str | None, revision: str | None
 ) -> Path:
     """The base model's folder: it must be the one that adapters and features record."""
@@ -124,9 +124,9 @@ def _find_base_model(
     return resolve_base_model(artifact, recorded, None, model, revision)[0]
 
 
-def _make_record(
+def _make_diagnosis_record(
     features: FeatureSet, adapters: Sequence[Adapter], scores: Sequence[Path], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    record = provenance.make_record("diagnose", settings, [*features.paths, *scores], base=features.base)
+    record = provenance.make_artifact_record("diagnose", settings, [*features.paths, *scores], base=features.base)
     read = [{"path": a.source, "commit": a.commit, "sha256": a.sha256()} for a in adapters]
     return {**record, "inputs": record["inputs"] + read}

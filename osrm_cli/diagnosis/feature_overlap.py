@@ -112,12 +112,14 @@ def measure_overlap(features: FeatureSet, energy: float, advance: Advance) -> li
             principal = others.spectrum().main_space(energy)
             free, leak = 1 - moments[own].share(principal), 1 - others.share(principal)
             rooms[task] = TaskSpace(spectra[own].effective_rank(), len(spaces[own]), len(principal), free, leak)
-        groups.append(LayerGroup(inputs.layers, spaces[0].shape[1], rooms, _pairs(tasks, moments, spaces)))
+        groups.append(LayerGroup(inputs.layers, spaces[0].shape[1], rooms, _compare_task_pairs(tasks, moments, spaces)))
         advance(1)
     return groups
 
 
-def _pairs(tasks: list[str], moments: list[SecondMoment], spaces: list[torch.Tensor]) -> dict[str, dict[str, TaskPair]]:
+def _compare_task_pairs(
+    tasks: list[str], moments: list[SecondMoment], spaces: list[torch.Tensor]
+) -> dict[str, dict[str, TaskPair]]:
     pairs: dict[str, dict[str, TaskPair]] = {task: {} for task in tasks}
     for i, one in enumerate(tasks):
         for j, other in enumerate(tasks[:i]):
@@ -140,22 +142,27 @@ def task_outlooks(groups: Sequence[LayerGroup], spread: bool = True) -> dict[str
     outlooks = {}
     for task in groups[0].rooms:
         rooms = [group.rooms[task] for group in groups]
-        free, leak = (_mean([getattr(room, name) for room in rooms]) for name in ("free", "leak"))
+        free, leak = (_mean_overlap([getattr(room, name) for room in rooms]) for name in ("free", "leak"))
         gain = free / leak if spread and leak > _ROUNDING else None
         order = sorted(((group.layers[0], group.rooms[task].free) for group in groups), key=lambda pair: pair[1])
         helps = None if gain is None else gain >= MIN_USEFUL_GAIN
-        outlooks[task] = TaskOutlook(_mean([r.effective_rank for r in rooms]), free, gain, helps, order[0], order[-1])
+        outlooks[task] = TaskOutlook(
+            _mean_overlap([r.effective_rank for r in rooms]), free, gain, helps, order[0], order[-1]
+        )
     return outlooks
 
 
-def mean_shares(groups: Sequence[LayerGroup]) -> dict[str, dict[str, float]]:
+def mean_overlap_shares(groups: Sequence[LayerGroup]) -> dict[str, dict[str, float]]:
     """``TaskPair.share``, mean over the layers, by task and task; 1 for a task itself."""
     tasks = list(groups[0].rooms)
     return {
-        one: {other: 1.0 if one == other else _mean([g.pairs[one][other].share for g in groups]) for other in tasks}
+        one: {
+            other: 1.0 if one == other else _mean_overlap([g.pairs[one][other].share for g in groups])
+            for other in tasks
+        }
         for one in tasks
     }
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean_overlap(values: Sequence[float]) -> float:
     return sum(values) / len(values)

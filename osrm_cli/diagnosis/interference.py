@@ -62,11 +62,13 @@ def measure_interference(
         for layer in (name for name in inputs.layers if name in shapes):
             W = checkpoint.read_weight(layer, shapes[layer], turned)  # noqa: N806 - the papers' letter
             bases = {adapter.name: inputs.moments[adapter.name].base_energy(W) for adapter in adapters}
-            _check_bases(layer, bases)
+            _check_interference_bases(layer, bases)
             layers[layer] = {adapter.name: dict.fromkeys(bases, 0.0) for adapter in adapters}
             for adapter in (each for each in adapters if layer in each.layers):
                 update = adapter.update(layer, torch.float64)
-                row = {task: _output_energy(update, inputs.moments[task]) / energy for task, energy in bases.items()}
+                row = {
+                    task: _interference_energy(update, inputs.moments[task]) / energy for task, energy in bases.items()
+                }
                 layers[layer][adapter.name] = row
                 squares[adapter.name] += squared_update_norm(update)
             whole += float(W.double().square().sum())
@@ -77,14 +79,14 @@ def measure_interference(
     return InterferenceMatrix(relative, layers, norms, {task: norm / whole**0.5 for task, norm in norms.items()})
 
 
-def _output_energy(update: Update, inputs: SecondMoment) -> float:
+def _interference_energy(update: Update, inputs: SecondMoment) -> float:
     """``E ||dW x||^2``."""
     if isinstance(update, RowStream):
         return inputs.base_energy(update.dense())
     return float(inputs.energy(update))
 
 
-def _check_bases(layer: str, bases: Mapping[str, float]) -> None:
+def _check_interference_bases(layer: str, bases: Mapping[str, float]) -> None:
     for task, energy in bases.items():
         if not energy > 0:
             raise OsrmError(

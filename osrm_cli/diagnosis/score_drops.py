@@ -43,7 +43,7 @@ class Correlation:
     p: float | None = None
 
 
-def read_drops(path: Path) -> list[ScoreDrops]:
+def read_score_drops(path: Path) -> list[ScoreDrops]:
     """The drops of the merge of a ``scores.json``, or of the best ones of a ``sweep.json``, on the test split.
 
     Raises:
@@ -64,15 +64,15 @@ def read_drops(path: Path) -> list[ScoreDrops]:
     return found
 
 
-def disturbance(matrix: Matrix, tasks: Sequence[str], task: str) -> float:
+def predict_disturbance(matrix: Matrix, tasks: Sequence[str], task: str) -> float:
     """What the other tasks' updates do to one task's inputs."""
     return sum(matrix[other][task] for other in tasks if other != task)
 
 
-def correlate(matrix: Matrix, merges: Sequence[ScoreDrops]) -> dict[str, Any]:
+def correlate_score_drops(matrix: Matrix, merges: Sequence[ScoreDrops]) -> dict[str, Any]:
     """Each merge of three tasks or more by itself; all merges of two together, a point for each task.
 
-    The prediction is ``disturbance``; under ``to_own`` it is that over the energy of the task's own update.
+    The prediction is ``predict_disturbance``; under ``to_own`` it is that over the energy of the task's own update.
 
     Args:
         matrix: Relative interference by task and task.
@@ -101,16 +101,16 @@ _Point = tuple[float, float, float]  # disturbance, the same over the task's own
 
 
 def _predict_drop(matrix: Matrix, merge: ScoreDrops, task: str) -> _Point:
-    disturbed, own = disturbance(matrix, merge.tasks, task), matrix[task][task]
+    disturbed, own = predict_disturbance(matrix, merge.tasks, task), matrix[task][task]
     return disturbed, disturbed / own if own > 0 else math.inf, merge.drops[task]
 
 
 def _rank_correlations(points: Sequence[_Point]) -> dict[str, Any]:
-    plain, to_own = (_spearman([(point[i], point[2]) for point in points]) for i in (0, 1))
+    plain, to_own = (_correlate_drop_ranks([(point[i], point[2]) for point in points]) for i in (0, 1))
     return {**vars(plain), "to_own": {"rho": to_own.rho, "p": to_own.p}}
 
 
-def _spearman(points: Sequence[tuple[float, float]]) -> Correlation:
+def _correlate_drop_ranks(points: Sequence[tuple[float, float]]) -> Correlation:
     from scipy import stats
 
     predicted, drops = zip(*points, strict=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.diagnosis.adapter_origin import InitializationTrace
-from osrm_cli.diagnosis.feature_overlap import LayerGroup, mean_shares, task_outlooks
+from osrm_cli.diagnosis.feature_overlap import LayerGroup, mean_overlap_shares, task_outlooks
 from osrm_cli.diagnosis.interference import InterferenceMatrix, Matrix
-from osrm_cli.diagnosis.score_drops import ScoreDrops, correlate, disturbance
+from osrm_cli.diagnosis.score_drops import ScoreDrops, correlate_score_drops, predict_disturbance
 from osrm_cli.features.feature_set import READINGS, FeatureSet
 from osrm_cli.plotting.figure import Panel, Plot, render_png
 from osrm_cli.plotting.heatmap import draw_heatmap
@@ -50,7 +50,7 @@ def diagnosis_dict(
         "statistic": dict(features.statistics),
         "speaks_of": READINGS[features.kind],
         "tasks": outlooks,
-        "shares": mean_shares(groups),
+        "shares": mean_overlap_shares(groups),
         "groups": [asdict(group) for group in groups],
         "warnings": features.warnings(),
     }
@@ -67,37 +67,37 @@ def _adapter_findings(trained: AdapterDiagnosis) -> dict[str, Any]:
         "adapters": adapters,
         "interference": matrix.relative,
         "interference_by_layer": dict(matrix.layers),
-        "prediction": prediction(matrix.relative),
-        "measured": correlate(matrix.relative, trained.merges) if trained.merges else None,
+        "prediction": predict_interference(matrix.relative),
+        "measured": correlate_score_drops(matrix.relative, trained.merges) if trained.merges else None,
     }
 
 
-def prediction(matrix: Matrix) -> dict[str, Any]:
+def predict_interference(matrix: Matrix) -> dict[str, Any]:
     """Which tasks a merge will hurt, and which update hurts them most, the worst first.
 
     An update's energy on a task's inputs counts in units of the energy of the task's own update there.
     """
     pairs = [
-        {"update": t, "inputs": u, "relative": matrix[t][u], "to_own": _ratio_to(matrix[t][u], matrix[u][u])}
+        {"update": t, "inputs": u, "relative": matrix[t][u], "to_own": _energy_ratio(matrix[t][u], matrix[u][u])}
         for t in matrix
         for u in matrix
         if t != u
     ]
     tasks = []
     for task in matrix:
-        total = disturbance(matrix, list(matrix), task)
+        total = predict_disturbance(matrix, list(matrix), task)
         worst = max((other for other in matrix if other != task), key=lambda other: matrix[other][task], default=None)
         tasks.append(
-            {"task": task, "disturbance": total, "to_own": _ratio_to(total, matrix[task][task]), "worst": worst}
+            {"task": task, "disturbance": total, "to_own": _energy_ratio(total, matrix[task][task]), "worst": worst}
         )
-    return {"tasks": sorted(tasks, key=_severity), "pairs": sorted(pairs, key=_severity)}
+    return {"tasks": sorted(tasks, key=_interference_severity), "pairs": sorted(pairs, key=_interference_severity)}
 
 
-def _ratio_to(part: float, whole: float) -> float | None:
+def _energy_ratio(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 
-def _severity(row: Mapping[str, Any]) -> tuple[bool, float]:
+def _interference_severity(row: Mapping[str, Any]) -> tuple[bool, float]:
     """The worst first; a task whose own update is zero comes before all."""
     return row["to_own"] is not None, -(row["to_own"] or 0.0)
 

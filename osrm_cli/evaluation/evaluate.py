@@ -9,15 +9,15 @@ from osrm_cli.adapters.task_data import DEFAULT_DATA
 from osrm_cli.errors import first_line
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.harness import check_harness, run_harness
-from osrm_cli.evaluation.merged_folder import MergedFolder, MergedTask
-from osrm_cli.evaluation.model_card import with_scores
+from osrm_cli.evaluation.merged_folder import ScoredFolder, ScoredTask
+from osrm_cli.evaluation.model_card import card_with_scores
 from osrm_cli.evaluation.scorers import FolderScorer
 from osrm_cli.evaluation.scores import TaskScore, TaskScores
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.provenance import CARD_NAME
-from osrm_cli.tasks.loading import choose_source, list_splits, load_split
+from osrm_cli.tasks.loading import choose_task_source, list_splits, load_split
 from osrm_cli.tasks.task import TaskSplit, resolve_max_length
 
 
@@ -105,10 +105,10 @@ def evaluate_folder(
     folder = Path(folder)
     path = Path(out) if out else folder / scores.SCORES_NAME
     atomic.refuse_existing(path, overwrite)
-    merged = MergedFolder.open(folder)
+    merged = ScoredFolder.open(folder)
     adapters_and_method = merged.describe()
     tasks_on_disk = merged.choose_tasks(list(tasks))
-    examples = {name: _load_sets(task, data, split, limit) for name, task in tasks_on_disk.items()}
+    examples = {name: _load_splits_to_score(task, data, split, limit) for name, task in tasks_on_disk.items()}
     lengths = {
         name: max_length or resolve_max_length(task.max_length, examples[name][0].task)
         for name, task in tasks_on_disk.items()
@@ -145,7 +145,7 @@ def evaluate_folder(
         result.scores[name] = score
     settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": precision}
     weights = sorted(folder.rglob("*.safetensors"))
-    record = provenance.make_record("eval", settings, weights, base=base_id, **adapters_and_method)
+    record = provenance.make_artifact_record("eval", settings, weights, base=base_id, **adapters_and_method)
     result.summary.update(scores.summarize_scores(result.scores))
     if harness:
         with progress("harness", len(harness), "tasks") as advance:
@@ -165,24 +165,24 @@ def evaluate_folder(
     with atomic.write_file(path, overwrite) as stage:
         stage.write_text(provenance.to_json({**record, **contents}), encoding="utf-8")
     if out is None and (folder / CARD_NAME).is_file():
-        result.notes.extend(_write_card(folder / CARD_NAME, result.scores, split))
+        result.notes.extend(_write_scores_to_card(folder / CARD_NAME, result.scores, split))
     if merged.form == "task-aware":
         result.notes.append("Each task was scored with its own mask: this is not one model.")
     return result
 
 
-def _load_sets(task: MergedTask, data: str | None, split: str, limit: int | None) -> list[TaskSplit]:
+def _load_splits_to_score(task: ScoredTask, data: str | None, split: str, limit: int | None) -> list[TaskSplit]:
     """The split's examples; two sets where the task has a matched and a mismatched one."""
-    source = choose_source(task.task, task.data_source, data, task.root) or DEFAULT_DATA
+    source = choose_task_source(task.task, task.data_source, data, task.root) or DEFAULT_DATA
     splits = list_splits(task.task, source)
     pair = [name for name in (f"{split}_matched", f"{split}_mismatched") if name in splits]
     return [load_split(task.task, source, name, limit) for name in pair or [split]]
 
 
-def _write_card(path: Path, task_scores: TaskScores, split: str) -> list[str]:
+def _write_scores_to_card(path: Path, task_scores: TaskScores, split: str) -> list[str]:
     """Write the scores into the folder's model card; says why that cannot be done."""
     try:
-        text = with_scores(path.read_text(encoding="utf-8"), path.parent.resolve().name, task_scores, split)
+        text = card_with_scores(path.read_text(encoding="utf-8"), path.parent.resolve().name, task_scores, split)
     except Exception as error:  # people edit cards, and the library raises whatever YAML makes of that
         return [f"{path}: the scores could not be added: {first_line(error)}"]
     with atomic.write_file(path, overwrite=True) as stage:

@@ -80,10 +80,10 @@ def run_harness(
             f"lm-evaluation-harness cannot load its data: {first_line(error)}",
             "go online once, or set HF_HOME to a filled cache",
         ) from None
-    return {task: _metric_values(row) for task, row in results["results"].items()}
+    return {task: _harness_metrics(row) for task, row in results["results"].items()}
 
 
-def _metric_values(row: dict[str, Any]) -> dict[str, float]:
+def _harness_metrics(row: dict[str, Any]) -> dict[str, float]:
     """The metrics without the name of their filter, where there is one filter."""
     values = {name: value for name, value in row.items() if isinstance(value, int | float)}
     short = {name: name.removesuffix(",none") for name in values}

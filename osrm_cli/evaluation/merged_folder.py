@@ -25,7 +25,7 @@ _HINT_IF_MOVED = "give their folder with --adapters FOLDER"
 
 
 @dataclass(frozen=True)
-class MergedTask:
+class ScoredTask:
     """One task's model on disk; ``Backbone.attach`` attaches it to a model.
 
     Attributes:
@@ -52,7 +52,7 @@ class MergedTask:
 
     @property
     def template(self) -> Mapping[str, Any] | None:
-        """What the adapter saw in training beside the texts, see ``template_record``; of a text task alone."""
+        """What the adapter saw in training beside the texts, see ``chat_template_record``; of a text task alone."""
         record = self.record if self.is_single_adapter else self.single_adapter
         return record.get("template")
 
@@ -100,7 +100,7 @@ class MergedTask:
         """
         if self.adapter:
             return self.adapter.head_tensors()
-        with input_files.open_tensors(self.head_path) as file:
+        with input_files.open_safetensors(self.head_path) as file:
             head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         for name, tensor in head.items():
             if not tensor.is_floating_point() or not input_files.all_finite(tensor):
@@ -124,7 +124,7 @@ class MergedTask:
 
 
 @dataclass(frozen=True)
-class MergedFolder:
+class ScoredFolder:
     """A merged folder, or an adapter folder.
 
     Attributes:
@@ -138,7 +138,7 @@ class MergedFolder:
     path: Path
     form: str
     record: Record
-    tasks: Mapping[str, MergedTask]
+    tasks: Mapping[str, ScoredTask]
     adapter: Adapter | None = None
 
     @classmethod
@@ -156,12 +156,12 @@ class MergedFolder:
         if form == "adapter" and not adapter:
             adapter = Adapter.open(path)  # says what is missing
         if adapter and "form" not in record:
-            task = MergedTask(adapter.name, form, path, path, record, adapter)
+            task = ScoredTask(adapter.name, form, path, path, record, adapter)
             return cls(path, form, record, {task.task: task}, adapter)
         folders = sorted(folder for folder in (path / TASKS_FOLDER).glob("[!.]*") if folder.is_dir())
-        tasks = {folder.name: _open_task(folder, form, path, record) for folder in folders}
-        for name in _tasks_without_head(adapter, record):
-            tasks.setdefault(name, MergedTask(name, form, path, path, record, adapter))
+        tasks = {folder.name: _open_scored_task(folder, form, path, record) for folder in folders}
+        for name in _tasks_scored_as_text(adapter, record):
+            tasks.setdefault(name, ScoredTask(name, form, path, path, record, adapter))
         if not tasks:
             raise OsrmError(f"{path} contains no head, only the merged update", "merge adapters that have heads")
         return cls(path, form, record, dict(sorted(tasks.items())), adapter)
@@ -171,7 +171,7 @@ class MergedFolder:
         """By task, adapters of other base models that the merge has learned from."""
         return self.record.get("teachers") or {}
 
-    def choose_tasks(self, names: list[str]) -> dict[str, MergedTask]:
+    def choose_tasks(self, names: list[str]) -> dict[str, ScoredTask]:
         """The classifiers of some tasks; of all if there are no names.
 
         Raises:
@@ -231,7 +231,7 @@ class MergedFolder:
                 f"{self.path / records.RECORD_NAME} does not record what was merged, and how", "merge again"
             )
         return {
-            "adapters": {row["task"]: _describe_input(row) for row in rows},
+            "adapters": {row["task"]: _describe_scored_adapter(row) for row in rows},
             "method": method,
             "options": options,
             "calibrated": "calibration" in self.record,
@@ -253,7 +253,9 @@ class MergedFolder:
                 "heads of such tasks were learned with the merge: leave the calibration out",
             )
         if folder is None:
-            return [replace(_open_recorded(classifier), name=classifier.task) for classifier in self.tasks.values()]
+            return [
+                replace(_open_single_adapter(classifier), name=classifier.task) for classifier in self.tasks.values()
+            ]
         moved = [Adapter.open(path.parent) for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
         by_digest = {adapter.sha256(): adapter for adapter in moved}
         adapters = []
@@ -268,17 +270,17 @@ class MergedFolder:
         return adapters
 
 
-def _open_task(folder: Path, form: str, root: Path, record: Record) -> MergedTask:
+def _open_scored_task(folder: Path, form: str, root: Path, record: Record) -> ScoredTask:
     """A task that has a folder of its own."""
     if folder.is_symlink():
         raise OsrmError(f"{folder} is a link to a folder, expected a folder", "copy the folder there")
     if form == "adapter":
         adapter = Adapter.open(folder)
-        return MergedTask(folder.name, form, folder, root, adapter.record or record, adapter)
-    return MergedTask(folder.name, form, folder, root, records.read_record(folder) or record)
+        return ScoredTask(folder.name, form, folder, root, adapter.record or record, adapter)
+    return ScoredTask(folder.name, form, folder, root, records.read_record(folder) or record)
 
 
-def _tasks_without_head(adapter: Adapter | None, record: Record) -> list[str]:
+def _tasks_scored_as_text(adapter: Adapter | None, record: Record) -> list[str]:
     """Tasks of a merged folder that are answered with text, or may be: another program's adapters do not say."""
     tasks = record.get("tasks") or {}
     is_language_model = adapter is None or adapter.config.task_type in TEXT_TASK_TYPES
@@ -287,7 +289,7 @@ def _tasks_without_head(adapter: Adapter | None, record: Record) -> list[str]:
     ]
 
 
-def _open_recorded(classifier: MergedTask) -> Adapter:
+def _open_single_adapter(classifier: ScoredTask) -> Adapter:
     task, (path, digest) = classifier.task, classifier.recorded_adapter()
     try:
         adapter = Adapter.open(path)
@@ -300,7 +302,7 @@ def _open_recorded(classifier: MergedTask) -> Adapter:
     return adapter
 
 
-def _describe_input(row: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_scored_adapter(row: Mapping[str, Any]) -> dict[str, Any]:
     """A merged folder's record of an adapter, with the adapter's own record if it is unchanged."""
     try:
         current = Adapter.open(row["path"]).describe()

@@ -11,7 +11,7 @@ _BEGIN, _END = "<!-- scores of osrm eval -->", "<!-- end of scores -->"
 _HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "micro_f1": "f1"}
 
 
-def with_scores(text: str, name: str, scores: TaskScores, split: str) -> str:
+def card_with_scores(text: str, name: str, scores: TaskScores, split: str) -> str:
     """A model card with scores, in place of those that it has.
 
     Args:
@@ -20,15 +20,15 @@ def with_scores(text: str, name: str, scores: TaskScores, split: str) -> str:
         scores: Scores by task.
         split: The split that they were measured on.
     """
-    card = ModelCard(without_scores(text))
+    card = ModelCard(card_without_scores(text))
     data: Any = card.data
     data.model_name, data.eval_results = name, _eval_results(scores, split)
     card.text = card.text.rstrip("\n") + "\n\n" + _make_score_table(scores, split)
     return str(card)
 
 
-def without_scores(text: str) -> str:
-    """A model card without the scores that ``with_scores`` has put into it."""
+def card_without_scores(text: str) -> str:
+    """A model card without the scores that ``card_with_scores`` has put into it."""
     if _BEGIN not in text:
         return text
     card = ModelCard(text)

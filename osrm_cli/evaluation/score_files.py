@@ -22,16 +22,16 @@ T = TypeVar("T")
 Values = tuple[FiniteFloat, ...]
 
 
-def _check_numbers(value: Any) -> Any:
+def _check_score_numbers(value: Any) -> Any:
     """Refuse what JSON cannot hold, wherever it is inside a value."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is not a number")
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_numbers(part)
+        _check_score_numbers(part)
     return value
 
 
-def _check_lambda(options: dict[str, Any]) -> dict[str, Any]:
+def _check_scored_lambda(options: dict[str, Any]) -> dict[str, Any]:
     scale = options.get("lambda")
     is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if scale is not None and not (is_number and abs(scale) < _MAX_LAMBDA):
@@ -39,8 +39,8 @@ def _check_lambda(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-Settings = Annotated[dict[str, Any], AfterValidator(_check_numbers)]
-Options = Annotated[Settings, AfterValidator(_check_lambda)]
+Settings = Annotated[dict[str, Any], AfterValidator(_check_score_numbers)]
+Options = Annotated[Settings, AfterValidator(_check_scored_lambda)]
 Count = Annotated[int, Field(ge=0)]
 
 _WRITERS = ("eval", "sweep")
@@ -105,7 +105,7 @@ class _TaskRow:
 
 
 @dataclass(frozen=True)
-class _Split:
+class _ScoredSplit:
     tasks: Annotated[dict[str, _TaskRow], Field(min_length=1)]
     predictions: dict[str, Values] = field(default_factory=dict)
 
@@ -126,8 +126,8 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Splits:
-    validation: _Split
-    test: _Split
+    validation: _ScoredSplit
+    test: _ScoredSplit
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Data:
 
 
 @dataclass(frozen=True)
-class _ScoresJson(_Split):
+class _ScoresJson(_ScoredSplit):
     settings: _Settings = field(kw_only=True)
     adapters: Annotated[dict[str, AdapterRecord], Field(min_length=1)] = field(kw_only=True)
     method: str | None = field(kw_only=True)
@@ -221,24 +221,24 @@ def parse_score_file(name: str, record: Mapping[str, Any], content: bytes) -> Sc
     """
     digest = hashlib.sha256(content).hexdigest()
     if record["command"] == "sweep":
-        return _from_sweep(name, digest, _validate_scores(name, _SweepJson, content, "sweep"))
-    return _from_eval(name, digest, _validate_scores(name, _ScoresJson, content, "eval"))
+        return _score_file_from_sweep(name, digest, _validate_score_file(name, _SweepJson, content, "sweep"))
+    return _score_file_from_eval(name, digest, _validate_score_file(name, _ScoresJson, content, "eval"))
 
 
-def _validate_scores(name: str, schema: type[T], content: bytes, command: str) -> T:
+def _validate_score_file(name: str, schema: type[T], content: bytes, command: str) -> T:
     try:
         return TypeAdapter(schema).validate_json(content, strict=True)
     except ValidationError as error:
-        raise _schema_error(name, describe_error(error), command) from None
+        raise _score_file_error(name, describe_error(error), command) from None
 
 
-def _schema_error(name: str, reason: str, command: str) -> OsrmError:
+def _score_file_error(name: str, reason: str, command: str) -> OsrmError:
     return OsrmError(
         f"{name} cannot be read: {reason}", f"recreate it with 'osrm {command}' of this version and --overwrite"
     )
 
 
-def _from_eval(name: str, digest: str, contents: _ScoresJson) -> ScoreFile:
+def _score_file_from_eval(name: str, digest: str, contents: _ScoresJson) -> ScoreFile:
     scores = contents.scores({}, contents.labels)
     single = {
         task: replace(scores[task], headline=row.single, predictions=())
@@ -252,22 +252,22 @@ def _from_eval(name: str, digest: str, contents: _ScoresJson) -> ScoreFile:
     return ScoreFile(name, digest, settings.split, settings.dtype, adapters, single, merges)
 
 
-def _from_sweep(name: str, digest: str, contents: _SweepJson) -> ScoreFile:
+def _score_file_from_sweep(name: str, digest: str, contents: _SweepJson) -> ScoreFile:
     settings, best = contents.settings, {row.point for row in contents.best}
     half_suffix = f" (half of it, by seed {settings.seed})" if settings.validation_split is None else ""
     tasks = set(contents.single.test.tasks)
     if missing := sorted(task for task in tasks if task not in contents.data):
-        raise _schema_error(name, f"data: the digest of {missing[0]} is missing", "sweep")
+        raise _score_file_error(name, f"data: the digest of {missing[0]} is missing", "sweep")
     if missing := sorted(task for task, data in contents.data.items() if settings.split not in data.sha256):
-        raise _schema_error(name, f"data.{missing[0]}.sha256: the digest of '{settings.split}' is missing", "sweep")
+        raise _score_file_error(name, f"data.{missing[0]}.sha256: the digest of '{settings.split}' is missing", "sweep")
     digests = {task: data.sha256[settings.split] + half_suffix for task, data in contents.data.items()}
     if best and max(best) >= len(contents.points):
-        raise _schema_error(name, f"best: there is no point {max(best)}", "sweep")
+        raise _score_file_error(name, f"best: there is no point {max(best)}", "sweep")
     labels, merges = contents.labels.get("test", {}), []
     for index, point in enumerate(contents.points):
         for key, split in (("validation", point.validation), ("test", point.test)):
             if set(split.tasks) != tasks:
-                raise _schema_error(name, f"points.{index}.{key}: its tasks are not those of 'single'", "sweep")
+                raise _score_file_error(name, f"points.{index}.{key}: its tasks are not those of 'single'", "sweep")
         test, validation = point.test.scores(digests, labels), point.validation.scores({}, {})
         merges.append(ScoredMerge(point.method, point.options, point.calibrated, test, validation, index in best))
     return ScoreFile(

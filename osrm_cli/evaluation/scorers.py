@@ -10,14 +10,14 @@ import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
-from osrm_cli.evaluation.merged_folder import MergedFolder, MergedTask
+from osrm_cli.evaluation.merged_folder import ScoredFolder, ScoredTask
 from osrm_cli.evaluation.scores import TaskScore, TextAnswers
 from osrm_cli.models.backbone import Backbone, check_max_length
 from osrm_cli.models.batching import IGNORED, Encoding
 from osrm_cli.models.text.backbone import TextBackbone
-from osrm_cli.models.text.completions import CompletionTokenizer, check_template
+from osrm_cli.models.text.completions import CompletionTokenizer, check_chat_template
 from osrm_cli.progress import Advance, Progress
-from osrm_cli.tasks.metrics import compute_scores, predictions_from_logits, primary_score
+from osrm_cli.tasks.metrics import compute_task_scores, predictions_from_logits, primary_score
 from osrm_cli.tasks.task import Task, TaskSplit, TextExample
 from osrm_cli.tasks.text.metrics import ANSWER_METRICS, LIKELIHOOD, compute_answer_scores, loss_scores
 
@@ -28,7 +28,7 @@ class Scorer(Protocol):
     """Scores tasks of one kind on one base model."""
 
     def score(
-        self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int, progress: Progress
+        self, task: ScoredTask | None, sets: Sequence[TaskSplit], max_length: int, progress: Progress
     ) -> TaskScore:
         """Score a task's model, or the base model alone, on one set of examples or two."""
 
@@ -50,7 +50,7 @@ class FolderScorer:
         warnings: Collects what the user should know about the examples.
     """
 
-    merged: MergedFolder
+    merged: ScoredFolder
     base_dir: Path
     device: torch.device
     dtype: str
@@ -70,13 +70,13 @@ class FolderScorer:
         """
         check_max_length(self.base_dir, length)
 
-    def score(self, task: MergedTask, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
+    def score(self, task: ScoredTask, sets: Sequence[TaskSplit], max_length: int) -> TaskScore:
         """Score one of the folder's tasks on one set of examples or two."""
         return self._score_model(
             "single" if task.is_single_adapter else "merged", self.base_dir, task, sets, max_length
         )
 
-    def add_single_score(self, score: TaskScore, task: MergedTask, data: TaskSplit, max_length: int) -> TaskScore:
+    def add_single_score(self, score: TaskScore, task: ScoredTask, data: TaskSplit, max_length: int) -> TaskScore:
         """A task's score with the single adapter's: recorded for the same examples, or measured if possible."""
         if task.is_single_adapter:
             return replace(score, single=score.headline, single_loss=score.metrics.get("loss"))
@@ -89,7 +89,7 @@ class FolderScorer:
         if not task.single_adapter or not (path / CONFIG_NAME).is_file():
             self.notes.append(f"{task.task}: the single adapter is not available, so its score is missing")
             return score
-        single = MergedFolder.open(path)
+        single = ScoredFolder.open(path)
         if single.adapter is None or single.adapter.sha256() != task.single_adapter.get("sha256"):
             self.notes.append(f"{task.task}: {path} has changed since it was merged, so its score is missing")
             return score
@@ -112,7 +112,7 @@ class FolderScorer:
         self,
         name: str,
         model: Path,
-        task: MergedTask | None,
+        task: ScoredTask | None,
         sets: Sequence[TaskSplit],
         max_length: int,
         is_teacher: bool = False,
@@ -154,7 +154,7 @@ class ClassScorer:
     batch_size: int
 
     def score(
-        self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int, progress: Progress
+        self, task: ScoredTask | None, sets: Sequence[TaskSplit], max_length: int, progress: Progress
     ) -> TaskScore:
         """Score one task on one set of examples, or two.
 
@@ -171,14 +171,14 @@ class ClassScorer:
                     logits = self.backbone.logits(model, encodings, self.batch_size, advance)
                 predictions.append(predictions_from_logits(data.task, logits.numpy()))
         metrics_by_set = [
-            compute_scores(first_set.task, answers, data.labels)
+            compute_task_scores(first_set.task, answers, data.labels)
             for answers, data in zip(predictions, sets, strict=True)
         ]
         return TaskScore(
             {
                 name: value
                 for data, row in zip(sets, metrics_by_set, strict=True)
-                for name, value in _metrics_by_name(data, row)
+                for name, value in _scored_metrics_by_name(data, row)
             },
             primary_score(first_set.task, metrics_by_set[0]),
             None,
@@ -189,7 +189,7 @@ class ClassScorer:
         )
 
 
-def _metrics_by_name(data: TaskSplit, metrics: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+def _scored_metrics_by_name(data: TaskSplit, metrics: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     suffix = "_mismatched" if data.split.endswith("_mismatched") else ""
     return ((name + suffix, value) for name, value in metrics.items())
 
@@ -213,7 +213,7 @@ class TextScorer:
     warnings: list[str]
 
     def score(
-        self, task: MergedTask | None, sets: Sequence[TaskSplit], max_length: int, progress: Progress
+        self, task: ScoredTask | None, sets: Sequence[TaskSplit], max_length: int, progress: Progress
     ) -> TaskScore:
         """Score one task.
 
@@ -222,7 +222,7 @@ class TextScorer:
         """
         (data,) = sets
         if task:
-            check_template(task.template, self.backbone.tokenizer, task.task)
+            check_chat_template(task.template, self.backbone.tokenizer, task.task)
         completions = self.backbone.completions(max_length, self.skip_long)
         examples, encodings = completions.encode(data.text_examples)
         self.warnings.extend(text for text in completions.warnings if text not in self.warnings)
@@ -234,7 +234,7 @@ class TextScorer:
         self._warn_of_empty_answers(task, data.task.name, found)
         return found
 
-    def _warn_of_empty_answers(self, model: MergedTask | None, task: str, found: TaskScore) -> None:
+    def _warn_of_empty_answers(self, model: ScoredTask | None, task: str, found: TaskScore) -> None:
         """An end token that is always the likeliest first one costs little loss, and every answer."""
         answers = found.text.answers if found.text else ()
         empty = sum(not answer.strip() for answer in answers)

@@ -108,14 +108,14 @@ def average(scores: TaskScores) -> float:
 
 def summarize_scores(scores: TaskScores) -> dict[str, Any]:
     """Tasks and their averages, as in ``scores.json``; an average is ``None`` unless every task has a value."""
-    rows = {task: _score_dict(score) for task, score in scores.items()}
+    rows = {task: _task_score_dict(score) for task, score in scores.items()}
     keys = ["headline", "single", "ratio"]
     if all(score.text for score in scores.values()):  # losses of different tasks do not add up, shares do
         keys += ["base", "loss_ratio", "kept"]
-    return {"tasks": rows, "average": {key: _mean([row[key] for row in rows.values()]) for key in keys}}
+    return {"tasks": rows, "average": {key: _mean_score([row[key] for row in rows.values()]) for key in keys}}
 
 
-def _score_dict(score: TaskScore) -> dict[str, Any]:
+def _task_score_dict(score: TaskScore) -> dict[str, Any]:
     of_text = ("single_loss", "base", "base_loss")
     omitted = ("predictions", "labels", "text", *(() if score.text else of_text))
     row = {name: value for name, value in asdict(score).items() if name not in omitted} | {"ratio": score.ratio}
@@ -139,7 +139,7 @@ def predictions_record(scores: TaskScores) -> dict[str, Any]:
     return record
 
 
-def _mean(values: list[float | None]) -> float | None:
+def _mean_score(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) and known else None
 

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.adapters.rank_limits import parse_rank
+from osrm_cli.adapters.rank_limits import parse_rank_limit
 from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.errors import OsrmError
 from osrm_cli.extraction.energy import KindEnergy, energy_by_kind
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import truncate
+from osrm_cli.linalg.row_stream import truncate_rank
 from osrm_cli.models.base_model import TOKENIZER_FILES, find_base_model, identify_base_model
-from osrm_cli.models.devices import pick_device, with_float64
-from osrm_cli.models.full.fine_tuned import KINDS, FineTunedModel, TensorPair
+from osrm_cli.models.devices import device_with_float64, pick_device
+from osrm_cli.models.full.fine_tuned import KINDS, FineTunedModel, FineTunedPair
 from osrm_cli.progress import Advance, Progress, no_progress
 from osrm_cli.storage import atomic, hub, input_files, provenance
 from osrm_cli.storage.records import BaseModelId
-from osrm_cli.storage.safetensors_writer import TYPES, write_stream
+from osrm_cli.storage.safetensors_writer import TYPES, write_safetensors
 
 DEFAULT_RANK = 32
 _LOSSY = 0.95  # a share of the energy below this is worth a warning
@@ -113,8 +113,8 @@ def extract_adapter(
         0.99
     """
     source = str(finetuned)
-    limits = _read_limits(rank, energy)
-    path = Path(out) if out else Path("extracted") / hub.short_name(source)
+    limits = _parse_extraction_limits(rank, energy)
+    path = Path(out) if out else Path("extracted") / hub.short_source_name(source)
     rest = Path(keep_rest) if keep_rest else None
     for output in (path, rest) if rest else (path,):
         atomic.refuse_existing(output, overwrite)
@@ -126,36 +126,36 @@ def extract_adapter(
             energies[name] = pair.energy()
             advance(1)
     # Wider tensors first, so that each starts at a multiple of its own width in the rest's file.
-    changed = {name: pair for name, pair in sorted(tuned.pairs.items(), key=_width_of_type) if energies[name] > 0}
+    changed = {name: pair for name, pair in sorted(tuned.pairs.items(), key=_extraction_order) if energies[name] > 0}
     pairs = {name: pair for name, pair in changed.items() if pair.layer}
     if not pairs:
         raise OsrmError(f"no linear layer of {source} differs from {base}", "give the models in this order: BASE TUNED")
-    result = _describe_pairs(path, tuned, pairs, energies)
+    result = _describe_extraction(path, tuned, pairs, energies)
     if dry_run:
-        return replace(result, kinds=_by_kind(tuned, energies, dict.fromkeys(pairs, 1.0)))
+        return replace(result, kinds=_extracted_energy_by_kind(tuned, energies, dict.fromkeys(pairs, 1.0)))
     kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    job = _Job(tuned, changed, limits, identity, kind, with_float64(pick_device(device)))
+    job = _Extraction(tuned, changed, limits, identity, kind, device_with_float64(pick_device(device)))
     with ExitStack() as stack:
         stage = stack.enter_context(atomic.write_folder(path, overwrite))
-        rest_stage = stack.enter_context(_stage_rest(rest, path, stage, overwrite)) if rest else None
+        rest_stage = stack.enter_context(_stage_unextracted_rest(rest, path, stage, overwrite)) if rest else None
         with progress("extract", len(pairs), "layers") as advance:
             ranks, kept = job.write(stage, rest_stage, advance)
         shares = {str(pair.layer): kept[name] for name, pair in pairs.items()}
-        result = replace(result, kinds=_by_kind(tuned, energies, kept), ranks=ranks, kept=shares)
+        result = replace(result, kinds=_extracted_energy_by_kind(tuned, energies, kept), ranks=ranks, kept=shares)
         settings = {**limits, "dtype": dtype, "target_modules": list(target_modules) or None}
         found: dict[str, str] = {}
         if rest and rest_stage:
             found = {"path": Path(os.path.relpath(rest, path)).as_posix(), "sha256": input_files.sha256(rest_stage)}
-        _write_beside(stage, tuned, settings, identity, result, found)
-    return replace(result, warnings=[*result.warnings, *_warn_of_loss(result)])
+        _finish_extracted_folder(stage, tuned, settings, identity, result, found)
+    return replace(result, warnings=[*result.warnings, *_warn_of_extraction_loss(result)])
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Extraction:
     """What is written, and how: the tensors that differ, wider types first, and the limits of their ranks."""
 
     tuned: FineTunedModel
-    changed: Mapping[str, TensorPair]
+    changed: Mapping[str, FineTunedPair]
     limits: Mapping[str, Any]
     base: BaseModelId
     dtype: torch.dtype
@@ -180,25 +180,26 @@ class _Job:
         with ExitStack() as files:
             head = self.tuned.read_head()
             adapter = files.enter_context(write_adapter_stream(stage, layers, config, head, self.dtype))
-            others = files.enter_context(write_stream(rest, list(names.values()))) if rest else None
+            others = files.enter_context(write_safetensors(rest, list(names.values()))) if rest else None
             for name, pair in self.changed.items():
                 if not (pair.layer or others):
                     continue
                 difference, factors = pair.difference(), None
                 if pair.layer:
-                    factors, kept[name] = truncate(difference.to(self.device), **self.limits)
+                    factors, kept[name] = truncate_rank(difference.to(self.device), **self.limits)
                     adapter.add(pair.layer, factors)
                     advance(1)
                 if others:
                     others.add(
-                        names[name], _subtract_factors(pair, difference, factors.to(self.dtype) if factors else None)
+                        names[name],
+                        _subtract_extracted_factors(pair, difference, factors.to(self.dtype) if factors else None),
                     )
         return adapter.ranks, kept
 
 
-def _read_limits(rank: int | str | None, energy: float | None) -> dict[str, Any]:
-    """Arguments of ``truncate``."""
-    limits: dict[str, Any] = parse_rank(rank) if isinstance(rank, str) else {"rank": rank}
+def _parse_extraction_limits(rank: int | str | None, energy: float | None) -> dict[str, Any]:
+    """Arguments of ``truncate_rank``."""
+    limits: dict[str, Any] = parse_rank_limit(rank) if isinstance(rank, str) else {"rank": rank}
     if "energy" in limits and energy is not None:
         raise OsrmError("--rank auto and --energy are the same", "leave out one of them")
     limits = {"rank": limits.get("rank"), "energy": limits.get("energy", energy)}
@@ -211,13 +212,13 @@ def _read_limits(rank: int | str | None, energy: float | None) -> dict[str, Any]
     return limits
 
 
-def _width_of_type(item: tuple[str, TensorPair]) -> int:
+def _extraction_order(item: tuple[str, FineTunedPair]) -> int:
     """Sort key: the widest type first."""
     return -TYPES[item[1].tuned.dtype].itemsize
 
 
 @contextmanager
-def _stage_rest(rest: Path, path: Path, stage: Path, overwrite: bool) -> Iterator[Path]:
+def _stage_unextracted_rest(rest: Path, path: Path, stage: Path, overwrite: bool) -> Iterator[Path]:
     """Where to write the rest: beside its target, or in the folder that is being staged where it belongs there."""
     if rest.resolve().is_relative_to(path.resolve()):
         inside = stage / rest.resolve().relative_to(path.resolve())
@@ -228,7 +229,7 @@ def _stage_rest(rest: Path, path: Path, stage: Path, overwrite: bool) -> Iterato
             yield outside
 
 
-def _subtract_factors(pair: TensorPair, difference: Tensor, factors: LowRank | None) -> Tensor:
+def _subtract_extracted_factors(pair: FineTunedPair, difference: Tensor, factors: LowRank | None) -> Tensor:
     """What the factors, as they are stored, leave of a difference: of the base model's shape, in the model's type."""
     left = difference - factors.dense().to(difference) if factors else difference
     if pair.added_rows < 0:
@@ -236,14 +237,16 @@ def _subtract_factors(pair: TensorPair, difference: Tensor, factors: LowRank | N
     return left.to(TYPES[pair.tuned.dtype])
 
 
-def _by_kind(tuned: FineTunedModel, energies: Mapping[str, float], kept: Mapping[str, float]) -> dict[str, KindEnergy]:
+def _extracted_energy_by_kind(
+    tuned: FineTunedModel, energies: Mapping[str, float], kept: Mapping[str, float]
+) -> dict[str, KindEnergy]:
     kinds = {name: pair.kind for name, pair in tuned.pairs.items()}
     found = energy_by_kind(kinds, energies, kept)
     return {kind: found[kind] for kind in KINDS if kind in found}
 
 
-def _describe_pairs(
-    path: Path, tuned: FineTunedModel, pairs: Mapping[str, TensorPair], energies: Mapping[str, float]
+def _describe_extraction(
+    path: Path, tuned: FineTunedModel, pairs: Mapping[str, FineTunedPair], energies: Mapping[str, float]
 ) -> ExtractedAdapter:
     """What there is to extract, before anything is decomposed."""
     added = {name: pair.added_rows for name, pair in tuned.pairs.items() if pair.added_rows}
@@ -263,7 +266,7 @@ def _describe_pairs(
     return ExtractedAdapter(
         path,
         [str(pair.layer) for pair in pairs.values()],
-        _by_kind(tuned, energies, {}),
+        _extracted_energy_by_kind(tuned, energies, {}),
         heads=tuned.model.heads,
         labels=tuned.labels,
         added_rows=added,
@@ -272,14 +275,14 @@ def _describe_pairs(
     )
 
 
-def _warn_of_loss(result: ExtractedAdapter) -> list[str]:
+def _warn_of_extraction_loss(result: ExtractedAdapter) -> list[str]:
     if result.held >= _LOSSY:
         return []
     parts = ", ".join(f"{kind} {row.lost:.1%}" for kind, row in result.kinds.items() if row.lost >= 0.001)
     return [f"the adapter does not hold {1 - result.held:.1%} of the difference's energy: {parts}"]
 
 
-def _write_beside(
+def _finish_extracted_folder(
     stage: Path,
     tuned: FineTunedModel,
     settings: Mapping[str, Any],
@@ -294,10 +297,10 @@ def _write_beside(
                 shutil.copyfile(path, stage / path.name)
     origin = {
         "path": hub.pin_revision(tuned.source, tuned.folder),
-        "commit": hub.commit_of(tuned.folder),
+        "commit": hub.snapshot_commit(tuned.folder),
         "sha256": input_files.sha256(tuned.folder),
     }
-    record = provenance.make_record(
+    record = provenance.make_artifact_record(
         "extract",
         settings,
         base=base,

@@ -4,16 +4,18 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from osrm_cli.adapters.adapter import Adapter, check_same_architecture, check_task_names, short_model_name
+from osrm_cli.adapters.adapter import Adapter, check_adapter_names, check_same_architecture, short_model_name
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.features_file import FeaturesFile
-from osrm_cli.models.base_model import open_update
+from osrm_cli.models.base_model import open_adapter_or_full_model
 from osrm_cli.storage import provenance
 from osrm_cli.storage.records import BaseModelId
 
 
-def open_adapters(sources: Sequence[str], named: Sequence[str] = (), base: BaseModelId | None = None) -> list[Adapter]:
+def open_adapters_for_features(
+    sources: Sequence[str], named: Sequence[str] = (), base: BaseModelId | None = None
+) -> list[Adapter]:
     """Open adapters in the order of their tasks' names.
 
     Args:
@@ -24,15 +26,15 @@ def open_adapters(sources: Sequence[str], named: Sequence[str] = (), base: BaseM
     Raises:
         OsrmError: If one cannot be read, two are of one task, or ``named`` names another source.
     """
-    tasks = dict(_split_task_source(text, sources) for text in named)
-    opened = [open_update(source, base) if base else Adapter.open(source) for source in sources]
+    tasks = dict(_split_features_task(text, sources) for text in named)
+    opened = [open_adapter_or_full_model(source, base) if base else Adapter.open(source) for source in sources]
     adapters = [replace(adapter, name=tasks.get(adapter.source, adapter.name)) for adapter in opened]
-    check_task_names(adapters)
+    check_adapter_names(adapters)
     check_same_architecture(adapters)
     return sorted(adapters, key=lambda adapter: adapter.name)
 
 
-def _split_task_source(text: str, sources: Sequence[str]) -> tuple[str, str]:
+def _split_features_task(text: str, sources: Sequence[str]) -> tuple[str, str]:
     """Source and task of a ``TASK=SOURCE``."""
     task, _, name = text.partition("=")
     for source in sources:
@@ -43,7 +45,7 @@ def _split_task_source(text: str, sources: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def check_features(adapters: Sequence[Adapter], features: FeatureSet) -> None:
+def check_features_match(adapters: Sequence[Adapter], features: FeatureSet) -> None:
     """Check that there are features of every adapter's task, of its base model and of its layers.
 
     Raises:
@@ -56,13 +58,13 @@ def check_features(adapters: Sequence[Adapter], features: FeatureSet) -> None:
                 f"{adapter.source} is of task '{adapter.name}', the features are of: {', '.join(features.tasks)}",
                 f"osrm collect --task {adapter.name}, or name its task: --task TASK={adapter.source}",
             )
-        _check_base(adapter, file)
-        check_layers(adapter, file, features.tasks)
+        _check_features_base(adapter, file)
+        check_feature_layers(adapter, file, features.tasks)
 
 
-def _check_base(adapter: Adapter, file: FeaturesFile) -> None:
+def _check_features_base(adapter: Adapter, file: FeaturesFile) -> None:
     if adapter.base:
-        provenance.check_same_base_model({adapter.folder: adapter.base, file.path: file.base})
+        provenance.check_artifacts_share_base({adapter.folder: adapter.base, file.path: file.base})
     elif adapter.config.base_model and short_model_name(adapter.config.base_model) != short_model_name(file.base.name):
         raise OsrmError(
             f"{adapter.source} belongs to base model {adapter.config.base_model}, but {file.path} to {file.base.name}",
@@ -70,14 +72,14 @@ def _check_base(adapter: Adapter, file: FeaturesFile) -> None:
         )
 
 
-def _target_options(adapter: Adapter) -> str:
+def _collect_options(adapter: Adapter) -> str:
     """The options of ``osrm collect`` for an adapter's layers."""
     if adapter.is_dense:
         return "--target-modules all-linear"
     return " ".join(f"--target-modules {name}" for name in sorted({name.rpartition(".")[2] for name in adapter.layers}))
 
 
-def check_layers(adapter: Adapter, file: FeaturesFile, tasks: Collection[str]) -> None:
+def check_feature_layers(adapter: Adapter, file: FeaturesFile, tasks: Collection[str]) -> None:
     """Check that a features file describes every layer of an adapter, with the same widths.
 
     Args:
@@ -98,5 +100,5 @@ def check_layers(adapter: Adapter, file: FeaturesFile, tasks: Collection[str]) -
             widths = f"({known.d_in}, {known.d_out})" if known else "nothing"
             raise OsrmError(
                 f"{file.path} has {widths} for {name}, expected ({layer.d_in}, {layer.d_out}) (d_in, d_out)",
-                f"osrm collect {' '.join(f'--task {task}' for task in tasks)} --overwrite {_target_options(adapter)}",
+                f"osrm collect {' '.join(f'--task {task}' for task in tasks)} --overwrite {_collect_options(adapter)}",
             )

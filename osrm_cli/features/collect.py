@@ -12,7 +12,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.chosen_statistics import StatisticsConfig
 from osrm_cli.features.collector import FeatureCollector
 from osrm_cli.features.features_file import describe_features, write_features
-from osrm_cli.features.memory import DEFAULT_MEMORY, parse_size
+from osrm_cli.features.memory import DEFAULT_MEMORY, parse_memory_size
 from osrm_cli.features.task_features import TaskFeatures
 from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import find_base_model, identify_base_model
@@ -21,7 +21,7 @@ from osrm_cli.models.distributed import local_device, process_group, process_ran
 from osrm_cli.models.layer_inputs import ALL_TOKENS
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
-from osrm_cli.tasks.description import describe_split
+from osrm_cli.tasks.description import describe_task_split
 from osrm_cli.tasks.loading import draw_examples, list_tasks, load_split
 from osrm_cli.tasks.task import resolve_max_length
 
@@ -118,7 +118,7 @@ def collect_features(
         PosixPath('features/mini-mood.safetensors')
     """
     config = StatisticsConfig.of(statistics, shard, private, clip, batch_size, pooling, tokens)
-    limit = parse_size(memory)
+    limit = parse_memory_size(memory)
     names = list(dict.fromkeys(tasks or list_tasks(data)))
     paths = {name: config.path(Path(out) / f"{name}.safetensors") for name in names}
     for path in paths.values():
@@ -147,7 +147,7 @@ def collect_features(
         paths,
         {name: len(split.examples) for name, split in drawn.items()},
         len(collector.layers),
-        data={name: describe_split(split) for name, split in whole.items()} if dry_run else {},
+        data={name: describe_task_split(split) for name, split in whole.items()} if dry_run else {},
         warnings=[warning for split in whole.values() for warning in split.warnings],
     )
     if dry_run:
@@ -162,12 +162,12 @@ def collect_features(
             if process_rank():  # under a launcher, one process writes
                 deque(task.tensors(progress), maxlen=0)
                 continue
-            atomic.check_space(path, task.count_bytes())
+            atomic.check_disk_space(path, task.count_bytes())
             settings = {"samples": samples, "seed": seed, "pooling": str(pooling), "max_length": lengths[name]}
             settings |= {"tokens": str(tokens)} if is_text else {}
             origin = {"source": str(data), "split": drawn[name].split, "sha256": config.digest(drawn[name])}
             record = partial(
-                provenance.make_record,
+                provenance.make_artifact_record,
                 "collect",
                 settings | config.settings(),
                 base=base,

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from osrm_cli.features.statistics.table import Statistic
 from osrm_cli.models import target_modules
-from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, tokenize_examples
+from osrm_cli.models.batching import Encoding, check_model_vocabulary, collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.devices import move_model
 from osrm_cli.models.distributed import reduce_to_first
-from osrm_cli.models.layer_inputs import ALL_TOKENS, SharedInputs, find_shared_inputs, record_inputs
-from osrm_cli.models.offload import OffloadedModel, group_passes, offload_settings
+from osrm_cli.models.layer_inputs import ALL_TOKENS, SharedLayerInputs, find_shared_layer_inputs, record_layer_inputs
+from osrm_cli.models.offload import OffloadedModel, group_offloaded_batches, offload_settings
 from osrm_cli.models.target_modules import layer_widths
 from osrm_cli.models.text import language_model
 from osrm_cli.models.text.completions import CompletionTokenizer
@@ -32,7 +32,7 @@ class InputStatistics:
         targets: Target layers by name.
         kinds: For each statistic, the function that makes an accumulator for inputs of width ``d_in``.
         padded: Count padding as text.
-        tokens: Which tokens of a text task count, see ``record_inputs``.
+        tokens: Which tokens of a text task count, see ``record_layer_inputs``.
         inputs: Which inputs to record, if that is known.
     """
 
@@ -43,10 +43,10 @@ class InputStatistics:
         kinds: Sequence[Callable[[int], Any]],
         padded: bool = False,
         tokens: str = ALL_TOKENS,
-        inputs: SharedInputs | None = None,
+        inputs: SharedLayerInputs | None = None,
     ) -> None:
         self.model, self.targets, self.kinds, self.padded, self.tokens_counted = model, targets, kinds, padded, tokens
-        self.inputs: SharedInputs | None = None
+        self.inputs: SharedLayerInputs | None = None
         self.sums: dict[str, list[Any]] = {}
         if inputs:
             self._prepare_sums(inputs)
@@ -59,16 +59,16 @@ class InputStatistics:
             for total in self.sums[name]:
                 total.add(inputs, mask, rows)
 
-        record_inputs(self.model, self.targets, inputs, batch, record, self.padded, self.tokens_counted)
+        record_layer_inputs(self.model, self.targets, inputs, batch, record, self.padded, self.tokens_counted)
 
-    def probe(self, batch: Mapping[str, torch.Tensor]) -> SharedInputs:
+    def probe(self, batch: Mapping[str, torch.Tensor]) -> SharedLayerInputs:
         """Find out which inputs there are, if that is not known yet; nothing is counted."""
         if self.inputs is None:
             one = {name: rows[:1] for name, rows in batch.items()}
-            return self._prepare_sums(find_shared_inputs(self.model, self.targets, one))
+            return self._prepare_sums(find_shared_layer_inputs(self.model, self.targets, one))
         return self.inputs
 
-    def _prepare_sums(self, inputs: SharedInputs) -> SharedInputs:
+    def _prepare_sums(self, inputs: SharedLayerInputs) -> SharedLayerInputs:
         self.inputs = inputs
         for name in inputs.distinct:
             self.sums[name] = [kind(layer_widths(self.targets[name])[0]) for kind in self.kinds]
@@ -133,22 +133,22 @@ class FeatureCollector:
         self.target_modules = target_modules.as_target_modules(loaded, chosen, self.layers)
         self.offloaded = OffloadedModel(loaded, device, base_dir) if offload else None
         self.model = loaded.model if offload else move_model(loaded.model, device)
-        self._inputs: SharedInputs | None = None
+        self._inputs: SharedLayerInputs | None = None
 
     def tokenize(self, data: TaskSplit, max_length: int) -> list[Encoding]:
         """The examples as tokens."""
         if not self.is_text:
-            encodings = tokenize_examples(self.tokenizer, data.examples, max_length)
+            encodings = tokenize_for_classifier(self.tokenizer, data.examples, max_length)
         else:
             encoder_decoder = self.model.config.is_encoder_decoder
             completions = CompletionTokenizer(
                 self.tokenizer, encoder_decoder, max_length, self.skip_long, self.warnings
             )
             encodings = completions.encode(data.text_examples)[1]
-        check_vocabulary(self.tokenizer, encodings, self.model, self.base_dir)
+        check_model_vocabulary(self.tokenizer, encodings, self.model, self.base_dir)
         return encodings
 
-    def probe(self, encodings: Sequence[Encoding], pad_to: int | None) -> SharedInputs:
+    def probe(self, encodings: Sequence[Encoding], pad_to: int | None) -> SharedLayerInputs:
         """Find out which inputs there are, from one example, unless that is known.
 
         Args:
@@ -158,8 +158,8 @@ class FeatureCollector:
         if self._inputs is None:
             longest = max(encodings, key=lambda encoding: len(encoding["input_ids"]))
             batch = collate_batch([longest], self.tokenizer, self.device, pad_to=pad_to)
-            found: list[SharedInputs] = []
-            self._run_passes([lambda: found.append(find_shared_inputs(self.model, self.layers, batch))])
+            found: list[SharedLayerInputs] = []
+            self._run_passes([lambda: found.append(find_shared_layer_inputs(self.model, self.layers, batch))])
             (self._inputs,) = found
         return self._inputs
 
@@ -168,7 +168,7 @@ class FeatureCollector:
         encodings: Sequence[Encoding],
         kinds: Sequence[Statistic],
         batches: Sequence[Sequence[int]],
-        inputs: SharedInputs,
+        inputs: SharedLayerInputs,
         pad_to: int | None,
         advance: Advance,
         tokens: str = ALL_TOKENS,
@@ -182,7 +182,7 @@ class FeatureCollector:
             inputs: Which inputs to record.
             pad_to: Pad each example to this length and count padding as text.
             advance: Called with the number of examples done.
-            tokens: Which tokens of a text task count, see ``record_inputs``.
+            tokens: Which tokens of a text task count, see ``record_layer_inputs``.
         """
         accumulators = [kind.load() for kind in kinds]
         total = InputStatistics(self.model, self.layers, accumulators, pad_to is not None, tokens, inputs)
@@ -193,7 +193,9 @@ class FeatureCollector:
             total.add(collate_batch(chosen, self.tokenizer, self.device, pad_to=pad_to), list(rows))
             advance(len(rows))
 
-        for group in group_passes(batches, [len(rows) * max(lengths[row] for row in rows) for rows in batches]):
+        for group in group_offloaded_batches(
+            batches, [len(rows) * max(lengths[row] for row in rows) for rows in batches]
+        ):
             self._run_passes([partial(read, rows) for rows in group])
         reduce_to_first(total.sums)
         return total
@@ -226,7 +228,9 @@ class FeatureCollector:
         return {"target_modules": self.target_modules, "fan_in_fan_out": conv1d, **kind}
 
 
-def describe_layers(layers: Mapping[str, torch.nn.Module], inputs: SharedInputs) -> dict[str, dict[str, Any]]:
+def describe_feature_layers(
+    layers: Mapping[str, torch.nn.Module], inputs: SharedLayerInputs
+) -> dict[str, dict[str, Any]]:
     """Each target layer's widths and the layer that holds its statistics, for a file's header."""
     widths = {name: layer_widths(layer) for name, layer in layers.items()}
     return {n: {"source": inputs.sources[n], "d_in": d_in, "d_out": d_out} for n, (d_in, d_out) in widths.items()}

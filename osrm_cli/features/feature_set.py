@@ -13,7 +13,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
 from osrm_cli.features.features_file import GRADIENT, FeatureLayer, FeaturesFile, FeaturesReader
 from osrm_cli.features.statistics.table import SECOND_MOMENT
-from osrm_cli.linalg.second_moment import SecondMoment, others_moment, stack_rows, total_moment
+from osrm_cli.linalg.second_moment import SecondMoment, others_moment, stack_moment_rows, total_moment
 from osrm_cli.storage import provenance
 from osrm_cli.storage.records import BaseModelId
 
@@ -28,7 +28,7 @@ ALL_KINDS = tuple(READINGS)
 
 
 @dataclass(frozen=True)
-class LayerInputs:
+class LayerFeatures:
     """One input in the model, as each task's features describe it, and the layers that read it.
 
     Attributes:
@@ -60,7 +60,7 @@ class LayerInputs:
         if not others:
             raise OsrmError(f"there are no features of a task other than '{task}'")
         if others[0].factored:
-            return SecondMoment(stack_rows([moment.matrix for moment in others], weighted), factored=True)
+            return SecondMoment(stack_moment_rows([moment.matrix for moment in others], weighted), factored=True)
         if task not in self.moments:
             return SecondMoment(self._total / len(others), factored=False)
         return SecondMoment(others_moment(self._total, self.moments[task].matrix, len(self.moments)), factored=False)
@@ -110,7 +110,11 @@ class FeatureSet:
         folder = Path(folder)
         if not folder.is_dir():
             raise OsrmError(f"{folder} is missing", "make it with 'osrm collect --task NAME'")
-        paths = {shards.unsharded_path(path) for path in folder.glob("*.safetensors") if not path.name.startswith(".")}
+        paths = {
+            shards.unsharded_features_path(path)
+            for path in folder.glob("*.safetensors")
+            if not path.name.startswith(".")
+        }
         if not paths:
             raise OsrmError(
                 f"{folder} holds no features files (*.safetensors)", "make them with 'osrm collect --task NAME'"
@@ -123,7 +127,7 @@ class FeatureSet:
         return cls(files)
 
     def __post_init__(self) -> None:
-        _check_compatible(list(self.files.values()))
+        _check_features_compatible(list(self.files.values()))
 
     @property
     def tasks(self) -> list[str]:
@@ -254,7 +258,7 @@ class FeatureSet:
             groups.setdefault(tuple(file.layers[name].source for file in files) or (name,), []).append(name)
         return list(groups.values())
 
-    def layers(self, per_token: bool = True) -> Iterator[LayerInputs]:
+    def layers(self, per_token: bool = True) -> Iterator[LayerFeatures]:
         """Yield every input with the layers that read it; memory holds one at a time, and each tensor is read once.
 
         Args:
@@ -270,7 +274,7 @@ class FeatureSet:
             for task, statistic in self.statistics.items():
                 moments[task] = self._second_moment(readers[task].read(group[0], statistic), task, per_token)
                 unseen[task] = readers[task].max_unseen_share(group[0], statistic)
-            yield LayerInputs(group, moments, unseen, readers)
+            yield LayerFeatures(group, moments, unseen, readers)
 
     def _second_moment(self, tensor: torch.Tensor, task: str, per_token: bool) -> SecondMoment:
         kind = self.statistics[task].partition(":")[0]
@@ -284,39 +288,43 @@ class FeatureSet:
         return SecondMoment(rows / max(count, 1) ** 0.5, factored=True)
 
 
-def _check_compatible(files: Sequence[FeaturesFile]) -> None:
+def _check_features_compatible(files: Sequence[FeaturesFile]) -> None:
     """Check that features files come from one base model and describe the same layers in the same way.
 
     Raises:
         OsrmError: Naming the file that differs, and how.
     """
-    provenance.check_same_base_model({file.path: file.base for file in files})
-    for name, describe in (("revision", _base_revision), ("layers", _layer_widths), ("pooling", _pooling_of_file)):
+    provenance.check_artifacts_share_base({file.path: file.base for file in files})
+    for name, describe in (
+        ("revision", _features_base_revision),
+        ("layers", _feature_layer_widths),
+        ("pooling", _features_pooling),
+    ):
         values = [describe(file) for file in files]
         known = [value for value in values if value is not None]
         usual = max(known, key=known.count, default=None)
         for file, value in zip(files, values, strict=True):
             if value not in (None, usual):
-                difference = _describe_difference(value, usual)
+                difference = _describe_features_difference(value, usual)
                 raise OsrmError(
                     f"{file.path} differs from the other features files in its {name}: {difference}",
                     f"collect '{file.task}' again with the options of the others",
                 )
 
 
-def _base_revision(file: FeaturesFile) -> str | None:
+def _features_base_revision(file: FeaturesFile) -> str | None:
     return file.base.revision  # None for a local copy of the same weights
 
 
-def _layer_widths(file: FeaturesFile) -> Any:
+def _feature_layer_widths(file: FeaturesFile) -> Any:
     return {name: (layer.d_in, layer.d_out) for name, layer in file.layers.items()}
 
 
-def _pooling_of_file(file: FeaturesFile) -> Any:
+def _features_pooling(file: FeaturesFile) -> Any:
     return (file.record.get("settings") or {}).get("pooling")
 
 
-def _describe_difference(value: Any, usual: Any) -> str:
+def _describe_features_difference(value: Any, usual: Any) -> str:
     if not isinstance(value, dict):
         return f"{value}, expected {usual}"
     layer = next(name for name in sorted(value.keys() | usual.keys()) if value.get(name) != usual.get(name))

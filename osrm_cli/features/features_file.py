@@ -72,13 +72,13 @@ class FeaturesFile:
         Raises:
             OsrmError: If the file is missing, empty, damaged, or was not written by ``collect``; if shards are missing.
         """
-        path = shards.unsharded_path(path)
-        if not path.exists() and shards.find_shards(path):
+        path = shards.unsharded_features_path(path)
+        if not path.exists() and shards.find_feature_shards(path):
             parts = shards.MergedShards(path)
             record, files = parts.record, parts.paths
         else:
             record, files = input_files.read_header_record(path), [path]
-            shards.check_header(path, record)
+            shards.check_features_header(path, record)
         return cls(
             path=files[0],
             task=record["task"]["name"],
@@ -100,7 +100,9 @@ class FeaturesFile:
         shared = shards.shard_of_name(self.path)
         return FeaturesReader(
             self,
-            shards.MergedShards(shards.unsharded_path(self.path)) if shared else input_files.TensorFile(self.path),
+            shards.MergedShards(shards.unsharded_features_path(self.path))
+            if shared
+            else input_files.SafetensorsFile(self.path),
         )
 
 
@@ -109,7 +111,7 @@ class FeaturesReader:
     """An open features file."""
 
     features: FeaturesFile
-    file: shards.MergedShards | input_files.TensorFile
+    file: shards.MergedShards | input_files.SafetensorsFile
 
     def read(self, layer: str, statistic: str) -> torch.Tensor:
         """One statistic of one target layer, float64.
@@ -150,7 +152,7 @@ class FeaturesReader:
             return 0.0
         entry = self._tensor_name(layer, statistic)
         if isinstance(self.file, shards.MergedShards):
-            bound = self.file.bound(entry)
+            bound = self.file.error_bound(entry)
         else:
             bound = self.features.record.get("bounds", {}).get(entry, {})
         return bound["error"] / bound["energy"] if bound.get("energy") else 0.0
@@ -182,7 +184,7 @@ def write_features(
     Raises:
         OsrmError: If a statistic is not finite.
     """
-    with safetensors_writer.write_record_stream(path, names, longest) as stream:
+    with safetensors_writer.write_recorded_safetensors(path, names, longest) as stream:
         for name, tensor in tensors:
             if tensor.is_floating_point() and not input_files.all_finite(tensor):
                 raise OsrmError(

@@ -11,9 +11,9 @@ from osrm_cli.storage.record_schema import (
     BaseSchema,
     ClosedSchema,
     OpenSchema,
+    RecordedTaskSchema,
     RecordSchema,
     SettingsSchema,
-    TaskSchema,
     describe_error,
 )
 
@@ -47,9 +47,9 @@ class _Budget(OpenSchema):
     delta: Amount
 
 
-class _Header(RecordSchema):
+class _FeaturesHeader(RecordSchema):
     command: Literal["collect"]
-    task: TaskSchema
+    task: RecordedTaskSchema
     base: BaseSchema
     layers: Annotated[dict[str, _Layer], Field(min_length=1)]
     statistics: Annotated[list[str], Field(min_length=1)]
@@ -79,10 +79,10 @@ class _Header(RecordSchema):
         return self
 
 
-_HEADER = TypeAdapter(_Header)
+_HEADER = TypeAdapter(_FeaturesHeader)
 
 
-def find_header_error(record: Mapping[str, Any]) -> str | None:
+def find_features_header_error(record: Mapping[str, Any]) -> str | None:
     """The first value of a header that cannot be used, and why; ``None`` if all can."""
     try:
         _HEADER.validate_python(dict(record))

@@ -14,7 +14,7 @@ import torch
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import heads
 from osrm_cli.models.batching import IGNORED, Encoding, collate_batch, group_by_length
-from osrm_cli.models.heads import missing_class
+from osrm_cli.models.heads import find_unfittable_head_class
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.models.text.generation import completion_logits, token_losses
 from osrm_cli.tasks.draws import order_by_hash
@@ -44,17 +44,17 @@ def compute_loss_gradients(
     Raises:
         OsrmError: If labels are missing, or a class has fewer than two examples.
     """
-    halves, labels = _split_in_halves(data), data.labels
+    halves, labels = _halve_gradient_sample(data), data.labels
     _, head = heads.find_head_layer(model)
     device = next(model.parameters()).device
     inputs = heads.compute_representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
-    gradients = _GradientSums(model, layers)
+    gradients = _LossGradientSums(model, layers)
     for fitted, evaluated in (halves, halves[::-1]):
         heads.fit_linear_head(head, data.task, inputs[fitted], [labels[i] for i in fitted])
         for rows in group_by_length([len(encodings[i]["input_ids"]) for i in evaluated], batch_size):
             chosen = [evaluated[row] for row in rows]
             batch = collate_batch([encodings[i] for i in chosen], tokenizer, device)
-            gradients.add(heads.task_loss(model(**batch).logits, data.task, [labels[i] for i in chosen]))
+            gradients.add(heads.sum_classifier_losses(model(**batch).logits, data.task, [labels[i] for i in chosen]))
             advance(len(chosen))
     return gradients.divided(len(encodings))
 
@@ -78,7 +78,7 @@ def compute_completion_gradients(
         advance: Called with the number of examples done.
     """
     device = next(model.parameters()).device
-    gradients, tokens = _GradientSums(model, layers), 0
+    gradients, tokens = _LossGradientSums(model, layers), 0
     for rows in group_by_length([len(encoding["input_ids"]) for encoding in encodings], batch_size):
         logits, labels = completion_logits(model, collate_batch([encodings[i] for i in rows], tokenizer, device))
         gradients.add(token_losses(logits, labels).sum())
@@ -88,7 +88,7 @@ def compute_completion_gradients(
     return gradients.divided(tokens)
 
 
-class _GradientSums:
+class _LossGradientSums:
     """Gradients of losses with respect to the layers' weights, the only ones of the model that get any."""
 
     def __init__(self, model: torch.nn.Module, layers: Mapping[str, torch.nn.Module]) -> None:
@@ -108,14 +108,14 @@ class _GradientSums:
         return {name: (total.T if is_conv1d(layer) else total) / count for (name, layer), total in named}
 
 
-def _split_in_halves(data: TaskSplit) -> tuple[list[int], list[int]]:
+def _halve_gradient_sample(data: TaskSplit) -> tuple[list[int], list[int]]:
     """Every second example of each class, or along the scores, and the others."""
     labels, task = data.labels, data.task
     if task.is_multi_label:
         order = order_by_hash(range(len(labels)), "halves", task.name)
         first, second = sorted(order[::2]), sorted(order[1::2])
         for rows in (first, second):
-            if not rows or (name := missing_class(task, [labels[i] for i in rows])) is not None:
+            if not rows or (name := find_unfittable_head_class(task, [labels[i] for i in rows])) is not None:
                 raise OsrmError(
                     f"{len(labels)} examples of '{task.name}' are too few for its gradient: half of them hold each or "
                     f"none of class '{name if rows else task.labels}'",

@@ -59,7 +59,7 @@ class StatisticsSize:
         return held + finishing + 12 * self.batch_tokens * max(widths) + WORK_BYTES
 
 
-def plan_memory(layers: Mapping[str, int], size: StatisticsSize, limit: int) -> MemoryPlan:
+def plan_statistics_memory(layers: Mapping[str, int], size: StatisticsSize, limit: int) -> MemoryPlan:
     """Put layers into groups, as few as fit one after the other.
 
     Args:
@@ -81,23 +81,25 @@ def plan_memory(layers: Mapping[str, int], size: StatisticsSize, limit: int) -> 
         else:
             group.append(layer)
         if needed > limit:
-            raise _memory_error(layer, width, size, limit)
+            raise _statistics_memory_error(layer, width, size, limit)
         peak = max(peak, needed)
     return MemoryPlan(groups, peak, size.bytes(list(layers.values())))
 
 
-def _memory_error(layer: str, width: int, size: StatisticsSize, limit: int) -> OsrmError:
+def _statistics_memory_error(layer: str, width: int, size: StatisticsSize, limit: int) -> OsrmError:
     needed = size.bytes([width])
-    hint = f"give it with --memory {format_size(needed, up=True)}"
+    hint = f"give it with --memory {format_memory_size(needed, up=True)}"
     if SECOND_MOMENT in [row.name for row in size.statistics]:
         others = [row for row in size.statistics if row.name != SECOND_MOMENT]
         smaller = StatisticsSize([*others, find_statistic(_SKETCH)], size.examples, size.batch_tokens)
-        hint += f", or take --statistic {_SKETCH} instead of {SECOND_MOMENT}: {format_size(smaller.bytes([width]))}"
-    found = f"the statistics of {layer}, whose inputs are {width:,} wide, take {format_size(needed)}"
-    return OsrmError(f"{found}, --memory allows {format_size(limit)}", hint)
+        hint += (
+            f", or take --statistic {_SKETCH} instead of {SECOND_MOMENT}: {format_memory_size(smaller.bytes([width]))}"
+        )
+    found = f"the statistics of {layer}, whose inputs are {width:,} wide, take {format_memory_size(needed)}"
+    return OsrmError(f"{found}, --memory allows {format_memory_size(limit)}", hint)
 
 
-def parse_size(text: str) -> int:
+def parse_memory_size(text: str) -> int:
     """Read ``8GiB``: bytes.
 
     Raises:
@@ -110,8 +112,8 @@ def parse_size(text: str) -> int:
     return size
 
 
-def format_size(size: int, up: bool = False) -> str:
-    """Bytes as ``parse_size`` reads them, with one digit after the point.
+def format_memory_size(size: int, up: bool = False) -> str:
+    """Bytes as ``parse_memory_size`` reads them, with one digit after the point.
 
     Args:
         size: Bytes.

@@ -9,7 +9,7 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import describe_features, write_features
-from osrm_cli.features.shards import MergedShards, longest_bounds, sharded_tasks, with_bounds
+from osrm_cli.features.shards import MergedShards, longest_statistic_bounds, sharded_tasks, with_statistic_bounds
 from osrm_cli.storage import atomic
 from osrm_cli.tasks.task import check_task_name
 
@@ -67,8 +67,8 @@ def merge_shards(
                 stages.enter_context(atomic.write_file(path, overwrite)),
                 parts.names,
                 parts.tensors(bounds),
-                partial(with_bounds, parts.record, bounds),
-                with_bounds(parts.record, longest_bounds(parts.names)),
+                partial(with_statistic_bounds, parts.record, bounds),
+                with_statistic_bounds(parts.record, longest_statistic_bounds(parts.names)),
             )
     result.files.update({name: describe_features(path, merged[name].record) for name, path in paths.items()})
     return result

@@ -57,7 +57,7 @@ def shard_of_name(path: Path) -> Shard | None:
     return Shard(int(match["index"]), int(match["count"])) if match else None
 
 
-def find_shards(whole: Path) -> list[Path]:
+def find_feature_shards(whole: Path) -> list[Path]:
     """The shards of a whole features file, in the order of their numbers."""
     named = [(shard_of_name(path), path) for path in whole.parent.glob("*.safetensors")]
     ours = [(each.count, each.index, path) for each, path in named if each and path.name == each.path(whole).name]
@@ -66,21 +66,23 @@ def find_shards(whole: Path) -> list[Path]:
 
 def sharded_tasks(folder: Path) -> list[str]:
     """The tasks that a folder holds shards of, in the order of their names."""
-    return sorted({unsharded_path(path).stem for path in folder.glob("[!.]*.safetensors") if shard_of_name(path)})
+    return sorted(
+        {unsharded_features_path(path).stem for path in folder.glob("[!.]*.safetensors") if shard_of_name(path)}
+    )
 
 
-def unsharded_path(path: Path) -> Path:
+def unsharded_features_path(path: Path) -> Path:
     """The whole features file that a shard belongs to; a whole one's own path."""
     match = _NAME.fullmatch(path.name)
     return path.with_name(f"{match['task']}.safetensors") if match else path
 
 
-def _merged_record(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
+def _unsharded_header(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """The header of the whole that shards add up to."""
-    _check_complete(whole, [share for path in paths if (share := shard_of_name(path))])
+    _check_shards_complete(whole, [share for path in paths if (share := shard_of_name(path))])
     headers = [input_files.read_header_record(path) for path in paths]
     for path, header in zip(paths, headers, strict=True):
-        check_header(path, header)
+        check_features_header(path, header)
     plain = [{key: value for key, value in header.items() if key not in _COUNTS} for header in headers]
     for path, header in zip(paths, plain, strict=True):
         if header != plain[0]:
@@ -90,21 +92,23 @@ def _merged_record(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     return {key: value for key, value in plain[0].items() if key != "shards"} | counts
 
 
-def check_header(path: Path, record: Mapping[str, Any]) -> None:
+def check_features_header(path: Path, record: Mapping[str, Any]) -> None:
     """Check the header of a features file or a shard.
 
     Raises:
         OsrmError: If it was not written by ``collect``, or a value is missing or cannot be used.
     """
-    from osrm_cli.features.header_schema import find_header_error  # pydantic: only those who read features need it
+    from osrm_cli.features.header_schema import (
+        find_features_header_error,
+    )  # pydantic: only those who read features need it
 
     if record.get("command") != "collect":
         raise OsrmError(f"{path} is not a features file", "features files are written by 'osrm collect'")
-    if wrong := find_header_error(record):
+    if wrong := find_features_header_error(record):
         raise OsrmError(f"{path}: its header cannot be used: {wrong}", "collect this task's features again")
 
 
-def _check_complete(whole: Path, shares: Sequence[Shard]) -> None:
+def _check_shards_complete(whole: Path, shares: Sequence[Shard]) -> None:
     counts = sorted({share.count for share in shares})
     if not counts:
         raise OsrmError(f"{whole.parent} holds no shards of task '{whole.stem}'", "osrm collect --shard 1/2 makes one")
@@ -124,15 +128,15 @@ def _check_complete(whole: Path, shares: Sequence[Shard]) -> None:
 Sums = Mapping[str, Sequence[Accumulator]]  # by layer, in the order of the statistics' names
 
 
-def finalized_tensors(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+def finalized_statistics(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors of a whole file, one after the other: every statistic by ``<layer>.<statistic>``, float32."""
     for entry, total in _iter_accumulators(sums, names):
         yield entry, total.finalize(torch.float32)
 
 
-def find_bounds(sums: Sums, names: Sequence[str]) -> dict[str, dict[str, float]]:
+def find_statistic_bounds(sums: Sums, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """By ``<layer>.<statistic>``, how far statistics that are not exact may be off."""
-    return {entry: total.bound() for entry, total in _iter_accumulators(sums, names) if total.bound()}
+    return {entry: total.error_bound() for entry, total in _iter_accumulators(sums, names) if total.error_bound()}
 
 
 def shard_tensors(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -141,17 +145,17 @@ def shard_tensors(sums: Sums, names: Sequence[str]) -> Iterator[tuple[str, torch
         yield from ((f"{entry}.{part}", tensor) for part, tensor in total.state().items())
 
 
-def with_bounds(record: Mapping[str, Any], bounds: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+def with_statistic_bounds(record: Mapping[str, Any], bounds: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """A header, with its ``bounds`` if there are some."""
     return {**record, "bounds": bounds} if bounds else dict(record)
 
 
-def part_names(layer: str, statistic: str) -> list[str]:
+def shard_tensor_names(layer: str, statistic: str) -> list[str]:
     """Names of a layer's tensors in a shard."""
     return [f"{layer}.{statistic}.{part}" for part in find_statistic(statistic).load()(1).layout()]
 
 
-def longest_bounds(entries: Iterable[str]) -> dict[str, dict[str, float]]:
+def longest_statistic_bounds(entries: Iterable[str]) -> dict[str, dict[str, float]]:
     """Bounds of those entries that have some, with as many digits as there can be."""
     sketches = [entry for entry in entries if find_statistic(entry.rpartition(".")[2]).kind == "sketch"]
     return {entry: dict.fromkeys(("error", "energy"), -sys.float_info.max) for entry in sketches}
@@ -178,12 +182,12 @@ class MergedShards:
     """
 
     def __init__(self, whole: Path) -> None:
-        self.paths = find_shards(whole)
-        self.record = _merged_record(whole, self.paths)
-        self._files = [input_files.TensorFile(path) for path in self.paths]
+        self.paths = find_feature_shards(whole)
+        self.record = _unsharded_header(whole, self.paths)
+        self._files = [input_files.SafetensorsFile(path) for path in self.paths]
         self._widths = {layer["source"]: layer["d_in"] for layer in self.record["layers"].values()}
-        self._keys = [set(input_files.open_tensors(path).keys()) for path in self.paths]
-        self._order = input_files.open_tensors(self.paths[0]).offset_keys()
+        self._keys = [set(input_files.open_safetensors(path).keys()) for path in self.paths]
+        self._order = input_files.open_safetensors(self.paths[0]).offset_keys()
 
     def get_tensor(self, entry: str) -> torch.Tensor:
         """One statistic, float32 as in the whole file.
@@ -193,11 +197,11 @@ class MergedShards:
         """
         return self._merge_states(entry).finalize(torch.float32)
 
-    def bound(self, entry: str) -> dict[str, float]:
+    def error_bound(self, entry: str) -> dict[str, float]:
         """How far the statistic may be off."""
         total = self._merge_states(entry)
         total.finalize()
-        return total.bound()
+        return total.error_bound()
 
     @property
     def names(self) -> list[str]:
@@ -218,7 +222,7 @@ class MergedShards:
             except KeyError as error:
                 raise OsrmError(f"a shard beside {self.paths[0]} lacks {error.args[0]}", "collect it again") from None
             yield entry, total.finalize(torch.float32)
-            if bound := total.bound():
+            if bound := total.error_bound():
                 bounds[entry] = bound
 
     def _merge_states(self, entry: str) -> Accumulator:
@@ -235,13 +239,13 @@ class MergedShards:
             if not set(parts.values()) <= keys:
                 raise KeyError(entry)
             state = {part: file.get_tensor(key) for part, key in parts.items()}
-            if not _is_state(state, layout):
+            if not _is_accumulator_state(state, layout):
                 raise OsrmError(f"{path}: the sums of {entry} are damaged", "collect this shard again")
             total.merge_state(state)
         return total
 
 
-def _is_state(state: Mapping[str, torch.Tensor], layout: Mapping[str, torch.Tensor]) -> bool:
+def _is_accumulator_state(state: Mapping[str, torch.Tensor], layout: Mapping[str, torch.Tensor]) -> bool:
     """Whether tensors can be an accumulator's state, given its layout."""
     rows = set()
     for part, tensor in state.items():

@@ -10,9 +10,9 @@ import torch
 
 from osrm_cli.features import shards
 from osrm_cli.features.chosen_statistics import StatisticsConfig
-from osrm_cli.features.collector import FeatureCollector, describe_layers
+from osrm_cli.features.collector import FeatureCollector, describe_feature_layers
 from osrm_cli.features.features_file import GRADIENT
-from osrm_cli.features.memory import StatisticsSize, format_size, plan_memory
+from osrm_cli.features.memory import StatisticsSize, format_memory_size, plan_statistics_memory
 from osrm_cli.features.statistics.private_mean import DELTA, privacy_epsilon, private_mean
 from osrm_cli.models.distributed import process_rank
 from osrm_cli.progress import Advance, Progress
@@ -50,13 +50,15 @@ class TaskFeatures:
         self._encodings = collector.tokenize(data, max_length)
         self._pad_to = max_length if config.pooling == "padded" else None
         self._inputs = collector.probe(self._encodings, self._pad_to)
-        self._layers = describe_layers(collector.layers, self._inputs)
+        self._layers = describe_feature_layers(collector.layers, self._inputs)
         self._batches = config.batches(self._encodings)
         self._recorded = self._inputs.distinct if config.accumulated else []
         widths = {name: self._layers[name]["d_in"] for name in self._recorded}
         longest = [max(self._pad_to or 0, *map(len, encoding.values())) for encoding in self._encodings]
         largest = max(len(rows) * max(longest[row] for row in rows) for rows in self._batches)
-        self.plan = plan_memory(widths, StatisticsSize(config.accumulated, len(self._encodings), largest), limit)
+        self.plan = plan_statistics_memory(
+            widths, StatisticsSize(config.accumulated, len(self._encodings), largest), limit
+        )
         self.names = self._list_names()
         self.warnings = [*collector.warnings, *self._warn_of_passes()]
         collector.warnings.clear()
@@ -83,12 +85,14 @@ class TaskFeatures:
         examples = self._examples if self._recorded else len(self._data.examples)
         # Of a private mean each example counts once, whatever its length: the number of tokens is nobody's business.
         counts = {"tokens": examples if self._config.noise else self._tokens, "examples": examples}
-        return shards.with_bounds(self._collection_record | counts, self._bounds)
+        return shards.with_statistic_bounds(self._collection_record | counts, self._bounds)
 
     def longest_contents(self) -> dict[str, Any]:
         """The same, known before: no shorter."""
-        bounds = {} if self._config.shard else shards.longest_bounds(self.names)
-        return shards.with_bounds(self._collection_record | {"tokens": _MAX_COUNT, "examples": _MAX_COUNT}, bounds)
+        bounds = {} if self._config.shard else shards.longest_statistic_bounds(self.names)
+        return shards.with_statistic_bounds(
+            self._collection_record | {"tokens": _MAX_COUNT, "examples": _MAX_COUNT}, bounds
+        )
 
     @cached_property
     def _collection_record(self) -> dict[str, Any]:
@@ -116,7 +120,7 @@ class TaskFeatures:
             return [f"{layer}.mean" for layer in self._recorded]
         pairs = [(layer, row.name) for layer in self._recorded for row in config.accumulated]
         if config.shard:
-            return [name for layer, statistic in pairs for name in shards.part_names(layer, statistic)]
+            return [name for layer, statistic in pairs for name in shards.shard_tensor_names(layer, statistic)]
         gradients = [f"{layer}.{GRADIENT}" for layer in self._layers] if config.has_gradient else []
         return [*(f"{layer}.{statistic}" for layer, statistic in pairs), *gradients]
 
@@ -139,13 +143,13 @@ class TaskFeatures:
                 draw = generator(secrets.randbits(128), layer)  # noise that a seed repeats would hide nothing
                 yield f"{layer}.mean", private_mean(samples.finalize(), config.noise[1], config.noise[0], draw).float()
         else:
-            yield from shards.finalized_tensors(found.sums, names)
-            self._bounds |= shards.find_bounds(found.sums, names)
+            yield from shards.finalized_statistics(found.sums, names)
+            self._bounds |= shards.find_statistic_bounds(found.sums, names)
         found.sums.clear()  # frames of the pass that ended early may still refer to it
 
     def _warn_of_passes(self) -> list[str]:
         plan = self.plan
         if len(plan.groups) < 2:
             return []
-        needed = format_size(plan.whole, up=True)
+        needed = format_memory_size(plan.whole, up=True)
         return [f"statistics are collected in {len(plan.groups)} passes; --memory {needed} would do with one"]

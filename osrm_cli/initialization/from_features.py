@@ -36,9 +36,9 @@ def iter_layer_problems(
         OsrmError: If the features cannot serve the objective.
     """
     for task in tasks:
-        tasks_read(features, task, objective)  # raises, before anything is read
-    statistic = choose_statistic(features, tasks, objective, statistic)
-    read = _tasks_summarized(features, tasks, objective) if statistic else []
+        tasks_read_to_initialize(features, task, objective)  # raises, before anything is read
+    statistic = choose_init_statistic(features, tasks, objective, statistic)
+    read = _tasks_read_for_statistic(features, tasks, objective) if statistic else []
     weighted = objective.name not in _ROWS_AS_STORED or (statistic or "").startswith("sketch")
     for inputs in features.with_statistics(dict.fromkeys(read, statistic or "")).layers(per_token=False):
         for task in tasks:
@@ -53,7 +53,7 @@ def iter_layer_problems(
                 )
 
 
-def tasks_read(features: FeatureSet, task: str, objective: Objective) -> list[str]:
+def tasks_read_to_initialize(features: FeatureSet, task: str, objective: Objective) -> list[str]:
     """Tasks whose features are read to initialize one task.
 
     Raises:
@@ -66,14 +66,14 @@ def tasks_read(features: FeatureSet, task: str, objective: Objective) -> list[st
     return [name for name in features.tasks if name in others or (own and name == task)]
 
 
-def _tasks_summarized(features: FeatureSet, tasks: Sequence[str], objective: Objective) -> list[str]:
+def _tasks_read_for_statistic(features: FeatureSet, tasks: Sequence[str], objective: Objective) -> list[str]:
     """Tasks of whose features a statistic is read, rather than a gradient alone."""
     without_gradient = replace(objective, needs_gradient=False)
-    read = {name for task in tasks for name in tasks_read(features, task, without_gradient)}
+    read = {name for task in tasks for name in tasks_read_to_initialize(features, task, without_gradient)}
     return [name for name in features.tasks if name in read]
 
 
-def choose_statistic(
+def choose_init_statistic(
     features: FeatureSet, tasks: Sequence[str], objective: Objective, statistic: str | None = None
 ) -> str | None:
     """The statistic that serves the objective best, or the named one, among those that every file read holds.
@@ -88,7 +88,7 @@ def choose_statistic(
         OsrmError: If there is none.
     """
     names = {task: set(file.statistics) for task, file in features.files.items()}
-    read = _tasks_summarized(features, tasks, objective)
+    read = _tasks_read_for_statistic(features, tasks, objective)
     common = set.intersection(*(names[task] for task in read)) if read else set()
     try:
         return objective.choose_statistic(tuple(sorted(common)), statistic)
@@ -105,11 +105,11 @@ def choose_statistic(
 
 
 def default_objective(features: FeatureSet, tasks: Sequence[str], statistic: str | None = None) -> Objective:
-    """The first of the default objectives that the features can serve, see ``choose_statistic``; if none, the last."""
+    """The first of the default objectives that the features can serve, see ``choose_init_statistic``, or the last."""
     *better, last = map(find_objective, DEFAULT_OBJECTIVES)
     for objective in better:
         try:
-            choose_statistic(features, tasks, objective, statistic)
+            choose_init_statistic(features, tasks, objective, statistic)
         except OsrmError:
             continue
         return objective

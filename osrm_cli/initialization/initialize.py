@@ -10,14 +10,14 @@ from osrm_cli.adapters.writer import write_adapter
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.statistics.table import STATISTICS
-from osrm_cli.initialization.from_features import choose_statistic, default_objective, tasks_read
+from osrm_cli.initialization.from_features import choose_init_statistic, default_objective, tasks_read_to_initialize
 from osrm_cli.initialization.layer_factors import (
     InitConfig,
     InitializedAdapter,
     allocate_ranks,
     initialize_layers,
 )
-from osrm_cli.initialization.objectives.rank_budget import check_spectrum
+from osrm_cli.initialization.objectives.rank_budget import check_objective_spectrum
 from osrm_cli.initialization.objectives.table import Objective, find_objective
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
@@ -100,18 +100,21 @@ def initialize_adapters(
     check_number("eps", eps, 0)
     feature_set = FeatureSet.open(features)
     names = list(tasks) or feature_set.tasks
-    row = _with_scale_needs(chosen or default_objective(feature_set, names, statistic), a_scale)
+    row = _objective_with_scale_needs(chosen or default_objective(feature_set, names, statistic), a_scale)
     if rank_budget is not None:
-        check_spectrum(row.name)
+        check_objective_spectrum(row.name)
     for task in names:
         check_task_name(task)
     paths = {task: Path(out) / task for task in names}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
-    statistic = choose_statistic(feature_set, names, row, statistic)
-    read = {task: [feature_set.files[name].path for name in tasks_read(feature_set, task, row)] for task in names}
+    statistic = choose_init_statistic(feature_set, names, row, statistic)
+    read = {
+        task: [feature_set.files[name].path for name in tasks_read_to_initialize(feature_set, task, row)]
+        for task in names
+    }
     layers = len(feature_set.target_layers)
-    result = InitializedAdapters(paths, row.name, layers, read, _note_unknown(names, feature_set))
+    result = InitializedAdapters(paths, row.name, layers, read, _note_starts_without_features(names, feature_set))
     if dry_run:
         return result
     average = (rank or DEFAULT_RANK) if rank_budget is None else rank_budget / layers
@@ -130,7 +133,7 @@ def initialize_adapters(
     return result
 
 
-def _with_scale_needs(objective: Objective, a_scale: str | None) -> Objective:
+def _objective_with_scale_needs(objective: Objective, a_scale: str | None) -> Objective:
     """The objective, with what the scale needs to read beside it."""
     if a_scale == "match-output":
         kinds = objective.statistics or tuple(statistic.kind for statistic in STATISTICS)
@@ -138,7 +141,7 @@ def _with_scale_needs(objective: Objective, a_scale: str | None) -> Objective:
     return objective
 
 
-def _note_unknown(tasks: Sequence[str], features: FeatureSet) -> list[str]:
+def _note_starts_without_features(tasks: Sequence[str], features: FeatureSet) -> list[str]:
     """Tasks without features of their own, which may be meant so, or be misspelled."""
     notes = []
     for task in tasks:
@@ -151,12 +154,12 @@ def _note_unknown(tasks: Sequence[str], features: FeatureSet) -> list[str]:
 
 def _write_start(stage: Path, task: str, adapter: InitializedAdapter, features: FeatureSet, config: InitConfig) -> None:
     own = features.files[task].record if task in features.files else {"task": {"name": task}, "data": None}
-    read = [features.files[name] for name in tasks_read(features, task, config.objective)]
+    read = [features.files[name] for name in tasks_read_to_initialize(features, task, config.objective)]
     about = {
         "examples": max((file.examples for file in read), default=None),
         "target_modules": features.target_modules["target_modules"],
     }
-    record = provenance.make_record(
+    record = provenance.make_artifact_record(
         "init",
         {**config.record(), **about},
         [path for file in read for path in file.files],

@@ -9,9 +9,9 @@ import torch
 
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.initialization.from_features import iter_layer_problems, tasks_read
+from osrm_cli.initialization.from_features import iter_layer_problems, tasks_read_to_initialize
 from osrm_cli.initialization.objectives.rank_budget import allocate_rank_budget, direction_scores
-from osrm_cli.initialization.objectives.row_scale import rescale_rows
+from osrm_cli.initialization.objectives.row_scale import rescale_initial_rows
 from osrm_cli.initialization.objectives.table import Objective
 from osrm_cli.initialization.objectives.warnings import start_warnings
 from osrm_cli.linalg.low_rank import LowRank
@@ -136,7 +136,9 @@ def initialize_layers(
     objective, choose = config.objective, config.objective.load()
     adapters = {task: InitializedAdapter() for task in tasks}
     others_tokens = {
-        task: sum(features.files[name].tokens for name in tasks_read(features, task, objective) if name != task)
+        task: sum(
+            features.files[name].tokens for name in tasks_read_to_initialize(features, task, objective) if name != task
+        )
         for task in tasks
     }
     highest = max(rank for task in ranks.values() for rank in task.values()) if ranks else int(config.rank)
@@ -145,7 +147,7 @@ def initialize_layers(
             problem = replace(problem, rank=ranks[problem.task][problem.layer])
         adapter, own = adapters[problem.task], features.files.get(problem.task)
         A = choose(problem)  # noqa: N806 - the papers' letters
-        A = rescale_rows(A, config.a_scale, problem) if config.a_scale else A  # noqa: N806
+        A = rescale_initial_rows(A, config.a_scale, problem) if config.a_scale else A  # noqa: N806
         B = torch.zeros(problem.d_out or 0, len(A))  # noqa: N806
         adapter.factors[problem.layer] = LowRank(B, A)
         own_tokens = own.tokens if own else None

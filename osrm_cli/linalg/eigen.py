@@ -41,24 +41,26 @@ def smallest_eigenvectors(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     """
     rank = len(start)
     first = (
-        _factor_shifted(S, [-null * float(S.trace()) / len(S) for null in NULL_THRESHOLDS]) if len(S) > DENSE else None
+        _factor_shifted_matrix(S, [-null * float(S.trace()) / len(S) for null in NULL_THRESHOLDS])
+        if len(S) > DENSE
+        else None
     )
     if first is None:
-        return _dense_smallest(S, start)
+        return _dense_smallest_eigenvectors(S, start)
     solve, shift = first
     null = _orthonormal_basis(solve(_orthonormal_basis(solve(start.T))))
     if float(_rayleigh_quotients(S, null).max()) <= -shift:
         return null.T
     columns = _oversample_start(start)
     for tolerance in (SHIFT_TOLERANCE, RESIDUAL, RESIDUAL):
-        pairs = krylov(solve, columns, rank, tolerance)
+        pairs = block_krylov_eigenvectors(solve, columns, rank, tolerance)
         if pairs.residual <= RESIDUAL:
             return pairs.vectors[:, :rank].T
         columns, values = pairs.vectors, _rayleigh_quotients(S, pairs.vectors)[:rank]
         low, spread = float(values.min()), float(values.max() - values.min())
         below = [low - spread * 2.0**k for k in range(3)]
-        solve, shift = _factor_shifted(S, [nearer for nearer in below if nearer > shift]) or (solve, shift)
-    return _dense_smallest(S, start)
+        solve, shift = _factor_shifted_matrix(S, [nearer for nearer in below if nearer > shift]) or (solve, shift)
+    return _dense_smallest_eigenvectors(S, start)
 
 
 def largest_eigenvectors(apply: Operator, start: torch.Tensor) -> torch.Tensor:
@@ -70,7 +72,7 @@ def largest_eigenvectors(apply: Operator, start: torch.Tensor) -> torch.Tensor:
     """
     rank, width = start.shape
     if width > DENSE:
-        pairs = krylov(apply, _oversample_start(start), rank, RESIDUAL)
+        pairs = block_krylov_eigenvectors(apply, _oversample_start(start), rank, RESIDUAL)
         if pairs.residual <= RESIDUAL:
             return pairs.vectors[:, :rank].T
     S = apply(torch.eye(width, dtype=start.dtype, device=start.device))
@@ -91,7 +93,7 @@ class RitzPairs:
     residual: float
 
 
-def krylov(apply: Operator, start: torch.Tensor, rank: int, tolerance: float) -> RitzPairs:
+def block_krylov_eigenvectors(apply: Operator, start: torch.Tensor, rank: int, tolerance: float) -> RitzPairs:
     """Eigenvectors of the largest eigenvalues by block Krylov iteration, every block orthogonal to all before.
 
     Args:
@@ -127,13 +129,13 @@ def _ritz_pairs(basis: torch.Tensor, images: torch.Tensor, rank: int, width: int
     return RitzPairs(_orthonormal_basis(vectors), float(relative[:rank].max()))
 
 
-def fix_signs(A: torch.Tensor) -> torch.Tensor:
+def fix_eigenvector_signs(A: torch.Tensor) -> torch.Tensor:
     """Rows with their sign chosen so that the entry of largest magnitude is positive."""
     peaks = A.gather(1, A.abs().argmax(dim=1, keepdim=True))
     return A * torch.where(peaks < 0, -1.0, 1.0).to(A.dtype)
 
 
-def _factor_shifted(S: torch.Tensor, shifts: Iterable[float]) -> tuple[Operator, float] | None:
+def _factor_shifted_matrix(S: torch.Tensor, shifts: Iterable[float]) -> tuple[Operator, float] | None:
     """Solver with ``S - shift I`` for the first shift that leaves it positive definite, and that shift."""
     for shift in shifts:
         factor = _shifted_cholesky(S, shift)
@@ -171,7 +173,7 @@ def _rayleigh_quotients(S: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return ((S @ columns) * columns).sum(dim=0)
 
 
-def _dense_smallest(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+def _dense_smallest_eigenvectors(S: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
     values, vectors = torch.linalg.eigh(S)
     null = int((values <= NULL_THRESHOLDS[0] * values.mean()).sum())
     lowest: torch.Tensor = vectors[:, : max(null, len(start))]

@@ -34,7 +34,7 @@ def weight_energy(W: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
     return ((W @ C) * W).sum()
 
 
-class _Energies(torch.autograd.Function):
+class _DeltaEnergies(torch.autograd.Function):
     """``energy`` from ``A C``: as C is symmetric, the gradient needs no other product with it."""
 
     @staticmethod
@@ -51,7 +51,7 @@ class _Energies(torch.autograd.Function):
         return inner @ (twice * AC).sum(dim=0), B @ (twice * seen).sum(dim=0), None
 
 
-def layer_energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
+def batched_delta_energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
     """``energy`` of L layers' updates on the inputs of U kinds, ``(U, L)``, differentiable in A and B.
 
     In training C is by far the largest thing that is read, and so it is read once a step.
@@ -61,5 +61,5 @@ def layer_energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.
         B: ``(L, d_out, r)``, the scaling in it.
         AC: ``A`` times the inputs' symmetric second moments, ``(U, L, r, d_in)``; its gradient is accounted for.
     """
-    energies: torch.Tensor = _Energies.apply(A, B, AC)  # type: ignore[no-untyped-call]
+    energies: torch.Tensor = _DeltaEnergies.apply(A, B, AC)  # type: ignore[no-untyped-call]
     return energies

@@ -52,7 +52,7 @@ class LowRank:
         """The same factors in another precision."""
         return replace(self, B=self.B.to(dtype), A=self.A.to(dtype))
 
-    def padded(self, rank: int) -> "LowRank":
+    def padded_to_rank(self, rank: int) -> "LowRank":
         """The same product with factors of a higher rank, filled up with zeros."""
         missing = rank - self.rank
         B = torch.cat([self.B, self.B.new_zeros(self.shape[0], missing)], dim=1)
@@ -79,7 +79,7 @@ class Core:
             return LowRank(self.Q_B, M @ self.Q_A.T)
         return LowRank(self.Q_B @ M, self.Q_A.T)
 
-    def principal(self) -> "Core":
+    def in_principal_bases(self) -> "Core":
         """The same updates in the bases that depend on the updates alone, not on how their factors are written.
 
         Left: the left singular vectors of ``[dW_1 ... dW_T]``; right: the right singular vectors of
@@ -91,7 +91,7 @@ class Core:
         return Core(self.Q_B @ U, U.T @ self.cores @ Vh.T, self.Q_A @ Vh.T)
 
 
-def stack(updates: Sequence[LowRank]) -> LowRank:
+def stack_factors(updates: Sequence[LowRank]) -> LowRank:
     """The sum of the updates as concatenated factors, rank ``sum r_t``: nothing is computed, nothing is lost."""
     wide = [update.promoted() for update in updates]
     return LowRank(torch.cat([update.B for update in wide], dim=1), torch.cat([update.A for update in wide], dim=0))

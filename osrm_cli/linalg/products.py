@@ -6,7 +6,7 @@ from torch import Tensor
 from osrm_cli.linalg.low_rank import LowRank
 
 
-def as_factors(W: Tensor) -> LowRank:
+def factor_with_identity(W: Tensor) -> LowRank:
     """A matrix as factors of the rank of its smaller side, one of them the identity."""
     d_out, d_in = W.shape
     if d_out < d_in:
@@ -21,7 +21,7 @@ def entrywise_product(first: LowRank, second: LowRank) -> LowRank:
     columns ``j``: rank ``r_1 r_2``, or that of the smaller side where that is less.
     """
     if first.rank * second.rank > min(first.shape):
-        return as_factors((first.B @ first.A) * (second.B @ second.A))
+        return factor_with_identity((first.B @ first.A) * (second.B @ second.A))
     B = torch.einsum("oi,oj->oij", first.B, second.B).flatten(1)
     A = torch.einsum("id,jd->ijd", first.A, second.A).flatten(0, 1)
     return LowRank(B, A)

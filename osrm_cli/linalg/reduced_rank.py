@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate
+from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate_rank
 from osrm_cli.linalg.second_moment import ridge_cholesky
 
 
@@ -31,7 +31,7 @@ def reduce_rank(
     """
     L, _ = ridge_cholesky(C.to(torch.float64))
     W = update.to(torch.float64)
-    seen, kept = truncate(LowRank(W.B, W.A @ L) if isinstance(W, LowRank) else W @ L, rank, energy)
+    seen, kept = truncate_rank(LowRank(W.B, W.A @ L) if isinstance(W, LowRank) else W @ L, rank, energy)
     tiny = torch.finfo(torch.float64).tiny
     U = seen.B / seen.B.norm(dim=0).clamp_min(tiny)
     rows = (U.T @ W.B) @ W.A if isinstance(W, LowRank) else U.T @ W
@@ -48,9 +48,9 @@ def truncate_for_inputs(
         update: Factors, or the rows of a dense ``(d_out, d_in)``.
         moments: Each task's second moment, ``(d_in, d_in)``; their sum is the norm.
         rank: Largest rank of the result.
-        energy: Share of the energy to keep, see ``reduce_rank`` and ``truncate``.
+        energy: Share of the energy to keep, see ``reduce_rank`` and ``truncate_rank``.
     """
     if moments is None:
-        return truncate(update, rank, energy, NEAR)
+        return truncate_rank(update, rank, energy, NEAR)
     whole = update.dense() if isinstance(update, RowStream) else update
     return reduce_rank(whole, torch.stack([C.to(torch.float64) for C in moments]).sum(0), rank, energy)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, squared_norm, stack
+from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, squared_norm, stack_factors
 from osrm_cli.linalg.parallel import in_one_thread, map_in_order
 
 Answer = TypeVar("Answer")
@@ -130,11 +130,11 @@ class RowStream:
 Update = LowRank | RowStream
 
 
-def add_up(updates: Sequence[Update]) -> Update:
+def add_up_matrices(updates: Sequence[Update]) -> Update:
     """The sum: of factors as stacked factors, otherwise as rows. All are of one shape, in one precision and place."""
     factors = [update for update in updates if isinstance(update, LowRank)]
     if len(factors) == len(updates):
-        return stack(factors)
+        return stack_factors(factors)
     streams = [RowStream.of(update) for update in updates]
     return replace(
         streams[0],
@@ -150,7 +150,7 @@ def sum_of_squares(rows: Tensor) -> Tensor:
     return norms.to(torch.float64).square().sum()
 
 
-def truncate(
+def truncate_rank(
     update: LowRank | RowStream | Tensor,
     rank: int | None = None,
     energy: float | None = None,
@@ -182,7 +182,7 @@ def truncate(
         U, Vh, total = core.Q_B @ U, Vh @ core.Q_A.T, float(sigma.square().sum())
     else:
         stream = RowStream.of(update) if isinstance(update, Tensor) else update
-        U, sigma, Vh, total = _decompose_stream(stream, rank, energy, tolerance)
+        U, sigma, Vh, total = _decompose_row_stream(stream, rank, energy, tolerance)
     shares = sigma.square().cumsum(0) / total if total > 0 else torch.ones_like(sigma)
     size = _rank_to_keep(sigma, shares, rank, energy)
     U, Vh, root = U[:, :size], Vh[:size], sigma[:size].sqrt()
@@ -199,7 +199,7 @@ def _rank_to_keep(sigma: Tensor, shares: Tensor, rank: int | None, energy: float
     return max(min(limits), 1)
 
 
-def _decompose_stream(
+def _decompose_row_stream(
     stream: RowStream, rank: int | None, energy: float | None, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """The leading singular triplets of a dense matrix, at least as many as needed, and ``||W||_F^2``."""
@@ -210,7 +210,7 @@ def _decompose_stream(
         U, sigma, Vh, total = _krylov_triplets(stream, rank or few, tolerance)
         if rank or float(sigma.square().sum()) >= (energy or 0.0) * total:
             return U, sigma, Vh, total
-    return _exact_triplets(stream.dense())
+    return _exact_singular_triplets(stream.dense())
 
 
 def _krylov_triplets(stream: RowStream, rank: int, tolerance: float) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -219,15 +219,15 @@ def _krylov_triplets(stream: RowStream, rank: int, tolerance: float) -> tuple[Te
     A pass gives ``W X`` and ``W^T W X`` of the newest block ``X`` of an orthonormal basis ``Q`` of the space, and with
     that all of ``W Q``: the triplets need no pass of their own.
     """
-    X = Q = _first_block(stream, min(rank + OVERSAMPLING, *stream.shape))
+    X = Q = _first_krylov_block(stream, min(rank + OVERSAMPLING, *stream.shape))
     products, energies = [], [0.0]
     for _ in range(MAX_PASSES):
-        product, image, total = _pass(stream, X.to(stream.dtype))
+        product, image, total = _run_krylov_pass(stream, X.to(stream.dtype))
         products.append(product.to(torch.float64))
         WQ = torch.cat(products, dim=1)
-        energies.append(_captured_energy(WQ, rank))
+        energies.append(_krylov_energy(WQ, rank))
         room = min(stream.shape) - Q.shape[1]
-        if not room or _expected_gain(energies[-3:]) <= tolerance * (total - energies[-1]) + ROUNDING * total:
+        if not room or _expected_krylov_gain(energies[-3:]) <= tolerance * (total - energies[-1]) + ROUNDING * total:
             break
         X = _new_directions(Q, image.to(torch.float64)[:, :room])
         Q = torch.cat([Q, X], dim=1)
@@ -236,12 +236,12 @@ def _krylov_triplets(stream: RowStream, rank: int, tolerance: float) -> tuple[Te
 
 
 @in_one_thread()
-def _first_block(stream: RowStream, width: int) -> Tensor:
+def _first_krylov_block(stream: RowStream, width: int) -> Tensor:
     """Orthonormal ``(d_in, width)``: the main directions of what the matrix resembles, and random ones."""
     draws = torch.Generator().manual_seed(0)
     directions = [torch.randn(stream.shape[1], width, generator=draws, dtype=torch.float64).to(stream.device)]
     if stream.near and stream.near.rank:
-        directions.insert(0, truncate(stream.near)[0].A.T)
+        directions.insert(0, truncate_rank(stream.near)[0].A.T)
     return _new_directions(directions[0][:, :0], torch.cat(directions, dim=1)[:, :width])
 
 
@@ -254,7 +254,7 @@ def _new_directions(Q: Tensor, more: Tensor) -> Tensor:
 
 
 @in_one_thread()
-def _captured_energy(WQ: Tensor, rank: int) -> float:
+def _krylov_energy(WQ: Tensor, rank: int) -> float:
     """The energy that the best ``rank`` directions in the span of ``Q`` keep."""
     return float(torch.linalg.eigvalsh(WQ.T @ WQ)[-rank:].sum())
 
@@ -266,7 +266,7 @@ def _tall_svd(M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return basis @ U, sigma, Vh
 
 
-def _pass(stream: RowStream, X: Tensor) -> tuple[Tensor, Tensor, float]:
+def _run_krylov_pass(stream: RowStream, X: Tensor) -> tuple[Tensor, Tensor, float]:
     """``W X``, ``W^T W X`` and ``||W||_F^2``."""
     product, image = X.new_empty(stream.shape[0], X.shape[1]), torch.zeros_like(X)
 
@@ -281,7 +281,7 @@ def _pass(stream: RowStream, X: Tensor) -> tuple[Tensor, Tensor, float]:
     return product, image, total
 
 
-def _expected_gain(energies: list[float]) -> float:
+def _expected_krylov_gain(energies: list[float]) -> float:
     """What further passes may add, if gains go on falling as in the last two."""
     if len(energies) < 3:
         return float("inf")
@@ -289,9 +289,9 @@ def _expected_gain(energies: list[float]) -> float:
     return last**2 / (before - last) if before > last else abs(last)
 
 
-def _exact_triplets(W: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+def _exact_singular_triplets(W: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     if W.shape[0] > W.shape[1]:
-        U, sigma, Vh, total = _exact_triplets(W.T)
+        U, sigma, Vh, total = _exact_singular_triplets(W.T)
         return Vh.T, sigma, U.T, total
     gram = torch.zeros(W.shape[0], W.shape[0], dtype=torch.float64, device=W.device)
     for columns in torch.split(W, 1024, dim=1):

@@ -103,7 +103,7 @@ def ridge_cholesky(C: Tensor) -> tuple[Tensor, float]:
     return factor, relative * scale
 
 
-def stack_rows(blocks: Sequence[torch.Tensor], balanced: bool) -> torch.Tensor:
+def stack_moment_rows(blocks: Sequence[torch.Tensor], balanced: bool) -> torch.Tensor:
     """The other tasks' means ``(d,)``, samples or sketches ``(n, d)`` as one ``H`` ``(sum n, d)``.
 
     Args:

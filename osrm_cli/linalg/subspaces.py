@@ -90,7 +90,7 @@ def procrustes_distance(A_0: torch.Tensor, A: torch.Tensor) -> float:
     return float((U @ Vh @ A_0 - A).norm())
 
 
-def measure_drift(starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]) -> Drift:
+def measure_procrustes_drift(starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]) -> Drift:
     """``procrustes_distance`` over ``||A_0||_F`` for each layer, and overall.
 
     Args:
@@ -100,12 +100,12 @@ def measure_drift(starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.T
     moved = {layer: procrustes_distance(A_0, ends[layer]) for layer, A_0 in starts.items()}
     norms = {layer: float(A_0.double().norm()) for layer, A_0 in starts.items()}
     return Drift(
-        overall=_energy_share(math.hypot(*moved.values()), math.hypot(*norms.values())),
-        layers={layer: _energy_share(moved[layer], norms[layer]) for layer in starts},
+        overall=_relative_distance(math.hypot(*moved.values()), math.hypot(*norms.values())),
+        layers={layer: _relative_distance(moved[layer], norms[layer]) for layer in starts},
     )
 
 
-def _energy_share(part: float, whole: float) -> float:
+def _relative_distance(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 
@@ -117,7 +117,7 @@ def orthonormal_rows(A: torch.Tensor) -> torch.Tensor:
     return rows.contiguous()
 
 
-def complement(Q: torch.Tensor) -> torch.Tensor:
+def orthogonal_complement(Q: torch.Tensor) -> torch.Tensor:
     """Orthonormal rows ``(d - q, d)`` orthogonal to the orthonormal rows ``Q`` ``(q, d)``."""
     whole: torch.Tensor = torch.linalg.qr(Q.T, mode="complete").Q
     return whole[:, len(Q) :].T.contiguous()

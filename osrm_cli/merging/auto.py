@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.task_data import data_source
+from osrm_cli.adapters.task_data import adapter_data_source
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.recipes.recipe import AUTO, MergeRecipe
 from osrm_cli.models.base_model import is_full_model
 from osrm_cli.tasks.loading import list_splits
 
 
-def choose_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
+def choose_merging_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
     """A recipe with a method in the place of ``auto``, and the reason.
 
     Texts decide: with them a model of classes is trained to do as the single ones do, and a writer's layers are fitted
@@ -30,13 +30,13 @@ def choose_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
     if len(adapters) == 1:
         return replace(recipe, method="task-arith"), "one adapter is itself"
     learned = "sequential" if all(adapter.is_text for adapter in adapters) else "distill"
-    if lack := _find_lack(adapters, recipe.data):
+    if lack := _find_unmet_method_need(adapters, recipe.data):
         cut = ", cut to a rank by the features" if recipe.features and recipe.output == "adapter" else ""
         return replace(recipe, method="ties"), f"the best of those that read adapters alone{cut}; for {learned} {lack}"
     return replace(recipe, method=learned), "there are texts of every task, from which the most is kept"
 
 
-def _find_lack(adapters: Sequence[Adapter], data: str | None) -> str | None:
+def _find_unmet_method_need(adapters: Sequence[Adapter], data: str | None) -> str | None:
     """What a method that reads texts lacks; ``None`` if nothing."""
     for adapter in adapters:
         if any(layer.embedding for layer in adapter.layers.values()):
@@ -44,7 +44,7 @@ def _find_lack(adapters: Sequence[Adapter], data: str | None) -> str | None:
         if not adapter.is_text and not adapter.head_tensors():
             return f"{adapter.source} has no head"
         try:
-            source = data_source(adapter, data, AUTO)
+            source = adapter_data_source(adapter, data, AUTO)
             found = (data == "hub" or source != "hub") and {"train", "train_matched"} & set(
                 list_splits(adapter.name, source)
             )

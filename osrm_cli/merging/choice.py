@@ -7,7 +7,7 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import find_method
-from osrm_cli.merging.recipes.recipe import AUTO, AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import AUTO, MergeRecipe, RecipeEntry
 from osrm_cli.models.base_model import identify_base_model, is_full_model
 from osrm_cli.storage.records import BaseModelId
 
@@ -28,9 +28,9 @@ class MergeChoice:
     must_use: Collection[str] | None
     notes: Sequence[str]
 
-    def is_error(self, name: str) -> bool:
+    def must_be_used(self, name: str) -> bool:
         """Whether it is an error not to use an option or input that is given."""
-        return _is_asked(name, self.must_use)
+        return _is_named_merge_argument(name, self.must_use)
 
 
 def choose_merge(
@@ -56,19 +56,19 @@ def choose_merge(
     """
     model, revision = base
     first = None if recipe is None else must_use
-    chosen = _complete_recipe(_make_recipe(adapters, recipe), given, options, first)
-    name = model if model and _is_asked("model", first) else chosen.base or model
+    chosen = _complete_recipe(_make_merge_recipe(adapters, recipe), given, options, first)
+    name = model if model and _is_named_merge_argument("model", first) else chosen.base or model
     base_of_all, notes = None, []
-    if name and (source := _find_full_model(chosen)):
+    if name and (source := _find_full_model_in_recipe(chosen)):
         if given["form"] == "adapter":
             hint = "leave out --as adapter, or use osrm extract before"
             raise OsrmError(f"{source} is a full model: the result is a model", hint)
         chosen, base_of_all = replace(chosen, output="model", base=name), identify_base_model(name, revision)
         notes.append(f"{source} is a full model: the result is a model, as with --as model")
     if chosen.method == AUTO:
-        from osrm_cli.merging.auto import choose_method  # it reads tasks
+        from osrm_cli.merging.auto import choose_merging_method  # it reads tasks
 
-        chosen, reason = choose_method(chosen)
+        chosen, reason = choose_merging_method(chosen)
         notes.append(f"method {chosen.method}: {reason}")
         must_use = ()
     if name and base_of_all is None and find_method(chosen.method).takes_any_base:
@@ -76,7 +76,7 @@ def choose_merge(
     return MergeChoice(chosen, base_of_all, must_use, notes)
 
 
-def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None) -> MergeRecipe:
+def _make_merge_recipe(adapters: Sequence[Path | str], path: Path | str | None) -> MergeRecipe:
     """The recipe in the file, or one that names the adapters alone."""
     if path and adapters:
         raise OsrmError("adapters are given twice: on the command line and by --recipe", "leave out one of them")
@@ -86,7 +86,7 @@ def _make_recipe(adapters: Sequence[Path | str], path: Path | str | None) -> Mer
         from osrm_cli.merging.recipes.recipe_file import read_recipe  # schemas take a while to build
 
         return read_recipe(Path(path))
-    return MergeRecipe("task-arith", tuple(AdapterEntry(str(adapter)) for adapter in adapters))
+    return MergeRecipe("task-arith", tuple(RecipeEntry(str(adapter)) for adapter in adapters))
 
 
 def _complete_recipe(
@@ -106,17 +106,17 @@ def _complete_recipe(
     changes: dict[str, Any] = {
         field: value
         for field, (name, value) in fields.items()
-        if _is_asked(name, first) or getattr(recipe, field) is None
+        if _is_named_merge_argument(name, first) or getattr(recipe, field) is None
     }
-    kept = {name: value for name, value in options.items() if _is_asked(name, first) or name not in held}
+    kept = {name: value for name, value in options.items() if _is_named_merge_argument(name, first) or name not in held}
     return replace(recipe, **changes, options={**recipe.options, **kept})
 
 
-def _find_full_model(recipe: MergeRecipe) -> str | None:
+def _find_full_model_in_recipe(recipe: MergeRecipe) -> str | None:
     """The first source of a recipe that is a full model."""
     return next((entry.path for entry in recipe.adapters if is_full_model(entry.path)), None)
 
 
-def _is_asked(name: str, named: Collection[str] | None) -> bool:
+def _is_named_merge_argument(name: str, named: Collection[str] | None) -> bool:
     """Whether an argument is among those named; all are where none is."""
     return named is None or name in named

@@ -7,14 +7,14 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
-from osrm_cli.features.adapter_match import check_layers
+from osrm_cli.features.adapter_match import check_feature_layers
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.merging.layer_data import Fields, LayerData, NoLayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.storage.provenance import check_same_base_model
+from osrm_cli.storage.provenance import check_artifacts_share_base
 
 
 class FeatureMoments(LayerData):
@@ -49,13 +49,13 @@ def open_layer_data(plan: MergePlan) -> LayerData:
     files: dict[str, FeaturesFile] = {}
     for adapter in plan.adapters:
         path = Path(plan.recipe.features or "features") / f"{adapter.name}.safetensors"
-        if not path.is_file() and not shards.find_shards(path):
+        if not path.is_file() and not shards.find_feature_shards(path):
             raise OsrmError(
                 f"method {plan.method.name} needs second moments of every task's features, {path} is missing",
                 f"osrm collect --task {adapter.name} --statistic {SECOND_MOMENT}",
             )
         files[adapter.name] = FeaturesFile.open(path)
-        check_layers(adapter, files[adapter.name], [each.name for each in plan.adapters])
+        check_feature_layers(adapter, files[adapter.name], [each.name for each in plan.adapters])
     FeatureSet(files).select((SECOND_MOMENT,), f"method {plan.method.name}")
-    check_same_base_model({**{file.path: file.base for file in files.values()}, **plan.bases})
+    check_artifacts_share_base({**{file.path: file.base for file in files.values()}, **plan.bases})
     return FeatureMoments(list(files.values()))

@@ -79,7 +79,7 @@ def teacher_of(adapter: Adapter) -> Adapter:
     return adapter.teacher if isinstance(adapter, ForeignAdapter) else adapter
 
 
-def separate_foreign(adapters: Sequence[Adapter], base: BaseModelId) -> list[Adapter]:
+def separate_foreign_adapters(adapters: Sequence[Adapter], base: BaseModelId) -> list[Adapter]:
     """Adapters for a merge on a base model; those of other base models as ``ForeignAdapter``.
 
     Args:
@@ -90,7 +90,7 @@ def separate_foreign(adapters: Sequence[Adapter], base: BaseModelId) -> list[Ada
         OsrmError: If a foreign one has trained base-model modules as a whole, or, where all are foreign, the base model
             has no default target layers.
     """
-    foreign = [adapter for adapter in adapters if not _belongs_to(adapter, base)]
+    foreign = [adapter for adapter in adapters if not _belongs_to_merge_base(adapter, base)]
     layers: Mapping[str, AdapterLayer] = {}
     turned = False
     if foreign and len(foreign) == len(adapters):
@@ -98,17 +98,19 @@ def separate_foreign(adapters: Sequence[Adapter], base: BaseModelId) -> list[Ada
 
         folder = find_base_model(base.name, base.revision)
         layers, turned = describe_target_layers(folder, adapters[0].is_text)
-    return [_as_foreign(adapter, base, layers, turned) if adapter in foreign else adapter for adapter in adapters]
+    return [
+        _as_foreign_adapter(adapter, base, layers, turned) if adapter in foreign else adapter for adapter in adapters
+    ]
 
 
-def _belongs_to(adapter: Adapter, base: BaseModelId) -> bool:
+def _belongs_to_merge_base(adapter: Adapter, base: BaseModelId) -> bool:
     if adapter.base:
         return adapter.base.sha256 == base.sha256
     name = adapter.config.base_model
     return name is None or short_model_name(name) == short_model_name(base.name)
 
 
-def _as_foreign(
+def _as_foreign_adapter(
     adapter: Adapter, base: BaseModelId, layers: Mapping[str, AdapterLayer], turned: bool
 ) -> ForeignAdapter:
     if modules := [*adapter.module_tensors(), *adapter.trained_rows()]:

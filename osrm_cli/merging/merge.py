@@ -18,13 +18,13 @@ from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import estimate_ranks, merge_layers
 from osrm_cli.merging.output.merged_folder import write_merged_folder
-from osrm_cli.merging.output.merged_model import ModelTarget
+from osrm_cli.merging.output.merged_model import MergeTarget
 from osrm_cli.merging.output.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
-from osrm_cli.merging.output.unfinished_model import UnfinishedModel, unfinished_folder
-from osrm_cli.merging.plan import Heads, MergePlan, SavedModules
-from osrm_cli.merging.summary import MergeResult, describe_plan, describe_result
+from osrm_cli.merging.output.unfinished_model import UnfinishedMerge, unfinished_merge_folder
+from osrm_cli.merging.plan import Heads, MergedModules, MergePlan
+from osrm_cli.merging.summary import MergeResult, describe_merge_plan, describe_merge_result
 from osrm_cli.models.base_model import resolve_adapters_base
-from osrm_cli.models.devices import pick_device, with_float64
+from osrm_cli.models.devices import device_with_float64, pick_device
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 
@@ -111,20 +111,22 @@ def merge_adapters(
     given = {"method": method, "data": data, "form": form, "dtype": None if dtype == "auto" else dtype}
     given["features"] = str(features) if features else None
     choice = choose_merge(adapters, recipe, given, options or {}, (model, revision), must_use)
-    optional = [name for name in options or {} if not choice.is_error(name)]
+    optional = [name for name in options or {} if not choice.must_be_used(name)]
     plan = MergePlan.of(choice.recipe, weights, optional, choice.base)
     layer_data = open_layer_data(plan)
     reads_data = bool(plan.method.data_statistic) or calibrate is not None
     reads_base = reads_data or plan.recipe.output == "model"
     used = {"features": plan.reads_features, "data": reads_data, "model": reads_base, "revision": reads_base}
     inputs = {"features": features, "data": data, "model": model, "revision": revision}
-    unused = [name for name, value in inputs.items() if value is not None and not used[name] and choice.is_error(name)]
+    unused = [
+        name for name, value in inputs.items() if value is not None and not used[name] and choice.must_be_used(name)
+    ]
     if unused:
         raise OsrmError(
             f"method {plan.method.name} does not use --{unused[0]}", "osrm merge --list shows what it needs"
         )
     if calibrate:
-        _check_can_calibrate(plan)
+        _check_merge_can_calibrate(plan)
 
     target_device = pick_device(device)
     base_dir, base = None, next(iter(plan.bases.values()), None)
@@ -132,33 +134,35 @@ def merge_adapters(
         base_dir, base = resolve_adapters_base(plan.adapters, model, revision)
         plan = plan.with_target_modules(base_dir)
     modules = plan.read_saved_modules()
-    samples = _draw_samples(plan, modules.heads) if plan.method.data_statistic else []
+    samples = _draw_merge_samples(plan, modules.heads) if plan.method.data_statistic else []
     step = calibrate(plan.adapters, choice.recipe.data) if calibrate else None
-    target = ModelTarget.find(plan, base_dir, modules) if base_dir and plan.recipe.output == "model" else None
+    target = MergeTarget.find(plan, base_dir, modules) if base_dir and plan.recipe.output == "model" else None
     tokenizer, differences = find_tokenizer_files(
         [each for each in plan.adapters if not isinstance(each, ForeignAdapter)]
     )
     warnings = [text for adapter in plan.adapters for text in adapter.warnings]
     warnings += [text for sample in samples for text in sample.data.warnings] + list(step.warnings if step else ())
     warnings = list(dict.fromkeys(warnings)) + differences
-    _check_resumable(path, resume, overwrite, target is not None and not plan.reads_features and step is None)
+    _check_merge_resumable(path, resume, overwrite, target is not None and not plan.reads_features and step is None)
     if target:
-        target.check_space(path, UnfinishedModel(unfinished_folder(path)))
+        target.check_space(path, UnfinishedMerge(unfinished_merge_folder(path)))
     if dry_run:
-        ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), with_float64(target_device))
-        planned = describe_plan(path, plan, ranks)
+        ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), device_with_float64(target_device))
+        planned = describe_merge_plan(path, plan, ranks)
         return replace(planned, notes=[*choice.notes, *planned.notes], warnings=warnings)
 
     if not resume:
-        shutil.rmtree(unfinished_folder(path), ignore_errors=True)
+        shutil.rmtree(unfinished_merge_folder(path), ignore_errors=True)
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         if base_dir and samples:
             place = target_device, Path(scratch), progress
             plan, layer_data, found = _learn_layer_data(plan, samples, modules, base_dir, *place)
             modules, warnings = replace(modules, heads=plan.read_heads()), warnings + found
-        unfinished = UnfinishedModel.open(path, plan, base) if resume else None
+        unfinished = UnfinishedMerge.open(path, plan, base) if resume else None
         order = target.order(unfinished) if target else plan.layers
-        with closing(merge_layers(plan, layer_data, order, jobs, with_float64(target_device), progress)) as layers:
+        with closing(
+            merge_layers(plan, layer_data, order, jobs, device_with_float64(target_device), progress)
+        ) as layers:
             contents = write_merged_folder(stage, plan, modules, layers, layer_data, base, target, unfinished)
         copy_tokenizer_files(tokenizer, stage)
         plan.write_recipe(stage)
@@ -166,11 +170,11 @@ def merge_adapters(
         provenance.write_digests(stage)
     if unfinished:
         unfinished.remove()
-    result = describe_result(path, plan, contents, layer_data.record, rows, modules.names)
+    result = describe_merge_result(path, plan, contents, layer_data.record, rows, modules.names)
     return replace(result, notes=[*choice.notes, *result.notes], warnings=warnings + result.warnings)
 
 
-def _check_can_calibrate(plan: MergePlan) -> None:
+def _check_merge_can_calibrate(plan: MergePlan) -> None:
     """Check that every head belongs to the base model of the result."""
     if plan.foreign:
         raise OsrmError(
@@ -181,29 +185,29 @@ def _check_can_calibrate(plan: MergePlan) -> None:
         raise OsrmError("heads of full models cannot be calibrated", "leave out --calibrate")
 
 
-def _check_resumable(path: Path, resume: bool, overwrite: bool, can_resume: bool) -> None:
+def _check_merge_resumable(path: Path, resume: bool, overwrite: bool, can_resume: bool) -> None:
     """Check what an earlier run has left, and whether this one may leave something."""
     if resume and not can_resume:
         raise OsrmError(
             "--resume keeps the files of a model whose merge reads neither features nor data", "leave out --resume"
         )
-    folder = unfinished_folder(path)
+    folder = unfinished_merge_folder(path)
     if folder.exists() and not (resume or overwrite):
         raise OsrmError(
             f"{folder} contains an unfinished merge", "continue it with --resume, or start over with --overwrite"
         )
 
 
-def _draw_samples(plan: MergePlan, heads: Heads) -> "list[TaskSample]":
+def _draw_merge_samples(plan: MergePlan, heads: Heads) -> "list[TaskSample]":
     from osrm_cli.merging.from_data import samples  # reading tasks is only for the methods that read data
 
-    return samples.draw_for_plan(plan, heads)
+    return samples.draw_merge_samples(plan, heads)
 
 
 def _learn_layer_data(
     plan: MergePlan,
     samples: "list[TaskSample]",
-    modules: SavedModules,
+    modules: MergedModules,
     base_dir: Path,
     device: torch.device,
     scratch: Path,

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from osrm_cli.linalg.parallel import map_in_order
-from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate
+from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate_rank
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
@@ -87,13 +87,13 @@ def estimate_ranks(
         result = rule(plan.read_updates(layer, layer_data.for_layer(layer, {}), device), plan.options)
         if isinstance(result, RowStream):
             few = min(result.shape) // 16 if min(result.shape) > 1024 else None
-            best, kept = truncate(result, few, tolerance=NEAR)
+            best, kept = truncate_rank(result, few, tolerance=NEAR)
             energies = best.A.square().sum(1).square()  # of balanced factors
             spectra.append(kept * energies.cumsum(0) / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))
-    return {share: _rank_for(spectra, share) for share in shares} if spectra else {}
+    return {share: _merged_rank_for_share(spectra, share) for share in shares} if spectra else {}
 
 
-def _rank_for(spectra: Sequence[torch.Tensor], share: float) -> int | None:
+def _merged_rank_for_share(spectra: Sequence[torch.Tensor], share: float) -> int | None:
     ranks = [int((kept < share).sum()) + 1 for kept in spectra]
     enough = all(rank <= len(kept) for rank, kept in zip(ranks, spectra, strict=True))
     return max(ranks) if enough else None

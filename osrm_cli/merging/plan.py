@@ -14,10 +14,10 @@ import torch
 
 from osrm_cli.adapters.adapter import (
     Adapter,
-    align_layers,
+    align_adapter_layers,
+    check_adapter_names,
     check_same_architecture,
-    check_task_names,
-    combine_layers,
+    combine_adapter_layers,
     short_model_name,
 )
 from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
@@ -25,20 +25,25 @@ from osrm_cli.adapters.rest import AdapterWithRest
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.foreign import ForeignAdapter, separate_foreign
+from osrm_cli.merging.foreign import ForeignAdapter, separate_foreign_adapters
 from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
-from osrm_cli.merging.requirements import check_output, reads_features, resolve_options, used_options
-from osrm_cli.models.base_model import open_update
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
+from osrm_cli.merging.requirements import (
+    check_merge_output,
+    merge_reads_features,
+    method_option_names,
+    resolve_method_options,
+)
+from osrm_cli.models.base_model import open_adapter_or_full_model
 from osrm_cli.storage.records import BaseModelId
 
 Heads = Mapping[str, Mapping[str, torch.Tensor]]  # by task and name in the base model; empty without a head
 
 
 @dataclass(frozen=True)
-class SavedModules:
+class MergedModules:
     """What the adapters hold beside their updates.
 
     Attributes:
@@ -117,25 +122,27 @@ class MergePlan:
                 not use.
         """
         method = find_method(recipe.method)
-        check_output(method, recipe)
-        used, options = resolve_options(method, recipe.options, optional)
-        sources = ((_open_source(entry.path, recipe.output, base), entry) for entry in recipe.adapters)
+        check_merge_output(method, recipe)
+        used, options = resolve_method_options(method, recipe.options, optional)
+        sources = ((_open_merge_source(entry.path, recipe.output, base), entry) for entry in recipe.adapters)
         opened = sorted(sources, key=lambda pair: pair[0].name)
         given = [adapter for adapter, _ in opened]
-        adapters = tuple(align_layers(separate_foreign(given, base) if base and method.takes_any_base else given))
-        check_task_names(adapters)
-        _check_factors(method, adapters)
+        adapters = tuple(
+            align_adapter_layers(separate_foreign_adapters(given, base) if base and method.takes_any_base else given)
+        )
+        check_adapter_names(adapters)
+        _check_method_takes_full_models(method, adapters)
         check_same_architecture(adapters)
         pinned = [
             replace(entry, path=adapter.pinned_source) for adapter, (_, entry) in zip(adapters, opened, strict=True)
         ]
-        entries = _with_weights(pinned, adapters, weights or {})
+        entries = _with_merge_weights(pinned, adapters, weights or {})
         entries = tuple(
             entry.with_patterns_of(adapter.layers) for entry, adapter in zip(entries, adapters, strict=True)
         )
-        _check_bases(entries, adapters)
+        _check_recipe_bases(entries, adapters)
         _check_foreign_weights(entries, adapters)
-        reads = reads_features(method, replace(recipe, options=used))
+        reads = merge_reads_features(method, replace(recipe, options=used))
         effective = replace(
             recipe,
             method=method.name,
@@ -148,7 +155,9 @@ class MergePlan:
         dtype = getattr(torch, recipe.dtype) if recipe.dtype else widest
         bases = {adapter.folder: base for adapter in adapters if (base := adapter.base)}
         is_dense = any(adapter.is_dense for adapter in adapters)
-        return cls(effective, method, options, adapters, combine_layers(adapters), dtype, bases, reads, is_dense)
+        return cls(
+            effective, method, options, adapters, combine_adapter_layers(adapters), dtype, bases, reads, is_dense
+        )
 
     def with_method(self, name: str) -> "MergePlan | None":
         """Another method's merge into an adapter, of the same adapters and under the options that it has too.
@@ -163,7 +172,9 @@ class MergePlan:
         entries = tuple(entry for entry, adapter in pairs if not isinstance(adapter, ForeignAdapter))
         if not entries:
             return None
-        shared = {key: value for key, value in self.recipe.options.items() if key in used_options(find_method(name))}
+        shared = {
+            key: value for key, value in self.recipe.options.items() if key in method_option_names(find_method(name))
+        }
         return MergePlan.of(replace(self.recipe, method=name, adapters=entries, options=shared, output="adapter"))
 
     def with_target_modules(self, base: Path) -> "MergePlan":
@@ -216,7 +227,7 @@ class MergePlan:
         """
         return {adapter.name: adapter.head_tensors() for adapter in self.adapters}
 
-    def read_saved_modules(self) -> SavedModules:
+    def read_saved_modules(self) -> MergedModules:
         """Each task's head, and the base model's modules that the adapters have trained as a whole.
 
         Raises:
@@ -226,14 +237,14 @@ class MergePlan:
         first, *others = self.adapters
         values = _list_whole_values(first)
         for other in others:
-            _check_same_values(first, values, other)
+            _check_same_trained_values(first, values, other)
         if values and self.method.is_task_aware:
             raise OsrmError(
                 f"{first.source} trained {next(iter(values))} as a whole, which {self.method.name} cannot hold",
                 "use another method, see osrm merge --list",
             )
-        copies = {} if self.method.is_task_aware else _shared_copies(self.adapters)
-        return SavedModules(heads, first.module_tensors(), first.trained_rows(), copies)
+        copies = {} if self.method.is_task_aware else _shared_base_copies(self.adapters)
+        return MergedModules(heads, first.module_tensors(), first.trained_rows(), copies)
 
     def write_recipe(self, folder: Path) -> None:
         """Write ``merge.yaml``, which repeats this merge: where weights were learned, it has them and needs no data."""
@@ -281,13 +292,13 @@ class MergePlan:
         return {layer: block / last for layer, block in blocks.items()}
 
 
-def _open_source(source: str, output: str, base: BaseModelId | None) -> Adapter:
+def _open_merge_source(source: str, output: str, base: BaseModelId | None) -> Adapter:
     """An adapter, for a model with what it does not hold; or a full model, where its base model is known."""
-    adapter = open_update(source, base) if base else Adapter.open(source)
+    adapter = open_adapter_or_full_model(source, base) if base else Adapter.open(source)
     return AdapterWithRest.of(adapter) if output == "model" else adapter
 
 
-def _check_factors(method: Method, adapters: Sequence[Adapter]) -> None:
+def _check_method_takes_full_models(method: Method, adapters: Sequence[Adapter]) -> None:
     source = next((adapter.source for adapter in adapters if adapter.is_dense), None)
     if source and not method.takes_full_models:
         raise OsrmError(
@@ -296,7 +307,7 @@ def _check_factors(method: Method, adapters: Sequence[Adapter]) -> None:
         )
 
 
-def _check_bases(entries: Sequence[AdapterEntry], adapters: Sequence[Adapter]) -> None:
+def _check_recipe_bases(entries: Sequence[RecipeEntry], adapters: Sequence[Adapter]) -> None:
     """Check that each adapter belongs to the base model that its recipe names, as far as names can tell."""
     for entry, adapter in zip(entries, adapters, strict=True):
         known = adapter.base.name if adapter.base else adapter.config.base_model
@@ -307,7 +318,7 @@ def _check_bases(entries: Sequence[AdapterEntry], adapters: Sequence[Adapter]) -
             )
 
 
-def _check_foreign_weights(entries: Sequence[AdapterEntry], adapters: Sequence[Adapter]) -> None:
+def _check_foreign_weights(entries: Sequence[RecipeEntry], adapters: Sequence[Adapter]) -> None:
     for entry, adapter in zip(entries, adapters, strict=True):
         if isinstance(adapter, ForeignAdapter) and entry.weight != 1.0:
             raise OsrmError(
@@ -326,7 +337,7 @@ def _list_whole_values(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {**adapter.module_tensors(), **rows}
 
 
-def _check_same_values(first: Adapter, values: Mapping[str, torch.Tensor], other: Adapter) -> None:
+def _check_same_trained_values(first: Adapter, values: Mapping[str, torch.Tensor], other: Adapter) -> None:
     """Check that two adapters have trained the same modules and rows to the same values, which have no sum."""
     others = _list_whole_values(other)
     for name in sorted(values.keys() | others.keys(), key=natural_sort_key):
@@ -337,7 +348,7 @@ def _check_same_values(first: Adapter, values: Mapping[str, torch.Tensor], other
             )
 
 
-def _shared_copies(adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
+def _shared_base_copies(adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
     """The adapters' copies of the base model's embeddings, which have to be the same: updates count on them alone."""
     copies: dict[str, torch.Tensor] = {}
     owners: dict[str, Adapter] = {}
@@ -352,9 +363,9 @@ def _shared_copies(adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
     return copies
 
 
-def _with_weights(
-    entries: Sequence[AdapterEntry], adapters: Sequence[Adapter], weights: Mapping[str, float]
-) -> tuple[AdapterEntry, ...]:
+def _with_merge_weights(
+    entries: Sequence[RecipeEntry], adapters: Sequence[Adapter], weights: Mapping[str, float]
+) -> tuple[RecipeEntry, ...]:
     names = [adapter.name for adapter in adapters]
     for name in weights:
         if name not in names:

@@ -6,7 +6,7 @@ from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.merging.plan import Heads, MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry
+from osrm_cli.merging.recipes.recipe import RecipeEntry
 from osrm_cli.storage import provenance
 from osrm_cli.storage.records import BaseModelId
 
@@ -36,12 +36,12 @@ model = PeftModel.from_pretrained({auto}.from_pretrained("{base}"), ".")
 }
 
 
-def card_text(
+def merge_card_text(
     plan: MergePlan, form: str, kept: Mapping[str, float], inputs: Iterable[Mapping[str, Any]], heads: Heads
 ) -> str:
     """The model card: adapters, method, options and the known scores."""
     base = next((adapter.config.base_model for adapter in plan.adapters if adapter.config.base_model), None)
-    rows = "\n".join(_adapter_row(source) for source in inputs)
+    rows = "\n".join(_merge_card_row(source) for source in inputs)
     values = [
         (name.replace("_", "-"), each)
         for name, value in sorted(plan.recipe.options.items())
@@ -71,11 +71,11 @@ def card_text(
 
 Made by `osrm merge --method {plan.method.name} {flags}`; `merge.yaml` repeats it, `osrm.json` records every input.
 
-{_loading_instructions(plan, form, base, heads)}
+{_merge_loading_instructions(plan, form, base, heads)}
 """
 
 
-def _loading_instructions(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
+def _merge_loading_instructions(plan: MergePlan, form: str, base: str | None, heads: Heads) -> str:
     """Instructions for loading the result, with the first task that has a head as the example."""
     task, head = next(((task, head) for task, head in heads.items() if head), (plan.adapters[0].name, {}))
     auto = None
@@ -88,7 +88,7 @@ def _loading_instructions(plan: MergePlan, form: str, base: str | None, heads: H
     return _LOADING[form].format(base=base or "...", labels=rows, task=task, auto=auto)
 
 
-def _adapter_row(source: Mapping[str, Any]) -> str:
+def _merge_card_row(source: Mapping[str, Any]) -> str:
     dev_scores = (source["dev"] or {}).get("scores", {})
     scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(dev_scores.items())) or "-"
     weight = "by layer" if isinstance(source["weight"], Mapping) else source["weight"]
@@ -116,10 +116,10 @@ def write_merge_record(
         form: See ``FolderContents``.
         kept: Share of each layer's energy that is left.
         rescalers: Of a task-aware method, by task.
-        inputs: The adapters, see ``describe_input``.
+        inputs: The adapters, see ``describe_merge_input``.
         heads: Of the tasks.
     """
-    facts = provenance.make_record(
+    facts = provenance.make_artifact_record(
         "merge",
         {"method": plan.method.name, "options": plan.recipe.options, "as": plan.recipe.output},
         base=base,
@@ -134,10 +134,10 @@ def write_merge_record(
         if folder.is_dir():
             own = {"task": tasks[adapter.name], "data": adapter.record.get("data")}
             provenance.write_record(folder, {**facts, **own, "rescalers": rescalers.get(adapter.name)})
-    (stage / provenance.CARD_NAME).write_text(card_text(plan, form, kept, inputs, heads), encoding="utf-8")
+    (stage / provenance.CARD_NAME).write_text(merge_card_text(plan, form, kept, inputs, heads), encoding="utf-8")
 
 
-def describe_input(adapter: Adapter, entry: AdapterEntry) -> dict[str, Any]:
+def describe_merge_input(adapter: Adapter, entry: RecipeEntry) -> dict[str, Any]:
     """One adapter with its digest, weight and dev scores, as ``osrm.json`` and the card name it."""
     return {
         "task": adapter.name,

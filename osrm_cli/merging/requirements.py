@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from osrm_cli.adapters.rank_limits import parse_rank
+from osrm_cli.adapters.rank_limits import parse_rank_limit
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import Method
 from osrm_cli.merging.methods.options import DataOptions, MethodOptions
@@ -45,7 +45,7 @@ OPTIONS = tuple(
 )
 
 
-def check_output(method: Method, recipe: MergeRecipe) -> None:
+def check_merge_output(method: Method, recipe: MergeRecipe) -> None:
     """Check that a method's result can take the form asked for.
 
     Raises:
@@ -57,14 +57,14 @@ def check_output(method: Method, recipe: MergeRecipe) -> None:
         raise OsrmError(f"{method.name} makes no single model: each task has its own", "leave out --as model")
 
 
-def used_options(method: Method) -> set[str]:
+def method_option_names(method: Method) -> set[str]:
     """Names of the options that a method takes, as ``OPTIONS`` spells them."""
     # Any result can be recompressed, but the point of 'cat' is that it is not.
     recompressing = set() if method.name == "cat" or method.is_task_aware else {"rank", "energy"}
     return {"lambda", *method.options, *DATA_OPTIONS.get(method.data_statistic or "", {}), *recompressing}
 
 
-def reads_features(method: Method, recipe: MergeRecipe) -> bool:
+def merge_reads_features(method: Method, recipe: MergeRecipe) -> bool:
     """Whether a merge reads features: the method needs them, or they are given and its result is cut to a rank.
 
     Args:
@@ -77,7 +77,7 @@ def reads_features(method: Method, recipe: MergeRecipe) -> bool:
     return is_cut or "rank" in method.options or bool({"rank", "energy"} & set(recipe.options))
 
 
-def resolve_options(
+def resolve_method_options(
     method: Method, given: Mapping[str, Any], optional: Collection[str] = ()
 ) -> tuple[dict[str, Any], MethodOptions]:
     """Every option that counts, with its value: by its name in recipes, and as the method reads them.
@@ -90,7 +90,7 @@ def resolve_options(
     Raises:
         OsrmError: If another is given that the method does not use, or one has the wrong type or is out of range.
     """
-    allowed, given = used_options(method), _with_rank(given)
+    allowed, given = method_option_names(method), _with_rank(given)
     used = {"lambda": method.default_lambda, **{name: getattr(MethodOptions(), name) for name in method.options}}
     used |= DATA_OPTIONS.get(method.data_statistic or "", {})
     for key, value in given.items():
@@ -104,13 +104,13 @@ def resolve_options(
     used = {name: value for name, value in used.items() if value is not None or name not in _MAY_BE_UNSET}
     names = {each.name for each in fields(MethodOptions)}
     values = {"scale": used["lambda"], **{name: value for name, value in used.items() if name in names}}
-    options = _check_options(MethodOptions, values, given)
+    options = _check_method_options(MethodOptions, values, given)
     of_data = DATA_OPTIONS.get(method.data_statistic or "", {}).keys() & used.keys()
-    _check_options(DataOptions, {name: used[name] for name in of_data}, given)
+    _check_method_options(DataOptions, {name: used[name] for name in of_data}, given)
     return used, options
 
 
-def _check_options(schema: type[Options], values: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
+def _check_method_options(schema: type[Options], values: Mapping[str, Any], given: Mapping[str, Any]) -> Options:
     try:
         return schema(**values)
     except ValidationError as error:
@@ -130,7 +130,7 @@ def _with_rank(given: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(rank, str):
         return dict(given)
     others = {name: value for name, value in given.items() if name != "rank"}
-    chosen = parse_rank(rank)
+    chosen = parse_rank_limit(rank)
     if "energy" in chosen and others.get("energy") is not None:
         raise OsrmError("--rank auto and --energy are the same", "leave out one of them")
     return others | chosen

@@ -36,7 +36,7 @@ def merge_layer(
     Raises:
         OsrmError: If a decomposition fails, as those of matrices with NaN or infinity do.
     """
-    with _decompositions_of(layer):
+    with _reporting_failed_merge(layer):
         method = plan.method
         if method.learns_weights and not plan.learned:
             raise ValueError(f"{method.name}: its weights have not been learned")
@@ -44,10 +44,10 @@ def merge_layer(
             data = {} if method.beyond_layers else layer_data.for_layer(layer, merged)
             return method.load_beyond_layers()(plan.read_updates(layer, data, device), plan.options), 1.0
         updates = plan.read_updates(layer, layer_data.for_layer(layer, merged), device)
-        return _recompress_update(plan, updates, method.load()(updates, plan.options))
+        return _recompress_merged_update(plan, updates, method.load()(updates, plan.options))
 
 
-def _recompress_update(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> tuple[LayerResult, float]:
+def _recompress_merged_update(plan: MergePlan, updates: LayerUpdates, result: LayerResult) -> tuple[LayerResult, float]:
     """Recompress a rule's result where the recipe says so, or where an adapter could not hold it.
 
     Where the inputs' second moments are at hand, by what the inputs see of it.
@@ -67,7 +67,7 @@ def _recompress_update(plan: MergePlan, updates: LayerUpdates, result: LayerResu
 
 
 @contextmanager
-def _decompositions_of(layer: str) -> Iterator[None]:
+def _reporting_failed_merge(layer: str) -> Iterator[None]:
     """Report a decomposition that fails as the user's error."""
     try:
         yield

@@ -33,7 +33,9 @@ class MergeResult:
     warnings: list[str] = field(default_factory=list)
 
 
-def describe_plan(path: Path, plan: MergePlan, ranks: Mapping[float, int | None] = MappingProxyType({})) -> MergeResult:
+def describe_merge_plan(
+    path: Path, plan: MergePlan, ranks: Mapping[float, int | None] = MappingProxyType({})
+) -> MergeResult:
     """A merge that has not been carried out.
 
     Args:
@@ -62,7 +64,7 @@ def describe_plan(path: Path, plan: MergePlan, ranks: Mapping[float, int | None]
     return MergeResult(path, summary, line, notes)
 
 
-def describe_result(
+def describe_merge_result(
     path: Path,
     plan: MergePlan,
     contents: FolderContents,
@@ -80,7 +82,7 @@ def describe_result(
         calibration: The fit of each task whose head was calibrated.
         shared: What the adapters have trained as a whole: tensors of base-model modules, or rows of them.
     """
-    planned, kept = describe_plan(path, plan), list(contents.kept.values())
+    planned, kept = describe_merge_plan(path, plan), list(contents.kept.values())
     rank, least = max(contents.ranks.values(), default=None), min(kept)
     summary = {
         **planned.summary,
@@ -117,10 +119,10 @@ def describe_result(
         + ("" if row["used"] else ": uncalibrated is kept")
         for task, row in calibration.items()
     ]
-    return MergeResult(path, summary, line, notes, _list_warnings(plan, contents, least, shared))
+    return MergeResult(path, summary, line, notes, _list_merge_warnings(plan, contents, least, shared))
 
 
-def _list_serving_problems(contents: FolderContents, shared: Collection[str]) -> list[str]:
+def _list_merged_serving_problems(contents: FolderContents, shared: Collection[str]) -> list[str]:
     """What vLLM would refuse and llama.cpp refuse or misread; their rules are in docs/guides/text-tasks.md."""
     problems = []
     if shared:
@@ -136,14 +138,14 @@ def _list_serving_problems(contents: FolderContents, shared: Collection[str]) ->
     return problems
 
 
-def _list_warnings(plan: MergePlan, contents: FolderContents, least: float, shared: Collection[str]) -> list[str]:
+def _list_merge_warnings(plan: MergePlan, contents: FolderContents, least: float, shared: Collection[str]) -> list[str]:
     warnings = []
     if contents.form == "model" and any(layer.embedding for layer in plan.shapes.values()):
         warnings.append("an embedding was merged: where the output layer is tied to it, the outputs change too")
     if contents.form == "task-aware":
         warnings.append("this is not one model: every task needs its own mask, so its name must be known at inference")
     if contents.form == "adapter" and all(a.config.task_type in TEXT_TASK_TYPES for a in plan.adapters):
-        warnings += _list_serving_problems(contents, shared)
+        warnings += _list_merged_serving_problems(contents, shared)
     if least < _LOSSY:
         warnings.append(
             f"recompression lost up to {1 - least:.1%} of a layer's energy; a higher --rank keeps more, "

@@ -81,14 +81,14 @@ class Architecture:
                 filter(None, (_find_expert_sources(step) for step in mapping if isinstance(step, WeightConverter)))
             )
             tied = dict(model.all_tied_weights_keys)
-            vocabulary = _vocabulary_modules(model)
+            vocabulary = _vocabulary_parameters(model)
             for part in (config, config.get_text_config()):
                 part.tie_word_embeddings = False
             # Encoder-decoders tie embeddings to each other as well, and scale what a tied output layer reads.
             can_untie = (
                 not config.is_encoder_decoder and not _build_without_weights(model_class, config).all_tied_weights_keys
             )
-        renamings, turned = tuple(_make_renaming(step) for step in steps), _find_turned_stacks(model)
+        renamings, turned = tuple(_make_tensor_renaming(step) for step in steps), _find_turned_stacks(model)
         return cls(renamings, tied, can_untie, vocabulary, sources, turned)
 
     def name_in_model(self, name: str) -> str:
@@ -122,7 +122,7 @@ def _build_without_weights(model_class: Any, config: Any) -> Any:
         return model_class(config)
 
 
-def _vocabulary_modules(model: Any) -> frozenset[str]:
+def _vocabulary_parameters(model: Any) -> frozenset[str]:
     modules = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     return frozenset(
         f"{name}.{parameter}"
@@ -153,5 +153,5 @@ def _find_turned_stacks(model: Any) -> frozenset[str]:
     )
 
 
-def _make_renaming(step: Any) -> Callable[[str], str]:
+def _make_tensor_renaming(step: Any) -> Callable[[str], str]:
     return lambda name: str(step.rename_source_key(name)[0])

@@ -1,8 +1,9 @@
 """One base model in memory, to which tasks' heads and updates are attached one after the other.
 
-The model is loaded once (``Backbone.load``). An adapter (``with_peft_adapter``) or a head alone (``with_head``,
-``Backbone.add_head``) turns it into a task's classifier; an update is added to its weights (``with_deltas``), or to its
-layers' outputs by ``output_hooks``. At the end, all changes except heads are reverted.
+The model is loaded once (``Backbone.load``). An adapter (``with_peft_adapter``) or a head alone
+(``with_head_on_backbone``, ``Backbone.add_head``) turns it into a task's classifier; an update is added to its weights
+(``with_backbone_deltas``), or to its layers' outputs by ``output_hooks``. At the end, all changes except heads are
+reverted.
 """
 
 from collections import Counter
@@ -19,12 +20,19 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES
 from osrm_cli.adapters.layers import PREFIX, AdapterLayer
+from osrm_cli.adapters.task_data import check_adapter_task_type
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError, library_errors
-from osrm_cli.models.batching import Encoding, check_vocabulary, collate_batch, compute_logits, tokenize_examples
+from osrm_cli.models.batching import (
+    Encoding,
+    check_model_vocabulary,
+    collate_batch,
+    compute_logits,
+    tokenize_for_classifier,
+)
 from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
 from osrm_cli.models.heads import compute_representations
-from osrm_cli.models.lora_config import find_adapted_layers, make_lora_config
+from osrm_cli.models.lora_config import find_peft_model_layers, make_lora_config
 from osrm_cli.models.target_modules import is_conv1d, layer_widths
 from osrm_cli.tasks.task import Example
 
@@ -98,7 +106,7 @@ class ModelInMemory:
         Raises:
             OsrmError: If it has fewer.
         """
-        check_positions(self.model, self.folder, length, "give the right base model with --model")
+        check_model_positions(self.model, self.folder, length, "give the right base model with --model")
 
     def place_whole_values(self, values: Mapping[str, torch.Tensor], rows: Mapping[str, TrainedRows]) -> None:
         """Put what adapters hold as a whole in the place of the model's own values.
@@ -163,9 +171,9 @@ class Backbone(ModelInMemory):
         return cls(folder, loaded.model, tokenizer, device, loaded.heads)
 
     def tokenize(self, examples: Sequence[Example], max_length: int) -> list[Encoding]:
-        """Token ids of each example, see ``tokenize_examples``."""
-        encodings = tokenize_examples(self.tokenizer, examples, max_length)
-        check_vocabulary(self.tokenizer, encodings, self.model, self.folder)
+        """Token ids of each example, see ``tokenize_for_classifier``."""
+        encodings = tokenize_for_classifier(self.tokenizer, examples, max_length)
+        check_model_vocabulary(self.tokenizer, encodings, self.model, self.folder)
         return encodings
 
     def add_head(self, tensors: Mapping[str, torch.Tensor], num_labels: int, origin: Path) -> TaskHead:
@@ -197,8 +205,8 @@ class Backbone(ModelInMemory):
                 yield classifier
             return
         with (
-            with_deltas(self.model, source.read_delta, source.delta_layers),
-            with_head(self.model, source.read_head(), num_labels, source.head_path) as classifier,
+            with_backbone_deltas(self.model, source.read_delta, source.delta_layers),
+            with_head_on_backbone(self.model, source.read_head(), num_labels, source.head_path) as classifier,
         ):
             yield classifier
 
@@ -225,10 +233,10 @@ def check_max_length(folder: Path, length: int) -> None:
     Raises:
         OsrmError: If it has fewer.
     """
-    check_positions(load_without_weights(folder), folder, length, "give --max-length {} or less")
+    check_model_positions(load_without_weights(folder), folder, length, "give --max-length {} or less")
 
 
-def check_positions(model: PreTrainedModel, folder: Path, length: int, hint: str) -> None:
+def check_model_positions(model: PreTrainedModel, folder: Path, length: int, hint: str) -> None:
     """Check that a model has a position for each of ``length`` tokens.
 
     Args:
@@ -277,15 +285,15 @@ def with_peft_adapter(model: PreTrainedModel, adapter: Adapter, num_labels: int)
         OsrmError: If it has no head, or one for another number of classes.
     """
     classifier = with_empty_head(model, num_labels)
-    _check_heads(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, adapter.folder)
-    adapter.config.check_task_type(CLASSIFIER_TASK_TYPES, adapter.folder)
+    _check_classifier_head(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, adapter.folder)
+    check_adapter_task_type(adapter, CLASSIFIER_TASK_TYPES)
     with library_errors(f"{adapter.folder} does not fit the model with {num_labels} outputs"):
-        peft_model = make_peft_model(classifier, adapter)
-    with with_update(model, peft_model, adapter) as updated:
+        peft_model = attach_adapter_to_model(classifier, adapter)
+    with with_adapted_backbone(model, peft_model, adapter) as updated:
         yield updated
 
 
-def make_peft_model(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
+def attach_adapter_to_model(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
     """A model with an adapter's factors, and with what the adapter holds beside them."""
     config = make_lora_config(adapter)
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING[config.task_type] if config.task_type else PeftModel
@@ -295,9 +303,9 @@ def make_peft_model(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
 
 
 @contextmanager
-def with_update(model: PreTrainedModel, peft_model: PeftModel, adapter: Adapter) -> Iterator[torch.nn.Module]:
+def with_adapted_backbone(model: PreTrainedModel, peft_model: PeftModel, adapter: Adapter) -> Iterator[torch.nn.Module]:
     """Use a PEFT model, in float32 with its update added to the weights; the base is as before at the end."""
-    layers = find_adapted_layers(peft_model, adapter)
+    layers = find_peft_model_layers(peft_model, adapter)
     uses = Counter(parameter for _, parameter in peft_model.named_parameters(remove_duplicate=False))
     weights = {}
     for layer in layers.values():
@@ -305,7 +313,7 @@ def with_update(model: PreTrainedModel, peft_model: PeftModel, adapter: Adapter)
         if own is not None and uses[own] == 1:  # a tied weight has another use, which the update does not change
             weights[layer] = own
     try:
-        with _restored_afterwards(weights.values() if model.dtype == torch.float32 else []) as copies:
+        with _restoring_model_weights(weights.values() if model.dtype == torch.float32 else []) as copies:
             if copies:  # in narrower types the sum would lose small updates
                 for layer in weights:
                     layer.merge()
@@ -316,7 +324,7 @@ def with_update(model: PreTrainedModel, peft_model: PeftModel, adapter: Adapter)
 
 
 @contextmanager
-def _restored_afterwards(weights: Iterable[torch.nn.Parameter]) -> Iterator[dict[torch.nn.Parameter, torch.Tensor]]:
+def _restoring_model_weights(weights: Iterable[torch.nn.Parameter]) -> Iterator[dict[torch.nn.Parameter, torch.Tensor]]:
     """Restore weights at the end; yields the copies."""
     copies = {weight: weight.detach().clone() for weight in weights}
     try:
@@ -328,7 +336,7 @@ def _restored_afterwards(weights: Iterable[torch.nn.Parameter]) -> Iterator[dict
 
 
 @contextmanager
-def with_head(
+def with_head_on_backbone(
     model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path
 ) -> Iterator[torch.nn.Module]:
     """Attach a head alone to a model.
@@ -343,7 +351,7 @@ def _make_classifier(
     model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path
 ) -> PreTrainedModel:
     classifier = with_empty_head(model, num_labels)
-    _check_heads(classifier, head.keys(), folder)
+    _check_classifier_head(classifier, head.keys(), folder)
     with library_errors(f"{folder} does not fit the model with {num_labels} outputs"):
         unexpected = classifier.load_state_dict(dict(head), strict=False).unexpected_keys
     if unexpected:
@@ -351,7 +359,7 @@ def _make_classifier(
     return classifier
 
 
-def _check_heads(classifier: PreTrainedModel, names: Collection[str], folder: Path) -> None:
+def _check_classifier_head(classifier: PreTrainedModel, names: Collection[str], folder: Path) -> None:
     """Check that every tensor outside the backbone is supplied: those of an empty head are uninitialized."""
     needed = (
         name for name, _ in classifier.named_parameters() if name.partition(".")[0] != classifier.base_model_prefix
@@ -364,12 +372,12 @@ def _check_heads(classifier: PreTrainedModel, names: Collection[str], folder: Pa
 
 
 @contextmanager
-def with_deltas(
+def with_backbone_deltas(
     model: PreTrainedModel, read_delta: Callable[[str], torch.Tensor], layers: Sequence[str]
 ) -> Iterator[None]:
     """Add dense updates ``(d_out, d_in)`` to a model's weights, and restore the weights at the end."""
     modules = {name: model.get_submodule(name) for name in layers}
-    with _restored_afterwards([layer.get_parameter("weight") for layer in modules.values()]):
+    with _restoring_model_weights([layer.get_parameter("weight") for layer in modules.values()]):
         with torch.no_grad():
             for name, layer in modules.items():
                 weight, delta = layer.get_parameter("weight"), read_delta(name)

@@ -5,13 +5,13 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from osrm_cli.adapters.adapter import Adapter, split_name
+from osrm_cli.adapters.adapter import Adapter, split_adapter_source
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
 from osrm_cli.models.checkpoint import INDEX_NAME
 from osrm_cli.storage import hub, input_files
-from osrm_cli.storage.input_files import check_folder, list_indexed, read_json
+from osrm_cli.storage.input_files import check_input_folder, list_indexed_safetensors, read_json
 from osrm_cli.storage.records import BaseModelId
 
 BUILT_IN_MODELS = {"minilm": "sentence-transformers/all-MiniLM-L6-v2", "smollm2": smollm2.HUB_ID}
@@ -36,14 +36,14 @@ def is_full_model(source: str) -> bool:
     Args:
         source: A folder or hub id, perhaps as ``NAME=SOURCE``.
     """
-    folder = hub.local_path(split_name(source)[1])
+    folder = hub.local_path(split_adapter_source(source)[1])
     try:
         return (folder / "config.json").is_file() and not (folder / CONFIG_NAME).is_file()
     except PermissionError:  # whoever reads it says so
         return False
 
 
-def open_update(source: str, base: BaseModelId) -> Adapter:
+def open_adapter_or_full_model(source: str, base: BaseModelId) -> Adapter:
     """An adapter, or a full model as an update of its base model.
 
     Args:
@@ -60,7 +60,7 @@ def open_update(source: str, base: BaseModelId) -> Adapter:
     return FullModel.open_on(source, base)
 
 
-def public_name(name: str) -> str:
+def public_model_name(name: str) -> str:
     """The name that other programs can load: a built-in name becomes its hub id."""
     return BUILT_IN_MODELS.get(name, name)
 
@@ -78,10 +78,10 @@ def find_base_model(name: str, revision: str | None = None, kind: str = "base mo
     Raises:
         OsrmError: If it cannot be found or downloaded, is damaged, or has no safetensors weights.
     """
-    folder = _find_folder(name, revision, kind)
+    folder = _find_model_folder(name, revision, kind)
     if not (folder / "config.json").is_file():
         raise OsrmError(f"{folder} is not a {kind}: config.json is missing", "give a folder written by transformers")
-    check_folder(folder)  # the libraries that read it would wait for a pipe
+    check_input_folder(folder)  # the libraries that read it would wait for a pipe
     config = read_json(folder / "config.json", "save the model again with save_pretrained")
     if not isinstance(config, dict):
         raise OsrmError(
@@ -96,41 +96,43 @@ def find_base_model(name: str, revision: str | None = None, kind: str = "base mo
             "convert it where you trust it: model.save_pretrained(folder) writes safetensors",
         )
     if (folder / INDEX_NAME).is_file() and not (folder / "model.safetensors").is_file():
-        list_indexed(folder / INDEX_NAME)  # transformers would draw the tensors that are missing
+        list_indexed_safetensors(folder / INDEX_NAME)  # transformers would draw the tensors that are missing
     return folder
 
 
-def _find_folder(name: str, revision: str | None, kind: str) -> Path:
+def _find_model_folder(name: str, revision: str | None, kind: str) -> Path:
     path = hub.local_path(name)
     if path.is_dir():
         return path
-    built_in = _find_built_in(name) if revision is None else None
+    built_in = _find_built_in_model(name) if revision is None else None
     if built_in:
         return built_in
     try:
-        return hub.fetch(kind, public_name(name), revision, "config.json", _FILES)
+        return hub.fetch_snapshot(kind, public_model_name(name), revision, "config.json", _FILES)
     except OsrmError as error:
-        advice = _ADVICE.get(public_name(name), "give a folder that is there, or ")
+        advice = _ADVICE.get(public_model_name(name), "give a folder that is there, or ")
         raise OsrmError(str(error), f"{advice}{error.hint}") from None
 
 
-def _find_built_in(name: str) -> Path | None:
+def _find_built_in_model(name: str) -> Path | None:
     """The folder of a built-in model, by its name or its hub id, without the hub; ``None`` for others."""
     if name == "smollm2":
         return smollm2.provide_model()
     if name == smollm2.HUB_ID:
         return smollm2.find_converted_model()
-    spec = importlib.util.find_spec(_MINILM_PACKAGE) if public_name(name) == BUILT_IN_MODELS["minilm"] else None
+    spec = importlib.util.find_spec(_MINILM_PACKAGE) if public_model_name(name) == BUILT_IN_MODELS["minilm"] else None
     return Path(spec.submodule_search_locations[0]) / "model" if spec and spec.submodule_search_locations else None
 
 
 def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
     """Digest a base model's weights, so that artifacts can tell whether they belong together."""
     folder = find_base_model(name, revision)
-    return BaseModelId(name=public_name(name), revision=hub.commit_of(folder), sha256=_digest_weights(folder))
+    return BaseModelId(
+        name=public_model_name(name), revision=hub.snapshot_commit(folder), sha256=_digest_model_weights(folder)
+    )
 
 
-def _digest_weights(folder: Path) -> str:
+def _digest_model_weights(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name}\0{input_files.file_digest(path)}\n".encode())
@@ -155,7 +157,7 @@ def resolve_base_model(
     name = name or (recorded.name if recorded else config_name)
     if name is None:
         raise OsrmError(f"{artifact} does not record its base model", "give it with --model")
-    if revision is None and recorded and recorded.name == public_name(name):
+    if revision is None and recorded and recorded.name == public_model_name(name):
         revision = recorded.revision
     base = identify_base_model(name, revision)
     if recorded:

@@ -24,7 +24,7 @@ MIN_BATCH_TOKENS = 1024
 MIN_LENGTH_RATIO = 0.9
 
 
-def tokenize_examples(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
+def tokenize_for_classifier(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoding]:
     """Token ids of each example, not padded.
 
     Args:
@@ -49,11 +49,11 @@ def tokenize_examples(tokenizer: Any, examples: Sequence[Example], max_length: i
         texts = zip(*(example.texts for example in examples[start : start + TOKENIZER_CHUNK]), strict=True)
         columns = tokenizer(*map(list, texts), **settings)
         rows = zip(*columns.values(), strict=True)
-        encodings += (_make_encoding(tokenizer, dict(zip(columns.keys(), row, strict=True))) for row in rows)
+        encodings += (_make_classifier_encoding(tokenizer, dict(zip(columns.keys(), row, strict=True))) for row in rows)
     return encodings
 
 
-def _make_encoding(tokenizer: Any, columns: dict[str, list[int]]) -> Encoding:
+def _make_classifier_encoding(tokenizer: Any, columns: dict[str, list[int]]) -> Encoding:
     if not columns["input_ids"]:  # an empty text without special tokens: the end token alone
         end = {"input_ids": [tokenizer.eos_token_id], "attention_mask": [1]}
         columns = {key: end.get(key, [0]) for key in columns}
@@ -97,7 +97,7 @@ def collate_batch(
     derive them from the mask would see the same text elsewhere, and results must not depend on the padding.
 
     Args:
-        encodings: From ``tokenize_examples``.
+        encodings: From ``tokenize_for_classifier``.
         tokenizer: Supplies the padding ids.
         device: Device of the tensors.
         pad_to: Minimum length; by default the longest encoding's.
@@ -125,7 +125,7 @@ def collate_batch(
     return {key: torch.from_numpy(rows).to(device) for key, rows in batch.items()}
 
 
-def check_vocabulary(
+def check_model_vocabulary(
     tokenizer: Any, encodings: Sequence[Mapping[str, Any]], model: torch.nn.Module, folder: Path
 ) -> None:
     """Check that a model has an embedding for every token.
@@ -160,7 +160,7 @@ def compute_logits(
 
     Args:
         model: A classifier of transformers, or PEFT's wrapper of one.
-        encodings: From ``tokenize_examples``.
+        encodings: From ``tokenize_for_classifier``.
         tokenizer: Supplies the padding ids.
         device: Device of the model.
         batch_size: Maximum examples per batch.

@@ -17,20 +17,20 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.architecture import Architecture
-from osrm_cli.storage.atomic import copy_files
+from osrm_cli.storage.atomic import copy_files_to_stage
 from osrm_cli.storage.input_files import (
     CHUNK_BYTES,
     TensorLocation,
-    find_tensor_bytes,
-    list_headers,
-    list_indexed,
+    find_safetensors_bytes,
+    list_indexed_safetensors,
+    list_safetensors_headers,
     matrix_shape,
     read_json,
-    read_tensor,
-    read_tensor_bytes,
+    read_safetensors_bytes,
+    read_safetensors_tensor,
 )
 from osrm_cli.storage.provenance import CARD_NAME
-from osrm_cli.storage.safetensors_writer import DTYPES, TYPES, TensorStream, entry_bits, write_stream
+from osrm_cli.storage.safetensors_writer import DTYPES, TYPES, SafetensorsStream, entry_bits, write_safetensors
 
 INDEX_NAME = "model.safetensors.index.json"
 # Weights, of whatever program: the changed ones are written, and the others are not those of the result.
@@ -41,7 +41,7 @@ _WEIGHTS = (
 
 
 @dataclass(frozen=True)
-class MatrixRows:
+class WeightRows:
     """A tensor as a matrix, of which rows are read where they are wanted, by any thread.
 
     Attributes:
@@ -55,13 +55,13 @@ class MatrixRows:
     read: Callable[[slice], torch.Tensor]
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> "MatrixRows":
+    def of(cls, tensor: torch.Tensor) -> "WeightRows":
         """Rows of a tensor in memory."""
         matrix = tensor.reshape(matrix_shape(tensor.shape))
         return cls((matrix.shape[0], matrix.shape[1]), matrix.dtype, matrix.__getitem__)
 
     @classmethod
-    def stored(cls, location: TensorLocation, shape: tuple[int, int] | None = None) -> "MatrixRows":
+    def stored(cls, location: TensorLocation, shape: tuple[int, int] | None = None) -> "WeightRows":
         """Rows of a tensor of a file.
 
         Args:
@@ -69,7 +69,7 @@ class MatrixRows:
             shape: Its shape as a matrix, where that is another.
         """
         dtype, path = TYPES[location.dtype], location.path
-        start, end = find_tensor_bytes(path, location.name)
+        start, end = find_safetensors_bytes(path, location.name)
         rows, columns = shape or matrix_shape(location.shape)
         width = columns * dtype.itemsize
         count = min(rows, (end - start) // max(width, 1))  # a grown tensor has more
@@ -93,7 +93,7 @@ class MatrixRows:
 
 
 # Makes a tensor of the rows of an old one, in pieces.
-Change = Callable[[MatrixRows], Iterable[torch.Tensor]]
+Change = Callable[[WeightRows], Iterable[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,11 @@ class Checkpoint:
             OsrmError: If there are no safetensors files, or one is damaged.
         """
         index = folder / INDEX_NAME
-        tensors = list_indexed(index) if index.is_file() else list_headers([folder / "model.safetensors"])
+        tensors = (
+            list_indexed_safetensors(index)
+            if index.is_file()
+            else list_safetensors_headers([folder / "model.safetensors"])
+        )
         return cls(folder, tensors)
 
     @cached_property
@@ -143,12 +147,12 @@ class Checkpoint:
     @cached_property
     def _names_below(self) -> dict[str, list[str]]:
         """Names of tensors by what follows the first part."""
-        return _group_names(self.tensors, lambda name: name.partition(".")[2])
+        return _group_checkpoint_names(self.tensors, lambda name: name.partition(".")[2])
 
     @cached_property
     def _names_in_model(self) -> dict[str, list[str]]:
         """Names of tensors by those in the model."""
-        return _group_names(self.tensors, self.architecture.name_in_model)
+        return _group_checkpoint_names(self.tensors, self.architecture.name_in_model)
 
     def untied(self, copies: Mapping[str, str]) -> "Checkpoint":
         """The model with further tensors, which begin as others that they were tied to.
@@ -207,7 +211,7 @@ class Checkpoint:
             OsrmError: As ``find_weight``, or if the weight contains NaN or infinity.
         """
         name, is_transposed = self.find_weight(layer, shape, transposed)
-        weight = read_tensor(self.tensors[name])
+        weight = read_safetensors_tensor(self.tensors[name])
         return weight.T if is_transposed else weight
 
     def tensor_order(self, dtype: torch.dtype | None = None) -> list[str]:
@@ -248,7 +252,7 @@ class Checkpoint:
             whole = (finished or folder) / path.name
             if not whole.exists():
                 batch, part = list(names), folder / f"{path.name}.part"
-                with write_stream(part, batch) as out:
+                with write_safetensors(part, batch) as out:
                     for name in batch:
                         self._copy_tensor(out, name, changes.get(name), self._target_dtype(name, dtype))
                 if finished:  # whole also after a power failure
@@ -262,9 +266,9 @@ class Checkpoint:
             weight_map = {name: location.path.name for name, location in sorted(self.tensors.items())}
             index = {"metadata": {"total_size": self.count_bytes(dtype)}, "weight_map": weight_map}
             (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        copy_files(self.folder, folder, _is_companion)
+        copy_files_to_stage(self.folder, folder, _is_beside_model_weights)
         if dtype is not None or self.settings:
-            _write_config(folder / "config.json", dtype, self.settings)
+            _write_model_config(folder / "config.json", dtype, self.settings)
 
     def count_bytes(self, dtype: torch.dtype | None = None, without: Collection[str] = ()) -> int:
         """Bytes of the tensors that ``write`` writes.
@@ -287,36 +291,37 @@ class Checkpoint:
 
     def _copy_tensor(
         self,
-        out: TensorStream,
+        out: SafetensorsStream,
         name: str,
         change: Change | None,
         target: torch.dtype | None,
     ) -> None:
         location = self.tensors[name]
         if target is None or not target.is_floating_point:
-            out.add_bytes(name, location.dtype, location.shape, read_tensor_bytes(location.path, location.name))
+            out.add_bytes(name, location.dtype, location.shape, read_safetensors_bytes(location.path, location.name))
             return
-        rows = MatrixRows.stored(location)
+        rows = WeightRows.stored(location)
         pieces = change(rows) if change else rows.pieces()
         flat = (
-            piece.contiguous().reshape(-1).view(torch.uint8) for piece in _check_pieces(pieces, target, name, location)
+            piece.contiguous().reshape(-1).view(torch.uint8)
+            for piece in _check_weight_pieces(pieces, target, name, location)
         )
         out.add_bytes(name, DTYPES[target], location.shape, (piece.numpy().data for piece in flat))
 
 
-def _group_names(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+def _group_checkpoint_names(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)
     return groups
 
 
-def _is_companion(name: Path) -> bool:
+def _is_beside_model_weights(name: Path) -> bool:
     """Whether a file lies beside the weights: settings, tokenizer, templates, code, licence, further modules."""
     return name.as_posix() != CARD_NAME and not name.name.endswith(_WEIGHTS)
 
 
-def _write_config(path: Path, dtype: torch.dtype | None, settings: Mapping[str, Any]) -> None:
+def _write_model_config(path: Path, dtype: torch.dtype | None, settings: Mapping[str, Any]) -> None:
     """Let ``config.json`` say the type of the weights, in which transformers then loads them, and what has changed."""
     config = read_json(path, "give the right base model with --model")
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
@@ -327,7 +332,7 @@ def _write_config(path: Path, dtype: torch.dtype | None, settings: Mapping[str, 
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _check_pieces(
+def _check_weight_pieces(
     pieces: Iterable[torch.Tensor], target: torch.dtype, name: str, location: TensorLocation
 ) -> Iterator[torch.Tensor]:
     """The pieces of a tensor in the type that is written; infinity of a base model is handed on: masks hold it."""

@@ -37,7 +37,7 @@ def load_tokenizer(folder: Path) -> Any:
         f"{folder}: its tokenizer cannot be loaded", "save it again: tokenizer.save_pretrained(folder)"
     ):
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
-        _check_template(tokenizer)
+        _check_tokenizer_template(tokenizer)
         for texts in (("a",), ("a", "b")):  # what is wrong with its templates shows in use alone
             tokenizer(*texts)
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):  # transformers' substitute where the files are missing
@@ -55,7 +55,7 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _check_template(tokenizer: Any) -> None:
+def _check_tokenizer_template(tokenizer: Any) -> None:
     """Check that the tokens of a tokenizer's template are defined: where one is not, the library panics in use.
 
     Raises:
@@ -115,7 +115,7 @@ def load_classifier(
         config.pad_token_id = tokenizer.pad_token_id
         config.problem_type = None  # the task decides, not the one that the checkpoint was trained for
         if dropout is not None:
-            config.update(replace_dropouts(config, dropout))
+            config.update(model_dropout_settings(config, dropout))
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
@@ -163,7 +163,7 @@ def head_modules(model: PreTrainedModel) -> list[str]:
     return [name for name, part in model.named_children() if name != model.base_model_prefix and _has_weights(part)]
 
 
-def replace_dropouts(config: PretrainedConfig, rate: float) -> dict[str, float]:
+def model_dropout_settings(config: PretrainedConfig, rate: float) -> dict[str, float]:
     """Every dropout rate among a model's settings (``attention_dropout``, ``resid_pdrop``, ...), set to ``rate``."""
     rates = ((name, value) for name, value in config.to_dict().items() if "drop" in name)
     return {name: rate for name, value in rates if isinstance(value, float | int) and not isinstance(value, bool)}

@@ -31,7 +31,7 @@ def move_model(model: Model, device: torch.device) -> Model:
     return model
 
 
-def with_float64(device: torch.device) -> torch.device:
+def device_with_float64(device: torch.device) -> torch.device:
     """The device itself, or the CPU where it has no float64, in which merging methods compute."""
     return torch.device("cpu") if device.type == "mps" else device
 

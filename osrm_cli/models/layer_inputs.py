@@ -22,7 +22,7 @@ class _StopForward(Exception):  # noqa: N818 - a signal, not an error
 
 
 @dataclass(frozen=True)
-class SharedInputs:
+class SharedLayerInputs:
     """The distinct tensors that the target layers receive.
 
     Attributes:
@@ -42,15 +42,15 @@ class SharedInputs:
         """The layers whose inputs are recorded."""
         return list(dict.fromkeys(self.sources.values()))
 
-    def only(self, layers: Collection[str]) -> "SharedInputs":
+    def only(self, layers: Collection[str]) -> "SharedLayerInputs":
         """Some of the distinct inputs, by the layers that are recorded."""
         calls = {name: self.calls[name] for name in layers}
-        return SharedInputs({name: name for name in layers}, calls, self.of_encoder)
+        return SharedLayerInputs({name: name for name in layers}, calls, self.of_encoder)
 
 
-def find_shared_inputs(
+def find_shared_layer_inputs(
     model: PreTrainedModel, targets: Mapping[str, torch.nn.Module], batch: Mapping[str, torch.Tensor]
-) -> SharedInputs:
+) -> SharedLayerInputs:
     """Run ``batch`` once and find out which target layers receive the same tensor.
 
     Raises:
@@ -85,17 +85,19 @@ def find_shared_inputs(
 
     hooks = [(module, make_hook(name)) for name, module in targets.items()]
     with ExitStack() as stack:
-        stack.enter_context(_input_hooks(hooks))
+        stack.enter_context(_with_layer_input_hooks(hooks))
         if encoder is not None:
             handle = encoder.register_forward_hook(keep_output)
             stack.callback(handle.remove)
-            stack.enter_context(_input_hooks([(module, find_side(name)) for name, module in targets.items()]))
+            stack.enter_context(
+                _with_layer_input_hooks([(module, find_side(name)) for name, module in targets.items()])
+            )
         stack.enter_context(torch.inference_mode())
         model(**_model_inputs(model, batch))
     for name in targets:
         if name not in sources:
             raise OsrmError(f"target layer {name} takes no part in the task", "leave it out of --target-modules")
-    return SharedInputs(sources, {name: calls.count(name) for name in set(sources.values())}, of_encoder)
+    return SharedLayerInputs(sources, {name: calls.count(name) for name in set(sources.values())}, of_encoder)
 
 
 def _model_inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -105,10 +107,10 @@ def _model_inputs(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> 
     return {name: values for name, values in batch.items() if name != "labels"}
 
 
-def record_inputs(
+def record_layer_inputs(
     model: PreTrainedModel,
     targets: Mapping[str, torch.nn.Module],
-    inputs: SharedInputs,
+    inputs: SharedLayerInputs,
     batch: Mapping[str, torch.Tensor],
     record: InputCallback,
     count_padding: bool = False,
@@ -119,7 +121,7 @@ def record_inputs(
     Args:
         model: The model, in evaluation mode.
         targets: Target layers by name.
-        inputs: As returned by ``find_shared_inputs``.
+        inputs: As returned by ``find_shared_layer_inputs``.
         batch: Tokenized text, padded on the right, with its ``attention_mask``, and ``labels`` if it has completions.
         record: Receives each input once.
         count_padding: Count padding as text, as the code published with OSRM does.
@@ -140,7 +142,7 @@ def record_inputs(
     def make_hook(name: str) -> Callable[..., None]:
         def observe(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             nonlocal left
-            record(name, *_per_token(name, args[0].detach(), masks[name in inputs.of_encoder]))
+            record(name, *_layer_inputs_per_token(name, args[0].detach(), masks[name in inputs.of_encoder]))
             left -= 1
             if not left:
                 raise _StopForward
@@ -148,14 +150,14 @@ def record_inputs(
         return observe
 
     with (
-        _input_hooks((targets[name], make_hook(name)) for name in inputs.distinct),
+        _with_layer_input_hooks((targets[name], make_hook(name)) for name in inputs.distinct),
         torch.inference_mode(),
         suppress(_StopForward),
     ):
         model(**_model_inputs(model, batch))
 
 
-def _per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _layer_inputs_per_token(name: str, inputs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if inputs.dim() == 2 and len(inputs) == len(mask):  # after a pooler: one vector per example
         return inputs.unsqueeze(1), torch.ones_like(mask[:, :1])
     if inputs.shape[:-1] != mask.shape:
@@ -186,13 +188,13 @@ def watch_layer_inputs(
 
         return note
 
-    with _input_hooks((model.get_submodule(name), make_hook(name)) for name in masks):
+    with _with_layer_input_hooks((model.get_submodule(name), make_hook(name)) for name in masks):
         yield
 
 
 @contextmanager
-def _input_hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(_hook_of_pass(hook)) for module, hook in hooks]
+def _with_layer_input_hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    handles = [module.register_forward_pre_hook(_hook_of_forward_pass(hook)) for module, hook in hooks]
     try:
         yield
     finally:
@@ -200,7 +202,7 @@ def _input_hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -
             handle.remove()
 
 
-def _hook_of_pass(hook: Callable[..., None]) -> Callable[..., None]:
+def _hook_of_forward_pass(hook: Callable[..., None]) -> Callable[..., None]:
     """A hook that sees its own forward pass alone: an offloaded model runs several side by side."""
     owner = getcurrent()
     return lambda *arguments: hook(*arguments) if getcurrent() is owner else None

@@ -13,7 +13,7 @@ def make_lora_config(adapter: Adapter) -> LoraConfig:
     """The configuration with which PEFT builds an adapter's layers.
 
     Args:
-        adapter: The adapter; ``find_adapted_layers`` compares its layers with those that PEFT has found.
+        adapter: The adapter; ``find_peft_model_layers`` compares its layers with those that PEFT has found.
 
     Raises:
         OsrmError: If it adapts stacked experts.
@@ -42,7 +42,7 @@ def make_lora_config(adapter: Adapter) -> LoraConfig:
     )
 
 
-def find_adapted_layers(model: torch.nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
+def find_peft_model_layers(model: torch.nn.Module, adapter: Adapter) -> dict[str, LoraLayer]:
     """The layers of a PEFT model that carry an adapter's factors, by their name in the base model.
 
     Raises:

@@ -49,14 +49,14 @@ class OffloadedModel:
 
     def __init__(self, loaded: LoadedModel, device: torch.device, folder: Path) -> None:
         self._model, self._heads, self._device, self._folder = loaded.model, loaded.heads, device, folder
-        self._weights = _take_weights(loaded.model)
+        self._weights = _take_offloaded_weights(loaded.model)
         loaded.model.requires_grad_(False)
         for module in loaded.model.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
-        self._layers = dict(_find_layers(loaded.model))
+        self._layers = dict(_find_offloaded_layers(loaded.model))
         for name, layer in self._layers.items():
-            layer.forward = _after_reading(name, layer.forward)
+            layer.forward = _forward_after_reading_layer(name, layer.forward)
 
     def run(self, passes: Sequence[Callable[[], object]]) -> None:
         """Run forward passes side by side.
@@ -116,7 +116,7 @@ class OffloadedModel:
         return name.startswith(f"{self._model.base_model_prefix}.")
 
 
-def group_passes(batches: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[list[Sequence[int]]]:
+def group_offloaded_batches(batches: Sequence[Sequence[int]], tokens: Sequence[int]) -> list[list[Sequence[int]]]:
     """Batches in groups of at most ``_GROUP_TOKENS`` tokens, each of which reads the weights once.
 
     Args:
@@ -134,7 +134,7 @@ def group_passes(batches: Sequence[Sequence[int]], tokens: Sequence[int]) -> lis
     return groups
 
 
-def _take_weights(model: Any) -> Mapping[str, torch.Tensor]:
+def _take_offloaded_weights(model: Any) -> Mapping[str, torch.Tensor]:
     """The weights on disk by their names in the model, from accelerate's hooks, which read them once for each batch."""
     hooked = [module for module in model.modules() if hasattr(module, "_hf_hook")]
     maps = (getattr(module._hf_hook, "weights_map", None) for module in hooked)
@@ -145,7 +145,7 @@ def _take_weights(model: Any) -> Mapping[str, torch.Tensor]:
     return weights
 
 
-def _find_layers(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+def _find_offloaded_layers(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     """What is read as one: the model's blocks, and elsewhere each module that has weights of its own."""
     blocks = set(model._no_split_modules or ())
     seen: set[torch.nn.Module] = set()
@@ -163,7 +163,7 @@ def _find_layers(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     return visit("", model)
 
 
-def _after_reading(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _forward_after_reading_layer(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
     """A layer's ``forward`` that waits until the layer has been read."""
 
     def wait(*args: Any, **kwargs: Any) -> Any:

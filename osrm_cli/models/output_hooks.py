@@ -30,12 +30,12 @@ def with_output_hooks(model: torch.nn.Module, hooks: Mapping[str, OutputHook]) -
             handle.remove()
 
 
-def low_rank_hook(delta: LowRank | None) -> OutputHook:
+def low_rank_output_hook(delta: LowRank | None) -> OutputHook:
     """Add an update, if there is one: ``y + B A x``."""
     return lambda x, y: y + (x @ delta.A.T) @ delta.B.T if delta else y
 
 
-def recording_hook(change: OutputHook, calls: Calls) -> OutputHook:
+def recording_output_hook(change: OutputHook, calls: Calls) -> OutputHook:
     """A change, and a note of every call's inputs and of the gradient that its outputs will get."""
 
     def watch(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

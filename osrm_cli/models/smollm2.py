@@ -27,7 +27,7 @@ _CONVERSION = 1  # a cache that another version of the conversion wrote is made 
 _MAX_LENGTH = 8192  # tokens
 
 
-def cache_folder() -> Path:
+def model_cache_folder() -> Path:
     """Folder of this program's cache: ``$OSRM_CACHE``, else ``$XDG_CACHE_HOME/osrm``, else ``~/.cache/osrm``."""
     if own := os.environ.get("OSRM_CACHE"):
         return Path(own).expanduser().absolute()
@@ -58,17 +58,17 @@ def provide_model() -> Path:
     """
     folder = find_converted_model()
     if folder is None:
-        _check_requirements()
-        with _acquire_lock():
-            folder = find_converted_model() or _make_model()
+        _check_smollm2_requirements()
+        with _lock_model_cache():
+            folder = find_converted_model() or _fetch_and_convert_model()
     return folder
 
 
 def _model_folder() -> Path:
-    return cache_folder() / "models" / HUB_ID.rpartition("/")[2]
+    return model_cache_folder() / "models" / HUB_ID.rpartition("/")[2]
 
 
-def _check_requirements() -> None:
+def _check_smollm2_requirements() -> None:
     from huggingface_hub import constants
 
     if constants.is_offline_mode():
@@ -85,7 +85,7 @@ def _check_requirements() -> None:
         )
 
 
-def _acquire_lock() -> AbstractContextManager[object]:
+def _lock_model_cache() -> AbstractContextManager[object]:
     from filelock import FileLock
 
     path = _model_folder().with_suffix(".lock")
@@ -99,7 +99,7 @@ def _acquire_lock() -> AbstractContextManager[object]:
         ) from None
 
 
-def _make_model() -> Path:
+def _fetch_and_convert_model() -> Path:
     """Fetch and convert the model, as the only process that does."""
     target = _model_folder()
     for left_over in target.parent.glob(f".{target.name}.*.partial"):  # of a process that was killed

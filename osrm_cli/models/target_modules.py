@@ -50,7 +50,7 @@ def find_target_layers(classifier: LoadedModel, names: Sequence[str]) -> dict[st
     Raises:
         OsrmError: If no layer matches.
     """
-    config = LoraConfig(target_modules=_pattern_of_names(names), modules_to_save=classifier.heads)
+    config = LoraConfig(target_modules=_target_module_pattern(names), modules_to_save=classifier.heads)
     linear = _linear_layers(classifier.model)
     matching = {name: module for name, module in linear.items() if check_target_module_exists(config, name)}
     if not matching:
@@ -92,12 +92,12 @@ def as_target_modules(classifier: LoadedModel, names: Sequence[str], targets: Co
 
     Returns ``names``, or the layers' full names where ``names`` would match a layer of a head too.
     """
-    config = LoraConfig(target_modules=_pattern_of_names(names))
+    config = LoraConfig(target_modules=_target_module_pattern(names))
     matched = {name for name in _linear_layers(classifier.model) if check_target_module_exists(config, name)}
     return list(names) if list(names) != [ALL_LINEAR] and matched == set(targets) else list(targets)
 
 
-def _pattern_of_names(names: Sequence[str]) -> str | list[str]:
+def _target_module_pattern(names: Sequence[str]) -> str | list[str]:
     return ".*" if list(names) == [ALL_LINEAR] else list(names)
 
 

@@ -67,7 +67,7 @@ class Plot:
     x_label: str = ""
 
 
-def line_style(place: int, baseline: bool = False) -> dict[str, Any]:
+def plot_line_style(place: int, baseline: bool = False) -> dict[str, Any]:
     """How an arm's lines look: gray for the baseline, else by the arm's place."""
     colour = _GRAY if baseline else _COLOURS[place % len(_COLOURS)]
     line = "-" if baseline else _LINES[place // len(_COLOURS) % len(_LINES)]
@@ -77,28 +77,32 @@ def line_style(place: int, baseline: bool = False) -> dict[str, Any]:
 def render_png(plot: Plot) -> bytes:
     """All panels on white, with the legend below; the same bytes for the same numbers."""
     with _figure_style(plot.name, "black"):
-        return _save_figure(_draw_panels(plot, plot.panels, _count_columns(len(plot.panels)), plot.legend), "png")
+        return _save_figure(
+            _draw_figure_panels(plot, plot.panels, _count_panel_columns(len(plot.panels)), plot.legend), "png"
+        )
 
 
 def render_svgs(plot: Plot) -> Iterator[str]:
     """Each panel as an SVG element without a legend, its text and axes in the colour of the text around it."""
     for index, panel in enumerate(plot.panels):
         with _figure_style(f"{plot.name}-{index}", _INK):  # the salt keeps ids apart on one page
-            yield _as_element(_save_figure(_draw_panels(plot, [panel], 1), "svg"))
+            yield _figure_as_svg(_save_figure(_draw_figure_panels(plot, [panel], 1), "svg"))
 
 
 def render_wide_svg(plot: Plot) -> str:
     """All panels as one SVG element, names standing once in a row of panels."""
     with _figure_style(f"{plot.name}-wide", _INK):
-        return _as_element(_save_figure(_draw_panels(plot, plot.panels, _count_columns(len(plot.panels))), "svg"))
+        return _figure_as_svg(
+            _save_figure(_draw_figure_panels(plot, plot.panels, _count_panel_columns(len(plot.panels))), "svg")
+        )
 
 
-def _draw_panels(
+def _draw_figure_panels(
     plot: Plot, panels: Sequence[Panel], columns: int, legend: Sequence[tuple[str, Mapping[str, Any]]] = ()
 ) -> Figure:
-    names = [_wrap_text(name, _NAME if columns > 1 else _NARROW_NAME) for name in plot.rows]
+    names = [_wrap_figure_text(name, _NAME if columns > 1 else _NARROW_NAME) for name in plot.rows]
     longest = max((len(line) for name in names for line in name.splitlines()), default=0)
-    width, height = _panel_size(names, max(panel.cells for panel in panels))
+    width, height = _figure_panel_size(names, max(panel.cells for panel in panels))
     width = max(width, _LEGEND_PANEL) if legend and columns == 1 else width
     rows = math.ceil(len(panels) / columns)
     size = columns * width + longest * _CHARACTER, rows * height
@@ -107,7 +111,7 @@ def _draw_panels(
     figure = Figure(figsize=(size[0], size[1] + 0.25 * lines), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=bool(names)).ravel()
     for one, panel in zip(axes, panels, strict=False):
-        one.set_title(_wrap_text(panel.title, int((width if names else width - 1.0) / _TITLE_CHARACTER)))
+        one.set_title(_wrap_figure_text(panel.title, int((width if names else width - 1.0) / _TITLE_CHARACTER)))
         panel.draw(one)
         if names:
             one.grid(axis="x")
@@ -116,7 +120,7 @@ def _draw_panels(
     if names:
         axes[0].set_yticks(range(len(names)), names)
         axes[0].set_ylim(len(names) - 0.5, -0.5)
-        label = _wrap_text(plot.x_label, int((size[0] if len(panels) > 1 else width) / _CHARACTER))
+        label = _wrap_figure_text(plot.x_label, int((size[0] if len(panels) > 1 else width) / _CHARACTER))
         axes[0].set_xlabel(label) if len(panels) == 1 else figure.supxlabel(label, fontsize="medium")
     if legend:
         handles = [Line2D([], [], label=name, **style) for name, style in legend]
@@ -124,22 +128,22 @@ def _draw_panels(
     return figure
 
 
-def _count_columns(panels: int) -> int:
+def _count_panel_columns(panels: int) -> int:
     return 2 if panels == 4 else min(panels, _COLUMNS)
 
 
-def _wrap_text(text: str, width: int) -> str:
+def _wrap_figure_text(text: str, width: int) -> str:
     return textwrap.fill(text, width, break_on_hyphens=False)
 
 
-def _panel_size(names: Sequence[str], cells: int) -> tuple[float, float]:
+def _figure_panel_size(names: Sequence[str], cells: int) -> tuple[float, float]:
     """Width without the names, and height, in inches."""
     if names:
         return _ROWS_PANEL, 0.9 + sum(0.12 + 0.17 * (1 + name.count("\n")) for name in names)
     return max(_PANEL[0], 0.45 * cells + 1.2), max(_PANEL[1], 0.38 * cells + 1.0)
 
 
-def _as_element(content: bytes) -> str:
+def _figure_as_svg(content: bytes) -> str:
     whole = content.decode()
     element = whole[whole.index("<svg") :].replace(_INK, "currentColor")
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.S)

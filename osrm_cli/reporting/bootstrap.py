@@ -75,9 +75,9 @@ class Bootstrap:
             found: dict[Any, list[Array]] = {key: [] for key in wanted}
             if not found:
                 continue
-            classes = count_classes(labels, *(score.predictions for score in wanted.values()))
-            for counts in draw_counts(self._generator("examples", task), len(labels), self.resamples):
-                resamples = Resamples(counts, labels, classes)
+            classes = count_reported_classes(labels, *(score.predictions for score in wanted.values()))
+            for counts in draw_resample_counts(self._generator("examples", task), len(labels), self.resamples):
+                resamples = BootstrapResamples(counts, labels, classes)
                 for key, score in wanted.items():
                     found[key].append(resamples.headlines(metric_names(score), np.asarray(score.predictions)))
             self._known |= {key: np.concatenate(parts) for key, parts in found.items()}
@@ -142,12 +142,12 @@ def metric_names(score: TaskScore) -> tuple[str, ...]:
     return tuple(name for name in score.metrics if name in METRICS)
 
 
-def count_classes(*series: Any) -> int:
+def count_reported_classes(*series: Any) -> int:
     """Number of classes that occur, at least two."""
     return max(2, *(1 + int(max(values)) for values in series))
 
 
-def draw_counts(generator: np.random.Generator, examples: int, resamples: int) -> Iterator[Array]:
+def draw_resample_counts(generator: np.random.Generator, examples: int, resamples: int) -> Iterator[Array]:
     """Counts of examples drawn with replacement, shape ``(some, examples)``, ``resamples`` rows in all."""
     at_once = max(1, _ENTRIES // examples)
     for begin in range(0, resamples, at_once):
@@ -158,7 +158,7 @@ def draw_counts(generator: np.random.Generator, examples: int, resamples: int) -
 
 
 @dataclass(frozen=True)
-class Resamples:
+class BootstrapResamples:
     """Many resamples of one task's examples.
 
     Attributes:
@@ -201,7 +201,7 @@ class Resamples:
     def _micro_f1(self, predictions: Array) -> Array:
         truth, found = label_matrix(self.labels, MAX_CLASSES), label_matrix(predictions, MAX_CLASSES)
         sums = self.counts @ np.stack([2 * (truth & found).sum(1), truth.sum(1) + found.sum(1)], axis=1)
-        return _ratio(sums[:, 0], sums[:, 1])
+        return _resampled_ratio(sums[:, 0], sums[:, 1])
 
     def _subset_accuracy(self, predictions: Array) -> Array:
         return np.asarray(self.counts @ (predictions == self.labels) / self.counts.sum(1))
@@ -210,7 +210,7 @@ class Resamples:
         x, y = predictions - predictions.mean(), self.labels - self.labels.mean()
         sums = self.counts @ np.stack([x, y, x * x, y * y, x * y], axis=1)
         mean_x, mean_y, square_x, square_y, product = sums.T / len(x)
-        return _correlation(product - mean_x * mean_y, (square_x, mean_x), (square_y, mean_y))
+        return _resampled_correlation(product - mean_x * mean_y, (square_x, mean_x), (square_y, mean_y))
 
     def _spearman(self, predictions: Array) -> Array:
         """Pearson's of the ranks, less their mean, which is the same in every resample."""
@@ -218,7 +218,7 @@ class Resamples:
         weighted, square_y = self._label_ranks
         square_x = np.einsum("ij,ij,ij->i", self.counts, ranks, ranks)
         zero = np.zeros(len(ranks))
-        return _correlation(np.einsum("ij,ij->i", weighted, ranks), (square_x, zero), (square_y, zero))
+        return _resampled_correlation(np.einsum("ij,ij->i", weighted, ranks), (square_x, zero), (square_y, zero))
 
     @cached_property
     def _label_ranks(self) -> tuple[Array, Array]:
@@ -238,38 +238,38 @@ class Resamples:
         return ranks
 
 
-def _correlation(covariance: Array, x: tuple[Array, Array], y: tuple[Array, Array]) -> Array:
+def _resampled_correlation(covariance: Array, x: tuple[Array, Array], y: tuple[Array, Array]) -> Array:
     """From mean squares and means; zero where a series says nothing, up to rounding."""
     variances = [np.where(s - m * m > 1e-12 * s, s - m * m, 0.0) for s, m in (x, y)]
-    return _ratio(covariance, np.sqrt(variances[0] * variances[1]))
+    return _resampled_ratio(covariance, np.sqrt(variances[0] * variances[1]))
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
+def _resampled_ratio(numerator: Array, denominator: Array) -> Array:
     """Zero where there is nothing to divide by, as the metrics have it."""
     zeros = np.zeros_like(numerator, dtype=np.float64)
     return np.asarray(np.divide(numerator, denominator, out=zeros, where=denominator > 0))
 
 
-def _accuracy(confusion: Array) -> Array:
+def _resampled_accuracy(confusion: Array) -> Array:
     return np.asarray(np.trace(confusion, axis1=1, axis2=2) / confusion.sum((1, 2)))
 
 
-def _f1(confusion: Array) -> Array:
+def _resampled_f1(confusion: Array) -> Array:
     """Of class 1 for two classes; for more the mean over those that occur."""
     hits = np.diagonal(confusion, axis1=1, axis2=2)
     both = confusion.sum(1) + confusion.sum(2)
-    scores = _ratio(2.0 * hits, both)
+    scores = _resampled_ratio(2.0 * hits, both)
     if confusion.shape[1] == 2:
         return np.asarray(scores[:, 1])
     return np.asarray(scores.sum(1) / (both > 0).sum(1))
 
 
-def _matthews(confusion: Array) -> Array:
+def _resampled_matthews(confusion: Array) -> Array:
     """Gorodkin's form for any number of classes, which scikit-learn uses."""
     total, truth, found = confusion.sum((1, 2)), confusion.sum(2), confusion.sum(1)
     covariance = np.trace(confusion, axis1=1, axis2=2) * total - (truth * found).sum(1)
     spread = (total**2 - (truth**2).sum(1)) * (total**2 - (found**2).sum(1))
-    return _ratio(covariance, np.sqrt(spread))
+    return _resampled_ratio(covariance, np.sqrt(spread))
 
 
-_CONFUSION = {"accuracy": _accuracy, "f1": _f1, "matthews": _matthews}
+_CONFUSION = {"accuracy": _resampled_accuracy, "f1": _resampled_f1, "matthews": _resampled_matthews}

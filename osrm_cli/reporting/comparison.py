@@ -80,16 +80,18 @@ def compare_arms(table: RunTable, baseline: int | None, resamples: int = 2000, s
         bootstrap.prepare([run.tasks for cell in table.cells.values() for run in cell.values()])
     arms = range(len(table.arms.arms))
     places = [(kind, arm) for kind in table.kinds for arm in arms if (kind, arm) in table.cells]
-    rows = tuple(_make_row(table, kind, arm, baseline, bootstrap) for kind, arm in places)
+    rows = tuple(_make_comparison_row(table, kind, arm, baseline, bootstrap) for kind, arm in places)
     rows_of = {kind: tuple(row for row in rows if row.kind == kind) for kind in table.kinds}
     return Comparison(table, baseline, rows, rows_of, resamples)
 
 
-def _make_row(table: RunTable, kind: ScoreKind, arm: int, baseline: int | None, bootstrap: Bootstrap) -> ComparisonRow:
+def _make_comparison_row(
+    table: RunTable, kind: ScoreKind, arm: int, baseline: int | None, bootstrap: Bootstrap
+) -> ComparisonRow:
     runs = table.cells[kind, arm]
     single = next((cell for (other, index), cell in table.cells.items() if index == arm and not other.method), {})
     shares = [
-        {task: _share_of_single(run, single.get(run.seed), task) for task in table.tasks} for run in runs.values()
+        {task: _share_of_single_run(run, single.get(run.seed), task) for task in table.tasks} for run in runs.values()
     ]
     difference = None
     if baseline is not None and baseline != arm:
@@ -101,36 +103,36 @@ def _make_row(table: RunTable, kind: ScoreKind, arm: int, baseline: int | None, 
         kind,
         arm,
         tuple(sorted(runs)),
-        {task: summarize(run.tasks[task].headline for run in runs.values()) for task in table.tasks},
-        summarize(run.average for run in runs.values()),
-        {task: summarize_known(own[task] for own in shares) for task in table.tasks} if kind.method else {},
-        summarize_known(mean_known(own.values()) for own in shares) if kind.method else None,
+        {task: summarize_repetitions(run.tasks[task].headline for run in runs.values()) for task in table.tasks},
+        summarize_repetitions(run.average for run in runs.values()),
+        {task: summarize_known_repetitions(own[task] for own in shares) for task in table.tasks} if kind.method else {},
+        summarize_known_repetitions(mean_known(own.values()) for own in shares) if kind.method else None,
         difference,
         {seed: run.options for seed, run in sorted(runs.items())} if kind.chosen else {},
-        summarize_known(run.validation for run in runs.values()),
+        summarize_known_repetitions(run.validation for run in runs.values()),
     )
 
 
-def _share_of_single(run: Run, alone: Run | None, task: str) -> float | None:
+def _share_of_single_run(run: Run, alone: Run | None, task: str) -> float | None:
     single = alone.tasks[task].headline if alone else 0.0
     return 100 * run.tasks[task].headline / single if single > 0 else None
 
 
-def summarize(values: Iterable[float]) -> MeanStd:
+def summarize_repetitions(values: Iterable[float]) -> MeanStd:
     """Sum repetitions up; there is at least one."""
     known = list(values)
     mean, sd = statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
     return MeanStd(mean, sd, len(known), f"{mean:.1f}" + (f" ± {sd:.1f}" if sd is not None else ""))
 
 
-def summarize_known(values: Iterable[float | None]) -> MeanStd | None:
+def summarize_known_repetitions(values: Iterable[float | None]) -> MeanStd | None:
     """The same; ``None`` if there is no value, or if one of them is not known."""
     given = list(values)
     known = [value for value in given if value is not None]
-    return summarize(known) if known and len(known) == len(given) else None
+    return summarize_repetitions(known) if known and len(known) == len(given) else None
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
     """The mean, or ``None`` if a value is not known."""
-    summary = summarize_known(values)
+    summary = summarize_known_repetitions(values)
     return summary.mean if summary else None

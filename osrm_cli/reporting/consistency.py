@@ -8,7 +8,7 @@ import numpy as np
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.score_files import ScoreFile
 from osrm_cli.evaluation.scores import TaskScore
-from osrm_cli.reporting.bootstrap import count_classes, metric_names
+from osrm_cli.reporting.bootstrap import count_reported_classes, metric_names
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.label_sets import MAX_CLASSES
 from osrm_cli.tasks.task import MULTI_LABEL, Task
@@ -17,7 +17,7 @@ _TOLERANCE = 0.05  # percent; files of other programs may round
 _MAX_CLASSES = 1000
 
 
-def check_files(files: Sequence[ScoreFile]) -> None:
+def check_files_comparable(files: Sequence[ScoreFile]) -> None:
     """Check that files can be compared, and that predictions give the scores beside them.
 
     Raises:
@@ -25,7 +25,7 @@ def check_files(files: Sequence[ScoreFile]) -> None:
     """
     _check_same_examples(files)
     for file in files:
-        _check_predictions(file)
+        _check_reported_predictions(file)
 
 
 def _check_same_examples(files: Sequence[ScoreFile]) -> None:
@@ -48,7 +48,7 @@ def _check_same_examples(files: Sequence[ScoreFile]) -> None:
                     )
 
 
-def _check_predictions(file: ScoreFile) -> None:
+def _check_reported_predictions(file: ScoreFile) -> None:
     """Check that predictions give the scores that stand beside them.
 
     Raises:
@@ -67,8 +67,8 @@ def _check_predictions(file: ScoreFile) -> None:
         if names[0] not in metrics.REGRESSION_METRICS:
             limit = 1 << MAX_CLASSES if names[0] in metrics.MULTI_LABEL_METRICS else _MAX_CLASSES
             for what in ("predictions", "labels"):
-                _check_classes(getattr(score, what), limit, f"{file.name}: {what} of '{task}'")
-        found = _score_predictions(score)
+                _check_reported_classes(getattr(score, what), limit, f"{file.name}: {what} of '{task}'")
+        found = _recompute_reported_score(score)
         if abs(found - score.headline) > _TOLERANCE:
             raise OsrmError(
                 f"{file.name}: the predictions of '{task}' give {found:.2f}, its score says {score.headline:.2f}",
@@ -76,7 +76,7 @@ def _check_predictions(file: ScoreFile) -> None:
             )
 
 
-def _check_classes(values: Sequence[float], limit: int, what: str) -> None:
+def _check_reported_classes(values: Sequence[float], limit: int, what: str) -> None:
     wrong = next((value for value in values if not 0 <= value < limit or value != int(value)), None)
     if wrong is not None:
         raise OsrmError(f"{what} hold {wrong:g}, expected classes from 0 on", "make the file anew")
@@ -87,13 +87,13 @@ def _scores_of_file(file: ScoreFile) -> Iterator[tuple[str, TaskScore]]:
         yield from scores.items()
 
 
-def _score_predictions(score: TaskScore) -> float:
+def _recompute_reported_score(score: TaskScore) -> float:
     """The primary score that the predictions give, in percent."""
     names, labels, predictions = metric_names(score), np.asarray(score.labels), np.asarray(score.predictions)
     if names[0] in metrics.MULTI_LABEL_METRICS:
         task = Task("", ("text",), tuple(range(MAX_CLASSES)), names, kind=MULTI_LABEL)
     else:
         is_score = names[0] in metrics.REGRESSION_METRICS
-        classes = None if is_score else tuple(range(count_classes(labels, predictions)))
+        classes = None if is_score else tuple(range(count_reported_classes(labels, predictions)))
         task = Task("", ("text",), classes, names)
-    return metrics.primary_score(task, metrics.compute_scores(task, predictions, labels))
+    return metrics.primary_score(task, metrics.compute_task_scores(task, predictions, labels))

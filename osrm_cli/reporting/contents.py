@@ -12,7 +12,7 @@ from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong
 from osrm_cli.reporting.runs import ScoreKind
 
 
-def make_contents(
+def make_report_contents(
     comparison: Comparison,
     curves: Sequence[Curves],
     plots: Sequence[Plot],
@@ -30,7 +30,7 @@ def make_contents(
     """
     blocks: list[Block] = [
         Heading("Merged adapters: report", 1),
-        Paragraph(_describe_scope(comparison)),
+        Paragraph(_describe_report_scope(comparison)),
         *_summary_section(comparison),
     ]
     blocks += _averages_section(comparison)
@@ -44,7 +44,7 @@ def make_contents(
     return blocks
 
 
-def list_notes(comparison: Comparison) -> list[str]:
+def list_report_notes(comparison: Comparison) -> list[str]:
     """What a reader should know before trusting the numbers."""
     table, notes = comparison.table, list[str]()
     if comparison.baseline is None:
@@ -79,21 +79,21 @@ def _list_mixed_settings(comparison: Comparison) -> Iterator[str]:
         yield f"The adapters of {whose} are not all made alike: {mixture}."
 
 
-def summarize_methods(comparison: Comparison) -> list[str]:
+def summarize_compared_methods(comparison: Comparison) -> list[str]:
     """In plain words, for each way of merging: the best arm and its gain."""
     lines = []
-    for kind in _merge_kinds(comparison):
+    for kind in _merged_score_kinds(comparison):
         rows = comparison.rows_of[kind]
         best = max(rows, key=lambda row: row.average.mean)
-        lines.append(f"{kind.label}: {_compare_best(comparison, rows, best)}")
+        lines.append(f"{kind.label}: {_compare_best_arm(comparison, rows, best)}")
     return lines
 
 
-def _merge_kinds(comparison: Comparison) -> list[ScoreKind]:
+def _merged_score_kinds(comparison: Comparison) -> list[ScoreKind]:
     return [kind for kind in comparison.table.kinds if kind.method]
 
 
-def _describe_scope(comparison: Comparison) -> str:
+def _describe_report_scope(comparison: Comparison) -> str:
     table = comparison.table
     split = ", ".join(sorted({file.split for file in table.files}))
     seeds = sorted({run.seed for cell in table.cells.values() for run in cell.values()} - {""})
@@ -106,8 +106,8 @@ def _describe_scope(comparison: Comparison) -> str:
 
 def _summary_section(comparison: Comparison) -> Iterator[Block]:
     yield Heading("Summary")
-    yield Items(summarize_methods(comparison) or ["No merged model was scored."])
-    notes = list_notes(comparison)
+    yield Items(summarize_compared_methods(comparison) or ["No merged model was scored."])
+    notes = list_report_notes(comparison)
     if len(comparison.table.arms.arms) > 2 and comparison.baseline is not None:
         notes.append("The best arm is picked after the fact; its interval does not account for that.")
     if notes:
@@ -115,7 +115,7 @@ def _summary_section(comparison: Comparison) -> Iterator[Block]:
         yield Items(notes)
 
 
-def _compare_best(comparison: Comparison, rows: Sequence[ComparisonRow], best: ComparisonRow) -> str:
+def _compare_best_arm(comparison: Comparison, rows: Sequence[ComparisonRow], best: ComparisonRow) -> str:
     label, average = comparison.table.arms.arms[best.arm].label, f"{best.average.mean:.1f}"
     if comparison.baseline is None:
         return f"the best arm is {label} with {average}."
@@ -143,15 +143,15 @@ def _averages_section(comparison: Comparison) -> Iterator[Block]:
         text = f"{row.average.text} ({row.average.n})"
         return Strong(text) if any(row is one for one in best) and len(comparison.rows_of[row.kind]) > 1 else text
 
-    yield from _by_arm(comparison, "Averages over the tasks", comparison.table.kinds, average)
+    yield from _tables_by_arm(comparison, "Averages over the tasks", comparison.table.kinds, average)
     if any(row.share for row in comparison.rows):
         yield Paragraph("Normalised: the share of the single adapter's score in percent, averaged over the tasks.")
-        yield from _by_arm(
-            comparison, "Normalised averages", _merge_kinds(comparison), lambda row: _format_mean(row.share)
+        yield from _tables_by_arm(
+            comparison, "Normalised averages", _merged_score_kinds(comparison), lambda row: _format_mean_std(row.share)
         )
 
 
-def _by_arm(
+def _tables_by_arm(
     comparison: Comparison, title: str, kinds: Sequence[ScoreKind], cell: Callable[[ComparisonRow], str]
 ) -> Iterator[TableBlock]:
     """A row for each arm that has one, a column for each kind; two tables where some are calibrated."""
@@ -188,7 +188,7 @@ def _differences_section(comparison: Comparison) -> Iterator[Block]:
         return Strong(text) if row.difference.excludes_zero else text
 
     others = replace(comparison, rows=tuple(row for row in comparison.rows if row.arm != comparison.baseline))
-    yield from _by_arm(others, title, comparison.table.kinds, difference)
+    yield from _tables_by_arm(others, title, comparison.table.kinds, difference)
 
 
 def _lambda_section(comparison: Comparison, curves: Curves) -> Iterator[Block]:
@@ -199,7 +199,7 @@ def _lambda_section(comparison: Comparison, curves: Curves) -> Iterator[Block]:
     for label, by_arm in curves.panels.items():
         scales = sorted({scale for line in by_arm.values() for scale in line})
         lines = [
-            [comparison.table.arms.arms[arm].label, *(_format_mean(line.get(scale)) for scale in scales)]
+            [comparison.table.arms.arms[arm].label, *(_format_mean_std(line.get(scale)) for scale in scales)]
             for arm, line in by_arm.items()
         ]
         yield Heading(label, 3)
@@ -214,7 +214,7 @@ def _tasks_section(comparison: Comparison) -> Iterator[Block]:
                 comparison.table.arms.arms[row.arm].label,
                 *(row.tasks[task].text for task in comparison.table.tasks),
                 row.average.text,
-                *([_format_mean(row.share)] if kind.method else []),
+                *([_format_mean_std(row.share)] if kind.method else []),
                 str(row.average.n),
             ]
             for row in comparison.rows_of[kind]
@@ -233,11 +233,11 @@ def _choices_section(comparison: Comparison) -> Iterator[Block]:
             "The options of the best average on validation (that average); one for each seed where they differ. "
             "All other tables are about test."
         )
-        yield from _by_arm(
+        yield from _tables_by_arm(
             comparison,
             "Options chosen on validation",
             chosen,
-            lambda row: f"{'; '.join(dict.fromkeys(row.chosen.values()))} ({_format_mean(row.validation)})",
+            lambda row: f"{'; '.join(dict.fromkeys(row.chosen.values()))} ({_format_mean_std(row.validation)})",
         )
 
 
@@ -259,7 +259,7 @@ def _arms_section(comparison: Comparison, diagnoses: Mapping[str, Diagnosis]) ->
     yield TableBlock("Files", ["file", "arm", "seed", "SHA-256"], files, 4)
 
 
-def _format_mean(value: MeanStd | None) -> str:
+def _format_mean_std(value: MeanStd | None) -> str:
     return "-" if value is None else value.text
 
 

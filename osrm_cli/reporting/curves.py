@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from osrm_cli.reporting.arms import Arm, label_arms, make_arm
-from osrm_cli.reporting.comparison import Comparison, MeanStd, mean_known, summarize
+from osrm_cli.reporting.comparison import Comparison, MeanStd, mean_known, summarize_repetitions
 from osrm_cli.reporting.runs import RunTable
 
 _MAX = 1e15  # of a setting
@@ -66,24 +66,26 @@ _SETTINGS = {
 def trace_curves(comparison: Comparison) -> list[Curves]:
     """All curves, over lambda first; panels are empty where the files do not hold what a curve needs."""
     return [
-        _over_lambda(comparison.table),
-        _over_tasks(comparison.table),
-        *(_over_setting(comparison, key) for key in _SETTINGS),
+        _curves_over_lambda(comparison.table),
+        _curves_over_tasks(comparison.table),
+        *(_curves_over_setting(comparison, key) for key in _SETTINGS),
     ]
 
 
-def _over_lambda(table: RunTable) -> Curves:
+def _curves_over_lambda(table: RunTable) -> Curves:
     """Averages by way of merging and arm; a sweep's other options are those that it chose."""
     lines: Lines = {}
     for run in table.runs:
         if run.curve is not None and run.scale is not None and run.in_tables:
-            _add_point(lines, run.curve, run.arm, run.scale, run.average)
+            _add_curve_point(lines, run.curve, run.arm, run.scale, run.average)
     note = "Average over the tasks against the scale lambda of the merged update; bars are one standard deviation."
     needs = "robustness to lambda (one method at two values of lambda)"
-    return Curves("lambda", "Robustness to lambda", note, "lambda", "average score, %", needs, _summarize_lines(lines))
+    return Curves(
+        "lambda", "Robustness to lambda", note, "lambda", "average score, %", needs, _summarize_curve_lines(lines)
+    )
 
 
-def _over_tasks(table: RunTable) -> Curves:
+def _curves_over_tasks(table: RunTable) -> Curves:
     """What is kept of the single scores, by the number of merged tasks."""
     lines: Lines = {}
     for run in table.runs:
@@ -94,48 +96,53 @@ def _over_tasks(table: RunTable) -> Curves:
             ]
             share = mean_known(shares)
             if share is not None:
-                _add_point(lines, run.kind.label, run.arm, float(run.merged_tasks), share)
+                _add_curve_point(lines, run.kind.label, run.arm, float(run.merged_tasks), share)
     note = "Share of the single adapters' scores that the merged model keeps, against the number of merged tasks."
     needs = "number of tasks (files that merge fewer of the tasks)"
-    return Curves("tasks", "Number of tasks", note, "merged tasks", "of single, %", needs, _summarize_lines(lines))
+    return Curves(
+        "tasks", "Number of tasks", note, "merged tasks", "of single, %", needs, _summarize_curve_lines(lines)
+    )
 
 
-def _over_setting(comparison: Comparison, key: str) -> Curves:
+def _curves_over_setting(comparison: Comparison, key: str) -> Curves:
     """Averages over one setting of the adapters, a line for each group of arms that differ in it alone."""
     setting, arms, table = _SETTINGS[key], comparison.table.arms.arms, comparison.table
     absent = setting.absent or {}
-    reduced = [_without_settings(arm, {key, *setting.along}, absent) for arm in arms]
-    groups = list(dict.fromkeys(map(_settings_key, reduced)))
-    group_of = [groups.index(_settings_key(arm)) for arm in reduced]
+    reduced = [_arm_without_settings(arm, {key, *setting.along}, absent) for arm in arms]
+    groups = list(dict.fromkeys(map(_arm_settings_key, reduced)))
+    group_of = [groups.index(_arm_settings_key(arm)) for arm in reduced]
     lines: Lines = {}
     for row in comparison.rows:
         value = arms[row.arm].values.get(key)
         value = absent.get(key) if value is None else value
         if isinstance(value, int | float) and abs(value) < _MAX:
             for run in table.cells[row.kind, row.arm].values():
-                _add_point(lines, row.kind.label, group_of[row.arm], float(value), run.average)
+                _add_curve_point(lines, row.kind.label, group_of[row.arm], float(value), run.average)
     names = [arm.label for arm in label_arms([reduced[group_of.index(index)] for index in range(len(groups))])]
     note = f"Average over the tasks against the {setting.label}; everything else is the same along a line."
     needs = f"{setting.label} (arms that differ in it alone)"
-    title, panels = setting.label.capitalize(), _summarize_lines(lines)
+    title, panels = setting.label.capitalize(), _summarize_curve_lines(lines)
     return Curves(key.replace("_", "-"), title, note, setting.label, "average score, %", needs, panels, names)
 
 
-def _add_point(lines: Lines, panel: str, line: int, x: float, y: float) -> None:
+def _add_curve_point(lines: Lines, panel: str, line: int, x: float, y: float) -> None:
     lines.setdefault(panel, {}).setdefault(line, {}).setdefault(x, []).append(y)
 
 
-def _summarize_lines(lines: Lines) -> Mapping[str, Mapping[int, Mapping[float, MeanStd]]]:
+def _summarize_curve_lines(lines: Lines) -> Mapping[str, Mapping[int, Mapping[float, MeanStd]]]:
     return {
-        panel: {line: {x: summarize(points[x]) for x in sorted(points)} for line, points in sorted(by_line.items())}
+        panel: {
+            line: {x: summarize_repetitions(points[x]) for x in sorted(points)}
+            for line, points in sorted(by_line.items())
+        }
         for panel, by_line in lines.items()
     }
 
 
-def _without_settings(arm: Arm, keys: set[str], absent: Mapping[str, Any]) -> Arm:
+def _arm_without_settings(arm: Arm, keys: set[str], absent: Mapping[str, Any]) -> Arm:
     known = {task: {**absent, **own} for task, own in arm.settings.items()}
     return make_arm("", {task: {k: v for k, v in own.items() if k not in keys} for task, own in known.items()})
 
 
-def _settings_key(arm: Arm) -> tuple[Any, ...]:
+def _arm_settings_key(arm: Arm) -> tuple[Any, ...]:
     return tuple((task, *sorted(own.items(), key=lambda pair: pair[0])) for task, own in sorted(arm.settings.items()))

@@ -42,7 +42,7 @@ def _block_html(block: Block) -> str:
         case Paragraph(text):
             return f"<p>{escape(text)}</p>"
         case Items(texts):
-            return f"<ul>\n{_join_lines(f'<li>{escape(text)}</li>' for text in texts)}\n</ul>"
+            return f"<ul>\n{_join_html_lines(f'<li>{escape(text)}</li>' for text in texts)}\n</ul>"
         case TableBlock():
             return _table_html(block)
         case Plot():
@@ -58,7 +58,7 @@ def _table_html(table: TableBlock) -> str:
     rows = (f"<tr>{_row_html(cells, table.texts)}</tr>" for cells in table.rows)
     return (
         f'<div class="scroll" role="region" aria-label="{title}" tabindex="0">\n<table>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{_join_lines(rows)}\n</tbody>\n</table>\n</div>"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{_join_html_lines(rows)}\n</tbody>\n</table>\n</div>"
     )
 
 
@@ -77,7 +77,7 @@ def _cell_html(tag: str, content: str, is_text: bool, more: str = "") -> str:
 def _figure_html(plot: Plot) -> str:
     """Each panel by itself, to flow as the page's width has it; where all share names, on wide pages one image."""
     titles = [f"{plot.title}: {panel.title}".rstrip(": ") for panel in plot.panels]
-    images = _join_lines(map(_image_html, render_svgs(plot), titles))
+    images = _join_html_lines(map(_image_html, render_svgs(plot), titles))
     if plot.rows and len(plot.panels) > 1:
         whole = f"{plot.title}: {', '.join(panel.title for panel in plot.panels)}"
         wide = _image_html(render_wide_svg(plot), whole)
@@ -99,5 +99,5 @@ def _image_html(svg: str, label: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
 
 
-def _join_lines(lines: Iterable[str]) -> str:
+def _join_html_lines(lines: Iterable[str]) -> str:
     return "\n".join(lines)

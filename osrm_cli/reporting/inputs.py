@@ -32,7 +32,9 @@ class ReportInputs:
     arms: tuple[str, ...] = ()
 
 
-def read_inputs(paths: Sequence[Path], arms: Sequence[tuple[str, str]] = (), only: Sequence[str] = ()) -> ReportInputs:
+def read_report_inputs(
+    paths: Sequence[Path], arms: Sequence[tuple[str, str]] = (), only: Sequence[str] = ()
+) -> ReportInputs:
     """Read files, the results in folders, and tables.
 
     Args:
@@ -43,16 +45,16 @@ def read_inputs(paths: Sequence[Path], arms: Sequence[tuple[str, str]] = (), onl
     Raises:
         OsrmError: If one is missing, damaged or something else, or a pattern fits nothing.
     """
-    found = {place: item for path in paths for place, item in _read_input(path)}
+    found = {place: item for path in paths for place, item in _read_report_input(path)}
     owner: dict[Path, str] = {}
     for name, pattern in arms:
-        given = {place: item for path in _match_paths(pattern) for place, item in _read_input(path)}
+        given = {place: item for path in _match_arm_paths(pattern) for place, item in _read_report_input(path)}
         found.update((place, item) for place, item in given.items() if place not in found)
-        for place in given or _select_inputs(found, [pattern]):
+        for place in given or _select_report_inputs(found, [pattern]):
             if owner.setdefault(place, name) != name:
                 raise OsrmError(f"{place.name} in {place.parent} belongs to two arms: '{owner[place]}' and '{name}'")
-    kept = _select_inputs(found, only) if only else sorted(found)
-    root = _shared_folder(kept)
+    kept = _select_report_inputs(found, only) if only else sorted(found)
+    root = _shared_input_folder(kept)
     files, diagnoses = [], {}
     for place in kept:
         item, name = found[place], place.relative_to(root).as_posix()
@@ -66,7 +68,7 @@ def read_inputs(paths: Sequence[Path], arms: Sequence[tuple[str, str]] = (), onl
     return ReportInputs(tuple(files), diagnoses, tuple(dict.fromkeys(names)))
 
 
-def _read_input(path: Path) -> Iterator[tuple[Path, ScoreFile | Diagnosis]]:
+def _read_report_input(path: Path) -> Iterator[tuple[Path, ScoreFile | Diagnosis]]:
     """Everything that a file or folder holds, with its whole path."""
     if path.suffix == TABLE_SUFFIX:
         from osrm_cli.reporting.results_table import read_results_table
@@ -76,7 +78,7 @@ def _read_input(path: Path) -> Iterator[tuple[Path, ScoreFile | Diagnosis]]:
         yield from ((folder / file.name, file) for file in files)
         yield from ((folder / name, found) for name, found in diagnoses.items())
         return
-    for file in _list_files(path):
+    for file in _list_report_files(path):
         record, content = read_scored_record(file, ("eval", "sweep", "diagnose"))
         if record["command"] == "diagnose":
             yield file.resolve(), {**record, "sha256": sha256(content).hexdigest()}
@@ -84,7 +86,7 @@ def _read_input(path: Path) -> Iterator[tuple[Path, ScoreFile | Diagnosis]]:
             yield file.resolve(), parse_score_file(file.as_posix(), record, content)
 
 
-def _list_files(given: Path) -> Iterator[Path]:
+def _list_report_files(given: Path) -> Iterator[Path]:
     if not given.is_dir():
         yield given
         return
@@ -95,17 +97,17 @@ def _list_files(given: Path) -> Iterator[Path]:
     yield from inside
 
 
-def _match_paths(pattern: str) -> list[Path]:
+def _match_arm_paths(pattern: str) -> list[Path]:
     """The files and folders on disk that a pattern fits."""
     path = Path(pattern)
     above = Path(path.anchor)
     return [path] if path.exists() else sorted(above.glob(str(path.relative_to(above))))
 
 
-def _select_inputs(places: Iterable[Path], patterns: Sequence[str]) -> list[Path]:
+def _select_report_inputs(places: Iterable[Path], patterns: Sequence[str]) -> list[Path]:
     """Those whose name below the folder that all share fits a pattern, or lies in a folder that fits."""
     ordered = sorted(places)
-    root, kept = _shared_folder(ordered), set()
+    root, kept = _shared_input_folder(ordered), set()
     for pattern in patterns:
         wanted = pattern.rstrip("/")
         names = {place: place.relative_to(root).as_posix() for place in ordered}
@@ -117,7 +119,7 @@ def _select_inputs(places: Iterable[Path], patterns: Sequence[str]) -> list[Path
     return sorted(kept)
 
 
-def _shared_folder(places: Sequence[Path]) -> Path:
+def _shared_input_folder(places: Sequence[Path]) -> Path:
     """The folder below which all paths lie."""
     levels = zip(*(place.parent.parts for place in places), strict=False)
     return Path(*(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)))

@@ -63,16 +63,16 @@ def render_markdown(blocks: Iterable[Block]) -> str:
 def _block_markdown(block: Block) -> str:
     match block:
         case Heading(text, level):
-            return f"{'#' * level} {_escape_text(text)}"
+            return f"{'#' * level} {_escape_markdown(text)}"
         case Paragraph(text):
-            return _escape_text(text)
+            return _escape_markdown(text)
         case Items(texts):
-            return "\n".join(f"- {_escape_text(text)}" for text in texts)
+            return "\n".join(f"- {_escape_markdown(text)}" for text in texts)
         case TableBlock():
             return _table_markdown(block)
         case Plot():
-            title = _escape_text(block.title)
-            return f"![{title}]({block.name}.png)\n\n*{title}.* {_escape_text(block.caption)}"
+            title = _escape_markdown(block.title)
+            return f"![{title}]({block.name}.png)\n\n*{title}.* {_escape_markdown(block.caption)}"
 
 
 def _table_markdown(table: TableBlock) -> str:
@@ -81,10 +81,10 @@ def _table_markdown(table: TableBlock) -> str:
 
 
 def _table_line(cells: Sequence[str]) -> str:
-    texts = [f"**{_escape_text(cell)}**" if isinstance(cell, Strong) else _escape_text(cell) for cell in cells]
+    texts = [f"**{_escape_markdown(cell)}**" if isinstance(cell, Strong) else _escape_markdown(cell) for cell in cells]
     return f"| {' | '.join(texts)} |"
 
 
-def _escape_text(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Text in which nothing is Markdown or HTML."""
     return re.sub(r"([\\`*\[\]<>|]|(?<!\w)_|_(?!\w))", r"\\\1", text)

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from osrm_cli.plotting.figure import Panel, Plot, line_style
+from osrm_cli.plotting.figure import Panel, Plot, plot_line_style
 from osrm_cli.plotting.heatmap import draw_heatmap
 from osrm_cli.reporting.comparison import Comparison, ComparisonRow, MeanStd, mean_known
 from osrm_cli.reporting.curves import Curves
@@ -14,12 +14,12 @@ from osrm_cli.reporting.inputs import Diagnosis
 Style = dict[str, Any]
 
 
-def make_plots(
+def make_report_plots(
     comparison: Comparison, curves: Sequence[Curves], diagnoses: Mapping[str, Diagnosis]
 ) -> tuple[list[Plot], list[str]]:
     """Every plot that can be drawn, and for the others what they need."""
     arms = [arm.label for arm in comparison.table.arms.arms]
-    styles = [line_style(arm, arm == comparison.baseline) for arm in range(len(arms))]
+    styles = [plot_line_style(arm, arm == comparison.baseline) for arm in range(len(arms))]
     made = [
         (
             _gains_plot(comparison, arms, styles, single=False),
@@ -48,7 +48,7 @@ def _gains_plot(comparison: Comparison, arms: Sequence[str], styles: Sequence[St
         return None
     against = arms[comparison.baseline]
     panels = [
-        Panel("" if single else kind, _forest_panel([rows.get(arm) for arm in shown], styles))
+        Panel("" if single else kind, _arm_differences_panel([rows.get(arm) for arm in shown], styles))
         for kind, rows in rows_of.items()
         if rows
     ]
@@ -63,7 +63,7 @@ def _gains_plot(comparison: Comparison, arms: Sequence[str], styles: Sequence[St
     )
 
 
-def _forest_panel(rows: Sequence[ComparisonRow | None], styles: Sequence[Style]) -> Callable[[Axes], None]:
+def _arm_differences_panel(rows: Sequence[ComparisonRow | None], styles: Sequence[Style]) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
         for place, row in enumerate(rows):
             if row is None or row.difference is None:
@@ -109,14 +109,14 @@ def _curve_plot(curves: Curves, arms: Sequence[str], styles: Sequence[Style]) ->
         return None
     names = curves.lines or arms
     if curves.lines:
-        styles = [line_style(index) for index in range(len(names))]
-    panels = [Panel(panel, _lines_panel(lines, styles, curves.x, curves.y)) for panel, lines in drawn.items()]
+        styles = [plot_line_style(index) for index in range(len(names))]
+    panels = [Panel(panel, _report_curves_panel(lines, styles, curves.x, curves.y)) for panel, lines in drawn.items()]
     indices = sorted({index for lines in drawn.values() for index in lines})
     legend = [(names[index], styles[index]) for index in indices]
     return Plot(curves.name, curves.title, curves.caption, panels, legend)
 
 
-def _lines_panel(
+def _report_curves_panel(
     lines: Mapping[int, Mapping[float, MeanStd]], styles: Sequence[Style], x: str, y: str
 ) -> Callable[[Axes], None]:
     """Lines through means, values of x at equal distances: ranks and sample sizes double or grow tenfold."""

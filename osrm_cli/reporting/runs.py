@@ -9,7 +9,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.score_files import ScoreFile
 from osrm_cli.evaluation.scores import ScoredMerge, TaskScores, average
 from osrm_cli.merging.methods import METHODS
-from osrm_cli.reporting.arms import ArmTable, format_value
+from osrm_cli.reporting.arms import ArmTable, format_arm_value
 
 _ORDER = {row.name: place for place, row in enumerate(METHODS)}
 _SAME = 1e-6  # two files that give the same score twice
@@ -111,15 +111,15 @@ def tabulate_runs(files: Sequence[ScoreFile], arms: ArmTable) -> RunTable:
         for merge in file.merges:
             if not merge.validation:
                 fixed.setdefault(merge.method, []).append(merge)
-    runs = [run for file in files for run in _iter_runs(file, arms, scope_of[file.name] == main, fixed)]
+    runs = [run for file in files for run in _iter_file_runs(file, arms, scope_of[file.name] == main, fixed)]
     same = _SAME if all(file.dtype == "float32" for file in files) else _ROUNDED
     cells: dict[tuple[ScoreKind, int], dict[str, Run]] = {}
     for run in runs:
         if run.kind and run.in_tables:
-            _add_run(cells.setdefault((run.kind, run.arm), {}), run, run.kind, same)
+            _add_run_to_table(cells.setdefault((run.kind, run.arm), {}), run, run.kind, same)
     labels = {task: score.labels for run in runs for task, score in run.tasks.items() if score.labels}
     main_files = tuple(file for file in files if scope_of[file.name] == main)
-    kinds = sorted({kind for kind, _ in cells}, key=_kind_order)
+    kinds = sorted({kind for kind, _ in cells}, key=_score_kind_order)
     return RunTable(tuple(files), main_files, main[0], arms, tuple(runs), tuple(kinds), cells, labels)
 
 
@@ -129,33 +129,35 @@ def _task_scope(file: ScoreFile) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(sorted(scored)), tuple(sorted(file.adapters))
 
 
-def _make_kind(method: str, options: str = "", calibrated: bool = False, chosen: bool = False) -> ScoreKind:
+def _make_score_kind(method: str, options: str = "", calibrated: bool = False, chosen: bool = False) -> ScoreKind:
     """A kind with its name."""
     more = [options, "calibrated" if calibrated else ""]
     return ScoreKind(method, options, calibrated, chosen, ", ".join([method or "single", *filter(None, more)]))
 
 
-def _iter_runs(
+def _iter_file_runs(
     file: ScoreFile, arms: ArmTable, in_tables: bool, fixed: Mapping[str, Sequence[ScoredMerge]]
 ) -> Iterator[Run]:
     """What a file holds; of a sweep the points that it chose have a kind."""
     arm, seed = arms.arm_of[file.name], arms.seed_of[file.name]
     common = (file.name, len(file.adapters), in_tables, file.single)
     if all(set(merge.test) <= set(file.single) for merge in file.merges) and file.single:
-        yield Run(_make_kind(""), arm, seed, seed, file.single, average(file.single), None, "", None, *common, None)
+        yield Run(
+            _make_score_kind(""), arm, seed, seed, file.single, average(file.single), None, "", None, *common, None
+        )
     chosen = {(merge.method, merge.calibrated): _other_options(merge) for merge in file.merges if merge.chosen}
     for merge in file.merges:
         peers, others = fixed.get(merge.method, ()), _other_options(merge)
         validation = average(merge.validation) if merge.validation else None
         kind = None
         if validation is None:
-            kind = _make_kind(merge.method, _unusual_options(_plain_options(merge), peers), merge.calibrated)
+            kind = _make_score_kind(merge.method, _unusual_options(_plain_options(merge), peers), merge.calibrated)
         elif merge.chosen:
-            kind = _make_kind(merge.method, "chosen on validation" if peers else "", merge.calibrated, True)
+            kind = _make_score_kind(merge.method, "chosen on validation" if peers else "", merge.calibrated, True)
         curve, scale = None, merge.options.get("lambda")
         if scale is not None and chosen.get((merge.method, merge.calibrated), others) == others:
             options = _unusual_options(others, peers) if validation is None else ""
-            curve = _make_kind(merge.method, options, merge.calibrated).label
+            curve = _make_score_kind(merge.method, options, merge.calibrated).label
         own = merge.options.get("seed")
         repetition = seed if own is None or str(own) == seed else f"{seed}, merge {own}"
         run = (
@@ -165,7 +167,7 @@ def _iter_runs(
             merge.test,
             average(merge.test),
             scale,
-            _format_options(_plain_options(merge)),
+            _format_reported_options(_plain_options(merge)),
             validation,
         )
         yield Run(kind, *run, *common, curve)
@@ -182,18 +184,18 @@ def _other_options(merge: ScoredMerge) -> dict[str, Any]:
 
 def _unusual_options(options: Mapping[str, Any], peers: Sequence[ScoredMerge]) -> str:
     """The options that are not the same in all merges of a method, in words."""
-    return _format_options(
+    return _format_reported_options(
         {name: value for name, value in options.items() if any(peer.options.get(name) != value for peer in peers)}
     )
 
 
-def _format_options(options: Mapping[str, Any]) -> str:
+def _format_reported_options(options: Mapping[str, Any]) -> str:
     """Options for people: ``lambda 0.3, density 0.2``."""
     first = sorted(options, key=lambda name: (name != "lambda", name))
-    return ", ".join(f"{name} {format_value(options[name])}" for name in first)
+    return ", ".join(f"{name} {format_arm_value(options[name])}" for name in first)
 
 
-def _add_run(cell: dict[str, Run], run: Run, kind: ScoreKind, same: float) -> None:
+def _add_run_to_table(cell: dict[str, Run], run: Run, kind: ScoreKind, same: float) -> None:
     known = cell.setdefault(run.repetition, run)
     if known is run:
         return
@@ -209,7 +211,7 @@ def _add_run(cell: dict[str, Run], run: Run, kind: ScoreKind, same: float) -> No
             cell[run.repetition] = run
 
 
-def _kind_order(kind: ScoreKind) -> tuple[Any, ...]:
+def _score_kind_order(kind: ScoreKind) -> tuple[Any, ...]:
     place = _ORDER.get(kind.method, len(_ORDER)) if kind.method else -1
     numbers = [float(word) if word.replace(".", "", 1).isdigit() else 0.0 for word in kind.options.split(" ")]
     return place, kind.method, kind.calibrated, kind.chosen, numbers, kind.options

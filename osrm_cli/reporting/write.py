@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.plotting.figure import render_png
-from osrm_cli.reporting.arms import find_baseline, group_arms
+from osrm_cli.reporting.arms import find_baseline_arm, group_arms
 from osrm_cli.reporting.bootstrap import Difference
 from osrm_cli.reporting.comparison import Comparison, ComparisonRow, MeanStd, compare_arms
-from osrm_cli.reporting.consistency import check_files
-from osrm_cli.reporting.contents import list_notes, make_contents, summarize_methods
+from osrm_cli.reporting.consistency import check_files_comparable
+from osrm_cli.reporting.contents import list_report_notes, make_report_contents, summarize_compared_methods
 from osrm_cli.reporting.curves import trace_curves
 from osrm_cli.reporting.html import render_html
-from osrm_cli.reporting.inputs import ReportInputs, read_inputs
+from osrm_cli.reporting.inputs import ReportInputs, read_report_inputs
 from osrm_cli.reporting.markdown import render_markdown
-from osrm_cli.reporting.plots import make_plots
+from osrm_cli.reporting.plots import make_report_plots
 from osrm_cli.reporting.runs import tabulate_runs
 from osrm_cli.storage import atomic, provenance
 
@@ -73,16 +73,16 @@ def write_report(
     """
     out = Path(out)
     atomic.refuse_existing(out, overwrite)
-    inputs = read_inputs([Path(path) for path in paths], arms, only)
-    check_files(inputs.files)
+    inputs = read_report_inputs([Path(path) for path in paths], arms, only)
+    check_files_comparable(inputs.files)
     table = tabulate_runs(inputs.files, group_arms(inputs.files, inputs.arms))
-    comparison = compare_arms(table, find_baseline(table.arms.arms, baseline), resamples, seed)
+    comparison = compare_arms(table, find_baseline_arm(table.arms.arms, baseline), resamples, seed)
     settings = {"baseline": baseline, "resamples": resamples, "seed": seed}
-    record = _make_record(comparison, inputs, settings)
+    record = _make_report_record(comparison, inputs, settings)
     if not dry_run:
         curves = trace_curves(comparison)
-        plots, missing = make_plots(comparison, curves, inputs.diagnoses)
-        blocks = make_contents(comparison, curves, plots, missing, inputs.diagnoses)
+        plots, missing = make_report_plots(comparison, curves, inputs.diagnoses)
+        blocks = make_report_contents(comparison, curves, plots, missing, inputs.diagnoses)
         with atomic.write_folder(out, overwrite) as stage:
             for plot in plots:
                 (stage / f"{plot.name}.png").write_bytes(render_png(plot))
@@ -92,7 +92,7 @@ def write_report(
     return ReportResult(out, len(inputs.files), record, tuple(arm.label for arm in table.arms.arms))
 
 
-def write_table(
+def write_report_table(
     paths: Sequence[Path],
     out: Path,
     *,
@@ -117,56 +117,56 @@ def write_table(
     from osrm_cli.reporting.results_table import write_results_table
 
     atomic.refuse_existing(out, overwrite)
-    inputs = read_inputs(paths, arms, only)
+    inputs = read_report_inputs(paths, arms, only)
     if not dry_run:
         with atomic.write_file(out, overwrite) as stage:
             write_results_table(stage, inputs.files, inputs.diagnoses)
     return ReportResult(out, len(inputs.files), {}, ())
 
 
-def _make_record(comparison: Comparison, inputs: ReportInputs, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _make_report_record(comparison: Comparison, inputs: ReportInputs, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the tables say, as JSON has it; files are named below the folder that they share."""
     arms = comparison.table.arms.arms
     files = [{"path": file.name, "sha256": file.sha256} for file in inputs.files]
     files += [{"path": name, "sha256": found["sha256"]} for name, found in inputs.diagnoses.items()]
     return {
-        **provenance.make_record("report", settings),
+        **provenance.make_artifact_record("report", settings),
         "inputs": files,
         "baseline": None if comparison.baseline is None else arms[comparison.baseline].label,
         "tasks": list(comparison.table.tasks),
         "arms": {arm.label: {task: dict(own) for task, own in arm.settings.items()} for arm in arms},
-        "rows": [_row_dict(row, arms[row.arm].label) for row in comparison.rows],
-        "summary": summarize_methods(comparison),
-        "notes": list_notes(comparison),
+        "rows": [_comparison_row_dict(row, arms[row.arm].label) for row in comparison.rows],
+        "summary": summarize_compared_methods(comparison),
+        "notes": list_report_notes(comparison),
     }
 
 
-def _row_dict(row: ComparisonRow, arm: str) -> dict[str, Any]:
+def _comparison_row_dict(row: ComparisonRow, arm: str) -> dict[str, Any]:
     return {
         "row": row.kind.label,
         "method": row.kind.method or None,
         "calibrated": row.kind.calibrated,
         "arm": arm,
         "seeds": list(row.seeds),
-        "tasks": {task: _mean_dict(value) for task, value in row.tasks.items()},
-        "average": _mean_dict(row.average),
+        "tasks": {task: _mean_std_dict(value) for task, value in row.tasks.items()},
+        "average": _mean_std_dict(row.average),
         "share_of_single": {
-            "tasks": {task: _mean_dict(value) for task, value in row.shares.items()},
-            "average": _mean_dict(row.share),
+            "tasks": {task: _mean_std_dict(value) for task, value in row.shares.items()},
+            "average": _mean_std_dict(row.share),
         },
-        "difference": _difference_dict(row.difference),
+        "difference": _baseline_difference_dict(row.difference),
         "chosen": dict(row.chosen) or None,
-        "validation": _mean_dict(row.validation),
+        "validation": _mean_std_dict(row.validation),
     }
 
 
-def _mean_dict(value: MeanStd | None) -> dict[str, Any] | None:
+def _mean_std_dict(value: MeanStd | None) -> dict[str, Any] | None:
     if value is None:
         return None
     return {"mean": round(value.mean, 4), "sd": None if value.sd is None else round(value.sd, 4), "n": value.n}
 
 
-def _difference_dict(found: Difference | None) -> dict[str, Any] | None:
+def _baseline_difference_dict(found: Difference | None) -> dict[str, Any] | None:
     if found is None:
         return None
     interval = None if found.low is None or found.high is None else [round(found.low, 4), round(found.high, 4)]

@@ -29,7 +29,7 @@ class RetrofitChange:
     others: float
 
 
-def project_adapters(
+def retrofit_by_projection(
     adapters: Sequence[Adapter], features: FeatureSet, objective: Objective, seed: int, eps: float
 ) -> Iterator[Factors]:
     """A new A by an objective, and the B that fits the old update best: ``solvers.solve_projection``.
@@ -49,7 +49,7 @@ def project_adapters(
             yield adapter, problem.layer, solvers.solve_projection(update, A)
 
 
-def balance_adapters(adapters: Sequence[Adapter], features: FeatureSet, mu: float) -> Iterator[Factors]:
+def retrofit_by_balancing(adapters: Sequence[Adapter], features: FeatureSet, mu: float) -> Iterator[Factors]:
     """``A_t C_t (C_t + mu sum_{u != t} C_u)^{-1}`` with B unchanged: ``solvers.solve_balanced``.
 
     Raises:
@@ -70,7 +70,7 @@ def balance_adapters(adapters: Sequence[Adapter], features: FeatureSet, mu: floa
                 yield adapter, layer, LowRank(factors.B, A)
 
 
-def measure_changes(
+def measure_retrofit_changes(
     new: Mapping[str, Mapping[str, LowRank]], adapters: Sequence[Adapter], features: FeatureSet
 ) -> dict[str, RetrofitChange]:
     """Compare new factors with the old ones on the inputs of a features folder.
@@ -89,18 +89,18 @@ def measure_changes(
                     old = adapter.delta(layer, torch.float64)
                     changed = new[adapter.name][layer].scaled(adapter.layers[layer].scaling)
                     sums[adapter.name] += torch.tensor(
-                        _energies_of_change(old, changed, own, others), dtype=torch.float64
+                        _retrofit_energies(old, changed, own, others), dtype=torch.float64
                     )
     return {
-        task: RetrofitChange(_relative_energy(s[0], s[1]) ** 0.5, _relative_energy(s[2], s[3]))
+        task: RetrofitChange(_retrofit_energy_ratio(s[0], s[1]) ** 0.5, _retrofit_energy_ratio(s[2], s[3]))
         for task, s in sums.items()
     }
 
 
-def _energies_of_change(old: LowRank, new: LowRank, own: SecondMoment, others: SecondMoment) -> list[float]:
+def _retrofit_energies(old: LowRank, new: LowRank, own: SecondMoment, others: SecondMoment) -> list[float]:
     difference = LowRank(torch.cat([new.B, -old.B], dim=1), torch.cat([new.A, old.A]))
     return [float(x) for x in (own.energy(difference), own.energy(old), others.energy(new), others.energy(old))]
 
 
-def _relative_energy(part: torch.Tensor, whole: torch.Tensor) -> float:
+def _retrofit_energy_ratio(part: torch.Tensor, whole: torch.Tensor) -> float:
     return max(float(part / whole), 0.0) if whole > 0 else 0.0

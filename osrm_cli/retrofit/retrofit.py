@@ -12,14 +12,19 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.writer import write_adapter
 from osrm_cli.errors import OsrmError, check_number
-from osrm_cli.features.adapter_match import check_features, open_adapters
+from osrm_cli.features.adapter_match import check_features_match, open_adapters_for_features
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.initialization.objectives.table import find_objective
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.output.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.progress import Progress, no_progress
-from osrm_cli.retrofit.factors import RetrofitChange, balance_adapters, measure_changes, project_adapters
+from osrm_cli.retrofit.factors import (
+    RetrofitChange,
+    measure_retrofit_changes,
+    retrofit_by_balancing,
+    retrofit_by_projection,
+)
 from osrm_cli.storage import atomic, provenance
 
 METHODS = ("balanced", "projection")
@@ -91,9 +96,9 @@ def retrofit_adapters(
     check_number("mu", mu, 0)
     check_number("eps", eps, 0)
     row = find_objective(objective)
-    opened = open_adapters([str(adapter) for adapter in adapters], tasks)
+    opened = open_adapters_for_features([str(adapter) for adapter in adapters], tasks)
     feature_set = FeatureSet.open(features)
-    check_features(opened, feature_set)
+    check_features_match(opened, feature_set)
     feature_set.other_tasks(feature_set.tasks[0])
     # A mean, or a few of them, does not say what an update may not lose.
     kinds = ((SECOND_MOMENT, "sketch"), "method balanced") if method == "balanced" else ()
@@ -106,28 +111,28 @@ def retrofit_adapters(
     if dry_run:
         return result
     factors = (
-        balance_adapters(opened, feature_set, mu)
+        retrofit_by_balancing(opened, feature_set, mu)
         if method == "balanced"
-        else project_adapters(opened, feature_set, row, seed, eps)
+        else retrofit_by_projection(opened, feature_set, row, seed, eps)
     )
     new: dict[str, dict[str, LowRank]] = defaultdict(dict)
     with progress(f"retrofit {method}", sum(len(adapter.layers) for adapter in opened), "layers") as advance:
         for adapter, layer, update in factors:
             new[adapter.name][layer] = update
             advance(1)
-    result.changes.update(measure_changes(new, opened, feature_set))
-    concerns = _warn_of_few_tokens(feature_set) if method == "balanced" else []
+    result.changes.update(measure_retrofit_changes(new, opened, feature_set))
+    concerns = _warn_of_balanced_retrofit(feature_set) if method == "balanced" else []
     with ExitStack() as stages:
         for adapter in opened:
             change = vars(result.changes[adapter.name])
             facts = {"changed": change, "statistic": feature_set.kind, "concerns": concerns}
             stage = stages.enter_context(atomic.write_folder(paths[adapter.name], overwrite))
-            _write_adapter(stage, adapter, new[adapter.name], feature_set, result.settings, facts)
-    result.warnings.extend([*concerns, *_warn_of_large_changes(result.changes)])
+            _write_retrofitted_adapter(stage, adapter, new[adapter.name], feature_set, result.settings, facts)
+    result.warnings.extend([*concerns, *_warn_of_large_retrofit_changes(result.changes)])
     return result
 
 
-def _warn_of_few_tokens(features: FeatureSet) -> list[str]:
+def _warn_of_balanced_retrofit(features: FeatureSet) -> list[str]:
     """Reasons to doubt what ``balanced`` makes of these features."""
     if features.kind == "sketch":
         seen = sum(int(name.partition(":")[2]) for name in features.statistics.values())
@@ -141,7 +146,7 @@ def _warn_of_few_tokens(features: FeatureSet) -> list[str]:
     return [f"{source} for inputs of width {features.max_width}: {unseen}"]
 
 
-def _warn_of_large_changes(changes: Mapping[str, RetrofitChange]) -> list[str]:
+def _warn_of_large_retrofit_changes(changes: Mapping[str, RetrofitChange]) -> list[str]:
     return [
         f"{name}: {change.own:.0%} of the update on its own inputs has changed, so its own score will suffer; "
         "--method balanced with a smaller --mu keeps more"
@@ -150,7 +155,7 @@ def _warn_of_large_changes(changes: Mapping[str, RetrofitChange]) -> list[str]:
     ]
 
 
-def _write_adapter(
+def _write_retrofitted_adapter(
     stage: Path,
     adapter: Adapter,
     new: Mapping[str, LowRank],
@@ -170,7 +175,7 @@ def _write_adapter(
     """
     own = features.files[adapter.name]
     origin = {key: value for key, value in adapter.origin().items() if key in ("start", "train")}
-    record = provenance.make_record(
+    record = provenance.make_artifact_record(
         "retrofit",
         {**settings, "max_length": (adapter.record.get("settings") or {}).get("max_length")},
         features.paths,

@@ -88,7 +88,7 @@ def write_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             raise
 
 
-def check_space(path: Path, needed: int) -> None:
+def check_disk_space(path: Path, needed: int) -> None:
     """Stop before any work is done if a disk has no room for an output.
 
     Args:
@@ -107,7 +107,7 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
-def copy_files(source: Path, stage: Path, is_wanted: Callable[[Path], bool]) -> None:
+def copy_files_to_stage(source: Path, stage: Path, is_wanted: Callable[[Path], bool]) -> None:
     """Copy a folder's files and those of its folders into one that is being staged; hidden ones are left out.
 
     Args:
@@ -129,7 +129,7 @@ def _staging_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     lock: int | None = None
     made = [parent for parent in path.parents if not os.path.lexists(parent)]
     try:
-        _remove_abandoned(path)
+        _remove_abandoned_stages(path)
         refuse_existing(path, overwrite)  # an abandoned folder may have held the old output
         folder, lock = _make_locked_folder(path)
         (folder / "new").mkdir()
@@ -166,12 +166,12 @@ def _make_locked_folder(path: Path) -> tuple[Path, int]:
         except OSError:
             folder.rmdir()
             raise
-        if _try_lock(lock) is not False and (folder / _LOCK).exists():
+        if _try_file_lock(lock) is not False and (folder / _LOCK).exists():
             return folder, lock
         os.close(lock)  # another writer took it for abandoned, before it was locked
 
 
-def _remove_abandoned(path: Path) -> None:
+def _remove_abandoned_stages(path: Path) -> None:
     """Remove staging folders of ``path`` whose writers were killed; put back an old output that one has moved away."""
     name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.partial")
     try:
@@ -184,7 +184,7 @@ def _remove_abandoned(path: Path) -> None:
             lock = os.open(folder / _LOCK, os.O_RDWR)
         try:
             # Without the file its writer was killed as it began, or is just beginning.
-            if _try_lock(lock) if lock is not None else _age_of_folder(folder) > _BEGINNING:
+            if _try_file_lock(lock) if lock is not None else _age_of_folder(folder) > _BEGINNING:
                 old = folder / _OLD / path.name
                 if os.path.lexists(old) and not os.path.lexists(path):
                     old.rename(path)
@@ -205,7 +205,7 @@ def _remove_stage(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _try_lock(file: int) -> bool | None:
+def _try_file_lock(file: int) -> bool | None:
     """Lock an open file for this process; false where another holds it, ``None`` where the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -29,7 +29,7 @@ def local_path(source: str) -> Path:
     return path
 
 
-def fetch(kind: str, name: str, revision: str | None, config: str, files: Sequence[str]) -> Path:
+def fetch_snapshot(kind: str, name: str, revision: str | None, config: str, files: Sequence[str]) -> Path:
     """Return the snapshot of a hub repository in the local cache, downloading those of ``files`` that it lacks.
 
     Args:
@@ -79,10 +79,10 @@ def locate_adapter(source: str) -> Path:
     name, _, revision = source.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise OsrmError(f"{source} is missing", "give adapter folders, or hub ids such as owner/name")
-    return fetch("adapter", name, revision or None, "adapter_config.json", _ADAPTER_FILES)
+    return fetch_snapshot("adapter", name, revision or None, "adapter_config.json", _ADAPTER_FILES)
 
 
-def short_name(source: str) -> str:
+def short_source_name(source: str) -> str:
     """Name of an adapter that does not record its task: its folder's or file's, or the hub id without the owner."""
     folder = local_path(source)
     if folder.is_file():
@@ -90,14 +90,14 @@ def short_name(source: str) -> str:
     return folder.resolve().name if folder.exists() else source.partition("@")[0].rpartition("/")[2]
 
 
-def commit_of(folder: Path) -> str | None:
+def snapshot_commit(folder: Path) -> str | None:
     """The commit of a snapshot folder, or ``None`` for any other folder."""
     return folder.name if folder.parent.name == "snapshots" else None
 
 
 def pin_revision(source: str, folder: Path) -> str:
     """``source`` with the commit that ``folder`` is the snapshot of, if it is a hub id."""
-    commit = None if local_path(source).exists() else commit_of(folder)
+    commit = None if local_path(source).exists() else snapshot_commit(folder)
     return f"{source.partition('@')[0]}@{commit}" if commit else source
 
 

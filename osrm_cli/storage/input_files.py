@@ -26,7 +26,7 @@ CHUNK_BYTES = 1 << 26  # bytes of a tensor read at a time
 DIGEST_KEY = "tensors"  # of the header of safetensors, beside the record
 
 
-def check_regular(path: Path) -> None:
+def check_regular_file(path: Path) -> None:
     """Check that a path is a regular file, or a link to one.
 
     Raises:
@@ -42,7 +42,7 @@ def check_regular(path: Path) -> None:
         raise OsrmError(f"{path} is {_kind_of_file(mode)}, expected a file")
 
 
-def check_folder(folder: Path, recursive: bool = False) -> None:
+def check_input_folder(folder: Path, recursive: bool = False) -> None:
     """Check that a folder holds regular files and folders alone; hidden ones are not looked at.
 
     Args:
@@ -57,11 +57,11 @@ def check_folder(folder: Path, recursive: bool = False) -> None:
             if entry.name.startswith("."):
                 continue
             if not entry.is_dir():
-                check_regular(Path(entry.path))
+                check_regular_file(Path(entry.path))
             elif recursive:
                 if entry.is_symlink():
                     raise OsrmError(f"{entry.path} is a link to a folder, expected a folder", "copy the folder there")
-                check_folder(Path(entry.path), recursive)
+                check_input_folder(Path(entry.path), recursive)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -70,7 +70,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         OsrmError: If it cannot be read.
     """
-    check_regular(path)
+    check_regular_file(path)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -90,7 +90,7 @@ def sha256(path: Path) -> str:
             if member.is_file() and not any(part.startswith(".") for part in name.parts):
                 digest.update(f"{name.as_posix()}\0{sha256(member)}\n".encode())
         return digest.hexdigest()
-    check_regular(path)
+    check_regular_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -98,15 +98,15 @@ def sha256(path: Path) -> str:
 def file_digest(path: Path) -> str:
     """Like :func:`sha256` of a file, computed once in a process as long as its size and time stay."""
     status = path.stat()
-    return _digest_of_state(path, status.st_size, status.st_mtime_ns)
+    return _digest_of_file_state(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
-def _digest_of_state(path: Path, _size: int, _mtime_ns: int) -> str:
+def _digest_of_file_state(path: Path, _size: int, _mtime_ns: int) -> str:
     return sha256(path)
 
 
-def finite_number(text: str) -> float:
+def finite_json_number(text: str) -> float:
     """A number of JSON for ``json.loads``; NaN and infinity are none, though Python writes them.
 
     Raises:
@@ -132,7 +132,7 @@ def read_json(path: Path, remedy: str, finite: bool = False) -> Any:
     content = read_bytes(path)
     try:
         if finite:
-            return json.loads(content, parse_constant=finite_number, parse_float=finite_number)
+            return json.loads(content, parse_constant=finite_json_number, parse_float=finite_json_number)
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise OsrmError(f"{path} cannot be read: {error}", remedy) from None
@@ -149,13 +149,13 @@ def _kind_of_file(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "no file")
 
 
-def open_tensors(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
     """Open a safetensors file for lazy reading: header and index now, each tensor on request.
 
     Raises:
         OsrmError: If the file is missing, empty, damaged, or not safetensors.
     """
-    check_regular(path)
+    check_regular_file(path)
     if path.stat().st_size == 0:
         raise OsrmError(f"{path} is empty", "recreate it with the command that wrote it")
     try:
@@ -166,7 +166,7 @@ def open_tensors(path: Path) -> Any:
         ) from None
 
 
-class TensorFile:
+class SafetensorsFile:
     """A safetensors file whose tensors are read one by one.
 
     The library maps the file, and every page that was read stays in memory while the file is open: with many large
@@ -188,7 +188,7 @@ class TensorFile:
             OsrmError: If the file cannot be read.
         """
         if self._file is None or self._read >= REOPEN_AFTER_BYTES:
-            self._file, self._read = open_tensors(self._path), 0
+            self._file, self._read = open_safetensors(self._path), 0
         tensor: torch.Tensor = self._file.get_tensor(name)
         self._read += tensor.nbytes
         return tensor
@@ -196,7 +196,7 @@ class TensorFile:
 
 def read_header_record(path: Path) -> dict[str, Any]:
     """The record that was saved with the tensors; empty for a file of another tool."""
-    with open_tensors(path) as file:
+    with open_safetensors(path) as file:
         return {key: value for key, value in read_own_metadata(path, file).items() if key != DIGEST_KEY}
 
 
@@ -204,7 +204,7 @@ def read_own_metadata(path: Path, file: Any) -> dict[str, Any]:
     """The JSON object under the file's ``osrm`` key."""
     try:
         text = (file.metadata() or {}).get("osrm", "{}")
-        return dict(json.loads(text, parse_constant=finite_number, parse_float=finite_number))
+        return dict(json.loads(text, parse_constant=finite_json_number, parse_float=finite_json_number))
     except (ValueError, TypeError, RecursionError) as error:
         raise OsrmError(
             f"{path}: its metadata cannot be read: {error}", "recreate it with the command that wrote it"
@@ -242,13 +242,13 @@ class TensorLocation:
         return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
 
 
-def read_tensor(location: TensorLocation) -> "torch.Tensor":
+def read_safetensors_tensor(location: TensorLocation) -> "torch.Tensor":
     """One tensor.
 
     Raises:
         OsrmError: If the file cannot be read, or the tensor contains NaN or infinity.
     """
-    with open_tensors(location.path) as file:
+    with open_safetensors(location.path) as file:
         tensor: torch.Tensor = file.get_tensor(location.name)
     if tensor.is_floating_point() and not all_finite(tensor):
         raise OsrmError(f"{location.path}: NaN or infinity in {location.name}", "give weights that are whole")
@@ -262,8 +262,8 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def list_indexed(index: Path) -> dict[str, TensorLocation]:
-    """Read the headers of a model or adapter in several files, see ``list_headers``.
+def list_indexed_safetensors(index: Path) -> dict[str, TensorLocation]:
+    """Read the headers of a model or adapter in several files, see ``list_safetensors_headers``.
 
     Args:
         index: The file that says which tensor lies in which file beside it.
@@ -278,13 +278,13 @@ def list_indexed(index: Path) -> dict[str, TensorLocation]:
     names = list(weight_map.values())
     if not names or not all(isinstance(name, str) and Path(name).name for name in names):
         raise OsrmError(f"{index} does not list the files of the weights", remedy)
-    found = list_headers(index.parent / name for name in sorted({Path(name).name for name in names}))
+    found = list_safetensors_headers(index.parent / name for name in sorted({Path(name).name for name in names}))
     if missing := sorted(weight_map.keys() - found.keys()):
         raise OsrmError(f"{index.parent / Path(weight_map[missing[0]]).name} lacks {missing[0]}", remedy)
     return found
 
 
-def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
+def list_safetensors_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
     """Read the headers of safetensors files: every tensor in the order of the files and of the names.
 
     Raises:
@@ -292,7 +292,7 @@ def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
     """
     locations = {}
     for path in paths:
-        with open_tensors(path) as file:
+        with open_safetensors(path) as file:
             for name in sorted(file.keys()):
                 tensor_slice = file.get_slice(name)
                 shape = tuple(tensor_slice.get_shape())
@@ -300,16 +300,16 @@ def list_headers(paths: Iterable[Path]) -> dict[str, TensorLocation]:
     return locations
 
 
-def read_tensor_bytes(path: Path, name: str) -> Iterator[bytes]:
+def read_safetensors_bytes(path: Path, name: str) -> Iterator[bytes]:
     """One tensor's bytes, in pieces."""
-    first, last = find_tensor_bytes(path, name)
+    first, last = find_safetensors_bytes(path, name)
     with path.open("rb") as file:
         file.seek(first)
         for position in range(first, last, CHUNK_BYTES):
             yield file.read(min(CHUNK_BYTES, last - position))
 
 
-def find_tensor_bytes(path: Path, name: str) -> tuple[int, int]:
+def find_safetensors_bytes(path: Path, name: str) -> tuple[int, int]:
     """Where a tensor's bytes begin and end in a safetensors file."""
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")

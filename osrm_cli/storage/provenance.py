@@ -19,7 +19,7 @@ from osrm_cli.storage.records import RECORD_NAME, BaseModelId, Record
 CARD_NAME = "README.md"  # the model card
 
 
-def make_record(
+def make_artifact_record(
     command: str,
     settings: Mapping[str, Any],
     inputs: Iterable[Path] = (),
@@ -80,7 +80,7 @@ def write_digests(folder: Path) -> None:
     write_record(folder, {**json.loads((folder / RECORD_NAME).read_text(encoding="utf-8")), "files": files})
 
 
-def check_same_base_model(base_models: Mapping[Path, BaseModelId]) -> None:
+def check_artifacts_share_base(base_models: Mapping[Path, BaseModelId]) -> None:
     """Check that all artifacts belong to one base model, and name the one that does not.
 
     The odd one out is the one whose weights differ from those that most artifacts share.
@@ -94,13 +94,13 @@ def check_same_base_model(base_models: Mapping[Path, BaseModelId]) -> None:
     usual_digest = max(digests, key=digests.count)
     odd_path, odd_base = next((path, base) for path, base in base_models.items() if base.sha256 != usual_digest)
     usual_path, usual_base = next((path, base) for path, base in base_models.items() if base.sha256 == usual_digest)
-    odd, usual = _describe_base(odd_base), _describe_base(usual_base)
+    odd, usual = _describe_recorded_base(odd_base), _describe_recorded_base(usual_base)
     raise OsrmError(
         f"{odd_path} comes from base model {odd}, but {usual_path} from {usual}",
         "use artifacts of one base model only; adapters of several: osrm merge --method distill --base MODEL",
     )
 
 
-def _describe_base(base: BaseModelId) -> str:
+def _describe_recorded_base(base: BaseModelId) -> str:
     revision = f" at {base.revision[:12]}" if base.revision else ""
     return f"{base.name}{revision} (weights {base.sha256[:12]})"

@@ -43,7 +43,7 @@ class BaseSchema(ClosedSchema):
     sha256: Text
 
 
-class TaskSchema(ClosedSchema):
+class RecordedTaskSchema(ClosedSchema):
     """A task, see ``Task.to_dict``."""
 
     name: Name
@@ -110,11 +110,11 @@ class RecordSchema(OpenSchema):
     command: Text | None = None
     base: BaseSchema | None = None
     settings: SettingsSchema | None = None
-    task: TaskSchema | None = None
+    task: RecordedTaskSchema | None = None
     data: _Data | dict[str, _Data] | None = None
     inputs: list[_Input] = Field(default_factory=list)
     form: Literal["adapter", "model", "task-aware"] | None = None
-    tasks: dict[Name, TaskSchema | None] | None = None
+    tasks: dict[Name, RecordedTaskSchema | None] | None = None
     files: dict[Text, Text] | None = None
     rescalers: dict[str, float] | None = None
     template: _Template | None = None

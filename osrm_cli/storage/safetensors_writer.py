@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import save_file
 
-from osrm_cli.storage.input_files import DIGEST_KEY, open_tensors, read_own_metadata
+from osrm_cli.storage.input_files import DIGEST_KEY, open_safetensors, read_own_metadata
 
 DTYPES = {
     torch.float64: "F64",
@@ -34,7 +34,7 @@ _MAX_ENTRY_BYTES = 192  # bytes that one tensor's dtype, shape and offsets take 
 _LENGTH_BYTES = 8
 
 
-class TensorStream:
+class SafetensorsStream:
     """A safetensors file being written.
 
     Attributes:
@@ -92,7 +92,9 @@ class TensorStream:
 
 
 @contextmanager
-def write_stream(path: Path, names: Sequence[str], metadata: Mapping[str, str] | None = None) -> Iterator[TensorStream]:
+def write_safetensors(
+    path: Path, names: Sequence[str], metadata: Mapping[str, str] | None = None
+) -> Iterator[SafetensorsStream]:
     """Open a safetensors file for the tensors ``names``, which may be added in any order.
 
     Args:
@@ -101,7 +103,7 @@ def write_stream(path: Path, names: Sequence[str], metadata: Mapping[str, str] |
         metadata: Texts for the header beside ``format``.
     """
     with path.open("wb") as file:
-        stream = TensorStream(file, names, {"format": "pt", **dict(sorted((metadata or {}).items()))})
+        stream = SafetensorsStream(file, names, {"format": "pt", **dict(sorted((metadata or {}).items()))})
         yield stream
         stream.finish()
 
@@ -110,17 +112,17 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], record: Mappin
     """Write tensors with a record and their digest; call it on a staging path of ``atomic``."""
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     # One key only: safetensors writes several in an order of its own, and equal contents are to give equal bytes.
-    save_file(ordered, path, metadata=_metadata_of(record, _digest_tensors(ordered.items())))
+    save_file(ordered, path, metadata=_safetensors_metadata(record, _safetensors_digest(ordered.items())))
 
 
-class RecordStream:
+class RecordedSafetensorsStream:
     """A safetensors file being written tensor by tensor, with the record and the digest of ``save_tensors``.
 
     Attributes:
         record: Has to be set before the end.
     """
 
-    def __init__(self, stream: TensorStream) -> None:
+    def __init__(self, stream: SafetensorsStream) -> None:
         self.record: Mapping[str, Any] = {}
         self._stream = stream
         self._digests: dict[str, str] = {}
@@ -128,16 +130,18 @@ class RecordStream:
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Append one tensor."""
         whole = tensor.detach().cpu().contiguous()
-        self._digests[name] = _tensor_digest(whole)
+        self._digests[name] = _safetensors_entry_digest(whole)
         self._stream.add(name, whole)
 
     def finish(self) -> None:
         """Hand the record over."""
-        self._stream.metadata = _metadata_of(self.record, _joint_digest(self._digests))
+        self._stream.metadata = _safetensors_metadata(self.record, _join_tensor_digests(self._digests))
 
 
 @contextmanager
-def write_record_stream(path: Path, names: Sequence[str], longest: Mapping[str, Any]) -> Iterator[RecordStream]:
+def write_recorded_safetensors(
+    path: Path, names: Sequence[str], longest: Mapping[str, Any]
+) -> Iterator[RecordedSafetensorsStream]:
     """Open a safetensors file for the tensors ``names``, whose record is complete when they are.
 
     Args:
@@ -145,42 +149,42 @@ def write_record_stream(path: Path, names: Sequence[str], longest: Mapping[str, 
         names: Every tensor.
         longest: A record for whose length room is kept: the record in the end may not be longer.
     """
-    with write_stream(path, names, _metadata_of(longest, "0" * 64)) as stream:
-        recorded = RecordStream(stream)
+    with write_safetensors(path, names, _safetensors_metadata(longest, "0" * 64)) as stream:
+        recorded = RecordedSafetensorsStream(stream)
         yield recorded
         recorded.finish()
 
 
-def _metadata_of(record: Mapping[str, Any], digest: str) -> dict[str, str]:
+def _safetensors_metadata(record: Mapping[str, Any], digest: str) -> dict[str, str]:
     return {"osrm": json.dumps({**record, DIGEST_KEY: digest}, sort_keys=True, allow_nan=False)}
 
 
-def _digest_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    return _joint_digest({name: _tensor_digest(tensor) for name, tensor in tensors})
+def _safetensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    return _join_tensor_digests({name: _safetensors_entry_digest(tensor) for name, tensor in tensors})
 
 
-def _joint_digest(digests: Mapping[str, str]) -> str:
+def _join_tensor_digests(digests: Mapping[str, str]) -> str:
     """The digest of all tensors, whatever the order in which they were written."""
     return hashlib.sha256("".join(f"{name}\0{digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
 
 
-def _tensor_digest(tensor: torch.Tensor) -> str:
+def _safetensors_entry_digest(tensor: torch.Tensor) -> str:
     digest = hashlib.sha256(f"{DTYPES[tensor.dtype]}\0{list(tensor.shape)}\n".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def check_digest(path: Path) -> bool | None:
+def check_safetensors_digest(path: Path) -> bool | None:
     """Whether the tensors are those that were written with a record; ``None`` for a file of another writer.
 
     Raises:
         OsrmError: If the file is missing or damaged.
     """
-    with open_tensors(path) as file:
+    with open_safetensors(path) as file:
         recorded = read_own_metadata(path, file).get(DIGEST_KEY)
         if recorded is None:
             return None
-        return bool(recorded == _digest_tensors((name, file.get_tensor(name)) for name in sorted(file.keys())))
+        return bool(recorded == _safetensors_digest((name, file.get_tensor(name)) for name in sorted(file.keys())))
 
 
 def entry_bits(dtype: str) -> int:

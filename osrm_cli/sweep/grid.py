@@ -18,7 +18,7 @@ from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import MergeRecipe
-from osrm_cli.merging.requirements import OPTIONS, used_options
+from osrm_cli.merging.requirements import OPTIONS, method_option_names
 
 Value = int | float | str
 
@@ -32,7 +32,7 @@ _DECIMAL_PATTERN = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECA
 
 
 @dataclass(frozen=True)
-class ScaledDelta:
+class SweptDelta:
     """A merged update, layer by layer.
 
     Attributes:
@@ -107,13 +107,15 @@ def expand_grid(
     """
     method_rows = list(dict.fromkeys(map(find_method, methods)))
     for option in grid:
-        if not any(option in used_options(method) for method in method_rows):
+        if not any(option in method_option_names(method) for method in method_rows):
             flag, names = option.replace("_", "-"), ", ".join(method.name for method in method_rows)
             raise OsrmError(f"none of {names} uses --{flag}", "osrm merge --help says which method takes it")
     families = []
     for method in method_rows:
         used_grid = {
-            option: values for option, values in {**shared_options, **grid}.items() if option in used_options(method)
+            option: values
+            for option, values in {**shared_options, **grid}.items()
+            if option in method_option_names(method)
         }
         lambdas = tuple(float(value) for value in used_grid.pop("lambda", (method.default_lambda,)))
         for values in itertools.product(*used_grid.values()):
@@ -127,7 +129,7 @@ def expand_grid(
     return families
 
 
-def parse_option(text: str) -> tuple[str, list[Value]]:
+def parse_grid_option(text: str) -> tuple[str, list[Value]]:
     """Parse ``NAME=VALUES``: an option of ``osrm merge`` with its values.
 
     Raises:
@@ -139,7 +141,7 @@ def parse_option(text: str) -> tuple[str, list[Value]]:
         options = ", ".join(known_option.replace("_", "-") for known_option in OPTIONS)
         raise OsrmError(f"--option {text}: '{name}' is not an option of a method", f"options: {options}")
     if option not in _WORDS:
-        return option, parse_values(f"--option {text}", [values])
+        return option, parse_grid_values(f"--option {text}", [values])
     words: list[Value] = list(values.split(","))
     if any(word not in _WORDS[option] for word in words):
         raise OsrmError(
@@ -149,7 +151,7 @@ def parse_option(text: str) -> tuple[str, list[Value]]:
     return option, words
 
 
-def parse_values(flag: str, texts: Sequence[str]) -> list[Value]:
+def parse_grid_values(flag: str, texts: Sequence[str]) -> list[Value]:
     """Parse numbers from lists such as ``0.1,0.5`` and ranges such as ``0.1:1.0:0.1``, both ends included; each once.
 
     Args:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 def render_lambda_plot(sweep: SweepResult) -> bytes:
     """Draw the average test scores as a PNG; equal sweeps give equal bytes."""
-    from osrm_cli.plotting.figure import Panel, Plot, line_style, render_png
+    from osrm_cli.plotting.figure import Panel, Plot, plot_line_style, render_png
 
-    lines = _group_by_line(sweep.points)
+    lines = _group_sweep_points(sweep.points)
     indices = {name: index for index, name in enumerate(dict.fromkeys(name for name, _ in lines))}
     styles = {
-        (name, calibrated): {**line_style(indices[name]), "linestyle": "--" if calibrated else "-"}
+        (name, calibrated): {**plot_line_style(indices[name]), "linestyle": "--" if calibrated else "-"}
         for name, calibrated in lines
     }
     single: dict[str, Any] = {"color": "gray", "linestyle": ":"}
@@ -36,7 +36,7 @@ def render_lambda_plot(sweep: SweepResult) -> bytes:
     return render_png(Plot("curve", "Robustness to lambda", "", [panel], [*legend, ("single adapters", single)]))
 
 
-def _group_by_line(points: Sequence[ScoredMerge]) -> dict[tuple[str, bool], list[ScoredMerge]]:
+def _group_sweep_points(points: Sequence[ScoredMerge]) -> dict[tuple[str, bool], list[ScoredMerge]]:
     """Points that differ only in lambda, by name and whether they are calibrated.
 
     A line is named after its method, and the options in which lines of that method differ.

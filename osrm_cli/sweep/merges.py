@@ -12,9 +12,9 @@ from osrm_cli.merging.from_data import samples, task_models
 from osrm_cli.merging.from_data.gather import gather_layer_data
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import merge_layers
-from osrm_cli.merging.plan import MergePlan, SavedModules
+from osrm_cli.merging.plan import MergedModules, MergePlan
 from osrm_cli.progress import Progress
-from osrm_cli.sweep.grid import MergeFamily, ScaledDelta
+from osrm_cli.sweep.grid import MergeFamily, SweptDelta
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.task_data import TaskSample
@@ -37,13 +37,15 @@ class GridMerges:
         self._base_dir, self._device = base_dir, device
         self._samples: dict[tuple[Any, ...], list[TaskSample]] = {}
         reads_data = any(family.plan.method.data_statistic for family in families)
-        self._saved = families[0].plan.read_saved_modules() if reads_data else SavedModules({}, {})
+        self._saved = families[0].plan.read_saved_modules() if reads_data else MergedModules({}, {})
         for family in families:
-            if family.plan.method.data_statistic and _sample_key(family.plan) not in self._samples:
-                self._samples[_sample_key(family.plan)] = samples.draw_for_plan(family.plan, self._saved.heads)
+            if family.plan.method.data_statistic and _grid_sample_key(family.plan) not in self._samples:
+                self._samples[_grid_sample_key(family.plan)] = samples.draw_merge_samples(
+                    family.plan, self._saved.heads
+                )
         self._models: dict[tuple[Any, ...], list[TaskModel]] = {}
 
-    def merge(self, family: MergeFamily, scratch: Path, progress: Progress) -> list[tuple[dict[str, Any], ScaledDelta]]:
+    def merge(self, family: MergeFamily, scratch: Path, progress: Progress) -> list[tuple[dict[str, Any], SweptDelta]]:
         """Merge once; return every point's options and update.
 
         Args:
@@ -59,13 +61,13 @@ class GridMerges:
                 layer.name: layer.result.held() if isinstance(layer.result, RowStream) else layer.result
                 for layer in layers
             }
-        return [(options, ScaledDelta(results, factor, plan.dtype)) for options, factor in family.points()]
+        return [(options, SweptDelta(results, factor, plan.dtype)) for options, factor in family.points()]
 
     def _gather_layer_data(self, family: MergeFamily, folder: Path, progress: Progress) -> tuple[MergePlan, LayerData]:
         plan = family.plan
         if not plan.method.data_statistic:
             return plan, family.layer_data
-        key = _sample_key(plan)
+        key = _grid_sample_key(plan)
         if key not in self._models:
             self._models[key] = task_models.load_task_models(
                 plan, self._samples[key], self._saved, self._base_dir, self._device, progress
@@ -73,7 +75,7 @@ class GridMerges:
         return gather_layer_data(plan, self._models[key], folder, progress)
 
 
-def _sample_key(plan: MergePlan) -> tuple[Any, ...]:
+def _grid_sample_key(plan: MergePlan) -> tuple[Any, ...]:
     """The settings that determine a plan's examples and how they are checked."""
     options = plan.recipe.options
     return plan.method.name, options["samples"], options["seed"], options.get("completions")

@@ -40,13 +40,13 @@ class SweepResult:
         """The sweep as in ``sweep.json``; predictions only of the single adapters and the best points."""
         best = self.best()
         return {
-            "single": _both_splits(self.validation, self.test, predictions),
+            "single": _sweep_splits_record(self.validation, self.test, predictions),
             "points": [
                 {
                     "method": point.method,
                     "options": dict(point.options),
                     "calibrated": point.calibrated,
-                    **_both_splits(point.validation, point.test, predictions and index in best),
+                    **_sweep_splits_record(point.validation, point.test, predictions and index in best),
                 }
                 for index, point in enumerate(self.points)
             ],
@@ -56,11 +56,14 @@ class SweepResult:
         }
 
 
-def _both_splits(validation: TaskScores, test: TaskScores, predictions: bool) -> dict[str, Any]:
-    return {"validation": _scores_record(validation, predictions), "test": _scores_record(test, predictions)}
+def _sweep_splits_record(validation: TaskScores, test: TaskScores, predictions: bool) -> dict[str, Any]:
+    return {
+        "validation": _sweep_scores_record(validation, predictions),
+        "test": _sweep_scores_record(test, predictions),
+    }
 
 
-def _scores_record(scores: TaskScores, predictions: bool) -> dict[str, Any]:
+def _sweep_scores_record(scores: TaskScores, predictions: bool) -> dict[str, Any]:
     rows = {
         task: {"headline": score.headline, "metrics": dict(score.metrics), "examples": score.examples}
         for task, score in scores.items()

@@ -13,7 +13,7 @@ from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.heads import find_head_layer
 from osrm_cli.progress import Advance
 from osrm_cli.sweep.tasks import SweepTask
-from osrm_cli.sweep.weights import DeltaSource, SingleAdapterDeltas, UpdatedWeights
+from osrm_cli.sweep.weights import SweptDeltaSource, SweptSingleDeltas, SweptWeights
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.validation_split import TEST, VALIDATION, ValidationSplit
 
@@ -39,7 +39,7 @@ class SweepHead:
 
     def logits(self, representations: torch.Tensor) -> torch.Tensor:
         """``(n, num_labels)`` of representations ``(n, d)``."""
-        return _apply_layer(representations, self.head.tensors, self.last)
+        return _apply_sweep_head(representations, self.head.tensors, self.last)
 
     def calibrated_logits(self, representations: torch.Tensor, unlabelled: torch.Tensor) -> torch.Tensor:
         """Logits of the head that is fitted to map the merged representations back to ``target``.
@@ -51,7 +51,7 @@ class SweepHead:
         if self.target is None:
             raise RuntimeError("score the single adapters first")
         ridge_map = fit_head_map(find_head_layer(self.head.classifier)[1], unlabelled, self.target)
-        return _apply_layer(representations, calibrated_head(self.head.tensors, self.last, ridge_map), self.last)
+        return _apply_sweep_head(representations, calibrated_head(self.head.tensors, self.last, ridge_map), self.last)
 
 
 class SweepScorer:
@@ -86,21 +86,21 @@ class SweepScorer:
         self._backbone.check_layers(plan.shapes)
         self._backbone.place_whole_values(saved.new_values, saved.rows)
         self._adapters, self._batch_size = plan.adapters, batch_size
-        self._weights = UpdatedWeights(self._backbone.model, plan.layers, dtype)
+        self._weights = SweptWeights(self._backbone.model, plan.layers, dtype)
         self._heads = [SweepHead(task, self._backbone) for task in tasks]
         self.examples = sum(len(head.encodings) + len(head.unlabelled) for head in self._heads)
 
     def score_single_adapters(self, advance: Advance) -> ScoresBySplit:
         """Score every task's own adapter, and keep the representations that are the targets of calibration."""
         results = {}
-        for head in self._weights.each(self._heads, SingleAdapterDeltas(self._adapters)):
+        for head in self._weights.each(self._heads, SweptSingleDeltas(self._adapters)):
             logits, representations = self._run_head(head, advance)
             if representations is not None:
                 head.target = representations[len(head.encodings) :]
-            results[head.name] = _score_parts(head.task.parts, logits)
-        return group_by_part(results)
+            results[head.name] = _score_sweep_splits(head.task.parts, logits)
+        return group_sweep_scores(results)
 
-    def score(self, deltas: DeltaSource, advance: Advance) -> list[ScoresBySplit]:
+    def score(self, deltas: SweptDeltaSource, advance: Advance) -> list[ScoresBySplit]:
         """Score one merge on every task: unchanged, and with calibrated heads if there are unlabelled examples.
 
         Call ``score_single_adapters`` first.
@@ -108,12 +108,12 @@ class SweepScorer:
         plain, calibrated = {}, {}
         for head in self._weights.each(self._heads, deltas):
             logits, representations = self._run_head(head, advance)
-            plain[head.name] = _score_parts(head.task.parts, logits)
+            plain[head.name] = _score_sweep_splits(head.task.parts, logits)
             if representations is not None:
                 count = len(head.encodings)
                 logits = head.calibrated_logits(representations[:count], representations[count:])
-                calibrated[head.name] = _score_parts(head.task.parts, logits)
-        return [group_by_part(results) for results in (plain, calibrated) if results]
+                calibrated[head.name] = _score_sweep_splits(head.task.parts, logits)
+        return [group_sweep_scores(results) for results in (plain, calibrated) if results]
 
     def _run_head(self, head: SweepHead, advance: Advance) -> tuple[torch.Tensor, torch.Tensor | None]:
         """A task's logits, and the representations of all its examples if heads are calibrated."""
@@ -125,23 +125,23 @@ class SweepScorer:
         return head.logits(representations[:count]), representations
 
 
-def _apply_layer(inputs: torch.Tensor, head: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+def _apply_sweep_head(inputs: torch.Tensor, head: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     bias = head.get(f"{name}.bias")
     return linear(inputs, head[f"{name}.weight"].float(), None if bias is None else bias.float())
 
 
-def _score_parts(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, TaskScore]:
+def _score_sweep_splits(parts: ValidationSplit, logits: torch.Tensor) -> dict[str, TaskScore]:
     """One task's score on each split."""
     predictions = metrics.predictions_from_logits(parts.task, logits.numpy())
     results = {}
     for part, rows in parts.indices.items():
         own = predictions[list(rows)]
-        scores = metrics.compute_scores(parts.task, own, parts.labels_of(part))
+        scores = metrics.compute_task_scores(parts.task, own, parts.labels_of(part))
         headline = metrics.primary_score(parts.task, scores)
         results[part] = TaskScore(scores, headline, examples=len(rows), predictions=tuple(own.tolist()))
     return results
 
 
-def group_by_part(results: Mapping[str, Mapping[str, TaskScore]]) -> ScoresBySplit:
+def group_sweep_scores(results: Mapping[str, Mapping[str, TaskScore]]) -> ScoresBySplit:
     """Scores by part and task, from scores by task and part."""
     return {part: {task: by_part[part] for task, by_part in results.items()} for part in (VALIDATION, TEST)}

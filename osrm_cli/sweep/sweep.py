@@ -9,7 +9,7 @@ from typing import Any
 from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.scores import ScoredMerge, average
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import resolve_adapters_base
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
@@ -120,16 +120,16 @@ def run_sweep(
     shared_options: dict[str, Sequence[Value]] = {"seed": [seed]}
     if samples:
         shared_options["samples"] = [samples]
-    entries = tuple(AdapterEntry(str(adapter)) for adapter in adapters)
+    entries = tuple(RecipeEntry(str(adapter)) for adapter in adapters)
     recipe = MergeRecipe("", entries, {}, str(features) if features else None, form, data=data)
     families = expand_grid(recipe, list(dict.fromkeys(methods)), grid, shared_options)
-    notes = _note_unused({"features": features, "samples": samples}, families, calibrate)
+    notes = _note_unused_sweep_inputs({"features": features, "samples": samples}, families, calibrate)
     opened_adapters = families[0].plan.adapters
     base_dir, base = resolve_adapters_base(opened_adapters, model, revision)
     unlabelled = (samples or DEFAULT_SAMPLES) if calibrate else 0
     spec = SweepDataSpec(data, split, validation_split, limit, max_length, unlabelled, seed)
     sweep_tasks = spec.load_tasks(opened_adapters, tasks)
-    is_text = _check_kind(sweep_tasks, calibrate, generate)
+    is_text = _check_sweep_task_kind(sweep_tasks, calibrate, generate)
     check_max_length(base_dir, max(task.max_length for task in sweep_tasks))
     merges = GridMerges(families, base_dir, torch_device)
     names, points = [task.adapter.name for task in sweep_tasks], sum(len(family.lambdas) for family in families)
@@ -139,7 +139,7 @@ def run_sweep(
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
         scorer_class = TextSweepScorer if is_text else SweepScorer
         scorer = scorer_class(families[0].plan, sweep_tasks, base_dir, torch_device, torch_dtype, batch_size)
-        result = _score_families(scorer, merges, families, generate, Path(scratch), progress)
+        result = _score_sweep_families(scorer, merges, families, generate, Path(scratch), progress)
         settings = {
             "methods": list(dict.fromkeys(family.plan.method.name for family in families)),
             "grid": {**shared_options, **grid},
@@ -151,7 +151,7 @@ def run_sweep(
             "calibrate": unlabelled,
             "dtype": dtype_name(torch_dtype),
         }
-        record = _make_record(settings, base, families, sweep_tasks)
+        record = _make_sweep_record(settings, base, families, sweep_tasks)
         labels = {task.adapter.name: task.parts.labels_of(TEST) for task in sweep_tasks}
         contents = {**record, **result.record(predictions), **({"labels": {TEST: labels}} if predictions else {})}
         (stage / SWEEP_NAME).write_text(provenance.to_json(contents), encoding="utf-8")
@@ -159,7 +159,7 @@ def run_sweep(
     return SweepReport(path, names, points, notes, result, warnings)
 
 
-def _note_unused(inputs: Mapping[str, Any], families: Sequence[MergeFamily], calibrate: bool) -> list[str]:
+def _note_unused_sweep_inputs(inputs: Mapping[str, Any], families: Sequence[MergeFamily], calibrate: bool) -> list[str]:
     """Remarks on inputs that no method uses; ``expand_grid`` checks the options of the grid."""
     methods = [family.plan.method for family in families]
     is_used = {
@@ -170,7 +170,7 @@ def _note_unused(inputs: Mapping[str, Any], families: Sequence[MergeFamily], cal
     return [f"none of the methods uses --{name}; osrm merge --list shows what they need" for name in unused]
 
 
-def _check_kind(tasks: Sequence[SweepTask], calibrate: bool, generate: bool) -> bool:
+def _check_sweep_task_kind(tasks: Sequence[SweepTask], calibrate: bool, generate: bool) -> bool:
     """Whether the tasks are answered with text.
 
     Raises:
@@ -190,7 +190,7 @@ def _check_kind(tasks: Sequence[SweepTask], calibrate: bool, generate: bool) -> 
     return is_text
 
 
-def _score_families(
+def _score_sweep_families(
     scorer: SweepScorer | TextSweepScorer,
     merges: GridMerges,
     families: Sequence[MergeFamily],
@@ -218,7 +218,7 @@ def _score_families(
     return SweepResult(**single, points=points)
 
 
-def _make_record(
+def _make_sweep_record(
     settings: Mapping[str, Any],
     base: BaseModelId,
     families: Sequence[MergeFamily],
@@ -228,7 +228,7 @@ def _make_record(
     adapters = {adapter.name: adapter.describe() for adapter in families[0].plan.adapters}
     data = {task.adapter.name: {"source": task.source, "sha256": dict(task.parts.sha256)} for task in tasks}
     lengths = {task.adapter.name: task.max_length for task in tasks}
-    record = provenance.make_record(
+    record = provenance.make_artifact_record(
         "sweep", {**settings, "max_length": lengths}, base=base, data=data, adapters=adapters
     )
     files = [file for family in families for file in family.layer_data.record.get("features", [])]

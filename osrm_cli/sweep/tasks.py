@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.loading import choose_source
+from osrm_cli.tasks.loading import choose_task_source
 from osrm_cli.tasks.task import Example, resolve_max_length
 from osrm_cli.tasks.validation_split import ValidationSplit, load_validation_split
 
@@ -68,13 +68,15 @@ class SweepDataSpec:
         tasks = [self._load_task(index, adapters[index]) for index in indices]
         if not self.unlabelled:
             return tasks
-        samples = task_data.draw_texts([adapters[index] for index in indices], self.data, self.unlabelled, self.seed)
+        samples = task_data.draw_adapter_texts(
+            [adapters[index] for index in indices], self.data, self.unlabelled, self.seed
+        )
         pairs = zip(tasks, samples, strict=True)
         return [replace(task, unlabelled=sample.data.examples) for task, sample in pairs]
 
     def _load_task(self, index: int, adapter: Adapter) -> SweepTask:
         name = adapter.name
-        source = choose_source(name, adapter.data_source, self.data, adapter.source) or task_data.DEFAULT_DATA
+        source = choose_task_source(name, adapter.data_source, self.data, adapter.source) or task_data.DEFAULT_DATA
         parts = load_validation_split(name, source, self.split, self.validation_split, self.limit, self.seed)
         length = self.max_length or resolve_max_length(adapter.max_length, parts.task)
         return SweepTask(index, adapter, source, parts, length)

@@ -12,9 +12,9 @@ from osrm_cli.merging.output.tokenizer_files import find_tokenizer_files
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.text.backbone import TOKENIZER_NAME, TextBackbone
 from osrm_cli.progress import Advance, Progress
-from osrm_cli.sweep.scorer import ScoresBySplit, group_by_part
+from osrm_cli.sweep.scorer import ScoresBySplit, group_sweep_scores
 from osrm_cli.sweep.tasks import SweepTask
-from osrm_cli.sweep.weights import DeltaSource, SingleAdapterDeltas, UpdatedWeights
+from osrm_cli.sweep.weights import SweptDeltaSource, SweptSingleDeltas, SweptWeights
 from osrm_cli.tasks.task import TextExample
 from osrm_cli.tasks.text.metrics import LIKELIHOOD, loss_scores
 from osrm_cli.tasks.validation_split import TEST
@@ -79,7 +79,7 @@ class TextSweepScorer:
         backbone.check_layers(plan.shapes)
         backbone.place_whole_values(saved.new_values, saved.rows)
         self._adapters, self._batch_size = plan.adapters, batch_size
-        self._weights = UpdatedWeights(backbone.model, plan.layers, dtype)
+        self._weights = SweptWeights(backbone.model, plan.layers, dtype)
         self._texts = [SweepText(task, backbone) for task in tasks]
         self.examples = sum(len(text.encodings) for text in self._texts)
 
@@ -88,16 +88,16 @@ class TextSweepScorer:
         return self.score(self.single_adapters, advance)[0]
 
     @property
-    def single_adapters(self) -> DeltaSource:
+    def single_adapters(self) -> SweptDeltaSource:
         """The update of each task's own adapter."""
-        return SingleAdapterDeltas(self._adapters)
+        return SweptSingleDeltas(self._adapters)
 
-    def score(self, deltas: DeltaSource, advance: Advance) -> list[ScoresBySplit]:
+    def score(self, deltas: SweptDeltaSource, advance: Advance) -> list[ScoresBySplit]:
         """Score one merge on every task."""
         results = {text.name: text.score(self._batch_size, advance) for text in self._weights.each(self._texts, deltas)}
-        return [group_by_part(results)]
+        return [group_sweep_scores(results)]
 
-    def add_answers(self, deltas: DeltaSource, scores: TaskScores, progress: Progress) -> TaskScores:
+    def add_answers(self, deltas: SweptDeltaSource, scores: TaskScores, progress: Progress) -> TaskScores:
         """The scores on the test part with the metrics of written answers beside the loss."""
         return {
             text.name: replace(

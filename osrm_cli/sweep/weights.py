@@ -10,7 +10,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.models.target_modules import is_conv1d
 
 
-class DeltaSource(Protocol):
+class SweptDeltaSource(Protocol):
     """Updates to add to the backbone's weights."""
 
     @property
@@ -22,7 +22,7 @@ class DeltaSource(Protocol):
 
 
 @dataclass(frozen=True)
-class SingleAdapterDeltas:
+class SweptSingleDeltas:
     """The update of each task's own adapter."""
 
     adapters: Sequence[Adapter]
@@ -45,7 +45,7 @@ class Indexed(Protocol):
 T = TypeVar("T", bound=Indexed)
 
 
-class UpdatedWeights:
+class SweptWeights:
     """Weights of a model that merges change.
 
     Args:
@@ -60,7 +60,7 @@ class UpdatedWeights:
         for parameter in model.parameters():  # buffers such as rotary frequencies keep their precision
             parameter.data = parameter.data.to(dtype)
 
-    def each(self, tasks: Sequence[T], deltas: DeltaSource) -> Iterator[T]:
+    def each(self, tasks: Sequence[T], deltas: SweptDeltaSource) -> Iterator[T]:
         """Yield each task after adding its update, or the one of all tasks, to the weights."""
         for position, task in enumerate(tasks):
             if position == 0 or deltas.by_task:
@@ -68,7 +68,7 @@ class UpdatedWeights:
             yield task
 
     @torch.no_grad()
-    def _add_delta(self, deltas: DeltaSource, index: int) -> None:
+    def _add_delta(self, deltas: SweptDeltaSource, index: int) -> None:
         """Add an update to the base model's weights, which are kept exactly: no error accumulates over many merges."""
         for name, layer in self._layers.items():
             delta, weight = deltas.delta(name, index), self._exact[name]

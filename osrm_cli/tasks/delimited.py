@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.table import Table
-from osrm_cli.tasks.text_encoding import open_text
+from osrm_cli.tasks.text_encoding import open_task_data_text
 
 DELIMITERS = (",", ";", "\t", "|")
 
@@ -30,42 +30,42 @@ def read_tsv(path: Path, limit: int | None, encoding: str | None) -> Table:
 
 def _read_delimited(path: Path, default: str, limit: int | None, encoding: str | None) -> Table:
     csv.field_size_limit(2**31 - 1)
-    with open_text(path, encoding) as file:
-        dialect = _find_dialect(_read_sample(file), default)
+    with open_task_data_text(path, encoding) as file:
+        dialect = _find_csv_dialect(_read_delimited_sample(file), default)
         try:
-            return _parse_rows(path, file, dialect, limit)
+            return _parse_delimited_rows(path, file, dialect, limit)
         except OsrmError:
-            if dialect["quoting"] == csv.QUOTE_NONE or '\\"' not in _rewind(file).read():
+            if dialect["quoting"] == csv.QUOTE_NONE or '\\"' not in _rewind_delimited_file(file).read():
                 raise
             try:
-                return _parse_rows(path, _rewind(file), {**dialect, "escapechar": "\\"}, limit)
+                return _parse_delimited_rows(path, _rewind_delimited_file(file), {**dialect, "escapechar": "\\"}, limit)
             except OsrmError:
                 pass
             raise
 
 
-def _rewind(file: TextIO) -> TextIO:
+def _rewind_delimited_file(file: TextIO) -> TextIO:
     file.seek(0)
     return file
 
 
-def _read_sample(file: TextIO) -> str:
+def _read_delimited_sample(file: TextIO) -> str:
     sample = file.read(_SAMPLE)
     file.seek(0)
     return sample if len(sample) < _SAMPLE else sample[: sample.rfind("\n") + 1] or sample
 
 
-def _find_dialect(sample: str, default: str) -> dict[str, Any]:
+def _find_csv_dialect(sample: str, default: str) -> dict[str, Any]:
     """How a file is written, in the words of ``csv``."""
     header = next((line for line in sample.splitlines() if line.strip()), "")
     # The first of the largest: the default wins where nothing tells.
     candidates = (default, *(each for each in DELIMITERS if each != default))
     delimiter = max(candidates, key=lambda each: len(next(csv.reader([header], delimiter=each), ())))
-    quoting = csv.QUOTE_NONE if delimiter == "\t" and not _is_quoted(sample) else csv.QUOTE_MINIMAL
+    quoting = csv.QUOTE_NONE if delimiter == "\t" and not _is_quoted_tsv(sample) else csv.QUOTE_MINIMAL
     return {"delimiter": delimiter, "quoting": quoting, "strict": quoting != csv.QUOTE_NONE}
 
 
-def _is_quoted(sample: str) -> bool:
+def _is_quoted_tsv(sample: str) -> bool:
     """Whether quotation marks enclose fields: some enclose others, doubled, or a tab, or all fields of the header."""
     lines = sample.splitlines(keepends=True)
     try:
@@ -84,14 +84,14 @@ def _is_quoted(sample: str) -> bool:
     )
 
 
-def _parse_rows(path: Path, file: TextIO, dialect: dict[str, Any], limit: int | None) -> Table:
+def _parse_delimited_rows(path: Path, file: TextIO, dialect: dict[str, Any], limit: int | None) -> Table:
     """The rows of a file, or its first ``limit``.
 
     Raises:
         OsrmError: If a row has not as many values as the header has names, or a quotation mark is not closed.
     """
     records = csv.reader(file, **dialect)
-    header, _ = _next_record(path, records)
+    header, _ = _next_delimited_row(path, records)
     if header is None:
         return Table(str(path), {})
     named = [index for index, name in enumerate(header) if name.strip()]
@@ -105,13 +105,13 @@ def _parse_rows(path: Path, file: TextIO, dialect: dict[str, Any], limit: int | 
     lines = array("q")
     width, least, spilled = len(header), named[-1] + 1, 0
     while limit is None or len(lines) < limit:
-        record, line = _next_record(path, records)
+        record, line = _next_delimited_row(path, records)
         if record is None:
             break
         if len(record) != width and (len(record) < least or any(cell.strip() for cell in record[width:])):
             raise OsrmError(
                 f"{path}:{line}: {len(record)} columns, expected {width}: {', '.join(names)}",
-                _explain_width(len(record) > width, dialect),
+                _explain_delimited_width(len(record) > width, dialect),
             )
         for column, index in targets:
             column.append(record[index])
@@ -121,7 +121,7 @@ def _parse_rows(path: Path, file: TextIO, dialect: dict[str, Any], limit: int | 
     return Table(str(path), columns, lines, warnings=[left_out] if spilled else [])
 
 
-def _next_record(path: Path, records: Any) -> tuple[list[str] | None, int]:
+def _next_delimited_row(path: Path, records: Any) -> tuple[list[str] | None, int]:
     """The next row that is not blank, and the line on which it starts."""
     while True:
         line = records.line_num + 1
@@ -133,7 +133,7 @@ def _next_record(path: Path, records: Any) -> tuple[list[str] | None, int]:
             return record, line
 
 
-def _explain_width(long: bool, dialect: dict[str, Any]) -> str:
+def _explain_delimited_width(long: bool, dialect: dict[str, Any]) -> str:
     name = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}[dialect["delimiter"]]
     held = name if long else "a line break"
     if dialect["quoting"] == csv.QUOTE_NONE:

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from osrm_cli.tasks.label_sets import label_matrix
-from osrm_cli.tasks.parsing import describe_value
+from osrm_cli.tasks.parsing import describe_table_value
 from osrm_cli.tasks.task import GENERATION, Label, Task, TaskSplit
 
 
-def describe_split(data: TaskSplit) -> dict[str, Any]:
+def describe_task_split(data: TaskSplit) -> dict[str, Any]:
     """Columns, kind of label, labels with counts, first row and a ``task.toml`` that says the same."""
     if data.task.is_text:
-        return _describe_texts(data)
+        return _describe_text_task(data)
     task, first = data.task, data.examples[0]
     counts = Counter(example.label for example in data.examples if example.label is not None)
     labels: dict[str, Any]
@@ -33,12 +33,12 @@ def describe_split(data: TaskSplit) -> dict[str, Any]:
         "label_column": column,
         "kind": "regression" if task.regression else task.kind,
         "labels": labels,
-        "first": {**dict(zip(task.columns, first.texts, strict=True)), column: _name_label(task, first.label)},
-        "task_toml": _write_toml(data),
+        "first": {**dict(zip(task.columns, first.texts, strict=True)), column: _name_task_label(task, first.label)},
+        "task_toml": _write_task_toml(data),
     }
 
 
-def _name_label(task: Task, label: Label | None) -> Any:
+def _name_task_label(task: Task, label: Label | None) -> Any:
     if task.labels is None or label is None:
         return label
     if task.is_multi_label:
@@ -46,7 +46,7 @@ def _name_label(task: Task, label: Label | None) -> Any:
     return task.labels[int(label)]
 
 
-def _describe_texts(data: TaskSplit) -> dict[str, Any]:
+def _describe_text_task(data: TaskSplit) -> dict[str, Any]:
     """Columns, length of the completions, and first row of a task that is answered with text."""
     lengths = [len(example.reference) for example in data.text_examples]
     return {
@@ -56,13 +56,13 @@ def _describe_texts(data: TaskSplit) -> dict[str, Any]:
         "kind": data.task.kind,
         "completion_characters": {"median": statistics.median(lengths), "longest": max(lengths)},
         "first": dict(zip(data.task.columns, data.examples[0].texts, strict=True)),
-        "task_toml": _write_toml(data),
+        "task_toml": _write_task_toml(data),
     }
 
 
-def format_description(described: Mapping[str, Any]) -> str:
+def format_task_description(described: Mapping[str, Any]) -> str:
     """The lines that a person reads."""
-    first = ", ".join(f"{name} = {describe_value(value)}" for name, value in described["first"].items())
+    first = ", ".join(f"{name} = {describe_table_value(value)}" for name, value in described["first"].items())
     if described["kind"] == GENERATION:
         lengths = ", ".join(f"{name} {count:g}" for name, count in described["completion_characters"].items())
         about = f"characters of a completion: {lengths}"
@@ -79,7 +79,7 @@ def format_description(described: Mapping[str, Any]) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
-def _write_toml(data: TaskSplit) -> str:
+def _write_task_toml(data: TaskSplit) -> str:
     task = data.task
     if task.is_text:
         fields: dict[str, Any] = {
@@ -89,7 +89,7 @@ def _write_toml(data: TaskSplit) -> str:
             "max_new_tokens": task.max_new_tokens,
             "stop": list(task.stop) or None,
         }
-        return _format_toml(fields)
+        return _format_task_toml(fields)
     fields = {
         "kind": task.kind if task.is_multi_label else None,
         "columns": list(task.columns),
@@ -98,10 +98,10 @@ def _write_toml(data: TaskSplit) -> str:
         "metrics": list(task.metrics),
         "max_length": task.max_length,
     }
-    return _format_toml(fields)
+    return _format_task_toml(fields)
 
 
-def _format_toml(fields: Mapping[str, Any]) -> str:
+def _format_task_toml(fields: Mapping[str, Any]) -> str:
     # A JSON string or array of them is TOML as well, but for a character that only JSON leaves bare.
     written = {key: json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") for key, value in fields.items()}
     return "".join(f"{key} = {text}\n" for key, text in written.items() if fields[key] is not None)

@@ -37,7 +37,7 @@ def draw_stratified(labels: Sequence[Label], count: int, seed: int) -> list[int]
     return sorted(index for *_, index in sorted(ranked)[:count])
 
 
-def are_sorted(labels: Sequence[Label]) -> bool:
+def are_sorted_by_label(labels: Sequence[Label]) -> bool:
     """Whether examples come class by class, or by their score: the first of them are then no sample of all."""
     if len(labels) < 10:
         return False

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.parsing import describe_value, normalize_label
+from osrm_cli.tasks.parsing import describe_table_value, normalize_label
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import Label
 
@@ -24,7 +24,7 @@ def label_matrix(labels: ArrayLike, count: int) -> NDArray[np.int64]:
     return (np.asarray(labels, dtype=np.int64)[..., None] >> np.arange(count)) & 1
 
 
-def sets_from_logits(logits: NDArray[Any]) -> NDArray[np.int64]:
+def label_sets_from_logits(logits: NDArray[Any]) -> NDArray[np.int64]:
     """The classes whose logit is above 0, ``(n,)``.
 
     Args:
@@ -33,12 +33,12 @@ def sets_from_logits(logits: NDArray[Any]) -> NDArray[np.int64]:
     return (logits > 0).astype(np.int64) @ (1 << np.arange(logits.shape[1]))
 
 
-def holds_lists(table: Table, column: str) -> bool:
+def holds_label_lists(table: Table, column: str) -> bool:
     """Whether a column holds lists of labels."""
     return next((isinstance(value, list) for value in table.columns[column] if value is not None), False)
 
 
-def infer_classes(table: Table, column: str) -> tuple[str | int, ...]:
+def infer_label_classes(table: Table, column: str) -> tuple[str | int, ...]:
     """The classes that occur in a column of lists, in order.
 
     Raises:
@@ -84,7 +84,7 @@ def parse_label_sets(
             f"{table.source}: {len(columns)} label columns and {len(labels)} classes", "name one column for each class"
         )
     if len(columns) > 1:
-        return [_set_of_flags(table, row, columns) for row in range(len(table))]
+        return [_label_set_of_flags(table, row, columns) for row in range(len(table))]
     index: dict[Any, int] = {}
     if codes and not any(isinstance(normalize_label(label), int) for label in labels):
         index = {position: position for position in range(len(labels))}
@@ -94,7 +94,7 @@ def parse_label_sets(
         found = [index.get(normalize_label(item)) for item in _split_labels(table, row, value)]
         if None in found:
             raise OsrmError(
-                f"{table.locate(row)}: label {describe_value(value)} is out of range, expected some of: "
+                f"{table.locate(row)}: label {describe_table_value(value)} is out of range, expected some of: "
                 f"{', '.join(map(str, labels[:12]))}",
                 "correct the row, or list the classes as labels = [...] in the task's task.toml",
             )
@@ -102,13 +102,13 @@ def parse_label_sets(
     return sets
 
 
-def _set_of_flags(table: Table, row: int, columns: Sequence[str]) -> int | None:
+def _label_set_of_flags(table: Table, row: int, columns: Sequence[str]) -> int | None:
     flags = [normalize_label(table.columns[name][row]) for name in columns]
     if all(flag in (None, "") for flag in flags):
         return None
     for name, flag in zip(columns, flags, strict=True):
         if flag not in (0, 1):
-            raise OsrmError(f"{table.locate(row)}: column '{name}' holds {describe_value(flag)}, expected 0 or 1")
+            raise OsrmError(f"{table.locate(row)}: column '{name}' holds {describe_table_value(flag)}, expected 0 or 1")
     return label_set(position for position, flag in enumerate(flags) if flag)
 
 
@@ -116,5 +116,5 @@ def _split_labels(table: Table, row: int, value: Any) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):
-        raise OsrmError(f"{table.locate(row)}: the label is {describe_value(value)}, expected a list of classes")
+        raise OsrmError(f"{table.locate(row)}: the label is {describe_table_value(value)}, expected a list of classes")
     return value

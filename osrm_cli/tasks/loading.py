@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.draws import are_sorted, order_by_hash
+from osrm_cli.tasks.draws import are_sorted_by_label, order_by_hash
 from osrm_cli.tasks.glue import GLUE, GLUE_HUB_ID, list_glue_splits, load_glue_columns
 from osrm_cli.tasks.label_sets import parse_label_sets
 from osrm_cli.tasks.mini import MINI, MINI_FOLDER
 from osrm_cli.tasks.mini_text import MINI_TEXT, MINI_TEXT_FOLDER
 from osrm_cli.tasks.parsing import is_unlabelled, parse_classes, parse_scores, parse_texts
 from osrm_cli.tasks.readers import FORMATS, find_split_files, read_table
-from osrm_cli.tasks.schema import add_defaults, infer_schema
+from osrm_cli.tasks.schema import add_task_defaults, infer_task_schema
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import GENERATION, MULTI_LABEL, Example, Label, Task, TaskSplit, check_task_name
 from osrm_cli.tasks.text.rows import complete_text_task, find_text_columns, make_text_split
@@ -27,11 +27,11 @@ from osrm_cli.tasks.text.rows import complete_text_task, find_text_columns, make
 _WITH_SHARE = re.compile(r"(.*)\?split-dev=(0?\.\d+|\d(?:\.\d+)?e-\d+)", re.DOTALL)
 
 
-def with_share(data: str | Path | None, share: float | None) -> str | None:
+def task_source_with_dev_share(data: str | Path | None, share: float | None) -> str | None:
     """A source of whose train splits a share is dev.
 
     Args:
-        data: The value of ``--data``; ``None`` for the recorded source, see ``choose_source``.
+        data: The value of ``--data``; ``None`` for the recorded source, see ``choose_task_source``.
         share: The value of ``--split-dev``.
 
     Raises:
@@ -39,7 +39,7 @@ def with_share(data: str | Path | None, share: float | None) -> str | None:
     """
     if share is None:
         return None if data is None else str(data)
-    folder, own = split_source(data or "")
+    folder, own = split_task_source(data or "")
     if not 0 < share < 1:
         raise OsrmError(f"--split-dev is {share:g}, expected a number between 0 and 1")
     if own not in (None, share):
@@ -47,19 +47,19 @@ def with_share(data: str | Path | None, share: float | None) -> str | None:
     return f"{folder}?split-dev={share!r}"
 
 
-def split_source(data: str | Path) -> tuple[str, float | None]:
+def split_task_source(data: str | Path) -> tuple[str, float | None]:
     """A source without the share of train that is dev, and that share; ``None`` where it names none."""
     found = _WITH_SHARE.fullmatch(str(data))
     return (found[1], share) if found and (share := float(found[2])) else (str(data), None)
 
 
-def choose_source(name: str, recorded: str | None, data: str | None, origin: Path | str) -> str | None:
+def choose_task_source(name: str, recorded: str | None, data: str | None, origin: Path | str) -> str | None:
     """The source that a command reads: the user's, else the recorded one; the recorded share of train stays dev.
 
     Args:
         name: The task.
         recorded: The source that an artifact records, if it does.
-        data: The value of ``--data``, perhaps ``with_share``.
+        data: The value of ``--data``, perhaps ``task_source_with_dev_share``.
         origin: The artifact, for the error.
 
     Raises:
@@ -67,7 +67,7 @@ def choose_source(name: str, recorded: str | None, data: str | None, origin: Pat
     """
     if data is None:
         return recorded
-    (folder, share), (own_folder, own_share) = split_source(data), split_source(recorded or "")
+    (folder, share), (own_folder, own_share) = split_task_source(data), split_task_source(recorded or "")
     if not folder and not own_folder:
         raise OsrmError(f"{origin} does not record its data, of which --split-dev takes a share", "give --data")
     if None not in (share, own_share) and share != own_share and folder in ("", own_folder):
@@ -76,9 +76,9 @@ def choose_source(name: str, recorded: str | None, data: str | None, origin: Pat
             "leave out --split-dev: the recorded share is taken",
         )
     folder = folder or own_folder
-    if share is None and own_share is not None and not _has_dev(name, folder):
+    if share is None and own_share is not None and not _has_dev_split(name, folder):
         share = own_share
-    return with_share(folder, share)
+    return task_source_with_dev_share(folder, share)
 
 
 def list_tasks(data: str | Path) -> list[str]:
@@ -87,7 +87,7 @@ def list_tasks(data: str | Path) -> list[str]:
     Raises:
         OsrmError: If it is a folder that is missing or holds none.
     """
-    data, _ = split_source(data)
+    data, _ = split_task_source(data)
     if str(data) == "hub":
         return list(GLUE)
     if str(data) == "mini":
@@ -118,10 +118,10 @@ def list_splits(name: str, data: str | Path) -> tuple[str, ...]:
     known = list_tasks(data)
     if name not in known:
         nearest = sorted(known, key=lambda each: -difflib.SequenceMatcher(None, name.lower(), each.lower()).ratio())
-        raise OsrmError(f"unknown task '{name}' in {split_source(data)[0]}", f"there are: {', '.join(nearest)}")
+        raise OsrmError(f"unknown task '{name}' in {split_task_source(data)[0]}", f"there are: {', '.join(nearest)}")
     if str(data) == "hub":
         return list_glue_splits(name)
-    _, files, declared = _open_folder(name, data)
+    _, files, declared = _open_task_folder(name, data)
     if "split_dev" in declared:
         return tuple(dict.fromkeys(("train", "dev", *files)))
     return tuple(files)
@@ -139,33 +139,33 @@ def load_split(name: str, data: str | Path, split: str, limit: int | None = None
     Raises:
         OsrmError: If there is no such task or split, or if a row cannot be used.
     """
-    actual = _resolve_split(name, data, split)
+    actual = _resolve_task_split(name, data, split)
     if str(data) in ("hub", "mini"):
-        table = _read_known(name, str(data), actual, limit)
-        return _make_split(table, Task(name, **(GLUE | MINI)[name]), "label", True, split, limit)
-    folder, files, declared = _open_folder(name, data)
+        table = _read_known_task(name, str(data), actual, limit)
+        return _make_task_split(table, Task(name, **(GLUE | MINI)[name]), "label", True, split, limit)
+    folder, files, declared = _open_task_folder(name, data)
     fields = {**GLUE.get(name, {}), **declared}
     if _is_text_task(name, declared, files):
         return _load_text_split(name, folder, declared, files, actual, split, limit)
     codes, share = bool(fields.get("labels")), fields.pop("split_dev", None)
     if fields.keys() >= {"columns", "labels"}:
-        table = _read_rows(files, actual, share, name, limit)
-        fields = add_defaults(fields, table)
+        table = _read_task_rows(files, actual, share, name, limit)
+        fields = add_task_defaults(fields, table)
     elif "train" in files:
         train = read_table(files["train"])
-        fields = infer_schema(fields, train)
-        table = _read_rows({**files, "train": train}, actual, share, name, limit)
+        fields = infer_task_schema(fields, train)
+        table = _read_task_rows({**files, "train": train}, actual, share, name, limit)
         table.warnings += [warning for warning in train.warnings if warning not in table.warnings]
     else:
         raise OsrmError(
             f"{folder} has no train.* to infer the task from", f"say columns and labels in {folder / 'task.toml'}"
         )
     if (toml := folder / "task.toml").is_file():
-        from osrm_cli.tasks.task_file import check_metrics
+        from osrm_cli.tasks.task_file import check_task_metrics
 
-        check_metrics(fields, toml)
+        check_task_metrics(fields, toml)
     column = fields.pop("label_column")
-    return _make_split(table, Task(name, **fields), column, codes, split, limit)
+    return _make_task_split(table, Task(name, **fields), column, codes, split, limit)
 
 
 def load_prompts(name: str, data: str | Path, split: str, answered: bool = False) -> TaskSplit:
@@ -180,10 +180,10 @@ def load_prompts(name: str, data: str | Path, split: str, answered: bool = False
     Raises:
         OsrmError: If there is no such task or split, or if a row cannot be used.
     """
-    actual = _resolve_split(name, data, split)
+    actual = _resolve_task_split(name, data, split)
     if str(data) in ("hub", "mini"):
         raise OsrmError(f"task '{name}' in {data} is not answered with text", "give its data with --data")
-    folder, files, declared = _open_folder(name, data)
+    folder, files, declared = _open_task_folder(name, data)
     return _load_text_split(name, folder, declared, files, actual, split, None, answered)
 
 
@@ -200,12 +200,12 @@ def load_texts(task: Task, data: str | Path, split: str) -> TaskSplit:
     """
     if task.is_text:  # a completion is no label: it is what the model was trained to write
         return load_split(task.name, data, split)
-    actual = _resolve_split(task.name, data, split)
+    actual = _resolve_task_split(task.name, data, split)
     if str(data) in ("hub", "mini"):
-        table = _read_known(task.name, str(data), actual, None)
+        table = _read_known_task(task.name, str(data), actual, None)
     else:
-        _, files, declared = _open_folder(task.name, data)
-        table = _read_rows(files, actual, declared.get("split_dev"), task.name, None)
+        _, files, declared = _open_task_folder(task.name, data)
+        table = _read_task_rows(files, actual, declared.get("split_dev"), task.name, None)
     columns = [table.get_column(column) for column in task.columns]
     examples = tuple(Example(texts, None) for texts in parse_texts(table, columns))
     return TaskSplit(task, split, examples, table.source, warnings=tuple(table.warnings))
@@ -220,7 +220,7 @@ def draw_examples(data: TaskSplit, k: int, seed: int) -> TaskSplit:
     return replace(data, examples=tuple(data.examples[i] for i in order[:k]))
 
 
-def _task_folder(name: str, data: str | Path) -> Path:
+def _locate_task_folder(name: str, data: str | Path) -> Path:
     """The folder of a task's files, in the package or among the user's own.
 
     Raises:
@@ -232,26 +232,26 @@ def _task_folder(name: str, data: str | Path) -> Path:
     return Path(data) / name
 
 
-def _has_dev(name: str, data: str) -> bool:
+def _has_dev_split(name: str, data: str) -> bool:
     """Whether a task has a dev split without a share of train."""
     if data in ("hub", "mini", "mini-text"):
         return True
-    return any(split.startswith("dev") for split in find_split_files(_task_folder(name, data)))
+    return any(split.startswith("dev") for split in find_split_files(_locate_task_folder(name, data)))
 
 
-def _open_folder(name: str, data: str | Path) -> tuple[Path, dict[str, Path], dict[str, Any]]:
+def _open_task_folder(name: str, data: str | Path) -> tuple[Path, dict[str, Path], dict[str, Any]]:
     """A task's folder, the file of each split, and what is declared: in ``task.toml``, and by the source.
 
     Raises:
         OsrmError: If ``task.toml`` cannot be read, or the source's share of train that is dev does not go with them.
     """
-    source, share = split_source(data)
-    folder = _task_folder(name, source)
+    source, share = split_task_source(data)
+    folder = _locate_task_folder(name, source)
     files = find_split_files(folder)
-    declared = _read_declared(folder, files)
+    declared = _read_declared_task(folder, files)
     if share is None:
         return folder, files, declared
-    if _has_dev(name, source):
+    if _has_dev_split(name, source):
         raise OsrmError(
             f"task '{name}' in {source} has a dev split of its own, --split-dev {share:g} would take another of train",
             "leave out --split-dev",
@@ -282,16 +282,16 @@ def _load_text_split(
     answered: bool = True,
 ) -> TaskSplit:
     """Read one split of a task that is answered with text."""
-    table = _read_rows(files, actual, declared.get("split_dev"), name, limit)
+    table = _read_task_rows(files, actual, declared.get("split_dev"), name, limit)
     task = complete_text_task(name, declared, table, answered)
     if (toml := folder / "task.toml").is_file():
-        from osrm_cli.tasks.task_file import check_metrics
+        from osrm_cli.tasks.task_file import check_task_metrics
 
-        check_metrics({"labels": None, "metrics": task.metrics, "kind": GENERATION}, toml)
+        check_task_metrics({"labels": None, "metrics": task.metrics, "kind": GENERATION}, toml)
     return make_text_split(table, task, split, answered)
 
 
-def _resolve_split(name: str, data: str | Path, split: str) -> str:
+def _resolve_task_split(name: str, data: str | Path, split: str) -> str:
     """The split that is meant: of a task that has two, the matched one."""
     known = list_splits(name, data)
     actual = next((each for each in (split, f"{split}_matched") if each in known), None)
@@ -299,18 +299,18 @@ def _resolve_split(name: str, data: str | Path, split: str) -> str:
         hint = f"there are: {', '.join(known)}"
         if split == "dev" and str(data) not in ("hub", "mini"):
             hint += "; --split-dev 0.1 takes a tenth of train"
-        raise OsrmError(f"task '{name}' in {split_source(data)[0]} has no split '{split}'", hint)
+        raise OsrmError(f"task '{name}' in {split_task_source(data)[0]} has no split '{split}'", hint)
     return actual
 
 
-def _read_known(name: str, data: str, split: str, limit: int | None) -> Table:
+def _read_known_task(name: str, data: str, split: str, limit: int | None) -> Table:
     """The rows of a task of the hub or of the package."""
     if data == "hub":
         return Table(f"{GLUE_HUB_ID}/{name}/{split}", load_glue_columns(name, split, limit))
     return replace(read_table(find_split_files(MINI_FOLDER / name)[split], limit), source=f"mini/{name}/{split}")
 
 
-def _read_declared(folder: Path, files: dict[str, Path]) -> dict[str, Any]:
+def _read_declared_task(folder: Path, files: dict[str, Path]) -> dict[str, Any]:
     """What ``task.toml`` says; a share of train is dev only where no file is."""
     if not (path := folder / "task.toml").is_file():
         return {}
@@ -322,7 +322,7 @@ def _read_declared(folder: Path, files: dict[str, Path]) -> dict[str, Any]:
     return fields
 
 
-def _read_rows(
+def _read_task_rows(
     files: Mapping[str, Path | Table], split: str, share: float | None, name: str, limit: int | None
 ) -> Table:
     """The rows of a task of a folder; dev may be a share of train, drawn by a hash of the task's name.
@@ -345,7 +345,7 @@ def _read_rows(
     return table if len(rows[:limit]) == len(table) else table.take(rows[:limit])
 
 
-def _make_split(
+def _make_task_split(
     table: Table, task: Task, column: str | tuple[str, ...], codes: bool, split: str, limit: int | None
 ) -> TaskSplit:
     """Examples of rows; those without text or label are left out, which a warning says."""
@@ -377,7 +377,11 @@ def _make_split(
     )
     if not examples:
         raise OsrmError(f"{table.source}: no row has text and label", "see osrm collect --dry-run")
-    if limit is not None and count >= limit and are_sorted([each.label for each in examples if each.label is not None]):
+    if (
+        limit is not None
+        and count >= limit
+        and are_sorted_by_label([each.label for each in examples if each.label is not None])
+    ):
         warnings.append(
             f"{table.source} is sorted by label: its first {limit} rows do not stand for all; shuffle the file"
         )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.label_sets import label_matrix, sets_from_logits
+from osrm_cli.tasks.label_sets import label_matrix, label_sets_from_logits
 from osrm_cli.tasks.task import MULTI_LABEL, Task
 
 Array = NDArray[Any]
@@ -94,11 +94,11 @@ def predictions_from_logits(task: Task, logits: ArrayLike) -> Array:
             f"the model's outputs on '{task.name}' hold NaN or infinity", "its training diverged: try a lower --lr"
         )
     if task.kind == MULTI_LABEL:
-        return sets_from_logits(outputs)
+        return label_sets_from_logits(outputs)
     return outputs.argmax(axis=1) if task.labels else outputs.reshape(-1)
 
 
-def compute_scores(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+def compute_task_scores(task: Task, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """The task's metrics, each times 100.
 
     Args:

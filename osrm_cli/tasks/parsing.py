@@ -48,11 +48,11 @@ def parse_texts(table: Table, columns: Sequence[str]) -> list[tuple[str, ...]]:
     Raises:
         OsrmError: If a column holds anything but text.
     """
-    parsed = [list(_parse_column(table, column)) for column in columns]
+    parsed = [list(_parse_text_column(table, column)) for column in columns]
     return list(zip(*parsed, strict=True))
 
 
-def _parse_column(table: Table, column: str) -> Iterator[str]:
+def _parse_text_column(table: Table, column: str) -> Iterator[str]:
     for row, value in enumerate(table.columns[column]):
         if isinstance(value, str):
             if not value.isascii() and not is_encodable(value):
@@ -63,7 +63,9 @@ def _parse_column(table: Table, column: str) -> Iterator[str]:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield str(value)
         else:
-            raise OsrmError(f"{table.locate(row)}: column '{column}' holds {describe_value(value)}, expected text")
+            raise OsrmError(
+                f"{table.locate(row)}: column '{column}' holds {describe_table_value(value)}, expected text"
+            )
 
 
 def parse_classes(table: Table, column: str, labels: Sequence[str | int], codes: bool) -> list[Label | None]:
@@ -89,20 +91,21 @@ def parse_classes(table: Table, column: str, labels: Sequence[str | int], codes:
     for row, value in enumerate(table.columns[column]):
         key = (type(value), value) if value.__hash__ else None
         if key not in known:
-            known[key] = _find_class(table, row, value, index)
+            known[key] = _find_label_class(table, row, value, index)
         parsed.append(known[key])
     return parsed
 
 
-def _find_class(table: Table, row: int, value: Any, index: dict[Any, int]) -> int | None:
+def _find_label_class(table: Table, row: int, value: Any, index: dict[Any, int]) -> int | None:
     for form in (value, normalize_label(value)) if value.__hash__ else ():
         if form in index:
             return index[form]
     if is_no_label(value):
         return None
-    _check_finite(table, row, parse_number(value))
+    _check_finite_label(table, row, parse_number(value))
     raise OsrmError(
-        f"{table.locate(row)}: label {describe_value(value)} is out of range, expected one of: {_join_labels(index)}",
+        f"{table.locate(row)}: label {describe_table_value(value)} is out of range, "
+        f"expected one of: {_join_labels(index)}",
         "correct the row, or list the classes as labels = [...] in the task's task.toml",
     )
 
@@ -122,12 +125,14 @@ def parse_scores(table: Table, column: str) -> list[Label | None]:
     for row, value in enumerate(table.columns[column]):
         score = parse_number(value)
         if score is None and value not in (None, "", "-"):
-            raise OsrmError(f"{table.locate(row)}: label {describe_value(value)} is not a number, expected a score")
-        _check_finite(table, row, score)
+            raise OsrmError(
+                f"{table.locate(row)}: label {describe_table_value(value)} is not a number, expected a score"
+            )
+        _check_finite_label(table, row, score)
         if score is not None and abs(score) > MAX_SCORE:
             raise OsrmError(
-                f"{table.locate(row)}: label {describe_value(value)} is too large for a model's single precision, "
-                f"expected at most {MAX_SCORE:g} in size",
+                f"{table.locate(row)}: label {describe_table_value(value)} is too large for a model's single "
+                f"precision, expected at most {MAX_SCORE:g} in size",
                 "correct the row, or give scores in a larger unit",
             )
         parsed.append(None if score is None else float(score))
@@ -139,12 +144,12 @@ def is_unlabelled(table: Table, column: str) -> bool:
     return all(map(is_no_label, table.columns[column]))
 
 
-def _check_finite(table: Table, row: int, value: float | None) -> None:
+def _check_finite_label(table: Table, row: int, value: float | None) -> None:
     if value is not None and not math.isfinite(value):
         raise OsrmError(f"{table.locate(row)}: label {value} is not a finite number")
 
 
-def describe_value(value: Any) -> str:
+def describe_table_value(value: Any) -> str:
     """A value for a message of one line."""
     text = "nothing" if value is None or value == "" else repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

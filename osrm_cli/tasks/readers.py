@@ -17,7 +17,13 @@ from typing import Any, TextIO
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.delimited import read_csv, read_tsv
 from osrm_cli.tasks.table import Table
-from osrm_cli.tasks.text_encoding import WINDOWS, check_windows, is_encodable, open_binary, open_text
+from osrm_cli.tasks.text_encoding import (
+    WINDOWS,
+    check_windows_encoding,
+    is_encodable,
+    open_task_data_file,
+    open_task_data_text,
+)
 
 SPLIT_STEMS = {
     "train": ("train",),
@@ -64,7 +70,7 @@ def read_table(path: Path, limit: int | None = None) -> Table:
     """
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     try:
-        table = _read_as_text(FORMATS[kind], path, limit)
+        table = _read_table_as_text(FORMATS[kind], path, limit)
     except OSError as error:
         raise OsrmError(f"{path} cannot be read: {error.strerror or error}") from None
     if not len(table):
@@ -75,24 +81,24 @@ def read_table(path: Path, limit: int | None = None) -> Table:
     return table
 
 
-def _read_as_text(read: "Reader", path: Path, limit: int | None) -> Table:
+def _read_table_as_text(read: "Reader", path: Path, limit: int | None) -> Table:
     """The rows of a file, which is read a second time if it turns out not to be UTF-8."""
     try:
         return read(path, limit, None)
     except UnicodeDecodeError as error:
-        warning = check_windows(path, error)
+        warning = check_windows_encoding(path, error)
     table = read(path, limit, WINDOWS)
     table.warnings.append(warning)
     return table
 
 
 def _read_jsonl(path: Path, limit: int | None, encoding: str | None) -> Table:
-    with open_text(path, encoding) as file:
-        columns, lines = _make_columns(islice(_parse_lines(path, file), limit and min(limit, sys.maxsize)))
+    with open_task_data_text(path, encoding) as file:
+        columns, lines = _make_table_columns(islice(_parse_jsonl_rows(path, file), limit and min(limit, sys.maxsize)))
     return Table(str(path), columns, lines)
 
 
-def _parse_lines(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parse_jsonl_rows(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(file, 1):
         if line.isspace():
             continue
@@ -105,7 +111,7 @@ def _parse_lines(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]
         yield number, values
 
 
-def _make_columns(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[dict[str, list[Any]], Sequence[int]]:
+def _make_table_columns(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[dict[str, list[Any]], Sequence[int]]:
     """Columns and line numbers of rows that may lack some of the columns."""
     columns: dict[str, list[Any]] = {}
     lines = array("q")
@@ -124,7 +130,7 @@ def _make_columns(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[dict[s
 
 def _read_json(path: Path, limit: int | None, encoding: str | None) -> Table:
     """One JSON value that holds the rows in any of the usual ways, or else JSON lines."""
-    with open_text(path, encoding) as file:
+    with open_task_data_text(path, encoding) as file:
         text = file.read()
     if not text.strip():
         return Table(str(path), {})
@@ -135,10 +141,10 @@ def _read_json(path: Path, limit: int | None, encoding: str | None) -> Table:
             return _read_jsonl(path, limit, encoding)
         line = getattr(error, "lineno", 1)
         raise OsrmError(f"{path}:{line}: bad JSON: {error}", "write one array of JSON objects") from None
-    return Table(str(path), _find_rows(path, content, limit))
+    return Table(str(path), _find_json_rows(path, content, limit))
 
 
-def _find_rows(path: Path, content: Any, limit: int | None) -> dict[str, list[Any]]:
+def _find_json_rows(path: Path, content: Any, limit: int | None) -> dict[str, list[Any]]:
     """The columns of a JSON value: objects, pairs, or one list or object a column; perhaps under one key.
 
     Raises:
@@ -146,13 +152,15 @@ def _find_rows(path: Path, content: Any, limit: int | None) -> dict[str, list[An
     """
     if isinstance(content, list):
         if content and all(isinstance(row, list) and len(row) == 2 for row in content):
-            named = _name_pair(path, [list(column) for column in zip(*content, strict=True)])  # all rows tell, not one
+            named = _name_text_label_pair(
+                path, [list(column) for column in zip(*content, strict=True)]
+            )  # all rows tell, not one
             return {name: values[:limit] for name, values in named.items()}
         rows = content[:limit]
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
                 raise OsrmError(f"{path}, row {number}: found {type(row).__name__}, expected a JSON object")
-        return _make_columns(enumerate(rows))[0]
+        return _make_table_columns(enumerate(rows))[0]
     if isinstance(content, dict) and content:
         values = list(content.values())
         if all(isinstance(value, list) for value in values) and len(values) > 1:
@@ -163,7 +171,7 @@ def _find_rows(path: Path, content: Any, limit: int | None) -> dict[str, list[An
             return {name: list(value.values())[:limit] for name, value in content.items()}
         lists = [name for name, value in content.items() if isinstance(value, list)]
         if len(lists) == 1:
-            return _find_rows(path, content[lists[0]], limit)
+            return _find_json_rows(path, content[lists[0]], limit)
         if not lists and not any(isinstance(value, dict) for value in values):
             return {name: [value] for name, value in content.items()}
         raise OsrmError(
@@ -173,7 +181,7 @@ def _find_rows(path: Path, content: Any, limit: int | None) -> dict[str, list[An
     raise OsrmError(f"{path} holds {type(content).__name__}, expected an array of JSON objects")
 
 
-def _name_pair(path: Path, columns: list[list[Any]]) -> dict[str, list[Any]]:
+def _name_text_label_pair(path: Path, columns: list[list[Any]]) -> dict[str, list[Any]]:
     """Names for pairs of a text and its label: the label is what recurs more."""
     distinct = [len({json.dumps(value) for value in column}) for column in columns]
     if distinct[0] == distinct[1]:
@@ -190,7 +198,7 @@ def _read_parquet(path: Path, limit: int | None, _encoding: str | None) -> Table
     from pyarrow.parquet import ParquetFile
 
     columns: dict[str, list[Any]] = {}
-    with open_binary(path) as file:
+    with open_task_data_file(path) as file:
         try:
             # Parquet is read from its end: a compressed file has to be unpacked first.
             parquet = ParquetFile(pyarrow.BufferReader(file.read()) if path.suffix == ".gz" else file)

@@ -8,7 +8,7 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks import label_sets
-from osrm_cli.tasks.parsing import describe_value, is_no_label, normalize_label, parse_number
+from osrm_cli.tasks.parsing import describe_table_value, is_no_label, normalize_label, parse_number
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import CLASSIFICATION, MULTI_LABEL
 from osrm_cli.tasks.text_encoding import is_encodable
@@ -31,7 +31,7 @@ MAX_CLASSES = 200  # more than this is a score, an identifier or a text in the w
 Fields = dict[str, Any]
 
 
-def infer_schema(declared: Fields, table: Table) -> Fields:
+def infer_task_schema(declared: Fields, table: Table) -> Fields:
     """Complete ``declared`` from training rows: text columns, label column, kind of label, metrics.
 
     Notes about what was left out are added to the table's.
@@ -43,17 +43,17 @@ def infer_schema(declared: Fields, table: Table) -> Fields:
     if isinstance(label, tuple):
         label = tuple(table.get_column(name) for name in label)
     else:
-        label = find_label_column(table, label) or _find_flags(table, label)
+        label = find_label_column(table, label) or _find_label_flag_columns(table, label)
     columns = declared.get("columns") or infer_text_columns(table, label)
-    labels = declared["labels"] if "labels" in declared else infer_labels(table, label)
-    return add_defaults({**declared, "label_column": label, "columns": columns, "labels": labels}, table)
+    labels = declared["labels"] if "labels" in declared else infer_task_labels(table, label)
+    return add_task_defaults({**declared, "label_column": label, "columns": columns, "labels": labels}, table)
 
 
-def add_defaults(declared: Fields, table: Table) -> Fields:
+def add_task_defaults(declared: Fields, table: Table) -> Fields:
     """Fill in kind, metrics and label column where columns and labels are known already."""
     label = declared.get("label_column") or find_label_column(table) or "label"
     found = table.find_column(label) if isinstance(label, str) else None
-    is_multi_label = isinstance(label, tuple) or (found is not None and label_sets.holds_lists(table, found))
+    is_multi_label = isinstance(label, tuple) or (found is not None and label_sets.holds_label_lists(table, found))
     kind = declared.get("kind") or (MULTI_LABEL if is_multi_label else CLASSIFICATION)
     metrics: tuple[str, ...] = ("pearson", "spearman") if declared["labels"] is None else ("accuracy",)
     if kind == MULTI_LABEL:
@@ -65,13 +65,15 @@ def add_defaults(declared: Fields, table: Table) -> Fields:
     return {"metrics": metrics, **declared, "label_column": label, "kind": kind}
 
 
-def _find_flags(table: Table, declared: str | None) -> tuple[str, ...]:
+def _find_label_flag_columns(table: Table, declared: str | None) -> tuple[str, ...]:
     """A column of 0 and 1 for each class, where no name says which column is the label.
 
     Raises:
         OsrmError: If there are none.
     """
-    flags = [name for name in label_sets.find_binary_columns(table) if not _is_id(name) and parse_number(name) is None]
+    flags = [
+        name for name in label_sets.find_binary_columns(table) if not _is_id_column(name) and parse_number(name) is None
+    ]
     if declared is not None or not 2 <= len(flags) <= label_sets.MAX_CLASSES:
         raise _explain_missing_label(table, declared)
     table.warnings.append(
@@ -101,8 +103,10 @@ def _explain_missing_label(table: Table, declared: str | None) -> OsrmError:
         return OsrmError(message, "write the columns' names into the first line, such as text and label")
     if len(few) != 1:
         return OsrmError(message, 'say label_column = "NAME" in a task.toml beside it')
-    texts = [name for name in names if name != few[0] and _is_text(table.columns[name])]
-    said = f'label_column = "{few[0]}"' + (f" and columns = {_quote_names(texts)}" if 1 <= len(texts) <= 2 else "")
+    texts = [name for name in names if name != few[0] and _is_text_column(table.columns[name])]
+    said = f'label_column = "{few[0]}"' + (
+        f" and columns = {_quote_column_names(texts)}" if 1 <= len(texts) <= 2 else ""
+    )
     return OsrmError(message, f"say {said} in a task.toml beside it")
 
 
@@ -114,7 +118,7 @@ def _is_label_like(values: Sequence[Any]) -> bool:
     return 2 <= len(counts) <= MAX_CLASSES and len(values) >= 4 * len(counts)
 
 
-def _quote_names(names: Sequence[str]) -> str:
+def _quote_column_names(names: Sequence[str]) -> str:
     return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
@@ -131,7 +135,7 @@ def infer_text_columns(table: Table, label: str | tuple[str, ...]) -> tuple[str,
     names = []
     labels = (label,) if isinstance(label, str) else label
     for name, values in table.columns.items():
-        if name in labels or _is_id(name) or not _is_text(values):
+        if name in labels or _is_id_column(name) or not _is_text_column(values):
             continue
         if isinstance(label, str) and _repeats_label(name, values, table.columns[label]):
             table.warnings.append(f"{table.source}: column '{name}' repeats the label and was left out")
@@ -139,14 +143,14 @@ def infer_text_columns(table: Table, label: str | tuple[str, ...]) -> tuple[str,
             names.append(name)
     if not names:
         names = [found for name in TEXT_COLUMNS if (found := table.find_column(name)) and found not in labels][:1]
-    if len(names) > 2 and (known := _pick_known(names)):
+    if len(names) > 2 and (known := _pick_known_text_columns(names)):
         rest = ", ".join(name for name in names if name not in known)
         table.warnings.append(
             f"{table.source}: text columns left out: {rest}; to read them, say columns in a task.toml"
         )
         names = known
     if not 1 <= len(names) <= 2:
-        example = f" such as {_quote_names(names[:2])}" if names else ""
+        example = f" such as {_quote_column_names(names[:2])}" if names else ""
         raise OsrmError(
             f"{table.source} has {len(names)} text columns, expected one or two: {', '.join(names or table.columns)}",
             f'say columns = ["NAME"] or ["FIRST", "SECOND"]{example} in a task.toml beside it',
@@ -154,11 +158,11 @@ def infer_text_columns(table: Table, label: str | tuple[str, ...]) -> tuple[str,
     return tuple(names)
 
 
-def _is_id(name: str) -> bool:
+def _is_id_column(name: str) -> bool:
     return name.casefold() in ID_COLUMNS or _ID.fullmatch(name) is not None
 
 
-def _is_text(values: Sequence[Any]) -> bool:
+def _is_text_column(values: Sequence[Any]) -> bool:
     """Whether a column holds words in most of its rows, and nothing that cannot be a text."""
     if not all(value is None or isinstance(value, (str, int, float)) for value in values):
         return False
@@ -177,7 +181,7 @@ def _repeats_label(name: str, values: Sequence[Any], labels: Sequence[Any]) -> b
     return one_to_one and len(pairs) > 1 and ("label" in name.casefold() or len(values) >= 4 * len(pairs))
 
 
-def _pick_known(names: Sequence[str]) -> list[str]:
+def _pick_known_text_columns(names: Sequence[str]) -> list[str]:
     """The columns among several whose names say that they are the text."""
     folded = {name.casefold(): name for name in names}
     for pair in PAIRS:
@@ -187,7 +191,7 @@ def _pick_known(names: Sequence[str]) -> list[str]:
     return single if len(single) == 1 else []
 
 
-def infer_labels(table: Table, column: str | tuple[str, ...]) -> tuple[str | int, ...] | None:
+def infer_task_labels(table: Table, column: str | tuple[str, ...]) -> tuple[str | int, ...] | None:
     """The classes in order, or ``None`` for regression: a label that is no whole number makes it that.
 
     Args:
@@ -199,8 +203,8 @@ def infer_labels(table: Table, column: str | tuple[str, ...]) -> tuple[str | int
     """
     if isinstance(column, tuple):
         return column
-    if label_sets.holds_lists(table, column):
-        return label_sets.infer_classes(table, column)
+    if label_sets.holds_label_lists(table, column):
+        return label_sets.infer_label_classes(table, column)
     values = table.columns[column]
     first: int | None = None
     distinct: dict[Any, bool] = {}  # whether it is a number
@@ -209,7 +213,9 @@ def infer_labels(table: Table, column: str | tuple[str, ...]) -> tuple[str | int
         if is_no_label(value) and normalize_label(value) != -1:
             continue
         if not isinstance(value, (str, int, float)) or not is_encodable(str(value)):
-            raise OsrmError(f"{table.locate(row)}: the label is {describe_value(value)}, expected a class or a number")
+            raise OsrmError(
+                f"{table.locate(row)}: the label is {describe_table_value(value)}, expected a class or a number"
+            )
         number = parse_number(value)
         if number is not None and not math.isfinite(number):
             raise OsrmError(f"{table.locate(row)}: the label is {value}, expected a finite number")
@@ -217,7 +223,8 @@ def infer_labels(table: Table, column: str | tuple[str, ...]) -> tuple[str | int
             first = row
         if (number is None) != (parse_number(values[first]) is None):
             raise OsrmError(
-                f"{table.locate(row)}: the label is {value!r}, but {_name_line(table, first)} has {values[first]!r}",
+                f"{table.locate(row)}: the label is {value!r}, but {_name_table_row(table, first)} has "
+                f"{values[first]!r}",
                 "make all words or all numbers, or say labels = [...] in a task.toml beside it",
             )
         fractions = fractions or isinstance(number, float)
@@ -254,5 +261,5 @@ def infer_labels(table: Table, column: str | tuple[str, ...]) -> tuple[str | int
     return classes
 
 
-def _name_line(table: Table, row: int) -> str:
+def _name_table_row(table: Table, row: int) -> str:
     return f"{'line' if table.by_line else 'row'} {table.numbers[row]}"

@@ -12,19 +12,22 @@ from osrm_cli.tasks.task import GENERATION, MULTI_LABEL
 TaskFields = dict[str, Any]  # the keys of task.toml; ``labels`` is None for regression
 
 
-def _as_tuple(value: Any) -> Any:
+def _task_value_as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
-def _check_distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _check_distinct_task_values(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
         raise ValueError("two are equal")
     return values
 
 
-_Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_check_distinct)]
+_Names = Annotated[tuple[str, ...], BeforeValidator(_task_value_as_tuple), AfterValidator(_check_distinct_task_values)]
 _Classes = Annotated[
-    tuple[str, ...] | tuple[int, ...], BeforeValidator(_as_tuple), Field(min_length=2), AfterValidator(_check_distinct)
+    tuple[str, ...] | tuple[int, ...],
+    BeforeValidator(_task_value_as_tuple),
+    Field(min_length=2),
+    AfterValidator(_check_distinct_task_values),
 ]
 
 
@@ -78,7 +81,7 @@ def read_task_file(path: Path) -> TaskFields:
     return fields
 
 
-def check_metrics(fields: TaskFields, path: Path) -> None:
+def check_task_metrics(fields: TaskFields, path: Path) -> None:
     """Check that the metrics fit the kind of label.
 
     Raises:

@@ -54,7 +54,7 @@ def load_validation_split(
     """
     test = load_split(name, source, split, limit)
     if validation_split is None:
-        return _split_in_halves(test, seed)
+        return _halve_validation_split(test, seed)
     validation = load_split(name, source, validation_split, limit)
     first = len(validation.examples)
     return ValidationSplit(
@@ -67,7 +67,7 @@ def load_validation_split(
     )
 
 
-def _split_in_halves(data: TaskSplit, seed: int) -> ValidationSplit:
+def _halve_validation_split(data: TaskSplit, seed: int) -> ValidationSplit:
     """An example's half comes from a hash of seed, task and index: every sweep of a task has the same halves."""
     count = len(data.examples)
     if count < 2:

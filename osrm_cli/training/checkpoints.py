@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from osrm_cli.adapters.layers import WEIGHTS_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import atomic, provenance, records
-from osrm_cli.storage.input_files import check_folder, list_headers, read_json
+from osrm_cli.storage.input_files import check_input_folder, list_safetensors_headers, read_json
 
 RESUME_HINT = "start over with --overwrite"
 
@@ -36,36 +36,36 @@ def prepare_checkpoint_folder(folder: Path, record: dict[str, Any], resume: bool
         provenance.write_record(stage, record)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def newest_training_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of an unfinished run; an incomplete one lacks the file that is written last."""
     steps = {path: path.name.partition("-")[2] for path in folder.glob("checkpoint-*")}
     checkpoints = sorted((path for path in steps if steps[path].isdecimal()), key=lambda path: -int(steps[path]))
-    return next((path for path in checkpoints if _is_complete(path / "trainer_state.json")), None)
+    return next((path for path in checkpoints if _is_trainer_state_complete(path / "trainer_state.json")), None)
 
 
-def _is_complete(path: Path) -> bool:
+def _is_trainer_state_complete(path: Path) -> bool:
     try:
         state = read_json(path, RESUME_HINT)
     except OsrmError:
         return False
-    return isinstance(state, dict) and _are_numbers(state.get("log_history"))
+    return isinstance(state, dict) and _is_training_log(state.get("log_history"))
 
 
-def _are_numbers(rows: Any) -> bool:
+def _is_training_log(rows: Any) -> bool:
     """Whether rows are what a run logs: numbers by name."""
     return isinstance(rows, list) and all(
         isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values()) for row in rows
     )
 
 
-def check_checkpoint(checkpoint: Path, model: PeftModel) -> None:
+def check_training_checkpoint(checkpoint: Path, model: PeftModel) -> None:
     """Check that a checkpoint holds regular files, and every weight that is trained.
 
     Raises:
         OsrmError: If a file is damaged, or a weight is missing or has another shape.
     """
-    check_folder(checkpoint)
-    stored = {name: each.shape for name, each in list_headers([checkpoint / WEIGHTS_NAME]).items()}
+    check_input_folder(checkpoint)
+    stored = {name: each.shape for name, each in list_safetensors_headers([checkpoint / WEIGHTS_NAME]).items()}
     expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
     if stored != expected:
         odd = min(name for name in stored.keys() | expected.keys() if stored.get(name) != expected.get(name))

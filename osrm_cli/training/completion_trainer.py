@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from osrm_cli.models.batching import collate_batch
-from osrm_cli.models.text.generation import completion_logits, compute_losses, token_losses
+from osrm_cli.models.text.generation import completion_logits, compute_completion_losses, token_losses
 from osrm_cli.tasks.text.metrics import LIKELIHOOD, loss_scores
 from osrm_cli.training.trainer import PenaltyTrainer
 
@@ -50,7 +50,7 @@ class CompletionTrainer(PenaltyTrainer):
         model.eval()
         examples: Any = self.eval_dataset
         with self.compute_loss_context_manager():
-            losses = compute_losses(
+            losses = compute_completion_losses(
                 model,
                 examples,
                 self.processing_class,

@@ -16,13 +16,13 @@ from transformers import (
 )
 
 from osrm_cli.errors import OsrmError, first_line
-from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.batching import tokenize_for_classifier
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.tasks import metrics
-from osrm_cli.tasks.label_sets import label_matrix, sets_from_logits
+from osrm_cli.tasks.label_sets import label_matrix, label_sets_from_logits
 from osrm_cli.tasks.task import Task, TaskSplit
 from osrm_cli.tasks.text.metrics import LOSS_METRICS
-from osrm_cli.training.checkpoints import RESUME_HINT, check_checkpoint
+from osrm_cli.training.checkpoints import RESUME_HINT, check_training_checkpoint
 from osrm_cli.training.completion_trainer import CompletionCollator, CompletionTrainer
 from osrm_cli.training.fast_dropout import use_fast_dropout
 from osrm_cli.training.interference_penalty import InterferencePenalty
@@ -119,7 +119,7 @@ class EncodedTask:
 
 def _encode_with_labels(tokenizer: Any, data: TaskSplit, max_length: int) -> list[Encoding]:
     """Encodings with each example's label, under the name that transformers' collators expect."""
-    encodings = tokenize_examples(tokenizer, data.examples, max_length)
+    encodings = tokenize_for_classifier(tokenizer, data.examples, max_length)
     labels: Sequence[Any] = data.labels
     if data.task.is_multi_label:
         labels = label_matrix(labels, data.task.num_labels).astype(float).tolist()
@@ -167,12 +167,12 @@ def fit_adapter(
         eval_dataset=sorted(encoded_task.dev, key=lambda encoding: -len(encoding["input_ids"])),
         data_collator=CompletionCollator(tokenizer) if is_text else DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_metrics=None if is_text else _make_metrics_function(encoded_task.task),
+        compute_metrics=None if is_text else _make_dev_metrics_function(encoded_task.task),
         callbacks=[monitor],
     )
     trainer.remove_callback(PrinterCallback)
     if checkpoint:
-        check_checkpoint(checkpoint, model)
+        check_training_checkpoint(checkpoint, model)
     if config.checkpointing:
         base: Any = model.get_base_model()
         # Recent transformers deprecate the name that older versions have.
@@ -186,7 +186,7 @@ def fit_adapter(
             if checkpoint is None or monitor.has_stepped or isinstance(error, OsrmError):
                 raise
             raise OsrmError(f"{checkpoint} cannot be resumed: {first_line(error)}", RESUME_HINT) from error
-    return _collect_result(trainer, encoded_task.task, config)
+    return _collect_training_result(trainer, encoded_task.task, config)
 
 
 def _training_arguments(
@@ -221,17 +221,17 @@ def _training_arguments(
     )
 
 
-def _make_metrics_function(task: Task) -> Callable[[Any], dict[str, float]]:
+def _make_dev_metrics_function(task: Task) -> Callable[[Any], dict[str, float]]:
     def score(prediction: Any) -> dict[str, float]:
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        labels = sets_from_logits(prediction.label_ids) if task.is_multi_label else prediction.label_ids
-        scores = metrics.compute_scores(task, metrics.predictions_from_logits(task, logits), labels)
+        labels = label_sets_from_logits(prediction.label_ids) if task.is_multi_label else prediction.label_ids
+        scores = metrics.compute_task_scores(task, metrics.predictions_from_logits(task, logits), labels)
         return {**scores, "headline": metrics.primary_score(task, scores)}
 
     return score
 
 
-def _collect_result(trainer: Trainer, task: Task, config: TrainingConfig) -> TrainingResult:
+def _collect_training_result(trainer: Trainer, task: Task, config: TrainingConfig) -> TrainingResult:
     history = trainer.state.log_history
     losses = [(int(row["step"]), float(row["loss"])) for row in history if "loss" in row]
     score_names = (*(LOSS_METRICS if task.is_text else task.metrics), "headline")
@@ -249,7 +249,7 @@ def _collect_result(trainer: Trainer, task: Task, config: TrainingConfig) -> Tra
     return TrainingResult({name: chosen_epoch[name] for name in score_names}, epochs, losses, chosen_epoch["epoch"])
 
 
-def draw_loss_curve(result: TrainingResult, title: str, path: Path) -> None:
+def draw_training_curves(result: TrainingResult, title: str, path: Path) -> None:
     """Draw the loss curve and the dev score of each epoch as a PNG; equal numbers give equal bytes."""
     from matplotlib.figure import Figure
 

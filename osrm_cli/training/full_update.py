@@ -13,11 +13,11 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import AdapterLayer
-from osrm_cli.adapters.writer import with_ranks
+from osrm_cli.adapters.writer import adapter_config_with_ranks
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.subspaces import complement
+from osrm_cli.linalg.subspaces import orthogonal_complement
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FullStart(Adapter):
         return LowRank(torch.zeros(shape.d_out, shape.rank, dtype=dtype, device=device), A.to(device, dtype))
 
 
-def to_full_start(start: Adapter, others: FeatureSet | None, energy: float) -> FullStart:
+def to_full_training_start(start: Adapter, others: FeatureSet | None, energy: float) -> FullStart:
     """A start for the same layers that trains their whole weights; its own factors are not used.
 
     Args:
@@ -53,18 +53,18 @@ def to_full_start(start: Adapter, others: FeatureSet | None, energy: float) -> F
     for name, layer in start.layers.items():
         if layer.embedding:
             raise OsrmError(f"{start.folder} adapts the embedding {name}, expected linear layers only")
-    free = free_subspaces(start.name, others, energy) if others else None
+    free = find_trainable_subspaces(start.name, others, energy) if others else None
     layers = {
         name: AdapterLayer(layer.d_out, layer.d_in, len(free[name]) if free else layer.d_in, 1.0, embedding=False)
         for name, layer in start.layers.items()
     }
     plain = replace(start.config, lora_alpha=None, use_rslora=False, rank_pattern={}, alpha_pattern={})
-    config = with_ranks(plain, {name: layer.rank for name, layer in layers.items()})
+    config = adapter_config_with_ranks(plain, {name: layer.rank for name, layer in layers.items()})
     given = {name: getattr(start, name) for name in Adapter.__dataclass_fields__}
     return FullStart(**{**given, "config": config, "layers": layers}, free=free)
 
 
-def free_subspaces(task: str, features: FeatureSet, energy: float) -> dict[str, torch.Tensor]:
+def find_trainable_subspaces(task: str, features: FeatureSet, energy: float) -> dict[str, torch.Tensor]:
     """By layer, orthonormal rows ``(r, d_in)``: what is orthogonal to the other tasks' principal subspace.
 
     Args:
@@ -77,7 +77,7 @@ def free_subspaces(task: str, features: FeatureSet, energy: float) -> dict[str, 
     """
     free: dict[str, torch.Tensor] = {}
     for inputs in features.layers(per_token=False):
-        basis = complement(inputs.others(task).spectrum().main_space(energy)).float()
+        basis = orthogonal_complement(inputs.others(task).spectrum().main_space(energy)).float()
         if not len(basis):
             raise OsrmError(
                 f"{inputs.layers[0]}: no direction is free of {energy:.4g} of the other tasks' energy",

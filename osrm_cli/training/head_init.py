@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from osrm_cli.models.heads import compute_representations, find_head_layer, fit_linear_head, missing_class
+from osrm_cli.models.heads import compute_representations, find_head_layer, find_unfittable_head_class, fit_linear_head
 from osrm_cli.tasks.draws import draw_stratified
 from osrm_cli.tasks.label_sets import label_set
 from osrm_cli.tasks.task import Task
@@ -45,8 +45,8 @@ def fit_new_head(
     labels = [example["label"] for example in examples]
     if task.is_multi_label:
         labels = [label_set(index for index, holds in enumerate(flags) if holds) for flags in labels]
-    if (missing := missing_class(task, labels)) is not None:
-        lack = f"class '{missing}' {_describe_lack(task)} training example"
+    if (missing := find_unfittable_head_class(task, labels)) is not None:
+        lack = f"class '{missing}' {_describe_untrainable_class(task)} training example"
         return f"{lack}: the head is initialized randomly instead of fitted"
     inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]
     model.train().to(device)  # with dropout as in training, so that the head is fitted to its noise
@@ -57,5 +57,5 @@ def fit_new_head(
     return None
 
 
-def _describe_lack(task: Task) -> str:
+def _describe_untrainable_class(task: Task) -> str:
     return "holds for every or for no" if task.is_multi_label else "has no"

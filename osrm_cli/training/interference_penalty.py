@@ -12,7 +12,7 @@ from peft.utils.integrations import dequantize_module_weight
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX
-from osrm_cli.features.adapter_match import check_layers
+from osrm_cli.features.adapter_match import check_feature_layers
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.linalg import interference
@@ -25,7 +25,7 @@ _MIN_OWN_ENERGY = 1e-3  # added to the own energy, in units of the base model's:
 
 
 @dataclass(frozen=True)
-class _LayerMoments:
+class _PenaltyMoments:
     """Second moments of some layers' inputs.
 
     Attributes:
@@ -38,7 +38,7 @@ class _LayerMoments:
     counts: Sequence[int]
     unit: torch.Tensor
 
-    def to(self, like: torch.Tensor) -> "_LayerMoments":
+    def to(self, like: torch.Tensor) -> "_PenaltyMoments":
         return replace(self, moments=[moment.to(like) for moment in self.moments], unit=self.unit.to(like))
 
     def times(self, A: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the papers' letter
@@ -48,7 +48,7 @@ class _LayerMoments:
 
 
 @dataclass(frozen=True)
-class _SameShapeLayers:
+class _PenalizedLayers:
     """Adapted layers of one shape, computed together.
 
     Attributes:
@@ -57,17 +57,17 @@ class _SameShapeLayers:
     """
 
     modules: Sequence[Any]
-    inputs: Sequence[_LayerMoments]
+    inputs: Sequence[_PenaltyMoments]
 
-    def to(self, like: torch.Tensor) -> "_SameShapeLayers":
+    def to(self, like: torch.Tensor) -> "_PenalizedLayers":
         return replace(self, inputs=[inputs.to(like) for inputs in self.inputs])
 
     def interference(self) -> torch.Tensor:
         """Relative energy of each layer's update, ``(L,)``."""
-        A, B = (torch.stack(factors) for factors in zip(*map(_lora_factors, self.modules), strict=True))  # noqa: N806
+        A, B = (torch.stack(factors) for factors in zip(*map(_trained_lora_factors, self.modules), strict=True))  # noqa: N806
         with torch.no_grad():
             AC = torch.stack([inputs.times(A) for inputs in self.inputs])  # noqa: N806
-        shares = interference.layer_energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
+        shares = interference.batched_delta_energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
         return shares[0] if len(shares) == 1 else shares[0] / (shares[1] + _MIN_OWN_ENERGY)
 
 
@@ -83,9 +83,9 @@ def open_penalty_features(folder: Path, start: Adapter, base: BaseModelId, unit:
         features.require_task(task, "--penalty-unit own")
         tasks.append(task)
     features = features.only(tasks).select((SECOND_MOMENT, "sketch"), "the interference penalty")
-    provenance.check_same_base_model({start.folder: base, features.paths[0]: features.base})
+    provenance.check_artifacts_share_base({start.folder: base, features.paths[0]: features.base})
     for file in features.files.values():
-        check_layers(start, file, features.tasks)
+        check_feature_layers(start, file, features.tasks)
     return features
 
 
@@ -111,28 +111,28 @@ class InterferencePenalty:
         by_shape: dict[tuple[torch.Size, ...], dict[str, Any]] = {}
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
-                shapes = tuple(weight.shape for weight in _lora_factors(module))
+                shapes = tuple(weight.shape for weight in _trained_lora_factors(module))
                 by_shape.setdefault(shapes, {})[name.removeprefix(PREFIX)] = module
         inputs = [others] if own is None else [others, own]
         self.stacks = [
-            _SameShapeLayers(list(layers.values()), [_layer_moments(layers, moments) for moments in inputs])
+            _PenalizedLayers(list(layers.values()), [_gather_penalty_moments(layers, moments) for moments in inputs])
             for layers in by_shape.values()
         ]
 
     def interference(self) -> torch.Tensor:
         """The mean over the layers, a scalar, differentiable in every A and B."""
-        weight = _lora_factors(self.stacks[0].modules[0])[0]
+        weight = _trained_lora_factors(self.stacks[0].modules[0])[0]
         if self.stacks[0].inputs[0].unit.device != weight.device:  # the trainer has moved the model
             self.stacks = [stack.to(weight) for stack in self.stacks]
         with torch.autocast(str(weight.device.type), enabled=False):
             return torch.cat([stack.interference() for stack in self.stacks]).mean()
 
 
-def _lora_factors(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _trained_lora_factors(module: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return module.lora_A["default"].weight, module.lora_B["default"].weight
 
 
-def _layer_moments(layers: Mapping[str, Any], moments: Mapping[str, SecondMoment]) -> _LayerMoments:
+def _gather_penalty_moments(layers: Mapping[str, Any], moments: Mapping[str, SecondMoment]) -> _PenaltyMoments:
     shared: list[SecondMoment] = []
     counts, unit = [], []
     last = None
@@ -146,7 +146,7 @@ def _layer_moments(layers: Mapping[str, Any], moments: Mapping[str, SecondMoment
             counts.append(0)
         counts[-1] += 1
         unit.append(module.scaling["default"] ** 2 / (shared[-1].base_energy(W) or 1.0))
-    return _LayerMoments(shared, counts, torch.tensor(unit))
+    return _PenaltyMoments(shared, counts, torch.tensor(unit))
 
 
 def penalty_from_features(

@@ -15,11 +15,11 @@ from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.classifier import LoadedModel
-from osrm_cli.models.lora_config import find_adapted_layers, make_lora_config
+from osrm_cli.models.lora_config import find_peft_model_layers, make_lora_config
 from osrm_cli.storage.records import BaseModelId
 
 
-def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -> PeftModel:
+def to_trainable_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -> PeftModel:
     """Attach an initialized adapter to a classifier: its factors and the heads are trained, the rest is frozen.
 
     Args:
@@ -30,7 +30,7 @@ def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -
     Raises:
         OsrmError: If the adapter does not fit the model.
     """
-    _load_heads(classifier, start)
+    _load_start_heads(classifier, start)
     with library_errors(f"{start.folder} has settings that PEFT refuses"):
         config = make_lora_config(start)
     config.modules_to_save = list(classifier.heads)  # PEFT adds its own guesses to the list
@@ -38,12 +38,12 @@ def to_peft_model(classifier: LoadedModel, start: Adapter, freeze: str | None) -
     config.base_model_name_or_path = classifier.model.name_or_path  # PEFT warns about other names
     with library_errors(f"{start.folder} does not fit its base model"):
         model: PeftModel = get_peft_model(classifier.model, config)
-    for name, layer in find_adapted_layers(model, start).items():
-        _set_factors(layer, name, start, freeze)
+    for name, layer in find_peft_model_layers(model, start).items():
+        _load_start_factors(layer, name, start, freeze)
     return model
 
 
-def _load_heads(classifier: LoadedModel, start: Adapter) -> None:
+def _load_start_heads(classifier: LoadedModel, start: Adapter) -> None:
     if whole := [*start.module_tensors(), *start.trained_rows()]:
         raise OsrmError(
             f"{start.folder} holds values of the base model's {whole[0]}, which osrm train cannot go on with",
@@ -56,7 +56,7 @@ def _load_heads(classifier: LoadedModel, start: Adapter) -> None:
         raise OsrmError(f"{start.folder} contains {unexpected[0]}, which its base model does not have")
 
 
-def _set_factors(layer: LoraLayer, name: str, start: Adapter, freeze: str | None) -> None:
+def _load_start_factors(layer: LoraLayer, name: str, start: Adapter, freeze: str | None) -> None:
     if start.layers[name].embedding:
         raise OsrmError(f"{start.folder} adapts the embedding {name}, expected linear layers only")
     factors = start.lora_factors(name)
@@ -77,10 +77,14 @@ def measure_adapter_drift(model: PeftModel, start: Adapter) -> subspaces.Drift:
     """Distance of A from its initialization, up to a rotation of its rows."""
     trained = get_peft_model_state_dict(model)
     starts = {layer: start.lora_factors(layer).A for layer in start.layers}
-    return subspaces.measure_drift(starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts})
+    return subspaces.measure_procrustes_drift(
+        starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts}
+    )
 
 
-def save_adapter(model: PeftModel, start: Adapter, base: BaseModelId, heads: Sequence[str], folder: Path) -> None:
+def save_trained_adapter(
+    model: PeftModel, start: Adapter, base: BaseModelId, heads: Sequence[str], folder: Path
+) -> None:
     """Write the trained adapter with its heads as a plain PEFT folder."""
     state = {name.removeprefix(PREFIX): tensor.cpu() for name, tensor in get_peft_model_state_dict(model).items()}
     updates = {

@@ -16,23 +16,23 @@ from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import resolve_base_model
-from osrm_cli.models.batching import check_vocabulary
+from osrm_cli.models.batching import check_model_vocabulary
 from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
 from osrm_cli.models.devices import pick_device, pick_training_dtype, quantization_settings
 from osrm_cli.models.distributed import process_count, process_rank
-from osrm_cli.models.text.completions import CompletionTokenizer, template_record
+from osrm_cli.models.text.completions import CompletionTokenizer, chat_template_record
 from osrm_cli.models.text.language_model import load_language_model
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.records import BaseModelId
-from osrm_cli.tasks.loading import choose_source, draw_examples, load_split
+from osrm_cli.tasks.loading import choose_task_source, draw_examples, load_split
 from osrm_cli.tasks.task import TaskSplit, resolve_max_length
-from osrm_cli.training.checkpoints import newest_checkpoint, prepare_checkpoint_folder
-from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, draw_loss_curve, fit_adapter
-from osrm_cli.training.full_update import to_full_start
+from osrm_cli.training.checkpoints import newest_training_checkpoint, prepare_checkpoint_folder
+from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, draw_training_curves, fit_adapter
+from osrm_cli.training.full_update import to_full_training_start
 from osrm_cli.training.head_init import fit_new_head
 from osrm_cli.training.interference_penalty import open_penalty_features, penalty_from_features
-from osrm_cli.training.peft_model import measure_adapter_drift, save_adapter, to_peft_model
+from osrm_cli.training.peft_model import measure_adapter_drift, save_trained_adapter, to_trainable_peft_model
 from osrm_cli.training.trainer import DivergenceError, frozen_weights_to_bfloat16
 
 
@@ -182,7 +182,9 @@ def train_adapters(
     if interference_penalty:
         settings |= {"interference_penalty": interference_penalty, "penalty_unit": str(penalty_unit)}
     runs = [
-        _prepare_run(Path(start), Path(out), overwrite, data, model, revision, Path(features), config, settings)
+        _prepare_training_run(
+            Path(start), Path(out), overwrite, data, model, revision, Path(features), config, settings
+        )
         for start in starts
     ]
     for first, second in itertools.combinations(runs, 2):
@@ -194,14 +196,14 @@ def train_adapters(
         trained.warnings.extend(dict.fromkeys(run.train.warnings + run.dev.warnings))
     if not dry_run:
         for run in runs:
-            trained.reports[run.start.name] = _train_one(
+            trained.reports[run.start.name] = _train_one_adapter(
                 run, torch_device, resume, overwrite, progress, trained.warnings
             )
     return trained
 
 
 @dataclass(frozen=True)
-class _Run:
+class _TrainingRun:
     """One adapter to train, with its inputs checked.
 
     Attributes:
@@ -237,7 +239,7 @@ class _Run:
 
     def make_record(self) -> dict[str, Any]:
         """The run's ``osrm.json``."""
-        return provenance.make_record(
+        return provenance.make_artifact_record(
             "train",
             self.settings,
             [self.start.folder, *(self.features.paths if self.features else [])],
@@ -248,7 +250,7 @@ class _Run:
         )
 
 
-def _prepare_run(
+def _prepare_training_run(
     origin: Path,
     out: Path,
     overwrite: bool,
@@ -258,11 +260,11 @@ def _prepare_run(
     features: Path,
     config: TrainingConfig,
     settings: Mapping[str, Any],
-) -> _Run:
+) -> _TrainingRun:
     start = Adapter.open(origin)
     path = out / Path(start.name).name
     atomic.refuse_existing(path, overwrite)
-    source = choose_source(start.name, start.data_source, data, origin) or DEFAULT_DATA
+    source = choose_task_source(start.name, start.data_source, data, origin) or DEFAULT_DATA
     train = load_split(start.name, source, "train")
     if settings["limit"]:
         train = draw_examples(train, settings["limit"], config.seed)
@@ -282,20 +284,20 @@ def _prepare_run(
     reads = "interference_penalty" in settings or "project_energy" in settings
     read = open_penalty_features(features, start, base, unit) if reads else None
     all_settings = {**settings, "max_length": length}
-    return _Run(origin, start, source, train, dev, base_dir, base, config, all_settings, path, read)
+    return _TrainingRun(origin, start, source, train, dev, base_dir, base, config, all_settings, path, read)
 
 
-def _train_one(
-    run: _Run, device: torch.device, resume: bool, overwrite: bool, progress: Progress, warnings: list[str]
+def _train_one_adapter(
+    run: _TrainingRun, device: torch.device, resume: bool, overwrite: bool, progress: Progress, warnings: list[str]
 ) -> dict[str, Any]:
     record, config, freeze = run.make_record(), run.config, run.settings["freeze"]
     is_first = process_rank() == 0  # under a launcher, one process writes
     if run.settings.get("full"):
         others = run.features if "project_energy" in run.settings else None
-        run = replace(run, start=to_full_start(run.start, others, run.settings.get("project_energy", 0)))
+        run = replace(run, start=to_full_training_start(run.start, others, run.settings.get("project_energy", 0)))
     tokenizer = load_tokenizer(run.base_dir)
-    loaded = _load_base(run, tokenizer, device)
-    model = to_peft_model(loaded, run.start, freeze)
+    loaded = _load_base_to_train(run, tokenizer, device)
+    model = to_trainable_peft_model(loaded, run.start, freeze)
     if freeze == "B" and not any(run.start.lora_factors(layer).B.any() for layer in run.start.layers):
         warnings.append(f"{run.origin}: B is zero and stays frozen, so that only the head is trained")
     penalty = None
@@ -303,12 +305,12 @@ def _train_one(
         penalty = penalty_from_features(model, run.features, run.start.name, run.settings)
     if config.bf16:  # the penalty has read the exact weights
         frozen_weights_to_bfloat16(model, device)
-    encoded = _encode_task(run, tokenizer, loaded.model.config.is_encoder_decoder, warnings)
-    check_vocabulary(tokenizer, [*encoded.train, *encoded.dev], model, run.base_dir)
-    record |= {"template": template_record(tokenizer)} if run.train.task.is_text else {}
+    encoded = _encode_training_task(run, tokenizer, loaded.model.config.is_encoder_decoder, warnings)
+    check_model_vocabulary(tokenizer, [*encoded.train, *encoded.dev], model, run.base_dir)
+    record |= {"template": chat_template_record(tokenizer)} if run.train.task.is_text else {}
     if is_first:
         prepare_checkpoint_folder(run.checkpoint_folder, record, resume, overwrite)
-    checkpoint = newest_checkpoint(run.checkpoint_folder) if resume else None
+    checkpoint = newest_training_checkpoint(run.checkpoint_folder) if resume else None
     unfitted = None
     if loaded.heads and run.settings["head"] == "fitted" and not run.start.head_tensors() and not checkpoint:
         unfitted = fit_new_head(model, tokenizer, encoded.task, encoded.train, device, config.bf16, config.seed)
@@ -325,10 +327,10 @@ def _train_one(
         raise
     drift = asdict(measure_adapter_drift(model, run.start))
     if is_first:
-        log = _make_log(run, result, drift) | ({"head": unfitted} if unfitted else {})
+        log = _make_training_log(run, result, drift) | ({"head": unfitted} if unfitted else {})
         with atomic.write_folder(run.path, overwrite) as stage:
-            save_adapter(model, run.start, run.base, loaded.heads, stage)
-            draw_loss_curve(result, run.start.name, stage / "loss.png")
+            save_trained_adapter(model, run.start, run.base, loaded.heads, stage)
+            draw_training_curves(result, run.start.name, stage / "loss.png")
             (stage / "training.json").write_text(provenance.to_json(log), encoding="utf-8")
             provenance.write_record(stage, record)
             provenance.write_digests(stage)
@@ -338,7 +340,7 @@ def _train_one(
     return {"path": str(run.path), "dev": result.scores, "drift": drift, **directions}
 
 
-def _load_base(run: _Run, tokenizer: Any, device: torch.device) -> LoadedModel:
+def _load_base_to_train(run: _TrainingRun, tokenizer: Any, device: torch.device) -> LoadedModel:
     """The base model as the task needs it."""
     task, config = run.train.task, run.config
     if task.is_text:
@@ -348,7 +350,7 @@ def _load_base(run: _Run, tokenizer: Any, device: torch.device) -> LoadedModel:
     return load_classifier(run.base_dir, task.num_labels, tokenizer, torch.float32, config.seed, config.dropout)
 
 
-def _encode_task(run: _Run, tokenizer: Any, encoder_decoder: bool, warnings: list[str]) -> EncodedTask:
+def _encode_training_task(run: _TrainingRun, tokenizer: Any, encoder_decoder: bool, warnings: list[str]) -> EncodedTask:
     length = run.settings["max_length"]
     if not run.train.task.is_text:
         return EncodedTask.of(tokenizer, run.train, run.dev, length)
@@ -358,7 +360,7 @@ def _encode_task(run: _Run, tokenizer: Any, encoder_decoder: bool, warnings: lis
     return encoded
 
 
-def _make_log(run: _Run, result: TrainingResult, drift: Mapping[str, Any]) -> dict[str, Any]:
+def _make_training_log(run: _TrainingRun, result: TrainingResult, drift: Mapping[str, Any]) -> dict[str, Any]:
     """``training.json``: dev scores, drift of A, one row per epoch, and the losses."""
     fields = asdict(result)
     dev = {

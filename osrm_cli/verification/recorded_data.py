@@ -46,35 +46,35 @@ def recorded_data(record: Record, folder: Path) -> Iterator[RecordedData]:
         OsrmError: If a record is incomplete.
     """
     try:
-        yield from _data_of_command(record, folder)
+        yield from _recorded_data_of_command(record, folder)
     except (KeyError, TypeError, AttributeError) as error:
         raise OsrmError(f"the record of its data is incomplete: {error}") from None
 
 
-def _data_of_command(record: Record, folder: Path) -> Iterator[RecordedData]:
+def _recorded_data_of_command(record: Record, folder: Path) -> Iterator[RecordedData]:
     command, settings, data = record.get("command"), record.get("settings") or {}, record.get("data") or {}
     task: str = (record.get("task") or {}).get("name", "")
     if command == "collect" and data["sha256"]:
-        yield _drawn_data(task, data, data["split"], settings["samples"], settings["seed"])
+        yield _recorded_draw(task, data, data["split"], settings["samples"], settings["seed"])
     elif command == "train":
-        yield _drawn_data(task, data, "train", settings["limit"], settings["seed"])
+        yield _recorded_draw(task, data, "train", settings["limit"], settings["seed"])
         dev = read_json(folder / "training.json", "train the adapter again")["dev"]
-        yield _first_examples(task, data["source"], dev["split"], settings["dev_limit"], dev["sha256"])
+        yield _recorded_first_examples(task, data["source"], dev["split"], settings["dev_limit"], dev["sha256"])
     elif command == "merge":
         options = settings["options"]
         for name, row in data.items():
-            yield _drawn_data(name, row, row["split"], options["samples"], options["seed"])
+            yield _recorded_draw(name, row, row["split"], options["samples"], options["seed"])
         calibration = record.get("calibration") or {}
         for name, row in calibration.get("tasks", {}).items():
             if own := record["tasks"][name]:
-                yield _drawn_texts(Task.from_dict(own), row, calibration["settings"]["seed"])
+                yield _recorded_text_draw(Task.from_dict(own), row, calibration["settings"]["seed"])
     elif command == "sweep":
         for name, row in data.items():
             for split, digest in row["sha256"].items():
-                yield _first_examples(name, row["source"], split, settings["limit"], digest)
+                yield _recorded_first_examples(name, row["source"], split, settings["limit"], digest)
 
 
-def _check_types(texts: Sequence[Any], counts: Sequence[Any]) -> None:
+def _check_recorded_types(texts: Sequence[Any], counts: Sequence[Any]) -> None:
     """Check values of a record that data is read by: a digest, a source and a split; numbers of examples and seeds.
 
     Raises:
@@ -88,8 +88,8 @@ def _check_types(texts: Sequence[Any], counts: Sequence[Any]) -> None:
             raise TypeError(f"{value!r} is not a whole number")
 
 
-def _drawn_data(task: str, row: Mapping[str, Any], split: str, samples: int | None, seed: int) -> RecordedData:
-    _check_types([task, row["source"], split, row["sha256"]], [samples or 0, seed])
+def _recorded_draw(task: str, row: Mapping[str, Any], split: str, samples: int | None, seed: int) -> RecordedData:
+    _check_recorded_types([task, row["source"], split, row["sha256"]], [samples or 0, seed])
 
     def load() -> TaskSplit:
         whole = load_split(task, row["source"], split)
@@ -98,13 +98,13 @@ def _drawn_data(task: str, row: Mapping[str, Any], split: str, samples: int | No
     return RecordedData(f"{row['source']}/{task}/{split}", row["sha256"], load)
 
 
-def _first_examples(task: str, source: str, split: str, limit: int | None, digest: str) -> RecordedData:
-    _check_types([task, source, split, digest], [limit or 0])
+def _recorded_first_examples(task: str, source: str, split: str, limit: int | None, digest: str) -> RecordedData:
+    _check_recorded_types([task, source, split, digest], [limit or 0])
     return RecordedData(f"{source}/{task}/{split}", digest, lambda: load_split(task, source, split, limit))
 
 
-def _drawn_texts(task: Task, row: Mapping[str, Any], seed: int) -> RecordedData:
-    _check_types([row["source"], row["split"], row["sha256"]], [row["samples"], seed])
+def _recorded_text_draw(task: Task, row: Mapping[str, Any], seed: int) -> RecordedData:
+    _check_recorded_types([row["source"], row["split"], row["sha256"]], [row["samples"], seed])
 
     def load() -> TaskSplit:
         return draw_examples(load_texts(task, row["source"], row["split"]), row["samples"], seed)

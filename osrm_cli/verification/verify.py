@@ -84,7 +84,7 @@ def verify_artifacts(paths: Sequence[Path | str], *, progress: Progress = no_pro
     for path in map(Path, paths):
         if not path.exists():
             raise OsrmError(f"{path} is missing", "give folders or files that osrm wrote")
-        artifacts = list(_iter_artifacts(path))
+        artifacts = list(_iter_artifacts_to_verify(path))
         if not artifacts:
             raise OsrmError(f"{path} holds no record of osrm", "give folders or files that osrm wrote")
         with progress(f"verify {path}", len(artifacts), "artifacts") as advance:
@@ -94,30 +94,30 @@ def verify_artifacts(paths: Sequence[Path | str], *, progress: Progress = no_pro
     return Verification(verifier.checks)
 
 
-def _iter_artifacts(path: Path) -> Iterator[Path]:
+def _iter_artifacts_to_verify(path: Path) -> Iterator[Path]:
     """Records in a path: a file that carries one, or such files in a folder, or else those in its folders."""
     if not path.is_dir():
-        if path.suffix in (".json", ".safetensors") and _is_record(path):
+        if path.suffix in (".json", ".safetensors") and _is_file_to_verify(path):
             yield path
         return
     files = [path / RECORD_NAME] if (path / RECORD_NAME).exists() else []
-    files += [file for file in sorted(path.glob("[!.]*.json")) if file.name != RECORD_NAME and _is_record(file)]
-    files += [file for file in sorted(path.glob("[!.]*.safetensors")) if _is_record(file)]
+    files += [file for file in sorted(path.glob("[!.]*.json")) if file.name != RECORD_NAME and _is_file_to_verify(file)]
+    files += [file for file in sorted(path.glob("[!.]*.safetensors")) if _is_file_to_verify(file)]
     yield from files
     if not files:
         for folder in sorted(path.glob("[!.]*")):
             if folder.is_dir() and not folder.is_symlink():
-                yield from _iter_artifacts(folder)
+                yield from _iter_artifacts_to_verify(folder)
 
 
-def _is_record(path: Path) -> bool:
+def _is_file_to_verify(path: Path) -> bool:
     try:
-        return "command" in _read_carried_record(path)
+        return "command" in _read_record_to_verify(path)
     except OsrmError:
         return not path.name.startswith(_FOREIGN)  # the error is reported where the record is read
 
 
-def _read_carried_record(path: Path) -> Record:
+def _read_record_to_verify(path: Path) -> Record:
     """The record that a file carries.
 
     Raises:
@@ -160,7 +160,7 @@ class _Verifier:
         is_folder = path.name == RECORD_NAME
         artifact = str(path.parent if is_folder else path)
         try:
-            record = _read_carried_record(path)
+            record = _read_record_to_verify(path)
         except OsrmError as error:
             self.checks.append(Check(artifact, "record", str(path), DIFFERS, str(error)))
             return
@@ -175,12 +175,12 @@ class _Verifier:
                 self._compare_digest(artifact, "data", data.name, data.sha256, data.sha256_now)
         except OsrmError as error:
             self.checks.append(Check(artifact, "record", str(path), DIFFERS, str(error)))
-        for row in _input_rows(record):
+        for row in _list_recorded_inputs(record):
             self._check_input(artifact, row)
 
     def _check_tensors(self, path: Path) -> None:
         try:
-            is_same = safetensors_writer.check_digest(path)
+            is_same = safetensors_writer.check_safetensors_digest(path)
         except OsrmError as error:
             self.checks.append(Check(str(path), "tensors", str(path), DIFFERS, str(error)))
             return
@@ -195,7 +195,7 @@ class _Verifier:
             self.checks.append(Check(artifact, "input", source, MISSING, str(error)))
             return
         self._compare_file(artifact, "input", source, row["sha256"], path)
-        for inner in _iter_artifacts(path):
+        for inner in _iter_artifacts_to_verify(path):
             self.verify(inner)
 
     def _compare_file(self, artifact: str, kind: str, name: str, recorded: str, path: Path) -> None:
@@ -234,7 +234,7 @@ class _Verifier:
         self.checks.append(Check(artifact, kind, name, result, reason))
 
 
-def _input_rows(record: Record) -> list[dict[str, Any]]:
+def _list_recorded_inputs(record: Record) -> list[dict[str, Any]]:
     """Everything that a record names with path and digest, each once."""
     rows = [*record.get("inputs", []), *(record.get("features") or [])]
     adapters = record.get("adapters")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter, align_layers
+from osrm_cli.adapters.adapter import Adapter, align_adapter_layers
 from osrm_cli.adapters.names import align_layer_names
 from osrm_cli.errors import OsrmError
 from tests.factories import save
@@ -57,7 +57,7 @@ def test_an_adapter_of_the_bare_backbone_and_one_of_a_model_with_a_head(root, tm
     plain = Adapter.open(root / "a")
     assert not bare.layers.keys() & plain.layers.keys()
     for pair in ([bare, plain], [plain, bare]):
-        for adapter in align_layers(pair):
+        for adapter in align_adapter_layers(pair):
             assert adapter.layers == plain.layers
             for layer in plain.layers:
                 assert torch.equal(adapter.delta(layer).dense(), plain.delta(layer).dense())

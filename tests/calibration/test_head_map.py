@@ -18,7 +18,7 @@ from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import heads
 from osrm_cli.models.backbone import with_peft_adapter
-from osrm_cli.models.batching import compute_logits, tokenize_examples
+from osrm_cli.models.batching import compute_logits, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.task import Example
 from tests.conftest import WORDS
@@ -45,7 +45,7 @@ class Bed:
         self.folders = [self._save(family, folder / name, seed) for seed, name in enumerate(("single", "merged"))]
         draw = random.Random(0)
         texts = [" ".join(draw.choices(WORDS, k=draw.randint(1, 12))) for _ in range(40)]
-        self.encodings = tokenize_examples(self.tokenizer, [Example((text,), None) for text in texts], 32)
+        self.encodings = tokenize_for_classifier(self.tokenizer, [Example((text,), None) for text in texts], 32)
         self.model = load_classifier(base, 3, self.tokenizer, torch.float32, 0).model
 
     def _save(self, family: str, folder: Path, seed: int) -> Path:

@@ -113,7 +113,7 @@ def test_start_up_imports_nothing_heavy(tmp_path: Path, args: list[str]) -> None
     ("speed", "text"), [(0, "0"), (0.4, "0.4"), (0.0432, "0.043"), (9.87, "9.9"), (12.3, "12"), (12345.6, "12,346")]
 )
 def test_rates(speed: float, text: str) -> None:
-    assert console._format_rate(speed) == text
+    assert console._format_console_rate(speed) == text
 
 
 def test_help_shows_the_pipeline_a_step_a_line(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.calibration.head_map import fit_head_map
 from osrm_cli.models import heads
-from osrm_cli.models.batching import compute_logits, tokenize_examples
+from osrm_cli.models.batching import compute_logits, tokenize_for_classifier
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.storage import records
 from tests.run_cli import ROOT, listing, osrm
@@ -111,8 +111,8 @@ def test_the_written_head_is_the_map_and_then_the_old_head(
     place = tiny_model("bert")
     tokenizer = load_tokenizer(place)
     adapter = Adapter.open(calibrated_project / "adapters" / task)
-    sample = task_data.draw_texts([adapter], None, 128, 0)[0]
-    encodings = tokenize_examples(tokenizer, sample.data.examples, sample.max_length)
+    sample = task_data.draw_adapter_texts([adapter], None, 128, 0)[0]
+    encodings = tokenize_for_classifier(tokenizer, sample.data.examples, sample.max_length)
     rest = (encodings, tokenizer, torch.device("cpu"), 32, lambda _: None)
 
     def peft(folder: str) -> PeftModel:

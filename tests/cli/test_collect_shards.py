@@ -58,7 +58,7 @@ def test_sums_of_shards_are_exact(project_copy: Path) -> None:
     in_shards(project_copy, 3, "--statistic", "second-moment")
     collect(project_copy, "--shard", "1/1", "--statistic", "second-moment", "--out", "whole")
     whole = load_file(project_copy / "whole/mood.shard-1-of-1.safetensors")
-    parts = [load_file(path) for path in shards.find_shards(project_copy / "parts/mood.safetensors")]
+    parts = [load_file(path) for path in shards.find_feature_shards(project_copy / "parts/mood.safetensors")]
     for name, tensor in whole.items():
         total = sum(part[name] for part in parts)
         assert torch.equal(total, tensor) if tensor.dim() == 0 else (total - tensor).norm() <= 1e-14 * tensor.norm()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from osrm_cli.cli.config_file import read_defaults
+from osrm_cli.cli.config_file import read_option_defaults
 from osrm_cli.errors import OsrmError
 from tests.run_cli import osrm
 
@@ -77,14 +77,14 @@ def test_help_works_with_a_damaged_file(tmp_path: Path) -> None:
 
 def test_tables_win_over_shared_keys(tmp_path: Path) -> None:
     path = tmp_path / "osrm.toml"
-    assert read_defaults(SPELLINGS, path) == {}
+    assert read_option_defaults(SPELLINGS, path) == {}
     path.write_text("max-length = 9\n[eval]\nmax-length = 5\nsplit = 'test'\n")
-    assert read_defaults(SPELLINGS, path) == {
+    assert read_option_defaults(SPELLINGS, path) == {
         "train": {"max_length": 9},
         "eval": {"max_length": 5, "split": "test"},
     }
     path.write_text("split = 'test'\n")
-    assert read_defaults(SPELLINGS, path) == {"train": {}, "eval": {"split": "test"}}
+    assert read_option_defaults(SPELLINGS, path) == {"train": {}, "eval": {"split": "test"}}
     path.write_text("[train]\nsplit = 'test'\n")
     with pytest.raises(OsrmError, match="'split' is not an option of osrm train"):
-        read_defaults(SPELLINGS, path)
+        read_option_defaults(SPELLINGS, path)

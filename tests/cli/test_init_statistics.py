@@ -12,13 +12,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.features.loss_gradients import _split_in_halves
+from osrm_cli.features.loss_gradients import _halve_gradient_sample
 from osrm_cli.initialization.objectives.table import OBJECTIVES
 from osrm_cli.models import heads
-from osrm_cli.models.batching import collate_batch, tokenize_examples
+from osrm_cli.models.batching import collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.loading import draw_examples, load_split
-from osrm_cli.training.peft_model import to_peft_model
+from osrm_cli.training.peft_model import to_trainable_peft_model
 from tests.run_cli import osrm
 
 STATISTICS = ("mean", "samples", "second-moment", "sketch:6")
@@ -104,13 +104,13 @@ def _decrease_per_interference(project_copy: Path, start: Path, folder: Path, te
     """``(L(0) - L(step)) / h`` of a step on B along its own gradient whose interference has norm ``h``, small."""
     tokenizer = load_tokenizer(folder)
     data = draw_examples(load_split("mood", text_tasks, "train"), 30, 0)
-    encodings = tokenize_examples(tokenizer, data.examples, 128)
+    encodings = tokenize_for_classifier(tokenizer, data.examples, 128)
     classifier = load_classifier(folder, 2, tokenizer, torch.float32, 0)
-    model = to_peft_model(classifier, Adapter.open(start), None).double().eval()
+    model = to_trainable_peft_model(classifier, Adapter.open(start), None).double().eval()
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_B") and hasattr(m, "base_layer")}
     Bs = [layer.lora_B["default"].weight.requires_grad_() for layer in layers.values()]
     _, head = heads.find_head_layer(model)
-    halves, cpu = _split_in_halves(data), torch.device("cpu")
+    halves, cpu = _halve_gradient_sample(data), torch.device("cpu")
     Z = heads.compute_representations(model, encodings, tokenizer, cpu, 8, lambda _: None).double()
 
     def losses() -> Iterator[torch.Tensor]:

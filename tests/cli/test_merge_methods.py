@@ -8,14 +8,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.linalg.row_stream import RowStream, truncate
+from osrm_cli.linalg.row_stream import RowStream, truncate_rank
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe_file import read_recipe
-from osrm_cli.merging.requirements import used_options
+from osrm_cli.merging.requirements import method_option_names
 from tests.run_cli import osrm
 
 TASKS = ("mood", "pair", "score")
@@ -27,7 +27,7 @@ DENSE = [row for row in METHODS if row.space == "element" and not row.data_stati
 @pytest.mark.parametrize("method", [row for row in METHODS if not row.is_task_aware], ids=lambda row: row.name)
 def test_plain_peft_loads_what_the_method_made(project_copy: Path, method) -> None:
     names = ADAPTERS.get(method.name, TASKS)
-    more = ["--steps", 3] if "steps" in used_options(method) else []
+    more = ["--steps", 3] if "steps" in method_option_names(method) else []
     run = osrm("merge", *(f"adapters/{n}" for n in names), "-m", method.name, *more, "--out", "made", cwd=project_copy)
     assert run.code == 0, run
     base = json.loads((project_copy / "made/adapter_config.json").read_text())["base_model_name_or_path"]
@@ -60,7 +60,7 @@ def test_as_model_holds_what_an_adapter_only_approaches(project_copy: Path, meth
         merges = (merge_layers(plan, NoLayerData(), plan.layers) for plan in (whole, part))
         for exact, near in zip(*merges, strict=True):
             assert isinstance(exact.result, RowStream)
-            best, kept = truncate(exact.result, near.result.rank)
+            best, kept = truncate_rank(exact.result, near.result.rank)
             torch.testing.assert_close(near.result.dense(), best.dense(), atol=1e-9, rtol=1e-6)
             assert near.kept == pytest.approx(kept)
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.formats.components import split_component
-from osrm_cli.adapters.formats.flat_names import flatten_name, unflatten_name
+from osrm_cli.adapters.formats.flat_names import flatten_layer_name, unflatten_layer_name
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.merging.merge import merge_adapters
 from tests.adapters.formats.factories import write_peft
@@ -202,7 +202,7 @@ def test_every_layer_of_known_models_keeps_its_name_in_kohya_s_files():
         names = list(shapes(model, ""))
         assert len(names) > 10
         for name in names:
-            assert unflatten_name(flatten_name(name)) == name
+            assert unflatten_layer_name(flatten_layer_name(name)) == name
 
 
 def tiny_llama(folder):

@@ -4,7 +4,7 @@ import json
 import pytest
 import scipy.stats
 
-from osrm_cli.diagnosis.score_drops import ScoreDrops, correlate, disturbance, read_drops
+from osrm_cli.diagnosis.score_drops import ScoreDrops, correlate_score_drops, predict_disturbance, read_score_drops
 from osrm_cli.errors import OsrmError
 from tests.reporting.factories import scores, sweep
 
@@ -20,7 +20,7 @@ def matrix(columns):
 def found(columns, drops):
     names = NAMES[: len(columns) + 1]
     merge = ScoreDrops("m", list(names), dict(zip(names[1:], drops, strict=True)))
-    return correlate(matrix(columns), [merge])["merges"][0]
+    return correlate_score_drops(matrix(columns), [merge])["merges"][0]
 
 
 def expected(columns, drops):
@@ -54,8 +54,8 @@ def test_nothing_can_be_said(columns, drops):
 
 def test_only_tasks_of_the_merge_disturb():
     values = {"a": {"a": 9, "b": 1, "c": 2}, "b": {"a": 3, "b": 9, "c": 4}, "c": {"a": 5, "b": 6, "c": 9}}
-    assert disturbance(values, ["a", "b", "c"], "a") == 8
-    assert disturbance(values, ["a", "b"], "a") == 3
+    assert predict_disturbance(values, ["a", "b", "c"], "a") == 8
+    assert predict_disturbance(values, ["a", "b"], "a") == 3
 
 
 def test_merges_of_two_are_taken_together():
@@ -65,7 +65,7 @@ def test_merges_of_two_are_taken_together():
         ScoreDrops("ac", ["a", "c"], {"a": 50.0, "c": 20.0}),
         ScoreDrops("bc", ["b", "c"], {"b": 60.0, "c": 40.0}),
     ]
-    row = correlate(values, merges)
+    row = correlate_score_drops(values, merges)
     assert row["merges"] == []
     assert (row["pairs"]["n"], row["pairs"]["rho"], row["pairs"]["p"]) == (6, pytest.approx(1), pytest.approx(2 / 720))
     over_own = expected([3 / 9, 1 / 9, 5 / 9, 2 / 1, 6 / 9, 4 / 1], [30, 10, 50, 20, 60, 40])
@@ -76,7 +76,7 @@ def test_a_sweep_gives_its_best_points_on_test(tmp_path):
     path = sweep(tmp_path / "sweep.json", calibrated=True, tasks=("cola", "qqp"))
     facts = json.loads(path.read_text())
     single = facts["single"]["test"]["tasks"]
-    plain, calibrated = read_drops(path)
+    plain, calibrated = read_score_drops(path)
     assert (plain.name, calibrated.name) == (f"{path}: ties", f"{path}: ties, calibrated")
     for drops, row in zip((plain, calibrated), facts["best"], strict=True):
         merged = facts["points"][row["point"]]["test"]["tasks"]
@@ -89,7 +89,7 @@ def test_a_merge_gives_the_drops_that_are_known(tmp_path):
     facts = json.loads(path.read_text())
     facts["tasks"]["cola"]["single"] = None
     path.write_text(json.dumps(facts))
-    (drops,) = read_drops(path)
+    (drops,) = read_score_drops(path)
     assert (drops.name, drops.tasks) == (str(path), ["cola", "mnli", "qqp", "stsb"])
     known = {task: row["single"] - row["headline"] for task, row in facts["tasks"].items() if task != "cola"}
     assert drops.drops == known
@@ -102,9 +102,9 @@ def test_scores_without_single_adapters_are_refused(tmp_path):
         row["single"] = None
     path.write_text(json.dumps(facts))
     with pytest.raises(OsrmError, match="no task has its single adapter's score"):
-        read_drops(path)
+        read_score_drops(path)
 
 
 def test_scores_of_a_single_adapter_are_refused(tmp_path):
     with pytest.raises(OsrmError, match="has no scores of a merge"):
-        read_drops(scores(tmp_path / "scores.json", method=None))
+        read_score_drops(scores(tmp_path / "scores.json", method=None))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osrm_cli.extraction.energy import energy_by_kind
-from osrm_cli.linalg.row_stream import truncate
+from osrm_cli.linalg.row_stream import truncate_rank
 
 NAMES = [f"t{i}" for i in range(8)]
 ENERGIES = st.dictionaries(st.sampled_from(NAMES), st.floats(0, 1e6), min_size=1)
@@ -36,7 +36,7 @@ def test_a_higher_rank_never_loses_more(rows, columns, seed):
     energies = {"W": float(W.square().sum())}
     lost = []
     for rank in range(1, min(rows, columns) + 1):
-        factors, kept = truncate(W, rank)
+        factors, kept = truncate_rank(W, rank)
         lost.append(energy_by_kind({"W": "linear layers"}, energies, {"W": kept})["linear layers"].lost)
         assert lost[-1] == pytest.approx(float((W - factors.dense()).square().sum()) / energies["W"], abs=1e-9)
     assert lost == sorted(lost, reverse=True)

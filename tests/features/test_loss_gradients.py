@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.loss_gradients import _split_in_halves, compute_loss_gradients
+from osrm_cli.features.loss_gradients import _halve_gradient_sample, compute_loss_gradients
 from osrm_cli.models import heads
-from osrm_cli.models.batching import collate_batch, tokenize_examples
+from osrm_cli.models.batching import collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.target_modules import default_target_modules, find_target_layers, is_conv1d, layer_widths
 from osrm_cli.tasks.loading import draw_examples, load_split
@@ -20,7 +20,7 @@ def made(folder, data, task_name, k=12, names=None):
     drawn = draw_examples(load_split(task_name, data, "train"), k, 0)
     classifier = load_classifier(folder, drawn.task.num_labels, tokenizer, torch.float32, 0)
     layers = find_target_layers(classifier, names or default_target_modules(classifier.model))
-    return classifier.model, layers, drawn, tokenize_examples(tokenizer, drawn.examples, 32), tokenizer
+    return classifier.model, layers, drawn, tokenize_for_classifier(tokenizer, drawn.examples, 32), tokenizer
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "t5", "llama", "gpt2"])
@@ -36,7 +36,7 @@ def test_equals_the_slow_way(tiny_model, text_tasks, family, task):
     model.requires_grad_(True)
     model.config.problem_type = "regression" if data.task.regression else "single_label_classification"
     expected = dict.fromkeys(layers, 0)
-    for fitted, judged in (_split_in_halves(data), _split_in_halves(data)[::-1]):
+    for fitted, judged in (_halve_gradient_sample(data), _halve_gradient_sample(data)[::-1]):
         heads.fit_linear_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
         for i in judged:
             model.zero_grad()
@@ -58,7 +58,7 @@ def test_halves_share_out_every_class():
     data = TaskSplit(
         Task("t", ("text",), ("a", "b"), ("accuracy",)), "train", tuple(Example(("x",), y) for y in labels), "here"
     )
-    first, second = _split_in_halves(data)
+    first, second = _halve_gradient_sample(data)
     assert sorted(first + second) == list(range(8))
     assert abs(len(first) - len(second)) <= 1
     for half in (first, second):
@@ -73,5 +73,5 @@ def test_a_class_that_is_too_rare_is_named(tiny_model, text_tasks):
         "here",
     )
     with pytest.raises(OsrmError, match="5 examples of 't' hold 1 of class 'b'") as caught:
-        _split_in_halves(data)
+        _halve_gradient_sample(data)
     assert caught.value.hint == "take more --samples"

@@ -107,5 +107,5 @@ def test_blocks_that_do_not_fit_fall_back(d, dense):
 
 def test_signs_do_not_depend_on_the_solver():
     A = torch.tensor([[0.1, -3.0, 2.0], [4.0, 0.0, -1.0]])
-    assert torch.equal(eigen.fix_signs(A), torch.tensor([[-0.1, 3.0, -2.0], [4.0, 0.0, -1.0]]))
-    assert torch.equal(eigen.fix_signs(-A), eigen.fix_signs(A))
+    assert torch.equal(eigen.fix_eigenvector_signs(A), torch.tensor([[-0.1, 3.0, -2.0], [4.0, 0.0, -1.0]]))
+    assert torch.equal(eigen.fix_eigenvector_signs(-A), eigen.fix_eigenvector_signs(A))

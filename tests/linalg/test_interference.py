@@ -59,7 +59,7 @@ def test_energies_and_their_gradients_are_a_peft_layer_s():
 
     A, B = (torch.stack(factors) for factors in zip(*layers, strict=True))
     C = torch.stack([torch.stack([rows.T @ rows / len(rows) for rows in kind]) for kind in X])
-    found = interference.layer_energies(A, 7 / RANK * B, (A @ C).detach())
+    found = interference.batched_delta_energies(A, 7 / RANK * B, (A @ C).detach())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
 
     weights = [factor for pair in layers for factor in pair]

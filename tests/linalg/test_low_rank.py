@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, squared_norm, stack
+from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, squared_norm, stack_factors
 
 some = settings(deadline=None, max_examples=25, derandomize=True)
 
@@ -26,14 +26,14 @@ def pairs(draw: st.DrawFn, dtype: torch.dtype = torch.float64) -> list[LowRank]:
 @some
 @given(pairs())
 def test_stack_is_the_sum(updates: list[LowRank]) -> None:
-    total = stack(updates)
+    total = stack_factors(updates)
     assert total.rank == sum(update.rank for update in updates)
     torch.testing.assert_close(total.dense(), sum(update.dense() for update in updates))
 
 
 def test_stack_keeps_the_bits_of_half_precision() -> None:
     B, A = torch.randn(4, 2).bfloat16(), torch.randn(2, 3).bfloat16()
-    total = stack([LowRank(B, A), LowRank(B, A)])
+    total = stack_factors([LowRank(B, A), LowRank(B, A)])
     assert total.B.dtype == torch.float32
     assert torch.equal(total.B[:, :2].bfloat16(), B)
 
@@ -41,7 +41,7 @@ def test_stack_keeps_the_bits_of_half_precision() -> None:
 @some
 @given(pairs())
 def test_core_space_loses_nothing(updates: list[LowRank]) -> None:
-    for core in (core_space(updates), core_space(updates).principal()):
+    for core in (core_space(updates), core_space(updates).in_principal_bases()):
         for Q in (core.Q_B, core.Q_A):
             torch.testing.assert_close(Q.T @ Q, torch.eye(Q.shape[1], dtype=Q.dtype), atol=1e-12, rtol=0)
         for update, M in zip(updates, core.cores, strict=True):
@@ -52,19 +52,19 @@ def test_core_space_loses_nothing(updates: list[LowRank]) -> None:
 def test_principal_core_has_the_size_of_the_joint_rank() -> None:
     one = LowRank(torch.randn(9, 2), torch.randn(2, 7))
     assert core_space([one, one, one.scaled(2)]).cores.shape == (3, 6, 6)
-    assert core_space([one, one, one.scaled(2)]).principal().cores.shape == (3, 2, 2)
+    assert core_space([one, one, one.scaled(2)]).in_principal_bases().cores.shape == (3, 2, 2)
 
 
 @some
 @given(pairs())
 def test_squared_norm(updates: list[LowRank]) -> None:
-    expected = stack(updates).dense().square().sum()
-    assert squared_norm(stack(updates)) == pytest.approx(float(expected), rel=1e-10, abs=1e-20)
+    expected = stack_factors(updates).dense().square().sum()
+    assert squared_norm(stack_factors(updates)) == pytest.approx(float(expected), rel=1e-10, abs=1e-20)
 
 
 def test_squared_norm_survives_cancellation() -> None:
     update = LowRank(torch.randn(50, 3), torch.randn(3, 40))
-    assert squared_norm(stack([update, update.scaled(-1)])) < 1e-24 * squared_norm(update)
+    assert squared_norm(stack_factors([update, update.scaled(-1)])) < 1e-24 * squared_norm(update)
 
 
 def test_squared_norm_needs_no_large_matrix() -> None:
@@ -83,7 +83,7 @@ def test_numerical_rank_counts_against_what_cancelled() -> None:
 @given(pairs(), st.integers(0, 5))
 def test_a_higher_rank_is_filled_with_zeros(updates: list[LowRank], more: int) -> None:
     update = updates[0]
-    padded = update.padded(update.rank + more)
+    padded = update.padded_to_rank(update.rank + more)
     assert padded.rank == len(padded.A) == update.rank + more
     assert not padded.B[:, update.rank :].any()
     assert not padded.A[update.rank :].any()

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.products import as_factors, entrywise_product, kronecker_product
+from osrm_cli.linalg.products import entrywise_product, factor_with_identity, kronecker_product
 
 some = settings(deadline=None, max_examples=40, derandomize=True)
 
@@ -44,6 +44,6 @@ def test_kronecker_product(pair: tuple[LowRank, LowRank]) -> None:
 def test_a_matrix_as_factors() -> None:
     for shape in ((3, 5), (5, 3), (4, 4)):
         W = torch.randn(*shape)
-        factors = as_factors(W)
+        factors = factor_with_identity(W)
         assert factors.rank == min(shape)
         assert torch.equal(factors.dense(), W)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.reduced_rank import reduce_rank
-from osrm_cli.linalg.row_stream import truncate
+from osrm_cli.linalg.row_stream import truncate_rank
 
 some = settings(deadline=None, max_examples=25, derandomize=True)
 
@@ -60,7 +60,7 @@ def test_loses_least_of_what_inputs_see(d_out: int, d_in: int, inner: int, rank:
     W, C = factors(d_out, d_in, inner, seed), moment(d_in, seed + 1)
     found, kept = reduce_rank(W, C, rank)
     loss, whole = seen(W.dense() - found.dense(), C), seen(W.dense(), C)
-    assert loss <= seen(W.dense() - truncate(W, rank)[0].dense(), C) + 1e-9 * whole
+    assert loss <= seen(W.dense() - truncate_rank(W, rank)[0].dense(), C) + 1e-9 * whole
     assert loss == pytest.approx((1 - kept) * whole, abs=1e-8 * whole)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(5):  # no update of that rank nearby is better
@@ -89,7 +89,7 @@ def test_scale_of_the_moment_does_not_matter(rank: int, scale: float, seed: int)
 def test_equal_directions_are_the_frobenius_norm() -> None:
     W = factors(9, 7, 5, seed=3)
     found, kept = reduce_rank(W, 2.5 * torch.eye(7), 3)
-    expected, share = truncate(W, 3)
+    expected, share = truncate_rank(W, 3)
     torch.testing.assert_close(found.dense(), expected.dense())
     assert kept == pytest.approx(share)
 
@@ -108,7 +108,7 @@ def test_energy_is_the_share_that_inputs_see() -> None:
     found, kept = reduce_rank(W, C, energy=0.9)
     assert kept >= 0.9
     assert reduce_rank(W, C, found.rank - 1)[1] < 0.9
-    assert found.rank < truncate(W, energy=0.9)[0].rank
+    assert found.rank < truncate_rank(W, energy=0.9)[0].rank
 
 
 def test_factors_are_balanced_whatever_the_scale() -> None:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from osrm_cli.linalg import row_stream
-from osrm_cli.linalg.low_rank import LowRank, stack
-from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate
+from osrm_cli.linalg.low_rank import LowRank, stack_factors
+from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate_rank
 from tests.linalg.test_low_rank import pairs, some
 
 
@@ -21,8 +21,8 @@ def spectrum(sigma: Tensor, shape: tuple[int, int], seed: int = 0) -> Tensor:
 @some
 @given(pairs(), st.integers(1, 8))
 def test_truncation_of_factors_is_the_best_one(updates: list[LowRank], rank: int) -> None:
-    update = stack(updates)
-    cut, kept = truncate(update, rank=rank)
+    update = stack_factors(updates)
+    cut, kept = truncate_rank(update, rank=rank)
     sigma = torch.linalg.svdvals(update.dense())
     energy, total = sigma[:rank].square().sum(), sigma.square().sum()
     assert cut.rank <= rank
@@ -34,20 +34,20 @@ def test_truncation_of_factors_is_the_best_one(updates: list[LowRank], rank: int
 @some
 @given(pairs(), st.floats(0.05, 1))
 def test_truncation_keeps_the_energy_at_the_smallest_rank(updates: list[LowRank], energy: float) -> None:
-    update = stack(updates)
+    update = stack_factors(updates)
     for form in (update, update.dense()):
-        cut, kept = truncate(form, energy=energy)
+        cut, kept = truncate_rank(form, energy=energy)
         assert kept >= energy - 1e-9
         if cut.rank > 1:
-            assert truncate(form, rank=cut.rank - 1)[1] < energy
+            assert truncate_rank(form, rank=cut.rank - 1)[1] < energy
 
 
 @some
 @given(pairs())
 def test_truncation_without_a_limit_loses_nothing(updates: list[LowRank]) -> None:
-    update = stack(updates)
+    update = stack_factors(updates)
     for form in (update, update.dense()):
-        cut, kept = truncate(form)
+        cut, kept = truncate_rank(form)
         assert kept == pytest.approx(1.0)
         assert cut.rank == max(int(torch.linalg.matrix_rank(update.dense(), rtol=1e-9)), 1)
         torch.testing.assert_close(cut.dense(), update.dense(), atol=1e-10, rtol=0)
@@ -55,19 +55,19 @@ def test_truncation_without_a_limit_loses_nothing(updates: list[LowRank]) -> Non
 
 def test_truncated_factors_are_balanced_and_their_signs_settled() -> None:
     update = LowRank(torch.randn(9, 3, dtype=torch.float64), torch.randn(3, 7, dtype=torch.float64))
-    cut, _ = truncate(update)
+    cut, _ = truncate_rank(update)
     torch.testing.assert_close(cut.B.norm(dim=0), cut.A.norm(dim=1))
     assert (cut.B.gather(0, cut.B.abs().argmax(0, keepdim=True)) > 0).all()
-    other, _ = truncate(LowRank(-update.B.flip(1), -update.A.flip(0)))
+    other, _ = truncate_rank(LowRank(-update.B.flip(1), -update.A.flip(0)))
     torch.testing.assert_close(other.B, cut.B)
-    torch.testing.assert_close(truncate(update.dense())[0].B, cut.B)
+    torch.testing.assert_close(truncate_rank(update.dense())[0].B, cut.B)
 
 
 @pytest.mark.parametrize("shape", [(400, 300), (300, 400)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_subspace_iteration_finds_the_optimum_of_a_falling_spectrum(shape: tuple[int, int], dtype: torch.dtype) -> None:
     sigma = 1 / torch.arange(1, 301, dtype=torch.float64)
-    cut, kept = truncate(spectrum(sigma, shape).to(dtype), rank=10)
+    cut, kept = truncate_rank(spectrum(sigma, shape).to(dtype), rank=10)
     best = float(sigma[:10].square().sum() / sigma.square().sum())
     assert kept == pytest.approx(best, abs=1e-6)  # float32's own rounding
     assert cut.rank == 10
@@ -76,7 +76,7 @@ def test_subspace_iteration_finds_the_optimum_of_a_falling_spectrum(shape: tuple
 def test_a_slow_spectrum_keeps_what_an_exact_decomposition_keeps() -> None:
     sigma = torch.arange(1, 601, dtype=torch.float64) ** -0.5
     W, best = spectrum(sigma, (600, 700)), float(sigma[:16].square().sum() / sigma.square().sum())
-    near, kept = truncate(W, rank=16, tolerance=NEAR)[1], truncate(W, rank=16)[1]
+    near, kept = truncate_rank(W, rank=16, tolerance=NEAR)[1], truncate_rank(W, rank=16)[1]
     assert best - kept < 1e-7
     assert 1e-6 < best - near < NEAR * (1 - best)
 
@@ -84,7 +84,7 @@ def test_a_slow_spectrum_keeps_what_an_exact_decomposition_keeps() -> None:
 @pytest.mark.parametrize("limit", [{"rank": 10}, {"rank": 150}, {"energy": 0.1}, {"energy": 0.9}, {}])
 def test_reported_energy_is_the_energy_kept_even_of_noise(limit: dict[str, float]) -> None:
     W = torch.randn(300, 320, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    cut, kept = truncate(W, **limit)
+    cut, kept = truncate_rank(W, **limit)
     left = float((W - cut.dense()).square().sum() / W.square().sum())
     assert kept == pytest.approx(1 - left, abs=1e-9)
     sigma = torch.linalg.svdvals(W)
@@ -95,20 +95,20 @@ def test_reported_energy_is_the_energy_kept_even_of_noise(limit: dict[str, float
 
 def test_energy_beyond_the_sketch_falls_back_to_the_exact_way() -> None:
     sigma = torch.ones(256, dtype=torch.float64)
-    cut, kept = truncate(spectrum(sigma, (256, 256)), energy=0.75)
+    cut, kept = truncate_rank(spectrum(sigma, (256, 256)), energy=0.75)
     assert cut.rank == 192
     assert kept == pytest.approx(0.75)
 
 
 def test_both_limits_take_the_smaller_rank() -> None:
     W = spectrum(torch.tensor([3.0, 2, 1], dtype=torch.float64), (8, 6))
-    assert truncate(W, rank=2, energy=0.99)[0].rank == 2
-    assert truncate(W, rank=3, energy=0.5)[0].rank == 1
+    assert truncate_rank(W, rank=2, energy=0.99)[0].rank == 2
+    assert truncate_rank(W, rank=3, energy=0.5)[0].rank == 1
 
 
 def test_truncation_is_deterministic() -> None:
     W = torch.randn(300, 300)
-    first, second = truncate(W, rank=8)[0], truncate(W, rank=8)[0]
+    first, second = truncate_rank(W, rank=8)[0], truncate_rank(W, rank=8)[0]
     assert torch.equal(first.B, second.B)
     assert torch.equal(first.A, second.A)
 
@@ -116,10 +116,10 @@ def test_truncation_is_deterministic() -> None:
 @pytest.mark.parametrize("shape", [(400, 3000), (3000, 400)])
 def test_a_stream_is_truncated_without_being_held(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     W = spectrum(0.9 ** torch.arange(300, dtype=torch.float64), shape).float()
-    expected, kept = truncate(W, rank=10)
+    expected, kept = truncate_rank(W, rank=10)
     monkeypatch.setattr(row_stream, "HELD", 0)
     monkeypatch.setattr(RowStream, "dense", None)
-    found, share = truncate(RowStream.of(W), rank=10)
+    found, share = truncate_rank(RowStream.of(W), rank=10)
     assert share == pytest.approx(kept) == pytest.approx(1 - 0.9**20, abs=1e-5)
     torch.testing.assert_close(found.dense(), expected.dense())
 
@@ -129,9 +129,9 @@ def test_a_likeness_spares_a_pass_and_changes_nothing_else(monkeypatch: pytest.M
     likeness = LowRank(torch.randn(1500, 12, generator=draws).double(), torch.randn(12, 1500, generator=draws).double())
     stream = RowStream.of(likeness.dense() + 0.1 * torch.randn(1500, 1500, generator=draws, dtype=torch.float64))
     passes: list[int] = []
-    one_pass = row_stream._pass
-    monkeypatch.setattr(row_stream, "_pass", lambda *given: passes.append(1) or one_pass(*given))
-    alone = truncate(stream, rank=12)[1]
+    one_pass = row_stream._run_krylov_pass
+    monkeypatch.setattr(row_stream, "_run_krylov_pass", lambda *given: passes.append(1) or one_pass(*given))
+    alone = truncate_rank(stream, rank=12)[1]
     without = len(passes)
-    assert truncate(replace(stream, near=likeness), rank=12)[1] == pytest.approx(alone, abs=1e-6)
+    assert truncate_rank(replace(stream, near=likeness), rank=12)[1] == pytest.approx(alone, abs=1e-6)
     assert len(passes) < 2 * without

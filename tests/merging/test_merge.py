@@ -9,7 +9,7 @@ from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merge import merge_adapters
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from tests import factories
 from tests.run_cli import osrm
 
@@ -107,7 +107,7 @@ def test_a_further_step_sees_the_whole_folder_before_it_is_in_place(project_copy
 
 
 def test_layers_that_depend_on_each_other_are_merged_in_their_own_order(project_copy):
-    plan = MergePlan.of(MergeRecipe("task-arith", tuple(map(AdapterEntry, GIVEN))))
+    plan = MergePlan.of(MergeRecipe("task-arith", tuple(map(RecipeEntry, GIVEN))))
     seen = []
 
     class Ordered(NoLayerData):

@@ -7,7 +7,7 @@ import yaml
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from osrm_cli.merging.recipes.recipe_file import read_recipe
 from tests.factories import dense, save
 
@@ -188,7 +188,7 @@ def test_mergekits_dtype_and_base_as_a_model(adapters, tmp_path):
     read = read_recipe(write(tmp_path / "m.yml", yaml.safe_dump(values)))
     assert read == MergeRecipe(
         "dare-ties",
-        (AdapterEntry(str(adapters / "a"), 2.0, "org/bert", is_strict=False),),
+        (RecipeEntry(str(adapters / "a"), 2.0, "org/bert", is_strict=False),),
         {"lambda": 1.0, "density": 0.5, "aggregate": "sum"},
         dtype="bfloat16",
     )

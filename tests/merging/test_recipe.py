@@ -6,7 +6,7 @@ import pytest
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from osrm_cli.merging.recipes.recipe_file import read_recipe
 from tests.factories import save
 
@@ -38,10 +38,10 @@ dtype: bfloat16
     assert read_recipe(path) == MergeRecipe(
         "ties",
         (
-            AdapterEntry("adapters/cola"),
-            AdapterEntry("adapters/mnli", -0.5),
-            AdapterEntry("adapters/rte", (0.0, 1.0, 0.5)),
-            AdapterEntry("adapters/sst2", {"query": 0.7, "value": (0.0, 1.0)}),
+            RecipeEntry("adapters/cola"),
+            RecipeEntry("adapters/mnli", -0.5),
+            RecipeEntry("adapters/rte", (0.0, 1.0, 0.5)),
+            RecipeEntry("adapters/sst2", {"query": 0.7, "value": (0.0, 1.0)}),
         ),
         {"lambda": 0.3, "density": 0.4},
         "somewhere",
@@ -51,7 +51,7 @@ dtype: bfloat16
 
 
 def test_written_recipes_read_back(tmp_path):
-    entries = (AdapterEntry("a", (0.5, 1.0)), AdapterEntry("b", {"query": (1.0, 2.0), ".*": 0.1}))
+    entries = (RecipeEntry("a", (0.5, 1.0)), RecipeEntry("b", {"query": (1.0, 2.0), ".*": 0.1}))
     asked = MergeRecipe("dare", entries, {"lambda": 0.3, "seed": 3}, "features", "model", "float16")
     asked.write(tmp_path)
     assert read_recipe(tmp_path / "merge.yaml") == asked
@@ -75,7 +75,7 @@ def test_written_recipes_read_back(tmp_path):
     ],
 )
 def test_weight_of_a_layer(weight, layer, depth, expected):
-    assert AdapterEntry("a", weight).weight_of(layer, depth) == pytest.approx(expected)
+    assert RecipeEntry("a", weight).weight_of(layer, depth) == pytest.approx(expected)
 
 
 REFUSED = {
@@ -140,7 +140,7 @@ def test_what_is_not_understood_is_refused(tmp_path, text, message):
 def test_a_pattern_that_matches_nothing_is_refused(tmp_path):
     save(tmp_path / "a", "bert", 1)
     with pytest.raises(OsrmError, match="for 'nowhere' matches no layer"):
-        MergePlan.of(MergeRecipe("task-arith", (AdapterEntry(str(tmp_path / "a"), {"nowhere": 2.0}),)))
+        MergePlan.of(MergeRecipe("task-arith", (RecipeEntry(str(tmp_path / "a"), {"nowhere": 2.0}),)))
 
 
 OPTIONS = {

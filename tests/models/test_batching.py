@@ -14,7 +14,7 @@ from osrm_cli.models.batching import (
     TOKENIZER_CHUNK,
     collate_batch,
     group_by_length,
-    tokenize_examples,
+    tokenize_for_classifier,
 )
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.tasks.task import Example
@@ -46,16 +46,16 @@ def ids(text):
 
 
 def test_one_text():
-    found = tokenize_examples(make_tokenizer(), [Example(("a b",), 0), Example(("c",), 1), Example(("",), 0)], 10)
+    found = tokenize_for_classifier(make_tokenizer(), [Example(("a b",), 0), Example(("c",), 1), Example(("",), 0)], 10)
     first = {key: values.tolist() for key, values in found[0].items()}
     assert first == {"input_ids": [CLS, *ids("a b"), SEP], "token_type_ids": [0] * 4, "attention_mask": [1] * 4}
     assert [encoding["input_ids"].tolist() for encoding in found[1:]] == [[CLS, *ids("c"), SEP], [CLS, SEP]]
-    assert tokenize_examples(make_tokenizer(), [], 10) == []
+    assert tokenize_for_classifier(make_tokenizer(), [], 10) == []
 
 
 def test_more_examples_than_one_call_takes():
     texts = list(itertools.islice(itertools.product(WORDS[4:], repeat=4), TOKENIZER_CHUNK + 10))
-    found = tokenize_examples(make_tokenizer(), [Example((" ".join(words),), 0) for words in texts], 10)
+    found = tokenize_for_classifier(make_tokenizer(), [Example((" ".join(words),), 0) for words in texts], 10)
     assert [encoding["input_ids"].tolist() for encoding in found] == [
         [CLS, *map(WORDS.index, words), SEP] for words in texts
     ]
@@ -63,7 +63,7 @@ def test_more_examples_than_one_call_takes():
 
 
 def test_a_pair_is_cut_at_its_longer_end():
-    found = tokenize_examples(make_tokenizer(), [Example(("a b c d e", "d"), 0), Example(("a", "b"), 0)], 7)
+    found = tokenize_for_classifier(make_tokenizer(), [Example(("a b c d e", "d"), 0), Example(("a", "b"), 0)], 7)
     assert found[0]["input_ids"].tolist() == [CLS, *ids("a b c"), SEP, *ids("d"), SEP]
     assert found[0]["token_type_ids"].tolist() == [0, 0, 0, 0, 0, 1, 1]
     assert found[1]["input_ids"].tolist() == [CLS, *ids("a"), SEP, *ids("b"), SEP]
@@ -71,14 +71,16 @@ def test_a_pair_is_cut_at_its_longer_end():
 
 def test_only_what_the_tokenizer_makes():
     tokenizer = make_tokenizer(model_input_names=["input_ids", "attention_mask"])
-    assert tokenize_examples(tokenizer, [Example(("a",), 0)], 10)[0].keys() == {"input_ids", "attention_mask"}
+    assert tokenize_for_classifier(tokenizer, [Example(("a",), 0)], 10)[0].keys() == {"input_ids", "attention_mask"}
 
 
 @pytest.mark.parametrize(("texts", "special"), [(("a",), 2), (("a", "b"), 3)])
 def test_no_room_for_text(texts, special):
     with pytest.raises(OsrmError, match=f"a length of {special} tokens is too short"):
-        tokenize_examples(make_tokenizer(), [Example(texts, 0)], special)
-    assert len(tokenize_examples(make_tokenizer(), [Example(texts, 0)], special + 1)[0]["input_ids"]) == special + 1
+        tokenize_for_classifier(make_tokenizer(), [Example(texts, 0)], special)
+    assert (
+        len(tokenize_for_classifier(make_tokenizer(), [Example(texts, 0)], special + 1)[0]["input_ids"]) == special + 1
+    )
 
 
 @settings(deadline=None, max_examples=200)
@@ -114,7 +116,7 @@ def test_equal_lengths_keep_their_order():
 def test_padding_is_on_the_right(side):
     tokenizer = make_tokenizer(side)
     tokenizer._pad_token_type_id = 3  # as XLNet's tokenizer sets it
-    encodings = tokenize_examples(tokenizer, [Example(("a", "b c"), 0), Example(("d", "e"), 0)], 10)
+    encodings = tokenize_for_classifier(tokenizer, [Example(("a", "b c"), 0), Example(("d", "e"), 0)], 10)
     batch = collate_batch(encodings, tokenizer, CPU)
     assert batch["input_ids"].tolist() == [
         [CLS, *ids("a"), SEP, *ids("b c"), SEP],
@@ -127,7 +129,7 @@ def test_padding_is_on_the_right(side):
 
 def test_pad_to():
     tokenizer = make_tokenizer()
-    encodings = tokenize_examples(tokenizer, [Example(("a b c",), 0)], 10)
+    encodings = tokenize_for_classifier(tokenizer, [Example(("a b c",), 0)], 10)
     assert collate_batch(encodings, tokenizer, CPU, pad_to=8)["input_ids"].tolist() == [
         [CLS, *ids("a b c"), SEP, PAD, PAD, PAD]
     ]
@@ -136,7 +138,7 @@ def test_pad_to():
 
 def test_no_padding_token():
     tokenizer = make_tokenizer(pad_token=None)
-    encodings = tokenize_examples(tokenizer, [Example(("a b",), 0), Example(("c d",), 0), Example(("e",), 0)], 10)
+    encodings = tokenize_for_classifier(tokenizer, [Example(("a b",), 0), Example(("c d",), 0), Example(("e",), 0)], 10)
     assert collate_batch(encodings[:2], tokenizer, CPU)["input_ids"].shape == (2, 4), "none is needed here"
     with pytest.raises(OsrmError, match="has no padding token"):
         collate_batch(encodings, tokenizer, CPU)
@@ -152,7 +154,7 @@ def test_a_model_sees_the_same_text_in_any_batch(side, batch_size):
     model = BertModel(config).eval()
     tokenizer = make_tokenizer(side)
     examples = [Example((text,), 0) for text in ("a", "b c d e a b", "c d", "e e e", "d")]
-    encodings = tokenize_examples(tokenizer, examples, 16)
+    encodings = tokenize_for_classifier(tokenizer, examples, 16)
     alone = [model(**{k: torch.from_numpy(v)[None] for k, v in e.items()}).last_hidden_state[0] for e in encodings]
     for plan in group_by_length([len(e["input_ids"]) for e in encodings], batch_size):
         hidden = model(**collate_batch([encodings[i] for i in plan], tokenizer, CPU)).last_hidden_state
@@ -162,6 +164,6 @@ def test_a_model_sees_the_same_text_in_any_batch(side, batch_size):
 
 def test_an_empty_text_is_read_as_the_end_token(tiny_model):
     tokenizer = load_tokenizer(tiny_model("gpt2"))  # adds nothing of its own
-    encodings = tokenize_examples(tokenizer, [Example(("",), 0), Example(("w1 w2",), 0)], 8)
+    encodings = tokenize_for_classifier(tokenizer, [Example(("",), 0), Example(("w1 w2",), 0)], 8)
     assert encodings[0]["input_ids"] == [tokenizer.eos_token_id]
     assert collate_batch(encodings, tokenizer, CPU)["attention_mask"].tolist() == [[1, 0], [1, 1]]

@@ -137,7 +137,7 @@ def test_record_of_a_hub_model_brings_its_revision(tiny_model: Tiny, monkeypatch
         asked.append((name, revision))
         return tiny_model("bert")
 
-    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(hub, "fetch_snapshot", fetch)
     recorded = BaseModelId("someone/tiny", "c0ffee", identify_base_model(str(tiny_model("bert"))).sha256)
     resolve_base_model(Path("start"), recorded, None, None, None)
     assert set(asked) == {("someone/tiny", "c0ffee")}

@@ -18,5 +18,5 @@ def test_devices_and_types() -> None:
 
 
 def test_rules_leave_a_device_without_float64() -> None:
-    found = [devices.with_float64(torch.device(name)) for name in ("cpu", "cuda", "mps")]
+    found = [devices.device_with_float64(torch.device(name)) for name in ("cpu", "cuda", "mps")]
     assert [device.type for device in found] == ["cpu", "cuda", "cpu"]

@@ -9,11 +9,11 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
-from osrm_cli.features.collector import InputStatistics, describe_layers
+from osrm_cli.features.collector import InputStatistics, describe_feature_layers
 from osrm_cli.features.statistics.table import find_statistic
-from osrm_cli.models.batching import collate_batch, tokenize_examples
+from osrm_cli.models.batching import collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.models.layer_inputs import find_shared_inputs, record_inputs
+from osrm_cli.models.layer_inputs import find_shared_layer_inputs, record_layer_inputs
 from osrm_cli.models.target_modules import default_target_modules, find_target_layers
 from osrm_cli.tasks.task import Example
 from tests.conftest import FAMILIES, WORDS
@@ -44,7 +44,7 @@ class Subject:
         self.classifier = load_classifier(folder, 2, self.tokenizer, torch.float32, 0)
         self.model = self.classifier.model
         self.layers = find_target_layers(self.classifier, names or default_target_modules(self.model))
-        self.encodings = tokenize_examples(self.tokenizer, EXAMPLES, LENGTH)
+        self.encodings = tokenize_for_classifier(self.tokenizer, EXAMPLES, LENGTH)
 
     def collect(self, kind: str, batch_size: int = 4, order: list[int] | None = None, padded: bool = False) -> Any:
         total = InputStatistics(self.model, self.layers, [find_statistic(kind).load()], padded)
@@ -98,11 +98,11 @@ def check(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def layers_of(total: Any) -> dict[str, dict[str, Any]]:
-    return describe_layers(total.targets, total.inputs)
+    return describe_feature_layers(total.targets, total.inputs)
 
 
 def finalized(sums: Any, kinds: list[str]) -> dict[str, torch.Tensor]:
-    return dict(shards.finalized_tensors(sums, kinds))
+    return dict(shards.finalized_statistics(sums, kinds))
 
 
 def entry(total: Any, kind: str, layer: str) -> torch.Tensor:
@@ -235,9 +235,9 @@ def test_layer_that_runs_twice_is_seen_twice() -> None:
     model: Any = Twice()
     batch = {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": torch.ones(1, 3)}
     found: list[torch.Tensor] = []
-    inputs = find_shared_inputs(model, {"block": model.block}, batch)
+    inputs = find_shared_layer_inputs(model, {"block": model.block}, batch)
     assert inputs.calls == {"block": 3}
-    record_inputs(model, {"block": model.block}, inputs, batch, lambda name, x, mask: found.append(x))
+    record_layer_inputs(model, {"block": model.block}, inputs, batch, lambda name, x, mask: found.append(x))
     assert len(found) == 3
     torch.testing.assert_close(found[2], model.block(found[1].clone()).tanh())
 

@@ -12,7 +12,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.collect import collect_features
 from osrm_cli.models import offload
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.models.offload import OffloadedModel, group_passes, offload_settings
+from osrm_cli.models.offload import OffloadedModel, group_offloaded_batches, offload_settings
 from osrm_cli.models.text.language_model import load_language_model
 
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def test_several_groups_give_the_same_bytes(
 
 def test_groups_are_bounded_in_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offload, "_GROUP_TOKENS", 10)
-    assert group_passes([[0], [1], [2], [3]], [20, 6, 4, 1]) == [[[0]], [[1], [2]], [[3]]]
+    assert group_offloaded_batches([[0], [1], [2], [3]], [20, 6, 4, 1]) == [[[0]], [[1], [2]], [[3]]]
 
 
 def open_offloaded(folder: Path) -> tuple[Any, OffloadedModel]:

@@ -126,7 +126,7 @@ def test_cache_folder(
         monkeypatch.delenv(name, raising=False)
     for name, value in {"HOME": str(tmp_path), **variables}.items():
         monkeypatch.setenv(name, value)
-    assert smollm2.cache_folder() == Path(expected.format(home=tmp_path))
+    assert smollm2.model_cache_folder() == Path(expected.format(home=tmp_path))
 
 
 # What a tiny model becomes

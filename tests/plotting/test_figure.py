@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from osrm_cli.plotting import figure
-from osrm_cli.plotting.figure import Panel, Plot, line_style, render_png, render_svgs, render_wide_svg
+from osrm_cli.plotting.figure import Panel, Plot, plot_line_style, render_png, render_svgs, render_wide_svg
 from osrm_cli.plotting.heatmap import draw_heatmap
 
 NAMES = [f"an arm with the long name {place}, penalty 3, fresh head" for place in range(5)]
@@ -30,7 +30,7 @@ def rows_plot(panels: int) -> Plot:
 
 
 def curve_plot(panels: int) -> Plot:
-    legend = [(name, line_style(place)) for place, name in enumerate(NAMES)]
+    legend = [(name, plot_line_style(place)) for place, name in enumerate(NAMES)]
     return Plot("lambda", "Lambda", "", [Panel(f"{LONG} {n}", draw) for n in range(panels)], legend)
 
 
@@ -45,7 +45,7 @@ PLOTS = [*map(rows_plot, (1, 2, 3, 4, 6)), *map(curve_plot, (1, 2, 4, 5)), heat_
 
 @pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: f"{plot.name}-{len(plot.panels)}")
 def test_no_text_is_cut_off_and_none_runs_into_another(plot: Plot) -> None:
-    drawn = figure._draw_panels(plot, plot.panels, figure._count_columns(len(plot.panels)), plot.legend)
+    drawn = figure._draw_figure_panels(plot, plot.panels, figure._count_panel_columns(len(plot.panels)), plot.legend)
     canvas = FigureCanvasAgg(drawn)
     canvas.draw()
     shared = [part for part in (drawn._supxlabel, *drawn.legends) if part]
@@ -78,6 +78,6 @@ def test_the_same_plot_has_the_same_bytes() -> None:
 
 
 def test_arms_look_different() -> None:
-    styles = {tuple(line_style(place).items()) for place in range(32)}
+    styles = {tuple(plot_line_style(place).items()) for place in range(32)}
     assert len(styles) == 32
-    assert tuple(line_style(0, baseline=True).items()) not in styles
+    assert tuple(plot_line_style(0, baseline=True).items()) not in styles

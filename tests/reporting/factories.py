@@ -42,7 +42,7 @@ def scored(skill: float, seed: int, tasks: tuple[str, ...], predictions: bool) -
     found = {task: answers(task, skill, seed) for task in tasks}
     rows = {}
     for task, given in found.items():
-        named = metrics.compute_scores(TASKS[task], given, labels(task))
+        named = metrics.compute_task_scores(TASKS[task], given, labels(task))
         headline = metrics.primary_score(TASKS[task], named)
         rows[task] = {"headline": headline, "metrics": named, "examples": EXAMPLES}
     facts = {"tasks": rows, "average": sum(row["headline"] for row in rows.values()) / len(rows)}

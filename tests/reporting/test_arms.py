@@ -7,7 +7,7 @@ import pytest
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.score_files import AdapterRecord, ScoreFile
-from osrm_cli.reporting.arms import find_baseline, group_arms, make_arm, read_settings
+from osrm_cli.reporting.arms import find_baseline_arm, group_arms, make_arm, read_arm_settings
 from tests.reporting.factories import adapters
 
 START = ("objective", "statistic", "rank", "alpha", "a_scale", "eps", "examples")
@@ -189,19 +189,19 @@ def test_a_repair_is_told() -> None:
 def test_the_baseline_is_found_by_name_then_by_objective() -> None:
     found = group_arms([file("a", objective="osrm"), file("b", rank=16), file("c"), file("d", objective="gevd")]).arms
     names = [arm.label for arm in found]
-    assert names[find_baseline(found, None) or 0] == "kaiming"
-    assert names[find_baseline(found, "kaiming, rank 16") or 0] == "kaiming, rank 16"
-    assert names[find_baseline(found, "osrm") or 0] == "osrm"
+    assert names[find_baseline_arm(found, None) or 0] == "kaiming"
+    assert names[find_baseline_arm(found, "kaiming, rank 16") or 0] == "kaiming, rank 16"
+    assert names[find_baseline_arm(found, "osrm") or 0] == "osrm"
     with pytest.raises(OsrmError, match="no arm 'eva'") as error:
-        find_baseline(found, "eva")
+        find_baseline_arm(found, "eva")
     assert "kaiming; kaiming, rank 16; osrm; gevd" in (error.value.hint or "")
-    assert find_baseline([make_arm("osrm", {"cola": {"objective": "osrm"}})], None) is None
+    assert find_baseline_arm([make_arm("osrm", {"cola": {"objective": "osrm"}})], None) is None
 
 
 def test_adapters_that_do_not_tell_their_head_had_a_fresh_one() -> None:
     started = AdapterRecord("", start={"objective": "osrm"}, train={"lr": 1})
     told = AdapterRecord("", start={"objective": "osrm"}, train={"lr": 1, "head": "fresh"})
-    assert read_settings(started) == read_settings(told) == {"objective": "osrm", "lr": 1, "head": "fresh"}
+    assert read_arm_settings(started) == read_arm_settings(told) == {"objective": "osrm", "lr": 1, "head": "fresh"}
 
 
 def named(arm: str | None, *args: Any, **settings: Any) -> ScoreFile:
@@ -214,7 +214,7 @@ def test_named_arms_come_first_in_the_order_of_their_names() -> None:
     assert [arm.label for arm in table.arms] == ["plain", "ours", "osrm"]
     assert table.arm_of == {"a": 1, "b": 0, "c": 2}
     assert [arm.objective for arm in table.arms] == ["kaiming", "gevd", "osrm"]
-    assert find_baseline(table.arms, None) == 0
+    assert find_baseline_arm(table.arms, None) == 0
 
 
 def test_a_name_keeps_apart_what_is_made_alike_and_together_what_is_not() -> None:

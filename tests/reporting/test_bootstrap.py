@@ -159,7 +159,7 @@ def by_hand(names: tuple[str, ...], counts: np.ndarray, predictions: np.ndarray,
     """The metrics of ``osrm eval`` on the drawn examples, one after the other."""
     drawn = np.repeat(np.arange(len(labels)), counts.astype(int))
     task = Task("t", ("text",), None if names[0] in metrics.REGRESSION_METRICS else tuple(range(k)), names)
-    return metrics.primary_score(task, metrics.compute_scores(task, predictions[drawn], labels[drawn]))
+    return metrics.primary_score(task, metrics.compute_task_scores(task, predictions[drawn], labels[drawn]))
 
 
 @pytest.mark.parametrize("names", CLASSES, ids="+".join)
@@ -168,8 +168,8 @@ def by_hand(names: tuple[str, ...], counts: np.ndarray, predictions: np.ndarray,
 def test_classes(names: tuple[str, ...], seed: int, examples: int, classes: int) -> None:
     draw = np.random.default_rng(seed)
     labels, predictions = draw.integers(0, classes, (2, examples))
-    counts = next(bootstrap.draw_counts(draw, examples, 6))
-    found = bootstrap.Resamples(counts, labels, classes).headlines(names, predictions)
+    counts = next(bootstrap.draw_resample_counts(draw, examples, 6))
+    found = bootstrap.BootstrapResamples(counts, labels, classes).headlines(names, predictions)
     wanted = [by_hand(names, row, predictions, labels, classes) for row in counts]
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
@@ -180,20 +180,20 @@ def test_classes(names: tuple[str, ...], seed: int, examples: int, classes: int)
 def test_scores(names: tuple[str, ...], seed: int, examples: int, levels: int) -> None:
     draw = np.random.default_rng(seed)
     labels, predictions = draw.integers(0, levels, (2, examples)) / 7
-    counts = next(bootstrap.draw_counts(draw, examples, 6))
-    found = bootstrap.Resamples(counts, labels).headlines(names, predictions)
+    counts = next(bootstrap.draw_resample_counts(draw, examples, 6))
+    found = bootstrap.BootstrapResamples(counts, labels).headlines(names, predictions)
     wanted = [by_hand(names, row, predictions, labels, 2) for row in counts]
     np.testing.assert_allclose(found, wanted, atol=1e-9)
 
 
 def test_draws_come_in_parts_of_whole_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "_ENTRIES", 100)
-    parts = list(bootstrap.draw_counts(np.random.default_rng(0), 30, 7))
+    parts = list(bootstrap.draw_resample_counts(np.random.default_rng(0), 30, 7))
     assert [len(part) for part in parts] == [3, 3, 1]
     assert all((part.sum(1) == 30).all() for part in parts)
 
 
 def test_every_example_is_drawn_equally_often() -> None:
-    (counts,) = bootstrap.draw_counts(np.random.default_rng(0), 50, 4000)
+    (counts,) = bootstrap.draw_resample_counts(np.random.default_rng(0), 50, 4000)
     np.testing.assert_allclose(counts.mean(0), 1, atol=5 / 4000**0.5)
     np.testing.assert_allclose(counts.var(0), 1 - 1 / 50, atol=0.15)

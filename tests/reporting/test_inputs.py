@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.reporting.inputs import read_inputs
+from osrm_cli.reporting.inputs import read_report_inputs
 from osrm_cli.reporting.results_table import read_results_table
-from osrm_cli.reporting.write import write_report, write_table
+from osrm_cli.reporting.write import write_report, write_report_table
 from tests.reporting.factories import TASKS, scores, sweep
 from tests.run_cli import listing, osrm
 
@@ -29,15 +29,15 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_a_table_holds_what_the_files_hold(results: Path) -> None:
-    given = read_inputs([results])
+    given = read_report_inputs([results])
     table = results / "results.parquet"
-    assert write_table([results], table).files == len(given.files) == 5
-    again = read_inputs([table])
+    assert write_report_table([results], table).files == len(given.files) == 5
+    again = read_report_inputs([table])
     assert again.files == given.files
     assert list(again.diagnoses) == ["diagnosis.json"]
     assert again.diagnoses["diagnosis.json"]["sha256"] == given.diagnoses["diagnosis.json"]["sha256"]
     first = table.read_bytes()
-    write_table([table], table, overwrite=True)
+    write_report_table([table], table, overwrite=True)
     assert table.read_bytes() == first
 
 
@@ -47,13 +47,13 @@ def test_a_table_takes_no_second_truth(results: Path, tmp_path: Path) -> None:
     record["labels"]["test"]["cola"].reverse()
     path.write_text(json.dumps(record))
     with pytest.raises(OsrmError, match=r"sweeps/plain/1/sweep\.json has other labels of 'cola'"):
-        write_table([results], tmp_path / "t.parquet")
+        write_report_table([results], tmp_path / "t.parquet")
     assert not (tmp_path / "t.parquet").exists()
 
 
 def test_a_report_from_a_table_is_the_report_from_the_files(results: Path, tmp_path: Path) -> None:
     sweeps = results / "sweeps"
-    write_table([sweeps, results / "diagnosis.json"], tmp_path / "all.parquet")
+    write_report_table([sweeps, results / "diagnosis.json"], tmp_path / "all.parquet")
     for name, given in (("files", [sweeps, results / "diagnosis.json"]), ("table", [tmp_path / "all.parquet"])):
         write_report(given, resamples=100, out=tmp_path / name)
     names = listing(tmp_path / "files")
@@ -65,8 +65,8 @@ def test_a_report_from_a_table_is_the_report_from_the_files(results: Path, tmp_p
 
 def test_a_table_keeps_the_names_of_arms(results: Path, tmp_path: Path) -> None:
     arms = [("with OSRM", str(results / "sweeps/ours")), ("without", str(results / "sweeps/pl*"))]
-    write_table([], tmp_path / "t.parquet", arms=arms)
-    given = read_inputs([tmp_path / "t.parquet"])
+    write_report_table([], tmp_path / "t.parquet", arms=arms)
+    given = read_report_inputs([tmp_path / "t.parquet"])
     assert [(file.name, file.arm) for file in given.files] == [
         ("ours/0/sweep.json", "with OSRM"),
         ("ours/1/sweep.json", "with OSRM"),
@@ -75,7 +75,7 @@ def test_a_table_keeps_the_names_of_arms(results: Path, tmp_path: Path) -> None:
     ]
     result = write_report([tmp_path / "t.parquet"], baseline="without", resamples=100, out=tmp_path / "r", dry_run=True)
     assert result.arms == ("with OSRM", "without")
-    renamed = read_inputs([tmp_path / "t.parquet"], [("other", "ours")])
+    renamed = read_report_inputs([tmp_path / "t.parquet"], [("other", "ours")])
     assert [file.arm for file in renamed.files] == ["other", "other", "without", "without"]
 
 
@@ -85,10 +85,10 @@ def test_only_some_files_are_used(results: Path) -> None:
         (["sweeps/*/0"], ["ours/0/sweep.json", "plain/0/sweep.json"]),
         (["merged/", "*/ours/1"], ["merged/scores.json", "sweeps/ours/1/sweep.json"]),
     ):
-        assert [file.name for file in read_inputs([results], only=patterns).files] == names
-    assert list(read_inputs([results], only=["merged", "diagnosis*"]).diagnoses) == ["diagnosis.json"]
+        assert [file.name for file in read_report_inputs([results], only=patterns).files] == names
+    assert list(read_report_inputs([results], only=["merged", "diagnosis*"]).diagnoses) == ["diagnosis.json"]
     with pytest.raises(OsrmError, match="no file of scores fits 'swept'") as error:
-        read_inputs([results], only=["sweeps", "swept"])
+        read_report_inputs([results], only=["sweeps", "swept"])
     assert error.value.hint is not None
     assert error.value.hint.startswith("they are called: diagnosis.json, merged/scores.json, ")
 
@@ -96,9 +96,9 @@ def test_only_some_files_are_used(results: Path) -> None:
 def test_a_file_has_one_arm(results: Path) -> None:
     pairs = [("one", str(results / "sweeps")), ("two", str(results / "sweeps/ours"))]
     with pytest.raises(OsrmError, match=r"sweep.json in .*ours/0 belongs to two arms: 'one' and 'two'"):
-        read_inputs([], pairs)
+        read_report_inputs([], pairs)
     with pytest.raises(OsrmError, match="no file of scores fits 'nowhere'"):
-        read_inputs([results], [("one", "nowhere")])
+        read_report_inputs([results], [("one", "nowhere")])
 
 
 def test_the_command_names_arms_and_writes_a_table(results: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_tables_are_refused(name: str, results: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    write_table([results], path)
+    write_report_table([results], path)
     change, message = DAMAGE[name]
     pq.write_table(change(pq.read_table(path)), path)
     with pytest.raises(OsrmError) as error:

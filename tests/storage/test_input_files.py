@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.input_files import check_folder, check_regular, read_json
+from osrm_cli.storage.input_files import check_input_folder, check_regular_file, read_json
 
 
 def test_a_regular_file_and_a_link_to_one_are_read(tmp_path: Path) -> None:
@@ -27,20 +27,20 @@ def test_others_are_refused(tmp_path: Path) -> None:
         ".": "is a folder, expected a file",
     }.items():
         with pytest.raises(OsrmError, match=reason):
-            check_regular(tmp_path / name)
+            check_regular_file(tmp_path / name)
 
 
 def test_a_folder_of_files_may_hold_folders_but_no_pipe(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/link").symlink_to(tmp_path)
-    check_folder(tmp_path)
+    check_input_folder(tmp_path)
     with pytest.raises(OsrmError, match="deep/link is a link to a folder"):
-        check_folder(tmp_path, recursive=True)
+        check_input_folder(tmp_path, recursive=True)
     os.mkfifo(tmp_path / ".hidden")
-    check_folder(tmp_path)
+    check_input_folder(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OsrmError, match="pipe is a pipe"):
-        check_folder(tmp_path)
+        check_input_folder(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")], ids=len)

@@ -15,7 +15,7 @@ OURS, THEIRS = BaseModelId("ours", None, "a" * 64), BaseModelId("theirs", "c0ffe
 
 def test_record_says_where_from(tmp_path: Path) -> None:
     (tmp_path / "in").write_text("text")
-    facts = provenance.make_record("collect", {"seed": 3}, [tmp_path / "in"], base=OURS, tokens=7)
+    facts = provenance.make_artifact_record("collect", {"seed": 3}, [tmp_path / "in"], base=OURS, tokens=7)
     assert facts == {
         "tool": "osrm-cli",
         "version": __version__,
@@ -26,7 +26,7 @@ def test_record_says_where_from(tmp_path: Path) -> None:
         "tokens": 7,
     }
     assert BaseModelId.of(facts) == OURS
-    assert BaseModelId.of(provenance.make_record("merge", {})) is None
+    assert BaseModelId.of(provenance.make_artifact_record("merge", {})) is None
 
 
 def test_equal_facts_are_equal_bytes() -> None:
@@ -70,7 +70,7 @@ def test_digest_of_a_folder_sees_names_and_contents_but_nothing_hidden(tmp_path:
 
 
 def test_odd_base_is_named() -> None:
-    provenance.check_same_base_model({Path("one"): OURS, Path("two"): OURS})
-    provenance.check_same_base_model({})
+    provenance.check_artifacts_share_base({Path("one"): OURS, Path("two"): OURS})
+    provenance.check_artifacts_share_base({})
     with pytest.raises(OsrmError, match=r"^odd comes from base model theirs at c0ffee.*, but one from ours"):
-        provenance.check_same_base_model({Path("odd"): THEIRS, Path("one"): OURS, Path("two"): OURS})
+        provenance.check_artifacts_share_base({Path("odd"): THEIRS, Path("one"): OURS, Path("two"): OURS})

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from osrm_cli.storage.safetensors_writer import DTYPES, write_stream
+from osrm_cli.storage.safetensors_writer import DTYPES, write_safetensors
 
 SHAPES = st.lists(st.integers(0, 5), max_size=4)
 
@@ -27,7 +27,7 @@ def test_safetensors_reads_what_was_written(tmp_path_factory, tensors, order):
     }
     names = list(expected)
     order.shuffle(names)
-    with write_stream(path, sorted(expected)) as stream:
+    with write_safetensors(path, sorted(expected)) as stream:
         for name in names:
             stream.add(name, expected[name])
     found = load_file(path)
@@ -42,7 +42,7 @@ def test_safetensors_reads_what_was_written(tmp_path_factory, tensors, order):
 def test_equal_tensors_are_equal_bytes_and_views_are_written_as_they_look(tmp_path):
     base = torch.arange(24.0).reshape(4, 6)
     for name in ("one", "two"):
-        with write_stream(tmp_path / name, ["turned", "part"]) as stream:
+        with write_safetensors(tmp_path / name, ["turned", "part"]) as stream:
             stream.add("turned", base.T)
             stream.add("part", base[1:3, ::2])
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
@@ -54,7 +54,7 @@ def test_equal_tensors_are_equal_bytes_and_views_are_written_as_they_look(tmp_pa
 def test_raw_bytes_in_pieces(tmp_path):
     tensor = torch.randn(7, 3)
     data = tensor.numpy().tobytes()
-    with write_stream(tmp_path / "x", ["a"]) as stream:
+    with write_safetensors(tmp_path / "x", ["a"]) as stream:
         stream.add_bytes("a", "F32", (7, 3), [data[:10], data[10:]])
         assert stream.size == len(data)
     assert torch.equal(load_file(tmp_path / "x")["a"], tensor)
@@ -63,12 +63,12 @@ def test_raw_bytes_in_pieces(tmp_path):
 def test_what_was_announced_must_come_once(tmp_path):
     with (
         pytest.raises(ValueError, match="tensors missing: \\['b'\\]"),
-        write_stream(tmp_path / "x", ["a", "b"]) as stream,
+        write_safetensors(tmp_path / "x", ["a", "b"]) as stream,
     ):
         stream.add("a", torch.ones(1))
-    with pytest.raises(ValueError, match="c was not announced"), write_stream(tmp_path / "x", ["a"]) as stream:
+    with pytest.raises(ValueError, match="c was not announced"), write_safetensors(tmp_path / "x", ["a"]) as stream:
         stream.add("c", torch.ones(1))
-    with write_stream(tmp_path / "x", ["a"]) as stream:
+    with write_safetensors(tmp_path / "x", ["a"]) as stream:
         stream.add("a", torch.ones(1))
         with pytest.raises(ValueError, match="a was not announced, or was added twice"):
             stream.add("a", torch.ones(1))

@@ -16,7 +16,7 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     made = {"b": torch.arange(6.0).reshape(2, 3).T, "a": torch.ones(2, dtype=torch.bfloat16, requires_grad=True)}
     safetensors_writer.save_tensors(tmp_path / "x.safetensors", made, {"seed": 1})
     assert input_files.read_header_record(tmp_path / "x.safetensors") == {"seed": 1}
-    with input_files.open_tensors(tmp_path / "x.safetensors") as file:
+    with input_files.open_safetensors(tmp_path / "x.safetensors") as file:
         for name, tensor in made.items():
             assert torch.equal(file.get_tensor(name), tensor)
             assert file.get_tensor(name).dtype == tensor.dtype
@@ -54,7 +54,7 @@ def test_damaged_file_is_named(tmp_path: Path, how: str) -> None:
     safetensors_writer.save_tensors(path, {"a": torch.zeros(1000)}, {})
     damage(path, how)
     with pytest.raises(OsrmError, match=rf"x\.safetensors {how}"):
-        input_files.open_tensors(path)
+        input_files.open_safetensors(path)
 
 
 def test_metadata_of_other_programs(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_metadata_of_other_programs(tmp_path: Path) -> None:
 def test_what_was_read_of_a_large_file_does_not_stay_in_memory(tmp_path: Path) -> None:
     made = {f"t{i}": torch.randn(256, 1024) for i in range(24)}  # a MiB each
     safetensors_writer.save_tensors(path := tmp_path / "large.safetensors", made, {})
-    file, most = input_files.TensorFile(path), 0
+    file, most = input_files.SafetensorsFile(path), 0
     for name in [*made, *reversed(made)]:
         assert torch.equal(file.get_tensor(name), made[name])
         most = max(most, mapped(path))

@@ -13,9 +13,9 @@ from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import METHODS, find_method
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from osrm_cli.sweep import grid
-from osrm_cli.sweep.grid import ScaledDelta
+from osrm_cli.sweep.grid import SweptDelta
 from tests.factories import save
 
 NAMES = ("cola", "mnli", "sst2")
@@ -26,7 +26,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> MergeRecipe:
     root = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(NAMES):
         save(root / name, "bert", seed, r=2 + seed)
-    return MergeRecipe("", tuple(AdapterEntry(str(root / name)) for name in NAMES))
+    return MergeRecipe("", tuple(RecipeEntry(str(root / name)) for name in NAMES))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> MergeRecipe:
     ],
 )
 def test_values(texts: list[str], values: list[float]) -> None:
-    found = grid.parse_values("--lambda", texts)
+    found = grid.parse_grid_values("--lambda", texts)
     assert found == values
     assert [type(value) for value in found] == [type(value) for value in values]
 
@@ -52,20 +52,20 @@ def test_values(texts: list[str], values: list[float]) -> None:
 )
 def test_values_that_are_none(text: str) -> None:
     with pytest.raises(OsrmError, match="--lambda"):
-        grid.parse_values("--lambda", [text])
+        grid.parse_grid_values("--lambda", [text])
 
 
 def test_options_by_name() -> None:
-    assert grid.parse_option("rank=4:8:4") == ("rank", [4, 8])
-    assert grid.parse_option("mask-scale=0.2,0.4") == ("mask_scale", [0.2, 0.4])
-    assert grid.parse_option("aggregate=sum,mean") == ("aggregate", ["sum", "mean"])
+    assert grid.parse_grid_option("rank=4:8:4") == ("rank", [4, 8])
+    assert grid.parse_grid_option("mask-scale=0.2,0.4") == ("mask_scale", [0.2, 0.4])
+    assert grid.parse_grid_option("aggregate=sum,mean") == ("aggregate", ["sum", "mean"])
     for text, said in (
         ("nosuch=1", "'nosuch' is not an option"),
         ("aggregate=max", "expected some of mean, sum"),
         ("rank", "rank"),
     ):
         with pytest.raises(OsrmError, match=said):
-            grid.parse_option(text)
+            grid.parse_grid_option(text)
 
 
 def test_points_are_the_product_of_what_each_method_uses(asked: MergeRecipe) -> None:
@@ -112,7 +112,7 @@ def test_lambda_is_a_factor(asked: MergeRecipe, method: str) -> None:
     shared = {layer.name: layer.result for layer in merge_layers(family.plan, family.layer_data, family.plan.layers)}
     for options, factor in family.points():
         plan = MergePlan.of(MergeRecipe(method, asked.adapters, options))
-        change = ScaledDelta(shared, factor, plan.dtype)
+        change = SweptDelta(shared, factor, plan.dtype)
         for layer in merge_layers(plan, NoLayerData(), plan.layers):
             for index in range(len(NAMES)):
                 found = change.delta(layer.name, index)
@@ -128,7 +128,7 @@ def test_update_is_in_the_type_that_a_merge_would_write(asked: MergeRecipe) -> N
     (family,) = grid.expand_grid(asked, ["task-arith"], {}, {})
     layer = next(merge_layers(family.plan, family.layer_data, family.plan.layers[:1]))
     assert isinstance(layer.result, LowRank)
-    found = ScaledDelta({layer.name: layer.result}, 0.3, torch.bfloat16).delta(layer.name, 0)
+    found = SweptDelta({layer.name: layer.result}, 0.3, torch.bfloat16).delta(layer.name, 0)
     narrow = layer.result.scaled(0.3).to(torch.bfloat16)
     assert found.dtype == torch.float32
     assert torch.equal(found, narrow.B.float() @ narrow.A.float())

@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification
 from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.sweep.grid import ScaledDelta
+from osrm_cli.sweep.grid import SweptDelta
 from osrm_cli.sweep.scorer import SweepScorer
 from osrm_cli.sweep.tasks import SweepDataSpec
 from osrm_cli.tasks.loading import load_split
@@ -47,11 +47,11 @@ def test_scorer_puts_out_what_peft_does(
 ) -> None:
     base, folder = tiny_model(family), tmp_path / "score"
     plain = trained(folder, base, family)
-    plan = MergePlan.of(MergeRecipe("task-arith", (AdapterEntry(str(folder)),)))
+    plan = MergePlan.of(MergeRecipe("task-arith", (RecipeEntry(str(folder)),)))
     entrants = SweepDataSpec(str(text_tasks), "dev", "train", None, 64, 0, 0).load_tasks(plan.adapters, [])
     scorer = SweepScorer(plan, entrants, base, torch.device("cpu"), torch.float32, 8)
     results = {layer.name: layer.result for layer in merge_layers(plan, NoLayerData(), plan.layers)}
-    (halved,) = scorer.score(ScaledDelta(results, 0.5, torch.float32), lambda _: None)
+    (halved,) = scorer.score(SweptDelta(results, 0.5, torch.float32), lambda _: None)
     singles = scorer.score_single_adapters(lambda _: None)  # after another update: the base weights are back
     tokenizer = load_tokenizer(base)
     texts = [example.texts[0] for example in load_split("score", text_tasks, "dev").examples]

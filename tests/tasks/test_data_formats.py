@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.description import describe_split, format_description
+from osrm_cli.tasks.description import describe_task_split, format_task_description
 from osrm_cli.tasks.loading import list_splits, list_tasks, load_split, load_texts
 
 TEXTS = [f"text number {i}" for i in range(12)]
@@ -235,11 +235,11 @@ def test_the_description_says_what_was_understood(tmp_path):
         ["Review", "Stars"],
         zip([f'say "{t}" \x7f ü' for t in TEXTS], ["bad", "good", "good"] * 4, strict=True),
     )
-    described = describe_split(data := load_split("mine", tmp_path, "train"))
+    described = describe_task_split(data := load_split("mine", tmp_path, "train"))
     assert described["labels"] == {"bad": 4, "good": 8}
     assert described["kind"] == "classification"
     assert described["first"] == {"Review": data.examples[0].texts[0], "Stars": "bad"}
-    lines = format_description(described).splitlines()
+    lines = format_task_description(described).splitlines()
     assert lines[0].endswith("train.csv, classification")
     assert "labels in Stars: bad 4, good 8" in lines[1]
     declare(tmp_path, described["task_toml"])
@@ -248,7 +248,7 @@ def test_the_description_says_what_was_understood(tmp_path):
 
 
 def test_the_description_of_scores(tmp_path):
-    described = describe_split(load_split("mine", write_jsonl(tmp_path, labelled([0.5, 4.0, 1.0])), "train"))
+    described = describe_task_split(load_split("mine", write_jsonl(tmp_path, labelled([0.5, 4.0, 1.0])), "train"))
     assert (described["kind"], described["labels"]) == ("regression", {"lowest": 0.5, "highest": 4.0})
     fields = tomllib.loads(described["task_toml"])
     assert fields == {
@@ -296,12 +296,12 @@ def test_nothing_but_our_own_error(tmp_path_factory, kind, pieces, header, encod
     (folder / "mine" / name).write_bytes(content.encode(encoding, "ignore"))
     for split in ("train", "dev"):
         with contextlib.suppress(OsrmError):
-            format_description(describe_split(load_split("mine", folder, split)))
+            format_task_description(describe_task_split(load_split("mine", folder, split)))
     if kind != "toml":
         (folder / "mine" / "train.csv").unlink()
         (folder / "mine" / name).rename(folder / "mine" / f"train.{kind}")
         with contextlib.suppress(OsrmError):
-            format_description(describe_split(load_split("mine", folder, "train")))
+            format_task_description(describe_task_split(load_split("mine", folder, "train")))
 
 
 @pytest.mark.parametrize(

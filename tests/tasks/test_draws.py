@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osrm_cli.tasks.draws import are_sorted, draw_stratified, order_by_hash
+from osrm_cli.tasks.draws import are_sorted_by_label, draw_stratified, order_by_hash
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.integers(1, 80), st.integers(0, 3))
@@ -64,4 +64,4 @@ def test_the_order_is_the_same_everywhere():
     ],
 )
 def test_sorted_labels(labels, expected):
-    assert are_sorted(labels) == expected
+    assert are_sorted_by_label(labels) == expected

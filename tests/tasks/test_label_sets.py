@@ -15,12 +15,12 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.heads import fit_linear_head, missing_class, task_loss
-from osrm_cli.reporting.bootstrap import Resamples
-from osrm_cli.tasks.description import describe_split
-from osrm_cli.tasks.label_sets import label_matrix, label_set, sets_from_logits
+from osrm_cli.models.heads import find_unfittable_head_class, fit_linear_head, sum_classifier_losses
+from osrm_cli.reporting.bootstrap import BootstrapResamples
+from osrm_cli.tasks.description import describe_task_split
+from osrm_cli.tasks.label_sets import label_matrix, label_set, label_sets_from_logits
 from osrm_cli.tasks.loading import load_split
-from osrm_cli.tasks.metrics import compute_scores
+from osrm_cli.tasks.metrics import compute_task_scores
 from osrm_cli.tasks.task import Task
 from tests.run_cli import osrm
 
@@ -61,7 +61,7 @@ def test_a_column_of_0_and_1_for_each_class(tmp_path: Path) -> None:
     data = load_split("mine", write(tmp_path, text, "train.csv"), "train")
     assert (data.task.columns, data.task.labels, data.labels) == (("comment_text",), ("toxic", "threat"), [1, 3, 0])
     assert "toxic, threat hold 0 and 1 and are taken for classes" in data.warnings[0]
-    described = describe_split(data)
+    described = describe_task_split(data)
     assert described["labels"] == {"toxic": 2, "threat": 1}
     assert described["first"]["toxic, threat"] == ["toxic"]
     write(tmp_path, text, "train.csv", described["task_toml"])  # what it shows says the same, without a warning
@@ -98,7 +98,7 @@ SETS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max
 def test_metrics_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     found, truth = (np.array(column) for column in zip(*pairs, strict=True))
     matrices = [np.array([[label >> i & 1 for i in range(3)] for label in column]) for column in (truth, found)]
-    scores = compute_scores(TASK, found, truth)
+    scores = compute_task_scores(TASK, found, truth)
     assert scores["micro_f1"] == pytest.approx(100 * f1_score(*matrices, average="micro", zero_division=0))
     assert scores["subset_accuracy"] == pytest.approx(100 * accuracy_score(*matrices))
 
@@ -110,14 +110,14 @@ def test_scores_of_resamples_are_those_of_the_examples_drawn(pairs: list[tuple[i
     drawn = np.random.default_rng(0).integers(0, len(pairs), (3, len(pairs)))
     counts = np.stack([np.bincount(row, minlength=len(pairs)) for row in drawn]).astype(float)
     for name in TASK.metrics:
-        expected = [compute_scores(TASK, found[row], truth[row])[name] for row in drawn]
-        np.testing.assert_allclose(Resamples(counts, truth).headlines([name], found), expected, atol=1e-9)
+        expected = [compute_task_scores(TASK, found[row], truth[row])[name] for row in drawn]
+        np.testing.assert_allclose(BootstrapResamples(counts, truth).headlines([name], found), expected, atol=1e-9)
 
 
 def test_a_set_is_what_its_bits_say() -> None:
     assert label_set([0, 2, 2]) == 0b101
     assert label_matrix([0b101, 0], 3).tolist() == [[1, 0, 1], [0, 0, 0]]
-    assert sets_from_logits(np.array([[0.1, -2.0, 3.0], [0.0, 0.0, -1.0]])).tolist() == [0b101, 0]
+    assert label_sets_from_logits(np.array([[0.1, -2.0, 3.0], [0.0, 0.0, -1.0]])).tolist() == [0b101, 0]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -139,8 +139,8 @@ def test_the_head_is_a_regression_for_each_class() -> None:
             for strength in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
         ]
         assert min(np.abs(margins - fit).max() for fit in fits) < 1e-6
-    assert missing_class(TASK, labels) is None
-    assert missing_class(TASK, [0b011, 0b001]) == "a"  # it holds for every row
+    assert find_unfittable_head_class(TASK, labels) is None
+    assert find_unfittable_head_class(TASK, [0b011, 0b001]) == "a"  # it holds for every row
 
 
 def test_the_loss_is_that_of_transformers() -> None:
@@ -148,7 +148,7 @@ def test_the_loss_is_that_of_transformers() -> None:
     labels = [0, 1, 3, 7, 4]
     flags = torch.tensor([[label >> i & 1 for i in range(3)] for label in labels]).float()
     expected = 5 * torch.nn.BCEWithLogitsLoss()(logits, flags)
-    torch.testing.assert_close(task_loss(logits, TASK, labels), expected)
+    torch.testing.assert_close(sum_classifier_losses(logits, TASK, labels), expected)
 
 
 def test_the_pipeline_on_a_task_with_several_labels_a_row(

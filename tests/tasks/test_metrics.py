@@ -10,7 +10,7 @@ from osrm_cli.tasks.glue import GLUE
 from osrm_cli.tasks.metrics import (
     CLASSIFICATION_METRICS,
     REGRESSION_METRICS,
-    compute_scores,
+    compute_task_scores,
     predictions_from_logits,
     primary_score,
 )
@@ -23,7 +23,7 @@ REAL = Task("real", ("text",), None, tuple(REGRESSION_METRICS))
 
 def test_two_classes():
     """2 true positives, 1 false positive, 3 true negatives, 2 false negatives."""
-    found = compute_scores(TWO, [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 1, 1])
+    found = compute_task_scores(TWO, [1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 1, 1])
     assert found == pytest.approx(
         {
             "accuracy": 100 * 5 / 8,
@@ -34,23 +34,23 @@ def test_two_classes():
 
 
 def test_f1_of_three_classes_is_the_mean_over_classes():
-    found = compute_scores(THREE, [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0])
+    found = compute_task_scores(THREE, [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0])
     assert found["f1"] == pytest.approx(100 * (2 / 4 + 4 / 5 + 2 / 3) / 3)
     assert found["accuracy"] == pytest.approx(100 * 4 / 6)
 
 
 def test_correlations():
-    found = compute_scores(REAL, [1.0, 2.0, 3.0, 10.0], [1.0, 2.0, 4.0, 3.0])
+    found = compute_task_scores(REAL, [1.0, 2.0, 3.0, 10.0], [1.0, 2.0, 4.0, 3.0])
     x, y = (np.array(v) - np.mean(v) for v in ([1.0, 2.0, 3.0, 10.0], [1.0, 2.0, 4.0, 3.0]))
     assert found["pearson"] == pytest.approx(100 * (x @ y) / math.sqrt((x @ x) * (y @ y)))
     assert found["spearman"] == pytest.approx(100 * (1 - 6 * 2 / (4 * 15)))
-    tied = compute_scores(REAL, [1.0, 1.0, 2.0], [1.0, 2.0, 3.0])["spearman"]
+    tied = compute_task_scores(REAL, [1.0, 1.0, 2.0], [1.0, 2.0, 3.0])["spearman"]
     assert tied == pytest.approx(100 * math.sqrt(3) / 2), "equal values share their mean rank"
 
 
 @pytest.mark.parametrize("answer", [0, 1])
 def test_a_constant_class_is_worth_nothing(answer):
-    found = compute_scores(TWO, [answer] * 4, [0, 1, 1, 0])
+    found = compute_task_scores(TWO, [answer] * 4, [0, 1, 1, 0])
     assert found["matthews"] == 0.0
     assert found["accuracy"] == 50.0
     assert found["f1"] == pytest.approx(100 * 2 / 3 if answer else 0.0)
@@ -58,13 +58,13 @@ def test_a_constant_class_is_worth_nothing(answer):
 
 @pytest.mark.parametrize("answers", [[0.0] * 4, [3.7] * 4, [3.7, 3.7, 3.7 + 1e-15, 3.7]])
 def test_a_constant_score_is_worth_nothing(answers):
-    assert compute_scores(REAL, answers, [1.0, 2.0, 3.0, 4.0]) == {"pearson": 0.0, "spearman": 0.0}
-    assert compute_scores(REAL, [1.0, 2.0, 3.0, 4.0], answers) == {"pearson": 0.0, "spearman": 0.0}
+    assert compute_task_scores(REAL, answers, [1.0, 2.0, 3.0, 4.0]) == {"pearson": 0.0, "spearman": 0.0}
+    assert compute_task_scores(REAL, [1.0, 2.0, 3.0, 4.0], answers) == {"pearson": 0.0, "spearman": 0.0}
 
 
 def test_one_example():
-    assert compute_scores(REAL, [1.0], [2.0]) == {"pearson": 0.0, "spearman": 0.0}
-    assert compute_scores(TWO, [1], [1])["accuracy"] == 100.0
+    assert compute_task_scores(REAL, [1.0], [2.0]) == {"pearson": 0.0, "spearman": 0.0}
+    assert compute_task_scores(TWO, [1], [1])["accuracy"] == 100.0
 
 
 @settings(deadline=None, max_examples=50)
@@ -72,7 +72,7 @@ def test_one_example():
 def test_any_answers_have_finite_scores(pairs):
     predictions, labels = zip(*pairs, strict=True)
     for task in (THREE, REAL):
-        for name, value in compute_scores(task, predictions, labels).items():
+        for name, value in compute_task_scores(task, predictions, labels).items():
             assert (-100.0001 if name in ("matthews", *REGRESSION_METRICS) else 0.0) <= value <= 100.0001
 
 

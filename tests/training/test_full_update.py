@@ -14,8 +14,8 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.training.full_update import free_subspaces, to_full_start
-from osrm_cli.training.peft_model import to_peft_model
+from osrm_cli.training.full_update import find_trainable_subspaces, to_full_training_start
+from osrm_cli.training.peft_model import to_trainable_peft_model
 from tests.run_cli import osrm
 
 TEXTS = ["a fine day", "no", "rather more words than before"]
@@ -41,8 +41,8 @@ def test_gradient_of_b_is_that_of_the_weight(project: Path, tiny_model: Callable
     folder = tiny_model("bert")
     tokenizer = load_tokenizer(folder)
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
-    start = to_full_start(Adapter.open(project / "starts/mood"), None, 0)
-    model = to_peft_model(load_classifier(folder, 2, tokenizer, torch.float32, 0, 0.0), start, "A").eval()
+    start = to_full_training_start(Adapter.open(project / "starts/mood"), None, 0)
+    model = to_trainable_peft_model(load_classifier(folder, 2, tokenizer, torch.float32, 0, 0.0), start, "A").eval()
     plain = load_classifier(folder, 2, tokenizer, torch.float32, 0, 0.0).model.eval()
     for each in (model, plain):
         each(**batch, labels=torch.tensor([0, 1, 1])).loss.backward()
@@ -78,7 +78,7 @@ def test_peft_loads_the_result_and_a_merge_takes_it(project: Path, tiny_model: C
     energy = next(
         share / 1000
         for share in range(600, 1000)
-        if len({len(basis) for basis in free_subspaces("mood", features, share / 1000).values()}) > 1
+        if len({len(basis) for basis in find_trainable_subspaces("mood", features, share / 1000).values()}) > 1
     )
     path = train(project, "adapters", "--full", "--project", "--project-energy", energy)
     adapter = Adapter.open(path)
@@ -118,7 +118,7 @@ def test_the_command_says_how_many_directions_were_trained(project: Path) -> Non
 def test_free_subspace_of_everything_is_refused(project: Path) -> None:
     features = FeatureSet.open(project / "features").select()
     with pytest.raises(OsrmError, match="no direction is free of 1 of the other tasks' energy"):
-        free_subspaces("mood", features, 1.0)
+        find_trainable_subspaces("mood", features, 1.0)
 
 
 @pytest.mark.parametrize(

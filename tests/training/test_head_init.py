@@ -15,9 +15,9 @@ from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import heads
-from osrm_cli.models.batching import tokenize_examples
+from osrm_cli.models.batching import tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.models.heads import find_head_layer, fit_linear_head, task_loss
+from osrm_cli.models.heads import find_head_layer, fit_linear_head, sum_classifier_losses
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import Example, Task
 from osrm_cli.training.head_init import fit_new_head
@@ -101,7 +101,7 @@ def test_a_file_sorted_by_label_gives_a_fitted_head(tiny_model: Callable[[str], 
     tokenizer, task = load_tokenizer(tiny_model("bert")), Task("t", ("text",), ("a", "b"), ("accuracy",))
     model = load_classifier(tiny_model("bert"), 2, tokenizer, torch.float32, 0).model
     monkeypatch.setattr("osrm_cli.training.head_init._MAX_EXAMPLES", 20)
-    encodings = tokenize_examples(tokenizer, [Example((f"w{i % 60}",), None) for i in range(60)], 16)
+    encodings = tokenize_for_classifier(tokenizer, [Example((f"w{i % 60}",), None) for i in range(60)], 16)
     examples = [{**encoding, "label": int(row >= 50)} for row, encoding in enumerate(encodings)]
     before = find_head_layer(model)[1].weight.clone()
     assert fit_new_head(model, tokenizer, task, examples, torch.device("cpu"), False, seed=0) is None
@@ -119,7 +119,7 @@ def test_fit_is_where_loss_and_penalty_pull_alike():
         head = torch.nn.Linear(5, task.num_labels).double()
         strength = heads.fit_linear_head(head, task, Z, labels)
         logits = head(Z).detach().requires_grad_()
-        slope = torch.autograd.grad(task_loss(logits, task, labels), logits)[0].double()
+        slope = torch.autograd.grad(sum_classifier_losses(logits, task, labels), logits)[0].double()
         scale = Z.std(dim=0, correction=0)
         # On the standardised weights; on the bias nothing pulls but the loss.
         penalty = head.weight.detach() * scale * ((2 if task.regression else 1) / strength)

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.second_moment import SecondMoment
-from osrm_cli.models.batching import collate_batch, tokenize_examples
+from osrm_cli.models.batching import collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.training.interference_penalty import InterferencePenalty, penalty_from_features
@@ -195,7 +195,7 @@ def test_dropout_of_zero_reaches_every_module(tiny_model: Callable[[str], Path],
     folder = tiny_model(family)
     tokenizer = load_tokenizer(folder)
     model = load_classifier(folder, 2, tokenizer, torch.float32, 0, dropout=0.0).model.train()
-    encoded = tokenize_examples(tokenizer, [replace(_EXAMPLE, texts=("w1 w2 w3 good",))], 16)
+    encoded = tokenize_for_classifier(tokenizer, [replace(_EXAMPLE, texts=("w1 w2 w3 good",))], 16)
     batch = collate_batch(encoded, tokenizer, torch.device("cpu"))
     first, second = (model(**batch).logits for _ in range(2))
     assert torch.equal(first, second)

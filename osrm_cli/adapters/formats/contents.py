@@ -34,7 +34,7 @@ class AdapterContents:
 
 
 @dataclass(frozen=True)
-class Output:
+class AdapterOutput:
     """What is to be written.
 
     Attributes:
@@ -65,7 +65,7 @@ class FormatModule(Protocol):
             OsrmError: If it is damaged, or holds more than LoRA's two factors.
         """
 
-    def write(self, path: Path, output: Output) -> None:
+    def write(self, path: Path, output: AdapterOutput) -> None:
         """Write an adapter to a path that is being staged.
 
         Raises:
@@ -85,33 +85,35 @@ def read_alpha(file: Any, name: str, path: Path) -> float:
     return alpha
 
 
-def make_config(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> AdapterConfig:
+def make_adapter_config(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> AdapterConfig:
     """PEFT's settings for layers of these ranks and numerators of the scaling ``alpha / rank``.
 
     Args:
         ranks: By layer.
         alphas: By layer.
     """
-    rank, alpha = _most_common(ranks.values()), _plain_number(_most_common(alphas.values()))
+    rank, alpha = _most_common_lora_setting(ranks.values()), _as_peft_number(_most_common_lora_setting(alphas.values()))
     return AdapterConfig(
         base_model=None,
         r=rank,
         lora_alpha=alpha,
-        rank_pattern={exact_pattern(layer): value for layer, value in ranks.items() if value != rank},
-        alpha_pattern={exact_pattern(layer): _plain_number(value) for layer, value in alphas.items() if value != alpha},
+        rank_pattern={exact_layer_pattern(layer): value for layer, value in ranks.items() if value != rank},
+        alpha_pattern={
+            exact_layer_pattern(layer): _as_peft_number(value) for layer, value in alphas.items() if value != alpha
+        },
         target_modules=tuple(sorted(ranks)),
     )
 
 
-def exact_pattern(layer: str) -> str:
+def exact_layer_pattern(layer: str) -> str:
     """The regular expression by which PEFT's settings name one layer alone."""
     return f"^{re.escape(layer)}"
 
 
-def _most_common(values: Iterable[_Number]) -> _Number:
+def _most_common_lora_setting(values: Iterable[_Number]) -> _Number:
     return max(Counter(values).items(), key=lambda pair: (pair[1], pair[0]))[0]
 
 
-def _plain_number(value: float) -> float:
+def _as_peft_number(value: float) -> float:
     """Whole numbers without a decimal point, as PEFT writes them."""
     return int(value) if float(value).is_integer() else value

@@ -12,14 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, parse_config
+from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig, parse_adapter_config
 from osrm_cli.adapters.formats.components import assign_components, infer_component, shorten_names, split_component
-from osrm_cli.adapters.formats.contents import AdapterContents, Output, exact_pattern, make_config, read_alpha
-from osrm_cli.adapters.formats.single_file import check_only_linear, holds, write_factors
-from osrm_cli.adapters.layers import FACTORS, PREFIX, plain_alpha, resolve_rank
+from osrm_cli.adapters.formats.contents import (
+    AdapterContents,
+    AdapterOutput,
+    exact_layer_pattern,
+    make_adapter_config,
+    read_alpha,
+)
+from osrm_cli.adapters.formats.single_file import check_only_linear_layers, has_lora_tensor, write_factors
+from osrm_cli.adapters.layers import FACTORS, PREFIX, plain_alpha, resolve_lora_rank
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.input_files import TensorLocation, list_headers, open_tensors
-from osrm_cli.storage.safetensors_writer import write_stream
+from osrm_cli.storage.input_files import TensorLocation, list_safetensors_headers, open_safetensors
+from osrm_cli.storage.safetensors_writer import write_safetensors
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 SETTINGS_KEY = "lora_adapter_metadata"
@@ -33,8 +39,10 @@ _FACTOR_A = ("down", "A")
 
 def matches(path: Path) -> bool:
     """Whether it is a file, or a folder with ``pytorch_lora_weights.safetensors``, whose tensors are named so."""
-    file = _weights_file(path)
-    return file.is_file() and holds(file, lambda name: bool(_FACTOR.fullmatch(name)) and not _is_other(name))
+    file = _diffusers_weights_file(path)
+    return file.is_file() and has_lora_tensor(
+        file, lambda name: bool(_FACTOR.fullmatch(name)) and not _is_peft_or_kohya_name(name)
+    )
 
 
 def read(path: Path) -> AdapterContents:
@@ -43,18 +51,18 @@ def read(path: Path) -> AdapterContents:
     Raises:
         OsrmError: If the file holds more than the two factors, or settings of another kind than plain LoRA.
     """
-    path = _weights_file(path)
+    path = _diffusers_weights_file(path)
     factors: dict[str, dict[str, TensorLocation]] = defaultdict(dict)
     alphas: dict[str, float] = {}
-    with open_tensors(path) as file:
-        settings = _read_settings(path, (file.metadata() or {}).get(SETTINGS_KEY))
-        for stored, location in list_headers([path]).items():
+    with open_safetensors(path) as file:
+        settings = _read_diffusers_settings(path, (file.metadata() or {}).get(SETTINGS_KEY))
+        for stored, location in list_safetensors_headers([path]).items():
             if found := _FACTOR.fullmatch(stored):
                 suffix = FACTORS[False][found[3] not in _FACTOR_A]
-                if factors[_layer_name(found)].setdefault(suffix, location) is not location:
+                if factors[_diffusers_layer_name(found)].setdefault(suffix, location) is not location:
                     raise OsrmError(f"{path}: {stored} is there twice, under two names", "save the file again")
             elif (found := _ALPHA.fullmatch(stored)) and location.shape in ((), (1,)):
-                alphas[_clean_name(found[1])] = read_alpha(file, stored, path)
+                alphas[_clean_diffusers_name(found[1])] = read_alpha(file, stored, path)
             else:
                 raise OsrmError(
                     f"{path}: {stored} is neither a factor of LoRA nor its alpha",
@@ -65,17 +73,17 @@ def read(path: Path) -> AdapterContents:
             raise OsrmError(
                 f"{path}: {layer} has no {missing.pop().removesuffix('.weight')[1:]}", "save the file again"
             )
-    return _make_contents(path, factors, alphas, settings)
+    return _make_diffusers_contents(path, factors, alphas, settings)
 
 
-def write(path: Path, output: Output) -> None:
+def write(path: Path, output: AdapterOutput) -> None:
     """Write the factors with the scaling folded into B, and the settings into the header.
 
     Raises:
         OsrmError: If the adapter holds anything but factors, or the scaling cannot be folded in exactly.
     """
     adapter = output.adapter
-    check_only_linear(adapter, "diffusers")
+    check_only_linear_layers(adapter, "diffusers")
     components = assign_components(adapter.source, adapter.layers, output.component)
     if any(component == "diffusion_model" for component, _ in components.values()):
         raise OsrmError(
@@ -87,36 +95,40 @@ def write(path: Path, output: Output) -> None:
     ranks: dict[str, dict[str, int]] = defaultdict(dict)
     for layer, (component, name) in components.items():
         ranks[component][name] = adapter.layers[layer].rank
-    settings = {key: value for component in sorted(ranks) for key, value in _lora_settings(component, ranks[component])}
+    settings = {
+        key: value
+        for component in sorted(ranks)
+        for key, value in _diffusers_lora_settings(component, ranks[component])
+    }
     metadata = {**output.metadata, SETTINGS_KEY: json.dumps(settings, sort_keys=True)}
-    with write_stream(path, [name + suffix for name in names.values() for suffix in suffixes], metadata) as stream:
+    with write_safetensors(path, [name + suffix for name in names.values() for suffix in suffixes], metadata) as stream:
         pairs = {layer: (name + suffixes[0], name + suffixes[1]) for layer, name in names.items()}
         write_factors(stream, output, pairs, folds_scaling=True)
 
 
-def _weights_file(path: Path) -> Path:
+def _diffusers_weights_file(path: Path) -> Path:
     return path / WEIGHTS_NAME if path.is_dir() and not (path / CONFIG_NAME).exists() else path
 
 
-def _is_other(name: str) -> bool:
+def _is_peft_or_kohya_name(name: str) -> bool:
     """Whether a name is one of PEFT's folders or of kohya's files."""
     return name.startswith((PREFIX, "lora_unet_", "lora_te", "lora_transformer_"))
 
 
-def _layer_name(found: re.Match[str]) -> str:
+def _diffusers_layer_name(found: re.Match[str]) -> str:
     """The layer's name in its model, from the name of a factor."""
-    layer = _clean_name(found[1])
+    layer = _clean_diffusers_name(found[1])
     if found[2] == "_":  # to_q_lora: a processor's part that stands for the layer
         layer = re.sub(r"\.to_out$", ".to_out.0", layer)
         layer = re.sub(r"\.self_attn\.to_(q|k|v|out)(\.0)?$", r".self_attn.\1_proj", layer)
     return layer
 
 
-def _clean_name(name: str) -> str:
+def _clean_diffusers_name(name: str) -> str:
     return name.replace(".processor.", ".")
 
 
-def _read_settings(path: Path, text: str | None) -> dict[str, AdapterConfig]:
+def _read_diffusers_settings(path: Path, text: str | None) -> dict[str, AdapterConfig]:
     """Each component's settings, by its name; empty where the header has none."""
     if text is None:
         return {}
@@ -130,10 +142,10 @@ def _read_settings(path: Path, text: str | None) -> dict[str, AdapterConfig]:
     for key, value in values.items() if isinstance(values, dict) else ():
         component, name = split_component(key)
         by_component[component or ""][name] = value
-    return {name: parse_config(path, {"peft_type": "LORA", **own}) for name, own in by_component.items()}
+    return {name: parse_adapter_config(path, {"peft_type": "LORA", **own}) for name, own in by_component.items()}
 
 
-def _make_contents(
+def _make_diffusers_contents(
     path: Path,
     factors: Mapping[str, Mapping[str, TensorLocation]],
     alphas: Mapping[str, float],
@@ -149,20 +161,20 @@ def _make_contents(
         component, name = split_component(full[layer])
         own = settings.get(component or "") or settings.get("")
         rank = ranks[names[layer]] = held[FACTORS[False][0]].shape[0]
-        if own and resolve_rank(own, name) != rank:
-            raise OsrmError(f"{path}: {layer} has rank {rank}, its settings say {resolve_rank(own, name)}")
+        if own and resolve_lora_rank(own, name) != rank:
+            raise OsrmError(f"{path}: {layer} has rank {rank}, its settings say {resolve_lora_rank(own, name)}")
         stated = plain_alpha(own, name, rank) if own else float(rank)
         scaled[names[layer]] = alphas.get(layer, stated)
     if unused := alphas.keys() - factors.keys():
         raise OsrmError(f"{path}: {min(unused)} has an alpha and no factors", "save the file again")
     tensors = {PREFIX + names[layer] + suffix: held for layer, pair in factors.items() for suffix, held in pair.items()}
-    return AdapterContents(make_config(ranks, scaled), tensors)
+    return AdapterContents(make_adapter_config(ranks, scaled), tensors)
 
 
-def _lora_settings(component: str, ranks: Mapping[str, int]) -> list[tuple[str, Any]]:
+def _diffusers_lora_settings(component: str, ranks: Mapping[str, int]) -> list[tuple[str, Any]]:
     """The settings with which diffusers builds these ranks at a scaling of 1."""
     usual = max(ranks.values(), key=list(ranks.values()).count)
-    exceptions = {exact_pattern(layer): rank for layer, rank in ranks.items() if rank != usual}
+    exceptions = {exact_layer_pattern(layer): rank for layer, rank in ranks.items() if rank != usual}
     values = {
         "r": usual,
         "lora_alpha": usual,

@@ -36,19 +36,19 @@ _SIMPLE = frozenset(_SIMPLE_TEXT.split())
 _LONGEST = max(compound.count("_") + 1 for compound in _COMPOUNDS)
 
 
-def flatten_name(layer: str) -> str:
+def flatten_layer_name(layer: str) -> str:
     """The name with underscores for dots.
 
     Raises:
         ValueError: If it would not come back from there.
     """
     flat = layer.replace(".", "_")
-    if unflatten_name(flat) != layer:
+    if unflatten_layer_name(flat) != layer:
         raise ValueError(f"{layer} could not be told from other names")
     return flat
 
 
-def unflatten_name(flat: str) -> str:
+def unflatten_layer_name(flat: str) -> str:
     """The name with its dots.
 
     Raises:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from osrm_cli.storage.input_files import open_tensors
+from osrm_cli.storage.input_files import open_safetensors
 
 # kohya's own keys, and those of Stability AI's specification of model metadata.
 _KNOWN = ("ss_", "sshs_", "modelspec.")
@@ -11,7 +11,7 @@ _KNOWN = ("ss_", "sshs_", "modelspec.")
 _LEFT_OUT = re.compile(r"sshs_.*|modelspec\.hash_sha256|ss_.*dataset.*|ss_tag_frequency|ss_bucket_info")
 
 
-def read_metadata(path: Path) -> tuple[dict[str, str], list[str]]:
+def read_adapter_metadata(path: Path) -> tuple[dict[str, str], list[str]]:
     """What of a file's header goes on.
 
     Args:
@@ -23,7 +23,7 @@ def read_metadata(path: Path) -> tuple[dict[str, str], list[str]]:
     Raises:
         OsrmError: If the file is damaged.
     """
-    with open_tensors(path) as file:
+    with open_safetensors(path) as file:
         known = {key: text for key, text in (file.metadata() or {}).items() if key.startswith(_KNOWN)}
     left_out = sorted(key for key in known if _LEFT_OUT.fullmatch(key))
     return {key: text for key, text in known.items() if key not in left_out}, left_out

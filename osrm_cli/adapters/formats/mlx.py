@@ -14,15 +14,15 @@ from typing import Any
 import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME
-from osrm_cli.adapters.formats.contents import AdapterContents, Output, make_config
-from osrm_cli.adapters.formats.single_file import check_no_whole_modules, fold_scaling
+from osrm_cli.adapters.formats.contents import AdapterContents, AdapterOutput, make_adapter_config
+from osrm_cli.adapters.formats.single_file import check_only_lora_factors, fold_adapter_scaling
 from osrm_cli.adapters.layers import FACTORS, PREFIX
 from osrm_cli.adapters.layers import WEIGHTS_NAME as PEFT_WEIGHTS
-from osrm_cli.adapters.writer import factor_in_dtype
+from osrm_cli.adapters.writer import cast_adapter_factor
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage.input_files import TensorLocation, list_headers, read_json
-from osrm_cli.storage.safetensors_writer import write_stream
+from osrm_cli.storage.input_files import TensorLocation, list_safetensors_headers, read_json
+from osrm_cli.storage.safetensors_writer import write_safetensors
 
 WEIGHTS_NAME = "adapters.safetensors"
 SUFFIXES = (".lora_a", ".lora_b")
@@ -41,10 +41,10 @@ def read(path: Path) -> AdapterContents:
     Raises:
         OsrmError: If the settings are missing or describe anything but plain LoRA, or a factor has no partner.
     """
-    settings = _read_settings(path / CONFIG_NAME)
+    settings = _read_mlx_settings(path / CONFIG_NAME)
     tensors: dict[str, TensorLocation] = {}
     ranks: dict[str, int] = {}
-    for stored, location in list_headers([path / WEIGHTS_NAME]).items():
+    for stored, location in list_safetensors_headers([path / WEIGHTS_NAME]).items():
         layer, dot, suffix = stored.rpartition(".")
         if dot + suffix not in SUFFIXES:
             raise OsrmError(
@@ -63,18 +63,18 @@ def read(path: Path) -> AdapterContents:
     if not ranks:
         raise OsrmError(f"{path}: {WEIGHTS_NAME} holds no lora_a", "train the adapter again with mlx_lm.lora")
     scale = settings["scale"]
-    config = make_config(ranks, {layer: scale * rank for layer, rank in ranks.items()})
+    config = make_adapter_config(ranks, {layer: scale * rank for layer, rank in ranks.items()})
     return AdapterContents(replace(config, base_model=settings["model"], lora_dropout=settings["dropout"]), tensors)
 
 
-def write(path: Path, output: Output) -> None:
+def write(path: Path, output: AdapterOutput) -> None:
     """Write the factors transposed: filled up with zeros to one rank, and with B scaled where the scales differ.
 
     Raises:
         OsrmError: If the adapter holds convolutions or whole modules, or the scales cannot be made one exactly.
     """
     adapter = output.adapter
-    check_no_whole_modules(adapter, "mlx")
+    check_only_lora_factors(adapter, "mlx")
     if kernel := next((layer for layer, shape in adapter.layers.items() if shape.kernel), None):
         raise OsrmError(f"{adapter.source} adapts the convolution {kernel}, which MLX LM has not", "use --format peft")
     if output.dtype not in _DTYPES:
@@ -84,13 +84,13 @@ def write(path: Path, output: Output) -> None:
     rank = max(shape.rank for shape in adapter.layers.values())
     names = [layer + suffix for layer in adapter.layers for suffix in SUFFIXES]
     metadata = {**output.metadata, "format": "mlx"}
-    with write_stream(path / WEIGHTS_NAME, names, metadata) as stream:
+    with write_safetensors(path / WEIGHTS_NAME, names, metadata) as stream:
         for layer, shape in adapter.layers.items():
             factors = adapter.lora_factors(layer, adapter.dtype)
-            B = fold_scaling(factors.B, shape.scaling / scale, layer, output)
-            padded = LowRank(B, factors.A).padded(rank)
+            B = fold_adapter_scaling(factors.B, shape.scaling / scale, layer, output)
+            padded = LowRank(B, factors.A).padded_to_rank(rank)
             for suffix, factor in zip(SUFFIXES, (padded.A.T, padded.B.T), strict=True):
-                stream.add(layer + suffix, factor_in_dtype(factor, output.dtype, layer))
+                stream.add(layer + suffix, cast_adapter_factor(factor, output.dtype, layer))
     settings = {
         "fine_tune_type": "lora",
         "lora_parameters": {
@@ -106,7 +106,7 @@ def write(path: Path, output: Output) -> None:
     (path / CONFIG_NAME).write_text(text, encoding="utf-8")
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def _read_mlx_settings(path: Path) -> dict[str, Any]:
     """``model``, ``scale`` and ``dropout`` of an adapter's settings."""
     values = read_json(path, "train the adapter again with mlx_lm.lora", finite=True)
     parameters = values.get("lora_parameters") if isinstance(values, dict) else None

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.config import CONFIG_NAME, parse_config
-from osrm_cli.adapters.formats.contents import AdapterContents, Output
+from osrm_cli.adapters.config import CONFIG_NAME, parse_adapter_config
+from osrm_cli.adapters.formats.contents import AdapterContents, AdapterOutput
 from osrm_cli.adapters.layers import WEIGHTS_NAME
 from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.input_files import TensorLocation, list_headers, list_indexed, read_json
+from osrm_cli.storage.input_files import TensorLocation, list_indexed_safetensors, list_safetensors_headers, read_json
 
 
 def matches(path: Path) -> bool:
@@ -31,11 +31,11 @@ def read(path: Path) -> AdapterContents:
     Raises:
         OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
     """
-    config = parse_config(path / CONFIG_NAME, read_config_values(path))
-    return AdapterContents(config, list_tensors(path))
+    config = parse_adapter_config(path / CONFIG_NAME, read_adapter_config_values(path))
+    return AdapterContents(config, list_adapter_tensors(path))
 
 
-def read_config_values(folder: Path) -> Any:
+def read_adapter_config_values(folder: Path) -> Any:
     """Contents of ``adapter_config.json``.
 
     Raises:
@@ -52,7 +52,7 @@ def read_config_values(folder: Path) -> Any:
     return read_json(path, "save the adapter again", finite=True)
 
 
-def list_tensors(folder: Path) -> dict[str, TensorLocation]:
+def list_adapter_tensors(folder: Path) -> dict[str, TensorLocation]:
     """Read the headers of an adapter's weights, one file or several with an index.
 
     Raises:
@@ -64,10 +64,10 @@ def list_tensors(folder: Path) -> dict[str, TensorLocation]:
             f"{pickle} is a pickle, which can run code when it is opened; expected {WEIGHTS_NAME}",
             "load it with PEFT where you trust it, and save it with save_pretrained",
         )
-    return list_indexed(index) if index.is_file() else list_headers([path])
+    return list_indexed_safetensors(index) if index.is_file() else list_safetensors_headers([path])
 
 
-def write(path: Path, output: Output) -> None:
+def write(path: Path, output: AdapterOutput) -> None:
     """Write the factors as they are, the settings that PEFT needs, and the modules that were trained as a whole.
 
     Raises:

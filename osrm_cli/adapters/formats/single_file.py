@@ -6,29 +6,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from osrm_cli.adapters.formats.contents import Output
-from osrm_cli.adapters.layers import PREFIX, find_parent, tensor_kind
-from osrm_cli.adapters.writer import factor_in_dtype, join_kernel
+from osrm_cli.adapters.formats.contents import AdapterOutput
+from osrm_cli.adapters.layers import PREFIX, find_expert_parameter, tensor_kind
+from osrm_cli.adapters.writer import cast_adapter_factor, shape_peft_factors
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.storage.input_files import open_tensors
-from osrm_cli.storage.safetensors_writer import TensorStream
+from osrm_cli.storage.input_files import open_safetensors
+from osrm_cli.storage.safetensors_writer import SafetensorsStream
 
 if TYPE_CHECKING:
     from osrm_cli.adapters.adapter import Adapter
 
 
-def holds(path: Path, is_name: Callable[[str], bool]) -> bool:
+def has_lora_tensor(path: Path, is_name: Callable[[str], bool]) -> bool:
     """Whether a file has a tensor of such a name.
 
     Raises:
         OsrmError: If the file is damaged or not safetensors.
     """
-    with open_tensors(path) as file:
+    with open_safetensors(path) as file:
         return any(is_name(name) for name in file.keys())  # noqa: SIM118 - it is not a mapping
 
 
-def check_no_whole_modules(adapter: "Adapter", name: str) -> None:
+def check_only_lora_factors(adapter: "Adapter", name: str) -> None:
     """Check that an adapter is factors of layers alone.
 
     Args:
@@ -38,7 +38,7 @@ def check_no_whole_modules(adapter: "Adapter", name: str) -> None:
     Raises:
         OsrmError: If it holds modules that were trained as a whole, or adapts stacked experts.
     """
-    expert = next((layer for layer in adapter.layers if find_parent(adapter.config, layer)), None)
+    expert = next((layer for layer in adapter.layers if find_expert_parameter(adapter.config, layer)), None)
     if expert:
         raise OsrmError(
             f"{adapter.source} adapts the expert {expert}, which the format {name} cannot name", "use --format peft"
@@ -51,7 +51,7 @@ def check_no_whole_modules(adapter: "Adapter", name: str) -> None:
         )
 
 
-def check_only_linear(adapter: "Adapter", name: str) -> None:
+def check_only_linear_layers(adapter: "Adapter", name: str) -> None:
     """Check that an adapter is factors of linear layers and convolutions alone.
 
     Args:
@@ -61,7 +61,7 @@ def check_only_linear(adapter: "Adapter", name: str) -> None:
     Raises:
         OsrmError: If it holds an embedding's factors, or modules that were trained as a whole.
     """
-    check_no_whole_modules(adapter, name)
+    check_only_lora_factors(adapter, name)
     embedding = next((layer for layer, shape in adapter.layers.items() if shape.embedding), None)
     if embedding:
         raise OsrmError(
@@ -71,7 +71,7 @@ def check_only_linear(adapter: "Adapter", name: str) -> None:
 
 
 def write_factors(
-    stream: TensorStream, output: Output, names: Mapping[str, tuple[str, str]], folds_scaling: bool = False
+    stream: SafetensorsStream, output: AdapterOutput, names: Mapping[str, tuple[str, str]], folds_scaling: bool = False
 ) -> None:
     """Write every layer's two factors.
 
@@ -88,12 +88,12 @@ def write_factors(
     for layer, (name_a, name_b) in names.items():
         shape, factors = adapter.layers[layer], adapter.lora_factors(layer, adapter.dtype)
         if folds_scaling:
-            factors = LowRank(fold_scaling(factors.B, shape.scaling, layer, output), factors.A)
-        for name, factor in zip((name_a, name_b), join_kernel(factors, shape.kernel), strict=True):
-            stream.add(name, factor_in_dtype(factor, output.dtype, layer))
+            factors = LowRank(fold_adapter_scaling(factors.B, shape.scaling, layer, output), factors.A)
+        for name, factor in zip((name_a, name_b), shape_peft_factors(factors, shape.kernel), strict=True):
+            stream.add(name, cast_adapter_factor(factor, output.dtype, layer))
 
 
-def fold_scaling(B: torch.Tensor, scaling: float, layer: str, output: Output) -> torch.Tensor:
+def fold_adapter_scaling(B: torch.Tensor, scaling: float, layer: str, output: AdapterOutput) -> torch.Tensor:
     """``scaling * B``: exact, or in types of 32 bits and more rounded once.
 
     Raises:

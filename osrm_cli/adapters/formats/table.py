@@ -42,7 +42,7 @@ FORMATS = (
 )
 
 
-def find_format(name: str) -> AdapterFormat:
+def find_adapter_format(name: str) -> AdapterFormat:
     """The row of that name.
 
     Raises:
@@ -54,7 +54,7 @@ def find_format(name: str) -> AdapterFormat:
     raise OsrmError(f"unknown format '{name}', expected one of: {', '.join(row.name for row in FORMATS)}")
 
 
-def recognize_format(path: Path) -> AdapterFormat:
+def recognize_adapter_format(path: Path) -> AdapterFormat:
     """The format of an adapter on the disk, from its files and the names of its tensors.
 
     Raises:

@@ -65,12 +65,12 @@ def calibrate(
     if dry_run:
         console.result({"would_write": str(out)}, f"would write {out}: {', '.join(result.tasks)}")
         return
-    console.result({"path": str(out), "tasks": result.rows}, _make_table(result.rows))
+    console.result({"path": str(out), "tasks": result.rows}, _make_rich_table(result.rows))
     for note in result.notes:
         console.note(note)
 
 
-def _make_table(rows: dict[str, dict[str, Any]]) -> "Table":
+def _make_rich_table(rows: dict[str, dict[str, Any]]) -> "Table":
     """Mean squared differences between merged and single representations."""
     calibration_table = table(
         "task", "examples", "before", "after", "left", "prior", "spread", "head", title="Calibration"

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from osrm_cli.cli import options
-from osrm_cli.cli.console import Console, align_columns
+from osrm_cli.cli.console import Console, align_console_columns
 from osrm_cli.cli.options import Device, DType, Pooling, Tokens
-from osrm_cli.features.memory import DEFAULT_MEMORY, format_size
+from osrm_cli.features.memory import DEFAULT_MEMORY, format_memory_size
 from osrm_cli.features.statistics.table import STATISTICS
 
 
@@ -29,7 +29,7 @@ def collect(
             help="What to collect: {}; repeat for more. See --list. Default: mean and second-moment.".format(
                 ", ".join(row.name for row in STATISTICS)
             ),
-            autocompletion=options.completer(STATISTICS),
+            autocompletion=options.shell_completer(STATISTICS),
         ),
     ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Training examples read per task.")] = 100,
@@ -96,24 +96,24 @@ def collect(
     """
     if list_statistics:
         rows = [{"name": row.name, "summary": row.summary} for row in STATISTICS]
-        text = align_columns([("statistic", "what it is"), *(tuple(row.values()) for row in rows)])
+        text = align_console_columns([("statistic", "what it is"), *(tuple(row.values()) for row in rows)])
         Console(json, quiet).result({"statistics": rows}, text)
         return
     if merge_shards:
-        _merge_shards(task or [], out, overwrite, dry_run, Console(json, quiet))
+        _merge_shards_command(task or [], out, overwrite, dry_run, Console(json, quiet))
         return
     if (private is None) != (clip is None):
         raise typer.BadParameter("give both or none of them", param_hint="--private, --clip")
 
     from osrm_cli.features.collect import collect_features
     from osrm_cli.models.distributed import process_rank
-    from osrm_cli.tasks.loading import with_share
+    from osrm_cli.tasks.loading import task_source_with_dev_share
 
     is_first = process_rank() == 0  # under a launcher, one process speaks
     console = Console(json, quiet or not is_first)
     collected = collect_features(
         task or [],
-        with_share(data, split_dev) or data,
+        task_source_with_dev_share(data, split_dev) or data,
         model=model,
         revision=revision,
         target_modules=target_modules,
@@ -142,33 +142,33 @@ def collect(
     for warning in collected.warnings:
         console.warn(warning)
     if not dry_run:
-        console.result({"features": collected.files}, _list_files(collected.files))
+        console.result({"features": collected.files}, _console_file_list(collected.files))
         return
-    from osrm_cli.tasks.description import format_description
+    from osrm_cli.tasks.description import format_task_description
 
     lines = []
     for name, path in collected.paths.items():
         lines.append(f"would write {path}: {collected.examples[name]} examples, {collected.layers} layers")
         plan = collected.memory[name]
         passes = "one pass" if plan["passes"] == 1 else f"{plan['passes']} passes"
-        lines.append(f"  statistics take up to {format_size(plan['memory'])} beside the model, in {passes}")
-        lines.append(format_description(collected.data[name]))
+        lines.append(f"  statistics take up to {format_memory_size(plan['memory'])} beside the model, in {passes}")
+        lines.append(format_task_description(collected.data[name]))
     would_write = [str(path) for path in collected.paths.values()]
     console.result({"would_write": would_write, "tasks": collected.data, "memory": collected.memory}, "\n".join(lines))
 
 
-def _merge_shards(tasks: list[str], out: Path, overwrite: bool, dry_run: bool, console: Console) -> None:
+def _merge_shards_command(tasks: list[str], out: Path, overwrite: bool, dry_run: bool, console: Console) -> None:
     from osrm_cli.features.merge_shards import merge_shards
 
     merged = merge_shards(tasks, out, overwrite=overwrite, dry_run=dry_run)
     if not dry_run:
-        console.result({"features": merged.files}, _list_files(merged.files))
+        console.result({"features": merged.files}, _console_file_list(merged.files))
         return
     lines = [f"would write {path} from {merged.shards[name]} shards" for name, path in merged.paths.items()]
     console.result({"would_write": [str(path) for path in merged.paths.values()]}, "\n".join(lines))
 
 
-def _list_files(files: Mapping[str, Mapping[str, Any]]) -> str:
+def _console_file_list(files: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for file in files.values():
         private = file.get("private")

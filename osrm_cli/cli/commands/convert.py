@@ -20,7 +20,7 @@ def convert(
             "--format",
             "-f",
             help="Format to write: peft or mlx (a folder), diffusers or kohya (a file).",
-            autocompletion=options.completer(FORMATS),
+            autocompletion=options.shell_completer(FORMATS),
         ),
     ] = "peft",
     component: Annotated[

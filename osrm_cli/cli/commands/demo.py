@@ -90,15 +90,15 @@ def demo(
     out.mkdir(parents=True)
     setting = _TEXT if text else _CLASSES
     setting = replace(setting, model=model or setting.model, scale=setting.scale if scale is None else scale)
-    for commands in _pipeline_stages(setting, seed):
-        _run_commands(commands, out, console)
+    for commands in _demo_stages(setting, seed):
+        _run_demo_commands(commands, out, console)
     records = {arm: read_scored_record(out / "merged" / arm / SCORES_NAME)[0] for arm in _VARIANTS}
-    _draw_bars(records, out / "demo.png")
+    _draw_demo_chart(records, out / "demo.png")
     console.note(f"All files are in {out}/; the plot is {out}/demo.png.")
-    console.result({"folder": str(out), "arms": records}, _make_table(records))
+    console.result({"folder": str(out), "arms": records}, _make_demo_table(records))
 
 
-def _pipeline_stages(setting: _Setting, seed: int) -> list[list[str]]:
+def _demo_stages(setting: _Setting, seed: int) -> list[list[str]]:
     """The pipeline as a user would type it in the demo's folder; commands of one stage are independent."""
     seed_option = f"--seed {seed}"
     base, scale = shlex.quote(setting.model), setting.scale
@@ -114,7 +114,7 @@ def _pipeline_stages(setting: _Setting, seed: int) -> list[list[str]]:
     ]
 
 
-def _run_commands(commands: Sequence[str], folder: Path, console: Console) -> None:
+def _run_demo_commands(commands: Sequence[str], folder: Path, console: Console) -> None:
     """Run commands in parallel, each in its own process, as a shell in ``folder`` would.
 
     Only the first shows its progress: two bars on one line would overwrite each other. The cores are divided among the
@@ -127,7 +127,7 @@ def _run_commands(commands: Sequence[str], folder: Path, console: Console) -> No
     running = []
     for index, command in enumerate(commands):
         console.note(f"$ {command}")
-        arguments = [path for word in shlex.split(command)[1:] for path in _expand_word(word, folder)]
+        arguments = [path for word in shlex.split(command)[1:] for path in _expand_command_word(word, folder)]
         quiet = ["--quiet"] if index or console.quiet else []
         running.append(
             subprocess.Popen(  # noqa: S603 - this program with its own arguments
@@ -150,13 +150,13 @@ def _run_commands(commands: Sequence[str], folder: Path, console: Console) -> No
             process.terminate()
 
 
-def _expand_word(word: str, folder: Path) -> Sequence[str]:
+def _expand_command_word(word: str, folder: Path) -> Sequence[str]:
     if not word.endswith("/*"):
         return [word]
     return sorted(str(path.relative_to(folder)) for path in (folder / word[:-2]).glob("[!.]*"))
 
 
-def _make_table(records: dict[str, Any]) -> Any:
+def _make_demo_table(records: dict[str, Any]) -> Any:
     columns = [f"{name} {kind}" for name in ("LoRA", "OSRM") for kind in ("single", "merged")]
     rows = table("task", *columns, title="Generated tasks, headline score (dev)")
     for task in next(iter(records.values()))["tasks"]:
@@ -168,7 +168,7 @@ def _make_table(records: dict[str, Any]) -> Any:
     return rows
 
 
-def _draw_bars(records: dict[str, Any], path: Path) -> None:
+def _draw_demo_chart(records: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     tasks = list(records["lora"]["tasks"])

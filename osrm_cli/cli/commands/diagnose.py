@@ -59,25 +59,25 @@ def diagnose(
         return
     for warning in diagnosis.warnings:
         console.warn(warning)
-    console.result({"path": str(out), **diagnosis.findings}, _make_output(diagnosis.findings))
+    console.result({"path": str(out), **diagnosis.findings}, _console_output(diagnosis.findings))
 
 
-def _make_output(findings: Mapping[str, Any]) -> Any:
+def _console_output(findings: Mapping[str, Any]) -> Any:
     from rich.console import Group
 
-    parts: list[Any] = [_task_table(findings), *_list_verdicts(findings)]
+    parts: list[Any] = [_rich_task_table(findings), *_printed_verdicts(findings)]
     if "interference" in findings:
         parts += [
-            _interference_table(findings),
-            _adapter_table(findings),
-            *_list_predictions(findings),
-            *_list_measurements(findings),
+            _rich_interference_table(findings),
+            _rich_adapter_table(findings),
+            *_printed_predictions(findings),
+            *_printed_measurements(findings),
         ]
     return Group(*parts)
 
 
-def _task_table(findings: Mapping[str, Any]) -> Any:
-    short = _shorten_layers(group["layers"][0] for group in findings["groups"])
+def _rich_task_table(findings: Mapping[str, Any]) -> Any:
+    short = _shorten_printed_layers(group["layers"][0] for group in findings["groups"])
     rows = table(
         "task", "tokens", "effective rank", "room", "gain", "least room", "most room", title="Features (layers' means)"
     )
@@ -88,7 +88,7 @@ def _task_table(findings: Mapping[str, Any]) -> Any:
     return rows
 
 
-def _list_verdicts(findings: Mapping[str, Any]) -> Iterable[str]:
+def _printed_verdicts(findings: Mapping[str, Any]) -> Iterable[str]:
     groups = {
         helps: [t for t, row in findings["tasks"].items() if row["helps"] is helps] for helps in (True, False, None)
     }
@@ -102,7 +102,7 @@ def _list_verdicts(findings: Mapping[str, Any]) -> Iterable[str]:
     yield "room: own energy outside the others' principal subspace. gain: room over the others' own energy there.\n"
 
 
-def _interference_table(findings: Mapping[str, Any]) -> Any:
+def _rich_interference_table(findings: Mapping[str, Any]) -> Any:
     matrix = findings["interference"]
     rows = table("update \\ inputs", *matrix, title="Energy of the update over the base model's, in percent")
     for task, row in matrix.items():
@@ -110,7 +110,7 @@ def _interference_table(findings: Mapping[str, Any]) -> Any:
     return rows
 
 
-def _adapter_table(findings: Mapping[str, Any]) -> Any:
+def _rich_adapter_table(findings: Mapping[str, Any]) -> Any:
     rows = table("adapter", "norm", "over W0's", "start", "drift of A", "start kept", title="Adapters")
     for task, row in findings["adapters"].items():
         kept = "-" if row["kept"] is None else f"{row['kept']:.0%} (random {row['chance']:.0%})"
@@ -119,29 +119,29 @@ def _adapter_table(findings: Mapping[str, Any]) -> Any:
     return rows
 
 
-def _list_predictions(findings: Mapping[str, Any]) -> Iterable[str]:
+def _printed_predictions(findings: Mapping[str, Any]) -> Iterable[str]:
     tasks = findings["prediction"]["tasks"]
     if len(tasks) < 2:
         return
     yield "Predicted, the worst first (energy of the others' updates on a task's inputs, over that of its own update):"
-    yield ", ".join(f"{row['task']} {_format_ratio(row['to_own'])} (most by {row['worst']})" for row in tasks)
+    yield ", ".join(f"{row['task']} {_printed_ratio(row['to_own'])} (most by {row['worst']})" for row in tasks)
     pairs = findings["prediction"]["pairs"][:3]
     yield (
         "Worst pairs: "
-        + ", ".join(f"{p['update']} on {p['inputs']} {_format_ratio(p['to_own'])}" for p in pairs)
+        + ", ".join(f"{p['update']} on {p['inputs']} {_printed_ratio(p['to_own'])}" for p in pairs)
         + "\n"
     )
 
 
-def _list_measurements(findings: Mapping[str, Any]) -> Iterable[str]:
+def _printed_measurements(findings: Mapping[str, Any]) -> Iterable[str]:
     measured = findings["measured"] or {}
     for row in measured.get("merges", ()):
-        yield f"{row['scores']}: {_format_correlation(row)}"
+        yield f"{row['scores']}: {_printed_correlation(row)}"
     if measured.get("pairs"):
-        yield f"merges of two: {_format_correlation(measured['pairs'])}"
+        yield f"merges of two: {_printed_correlation(measured['pairs'])}"
 
 
-def _format_correlation(row: Mapping[str, Any]) -> str:
+def _printed_correlation(row: Mapping[str, Any]) -> str:
     if row["rho"] is None:
         return f"too few or equal points for a rank correlation (n {row['n']})"
     text = f"rank correlation of prediction and drop {row['rho']:+.2f} (n {row['n']}, p {row['p']:.2g})"
@@ -149,11 +149,11 @@ def _format_correlation(row: Mapping[str, Any]) -> str:
     return text if own["rho"] is None else f"{text}; over the own energy {own['rho']:+.2f} (p {own['p']:.2g})"
 
 
-def _format_ratio(ratio: float | None) -> str:
+def _printed_ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"x{ratio:.2g}"
 
 
-def _shorten_layers(layers: Iterable[str]) -> dict[str, str]:
+def _shorten_printed_layers(layers: Iterable[str]) -> dict[str, str]:
     """The layers' names without what they share at both ends."""
     parts = {name: name.split(".") for name in layers}
     if len(parts) < 2:

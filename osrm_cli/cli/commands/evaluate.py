@@ -64,13 +64,13 @@ def evaluate(
     Example: osrm eval merged
     """
     from osrm_cli.evaluation.evaluate import evaluate_folder
-    from osrm_cli.tasks.loading import with_share
+    from osrm_cli.tasks.loading import task_source_with_dev_share
 
     console = Console(json, quiet)
     result = evaluate_folder(
         folder,
         task or [],
-        data=data if split_dev is None else with_share(data, split_dev),
+        data=data if split_dev is None else task_source_with_dev_share(data, split_dev),
         split=split,
         limit=limit,
         predictions=predictions,
@@ -99,10 +99,10 @@ def evaluate(
         return
     for note in result.notes:
         console.note(note)
-    console.result({"path": str(result.path), **result.summary}, _make_report(result.summary, split))
+    console.result({"path": str(result.path), **result.summary}, _make_console_report(result.summary, split))
 
 
-def _make_report(summary: Mapping[str, Any], split: str) -> Any:
+def _make_console_report(summary: Mapping[str, Any], split: str) -> Any:
     """The table of scores, and under it a few answers to text tasks."""
     from rich.console import Group
     from rich.markup import escape
@@ -110,24 +110,27 @@ def _make_report(summary: Mapping[str, Any], split: str) -> Any:
     lines = []
     for name, row in summary["tasks"].items():
         for sample in row.get("samples", ())[:1]:
-            lines += [f"{name}: {_shorten_text(sample['prompt'])}", f"  answer     {_shorten_text(sample['answer'])}"]
-            lines.append(f"  reference  {_shorten_text(sample['reference'])}")
+            lines += [
+                f"{name}: {_shorten_printed_text(sample['prompt'])}",
+                f"  answer     {_shorten_printed_text(sample['answer'])}",
+            ]
+            lines.append(f"  reference  {_shorten_printed_text(sample['reference'])}")
     for name, metrics in summary.get("harness", {}).items():
         values = ", ".join(f"{metric} {value:.4g}" for metric, value in metrics.items() if "stderr" not in metric)
         lines.append(f"harness {name}: {values}")
-    scores = _make_table(summary, split)
+    scores = _make_rich_table(summary, split)
     return Group(scores, escape("\n".join(lines))) if lines else scores
 
 
-def _make_table(summary: Mapping[str, Any], split: str) -> Any:
+def _make_rich_table(summary: Mapping[str, Any], split: str) -> Any:
     average = summary["average"]
     base = ["base"] if average.get("base") is not None else []
     kept = ["kept"] if base else []
     rows = table("task", *base, "single", "merged", "ratio", *kept, "examples", "metrics", title=f"Scores ({split})")
 
     def cells(row: Mapping[str, Any]) -> list[str]:
-        numbers = [_format_score(row[name]) for name in (*base, "single", "headline")]
-        return [*numbers, _format_percent(row["ratio"]), *(_format_percent(row[name]) for name in kept)]
+        numbers = [_printed_score(row[name]) for name in (*base, "single", "headline")]
+        return [*numbers, _printed_percent(row["ratio"]), *(_printed_percent(row[name]) for name in kept)]
 
     for name, row in summary["tasks"].items():
         shown = {metric: value for metric, value in row["metrics"].items() if metric not in _SAME_AS_LOSS}
@@ -138,14 +141,14 @@ def _make_table(summary: Mapping[str, Any], split: str) -> Any:
     return rows
 
 
-def _shorten_text(text: str) -> str:
+def _shorten_printed_text(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 100 else line[:97] + "..."
 
 
-def _format_score(value: float | None) -> str:
+def _printed_score(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _format_percent(value: float | None) -> str:
+def _printed_percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} %"

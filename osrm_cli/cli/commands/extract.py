@@ -87,15 +87,15 @@ def extract(
     )
     for warning in result.warnings:
         console.warn(warning)
-    record = _result_dict(result)
+    record = _console_json(result)
     if dry_run:
         record = {"would_write": str(result.path), **record}
-    console.result(record, _make_table(result, dry_run))
+    console.result(record, _make_rich_table(result, dry_run))
     for note in result.notes:
         console.note(note)
 
 
-def _result_dict(result: "ExtractedAdapter") -> dict[str, Any]:
+def _console_json(result: "ExtractedAdapter") -> dict[str, Any]:
     """The result as JSON has it."""
     record: dict[str, Any] = {
         "path": str(result.path),
@@ -115,7 +115,7 @@ def _result_dict(result: "ExtractedAdapter") -> dict[str, Any]:
     return record
 
 
-def _make_table(result: "ExtractedAdapter", dry_run: bool) -> "Table":
+def _make_rich_table(result: "ExtractedAdapter", dry_run: bool) -> "Table":
     ranks = sorted(set(result.ranks.values()))
     text = f"rank {' to '.join(map(str, (ranks[0], ranks[-1])[: len(ranks)]))}, " if ranks else ""
     title = f"{'would write ' if dry_run else ''}{result.path}: {text}{len(result.layers)} layers"

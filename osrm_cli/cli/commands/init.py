@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from osrm_cli.cli import options
-from osrm_cli.cli.console import Console, align_columns
+from osrm_cli.cli.console import Console, align_console_columns
 from osrm_cli.features.statistics.table import STATISTICS
 from osrm_cli.initialization.objectives.table import DEFAULT_OBJECTIVES, OBJECTIVES, Objective
 
@@ -39,7 +39,7 @@ def init(
             help="How A is chosen: {}. See --list. Default: {}; {} where the features cannot serve that.".format(
                 ", ".join(row.name for row in OBJECTIVES), *DEFAULT_OBJECTIVES
             ),
-            autocompletion=options.completer(OBJECTIVES),
+            autocompletion=options.shell_completer(OBJECTIVES),
             show_default=False,
         ),
     ] = None,
@@ -48,7 +48,7 @@ def init(
         typer.Option(
             "--statistic",
             help="What A is chosen from, where the features hold several. Default: the objective's first in --list.",
-            autocompletion=options.completer(STATISTICS),
+            autocompletion=options.shell_completer(STATISTICS),
             show_default=False,
         ),
     ] = None,
@@ -120,16 +120,18 @@ def init(
 
 def _print_objectives(console: Console) -> None:
     keys = ("name", "summary", "statistics", "source")
-    objectives = [{key: getattr(row, key) for key in keys} | {"needs": _name_features_read(row)} for row in OBJECTIVES]
+    objectives = [
+        {key: getattr(row, key) for key in keys} | {"needs": _printed_feature_needs(row)} for row in OBJECTIVES
+    ]
     rows = [("objective", "statistics", "of", "what it chooses")]
     rows += [
-        (row.name, ", ".join(row.statistics) or "-", ", ".join(_name_features_read(row)) or "-", row.summary)
+        (row.name, ", ".join(row.statistics) or "-", ", ".join(_printed_feature_needs(row)) or "-", row.summary)
         for row in OBJECTIVES
     ]
-    console.result({"objectives": objectives}, align_columns(rows))
+    console.result({"objectives": objectives}, align_console_columns(rows))
 
 
-def _name_features_read(objective: Objective) -> list[str]:
+def _printed_feature_needs(objective: Objective) -> list[str]:
     """Whose features an objective reads."""
     needs = {"others": objective.needs_others, "own": objective.needs_own, "own gradient": objective.needs_gradient}
     return [name for name, needed in needs.items() if needed]

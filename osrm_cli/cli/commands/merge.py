@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from osrm_cli.cli import options
-from osrm_cli.cli.console import Console, align_columns
+from osrm_cli.cli.console import Console, align_console_columns
 from osrm_cli.cli.options import Aggregate, Completions, Device, DType, OutputFormat, Start
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import METHODS
@@ -33,7 +33,7 @@ def merge(
             "--method",
             "-m",
             help="How to merge, or auto; default task-arith. See --list.",
-            autocompletion=options.completer(METHODS),
+            autocompletion=options.shell_completer(METHODS),
             show_default=False,
         ),
     ] = None,
@@ -163,9 +163,9 @@ def merge(
     from osrm_cli.merging.merge import merge_adapters
     from osrm_cli.merging.requirements import OPTIONS
 
-    values = {name: context.params[_name_parameter(name)] for name in OPTIONS}
+    values = {name: context.params[_typer_parameter_name(name)] for name in OPTIONS}
     others = ("method", "features", "data", "form", "model", "revision", "dtype")
-    strict = {name for name in (*OPTIONS, *others) if _is_typed(context, name)}
+    strict = {name for name in (*OPTIONS, *others) if _is_option_typed(context, name)}
     step = None
     if calibrate:
         from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES, Calibration, CalibrationSettings
@@ -175,12 +175,12 @@ def merge(
     result = merge_adapters(
         adapters or [],
         method,
-        options={name: _plain_value(value) for name, value in values.items() if value not in (None, ())},
-        weights=_parse_weights(weight or []),
+        options={name: _plain_option_value(value) for name, value in values.items() if value not in (None, ())},
+        weights=_parse_weight_options(weight or []),
         recipe=recipe,
         features=features,
         data=data,
-        form=_plain_value(form),
+        form=_plain_option_value(form),
         model=model,
         revision=revision,
         dtype=dtype.value,
@@ -204,22 +204,22 @@ def merge(
         console.note(note)
 
 
-def _name_parameter(option: str) -> str:
+def _typer_parameter_name(option: str) -> str:
     """The parameter of ``merge`` that takes an option of a method; ``lambda`` is a keyword."""
     return "scale" if option == "lambda" else option
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_option_value(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return value.value if isinstance(value, StrEnum) else value
 
 
-def _is_typed(context: typer.Context, name: str) -> bool:
-    return options.given_on_command_line(context, _name_parameter(name))
+def _is_option_typed(context: typer.Context, name: str) -> bool:
+    return options.given_on_command_line(context, _typer_parameter_name(name))
 
 
-def _parse_weights(texts: Sequence[str]) -> dict[str, float]:
+def _parse_weight_options(texts: Sequence[str]) -> dict[str, float]:
     """Weights by adapter from ``NAME=NUMBER``."""
     weights: dict[str, float] = {}
     for text in texts:
@@ -238,4 +238,4 @@ def _print_methods(console: Console) -> None:
     methods = [{key: getattr(row, key) for key in keys} for row in METHODS]
     rows = [("method", "needs", "result", "what it does")]
     rows += [(row.name, ", ".join(row.needs) or "-", row.result, row.summary) for row in METHODS]
-    console.result({"methods": methods}, align_columns(rows))
+    console.result({"methods": methods}, align_console_columns(rows))

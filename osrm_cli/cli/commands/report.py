@@ -61,14 +61,16 @@ def report(
 
     Example: osrm report merged
     """
-    from osrm_cli.reporting.write import write_report, write_table
+    from osrm_cli.reporting.write import write_report, write_report_table
 
     console = Console(json, quiet)
-    arms = list(map(_parse_arm, arm or []))
+    arms = list(map(_parse_arm_option, arm or []))
     if not files and not arms:
         raise typer.BadParameter("give files of scores, or arms of them", param_hint="FILES, --arm")
     if table is not None:
-        result = write_table(files or [], table, arms=arms, only=only or [], overwrite=overwrite, dry_run=dry_run)
+        result = write_report_table(
+            files or [], table, arms=arms, only=only or [], overwrite=overwrite, dry_run=dry_run
+        )
     else:
         result = write_report(
             files or [],
@@ -92,7 +94,7 @@ def report(
     console.result({"path": str(result.path), **result.record}, "\n".join(lines))
 
 
-def _parse_arm(text: str) -> tuple[str, str]:
+def _parse_arm_option(text: str) -> tuple[str, str]:
     name, _, path = text.partition("=")
     if not name or not path:
         raise OsrmError(f"--arm {text}: expected NAME=PATH", "--arm plain=sweeps/kaiming")

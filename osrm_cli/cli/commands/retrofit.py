@@ -46,7 +46,7 @@ def retrofit(
         typer.Option(
             "--objective",
             help="projection: how A is chosen. See osrm init --list.",
-            autocompletion=options.completer(OBJECTIVES),
+            autocompletion=options.shell_completer(OBJECTIVES),
         ),
     ] = "osrm",
     eps: Annotated[float, typer.Option("--eps", min=0, help="projection with gevd: weight of the identity.")] = 1e-3,
@@ -92,10 +92,10 @@ def retrofit(
         console.result({"would_write": [str(path) for path in result.paths.values()]}, "\n".join(lines))
         return
     rows = {name: {"path": str(result.paths[name]), **vars(change)} for name, change in result.changes.items()}
-    console.result({"adapters": rows, **result.settings}, _make_table(result))
+    console.result({"adapters": rows, **result.settings}, _make_rich_table(result))
 
 
-def _make_table(result: "RetrofittedAdapters") -> "Table":
+def _make_rich_table(result: "RetrofittedAdapters") -> "Table":
     title = f"Retrofitted ({', '.join(f'{name} {value}' for name, value in result.settings.items())})"
     rows = table("adapter", "changed on its own inputs", "energy left on the others'", title=title)
     for name, change in result.changes.items():

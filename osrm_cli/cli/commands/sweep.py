@@ -25,7 +25,7 @@ def sweep(
             "--method",
             "-m",
             help="Merging method; repeat for more. Default: task-arith.",
-            autocompletion=options.completer(METHODS),
+            autocompletion=options.shell_completer(METHODS),
             show_default=False,
         ),
     ] = None,
@@ -116,18 +116,18 @@ def sweep(
     Example: osrm sweep adapters/* --method task-arith --lambda 0.1:1.0:0.1
     """
     from osrm_cli.sweep.sweep import run_sweep
-    from osrm_cli.tasks.loading import with_share
+    from osrm_cli.tasks.loading import task_source_with_dev_share
 
     console = Console(json, quiet)
     report = run_sweep(
         adapters,
         method or ["task-arith"],
-        _make_grid(scale, density, option),
+        _parse_grid_options(scale, density, option),
         task or [],
         calibrate=calibrate,
         samples=samples,
         features=features,
-        data=data if split_dev is None else with_share(data, split_dev),
+        data=data if split_dev is None else task_source_with_dev_share(data, split_dev),
         split=split,
         validation_split=validation_split,
         limit=limit,
@@ -154,10 +154,10 @@ def sweep(
         line = f"would write {out}: {report.points} merges on {', '.join(report.tasks)}"
         console.result({"would_write": str(out), "points": report.points}, line)
         return
-    console.result({"path": str(out), **report.result.record()}, _make_table(report.result))
+    console.result({"path": str(out), **report.result.record()}, _make_rich_table(report.result))
 
 
-def _make_grid(
+def _parse_grid_options(
     scale: Sequence[str] | None, density: Sequence[str] | None, others: Sequence[str] | None
 ) -> "dict[str, list[Value]]":
     """The grid: values by option."""
@@ -166,16 +166,16 @@ def _make_grid(
     axes = {}
     for name, texts in (("lambda", scale), ("density", density)):
         if texts:
-            axes[name] = grid.parse_values(f"--{name}", texts)
+            axes[name] = grid.parse_grid_values(f"--{name}", texts)
     for text in others or []:
-        name, values = grid.parse_option(text)
+        name, values = grid.parse_grid_option(text)
         if name in axes:
             raise OsrmError(f"--option {text}: {name} is given twice", "give all its values at once")
         axes[name] = values
     return axes
 
 
-def _make_table(result: "SweepResult") -> Any:
+def _make_rich_table(result: "SweepResult") -> Any:
     from osrm_cli.evaluation.scores import average
 
     rows = table("best", "options", "validation", "test", "of single", title="Average score, best by validation")

@@ -109,14 +109,14 @@ def train(
     Example: osrm train starts/mini-mood
     """
     from osrm_cli.models.distributed import process_rank
-    from osrm_cli.tasks.loading import with_share
+    from osrm_cli.tasks.loading import task_source_with_dev_share
     from osrm_cli.training.train import train_adapters
 
     is_first = process_rank() == 0  # under a launcher, one process prints
     console = Console(json, quiet or not is_first)
     trained = train_adapters(
         starts,
-        data=data if split_dev is None else with_share(data, split_dev),
+        data=data if split_dev is None else task_source_with_dev_share(data, split_dev),
         model=model,
         revision=revision,
         lr=lr,
@@ -157,10 +157,10 @@ def train(
         console.result({"would_write": [str(path) for path in trained.paths.values()]}, "\n".join(lines))
         return
     if is_first:
-        console.result({"adapters": trained.reports}, "\n".join(map(_summary_line, trained.reports.values())))
+        console.result({"adapters": trained.reports}, "\n".join(map(_printed_summary, trained.reports.values())))
 
 
-def _summary_line(report: dict[str, Any]) -> str:
+def _printed_summary(report: dict[str, Any]) -> str:
     line = f"{report['path']}  dev {report['dev']['headline']:.2f}, "
     if "directions" not in report:
         return f"{line}drift of A {report['drift']['overall']:.1%}"

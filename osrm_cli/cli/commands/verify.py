@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from osrm_cli.cli import options
-from osrm_cli.cli.console import Console, align_columns
+from osrm_cli.cli.console import Console, align_console_columns
 from osrm_cli.errors import OsrmError
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def verify(
 
     console = Console(json, quiet)
     found = verify_artifacts(paths, progress=console.progress)
-    console.result({"counts": found.counts, "checks": [asdict(check) for check in found.checks]}, _make_output(found))
+    console.result(
+        {"counts": found.counts, "checks": [asdict(check) for check in found.checks]}, _console_output(found)
+    )
     failures = [check for check in found.failures if check.result == DIFFERS or not ignore_missing]
     if failures:
         differing, missing = found.counts["differs"], 0 if ignore_missing else found.counts["missing"]
@@ -45,7 +47,7 @@ def verify(
         )
 
 
-def _make_output(found: "Verification") -> str:
+def _console_output(found: "Verification") -> str:
     rows = [
         (
             check.result,
@@ -56,4 +58,4 @@ def _make_output(found: "Verification") -> str:
         for check in found.failures
     ]
     same = f"{found.counts['same']} of {len(found.checks)} recorded digests are the same"
-    return "\n".join([*([align_columns(rows)] if rows else []), same])
+    return "\n".join([*([align_console_columns(rows)] if rows else []), same])

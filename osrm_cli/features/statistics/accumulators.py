@@ -64,7 +64,7 @@ class Accumulator(ABC):
     def finalize(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """The statistic, on the CPU."""
 
-    def bound(self) -> dict[str, float]:
+    def error_bound(self) -> dict[str, float]:
         """How far the finished statistic may be off, in its own terms; empty if it is exact."""
         return {}
 

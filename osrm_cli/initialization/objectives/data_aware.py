@@ -48,7 +48,9 @@ def eva(problem: LayerProblem) -> torch.Tensor:
     Raises:
         OsrmError: If the own features are missing.
     """
-    return _padded_with_random_rows(_principal_rows(problem, "eva", _no_rows(problem)), problem, "eva")
+    return _padded_with_random_rows(
+        _principal_own_directions(problem, "eva", _no_excluded_directions(problem)), problem, "eva"
+    )
 
 
 def osrm_in(problem: LayerProblem) -> torch.Tensor:
@@ -60,32 +62,34 @@ def osrm_in(problem: LayerProblem) -> torch.Tensor:
     Raises:
         OsrmError: If the own or the others' features are missing.
     """
-    excluded = _excluded_rows(problem)
-    return _padded_with_random_rows(_principal_rows(problem, "osrm-in", excluded), problem, "osrm-in", excluded)
+    excluded = _directions_used_by_others(problem)
+    return _padded_with_random_rows(
+        _principal_own_directions(problem, "osrm-in", excluded), problem, "osrm-in", excluded
+    )
 
 
-def _principal_rows(problem: LayerProblem, name: str, excluded: torch.Tensor) -> torch.Tensor:
+def _principal_own_directions(problem: LayerProblem, name: str, excluded: torch.Tensor) -> torch.Tensor:
     """At most ``r`` principal own directions orthogonal to the rows of ``excluded``, without those of no energy."""
     own = problem.require_own(name).to(torch.float64)
     if own.factored:
-        rows = _orthogonal_complement(_orthogonal_complement(own.matrix, excluded), excluded)
+        rows = _remove_excluded_directions(_remove_excluded_directions(own.matrix, excluded), excluded)
         _, values, Vh = torch.linalg.svd(rows, full_matrices=False)
         Vh = Vh[values > own.matrix.norm() * max(rows.shape) * torch.finfo(rows.dtype).eps]
-        return eigen.fix_signs(Vh[: problem.rank])
+        return eigen.fix_eigenvector_signs(Vh[: problem.rank])
     C = own.matrix
 
     def projected(V: torch.Tensor) -> torch.Tensor:
-        return _orthogonal_complement((C @ _orthogonal_complement(V.T, excluded).T).T, excluded).T
+        return _remove_excluded_directions((C @ _remove_excluded_directions(V.T, excluded).T).T, excluded).T
 
-    rows = _orthogonal_complement(
+    rows = _remove_excluded_directions(
         eigen.largest_eigenvectors(projected, _random_rows(problem, name, problem.rank)), excluded
     )
     energy = ((rows @ C) * rows).sum(dim=1)
     # A direction without energy is arbitrary, perhaps one of the excluded ones.
-    return eigen.fix_signs(orthonormal_rows(rows[energy > NULL * C.trace()]))
+    return eigen.fix_eigenvector_signs(orthonormal_rows(rows[energy > NULL * C.trace()]))
 
 
-def _excluded_rows(problem: LayerProblem) -> torch.Tensor:
+def _directions_used_by_others(problem: LayerProblem) -> torch.Tensor:
     """Orthonormal rows ``(q, d_in)``, ``q <= d_in - r``, that the result of ``osrm_in`` must be orthogonal to."""
     others = problem.require_others("osrm-in").to(torch.float64)
     if others.factored:
@@ -107,9 +111,9 @@ def _generalised_directions(problem: LayerProblem, name: str, own: SecondMoment)
     others, own, basis = problem.require_others(name).to(torch.float64), own.to(torch.float64), None
     if others.factored and own.factored and len(others.matrix) + len(own.matrix) < problem.d_in:
         # All solutions lie in the span of both sets of rows: solve there, and never build a d x d matrix.
-        basis = orthonormal_rows(torch.cat([_normalize(others.matrix), _normalize(own.matrix)]))
+        basis = orthonormal_rows(torch.cat([_normalize_task_rows(others.matrix), _normalize_task_rows(own.matrix)]))
         others, own = (SecondMoment(each.matrix @ basis.T, factored=True) for each in (others, own))
-    C_in, L = own.dense(), _factor_others(others.dense(), problem.eps, problem.d_in)
+    C_in, L = own.dense(), _factor_others_moment(others.dense(), problem.eps, problem.d_in)
 
     def whitened(V: torch.Tensor) -> torch.Tensor:
         image: torch.Tensor = C_in @ torch.linalg.solve_triangular(L.T, V, upper=True)
@@ -120,10 +124,12 @@ def _generalised_directions(problem: LayerProblem, name: str, own: SecondMoment)
     values = (top * whitened(top.T).T).sum(dim=1)
     top = top[values > len(L) * torch.finfo(values.dtype).eps * values[0]]  # the rest is rounding
     A = torch.linalg.solve_triangular(L.T, top.T, upper=True).T
-    return _padded_with_random_rows(eigen.fix_signs(orthonormal_rows(A if basis is None else A @ basis)), problem, name)
+    return _padded_with_random_rows(
+        eigen.fix_eigenvector_signs(orthonormal_rows(A if basis is None else A @ basis)), problem, name
+    )
 
 
-def _factor_others(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
+def _factor_others_moment(C_out: torch.Tensor, eps: float, d_in: int) -> torch.Tensor:
     """Cholesky factor of ``M`` up to a scalar, ``(p, p)``.
 
     A statistic stored in float32 can be indefinite by its rounding; then eps rises until ``M`` is definite.
@@ -157,15 +163,15 @@ def _random_rows(problem: LayerProblem, name: str, rows: int) -> torch.Tensor:
     return gaussian(rows, problem.d_in, problem.seed, name, problem.task, problem.layer)
 
 
-def _orthogonal_complement(rows: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
+def _remove_excluded_directions(rows: torch.Tensor, excluded: torch.Tensor) -> torch.Tensor:
     """Rows without their part in the span of ``excluded``."""
     return rows - (rows @ excluded.T) @ excluded
 
 
-def _no_rows(problem: LayerProblem) -> torch.Tensor:
+def _no_excluded_directions(problem: LayerProblem) -> torch.Tensor:
     return torch.zeros(0, problem.d_in, dtype=torch.float64)
 
 
-def _normalize(rows: torch.Tensor) -> torch.Tensor:
+def _normalize_task_rows(rows: torch.Tensor) -> torch.Tensor:
     norm = rows.norm()
     return rows / (norm if norm > 0 else 1.0)

@@ -27,7 +27,7 @@ def osrm(problem: LayerProblem) -> torch.Tensor:
         if H.shape[0] + problem.rank <= problem.d_in:
             # Householder's first n columns span the columns of H^T even where these depend on one another.
             return orthonormal_rows(torch.cat([H, drawn]))[H.shape[0] :]
-    return eigen.fix_signs(eigen.smallest_eigenvectors(others.to(torch.float64).dense(), drawn))
+    return eigen.fix_eigenvector_signs(eigen.smallest_eigenvectors(others.to(torch.float64).dense(), drawn))
 
 
 def official(problem: LayerProblem) -> torch.Tensor:

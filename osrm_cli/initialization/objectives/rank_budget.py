@@ -11,7 +11,7 @@ SPECTRAL_OBJECTIVES = ("osrm", "osrm-in", "gevd", "eva", "loss-aware")
 SCORE_DECIMALS = 9  # smaller differences are rounding, and would allocate ranks by chance
 
 
-def check_spectrum(objective: str) -> None:
+def check_objective_spectrum(objective: str) -> None:
     """Check that an objective gives each direction a score.
 
     Raises:
@@ -34,7 +34,7 @@ def direction_scores(objective: str, A: torch.Tensor, problem: LayerProblem) -> 
     Raises:
         OsrmError: If the objective has no spectrum, or the features that it needs are missing.
     """
-    check_spectrum(objective)
+    check_objective_spectrum(objective)
     if objective == "osrm":
         values = -problem.others_energy_share(A)
     elif objective in ("eva", "osrm-in"):

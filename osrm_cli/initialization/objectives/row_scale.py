@@ -10,7 +10,7 @@ from osrm_cli.initialization.objectives.layer_problem import LayerProblem
 SCALES = ("orthonormal", "kaiming", "gaussian", "match-output")
 
 
-def rescale_rows(A: torch.Tensor, how: str, problem: LayerProblem) -> torch.Tensor:
+def rescale_initial_rows(A: torch.Tensor, how: str, problem: LayerProblem) -> torch.Tensor:
     """A ``(r, d_in)`` at another size.
 
     Args:
@@ -30,10 +30,10 @@ def rescale_rows(A: torch.Tensor, how: str, problem: LayerProblem) -> torch.Tens
     if how == "match-output":
         share = float(problem.own_energy_share(A).sum())
         return A * math.sqrt(problem.rank / (3 * problem.d_in * share)) if share > 0 else A
-    return A * (row_norm(how, problem) * math.sqrt(problem.rank) / float(A.norm()))
+    return A * (initial_row_norm(how, problem) * math.sqrt(problem.rank) / float(A.norm()))
 
 
-def row_norm(how: str, problem: LayerProblem) -> float:
+def initial_row_norm(how: str, problem: LayerProblem) -> float:
     """The row norm that ``kaiming``, ``gaussian`` or a number stands for."""
     if how == "kaiming":
         return 1 / math.sqrt(3)

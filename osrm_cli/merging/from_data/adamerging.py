@@ -61,7 +61,7 @@ class WeightedDeltas:
         return lambda x, y: y + (x @ A.T * self.coefficients[owners, column]) @ B.T
 
 
-def learn_weights(
+def learn_weights_by_entropy(
     models: Sequence[TaskModel], plan: MergePlan, advance: Callable[[int], None]
 ) -> tuple[Weights, dict[str, Any]]:
     """Minimise the mean over tasks of the mean entropy of their predictions, each task with its own head, by Adam.
@@ -81,7 +81,7 @@ def learn_weights(
     options = plan.recipe.options
     before = {model.name: mean_prediction_entropy(model, mixture) for model in models}
     adam = torch.optim.Adam([mixture.coefficients], lr=LEARNING_RATE)
-    batches = [_endless_batches(model, options["seed"]) for model in models]
+    batches = [_draw_adamerging_batches(model, options["seed"]) for model in models]
     for _ in range(options["steps"]):
         adam.zero_grad()
         for model, indices in zip(models, batches, strict=True):  # one graph at a time
@@ -112,7 +112,7 @@ def mean_prediction_entropy(model: TaskModel, mixture: WeightedDeltas) -> float:
     return float(torch.cat(entropies).mean())
 
 
-def _endless_batches(model: TaskModel, seed: int) -> Iterator[list[int]]:
+def _draw_adamerging_batches(model: TaskModel, seed: int) -> Iterator[list[int]]:
     """Batches without end: one random order of the examples after the other."""
     generator = seeding.generator(seed, "adamerging", model.name)
     waiting: list[int] = []

@@ -20,7 +20,7 @@ from torch.nn import functional
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
-from osrm_cli.models.output_hooks import Calls, low_rank_hook, recording_hook, with_output_hooks
+from osrm_cli.models.output_hooks import Calls, low_rank_output_hook, recording_output_hook, with_output_hooks
 from osrm_cli.models.text.generation import completion_logits, token_losses
 from osrm_cli.progress import Progress
 from osrm_cli.tasks.task import Label, Task
@@ -59,10 +59,10 @@ class FisherInformation(LayerData):
 
     def for_layer(self, layer: str, merged: Mapping[str, LayerResult]) -> Fields:
         """``E[(dL/dW)^2]`` of each task in units of its norm over all layers, ``(d_out, d_in)``."""
-        return {"fisher": tuple(_read_tensor(path, layer) for path in self._paths)}
+        return {"fisher": tuple(_read_fisher_diagonal(path, layer) for path in self._paths)}
 
 
-def _read_tensor(path: Path, name: str) -> Tensor:
+def _read_fisher_diagonal(path: Path, name: str) -> Tensor:
     with safe_open(path, framework="pt") as file:
         tensor: Tensor = file.get_tensor(name)
         return tensor
@@ -80,7 +80,9 @@ def fisher_diagonal(
     count = len(model.encodings)
     sums = {name: torch.zeros(shape, device=model.device) for name, shape in shapes.items()}
     calls: dict[str, Calls] = {name: [] for name in shapes}
-    watching = {name: recording_hook(low_rank_hook(model.delta(name)), seen) for name, seen in calls.items()}
+    watching = {
+        name: recording_output_hook(low_rank_output_hook(model.delta(name)), seen) for name, seen in calls.items()
+    }
     with with_output_hooks(shell, watching), torch.enable_grad():
         for index in range(count):
             _negative_log_likelihood(model, shell, index).backward()  # type: ignore[no-untyped-call]
@@ -88,7 +90,7 @@ def fisher_diagonal(
                 reached = [(x, gradient[0]) for x, gradient in seen if gradient]
                 if reached:
                     inputs, gradients = (
-                        torch.cat([_flatten_rows(x) for x in part]) for part in zip(*reached, strict=True)
+                        torch.cat([_fisher_rows(x) for x in part]) for part in zip(*reached, strict=True)
                     )
                     sums[name] += (gradients.T @ inputs).square()
                 seen.clear()
@@ -111,5 +113,5 @@ def example_loss(task: Task, logits: Tensor, label: Label) -> Tensor:
     return functional.cross_entropy(logits, torch.tensor(label, device=logits.device))
 
 
-def _flatten_rows(x: Tensor) -> Tensor:
+def _fisher_rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])

@@ -42,7 +42,7 @@ def learn_simplex_weights(
     before: dict[str, float] = {}
     for step in range(plan.recipe.options["steps"]):
         mixture.coefficients.grad = None
-        losses = {model.name: _add_gradient(model, mixture, len(models)) for model in models}
+        losses = {model.name: _add_mixture_gradient(model, mixture, len(models)) for model in models}
         before = before or losses
         gradient = mixture.coefficients.grad
         if gradient is None:
@@ -53,22 +53,22 @@ def learn_simplex_weights(
             mixture.coefficients[gradient.argmin(0), layers] += rate * plan.options.scale
         advance(1)
     with torch.no_grad():
-        after = {model.name: float(sum(_batch_losses(model, mixture))) for model in models}
+        after = {model.name: float(sum(_mixture_batch_losses(model, mixture))) for model in models}
     examples = {model.name: model.sample.record for model in models}
     loss = {name: {"before": value, "after": after[name]} for name, value in before.items()}
     return mixture.learned_weights(models, plan), {"examples": examples, "loss": loss}
 
 
-def _add_gradient(model: TaskModel, mixture: WeightedDeltas, tasks: int) -> float:
+def _add_mixture_gradient(model: TaskModel, mixture: WeightedDeltas, tasks: int) -> float:
     """Add the gradient of a task's share in the mean loss; returns the task's loss."""
     total = 0.0
-    for loss in _batch_losses(model, mixture):  # one graph at a time
+    for loss in _mixture_batch_losses(model, mixture):  # one graph at a time
         (loss / tasks).backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
     return total
 
 
-def _batch_losses(model: TaskModel, mixture: WeightedDeltas) -> Iterator[Tensor]:
+def _mixture_batch_losses(model: TaskModel, mixture: WeightedDeltas) -> Iterator[Tensor]:
     """What each batch adds to the task's mean loss: ``-log p(label)``, of a completion per token, in nats."""
     shell, count = model.with_head_loaded(), len(model.encodings)
     for rows in model.batches():

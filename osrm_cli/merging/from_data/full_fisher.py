@@ -10,9 +10,9 @@ from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data.fisher import FisherInformation, example_loss
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.backbone import check_positions
+from osrm_cli.models.backbone import check_model_positions
 from osrm_cli.models.base_model import TOKENIZER_FILES
-from osrm_cli.models.batching import check_vocabulary, collate_batch, tokenize_examples
+from osrm_cli.models.batching import check_model_vocabulary, collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
 from osrm_cli.models.full.full_model import FullModel
 from osrm_cli.progress import Progress
@@ -86,12 +86,12 @@ def full_fisher_diagonal(
     has_tokenizer = any((full.folder / name).is_file() for name in TOKENIZER_FILES)
     tokenizer = load_tokenizer(full.folder if has_tokenizer else base_dir)
     hint = "write max_length = {} or less into the task's task.toml"
-    check_positions(load_without_weights(full.folder), full.folder, sample.max_length, hint)
+    check_model_positions(load_without_weights(full.folder), full.folder, sample.max_length, hint)
     task, examples = sample.data.task, sample.data.examples
     model = load_classifier(full.folder, task.num_labels, tokenizer, torch.float32, seed=0, device=device).model
     model.requires_grad_(True).train(False)
-    encodings = tokenize_examples(tokenizer, examples, sample.max_length)
-    check_vocabulary(tokenizer, encodings, model, full.folder)
+    encodings = tokenize_for_classifier(tokenizer, examples, sample.max_length)
+    check_model_vocabulary(tokenizer, encodings, model, full.folder)
     parameters = dict(model.named_parameters())
     wanted = {name: parameters[full.parameters[name]] for name in names if name in full.parameters}
     sums = {name: torch.zeros_like(parameter) for name, parameter in wanted.items()}

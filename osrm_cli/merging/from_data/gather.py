@@ -17,11 +17,11 @@ from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import LayerData, NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.text.completions import template_record
+from osrm_cli.models.text.completions import chat_template_record
 from osrm_cli.progress import Progress
 
 LEARNERS = {
-    "weights": adamerging.learn_weights,
+    "weights": adamerging.learn_weights_by_entropy,
     "simplex-weights": frank_wolfe.learn_simplex_weights,
     "matching-weights": learning.learn_matching_weights,
 }
@@ -81,7 +81,7 @@ def _with_learned_heads(plan: MergePlan, models: Sequence[TaskModel], learned: L
             if head:
                 adapter = adapter.with_head(head.read(), head.modules)
             if model.is_text:
-                template = {"template": template_record(model.backbone.tokenizer)}
+                template = {"template": chat_template_record(model.backbone.tokenizer)}
                 adapter = replace(adapter, record={**adapter.record, **template})
         adapters.append(adapter)
     return replace(plan, adapters=tuple(adapters))

@@ -20,19 +20,19 @@ from osrm_cli.linalg.subspaces import orthonormal_rows
 from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.from_data.adamerging import WeightedDeltas, Weights
 from osrm_cli.merging.from_data.matching import (
-    Outputs,
+    MatchedOutputs,
     TaskTargets,
-    compute_targets,
-    distance,
-    mean_distance,
-    run_model,
+    compute_matching_targets,
+    matching_distance,
+    mean_matching_distance,
+    run_task_model,
 )
 from osrm_cli.merging.from_data.student_heads import StudentHead, fit_student_head
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.output_hooks import OutputHook, low_rank_hook
+from osrm_cli.models.output_hooks import OutputHook, low_rank_output_hook
 
 WARM = 0.05  # share of the updates until the rate is reached
 LOOKS = 4  # at the held-out texts, evenly spread over the steps
@@ -61,34 +61,34 @@ class LearnedFactors(LayerData):
 def learn_factors(
     models: Sequence[TaskModel], plan: MergePlan, start: Factors, advance: Callable[[int], None]
 ) -> LearnedFactors:
-    """Minimise the mean over tasks of ``matching.distance`` over the factors of the merged update, by Adam.
+    """Minimise the mean over tasks of ``matching.matching_distance`` over the factors of the merged update, by Adam.
 
     Heads of tasks whose adapter is foreign are learned beside, from a regression on what the teacher says.
 
     Args:
         models: The tasks' classifiers, in the order of the adapters' names.
         plan: Its options say how many steps at most, the rate, and the seed of the batches.
-        start: Where to begin, by layer; its ranks are kept, with room for foreign adapters, see ``with_room``. Layers
-            that it lacks get the largest of its ranks.
+        start: Where to begin, by layer; its ranks are kept, with room for foreign adapters, see
+            ``widen_merged_factors``. Layers that it lacks get the largest of its ranks.
         advance: Called with the number of steps done.
     """
     device = models[0].device
     rank = max((delta.rank for delta in start.values()), default=0)
-    wide = {layer: with_room(plan, layer, start.get(layer), rank) for layer in plan.layers}
+    wide = {layer: widen_merged_factors(plan, layer, start.get(layer), rank) for layer in plan.layers}
     pairs = {
-        layer: LowRank(_trainable_copy(delta.B, device), _trainable_copy(delta.A, device))
+        layer: LowRank(_trainable_merge_factor(delta.B, device), _trainable_merge_factor(delta.A, device))
         for layer, delta in wide.items()
     }
-    hooks: dict[str, OutputHook] = {layer: low_rank_hook(pair) for layer, pair in pairs.items()}
+    hooks: dict[str, OutputHook] = {layer: low_rank_output_hook(pair) for layer, pair in pairs.items()}
     parameters = [factor for pair in pairs.values() for factor in (pair.B, pair.A)]
     heads = {model.name: model.head for model in models if isinstance(model.head, StudentHead)}
     parameters += [parameter for head in heads.values() for parameter in head.parameters]
-    record = _minimise_distances(models, plan, parameters, hooks, advance) | _describe_teachers(models)
+    record = _minimise_matching_distances(models, plan, parameters, hooks, advance) | _describe_teachers(models)
     factors = {layer: LowRank(pair.B.detach(), pair.A.detach()) for layer, pair in pairs.items()}
     return LearnedFactors(factors, record, heads)
 
 
-def with_room(plan: MergePlan, layer: str, start: LowRank | None, rank: int) -> LowRank:
+def widen_merged_factors(plan: MergePlan, layer: str, start: LowRank | None, rank: int) -> LowRank:
     """Factors to begin with, with further ones for what is to be learned beside: orthonormal rows of A, and B zero.
 
     Args:
@@ -131,15 +131,15 @@ def learn_matching_weights(
         The weight ``c_tl w_tl`` by adapter and layer, and the record for ``osrm.json``.
     """
     mixture = WeightedDeltas(models, plan)
-    record = _minimise_distances(models, plan, [mixture.coefficients], mixture.changes, advance)
+    record = _minimise_matching_distances(models, plan, [mixture.coefficients], mixture.changes, advance)
     return mixture.learned_weights(models, plan), record
 
 
-def _trainable_copy(factor: Tensor, device: torch.device) -> Tensor:
+def _trainable_merge_factor(factor: Tensor, device: torch.device) -> Tensor:
     return factor.to(device, torch.float32, copy=True).requires_grad_()
 
 
-def _minimise_distances(
+def _minimise_matching_distances(
     models: Sequence[TaskModel],
     plan: MergePlan,
     parameters: Sequence[Tensor],
@@ -152,14 +152,14 @@ def _minimise_distances(
     the first of these updates, and falls to zero as half a cosine. What is best is looked for ``LOOKS`` times.
     """
     steps, rate, seed = (plan.recipe.options[name] for name in ("steps", "lr", "seed"))
-    targets = [compute_targets(model, index, plan) for index, model in enumerate(models)]
+    targets = [compute_matching_targets(model, index, plan) for index, model in enumerate(models)]
     for each in targets:
         if isinstance(each.model.head, StudentHead):
-            _fit_head(each.model.head, each, hooks)
-    before = best = _held_out_distances(targets, hooks)
+            _fit_head_to_teacher(each.model.head, each, hooks)
+    before = best = _held_out_matching_distances(targets, hooks)
     kept, done = [parameter.detach().clone() for parameter in parameters], 0
     adam, updates, total = torch.optim.Adam(parameters, lr=rate), 0, steps * len(targets)
-    turns, draws = seeding.generator(seed, "turns"), [_draw_batches(each, seed) for each in targets]
+    turns, draws = seeding.generator(seed, "turns"), [_draw_matching_batches(each, seed) for each in targets]
     for step in range(1, steps + 1):
         for index in torch.randperm(len(targets), generator=turns).tolist():
             falling = (1 + math.cos(math.pi * updates / total)) / 2
@@ -168,13 +168,13 @@ def _minimise_distances(
             adam.zero_grad()
             rows, wanted = next(draws[index])
             each = targets[index]
-            loss = distance(each, run_model(each.model, hooks, each.layers, rows), wanted)
+            loss = matching_distance(each, run_task_model(each.model, hooks, each.layers, rows), wanted)
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
         advance(1)
         if step % math.ceil(steps / LOOKS) and step < steps:
             continue
-        found_distances = _held_out_distances(targets, hooks)
+        found_distances = _held_out_matching_distances(targets, hooks)
         if sum(found_distances.values()) < sum(best.values()) - LEAST_GAIN:
             best, done = found_distances, step
             kept = [parameter.detach().clone() for parameter in parameters]
@@ -189,7 +189,7 @@ def _minimise_distances(
     }
 
 
-def _draw_batches(targets: TaskTargets, seed: int) -> Iterator[tuple[list[int], Outputs]]:
+def _draw_matching_batches(targets: TaskTargets, seed: int) -> Iterator[tuple[list[int], MatchedOutputs]]:
     """A task's batches without end: all of them in one random order after the other."""
     generator = seeding.generator(seed, "matching", targets.model.name)
     while True:
@@ -197,12 +197,12 @@ def _draw_batches(targets: TaskTargets, seed: int) -> Iterator[tuple[list[int], 
             yield targets.training[index]
 
 
-def _fit_head(head: StudentHead, targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> None:
+def _fit_head_to_teacher(head: StudentHead, targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> None:
     with torch.no_grad():
-        pooled = torch.cat([run_model(targets.model, hooks, {}, rows).pooled for rows, _ in targets.training])
+        pooled = torch.cat([run_task_model(targets.model, hooks, {}, rows).pooled for rows, _ in targets.training])
     logits = torch.cat([wanted.logits for _, wanted in targets.training if wanted.logits is not None])
     fit_student_head(head, pooled, logits, targets.model.sample.data.task.regression)
 
 
-def _held_out_distances(targets: Sequence[TaskTargets], hooks: Mapping[str, OutputHook]) -> dict[str, float]:
-    return {each.model.name: mean_distance(each, hooks) for each in targets}
+def _held_out_matching_distances(targets: Sequence[TaskTargets], hooks: Mapping[str, OutputHook]) -> dict[str, float]:
+    return {each.model.name: mean_matching_distance(each, hooks) for each in targets}

@@ -25,10 +25,10 @@ from osrm_cli.merging.from_data.task_models import BATCH_SIZE, TaskModel
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.batching import group_by_length
 from osrm_cli.models.heads import find_head_layer
-from osrm_cli.models.layer_inputs import find_shared_inputs, watch_layer_inputs
+from osrm_cli.models.layer_inputs import find_shared_layer_inputs, watch_layer_inputs
 from osrm_cli.models.output_hooks import (
     OutputHook,
-    low_rank_hook,
+    low_rank_output_hook,
     with_last_layer_bypassed,
     with_output_hooks,
     with_selected_positions,
@@ -43,7 +43,7 @@ TEXT_BATCH_SIZE = 4  # completions have many positions each
 
 
 @dataclass(frozen=True)
-class Outputs:
+class MatchedOutputs:
     """What a model makes of a batch.
 
     Attributes:
@@ -78,12 +78,12 @@ class TaskTargets:
 
     model: TaskModel
     layers: Mapping[str, bool]
-    training: tuple[tuple[list[int], Outputs], ...]
-    held_out: tuple[tuple[list[int], Outputs], ...]
+    training: tuple[tuple[list[int], MatchedOutputs], ...]
+    held_out: tuple[tuple[list[int], MatchedOutputs], ...]
     scales: tuple[float, ...]
 
 
-def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTargets:
+def compute_matching_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTargets:
     """Run a task's single model on its texts.
 
     Args:
@@ -101,10 +101,10 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
     if model.is_foreign:
         return _compute_foreign_targets(model, training, held_out or training)
     deltas = {layer: delta for layer in plan.layers if (delta := model.delta(layer))}
-    single = {layer: low_rank_hook(delta.scaled(plan.weight(index, layer))) for layer, delta in deltas.items()}
+    single = {layer: low_rank_output_hook(delta.scaled(plan.weight(index, layer))) for layer, delta in deltas.items()}
     shell = model.with_head_loaded()
     changed = [layer for layer in plan.layers if any(layer in adapter.layers for adapter in plan.adapters)]
-    sources = find_shared_inputs(shell, {name: shell.get_submodule(name) for name in changed}, model.batch([0]))
+    sources = find_shared_layer_inputs(shell, {name: shell.get_submodule(name) for name in changed}, model.batch([0]))
     distinct = sources.distinct
     count = min(STATES, len(distinct))
     chosen = [distinct[(place + 1) * len(distinct) // count - 1] for place in range(count)]
@@ -112,15 +112,15 @@ def compute_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTarget
     with torch.no_grad():
         learned_from, chosen_by = (
             tuple(
-                (rows, _outputs_to_keep(model, run_model(model, single, layers, rows)))
-                for rows in _text_batches(model, part)
+                (rows, _target_outputs_to_keep(model, run_task_model(model, single, layers, rows)))
+                for rows in _matching_batches(model, part)
             )
             for part in (training, held_out or training)
         )
         outputs = [each for _, each in learned_from]
         stacked = [torch.cat(states) for states in zip(*(each.states for each in outputs), strict=True)]
         stacked.append(torch.cat([each.pooled for each in outputs]))
-        scales = [*map(_mean_variance, stacked), _output_scale(model, learned_from)]
+        scales = [*map(_single_output_variance, stacked), _matching_output_scale(model, learned_from)]
     return TaskTargets(model, layers, learned_from, chosen_by, tuple(scale or 1.0 for scale in scales))
 
 
@@ -129,25 +129,25 @@ def _compute_foreign_targets(model: TaskModel, training: Sequence[int], held_out
     teacher, single = model.teacher, {}
     if teacher:
         deltas = {layer: delta for layer in teacher.sample.adapter.layers if (delta := teacher.delta(layer))}
-        single = {layer: low_rank_hook(delta) for layer, delta in deltas.items()}
+        single = {layer: low_rank_output_hook(delta) for layer, delta in deltas.items()}
 
-    def ask(rows: list[int]) -> Outputs:
+    def ask(rows: list[int]) -> MatchedOutputs:
         if teacher:
-            return replace(_outputs_to_keep(teacher, run_model(teacher, single, {}, rows)), states=())
+            return replace(_target_outputs_to_keep(teacher, run_task_model(teacher, single, {}, rows)), states=())
         shell, batch = model.with_head_loaded(), model.batch(rows)
         positions, _ = completion_positions(shell, batch)
         labels = batch["labels"]
         tokens = labels if shell.config.is_encoder_decoder else functional.pad(labels[:, 1:], (0, 1))
-        return Outputs((), tokens.new_empty(0), tokens[positions])
+        return MatchedOutputs((), tokens.new_empty(0), tokens[positions])
 
     with torch.no_grad():
         learned_from, chosen_by = (
-            tuple((rows, ask(rows)) for rows in _text_batches(model, part)) for part in (training, held_out)
+            tuple((rows, ask(rows)) for rows in _matching_batches(model, part)) for part in (training, held_out)
         )
-        return TaskTargets(model, {}, learned_from, chosen_by, (_output_scale(model, learned_from) or 1.0,))
+        return TaskTargets(model, {}, learned_from, chosen_by, (_matching_output_scale(model, learned_from) or 1.0,))
 
 
-def _outputs_to_keep(model: TaskModel, outputs: Outputs) -> Outputs:
+def _target_outputs_to_keep(model: TaskModel, outputs: MatchedOutputs) -> MatchedOutputs:
     """What is kept of a single model's outputs: of text without logits."""
     if not model.is_text or outputs.logits is None:
         return outputs
@@ -162,7 +162,7 @@ def _outputs_to_keep(model: TaskModel, outputs: Outputs) -> Outputs:
     return stored
 
 
-def read_logits(model: TaskModel, outputs: Outputs) -> Tensor:
+def read_logits(model: TaskModel, outputs: MatchedOutputs) -> Tensor:
     """``outputs.logits``; where they are not kept, those of a language model's output layer."""
     if outputs.logits is not None:
         return outputs.logits
@@ -171,24 +171,26 @@ def read_logits(model: TaskModel, outputs: Outputs) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def _expected_logits(model: TaskModel, wanted: Outputs) -> Tensor:
+def _expected_logits(model: TaskModel, wanted: MatchedOutputs) -> Tensor:
     """What is wanted of a model: its own logits or its teacher's, or the tokens of a teacher."""
     return read_logits(model.teacher or model, wanted)
 
 
-def _output_scale(model: TaskModel, batches: Sequence[tuple[list[int], Outputs]]) -> float:
+def _matching_output_scale(model: TaskModel, batches: Sequence[tuple[list[int], MatchedOutputs]]) -> float:
     """The unit of the output's distance."""
     if model.is_text:
         total = 0.0
         for rows, wanted in batches:
-            base = run_model(model, {}, {}, rows)
-            total += float(divergence(read_logits(model, base), _expected_logits(model, wanted))) * wanted.count
+            base = run_task_model(model, {}, {}, rows)
+            total += (
+                float(prediction_divergence(read_logits(model, base), _expected_logits(model, wanted))) * wanted.count
+            )
         return max(total / sum(wanted.count for _, wanted in batches), LEAST_INFORMATION)
     logits = torch.cat([_expected_logits(model, wanted) for _, wanted in batches])
-    return _mean_variance(logits) if model.sample.data.task.regression else _prediction_information(logits)
+    return _single_output_variance(logits) if model.sample.data.task.regression else _prediction_information(logits)
 
 
-def divergence(found: Tensor, wanted: Tensor) -> Tensor:
+def prediction_divergence(found: Tensor, wanted: Tensor) -> Tensor:
     """Mean Kullback-Leibler divergence of the predictions from those that are wanted, in nats, from logits.
 
     Where tokens are wanted, ``(n,)``, it is their loss. Vocabularies that were padded to other widths count as far as
@@ -201,7 +203,7 @@ def divergence(found: Tensor, wanted: Tensor) -> Tensor:
     return functional.kl_div(found.log_softmax(-1), wanted.log_softmax(-1), reduction="batchmean", log_target=True)
 
 
-def _mean_variance(values: Tensor) -> float:
+def _single_output_variance(values: Tensor) -> float:
     return float((values - values.mean(0)).square().mean())
 
 
@@ -212,9 +214,9 @@ def _prediction_information(logits: Tensor) -> float:
     return max(float((p * (log_p - p.mean(0).log())).sum(-1).mean()), LEAST_INFORMATION)
 
 
-def run_model(
+def run_task_model(
     model: TaskModel, hooks: Mapping[str, OutputHook], layers: Mapping[str, bool], rows: Sequence[int]
-) -> Outputs:
+) -> MatchedOutputs:
     """Run a task's model with changed outputs of layers.
 
     Args:
@@ -235,7 +237,7 @@ def run_model(
             with_selected_positions(model.output_layer, counting) as selected,
         ):
             logits: Tensor = shell(**inputs).logits.float()
-        return Outputs(tuple(states[layer] for layer in layers), selected[0], logits)
+        return MatchedOutputs(tuple(states[layer] for layer in layers), selected[0], logits)
     _, head = find_head_layer(shell)
     with (
         with_output_hooks(shell, hooks),
@@ -243,40 +245,42 @@ def run_model(
         with_last_layer_bypassed(head),
     ):
         pooled: Tensor = shell(**batch).logits.float()
-    return Outputs(tuple(states[layer] for layer in layers), pooled, functional.linear(pooled, head.weight, head.bias))
+    return MatchedOutputs(
+        tuple(states[layer] for layer in layers), pooled, functional.linear(pooled, head.weight, head.bias)
+    )
 
 
-def distance(targets: TaskTargets, outputs: Outputs, wanted: Outputs) -> Tensor:
+def matching_distance(targets: TaskTargets, outputs: MatchedOutputs, wanted: MatchedOutputs) -> Tensor:
     """How far outputs are from those of the single model, a scalar with its graph: the sum of the three distances."""
     if targets.model.is_foreign:
-        return PARTS * _output_distance(targets, outputs, wanted)
+        return PARTS * _matching_output_distance(targets, outputs, wanted)
     *state_scales, pooled_scale, _ = targets.scales
     states = [
         functional.mse_loss(found, target) / scale
         for found, target, scale in zip(outputs.states, wanted.states, state_scales, strict=True)
     ]
     total = torch.stack(states).mean() + functional.mse_loss(outputs.pooled, wanted.pooled) / pooled_scale
-    return total + _output_distance(targets, outputs, wanted)
+    return total + _matching_output_distance(targets, outputs, wanted)
 
 
-def _output_distance(targets: TaskTargets, outputs: Outputs, wanted: Outputs) -> Tensor:
+def _matching_output_distance(targets: TaskTargets, outputs: MatchedOutputs, wanted: MatchedOutputs) -> Tensor:
     found, expected = read_logits(targets.model, outputs), _expected_logits(targets.model, wanted)
     if targets.model.sample.data.task.regression:
         return functional.mse_loss(found, expected) / targets.scales[-1]
-    return divergence(found, expected) / targets.scales[-1]
+    return prediction_divergence(found, expected) / targets.scales[-1]
 
 
-def mean_distance(targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> float:
+def mean_matching_distance(targets: TaskTargets, hooks: Mapping[str, OutputHook]) -> float:
     """Mean distance over a task's held-out texts."""
     total = 0.0
     with torch.no_grad():
         for rows, wanted in targets.held_out:
-            found = run_model(targets.model, hooks, targets.layers, rows)
-            total += float(distance(targets, found, wanted)) * wanted.count
+            found = run_task_model(targets.model, hooks, targets.layers, rows)
+            total += float(matching_distance(targets, found, wanted)) * wanted.count
     return total / sum(wanted.count for _, wanted in targets.held_out)
 
 
-def _text_batches(model: TaskModel, texts: Sequence[int]) -> list[list[int]]:
+def _matching_batches(model: TaskModel, texts: Sequence[int]) -> list[list[int]]:
     lengths = [len(model.encodings[text]["input_ids"]) for text in texts]
     batches = group_by_length(lengths, TEXT_BATCH_SIZE if model.is_text else BATCH_SIZE)
     return [[texts[place] for place in batch] for batch in batches]

@@ -7,7 +7,7 @@ import torch
 from greenlet import getcurrent, greenlet
 
 from osrm_cli.merging.from_data.task_models import TaskModel
-from osrm_cli.models.layer_inputs import InputCallback, SharedInputs, find_shared_inputs, record_inputs
+from osrm_cli.models.layer_inputs import InputCallback, SharedLayerInputs, find_shared_layer_inputs, record_layer_inputs
 from osrm_cli.models.output_hooks import OutputHook, with_output_hooks
 
 _HELD_NUMBERS = 1 << 26  # of one hidden state of every token: 256 MiB; a pass that waits in a block holds a few of them
@@ -25,7 +25,7 @@ class LayerwisePasses:
         model: The task's.
         layers: The layers that may be asked for.
         changes: Changes of layers' outputs. They are looked up when a layer runs: further ones may be added in between.
-        can_wait: Whether there is room for passes that wait, see ``have_room``.
+        can_wait: Whether there is room for passes that wait, see ``can_hold_passes``.
 
     Attributes:
         inputs: Which of the layers share their inputs.
@@ -39,7 +39,7 @@ class LayerwisePasses:
     ) -> None:
         self._model, self._changes, self._shell = model, changes, model.with_head_loaded()
         self._targets = {name: self._shell.get_submodule(name) for name in layers}
-        self.inputs = find_shared_inputs(self._shell, self._targets, model.batch([0]))
+        self.inputs = find_shared_layer_inputs(self._shell, self._targets, model.batch([0]))
         self._waiting = None
         if can_wait and set(self.inputs.calls.values()) == {1}:
             runs = [partial(self._run_batch, rows, self.inputs, _wait_before_layer) for rows in model.batches()]
@@ -52,9 +52,9 @@ class LayerwisePasses:
             yield from self._run_again(layer)
             return
         for coroutine in self._waiting:
-            yield _resume_pass(coroutine)
+            yield _resume_layerwise_pass(coroutine)
             if layer == self.inputs.distinct[-1]:
-                _resume_pass(coroutine)  # it ends here, and removes its hooks
+                _resume_layerwise_pass(coroutine)  # it ends here, and removes its hooks
 
     def _run_again(self, layer: str) -> Iterator[Inputs]:
         seen: list[Inputs] = []
@@ -67,17 +67,17 @@ class LayerwisePasses:
             yield from seen
             seen.clear()
 
-    def _run_batch(self, rows: Sequence[int], inputs: SharedInputs, record: InputCallback) -> None:
+    def _run_batch(self, rows: Sequence[int], inputs: SharedLayerInputs, record: InputCallback) -> None:
         own = getcurrent()  # hooks of the other passes are called in this one, too
 
         def change(name: str, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return self._changes[name](x, y) if name in self._changes and getcurrent() is own else y
 
         with with_output_hooks(self._shell, {name: partial(change, name) for name in self._targets}):
-            record_inputs(self._shell, self._targets, inputs, self._model.batch(rows), record)
+            record_layer_inputs(self._shell, self._targets, inputs, self._model.batch(rows), record)
 
 
-def have_room(models: Sequence[TaskModel]) -> bool:
+def can_hold_passes(models: Sequence[TaskModel]) -> bool:
     """Whether passes over all examples of all tasks may wait side by side."""
     tokens = sum(len(encoding["input_ids"]) for model in models for encoding in model.encodings)
     return tokens * int(models[0].backbone.model.config.get_text_config().hidden_size) <= _HELD_NUMBERS
@@ -87,7 +87,7 @@ def _wait_before_layer(_name: str, x: torch.Tensor, mask: torch.Tensor) -> None:
     getcurrent().parent.switch((x, mask))
 
 
-def _resume_pass(coroutine: greenlet) -> Inputs:
+def _resume_layerwise_pass(coroutine: greenlet) -> Inputs:
     # A pass has entered this mode for itself and leaves it at its end; in between it must not last.
     with torch.inference_mode():
         inputs: Inputs = coroutine.switch()

@@ -8,12 +8,12 @@ import torch
 from osrm_cli.features.statistics.accumulators import SecondMomentAccumulator
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.merging.from_data.passes import LayerwisePasses, have_room
+from osrm_cli.merging.from_data.passes import LayerwisePasses, can_hold_passes
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.layer_data import Fields, LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult, MaskedDelta
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.output_hooks import OutputHook, low_rank_hook
+from osrm_cli.models.output_hooks import OutputHook, low_rank_output_hook
 
 
 class SequentialMoments(LayerData):
@@ -49,7 +49,7 @@ class SequentialMoments(LayerData):
         return self._changes
 
     def _begin_passes(self, changes: Mapping[str, OutputHook], index: int) -> LayerwisePasses:
-        return LayerwisePasses(self._models[index], self._plan.layers, changes, have_room(self._models))
+        return LayerwisePasses(self._models[index], self._plan.layers, changes, can_hold_passes(self._models))
 
     def _moments_of(self, layer: str, merged: Mapping[str, LayerResult]) -> tuple[Any, ...]:
         """A layer's moments, one for each task, kept as long as a layer with the same inputs is to be merged."""
@@ -77,4 +77,4 @@ class SequentialMoments(LayerData):
             dense = result.dense().to(device, torch.float32)
             return lambda x, y: y + x @ dense.T
         factors = result.to(torch.float32)
-        return low_rank_hook(LowRank(factors.B.to(device), factors.A.to(device)))
+        return low_rank_output_hook(LowRank(factors.B.to(device), factors.A.to(device)))

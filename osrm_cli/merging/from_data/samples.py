@@ -2,7 +2,7 @@
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES, TEXT_TASK_TYPES
-from osrm_cli.adapters.task_data import TaskSample, data_source, draw_texts
+from osrm_cli.adapters.task_data import TaskSample, adapter_data_source, check_adapter_task_type, draw_adapter_texts
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.foreign import teacher_of
 from osrm_cli.merging.plan import Heads, MergePlan
@@ -15,7 +15,7 @@ MOMENTS = ("second-moments", "single-moments", "cross-moments")
 TEXTS_ALONE = (*MOMENTS, "matching-weights", "factors")
 
 
-def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
+def draw_merge_samples(plan: MergePlan, heads: Heads) -> list[TaskSample]:
     """Draw from every task's training split what the plan's method needs, in the order of the adapters.
 
     Args:
@@ -26,27 +26,29 @@ def draw_for_plan(plan: MergePlan, heads: Heads) -> list[TaskSample]:
         OsrmError: If data, labels or a head are missing, or the method cannot treat a task.
     """
     for adapter in plan.adapters:
-        _check_adapter(plan.method.name, teacher_of(adapter))
+        _check_adapter_for_method(plan.method.name, teacher_of(adapter))
     options, statistic = plan.recipe.options, plan.method.data_statistic
     if statistic not in TEXTS_ALONE:
-        samples = [_draw_sample(plan, adapter) for adapter in plan.adapters]
+        samples = [_draw_sample_for_method(plan, adapter) for adapter in plan.adapters]
     else:
         answered = options["completions"] == "given"
         purpose = f"method {plan.method.name}"
-        samples = draw_texts(plan.adapters, plan.recipe.data, options["samples"], options["seed"], purpose, answered)
+        samples = draw_adapter_texts(
+            plan.adapters, plan.recipe.data, options["samples"], options["seed"], purpose, answered
+        )
     for sample in samples:
         expected = TEXT_TASK_TYPES if sample.data.task.is_text else CLASSIFIER_TASK_TYPES
-        sample.adapter.config.check_task_type(expected, sample.adapter.folder)
+        check_adapter_task_type(sample.adapter, expected)
         if statistic == "weights":
             _check_has_entropy(plan.method.name, sample)
         if statistic not in MOMENTS and not sample.data.task.is_text:
             teacher = teacher_of(sample.adapter)
             head = heads[teacher.name] if teacher is sample.adapter else teacher.head_tensors()
-            _check_head(plan.method.name, teacher, bool(head), sample.data)
+            _check_head_for_method(plan.method.name, teacher, bool(head), sample.data)
     return samples
 
 
-def _check_adapter(method: str, adapter: Adapter) -> None:
+def _check_adapter_for_method(method: str, adapter: Adapter) -> None:
     if embedding := next((name for name, layer in adapter.layers.items() if layer.embedding), None):
         raise OsrmError(
             f"{adapter.source} adapts the embedding {embedding}, {method} takes linear layers only",
@@ -54,9 +56,9 @@ def _check_adapter(method: str, adapter: Adapter) -> None:
         )
 
 
-def _draw_sample(plan: MergePlan, adapter: Adapter) -> TaskSample:
+def _draw_sample_for_method(plan: MergePlan, adapter: Adapter) -> TaskSample:
     """Examples with their labels, or their completions."""
-    source = data_source(adapter, plan.recipe.data, f"method {plan.method.name}")
+    source = adapter_data_source(adapter, plan.recipe.data, f"method {plan.method.name}")
     options = plan.recipe.options
     if adapter.is_text:
         whole = load_prompts(adapter.name, source, "train", answered=True)
@@ -81,7 +83,7 @@ def _check_has_entropy(method: str, sample: TaskSample) -> None:
         )
 
 
-def _check_head(method: str, adapter: Adapter, has_head: bool, data: TaskSplit) -> None:
+def _check_head_for_method(method: str, adapter: Adapter, has_head: bool, data: TaskSplit) -> None:
     if data.task.is_multi_label:
         raise OsrmError(
             f"method {method} takes the outputs for probabilities of one class; task '{adapter.name}' has several "

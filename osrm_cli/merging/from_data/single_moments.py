@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.output_hooks import OutputHook, low_rank_hook
+from osrm_cli.models.output_hooks import OutputHook, low_rank_output_hook
 
 
 class SingleMoments(SequentialMoments):
@@ -25,4 +25,6 @@ def single_model_hooks(model: TaskModel, plan: MergePlan, index: int) -> dict[st
         index: Of the task among the plan's adapters.
     """
     deltas = {layer: model.delta(layer) for layer in plan.layers}
-    return {layer: low_rank_hook(delta.scaled(plan.weight(index, layer))) for layer, delta in deltas.items() if delta}
+    return {
+        layer: low_rank_output_hook(delta.scaled(plan.weight(index, layer))) for layer, delta in deltas.items() if delta
+    }

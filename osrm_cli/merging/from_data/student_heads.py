@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from osrm_cli import seeding
-from osrm_cli.merging.from_data.matching import divergence
+from osrm_cli.merging.from_data.matching import prediction_divergence
 from osrm_cli.models.backbone import Backbone, TaskHead, with_empty_head
 from osrm_cli.models.classifier import head_modules
 from osrm_cli.models.heads import find_head_layer
@@ -92,16 +92,16 @@ def fit_student_head(head: StudentHead, pooled: Tensor, logits: Tensor, is_regre
     centre = x.mean(0) if has_bias else torch.zeros_like(x[0])
     spread = x.std(0, correction=0).clamp_min(1e-6)
     x = (x - centre) / spread
-    compare = functional.mse_loss if is_regression else divergence
+    compare = functional.mse_loss if is_regression else prediction_divergence
     folds = torch.arange(len(x)) % FOLDS
 
     def held_out_loss(strength: float) -> float:
         parts = [folds == fold for fold in range(min(FOLDS, len(x)))]
-        fits = [(_fit_layer(x[~part], y[~part], has_bias, strength, compare), part) for part in parts]
+        fits = [(_fit_student_layer(x[~part], y[~part], has_bias, strength, compare), part) for part in parts]
         return sum(float(compare(x[part] @ W.T + b, y[part])) * int(part.sum()) for (W, b), part in fits)
 
     best = min(STRENGTHS, key=held_out_loss) if len(x) > 1 else STRENGTHS[-1]
-    W, b = _fit_layer(x, y, has_bias, best, compare)  # noqa: N806 - as in W x + b
+    W, b = _fit_student_layer(x, y, has_bias, best, compare)  # noqa: N806 - as in W x + b
     with torch.no_grad():
         layer.weight.copy_(W / spread)
         if has_bias:
@@ -109,7 +109,7 @@ def fit_student_head(head: StudentHead, pooled: Tensor, logits: Tensor, is_regre
     return best
 
 
-def _fit_layer(
+def _fit_student_layer(
     x: Tensor, y: Tensor, has_bias: bool, strength: float, compare: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias, perhaps zero, that minimise a loss and ``strength`` times ``||W||^2``, by L-BFGS."""

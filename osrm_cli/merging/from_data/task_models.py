@@ -11,11 +11,11 @@ from osrm_cli.adapters.task_data import TaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.foreign import ForeignAdapter
-from osrm_cli.merging.plan import MergePlan, SavedModules
-from osrm_cli.models.backbone import Backbone, TaskHead, with_deltas
-from osrm_cli.models.batching import Encoding, check_vocabulary, group_by_length
+from osrm_cli.merging.plan import MergedModules, MergePlan
+from osrm_cli.models.backbone import Backbone, TaskHead, with_backbone_deltas
+from osrm_cli.models.batching import Encoding, check_model_vocabulary, group_by_length
 from osrm_cli.models.text.backbone import TextBackbone
-from osrm_cli.models.text.completions import check_template, encode_answer
+from osrm_cli.models.text.completions import check_chat_template, encode_generated_answer
 from osrm_cli.progress import Progress
 from osrm_cli.tasks.task import Label
 
@@ -100,7 +100,7 @@ class TaskModel:
 def load_task_models(
     plan: MergePlan,
     samples: Sequence[TaskSample],
-    saved: SavedModules,
+    saved: MergedModules,
     folder: Path,
     device: torch.device,
     progress: Progress,
@@ -144,13 +144,13 @@ def load_task_models(
         if isinstance(sample.adapter, ForeignAdapter):
             models.append(teachers.load_student(backbone, sample, sample.adapter, plan.recipe.options["seed"]))
         elif isinstance(backbone, TextBackbone):
-            models.append(load_writer(backbone, sample, own, progress))
+            models.append(load_single_writer(backbone, sample, own, progress))
         else:
-            models.append(load_task_classifier(backbone, sample, saved.heads[sample.adapter.name]))
+            models.append(load_single_classifier(backbone, sample, saved.heads[sample.adapter.name]))
     return models
 
 
-def load_task_classifier(backbone: Backbone, sample: TaskSample, tensors: Mapping[str, torch.Tensor]) -> TaskModel:
+def load_single_classifier(backbone: Backbone, sample: TaskSample, tensors: Mapping[str, torch.Tensor]) -> TaskModel:
     """A task's classifier.
 
     Args:
@@ -168,7 +168,7 @@ def load_task_classifier(backbone: Backbone, sample: TaskSample, tensors: Mappin
     return TaskModel(sample, backbone, head, backbone.tokenize(sample.data.examples, sample.max_length))
 
 
-def load_writer(backbone: TextBackbone, sample: TaskSample, own: bool, progress: Progress) -> TaskModel:
+def load_single_writer(backbone: TextBackbone, sample: TaskSample, own: bool, progress: Progress) -> TaskModel:
     """The language model that writes a task's answers.
 
     Args:
@@ -181,22 +181,22 @@ def load_writer(backbone: TextBackbone, sample: TaskSample, own: bool, progress:
         OsrmError: If the tokenizer is not the adapter's, or an example cannot be used.
     """
     adapter = sample.adapter
-    check_template(adapter.record.get("template"), backbone.tokenizer, adapter.name)
+    check_chat_template(adapter.record.get("template"), backbone.tokenizer, adapter.name)
     completions = backbone.completions(sample.max_length, skip_long=True)
     if own and sample.has_prompts:
-        encodings = write_completions(backbone, sample, progress)
+        encodings = write_single_answers(backbone, sample, progress)
     else:
         encodings = completions.encode(sample.data.text_examples)[1]
-    check_vocabulary(backbone.tokenizer, encodings, backbone.model, backbone.folder)
+    check_model_vocabulary(backbone.tokenizer, encodings, backbone.model, backbone.folder)
     return TaskModel(sample, backbone, TaskHead(backbone.model, {}), encodings, completions.warnings)
 
 
-def answer_length(sample: TaskSample) -> int:
+def single_answer_length(sample: TaskSample) -> int:
     """Tokens of the longest answer that a text task's adapter writes."""
     return min(sample.data.task.max_new_tokens or MAX_NEW_TOKENS, max(1, sample.max_length - 1))
 
 
-def write_completions(backbone: TextBackbone, sample: TaskSample, progress: Progress) -> list[Encoding]:
+def write_single_answers(backbone: TextBackbone, sample: TaskSample, progress: Progress) -> list[Encoding]:
     """Let a task's single adapter answer the prompts, greedily; what it has written takes the completions' place.
 
     Args:
@@ -210,7 +210,7 @@ def write_completions(backbone: TextBackbone, sample: TaskSample, progress: Prog
     Raises:
         OsrmError: If a prompt is empty.
     """
-    adapter, task, count = sample.adapter, sample.data.task, answer_length(sample)
+    adapter, task, count = sample.adapter, sample.data.task, single_answer_length(sample)
     examples = sample.data.text_examples
     prompts = backbone.completions(sample.max_length).encode_prompts(examples, count)
     for prompt, example in zip(prompts, examples, strict=True):
@@ -221,9 +221,12 @@ def write_completions(backbone: TextBackbone, sample: TaskSample, progress: Prog
         return adapter.delta(layer, torch.float32, backbone.device).dense()
 
     with (
-        with_deltas(backbone.model, read_delta, list(adapter.layers)),
+        with_backbone_deltas(backbone.model, read_delta, list(adapter.layers)),
         progress(f"write {adapter.name}", len(prompts), "answers") as advance,
     ):
         answers = backbone.generate_tokens(backbone.model, prompts, BATCH_SIZE, count, task.stop, advance)
     encoder_decoder = backbone.model.config.is_encoder_decoder
-    return [encode_answer(prompt, answer, encoder_decoder) for prompt, answer in zip(prompts, answers, strict=True)]
+    return [
+        encode_generated_answer(prompt, answer, encoder_decoder)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]

@@ -19,15 +19,15 @@ from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.from_data.student_heads import make_student_head
 from osrm_cli.merging.from_data.task_models import (
     TaskModel,
-    answer_length,
-    load_task_classifier,
-    load_writer,
+    load_single_classifier,
+    load_single_writer,
+    single_answer_length,
 )
 from osrm_cli.models.backbone import Backbone, TaskHead
 from osrm_cli.models.base_model import resolve_base_model
-from osrm_cli.models.batching import IGNORED, Encoding, check_vocabulary
+from osrm_cli.models.batching import IGNORED, Encoding, check_model_vocabulary
 from osrm_cli.models.text.backbone import TextBackbone
-from osrm_cli.models.text.completions import encode_answer
+from osrm_cli.models.text.completions import encode_generated_answer
 from osrm_cli.progress import Progress
 from osrm_cli.tasks.task import TextExample
 
@@ -61,51 +61,53 @@ class TeacherModels:
             OsrmError: If the teacher's base model is missing or does not fit, or the teacher would have nothing to say.
         """
         teacher, own_sample = adapter.teacher, replace(sample, adapter=adapter.teacher)
-        folder = _find_base(teacher)
+        folder = _find_teacher_base(teacher)
         if isinstance(backbone, TextBackbone):
             if folder not in self._writers:
                 self._writers[folder] = TextBackbone.load(folder, self._device)
             writer = self._writers[folder]
-            _check_fit(writer, teacher, sample)
-            return self._load_writer(backbone, sample, load_writer(writer, own_sample, self._own, self._progress))
+            _check_teacher_fits(writer, teacher, sample)
+            return self._load_writer(
+                backbone, sample, load_single_writer(writer, own_sample, self._own, self._progress)
+            )
         if folder not in self._classifiers:
             self._classifiers[folder] = Backbone.load(folder, self._device)
         own_backbone = self._classifiers[folder]
-        _check_fit(own_backbone, teacher, sample)
+        _check_teacher_fits(own_backbone, teacher, sample)
         return TaskModel(
             sample,
             backbone,
             make_student_head(backbone, sample.data.task.num_labels, seed, adapter.name),
             backbone.tokenize(sample.data.examples, sample.max_length),
-            teacher=load_task_classifier(own_backbone, own_sample, teacher.head_tensors()),
+            teacher=load_single_classifier(own_backbone, own_sample, teacher.head_tensors()),
         )
 
     def _load_writer(self, backbone: TextBackbone, sample: TaskSample, teacher: TaskModel) -> TaskModel:
-        tokens = [_answer_tokens(encoding) for encoding in teacher.encodings]
+        tokens = [_distilled_answer_tokens(encoding) for encoding in teacher.encodings]
         own = self._own and sample.has_prompts
         is_shared = _have_one_vocabulary(backbone.tokenizer, teacher.backbone.tokenizer)
         completions = backbone.completions(sample.max_length, skip_long=True)
         if own and is_shared:
-            prompts = completions.encode_prompts(sample.data.text_examples, answer_length(sample))
+            prompts = completions.encode_prompts(sample.data.text_examples, single_answer_length(sample))
             encoder_decoder = backbone.model.config.is_encoder_decoder
-            encodings = [encode_answer(*pair, encoder_decoder) for pair in zip(prompts, tokens, strict=True)]
+            encodings = [encode_generated_answer(*pair, encoder_decoder) for pair in zip(prompts, tokens, strict=True)]
         elif own:
-            encodings = _encode_texts(backbone, sample, teacher.backbone.tokenizer, tokens)
+            encodings = _encode_teacher_texts(backbone, sample, teacher.backbone.tokenizer, tokens)
         else:
             encodings = completions.encode(sample.data.text_examples)[1]
-            if not is_shared or [_answer_tokens(encoding) for encoding in encodings] != tokens:
+            if not is_shared or [_distilled_answer_tokens(encoding) for encoding in encodings] != tokens:
                 raise OsrmError(
                     f"{sample.adapter.name}: the tokens of {teacher.backbone.folder} are not those of "
                     f"{backbone.folder}, so that what its adapter says of given texts cannot be compared",
                     "leave out --completions given, and give rows with prompts: what it writes is learned then",
                 )
-        check_vocabulary(backbone.tokenizer, encodings, backbone.model, backbone.folder)
+        check_model_vocabulary(backbone.tokenizer, encodings, backbone.model, backbone.folder)
         warnings = [*teacher.warnings, *completions.warnings]
         head = TaskHead(backbone.model, {})
         return TaskModel(sample, backbone, head, encodings, warnings, teacher if is_shared else None)
 
 
-def _find_base(teacher: Adapter) -> Path:
+def _find_teacher_base(teacher: Adapter) -> Path:
     try:
         return resolve_base_model(
             teacher.folder, teacher.base, teacher.config.base_model, None, teacher.config.revision
@@ -117,7 +119,7 @@ def _find_base(teacher: Adapter) -> Path:
         ) from None
 
 
-def _check_fit(backbone: Backbone | TextBackbone, teacher: Adapter, sample: TaskSample) -> None:
+def _check_teacher_fits(backbone: Backbone | TextBackbone, teacher: Adapter, sample: TaskSample) -> None:
     backbone.check_layers(teacher.layers)
     backbone.check_max_length(sample.max_length)
 
@@ -127,12 +129,12 @@ def _have_one_vocabulary(first: Any, second: Any) -> bool:
     return bool(first.get_vocab() == second.get_vocab() and first.eos_token_id == second.eos_token_id)
 
 
-def _answer_tokens(encoding: Encoding) -> list[int]:
+def _distilled_answer_tokens(encoding: Encoding) -> list[int]:
     """The tokens that count."""
     return [int(token) for token in encoding["labels"] if token != IGNORED]
 
 
-def _encode_texts(
+def _encode_teacher_texts(
     backbone: TextBackbone, sample: TaskSample, tokenizer: Any, answers: Sequence[Sequence[int]]
 ) -> list[Encoding]:
     """What a teacher has written, in another model's tokens; an end that it has not written is not learned."""

@@ -21,7 +21,7 @@ def find_method(name: str) -> Method:
     """
     key = name.strip().lower().replace("_", "-")
     if key.startswith("pico+"):
-        return _wrap_rule("pico", find_method(key.removeprefix("pico+")))
+        return _wrap_merging_rule("pico", find_method(key.removeprefix("pico+")))
     rows = {label: method for method in METHODS for label in (method.name, *method.aliases)}
     if key in rows:
         return rows[key]
@@ -30,7 +30,7 @@ def find_method(name: str) -> Method:
     raise OsrmError(f"unknown method '{name}'", hint)
 
 
-def _wrap_rule(wrapper: str, rule: Method) -> Method:
+def _wrap_merging_rule(wrapper: str, rule: Method) -> Method:
     if rule.is_task_aware or wrapper in rule.wrappers:
         raise OsrmError(f"{wrapper} cannot go before '{rule.name}'", f"for example {wrapper}+ties")
     if rule.learns_weights or rule.data_statistic == "factors":

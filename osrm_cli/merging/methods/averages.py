@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import core_space
-from osrm_cli.linalg.row_stream import Update, add_up
-from osrm_cli.merging.methods.elementwise import formed
+from osrm_cli.linalg.row_stream import Update, add_up_matrices
+from osrm_cli.merging.methods.elementwise import stack_update_rows
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
@@ -24,7 +24,7 @@ def model_stock(layer: LayerUpdates, options: MethodOptions) -> Update:
     pairs = count * (count - 1)
     cosine = max(float(cosines.sum() - cosines.diagonal().sum()) / pairs, 0.0) if pairs else 1.0
     ratio = count * cosine / (1 + (count - 1) * cosine)
-    return add_up(layer.updates).scaled(options.scale * ratio / count)
+    return add_up_matrices(layer.updates).scaled(options.scale * ratio / count)
 
 
 def karcher(layer: LayerUpdates, options: MethodOptions) -> Update:
@@ -40,7 +40,7 @@ def karcher(layer: LayerUpdates, options: MethodOptions) -> Update:
     units = present.to(torch.float64)  # coefficients of the unit updates
     length = float((units @ cosines @ units).clamp_min(0).sqrt())
     if length <= 1e-9 * float(units.sum()):  # nothing, or directions that cancel: no mean
-        return add_up(layer.updates).scaled(0.0)
+        return add_up_matrices(layer.updates).scaled(0.0)
     point = units / length
     for _ in range(ROUNDS):
         cosine = (cosines @ point).clamp(-1, 1)
@@ -54,7 +54,7 @@ def karcher(layer: LayerUpdates, options: MethodOptions) -> Update:
         point = turn.cos() * point + turn.sin() / size * step
     scales = options.scale * norms.mean() * point / norms.clamp_min(torch.finfo(torch.float64).tiny)
     scaled = [update.scaled(float(c)) for update, c in zip(layer.updates, scales, strict=True)]
-    return add_up(scaled)
+    return add_up_matrices(scaled)
 
 
 def multislerp(layer: LayerUpdates, options: MethodOptions) -> Update:
@@ -69,15 +69,19 @@ def multislerp(layer: LayerUpdates, options: MethodOptions) -> Update:
     units = (norms > 0).to(torch.float64)
     length = float((units @ cosines @ units).clamp_min(0).sqrt())
     if length <= 1e-9 * float(units.sum()):
-        return add_up(layer.updates).scaled(0.0)
+        return add_up_matrices(layer.updates).scaled(0.0)
     scales = options.scale * norms.mean() * units / length / norms.clamp_min(torch.finfo(torch.float64).tiny)
-    return add_up([update.scaled(float(c)) for update, c in zip(layer.updates, scales, strict=True)])
+    return add_up_matrices([update.scaled(float(c)) for update, c in zip(layer.updates, scales, strict=True)])
 
 
 def _update_gram(layer: LayerUpdates) -> Tensor:
     """Inner products of the weighted updates, ``(T, T)``, float64, on the CPU."""
     if layer.is_dense:
-        return torch.stack(list(formed(layer.updates).blocks(lambda _, blocks: _inner_products(blocks)))).sum(0).cpu()
+        return (
+            torch.stack(list(stack_update_rows(layer.updates).blocks(lambda _, blocks: _inner_products(blocks))))
+            .sum(0)
+            .cpu()
+        )
     return _inner_products(core_space(layer.weighted).cores).cpu()
 
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import Core, LowRank, numerical_rank, stack
+from osrm_cli.linalg.low_rank import Core, LowRank, numerical_rank, stack_factors
 from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.merging.methods.elementwise import formed
+from osrm_cli.merging.methods.elementwise import stack_update_rows
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.methods.sparsify import keep_largest
@@ -40,7 +40,7 @@ def cat_merging(layer: LayerUpdates, options: MethodOptions) -> LowRank:
             (update, own) for place, (update, own) in enumerate(zip(updates, moments, strict=True)) if place != task
         ]
         if not others:
-            return stack(updates).scaled(options.scale)
+            return stack_factors(updates).scaled(options.scale)
         Q, R = torch.linalg.qr(torch.cat([update.B for update, _ in others], dim=1))
         inner = torch.zeros(R.shape[1], R.shape[1], dtype=R.dtype, device=R.device)
         start = 0
@@ -57,7 +57,7 @@ def cat_merging(layer: LayerUpdates, options: MethodOptions) -> LowRank:
         U, S, _ = torch.linalg.svd(spans, full_matrices=False)
         Q = U[:, : numerical_rank(S)]
         trimmed.append(LowRank(update.B - Q @ (Q.T @ update.B), update.A))
-    return stack(trimmed).scaled(options.scale)
+    return stack_factors(trimmed).scaled(options.scale)
 
 
 def doge_ta(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -76,11 +76,13 @@ def doge_ta(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     norms = core.cores.flatten(1).norm(dim=1)
     present = norms > 0
     if not bool(present.any()):
-        return RowStream.of(stack(updates)).scaled(0.0)
+        return RowStream.of(stack_factors(updates)).scaled(0.0)
     shares = torch.where(present, norms[present].mean() / torch.where(present, norms, 1.0), 0.0)
     rows = core.Q_B @ core.cores  # (T, d_out, n): every update in the coordinates of its inputs
     wanted = (rows * (rows - (shares[:, None, None] * rows).sum(0))).sum(2)
-    correction = _least_correction(rows, wanted, _shared_directions(core, min(layer.shape))) / shares.sum()
+    correction = (
+        _least_conflict_correction(rows, wanted, _shared_task_directions(core, min(layer.shape))) / shares.sum()
+    )
     D = LowRank(correction, core.Q_A.T).to(updates[0].B.dtype)
     keep = [keep_largest(update, options.density) for update in updates]
 
@@ -92,10 +94,10 @@ def doge_ta(layer: LayerUpdates, options: MethodOptions) -> RowStream:
             total.add_(kept.add_(blocks[-1] * (kept != 0)), alpha=share)
         return total.mul_(options.scale)
 
-    return formed((*updates, D)).then(combine)
+    return stack_update_rows((*updates, D)).then(combine)
 
 
-def _shared_directions(core: Core, width: int) -> Tensor:
+def _shared_task_directions(core: Core, width: int) -> Tensor:
     """An orthonormal basis of what the tasks' leading output directions share, ``(d_out, k)``."""
     leading = []
     for M in core.cores:
@@ -106,7 +108,7 @@ def _shared_directions(core: Core, width: int) -> Tensor:
     return core.Q_B @ basis[:, : joined.shape[1] // SHARED]
 
 
-def _least_correction(rows: Tensor, wanted: Tensor, shared: Tensor) -> Tensor:
+def _least_conflict_correction(rows: Tensor, wanted: Tensor, shared: Tensor) -> Tensor:
     """The ``X`` of least norm across ``shared`` with the least ``sum_ti (<rows_ti, X_i> - wanted_ti)^2``.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import LowRank, stack
+from osrm_cli.linalg.low_rank import LowRank, stack_factors
 from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
@@ -26,7 +26,7 @@ def ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     its trimmed self. Not linear in the weights.
     """
     keep = [keep_largest(update, options.density) for update in layer.updates]
-    return formed(layer.updates, keep).then(lambda _, blocks: elected(blocks, options))
+    return stack_update_rows(layer.updates, keep).then(lambda _, blocks: merge_agreeing_entries(blocks, options))
 
 
 def magnitude(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -35,7 +35,7 @@ def magnitude(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     What PEFT calls ``magnitude_prune``. One adapter is itself at density 1.
     """
     keep = [keep_largest(update, options.density) for update in layer.updates]
-    return formed(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
+    return stack_update_rows(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
 def breadcrumbs(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -45,7 +45,7 @@ def breadcrumbs(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     density 1, where no outlier is dropped.
     """
     keep = [drop_tails(update, options.density, options.outliers) for update in layer.updates]
-    return formed(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
+    return stack_update_rows(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
 def dare(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -54,7 +54,7 @@ def dare(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     Masks are independent, so opposite adapters cancel in expectation only; one adapter is itself at density 1.
     """
     keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
+    return stack_update_rows(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
 def dare_ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -64,7 +64,7 @@ def dare_ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     linear in the weights.
     """
     keep = [drop_randomly(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.updates, keep).then(lambda _, blocks: elected(blocks, options))
+    return stack_update_rows(layer.updates, keep).then(lambda _, blocks: merge_agreeing_entries(blocks, options))
 
 
 def della(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -74,10 +74,10 @@ def della(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     linear in the weights.
     """
     keep = [drop_by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.updates, keep).then(lambda _, blocks: elected(blocks, options))
+    return stack_update_rows(layer.updates, keep).then(lambda _, blocks: merge_agreeing_entries(blocks, options))
 
 
-def formed(updates: Sequence[Update], keep: Sequence[RowFilter] | None = None) -> RowStream:
+def stack_update_rows(updates: Sequence[Update], keep: Sequence[RowFilter] | None = None) -> RowStream:
     """The rows of several updates side by side, ``(T, rows, d_in)``, each after its ``keep``."""
     first = RowStream.of(updates[0])
 
@@ -94,18 +94,18 @@ def formed(updates: Sequence[Update], keep: Sequence[RowFilter] | None = None) -
         return blocks
 
     factors = [update for update in updates if isinstance(update, LowRank)]
-    near = stack(factors) if len(factors) == len(updates) else None
+    near = stack_factors(factors) if len(factors) == len(updates) else None
     return RowStream(first.shape, first.dtype, first.device, form, near=near)
 
 
-def elected(blocks: Tensor, options: MethodOptions) -> Tensor:
+def merge_agreeing_entries(blocks: Tensor, options: MethodOptions) -> Tensor:
     """The mean, or the sum, of the entries that have the elected sign, times lambda; overwrites ``blocks``."""
-    sign, agreeing, total = elect(blocks)
+    sign, agreeing, total = elect_signs(blocks)
     total.mul_(sign).mul_(options.scale)
     return total if options.aggregate == "sum" else total.div_(agreeing.sign_().sum(0).clamp_min_(1))
 
 
-def elect(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def elect_signs(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``gamma = sign(sum_t x_t)``, each ``max(gamma x_t, 0)``, and their sum; overwrites ``blocks``.
 
     The sign is 0 where the sum is nothing but rounding, so that opposite updates cancel. The authors of TIES give such
@@ -136,7 +136,7 @@ def consensus(layer: LayerUpdates, options: MethodOptions) -> RowStream:
         users = torch.ge(blocks.abs_(), others, out=others).sum(0)
         return total.mul_(users.ge_(needed)).mul_(options.scale)
 
-    return formed(layer.updates).then(combine)
+    return stack_update_rows(layer.updates).then(combine)
 
 
 def fisher(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -159,7 +159,7 @@ def fisher(layer: LayerUpdates, options: MethodOptions) -> RowStream:
         merged = blocks.mul_(shares.div_(total)).sum(0)
         return torch.where(total > 0, merged, mean).mul_(options.scale)
 
-    return formed(layer.updates).then(combine)
+    return stack_update_rows(layer.updates).then(combine)
 
 
 def emr(layer: LayerUpdates, options: MethodOptions) -> MaskedDelta:
@@ -169,13 +169,13 @@ def emr(layer: LayerUpdates, options: MethodOptions) -> MaskedDelta:
     ``M_t = [w_t dW_t * U > 0]``; rescaler ``sum |w_t dW_t| / sum |M_t * U|``, per layer (the authors': over the whole
     model). Not one model: the task must be named at inference. One adapter is itself.
     """
-    updates = formed(layer.updates)
+    updates = stack_update_rows(layer.updates)
     unified = torch.empty(updates.shape, dtype=updates.dtype, device=updates.device)
     masks = torch.empty(len(layer.adapters), *updates.shape, dtype=torch.bool, device=updates.device)
 
     def unify(place: slice, blocks: Tensor) -> Tensor:
         sizes = blocks.abs().sum(2)
-        sign, agreeing, _ = elect(blocks)
+        sign, agreeing, _ = elect_signs(blocks)
         largest = agreeing.amax(0).mul_(sign.abs())
         torch.mul(largest, sign, out=unified[place])
         used = agreeing.sign_().mul_(sign.abs())

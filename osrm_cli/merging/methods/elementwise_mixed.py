@@ -5,7 +5,7 @@ from torch import Tensor
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.merging.methods.elementwise import elect, elected, formed
+from osrm_cli.merging.methods.elementwise import elect_signs, merge_agreeing_entries, stack_update_rows
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.methods.sparsify import drop_by_magnitude, drop_tails, keep_largest
@@ -19,7 +19,7 @@ def breadcrumbs_ties(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     What mergekit calls ``breadcrumbs_ties``. One adapter is itself at density 1. Not linear in the weights.
     """
     keep = [drop_tails(update, options.density, options.outliers) for update in layer.updates]
-    return formed(layer.updates, keep).then(lambda _, blocks: elected(blocks, options))
+    return stack_update_rows(layer.updates, keep).then(lambda _, blocks: merge_agreeing_entries(blocks, options))
 
 
 def della_linear(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -29,7 +29,7 @@ def della_linear(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     adapter is itself at density 1.
     """
     keep = [drop_by_magnitude(options, layer.name, adapter) for adapter in layer.adapters]
-    return formed(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
+    return stack_update_rows(layer.updates, keep).then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
 
 
 def sce(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -40,7 +40,7 @@ def sce(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     ``lambda * sum_t c_t x_t [sign x_t = gamma] / sum_t c_t [sign x_t = gamma]``, ``gamma = sign(sum_t x_t)``. By
     default mergekit selects everything. One adapter is itself. Not linear in the weights.
     """
-    updates = formed(layer.updates)
+    updates = stack_update_rows(layer.updates)
     variance = updates.then(lambda _, blocks: blocks.var(0, correction=0)).dense()
     # What rounding leaves where the updates are equal is no variance.
     varied = variance[variance > 1e-12 * variance.max()]
@@ -52,7 +52,7 @@ def sce(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     shares = (energies / energies.max().clamp_min(torch.finfo(torch.float64).tiny)).to(variance.dtype)[:, None, None]
 
     def combine(place: slice, blocks: Tensor) -> Tensor:
-        sign, agreeing, _ = elect(blocks)
+        sign, agreeing, _ = elect_signs(blocks)
         weights = shares * (agreeing > 0)
         total = (weights * agreeing).sum(0) / weights.sum(0).clamp_min(torch.finfo(blocks.dtype).tiny)
         return total.mul_(sign).mul_(chosen[place]).mul_(options.scale)
@@ -69,7 +69,7 @@ def ram(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     updates, as reinforcement learning leaves them: those of LoRA have few entries below ``epsilon``, so that RAM is
     nearly their average. One adapter is itself but for the entries below. Not linear in the weights.
     """
-    updates = formed(layer.updates)
+    updates = stack_update_rows(layer.updates)
     growth = torch.ones(len(layer.adapters), dtype=updates.dtype, device=updates.device)
     if options.bonus:
 
@@ -104,7 +104,7 @@ def tatr(layer: LayerUpdates, options: MethodOptions) -> RowStream:
         sizes = blocks.abs()
         return (sizes * (sizes.sum(0) - sizes)).sum(0)
 
-    updates = formed(layer.updates)
+    updates = stack_update_rows(layer.updates)
     if not options.outliers:
         return updates.then(lambda _, blocks: blocks.sum(0).mul_(options.scale))
     keep = keep_largest(updates.then(lambda _, blocks: conflict(blocks)), options.outliers)
@@ -130,7 +130,7 @@ def magmax(layer: LayerUpdates, options: MethodOptions) -> RowStream:
         bound = 4 * torch.finfo(blocks.dtype).eps
         return (high * (balance > bound)).add_(low * (balance < -bound)).mul_(options.scale)
 
-    return formed(layer.updates).then(combine)
+    return stack_update_rows(layer.updates).then(combine)
 
 
 def nearswap(layer: LayerUpdates, options: MethodOptions) -> RowStream:
@@ -156,4 +156,4 @@ def nearswap(layer: LayerUpdates, options: MethodOptions) -> RowStream:
         step = (other - moved).clamp_(-options.reach, options.reach)
         return step.add_(moved).mul_(options.scale)
 
-    return formed(layer.updates).then(combine)
+    return stack_update_rows(layer.updates).then(combine)

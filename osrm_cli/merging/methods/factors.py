@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import LowRank, stack
+from osrm_cli.linalg.low_rank import LowRank, stack_factors
 from osrm_cli.linalg.row_stream import Update
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.linear import task_arith
@@ -51,8 +51,8 @@ def robust_merge(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     A = torch.zeros(size, layer.shape[1], dtype=torch.float64, device=B.device)
     total = torch.zeros(size, dtype=torch.float64, device=B.device)
     for update in updates:
-        used, rank = _used_ranks(update), update.rank
-        kept, columns = _largest_entries(update.A, options.density), _largest_entries(update.B, options.density)
+        used, rank = _ranks_to_merge(update), update.rank
+        kept, columns = _trim_factor(update.A, options.density), _trim_factor(update.B, options.density)
         left = kept.abs().sum(1)
         used &= left > 0
         scales = torch.where(used, update.A.abs().sum(1) / torch.where(used, left, 1.0), 0.0)
@@ -82,10 +82,10 @@ def lora_lego(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     if options.energy is not None:
         raise OsrmError("lora-lego takes a number of clusters, no share of the energy", "give --rank 16")
     updates = [update.to(torch.float64) for update in layer.weighted]
-    parts = [torch.cat([update.A, update.B.T], dim=1)[_used_ranks(update)] for update in updates]
+    parts = [torch.cat([update.A, update.B.T], dim=1)[_ranks_to_merge(update)] for update in updates]
     ranks = [len(part) for part in parts if len(part)]
     if not ranks:
-        return stack(updates).scaled(0.0)
+        return stack_factors(updates).scaled(0.0)
     units = torch.cat(parts)
     count = min(options.rank or max(update.rank for update in updates), len(units))
     shares = _cluster_ranks((units @ units.T).cpu(), count).to(units.device)
@@ -96,13 +96,13 @@ def lora_lego(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     return LowRank(means[:, layer.shape[1] :].T, means[:, : layer.shape[1]]).scaled(options.scale * growth)
 
 
-def _used_ranks(update: LowRank) -> Tensor:
+def _ranks_to_merge(update: LowRank) -> Tensor:
     """Which ranks of a product do anything, ``(r,)``."""
     used: Tensor = (update.A.norm(dim=1) > 0) & (update.B.norm(dim=0) > 0)
     return used
 
 
-def _largest_entries(matrix: Tensor, density: float) -> Tensor:
+def _trim_factor(matrix: Tensor, density: float) -> Tensor:
     """The ``int(density * n)`` largest entries, at least one and all that equal the last; zeros elsewhere."""
     if not matrix.numel():
         return matrix

@@ -86,7 +86,7 @@ class LayerUpdates:
         Raises:
             OsrmError: If an update has none.
         """
-        return tuple(_as_factors(self.name, update) for update in self.updates)
+        return tuple(_require_update_factors(self.name, update) for update in self.updates)
 
     def core(self) -> Core:
         """``w_t dW_t`` in float64 in a shared pair of bases; those of dense updates are the coordinates themselves."""
@@ -109,7 +109,7 @@ def _weight_update(update: Update, weight: float) -> Update:
     return update.scaled(weight) if isinstance(update, LowRank) else update.then(lambda _, rows: weight * rows)
 
 
-def _as_factors(layer: str, update: Update) -> LowRank:
+def _require_update_factors(layer: str, update: Update) -> LowRank:
     if isinstance(update, LowRank):
         return update
     raise OsrmError(

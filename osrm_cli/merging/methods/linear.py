@@ -5,7 +5,7 @@ from dataclasses import replace
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.reduced_rank import truncate_for_inputs
-from osrm_cli.linalg.row_stream import Update, add_up
+from osrm_cli.linalg.row_stream import Update, add_up_matrices
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
@@ -15,7 +15,7 @@ def task_arith(layer: LayerUpdates, options: MethodOptions) -> Update:
 
     Nothing is decomposed, so nothing is lost; equal to PEFT's ``cat`` where adapters have no rsLoRA.
     """
-    return add_up(layer.updates).scaled(options.scale)
+    return add_up_matrices(layer.updates).scaled(options.scale)
 
 
 def average(layer: LayerUpdates, options: MethodOptions) -> Update:
@@ -29,7 +29,7 @@ def average(layer: LayerUpdates, options: MethodOptions) -> Update:
     total = sum(layer.weights)
     if abs(total) <= 1e-12 * sum(map(abs, layer.weights)):
         raise OsrmError(f"the weights add up to {total:g}, an average needs another sum", "use task-arith")
-    return add_up(layer.updates).scaled(options.scale / total)
+    return add_up_matrices(layer.updates).scaled(options.scale / total)
 
 
 def svd(layer: LayerUpdates, options: MethodOptions) -> LowRank:

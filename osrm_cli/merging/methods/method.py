@@ -91,17 +91,17 @@ class Method:
 
     def load(self) -> Rule:
         """Import the method's function, wrapped in the spaces that its name says."""
-        rule = _import_rule(self.function)
+        rule = _import_merging_rule(self.function)
         for space in reversed(self.wrappers):
             rule = getattr(importlib.import_module(f"{__package__}.spaces"), space)(rule)
         return rule
 
     def load_beyond_layers(self) -> Rule:
         """Import the function for tensors that are not weights of linear layers."""
-        return _import_rule(self.beyond_layers) if self.beyond_layers else self.load()
+        return _import_merging_rule(self.beyond_layers) if self.beyond_layers else self.load()
 
 
-def _import_rule(function: str) -> Rule:
+def _import_merging_rule(function: str) -> Rule:
     """The function of a row, ``family:function``."""
     family, name = function.split(":")
     return getattr(importlib.import_module(f"{__package__}.{family}"), name)  # type: ignore[no-any-return]

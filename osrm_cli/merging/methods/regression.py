@@ -5,8 +5,8 @@ from torch import Tensor
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg import second_moment
-from osrm_cli.linalg.low_rank import LowRank, numerical_rank, stack
-from osrm_cli.linalg.row_stream import RowStream, Update, add_up
+from osrm_cli.linalg.low_rank import LowRank, numerical_rank, stack_factors
+from osrm_cli.linalg.row_stream import RowStream, Update, add_up_matrices
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
 
@@ -32,7 +32,7 @@ def regmean(layer: LayerUpdates, options: MethodOptions) -> Update:
     factor, added = second_moment.ridge_cholesky(sum(moments[1:], start=moments[0]))
     ridge = added / len(moments)
     pairs = zip(layer.updates, moments, strict=True)
-    return add_up([_update_through_inputs(update, C, ridge, factor) for update, C in pairs]).scaled(options.scale)
+    return add_up_matrices([_regmean_term(update, C, ridge, factor) for update, C in pairs]).scaled(options.scale)
 
 
 def lot(layer: LayerUpdates, options: MethodOptions) -> LowRank:
@@ -54,10 +54,10 @@ def lot(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     inverse = (vectors[:, seen] / values[seen]) @ vectors[:, seen].T
     updates = [update.to(torch.float64) for update in layer.weighted]
     pairs = zip(updates, moments, strict=True)
-    return stack([LowRank(update.B, update.A @ C @ inverse) for update, C in pairs]).scaled(options.scale)
+    return stack_factors([LowRank(update.B, update.A @ C @ inverse) for update, C in pairs]).scaled(options.scale)
 
 
-def _update_through_inputs(update: Update, C: Tensor, ridge: float, factor: Tensor) -> Update:
+def _regmean_term(update: Update, C: Tensor, ridge: float, factor: Tensor) -> Update:
     """``dW (C + ridge I) (L L^T)^{-1}`` for ``factor`` ``L``, in float64."""
 
     def solve(rows: Tensor) -> Tensor:

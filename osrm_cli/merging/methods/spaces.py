@@ -25,7 +25,7 @@ def core(rule: Rule) -> Rule:
     """
 
     def merged(layer: LayerUpdates, options: MethodOptions) -> LowRank:
-        space = core_space(layer.weighted).principal()
+        space = core_space(layer.weighted).in_principal_bases()
         exact = [update.to(torch.float64) for update in layer.weighted]
         cores = tuple(LowRank(space.Q_B.T @ update.B, update.A @ space.Q_A) for update in exact)
         return space.join(rule(layer.with_deltas(cores), options).dense())
@@ -42,7 +42,7 @@ def knots(rule: Rule) -> Rule:
     """
 
     def merged(layer: LayerUpdates, options: MethodOptions) -> LowRank:
-        space = layer.core().principal()
+        space = layer.core().in_principal_bases()
         if layer.is_dense:
             aligned = tuple(LowRank(M, space.Q_A.T) for M in space.cores)
         else:

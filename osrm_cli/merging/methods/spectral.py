@@ -19,7 +19,7 @@ def tsv(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """
     core = layer.core()
     share = max(min(layer.shape) // len(layer.adapters), 1)
-    U, S, V = _join_triplets([_leading_triplets(M, share) for M in core.cores])
+    U, S, V = _join_update_triplets([_leading_update_triplets(M, share) for M in core.cores])
     return core.join(options.scale * (polar_factor(U) * S) @ polar_factor(V).T)
 
 
@@ -32,8 +32,8 @@ def iso_c(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     fill the width. One adapter is not itself, and not linear in the weights, by design.
     """
     core = layer.core()
-    U, S, V = _leading_triplets(core.cores.sum(0), None, _largest_norm(core))
-    return core.join(options.scale * _mean(S) * U @ V.T)
+    U, S, V = _leading_update_triplets(core.cores.sum(0), None, _largest_update_norm(core))
+    return core.join(options.scale * _mean_singular_value(S) * U @ V.T)
 
 
 def iso_cts(layer: LayerUpdates, options: MethodOptions) -> LowRank:
@@ -43,16 +43,16 @@ def iso_cts(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     evenly: each task adds the leading ones of ``(I - U_c U_c^T) w_t dW_t``. The joined vectors are whitened by their
     polar factors, all singular values replaced by the mean. One adapter is not itself, and not linear in the weights.
     """
-    core = layer.core().principal()
-    size, tasks = _largest_norm(core), len(layer.adapters)
+    core = layer.core().in_principal_bases()
+    size, tasks = _largest_update_norm(core), len(layer.adapters)
     directions = min(core.cores.shape[1:])
     own = round((directions - int(directions * options.common)) / tasks)
-    U, S, V = _leading_triplets(core.cores.sum(0), max(directions - own * tasks, 1), size)
+    U, S, V = _leading_update_triplets(core.cores.sum(0), max(directions - own * tasks, 1), size)
     parts = [(U, S, V)]
     if own:
-        parts += [_leading_triplets(M - U @ (U.T @ M), own, size) for M in core.cores]
-    U, S, V = _join_triplets(parts)
-    return core.join(options.scale * _mean(S) * polar_factor(U) @ polar_factor(V).T)
+        parts += [_leading_update_triplets(M - U @ (U.T @ M), own, size) for M in core.cores]
+    U, S, V = _join_update_triplets(parts)
+    return core.join(options.scale * _mean_singular_value(S) * polar_factor(U) @ polar_factor(V).T)
 
 
 def svc(layer: LayerUpdates, options: MethodOptions) -> LowRank:
@@ -64,30 +64,30 @@ def svc(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     """
     core = layer.core()
     W = core.cores.sum(0)
-    U, S, V = _leading_triplets(W, None, _largest_norm(core))
+    U, S, V = _leading_update_triplets(W, None, _largest_update_norm(core))
     answers = U.T @ core.cores  # (T, k, n)
     energy = answers.square().sum(-1)
     overlap = ((U.T @ W) * answers).sum(-1) / energy.clamp_min(torch.finfo(energy.dtype).tiny)
     return core.join(options.scale * (U * (S / overlap.clamp_min(options.floor).mean(0))) @ V.T)
 
 
-def _largest_norm(core: Core) -> float:
+def _largest_update_norm(core: Core) -> float:
     """The largest norm among the updates: what rounding in their sum is measured against."""
     return float(core.cores.flatten(1).norm(dim=1).max())
 
 
-def _leading_triplets(M: Tensor, count: int | None, size: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+def _leading_update_triplets(M: Tensor, count: int | None, size: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """The ``count`` leading singular triplets ``U, S, V`` of ``M`` that stand above rounding."""
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     keep = min(numerical_rank(S, size), count or len(S))
     return U[:, :keep], S[:keep], Vh[:keep].T
 
 
-def _mean(S: Tensor) -> Tensor:
+def _mean_singular_value(S: Tensor) -> Tensor:
     """The mean, 0 of nothing."""
     return S.sum() / max(len(S), 1)
 
 
-def _join_triplets(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _join_update_triplets(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     U, S, V = zip(*parts, strict=True)
     return torch.cat(U, dim=1), torch.cat(S), torch.cat(V, dim=1)

@@ -27,10 +27,10 @@ from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging import record
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import MergedLayer
-from osrm_cli.merging.output.merged_model import ModelTarget
+from osrm_cli.merging.output.merged_model import MergeTarget
 from osrm_cli.merging.output.task_masks import write_task_masks
-from osrm_cli.merging.output.unfinished_model import UnfinishedModel
-from osrm_cli.merging.plan import Heads, MergePlan, SavedModules
+from osrm_cli.merging.output.unfinished_model import UnfinishedMerge
+from osrm_cli.merging.plan import Heads, MergedModules, MergePlan
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.storage import safetensors_writer
 from osrm_cli.storage.records import BaseModelId
@@ -54,12 +54,12 @@ class FolderContents:
 def write_merged_folder(
     stage: Path,
     plan: MergePlan,
-    modules: SavedModules,
+    modules: MergedModules,
     layers: Iterator[MergedLayer],
     layer_data: LayerData,
     base: BaseModelId | None,
-    target: ModelTarget | None = None,
-    unfinished: UnfinishedModel | None = None,
+    target: MergeTarget | None = None,
+    unfinished: UnfinishedMerge | None = None,
 ) -> FolderContents:
     """Write the folder, but for ``merge.yaml``, while its layers are merged.
 
@@ -76,16 +76,16 @@ def write_merged_folder(
     rescalers: dict[str, dict[str, float]] = {}
     with ThreadPoolExecutor(1) as beside:  # hashing takes as long as the reading and writing, but another core
         data_record = beside.submit(lambda: layer_data.record)
-        inputs = beside.map(record.describe_input, plan.adapters, plan.recipe.adapters)
+        inputs = beside.map(record.describe_merge_input, plan.adapters, plan.recipe.adapters)
         if plan.method.is_task_aware:
             rescalers = write_task_masks(stage, plan, layers)
             contents = FolderContents("task-aware", {}, dict.fromkeys(plan.layers, 1.0))
         elif target:
             contents = FolderContents("model", {}, target.write(stage, layers, unfinished))
         else:
-            contents = _write_adapter(stage, plan, layers, modules)
+            contents = _write_merged_adapter(stage, plan, layers, modules)
         if contents.form != "adapter":
-            _write_heads(stage, modules.heads)
+            _write_merged_heads(stage, modules.heads)
         record.write_merge_record(
             stage,
             plan,
@@ -100,13 +100,13 @@ def write_merged_folder(
     return contents
 
 
-def _write_adapter(
-    stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], modules: SavedModules
+def _write_merged_adapter(
+    stage: Path, plan: MergePlan, layers: Iterator[MergedLayer], modules: MergedModules
 ) -> FolderContents:
     """PEFT folders, all written layer by layer at once."""
-    heads, config = modules.heads, _merged_config(plan, modules)
+    heads, config = modules.heads, _merged_adapter_config(plan, modules)
     rows = {module + ROWS: own.values for module, own in modules.rows.items()}
-    beside = {**_name_copies(modules), **rows, **modules.shared}
+    beside = {**_merged_embedding_copies(modules), **rows, **modules.shared}
     kept = {}
     with ExitStack() as stack:
 
@@ -130,7 +130,7 @@ def _write_adapter(
     return FolderContents("adapter", writers[0].ranks, kept)
 
 
-def _name_copies(modules: SavedModules) -> dict[str, torch.Tensor]:
+def _merged_embedding_copies(modules: MergedModules) -> dict[str, torch.Tensor]:
     """Copies of the base model's embeddings, named as PEFT stores them."""
     names = {name: name.removesuffix(".weight") for name in modules.copies}
     return {
@@ -139,7 +139,7 @@ def _name_copies(modules: SavedModules) -> dict[str, torch.Tensor]:
     }
 
 
-def _write_heads(stage: Path, heads: Heads) -> None:
+def _write_merged_heads(stage: Path, heads: Heads) -> None:
     """Each task's head as ``tasks/<task>/head.safetensors``, its tensors named as in the base model."""
     for task, head in heads.items():
         if head:
@@ -148,7 +148,7 @@ def _write_heads(stage: Path, heads: Heads) -> None:
             safetensors_writer.save_tensors(folder / HEAD_NAME, head, {"task": task})
 
 
-def _merged_config(plan: MergePlan, modules: SavedModules) -> AdapterConfig:
+def _merged_adapter_config(plan: MergePlan, modules: MergedModules) -> AdapterConfig:
     """PEFT's settings of the update alone: without a head, its classes for classification could not load it."""
     configs = [adapter.config for adapter in plan.adapters]
     types = {config.task_type for config in configs}

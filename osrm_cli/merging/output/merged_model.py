@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from osrm_cli.adapters.layers import find_parent
+from osrm_cli.adapters.layers import find_expert_parameter
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.row_stream import Update
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
-from osrm_cli.merging.output.unfinished_model import UnfinishedModel
-from osrm_cli.merging.output.weight_parts import WeightPart, find_expert
-from osrm_cli.merging.plan import MergePlan, SavedModules
-from osrm_cli.models.checkpoint import Change, Checkpoint, MatrixRows
+from osrm_cli.merging.output.unfinished_model import UnfinishedMerge
+from osrm_cli.merging.output.weight_parts import WeightPart, find_expert_parts
+from osrm_cli.merging.plan import MergedModules, MergePlan
+from osrm_cli.models.checkpoint import Change, Checkpoint, WeightRows
 from osrm_cli.storage import atomic
 from osrm_cli.storage.input_files import read_json
 
@@ -30,7 +30,7 @@ _CONV1D_LAYERS = ("c_attn", "c_fc", "c_proj", "q_attn")
 
 
 @dataclass(frozen=True)
-class ModelTarget:
+class MergeTarget:
     """The weights of a base model that a merge changes.
 
     Attributes:
@@ -48,7 +48,7 @@ class ModelTarget:
     rows: Mapping[str, TrainedRows]
 
     @classmethod
-    def find(cls, plan: MergePlan, base_dir: Path, saved: SavedModules) -> "ModelTarget":
+    def find(cls, plan: MergePlan, base_dir: Path, saved: MergedModules) -> "MergeTarget":
         """Find each layer's weight, and each tensor of a module that was trained as a whole.
 
         Args:
@@ -63,13 +63,13 @@ class ModelTarget:
         tied = checkpoint.architecture.tied if rows else {}
         # Rows of the embedding are those of an output layer that is tied to it; those of the output layer are its own.
         outputs = [name for name in rows if checkpoint.architecture.name_in_model(name) in tied]
-        checkpoint = _untie_embeddings(checkpoint, [*_weight_names(plan), *saved.new_values, *outputs])
-        config = _read_config(base_dir)
-        modules = {_find_tensor(checkpoint, name): tensor for name, tensor in saved.new_values.items()}
-        checkpoint = _resize_vocabulary(checkpoint, modules, config)
+        checkpoint = _untie_merged_embeddings(checkpoint, [*_merged_weight_names(plan), *saved.new_values, *outputs])
+        config = _read_merge_base_config(base_dir)
+        modules = {_find_tensor_to_merge(checkpoint, name): tensor for name, tensor in saved.new_values.items()}
+        checkpoint = _resize_merged_vocabulary(checkpoint, modules, config)
         is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS
-        stacks = _find_stacks(plan)
+        stacks = _find_merged_stacks(plan)
         experts = Counter(stacks.values())
         owners: dict[tuple[str, int], WeightPart] = {}
         for name, layer in plan.shapes.items():
@@ -77,14 +77,14 @@ class ModelTarget:
             is_conv1d = name.rpartition(".")[2] in _CONV1D_LAYERS if has_conv1d else is_flagged
             try:
                 if layer.is_tensor:
-                    parts = [WeightPart.whole(name, _find_tensor(checkpoint, name), checkpoint)]
+                    parts = [WeightPart.whole(name, _find_tensor_to_merge(checkpoint, name), checkpoint)]
                 elif stack := stacks.get(name):
-                    parts = find_expert(checkpoint, stack, int(name.rpartition(".")[2]), experts[stack], layer)
+                    parts = find_expert_parts(checkpoint, stack, int(name.rpartition(".")[2]), experts[stack], layer)
                 else:
                     found = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
                     parts = [WeightPart.whole(name, found[0], checkpoint, found[1])]
             except OsrmError as error:
-                raise _explain_unchanged(error, base_dir, name, config) from None
+                raise _explain_unmergeable_layer(error, base_dir, name, config) from None
             for part in parts:
                 other = owners.setdefault((part.tensor, part.first), part)
                 if other.layer != name:
@@ -95,23 +95,23 @@ class ModelTarget:
         weights: dict[str, list[WeightPart]] = defaultdict(list)
         for (tensor, _), part in sorted(owners.items()):
             weights[tensor].append(part)
-        placed = _place_rows(checkpoint, rows, modules, tied)
+        placed = _place_merged_rows(checkpoint, rows, modules, tied)
         return cls(checkpoint, plan.dtype if plan.recipe.dtype else None, weights, modules, placed)
 
-    def order(self, unfinished: UnfinishedModel | None = None) -> list[str]:
+    def order(self, unfinished: UnfinishedMerge | None = None) -> list[str]:
         """The layers in the order in which ``write`` takes them; those of finished files are left out."""
         return list(dict.fromkeys(part.layer for part in self._parts(unfinished)))
 
-    def check_space(self, out: Path, unfinished: UnfinishedModel | None = None) -> None:
+    def check_space(self, out: Path, unfinished: UnfinishedMerge | None = None) -> None:
         """Check that the disk has room for the files that are still to be written.
 
         Raises:
             OsrmError: If it has not.
         """
-        atomic.check_space(out, self.checkpoint.count_bytes(self.dtype, _finished_files(unfinished)))
+        atomic.check_disk_space(out, self.checkpoint.count_bytes(self.dtype, _finished_merge_files(unfinished)))
 
     def write(
-        self, stage: Path, layers: Iterator[MergedLayer], unfinished: UnfinishedModel | None = None
+        self, stage: Path, layers: Iterator[MergedLayer], unfinished: UnfinishedMerge | None = None
     ) -> dict[str, float]:
         """Copy the model with every layer's result added to its weight.
 
@@ -123,7 +123,7 @@ class ModelTarget:
         Returns:
             By layer, the share of the energy that is left after recompression.
         """
-        kept = unfinished.read_kept() if unfinished else {}
+        kept = unfinished.read_kept_energy() if unfinished else {}
         uses = Counter(part.layer for part in self._parts(unfinished))
         updates: dict[str, Update] = {}  # of layers whose weight lies in several tensors, until the last of these
 
@@ -137,7 +137,7 @@ class ModelTarget:
             uses[name] -= 1
             return updates[name] if uses[name] else updates.pop(name)
 
-        def change(name: str, old: MatrixRows) -> Iterable[torch.Tensor]:
+        def change(name: str, old: WeightRows) -> Iterable[torch.Tensor]:
             rows = self._before_updates(name, old)
             if name not in self.weights:
                 return rows.pieces()
@@ -147,47 +147,49 @@ class ModelTarget:
         changes: dict[str, Change] = {name: partial(change, name) for name in changed}
         if unfinished:
             self.checkpoint.write(
-                stage, changes, self.dtype, unfinished.folder, finish=lambda: unfinished.add_kept(kept)
+                stage, changes, self.dtype, unfinished.folder, finish=lambda: unfinished.add_kept_energy(kept)
             )
         else:
             self.checkpoint.write(stage, changes, self.dtype)
         next(layers, None)  # lets the last layer count in the progress
         return kept
 
-    def _parts(self, unfinished: UnfinishedModel | None) -> Iterator[WeightPart]:
+    def _parts(self, unfinished: UnfinishedMerge | None) -> Iterator[WeightPart]:
         """The parts in the order in which they are written; those of finished files are left out."""
-        done, tensors = _finished_files(unfinished), self.checkpoint.tensors
+        done, tensors = _finished_merge_files(unfinished), self.checkpoint.tensors
         for name in self.checkpoint.tensor_order(self.dtype):
             if tensors[name].path.name not in done:
                 yield from self.weights.get(name, ())
 
-    def _before_updates(self, name: str, old: MatrixRows) -> MatrixRows:
+    def _before_updates(self, name: str, old: WeightRows) -> WeightRows:
         """A tensor that changes, with what is carried over as it is."""
         shape = self.weights[name][0].shape if name in self.weights else old.shape
         if name in self.modules:
-            rows = MatrixRows.of(self.modules[name])
+            rows = WeightRows.of(self.modules[name])
         else:
-            rows = old if shape == old.shape else MatrixRows.stored(self.checkpoint.tensors[name], shape)
+            rows = old if shape == old.shape else WeightRows.stored(self.checkpoint.tensors[name], shape)
         return replace(rows, read=self.rows[name].placed_in(rows.read, rows.shape[0])) if name in self.rows else rows
 
 
-def _finished_files(unfinished: UnfinishedModel | None) -> set[str]:
+def _finished_merge_files(unfinished: UnfinishedMerge | None) -> set[str]:
     """Names of the files that an earlier run has finished."""
     return {path.name for path in unfinished.folder.glob("*.safetensors")} if unfinished else set()
 
 
-def _weight_names(plan: MergePlan) -> list[str]:
+def _merged_weight_names(plan: MergePlan) -> list[str]:
     """The weights of layers; of full models, all uses of a tied tensor change alike."""
     return [f"{name}.weight" for name, layer in plan.shapes.items() if not layer.is_tensor]
 
 
-def _find_stacks(plan: MergePlan) -> dict[str, str]:
+def _find_merged_stacks(plan: MergePlan) -> dict[str, str]:
     """The parameter that a layer is one expert of, by the layer."""
-    parents = {name: find_parent(adapter.config, name) for adapter in plan.adapters for name in adapter.layers}
+    parents = {
+        name: find_expert_parameter(adapter.config, name) for adapter in plan.adapters for name in adapter.layers
+    }
     return {name: parent for name, parent in parents.items() if parent}
 
 
-def _untie_embeddings(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
+def _untie_merged_embeddings(checkpoint: Checkpoint, changed: Collection[str]) -> Checkpoint:
     """The checkpoint, with tensors of their own for an output layer and embeddings that are one, if one changes.
 
     Args:
@@ -221,7 +223,7 @@ def _untie_embeddings(checkpoint: Checkpoint, changed: Collection[str]) -> Check
     return checkpoint.untied(copies)
 
 
-def _explain_unchanged(error: OsrmError, base_dir: Path, layer: str, config: Mapping[str, Any]) -> OsrmError:
+def _explain_unmergeable_layer(error: OsrmError, base_dir: Path, layer: str, config: Mapping[str, Any]) -> OsrmError:
     """The reason that a layer's weight cannot be changed: of a quantized model it is not the wrong base."""
     quantization = config.get("quantization_config")
     if not quantization:
@@ -234,7 +236,7 @@ def _explain_unchanged(error: OsrmError, base_dir: Path, layer: str, config: Map
     )
 
 
-def _find_tensor(checkpoint: Checkpoint, name: str) -> str:
+def _find_tensor_to_merge(checkpoint: Checkpoint, name: str) -> str:
     """The base model's name of a tensor, which a model with a head may call otherwise than the bare one."""
     names = checkpoint.find_names(name)
     if not names:
@@ -244,7 +246,7 @@ def _find_tensor(checkpoint: Checkpoint, name: str) -> str:
     return names[0]
 
 
-def _place_rows(
+def _place_merged_rows(
     checkpoint: Checkpoint,
     rows: Mapping[str, TrainedRows],
     modules: Mapping[str, torch.Tensor],
@@ -261,7 +263,7 @@ def _place_rows(
     Raises:
         OsrmError: If they do not fit.
     """
-    placed = {_find_tensor(checkpoint, name): own for name, own in rows.items()}
+    placed = {_find_tensor_to_merge(checkpoint, name): own for name, own in rows.items()}
     for name, own in placed.items():
         count, *width = modules[name].shape if name in modules else checkpoint.tensors[name].shape
         if list(own.values.shape[1:]) != width or max(own.indices) >= count:
@@ -278,7 +280,7 @@ def _place_rows(
     return placed
 
 
-def _resize_vocabulary(
+def _resize_merged_vocabulary(
     checkpoint: Checkpoint, modules: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> Checkpoint:
     """The checkpoint with the vocabulary of modules that were trained with added tokens.
@@ -302,7 +304,7 @@ def _resize_vocabulary(
     )
 
 
-def _read_config(base_dir: Path) -> dict[str, Any]:
+def _read_merge_base_config(base_dir: Path) -> dict[str, Any]:
     """The base model's ``config.json``."""
     config = read_json(base_dir / "config.json", "give the right base model with --model")
     return config if isinstance(config, dict) else {}

@@ -22,7 +22,7 @@ from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.record import TASKS_FOLDER
 from osrm_cli.storage import input_files, records
-from osrm_cli.storage.safetensors_writer import write_stream
+from osrm_cli.storage.safetensors_writer import write_safetensors
 
 UNIFIED_NAME = "unified.safetensors"
 MASKS_NAME = "masks.safetensors"
@@ -36,12 +36,12 @@ def write_task_masks(stage: Path, plan: MergePlan, layers: Iterable[MergedLayer]
     """
     rescalers: dict[str, dict[str, float]] = {adapter.name: {} for adapter in plan.adapters}
     with ExitStack() as stack:
-        unified = stack.enter_context(write_stream(stage / UNIFIED_NAME, plan.layers))
+        unified = stack.enter_context(write_safetensors(stage / UNIFIED_NAME, plan.layers))
         masks = {}
         for task in rescalers:
             folder = stage / TASKS_FOLDER / task
             folder.mkdir(parents=True, exist_ok=True)
-            masks[task] = stack.enter_context(write_stream(folder / MASKS_NAME, plan.layers))
+            masks[task] = stack.enter_context(write_safetensors(folder / MASKS_NAME, plan.layers))
         for layer in layers:
             if not isinstance(layer.result, MaskedDelta):
                 raise TypeError(f"{layer.name}: {type(layer.result).__name__} has no masks")
@@ -60,8 +60,8 @@ def list_task_layers(folder: Path, task: str) -> list[str]:
     """
     own = folder / TASKS_FOLDER / task
     layers = {
-        folder / UNIFIED_NAME: set(input_files.list_headers([folder / UNIFIED_NAME])),
-        own / MASKS_NAME: set(input_files.list_headers([own / MASKS_NAME])),
+        folder / UNIFIED_NAME: set(input_files.list_safetensors_headers([folder / UNIFIED_NAME])),
+        own / MASKS_NAME: set(input_files.list_safetensors_headers([own / MASKS_NAME])),
         own / records.RECORD_NAME: set(records.read_record(own).get("rescalers") or {}),
     }
     every = set().union(*layers.values())
@@ -83,9 +83,9 @@ def read_task_delta(folder: Path, task: str, layer: str) -> torch.Tensor:
         raise OsrmError(
             f"{own} holds no mask for {layer}", f"tasks: {', '.join(sorted(records.read_record(folder)['tasks']))}"
         )
-    with input_files.open_tensors(folder / UNIFIED_NAME) as file:
+    with input_files.open_safetensors(folder / UNIFIED_NAME) as file:
         unified: torch.Tensor = file.get_tensor(layer)
-    with input_files.open_tensors(own / MASKS_NAME) as file:
+    with input_files.open_safetensors(own / MASKS_NAME) as file:
         packed: torch.Tensor = file.get_tensor(layer)
     if packed.dtype != torch.uint8 or packed.numel() != -(-unified.numel() // 8) or unified.ndim != 2:
         raise OsrmError(f"{own / MASKS_NAME}: the mask of {layer} does not fit its update", "merge again")

@@ -27,7 +27,7 @@ def find_tokenizer_files(adapters: Sequence[Adapter]) -> tuple[dict[str, Path], 
     warnings = []
     for kind, patterns in _KINDS.items():
         # The tokenizer of a model with added rows would number tokens that the result does not have.
-        found = {each.source: _find_files(each.folder, patterns) for each in adapters if not each.warnings}
+        found = {each.source: _tokenizer_files_in(each.folder, patterns) for each in adapters if not each.warnings}
         carried = {
             source: {name: input_files.sha256(path) for name, path in own.items()}
             for source, own in found.items()
@@ -51,6 +51,6 @@ def copy_tokenizer_files(files: Mapping[str, Path], stage: Path) -> None:
         shutil.copyfile(file, stage / name)
 
 
-def _find_files(folder: Path, patterns: Sequence[str]) -> Mapping[str, Path]:
+def _tokenizer_files_in(folder: Path, patterns: Sequence[str]) -> Mapping[str, Path]:
     paths = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
     return {path.relative_to(folder).as_posix(): path for path in paths}

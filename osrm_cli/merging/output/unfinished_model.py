@@ -17,7 +17,7 @@ _KEPT = "kept.jsonl"
 
 
 @dataclass(frozen=True)
-class UnfinishedModel:
+class UnfinishedMerge:
     """Files of a model that are whole.
 
     Attributes:
@@ -27,7 +27,7 @@ class UnfinishedModel:
     folder: Path
 
     @classmethod
-    def open(cls, out: Path, plan: MergePlan, base: BaseModelId | None) -> "UnfinishedModel":
+    def open(cls, out: Path, plan: MergePlan, base: BaseModelId | None) -> "UnfinishedMerge":
         """The finished files of an earlier run of the same merge, if there was one.
 
         Args:
@@ -38,7 +38,7 @@ class UnfinishedModel:
         Raises:
             OsrmError: If they are of another merge.
         """
-        folder = unfinished_folder(out)
+        folder = unfinished_merge_folder(out)
         about = json.dumps(_describe_merge(plan, base), sort_keys=True, indent=2, default=str) + "\n"
         if not folder.exists():
             with atomic.write_folder(folder) as stage:
@@ -50,13 +50,13 @@ class UnfinishedModel:
             )
         return cls(folder)
 
-    def read_kept(self) -> dict[str, float]:
+    def read_kept_energy(self) -> dict[str, float]:
         """Share of the energy that is left, by layer of the files."""
         place = self.folder / _KEPT
         lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else []
         return {name: kept for line in lines for name, kept in json.loads(line).items()}
 
-    def add_kept(self, kept: Mapping[str, float]) -> None:
+    def add_kept_energy(self, kept: Mapping[str, float]) -> None:
         """Note the shares of a file's layers, before the file counts as finished."""
         with (self.folder / _KEPT).open("a", encoding="utf-8") as file:
             file.write(json.dumps(kept) + "\n")
@@ -66,7 +66,7 @@ class UnfinishedModel:
         shutil.rmtree(self.folder)
 
 
-def unfinished_folder(out: Path) -> Path:
+def unfinished_merge_folder(out: Path) -> Path:
     """Where the finished files of a merged folder wait for the others."""
     return out.with_name(f"{out.name}.unfinished")
 

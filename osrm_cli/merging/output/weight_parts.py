@@ -63,7 +63,7 @@ class WeightPart:
         return RowStream.of(_transpose_update(update) if self.is_turned else update).strips(add_rows)
 
 
-def find_expert(
+def find_expert_parts(
     checkpoint: Checkpoint, parameter: str, number: int, count: int, shape: AdapterLayer
 ) -> list[WeightPart]:
     """Where the files hold one expert.

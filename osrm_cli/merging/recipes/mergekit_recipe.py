@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from osrm_cli.merging.recipes.recipe import AdapterEntry, DepthWeights, MergeRecipe, Weight
+from osrm_cli.merging.recipes.recipe import DepthWeights, MergeRecipe, RecipeEntry, Weight
 
 
 @dataclass(frozen=True)
-class _Equal:
+class _MergekitEqual:
     """What one of mergekit's methods is here.
 
     Attributes:
@@ -40,20 +40,20 @@ _DENSITY = {"density": ("density", 1.0)}
 _DELLA = {**_DENSITY, "epsilon": ("window", 0.15)}
 _BREADCRUMBS = {**_DENSITY, "gamma": ("outliers", 0.01)}
 _METHODS = {
-    "linear": _Equal("average", True),
-    "task_arithmetic": _Equal("task-arith", False),
-    "ties": _Equal("ties", True, _DENSITY),
-    "dare_linear": _Equal("dare", False, _DENSITY, rescales=True),
-    "dare_ties": _Equal("dare-ties", False, _DENSITY, rescales=True),
-    "della": _Equal("della", True, _DELLA, rescales=True),
-    "della_linear": _Equal("della-linear", False, _DELLA, rescales=True),
-    "breadcrumbs": _Equal("breadcrumbs", False, _BREADCRUMBS),
-    "breadcrumbs_ties": _Equal("breadcrumbs-ties", False, _BREADCRUMBS),
-    "sce": _Equal("sce", options={"select_topk": ("density", 1.0)}),
-    "ram": _Equal("ram", options={"epsilon": ("epsilon", 1e-5)}),
-    "ramplus_tl": _Equal("ram", options={"epsilon": ("epsilon", 1e-5), "r": ("bonus", 0.1)}),
-    "model_stock": _Equal("model-stock"),
-    "passthrough": _Equal("task-arith"),
+    "linear": _MergekitEqual("average", True),
+    "task_arithmetic": _MergekitEqual("task-arith", False),
+    "ties": _MergekitEqual("ties", True, _DENSITY),
+    "dare_linear": _MergekitEqual("dare", False, _DENSITY, rescales=True),
+    "dare_ties": _MergekitEqual("dare-ties", False, _DENSITY, rescales=True),
+    "della": _MergekitEqual("della", True, _DELLA, rescales=True),
+    "della_linear": _MergekitEqual("della-linear", False, _DELLA, rescales=True),
+    "breadcrumbs": _MergekitEqual("breadcrumbs", False, _BREADCRUMBS),
+    "breadcrumbs_ties": _MergekitEqual("breadcrumbs-ties", False, _BREADCRUMBS),
+    "sce": _MergekitEqual("sce", options={"select_topk": ("density", 1.0)}),
+    "ram": _MergekitEqual("ram", options={"epsilon": ("epsilon", 1e-5)}),
+    "ramplus_tl": _MergekitEqual("ram", options={"epsilon": ("epsilon", 1e-5), "r": ("bonus", 0.1)}),
+    "model_stock": _MergekitEqual("model-stock"),
+    "passthrough": _MergekitEqual("task-arith"),
 }
 _ELECTING = ("ties", "dare-ties", "della", "breadcrumbs-ties")
 # Methods that take whole weights where ours take updates: the same words, other results.
@@ -82,7 +82,7 @@ class ModelReference:
     adapter: str | None = None
 
 
-def _parse_reference(value: Any) -> ModelReference:
+def _parse_mergekit_reference(value: Any) -> ModelReference:
     if not isinstance(value, str) or not value:
         raise ValueError(f"model {reprlib.repr(value)}, expected 'model: base+adapter'")
     name, plus, adapter = value.partition("+")
@@ -93,14 +93,14 @@ def _parse_reference(value: Any) -> ModelReference:
     return ModelReference(name.strip().partition("@")[0], adapter.strip())
 
 
-def _check_parameters(value: Any) -> dict[str, Any]:
+def _check_mergekit_parameters(value: Any) -> dict[str, Any]:
     parameters = {} if value is None else value
     if not isinstance(parameters, dict):
         raise ValueError(f"'parameters' is {reprlib.repr(value)}, expected a mapping")
     return parameters
 
 
-def _check_method(value: Any) -> str:
+def _check_mergekit_method(value: Any) -> str:
     if isinstance(value, str) and value in _OF_WHOLE_WEIGHTS:
         raise ValueError(f"mergekit's {value} has no equal here: {_OF_WHOLE_WEIGHTS[value]}")
     if not isinstance(value, str) or value not in _METHODS:
@@ -108,16 +108,16 @@ def _check_method(value: Any) -> str:
     return value
 
 
-_Parameters = Annotated[dict[str, Any], BeforeValidator(_check_parameters)]
-_Reference = Annotated[ModelReference, BeforeValidator(_parse_reference)]
+_Parameters = Annotated[dict[str, Any], BeforeValidator(_check_mergekit_parameters)]
+_Reference = Annotated[ModelReference, BeforeValidator(_parse_mergekit_reference)]
 
 
-class _Model(BaseModel):
+class _MergekitModel(BaseModel):
     model: _Reference
     parameters: _Parameters = Field(default_factory=dict)
 
 
-def _check_model(value: Any) -> Any:
+def _check_mergekit_model(value: Any) -> Any:
     if not isinstance(value, dict) or not isinstance(value.get("model"), str):
         raise ValueError(f"model {reprlib.repr(value)}, expected 'model: base+adapter'")
     if unknown := [key for key in value if key not in ("model", "parameters")]:
@@ -130,8 +130,8 @@ class MergekitRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    merge_method: Annotated[str, BeforeValidator(_check_method)] = Field(description=", ".join(_METHODS))
-    models: list[Annotated[_Model, BeforeValidator(_check_model)]] = Field(
+    merge_method: Annotated[str, BeforeValidator(_check_mergekit_method)] = Field(description=", ".join(_METHODS))
+    models: list[Annotated[_MergekitModel, BeforeValidator(_check_mergekit_model)]] = Field(
         min_length=1, description="a list of 'model: base+adapter'"
     )
     parameters: _Parameters = Field(default_factory=dict, description="a mapping")
@@ -159,47 +159,53 @@ def translate_mergekit(recipe: MergekitRecipe) -> MergeRecipe:
                 raise ValueError(
                     f"mergekit's parameter {name!r} has no equal in {recipe.merge_method} here, expected {expected}"
                 )
-    _check_files(recipe)
-    base = _single_base(recipe)
+    _check_mergekit_files(recipe)
+    base = _single_mergekit_base(recipe)
     shared = recipe.parameters
-    if _parse_flag(shared, "rescale", equal.rescales) != equal.rescales:
+    if _parse_mergekit_flag(shared, "rescale", equal.rescales) != equal.rescales:
         raise ValueError(f"'rescale: {str(not equal.rescales).lower()}' of {recipe.merge_method} has no equal here")
     # The base model itself, listed as a model, adds nothing to a sum; in an average it counts with its weight.
     listed = [model for model in recipe.models if model.model.adapter or model.model.name != base]
     if not listed:
         raise ValueError("none of the models is an adapter, expected 'model: base+adapter'")
-    _check_count(recipe.merge_method, len(listed), len(recipe.models))
-    weights = [1.0 if equal.divides is None else _weight_of_model(model, shared) for model in listed]
+    _check_mergekit_count(recipe.merge_method, len(listed), len(recipe.models))
+    weights = [1.0 if equal.divides is None else _mergekit_weight_of_model(model, shared) for model in listed]
     entries = [
-        AdapterEntry(model.model.adapter or model.model.name, weight, base or None, is_strict=False)
+        RecipeEntry(model.model.adapter or model.model.name, weight, base or None, is_strict=False)
         for model, weight in zip(listed, weights, strict=True)
     ]
-    options: dict[str, Any] = {"lambda": _parse_number("lambda", shared.get("lambda", 1.0))}
-    options |= _translate_options(equal, listed, shared)
+    options: dict[str, Any] = {"lambda": _parse_mergekit_number("lambda", shared.get("lambda", 1.0))}
+    options |= _translate_mergekit_options(equal, listed, shared)
     if equal.divides is None:
         method = equal.method
     else:
         is_linear = recipe.merge_method == "linear"
         others = (
-            [_weight_of_model(model, shared) for model in recipe.models if model not in listed] if is_linear else []
+            [_mergekit_weight_of_model(model, shared) for model in recipe.models if model not in listed]
+            if is_linear
+            else []
         )
-        divide = _parse_flag(shared, "normalize", equal.divides)
+        divide = _parse_mergekit_flag(shared, "normalize", equal.divides)
         method, entries = _method_for_division(equal.method, divide, entries, others, options)
     return MergeRecipe(method, tuple(entries), options, dtype=recipe.out_dtype or recipe.dtype)
 
 
-def _check_count(method: str, adapters: int, models: int) -> None:
+def _check_mergekit_count(method: str, adapters: int, models: int) -> None:
     if method == "passthrough" and models > 1:
         raise ValueError(f"'passthrough' of {models} models, expected one: it adds nothing up")
     if method == "model_stock" and adapters < 2:
         raise ValueError("'model_stock' of one adapter, expected two or more, as in mergekit")
 
 
-def _translate_options(equal: _Equal, models: Sequence[_Model], shared: Mapping[str, Any]) -> dict[str, float]:
+def _translate_mergekit_options(
+    equal: _MergekitEqual, models: Sequence[_MergekitModel], shared: Mapping[str, Any]
+) -> dict[str, float]:
     """Our options beside lambda; mergekit can have others for each model, we cannot."""
     options = {}
     for name, (option, default) in equal.options.items():
-        values = {_parse_number(name, model.parameters.get(name, shared.get(name, default))) for model in models}
+        values = {
+            _parse_mergekit_number(name, model.parameters.get(name, shared.get(name, default))) for model in models
+        }
         if len(values) != 1:
             raise ValueError(f"{name} {', '.join(map(str, sorted(values)))}: expected one for all adapters")
         options[option] = values.pop()
@@ -214,7 +220,7 @@ def _translate_options(equal: _Equal, models: Sequence[_Model], shared: Mapping[
     return options
 
 
-def _check_files(recipe: MergekitRecipe) -> None:
+def _check_mergekit_files(recipe: MergekitRecipe) -> None:
     """Check what a recipe says of the files that it writes: types, tokenizer, chat template."""
     for key in ("dtype", "out_dtype"):
         value = getattr(recipe, key)
@@ -228,7 +234,7 @@ def _check_files(recipe: MergekitRecipe) -> None:
             )
 
 
-def _single_base(recipe: MergekitRecipe) -> str:
+def _single_mergekit_base(recipe: MergekitRecipe) -> str:
     """The base model that every update belongs to; empty where the recipe names none."""
     base = recipe.base_model
     if base and base.adapter:
@@ -244,8 +250,8 @@ def _single_base(recipe: MergekitRecipe) -> str:
 
 
 def _method_for_division(
-    method: str, divide: bool, entries: list[AdapterEntry], others: Sequence[Weight], options: dict[str, Any]
-) -> tuple[str, list[AdapterEntry]]:
+    method: str, divide: bool, entries: list[RecipeEntry], others: Sequence[Weight], options: dict[str, Any]
+) -> tuple[str, list[RecipeEntry]]:
     """Our method that divides by the weights, or does not; what it needs beyond its name goes into ``options``.
 
     mergekit divides the entries that agree by the sum of their weights, TIES by their number: the same up to one factor
@@ -272,7 +278,7 @@ def _method_for_division(
         if abs(total) < 1e-12:
             raise ValueError("the weights add up to 0, an average needs another sum")
         factor = 1 / total if divide else 1.0
-        return "task-arith", [_scale_weight(entry, factor) for entry in entries]
+        return "task-arith", [_scale_merge_weight(entry, factor) for entry in entries]
     if method not in _ELECTING:
         if divide and (not is_plain or abs(total) < 1e-8):
             raise ValueError("'normalize: true' has no equal here unless the weights are numbers with a sum")
@@ -286,24 +292,24 @@ def _method_for_division(
     return method, entries
 
 
-def _scale_weight(entry: AdapterEntry, factor: float) -> AdapterEntry:
+def _scale_merge_weight(entry: RecipeEntry, factor: float) -> RecipeEntry:
     if not isinstance(entry.weight, float):
         raise TypeError(f"{entry.path}: weight {entry.weight!r}, expected a number")
-    return AdapterEntry(entry.path, entry.weight * factor, entry.base, entry.is_strict)
+    return RecipeEntry(entry.path, entry.weight * factor, entry.base, entry.is_strict)
 
 
-def _weight_of_model(model: _Model, shared: Mapping[str, Any]) -> Weight:
+def _mergekit_weight_of_model(model: _MergekitModel, shared: Mapping[str, Any]) -> Weight:
     """A model's weight: the value of the first filter that matches; below its own values come those for all models."""
     path = model.model.adapter or model.model.name
     patterns: dict[str, DepthWeights] = {}
     for value in (model.parameters.get("weight"), shared.get("weight")):
         if value is None:
             continue
-        for condition in value if _is_conditional(value) else [{"value": value}]:
+        for condition in value if _is_mergekit_conditional(value) else [{"value": value}]:
             if not isinstance(condition, dict) or "value" not in condition or condition.keys() - {"value", "filter"}:
                 raise ValueError(f"weight {reprlib.repr(condition)}, expected 'filter' and 'value'")
-            pattern = _filter_pattern(condition.get("filter"))
-            patterns.setdefault(pattern, _depth_weights(condition["value"]))
+            pattern = _mergekit_filter_pattern(condition.get("filter"))
+            patterns.setdefault(pattern, _mergekit_depth_weights(condition["value"]))
             if pattern == ".*":
                 return patterns if len(patterns) > 1 else patterns[".*"]
     if patterns:
@@ -311,11 +317,11 @@ def _weight_of_model(model: _Model, shared: Mapping[str, Any]) -> Weight:
     raise ValueError(f"model {path} has no weight")
 
 
-def _is_conditional(value: Any) -> bool:
+def _is_mergekit_conditional(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
-def _filter_pattern(text: Any) -> str:
+def _mergekit_filter_pattern(text: Any) -> str:
     """A regular expression over layers for a part of a tensor's name, which ends in ``.weight``."""
     if text is not None and not isinstance(text, str):
         raise ValueError(f"filter {reprlib.repr(text)}, expected a part of a tensor's name")
@@ -325,13 +331,13 @@ def _filter_pattern(text: Any) -> str:
     return "|".join([f".*{re.escape(text)}.*", *(f".*{re.escape(end)}" for end in ends)])
 
 
-def _depth_weights(value: Any) -> DepthWeights:
+def _mergekit_depth_weights(value: Any) -> DepthWeights:
     if isinstance(value, list) and value:
-        return tuple(_parse_number("weight", item) for item in value)
-    return _parse_number("weight", value)
+        return tuple(_parse_mergekit_number("weight", item) for item in value)
+    return _parse_mergekit_number("weight", value)
 
 
-def _parse_number(name: str, value: Any) -> float:
+def _parse_mergekit_number(name: str, value: Any) -> float:
     """A finite number; like mergekit, also one that YAML has read as a text."""
     if isinstance(value, list | dict) and name != "weight":
         raise ValueError(f"{name} {reprlib.repr(value)}: a {name} over depth or by filter has no equal here")
@@ -346,7 +352,7 @@ def _parse_number(name: str, value: Any) -> float:
     return number
 
 
-def _parse_flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+def _parse_mergekit_flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise ValueError(f"'{name}' is {reprlib.repr(value)}, expected true or false")

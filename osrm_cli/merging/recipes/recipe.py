@@ -18,7 +18,7 @@ Weight = DepthWeights | Mapping[str, DepthWeights]
 
 
 @dataclass(frozen=True)
-class AdapterEntry:
+class RecipeEntry:
     """One adapter of a recipe.
 
     Attributes:
@@ -50,7 +50,7 @@ class AdapterEntry:
         upper = min(lower + 1, len(weight) - 1)
         return weight[lower] + (position - lower) * (weight[upper] - weight[lower])
 
-    def with_patterns_of(self, layers: Collection[str]) -> "AdapterEntry":
+    def with_patterns_of(self, layers: Collection[str]) -> "RecipeEntry":
         """The entry without the regular expressions that match none of its adapter's layers.
 
         Raises:
@@ -82,7 +82,7 @@ class MergeRecipe:
     """
 
     method: str
-    adapters: tuple[AdapterEntry, ...]
+    adapters: tuple[RecipeEntry, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     features: str | None = None
     output: str = "adapter"

@@ -25,7 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from osrm_cli.adapters.patterns import check_pattern
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.recipes.mergekit_recipe import MergekitRecipe, translate_mergekit
-from osrm_cli.merging.recipes.recipe import AdapterEntry, DepthWeights, MergeRecipe, Weight
+from osrm_cli.merging.recipes.recipe import DepthWeights, MergeRecipe, RecipeEntry, Weight
 from osrm_cli.storage.yaml_file import read_yaml
 
 _HINT = "docs/reference/file-formats.md has a recipe with every key"
@@ -45,7 +45,7 @@ def _check_depth_weights(value: Any) -> DepthWeights:
     return tuple(checked) if isinstance(value, list) else checked[0]
 
 
-def _check_weight(value: Any) -> Weight:
+def _check_recipe_weight(value: Any) -> Weight:
     if not isinstance(value, dict):
         return _check_depth_weights(value)
     for pattern in value:
@@ -54,7 +54,7 @@ def _check_weight(value: Any) -> Weight:
     return {check_pattern(pattern): _check_depth_weights(weight) for pattern, weight in value.items()}
 
 
-def _check_entry(value: Any) -> Any:
+def _check_recipe_entry(value: Any) -> Any:
     entry = {"path": value} if isinstance(value, str) else value
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str) or entry.keys() - {"path", "weight"}:
         raise ValueError(f"adapter {reprlib.repr(value)}, expected a path, or 'path' and 'weight'")
@@ -63,7 +63,7 @@ def _check_entry(value: Any) -> Any:
 
 class _Entry(BaseModel):
     path: str
-    weight: Annotated[Any, PlainValidator(_check_weight)] = 1.0
+    weight: Annotated[Any, PlainValidator(_check_recipe_weight)] = 1.0
 
 
 class RecipeSchema(BaseModel):
@@ -72,7 +72,7 @@ class RecipeSchema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     method: str = Field(description="the name of a merging method")
-    adapters: list[Annotated[_Entry, BeforeValidator(_check_entry)]] = Field(
+    adapters: list[Annotated[_Entry, BeforeValidator(_check_recipe_entry)]] = Field(
         min_length=1, description="a list of paths"
     )
     options: dict[str, Any] | None = Field(None, description="a mapping such as {lambda: 0.3}")
@@ -99,19 +99,19 @@ def read_recipe(path: Path) -> MergeRecipe:
         recipe = schema.model_validate(values)
         return translate_mergekit(recipe) if isinstance(recipe, MergekitRecipe) else _convert_recipe(recipe)
     except ValidationError as error:
-        raise OsrmError(f"{path}: {_describe_first_error(error, schema, values)}", _HINT) from None
+        raise OsrmError(f"{path}: {_describe_recipe_error(error, schema, values)}", _HINT) from None
     except ValueError as error:
         raise OsrmError(f"{path}: {error}", _HINT) from None
 
 
 def _convert_recipe(recipe: RecipeSchema) -> MergeRecipe:
-    entries = tuple(AdapterEntry(entry.path, entry.weight) for entry in recipe.adapters)
+    entries = tuple(RecipeEntry(entry.path, entry.weight) for entry in recipe.adapters)
     options = recipe.options or {}
     more = {"dtype": recipe.dtype, "data": recipe.data, "base": recipe.base}
     return MergeRecipe(recipe.method, entries, options, recipe.features, recipe.output, **more)
 
 
-def _describe_first_error(error: ValidationError, schema: type[BaseModel], values: Mapping[str, Any]) -> str:
+def _describe_recipe_error(error: ValidationError, schema: type[BaseModel], values: Mapping[str, Any]) -> str:
     """The first wrong value in words."""
     # What a recipe cannot ask for at all counts before values that are missing because of it.
     errors = error.errors(include_url=False)

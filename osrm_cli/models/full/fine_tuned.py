@@ -45,7 +45,7 @@ _BLOCK_ENTRIES = 1 << 24  # entries of a difference that are formed at a time wh
 
 
 @dataclass(frozen=True)
-class TensorPair:
+class FineTunedPair:
     """A tensor that the fine-tuned model and the base model both have.
 
     Attributes:
@@ -83,8 +83,8 @@ class TensorPair:
             OsrmError: If a block contains NaN or infinity.
         """
         with (
-            input_files.open_tensors(self.tuned.path) as tuned,
-            input_files.open_tensors(self.base.path) as base,
+            input_files.open_safetensors(self.tuned.path) as tuned,
+            input_files.open_safetensors(self.base.path) as base,
         ):
             if not self.tuned.shape:
                 yield self._subtract(tuned.get_tensor(self.tuned.name), base.get_tensor(self.base.name))
@@ -127,7 +127,7 @@ class FineTunedModel:
 
     source: str
     folder: Path
-    pairs: Mapping[str, TensorPair]
+    pairs: Mapping[str, FineTunedPair]
     parameters: Mapping[str, str]
     head: Mapping[str, TensorLocation]
     model: LoadedModel
@@ -146,27 +146,27 @@ class FineTunedModel:
         Raises:
             OsrmError: If a model is missing, damaged or quantized, or they do not belong together.
         """
-        folder = _find_fine_tuned(source)
-        model = _build_fine_tuned(folder)
+        folder = _find_fine_tuned_model(source)
+        model = _build_fine_tuned_model(folder)
         tuned, origin = Checkpoint.open(folder).tensors, Checkpoint.open(base).tensors
-        parameters = match_names(tuned, [name for name, _ in model.named_parameters(remove_duplicate=False)])
-        partners = match_names(tuned, origin)
-        tied = _tied_tensors(model, parameters)
+        parameters = match_tensor_names(tuned, [name for name, _ in model.named_parameters(remove_duplicate=False)])
+        partners = match_tensor_names(tuned, origin)
+        tied = _tied_model_tensors(model, parameters)
         if len(partners) <= len(tuned) / 2:
             raise OsrmError(
                 f"{source} and {base} are not one architecture: {len(tuned) - len(partners)} of {len(tuned)} tensors "
                 f"have no partner, such as {min(tuned.keys() - partners.keys())}",
                 "give the base model that it was fine-tuned from",
             )
-        heads = _find_heads(model, {parameters[name] for name in parameters.keys() - partners.keys() - tied})
+        heads = _find_head_modules(model, {parameters[name] for name in parameters.keys() - partners.keys() - tied})
         in_head = {name for name, own in parameters.items() if any(own.startswith(f"{head}.") for head in heads)}
         loaded = LoadedModel(model, heads)
         layers = find_target_layers(loaded, target_modules or [ALL_LINEAR])
         modules, pairs = dict(model.named_modules()), {}
         for name in sorted(partners.keys() - tied - in_head, key=natural_sort_key):
             owner, _, attribute = parameters.get(name, name).rpartition(".")
-            place = _Place(owner, attribute, modules.get(owner))
-            if pair := _pair_tensors(model, place, tuned[name], origin[partners[name]], layers):
+            place = _TensorPlace(owner, attribute, modules.get(owner))
+            if pair := _pair_fine_tuned_tensors(model, place, tuned[name], origin[partners[name]], layers):
                 pairs[name] = pair
         found = {pair.layer for pair in pairs.values()}
         if missing := sorted(layers.keys() - found):
@@ -181,12 +181,12 @@ class FineTunedModel:
             parameters,
             {parameters[name]: tuned[name] for name in sorted(in_head)},
             loaded,
-            _class_names(model),
+            _model_class_names(model),
             tuple(sorted(origin.keys() - set(partners.values()))),
         )
 
     @property
-    def layers(self) -> dict[str, TensorPair]:
+    def layers(self) -> dict[str, FineTunedPair]:
         """The pairs that are weights of layers to adapt, by the layers' full names."""
         return {pair.layer: pair for pair in self.pairs.values() if pair.layer}
 
@@ -199,7 +199,7 @@ class FineTunedModel:
         names = sorted({layer.rpartition(".")[2] for layer in layers})
         return AdapterConfig(
             base_model=None,
-            task_type=_task_type(self.model.model),
+            task_type=_model_task_type(self.model.model),
             modules_to_save=tuple(self.model.heads),
             fan_in_fan_out=any(self.layers[layer].is_transposed for layer in layers),
             target_modules=tuple(as_target_modules(self.model, names, layers)),
@@ -211,10 +211,10 @@ class FineTunedModel:
         Raises:
             OsrmError: If one contains NaN or infinity.
         """
-        return {name: input_files.read_tensor(location) for name, location in self.head.items()}
+        return {name: input_files.read_safetensors_tensor(location) for name, location in self.head.items()}
 
 
-def match_names(own: Collection[str], others: Collection[str]) -> dict[str, str]:
+def match_tensor_names(own: Collection[str], others: Collection[str]) -> dict[str, str]:
     """The other model's name of each tensor that it has too.
 
     A classifier's ``bert.encoder.x`` is ``encoder.x`` in the bare model, and the other way round: one prefix is taken
@@ -237,7 +237,7 @@ def match_names(own: Collection[str], others: Collection[str]) -> dict[str, str]
     return {name: new for name, new in best.items() if new in known}
 
 
-def _find_fine_tuned(source: str) -> Path:
+def _find_fine_tuned_model(source: str) -> Path:
     """The local folder of a fine-tuned model."""
     path = hub.local_path(source)
     if (path / CONFIG_NAME).is_file():
@@ -246,7 +246,7 @@ def _find_fine_tuned(source: str) -> Path:
     return find_base_model(name, revision or None, "fine-tuned model")
 
 
-def _build_fine_tuned(folder: Path) -> PreTrainedModel:
+def _build_fine_tuned_model(folder: Path) -> PreTrainedModel:
     """The model of the class that saved it, without weights; the bare model where its settings do not name one."""
     with library_errors(f"{folder}: the model cannot be built"), torch.device("meta"):
         config = read_model_config(folder)
@@ -258,14 +258,14 @@ def _build_fine_tuned(folder: Path) -> PreTrainedModel:
         return model
 
 
-def _tied_tensors(model: PreTrainedModel, parameters: Mapping[str, str]) -> set[str]:
+def _tied_model_tensors(model: PreTrainedModel, parameters: Mapping[str, str]) -> set[str]:
     """Stored tensors that the model takes from another one, which is stored too."""
     ties: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     stored = set(parameters.values())
     return {name for name, own in parameters.items() if ties.get(own, own) != own and ties[own] in stored}
 
 
-def _task_type(model: PreTrainedModel) -> str | None:
+def _model_task_type(model: PreTrainedModel) -> str | None:
     """PEFT's name of what the model is for; ``None`` where it has none."""
     name = type(model).__name__
     if name.endswith("ForConditionalGeneration") and getattr(model.config, "is_encoder_decoder", False):
@@ -273,7 +273,7 @@ def _task_type(model: PreTrainedModel) -> str | None:
     return next((kind for ending, kind in _TASK_TYPES.items() if name.endswith(ending)), None)
 
 
-def _find_heads(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
+def _find_head_modules(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
     """Modules that an adapter has to hold as a whole: the task's head, and those that the base model does not have.
 
     Args:
@@ -281,7 +281,7 @@ def _find_heads(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
         missing: Names in the model of its tensors that the base model does not have.
     """
     outside = set()
-    if _task_type(model) in _WITH_HEAD:
+    if _model_task_type(model) in _WITH_HEAD:
         parts = dict(model.named_children())
         outside = {name for name, part in parts.items() if name != model.base_model_prefix and list(part.parameters())}
     modules = {name.rpartition(".")[0] for name in missing if name.partition(".")[0] not in outside}
@@ -289,7 +289,7 @@ def _find_heads(model: PreTrainedModel, missing: Collection[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TensorPlace:
     """Where in the model a tensor belongs: the module may be missing for one that the model does not know."""
 
     owner: str
@@ -301,13 +301,13 @@ class _Place:
         return isinstance(getattr(self.module, self.attribute, None), torch.nn.Parameter)
 
 
-def _pair_tensors(
+def _pair_fine_tuned_tensors(
     model: PreTrainedModel,
-    place: _Place,
+    place: _TensorPlace,
     tuned: TensorLocation,
     base: TensorLocation,
     layers: Mapping[str, torch.nn.Module],
-) -> TensorPair | None:
+) -> FineTunedPair | None:
     """A tensor of both models; ``None`` for one that is not real numbers in either, such as positions.
 
     Args:
@@ -324,7 +324,7 @@ def _pair_tensors(
             raise OsrmError(
                 f"{location.path}: {location.name} is quantized ({location.dtype})", "give models in floating point"
             )
-    kind = _kind_of(model, place)
+    kind = _model_tensor_kind(model, place)
     has_rows = kind in (EMBEDDING, OUTPUT) and len(tuned.shape) == len(base.shape) == 2
     if tuned.shape != base.shape and not (has_rows and tuned.shape[1:] == base.shape[1:]):
         raise OsrmError(
@@ -332,10 +332,10 @@ def _pair_tensors(
             "give the base model that it was fine-tuned from",
         )
     layer = place.owner if place.attribute == "weight" and place.owner in layers else None
-    return TensorPair(kind, tuned, base, layer, layer is not None and is_conv1d(layers[layer]))
+    return FineTunedPair(kind, tuned, base, layer, layer is not None and is_conv1d(layers[layer]))
 
 
-def _kind_of(model: PreTrainedModel, place: _Place) -> str:
+def _model_tensor_kind(model: PreTrainedModel, place: _TensorPlace) -> str:
     module = place.module
     if "norm" in type(module).__name__.lower():
         return NORM
@@ -348,9 +348,11 @@ def _kind_of(model: PreTrainedModel, place: _Place) -> str:
     return LINEAR if place.attribute == "weight" and isinstance(module, torch.nn.Linear | Conv1D) else OTHER
 
 
-def _class_names(model: PreTrainedModel) -> tuple[str, ...]:
+def _model_class_names(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of the classes, if the model has any of its own."""
     names = getattr(model.config, "id2label", None) or {}
-    if _task_type(model) not in _WITH_HEAD or all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names.values()):
+    if _model_task_type(model) not in _WITH_HEAD or all(
+        re.fullmatch(r"LABEL_\d+", str(name)) for name in names.values()
+    ):
         return ()
     return tuple(str(names[place]) for place in sorted(names))

@@ -8,13 +8,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from osrm_cli.adapters.adapter import Adapter, split_name
+from osrm_cli.adapters.adapter import Adapter, split_adapter_source
 from osrm_cli.adapters.layers import AdapterLayer, is_base_module, natural_sort_key
 from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.models.base_model import find_base_model
-from osrm_cli.models.full.fine_tuned import FineTunedModel, TensorPair
+from osrm_cli.models.full.fine_tuned import FineTunedModel, FineTunedPair
 from osrm_cli.storage import hub, input_files
-from osrm_cli.storage.input_files import TensorLocation, matrix_shape, read_tensor
+from osrm_cli.storage.input_files import TensorLocation, matrix_shape, read_safetensors_tensor
 from osrm_cli.storage.records import BaseModelId
 from osrm_cli.storage.safetensors_writer import TYPES
 
@@ -31,7 +31,7 @@ class FullModel(Adapter):
         head: Location of each tensor of the head, by its name in the model.
     """
 
-    pairs: Mapping[str, TensorPair] = field(kw_only=True)
+    pairs: Mapping[str, FineTunedPair] = field(kw_only=True)
     parameters: Mapping[str, str] = field(kw_only=True)
     head: Mapping[str, TensorLocation] = field(kw_only=True)
 
@@ -46,14 +46,14 @@ class FullModel(Adapter):
         Raises:
             OsrmError: If they are missing, damaged or quantized, or do not belong together.
         """
-        alias, path = split_name(source)
+        alias, path = split_adapter_source(source)
         tuned = FineTunedModel.open(path, find_base_model(base.name, base.revision))
         named = {pair.layer or tuned.parameters.get(name, name): pair for name, pair in tuned.pairs.items()}
         pairs = {name: named[name] for name in sorted(named, key=natural_sort_key)}
-        layers = {name: _as_layer(pair) for name, pair in pairs.items()}
+        layers = {name: _fine_tuned_as_layer(pair) for name, pair in pairs.items()}
         dtypes = [TYPES[pair.tuned.dtype] for pair in pairs.values()]
         return cls(
-            alias or hub.short_name(path),
+            alias or hub.short_source_name(path),
             path,
             tuned.folder,
             "full model",
@@ -88,7 +88,9 @@ class FullModel(Adapter):
             OsrmError: If a weight contains NaN or infinity.
         """
         pair = self.pairs[layer]
-        tuned, base = (tensor.to(device) for tensor in (read_tensor(pair.tuned), read_tensor(pair.base)))
+        tuned, base = (
+            tensor.to(device) for tensor in (read_safetensors_tensor(pair.tuned), read_safetensors_tensor(pair.base))
+        )
         if pair.added_rows < 0:  # what the base model alone has does not change
             tuned = torch.cat([tuned, base[len(tuned) :].to(tuned.dtype)])
         tuned, base = self.oriented(layer, tuned), self.oriented(layer, base)
@@ -128,10 +130,10 @@ class FullModel(Adapter):
 
     def _read_head(self, of_base: bool) -> dict[str, Tensor]:
         wanted = {n: at for n, at in self.head.items() if is_base_module(self.config, n) == of_base}
-        return {name: read_tensor(location) for name, location in wanted.items()}
+        return {name: read_safetensors_tensor(location) for name, location in wanted.items()}
 
 
-def _as_layer(pair: TensorPair) -> AdapterLayer:
+def _fine_tuned_as_layer(pair: FineTunedPair) -> AdapterLayer:
     rows, columns = matrix_shape(pair.base.shape)
     d_out, d_in = (columns, rows) if pair.is_transposed else (rows, columns)
     return AdapterLayer(d_out, d_in, min(d_out, d_in), 1.0, embedding=False, is_tensor=pair.layer is None)

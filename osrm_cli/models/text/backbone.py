@@ -9,12 +9,19 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
+from osrm_cli.adapters.task_data import check_adapter_task_type
 from osrm_cli.errors import library_errors
-from osrm_cli.models.backbone import ModelInMemory, TaskSource, make_peft_model, with_deltas, with_update
+from osrm_cli.models.backbone import (
+    ModelInMemory,
+    TaskSource,
+    attach_adapter_to_model,
+    with_adapted_backbone,
+    with_backbone_deltas,
+)
 from osrm_cli.models.batching import Encoding
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.text.completions import CompletionTokenizer
-from osrm_cli.models.text.generation import CompletionLosses, compute_losses, generate_tokens
+from osrm_cli.models.text.generation import CompletionLosses, compute_completion_losses, generate_tokens
 from osrm_cli.models.text.language_model import load_language_model
 
 TOKENIZER_NAME = "tokenizer_config.json"
@@ -55,23 +62,23 @@ class TextBackbone(ModelInMemory):
             source: The task's adapter or updates on disk; nothing is added where the model contains them already.
         """
         if adapter := source.adapter:
-            adapter.config.check_task_type(TEXT_TASK_TYPES, adapter.folder)
-            with with_update(self.model, self._make_peft_model(adapter), adapter) as model:
+            check_adapter_task_type(adapter, TEXT_TASK_TYPES)
+            with with_adapted_backbone(self.model, self._attach_adapter(adapter), adapter) as model:
                 yield model
             return
-        with with_deltas(self.model, source.read_delta, source.delta_layers):
+        with with_backbone_deltas(self.model, source.read_delta, source.delta_layers):
             yield self.model
 
-    def _make_peft_model(self, adapter: Adapter) -> Any:
+    def _attach_adapter(self, adapter: Adapter) -> Any:
         hint = "where tokens were added, merge with --as model and score that"
         with library_errors(f"{adapter.folder} does not fit the base model", hint):
-            return make_peft_model(self.model, adapter)
+            return attach_adapter_to_model(self.model, adapter)
 
     def losses(
         self, model: torch.nn.Module, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]
     ) -> CompletionLosses:
-        """Loss of each completion, see ``compute_losses``."""
-        return compute_losses(model, encodings, self.tokenizer, self.device, batch_size, advance)
+        """Loss of each completion, see ``compute_completion_losses``."""
+        return compute_completion_losses(model, encodings, self.tokenizer, self.device, batch_size, advance)
 
     def generate_tokens(
         self,

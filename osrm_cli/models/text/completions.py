@@ -87,7 +87,9 @@ class CompletionTokenizer:
     def encode_prompts(self, examples: Sequence[TextExample], max_new_tokens: int) -> list[Encoding]:
         """``input_ids`` and ``attention_mask`` of each prompt, cut from the left to leave room for the answer."""
         room = self.max_length if self.encoder_decoder else max(1, self.max_length - max_new_tokens)
-        return [_make_encoding(self._cut_prompt(self._prompt_ids(example), room)) for example in examples]
+        return [
+            _make_language_model_encoding(self._cut_prompt(self._prompt_ids(example), room)) for example in examples
+        ]
 
     def _encode_pair(self, example: TextExample) -> tuple[list[int], list[int], bool]:
         prompt = self._prompt_ids(example)
@@ -98,12 +100,12 @@ class CompletionTokenizer:
                 return prompt, labels if labels[-1:] == [end] else [*labels, end], False
             ids: list[int] = self.tokenizer(example.prompt + example.completion)["input_ids"]
         else:
-            ids = self._apply_template(_as_chat(example), example, False)
+            ids = self._apply_template(_chat_for_template(example), example, False)
             if self.encoder_decoder:
-                return prompt, ids[_common_prefix(prompt, ids) :], False
+                return prompt, ids[_count_shared_tokens(prompt, ids) :], False
         if not ids or (ids[-1] != end and (isinstance(example.completion, str) or end not in ids[len(prompt) :])):
             ids = [*ids, end]
-        border = _common_prefix(prompt, ids)
+        border = _count_shared_tokens(prompt, ids)
         if border < len(prompt) and not isinstance(example.completion, str):
             raise OsrmError(
                 f"{example.place}: the chat template changes earlier messages when the answer is added",
@@ -113,7 +115,7 @@ class CompletionTokenizer:
 
     def _encode_chat(self, example: TextExample) -> tuple[list[int], list[int], bool]:
         """A whole chat, in which every turn of the assistant counts."""
-        chat: Messages = _as_chat(example)
+        chat: Messages = _chat_for_template(example)
         ids = self._apply_template(chat, example, False)
         if self.encoder_decoder:
             raise OsrmError(f"{example.place}: an encoder-decoder reads prompt and completion, not chats of many turns")
@@ -122,7 +124,7 @@ class CompletionTokenizer:
             if message["role"] == "assistant":
                 start = self._apply_template(chat[:turn], example, True) if turn else []
                 stop = self._apply_template(chat[: turn + 1], example, False)
-                if _common_prefix(start, ids) < len(start) or _common_prefix(stop, ids) < len(stop):
+                if _count_shared_tokens(start, ids) < len(start) or _count_shared_tokens(stop, ids) < len(stop):
                     raise OsrmError(
                         f"{example.place}: the chat template changes earlier messages as the chat goes on",
                         "make a row of each answer, with prompt and completion",
@@ -171,7 +173,7 @@ class CompletionTokenizer:
 
     def _fit_prompt(self, ids: list[int], labels: list[int], example: TextExample) -> Encoding | None:
         """Cut a prompt that is too long; ``None`` for an example that is left out."""
-        count = len(labels) if self.encoder_decoder else len(ids) - _first_label(labels)
+        count = len(labels) if self.encoder_decoder else len(ids) - _first_labelled_token(labels)
         if count > self.max_length or (count == self.max_length and not self.encoder_decoder and count < len(ids)):
             if self.skip_long:
                 return None
@@ -181,9 +183,9 @@ class CompletionTokenizer:
                 "choose a larger --max-length, or leave such rows out with --skip-long",
             )
         if self.encoder_decoder:
-            return _make_encoding(ids[-self.max_length :], labels)
+            return _make_language_model_encoding(ids[-self.max_length :], labels)
         kept = self._cut_prompt(ids, self.max_length)
-        return _make_encoding(kept, [IGNORED] * (len(kept) - count) + labels[len(labels) - count :])
+        return _make_language_model_encoding(kept, [IGNORED] * (len(kept) - count) + labels[len(labels) - count :])
 
     def _cut_prompt(self, ids: list[int], room: int) -> list[int]:
         """The last tokens; the beginning-of-text token stays."""
@@ -193,31 +195,31 @@ class CompletionTokenizer:
         return [*first, *ids[len(ids) - room + len(first) :]]
 
 
-def _as_chat(example: TextExample) -> Messages:
+def _chat_for_template(example: TextExample) -> Messages:
     """The whole chat of an example."""
     parts = (example.prompt, example.completion)
     return tuple(message for part in parts if not isinstance(part, str) for message in part)
 
 
-def template_record(tokenizer: Any) -> dict[str, Any]:
+def chat_template_record(tokenizer: Any) -> dict[str, Any]:
     """What the model sees beside the texts, for records: digest of the chat template, and the end token."""
     template = tokenizer.chat_template
     digest = hashlib.sha256(str(template).encode()).hexdigest() if template else None
     return {"chat_template": digest, "eos_token": tokenizer.eos_token}
 
 
-def check_template(recorded: Mapping[str, Any] | None, tokenizer: Any, task: str) -> None:
+def check_chat_template(recorded: Mapping[str, Any] | None, tokenizer: Any, task: str) -> None:
     """Refuse a tokenizer with another template or end token than an adapter saw in training.
 
     Args:
-        recorded: The adapter's ``template_record``, if it has one.
+        recorded: The adapter's ``chat_template_record``, if it has one.
         tokenizer: The model's.
         task: The task's name, for the error.
 
     Raises:
         OsrmError: If they differ.
     """
-    actual = template_record(tokenizer)
+    actual = chat_template_record(tokenizer)
     for key, value in (recorded or {}).items():
         if actual[key] != value:
             raise OsrmError(
@@ -226,7 +228,7 @@ def check_template(recorded: Mapping[str, Any] | None, tokenizer: Any, task: str
             )
 
 
-def encode_answer(prompt: Encoding, answer: Sequence[int], encoder_decoder: bool) -> Encoding:
+def encode_generated_answer(prompt: Encoding, answer: Sequence[int], encoder_decoder: bool) -> Encoding:
     """A prompt and the tokens that a model has written after it, all of which count.
 
     Args:
@@ -236,24 +238,24 @@ def encode_answer(prompt: Encoding, answer: Sequence[int], encoder_decoder: bool
     """
     ids = prompt["input_ids"].tolist()
     return (
-        _make_encoding(ids, answer)
+        _make_language_model_encoding(ids, answer)
         if encoder_decoder
-        else _make_encoding([*ids, *answer], [IGNORED] * len(ids) + [*answer])
+        else _make_language_model_encoding([*ids, *answer], [IGNORED] * len(ids) + [*answer])
     )
 
 
-def _make_encoding(ids: Sequence[int], labels: Sequence[int] | None = None) -> Encoding:
+def _make_language_model_encoding(ids: Sequence[int], labels: Sequence[int] | None = None) -> Encoding:
     columns = {"input_ids": ids, "attention_mask": [1] * len(ids)}
     if labels is not None:
         columns["labels"] = labels
     return {name: np.array(values, np.int32) for name, values in columns.items()}
 
 
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+def _count_shared_tokens(first: Sequence[int], second: Sequence[int]) -> int:
     """Number of tokens with which both begin."""
     pairs = zip(first, second, strict=False)
     return next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
-def _first_label(labels: Sequence[int]) -> int:
+def _first_labelled_token(labels: Sequence[int]) -> int:
     return next(index for index, label in enumerate(labels) if label != IGNORED)

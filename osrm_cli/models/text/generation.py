@@ -74,7 +74,7 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return flat.view(labels.shape)
 
 
-def compute_losses(
+def compute_completion_losses(
     model: torch.nn.Module,
     encodings: Sequence[Encoding],
     tokenizer: Any,
@@ -144,7 +144,9 @@ def generate_tokens(
                 eos_token_id=tokenizer.eos_token_id,
                 stopping_criteria=[_StopTexts(tokenizer, stop, start)] if stop else None,
             )
-            answers.update(zip(rows, (_without_padding(row, tokenizer) for row in written[:, start:]), strict=True))
+            answers.update(
+                zip(rows, (_strip_answer_padding(row, tokenizer) for row in written[:, start:]), strict=True)
+            )
             advance(len(rows))
     return [answers[index] for index in range(len(prompts))]
 
@@ -160,7 +162,7 @@ class _StopTexts(StoppingCriteria):
         return torch.tensor([any(end in text for end in self.stop) for text in texts], device=input_ids.device)
 
 
-def _without_padding(row: torch.Tensor, tokenizer: Any) -> list[int]:
+def _strip_answer_padding(row: torch.Tensor, tokenizer: Any) -> list[int]:
     """The tokens to the first end token; without one, to the last that is not padding."""
     tokens: list[int] = row.tolist()
     if tokenizer.eos_token_id in tokens:

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.models.architecture import read_model_config
-from osrm_cli.models.classifier import LoadedModel, replace_dropouts
+from osrm_cli.models.classifier import LoadedModel, model_dropout_settings
 from osrm_cli.models.devices import move_model
 
 _HINT = "text tasks need a causal model (Llama, GPT-2) or an encoder-decoder (T5): give one with --model"
@@ -45,7 +45,7 @@ def load_language_model(
             raise OsrmError(f"{folder} cannot write text: a {config.model_type} is an encoder", _HINT)
         config.pad_token_id = tokenizer.pad_token_id
         if dropout is not None:
-            config.update(replace_dropouts(config, dropout))
+            config.update(model_dropout_settings(config, dropout))
         auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         loaded: Any = auto_class.from_pretrained(
             folder,

@@ -16,7 +16,7 @@ from osrm_cli.errors import OsrmError
 
 def _exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     """Blanks around an answer do not count."""
-    return _mean_percent(
+    return _mean_metric_percent(
         [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
     )
 
@@ -25,34 +25,36 @@ def _rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise _explain_missing("rouge_l", "rouge-score") from None
+        raise _explain_missing_metric_package("rouge_l", "rouge-score") from None
     scorer = RougeScorer(["rougeL"])
     pairs = zip(answers, references, strict=True)
-    return _mean_percent([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
+    return _mean_metric_percent([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
 
 
 def _chrf(answers: Sequence[str], references: Sequence[str]) -> float:
     try:
         from sacrebleu import corpus_chrf
     except ImportError:
-        raise _explain_missing("chrf", "sacrebleu") from None
+        raise _explain_missing_metric_package("chrf", "sacrebleu") from None
     return float(corpus_chrf(list(answers), [list(references)]).score)
 
 
 def _json_f1(answers: Sequence[str], references: Sequence[str]) -> float:
-    return _mean_percent([_slot_f1(answer, reference) for answer, reference in zip(answers, references, strict=True)])
+    return _mean_metric_percent(
+        [_slot_f1(answer, reference) for answer, reference in zip(answers, references, strict=True)]
+    )
 
 
 def _slot_f1(answer: str, reference: str) -> float:
-    wanted = _json_slots(reference)
+    wanted = _json_answer_slots(reference)
     if wanted is None:
         raise OsrmError(f"json_f1 needs answers in JSON, found {reference[:40]!r}", 'say metrics = ["rouge_l"]')
-    given = _json_slots(answer) or Counter()
+    given = _json_answer_slots(answer) or Counter()
     shared = (wanted & given).total()
     return 2 * shared / (wanted.total() + given.total()) if shared else float(not wanted and not given)
 
 
-def _json_slots(text: str) -> Counter[tuple[str, str]] | None:
+def _json_answer_slots(text: str) -> Counter[tuple[str, str]] | None:
     """Leaves of a JSON value with their paths; ``None`` if it is not JSON."""
     try:
         value = json.loads(text)
@@ -74,11 +76,11 @@ def _json_slots(text: str) -> Counter[tuple[str, str]] | None:
     return slots
 
 
-def _mean_percent(values: Sequence[float]) -> float:
+def _mean_metric_percent(values: Sequence[float]) -> float:
     return 100 * sum(values) / len(values)
 
 
-def _explain_missing(metric: str, package: str) -> OsrmError:
+def _explain_missing_metric_package(metric: str, package: str) -> OsrmError:
     return OsrmError(
         f"metric {metric} needs the package {package}",
         "pip install 'osrm-cli[text]', or say metrics = [\"exact_match\"] in the task's task.toml",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.parsing import describe_value
+from osrm_cli.tasks.parsing import describe_table_value
 from osrm_cli.tasks.schema import ID_COLUMNS, find_label_column
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import GENERATION, Messages, Task, TaskSplit, TextExample
@@ -71,20 +71,20 @@ def make_text_split(table: Table, task: Task, split: str, answered: bool = True)
     missing = [column for column in task.columns if column not in table.columns]
     if missing:
         raise OsrmError(f"{table.source} has no column '{missing[0]}', found: {', '.join(table.columns)}")
-    examples = tuple(_parse_row(table, row, task.columns, answered) for row in range(len(table)))
+    examples = tuple(_parse_text_task_row(table, row, task.columns, answered) for row in range(len(table)))
     return TaskSplit(task, split, examples, table.source, task.columns[-1], tuple(table.warnings))
 
 
-def _parse_row(table: Table, row: int, columns: Sequence[str], answered: bool) -> TextExample:
+def _parse_text_task_row(table: Table, row: int, columns: Sequence[str], answered: bool) -> TextExample:
     place = table.locate(row)
-    values = [_parse_value(place, column, table.columns[column][row]) for column in columns]
+    values = [_parse_text_task_value(place, column, table.columns[column][row]) for column in columns]
     texts = tuple(value if isinstance(value, str) else json.dumps(value) for value in values)
-    choices = _parse_choices(place, table.columns[CHOICES][row]) if CHOICES in table.columns else ()
+    choices = _parse_answer_choices(place, table.columns[CHOICES][row]) if CHOICES in table.columns else ()
     if columns == (MESSAGES,):
         (chat,) = values
         if not answered:
             return TextExample(texts, None, chat[:-1] if chat[-1]["role"] == "assistant" else chat, "", place)
-        _check_end(place, MESSAGES, chat)
+        _check_chat_end(place, MESSAGES, chat)
         return TextExample(texts, None, chat[:-1], chat[-1:], place, choices, all_turns=True)
     if columns == (PROMPT,):
         return TextExample(texts, None, values[0], "", place)
@@ -94,42 +94,42 @@ def _parse_row(table: Table, row: int, columns: Sequence[str], answered: bool) -
     if isinstance(prompt, str) != isinstance(completion, str):
         raise OsrmError(f"{place}: prompt and completion are a string and a list of messages, expected two of a kind")
     if not isinstance(completion, str):
-        _check_end(place, COMPLETION, completion)
+        _check_chat_end(place, COMPLETION, completion)
     if choices and completion not in choices:
         raise OsrmError(f"{place}: the completion is none of the choices", "correct the row")
     return TextExample(texts, None, prompt, completion, place, choices)
 
 
-def _parse_value(place: str, column: str, value: Any) -> Any:
+def _parse_text_task_value(place: str, column: str, value: Any) -> Any:
     """A text or a chat."""
     if isinstance(value, list):
-        return _parse_messages(place, column, value)
-    return _parse_text(place, f"column '{column}'", value)
+        return _parse_chat_messages(place, column, value)
+    return _parse_task_text(place, f"column '{column}'", value)
 
 
-def _parse_text(place: str, what: str, value: Any) -> str:
+def _parse_task_text(place: str, what: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        found = "nothing" if isinstance(value, str) else describe_value(value)
+        found = "nothing" if isinstance(value, str) else describe_table_value(value)
         raise OsrmError(f"{place}: {what} holds {found}, expected text", "complete the row or remove it")
     if not is_encodable(value):
         raise OsrmError(f"{place}: {what} holds half a surrogate pair, expected text")
     return value
 
 
-def _parse_messages(place: str, column: str, value: list[Any]) -> Messages:
+def _parse_chat_messages(place: str, column: str, value: list[Any]) -> Messages:
     if not value:
         raise OsrmError(f"{place}: column '{column}' holds no message, expected one or more")
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise OsrmError(
-                f"{place}: message {number} of '{column}' is {describe_value(message)}",
+                f"{place}: message {number} of '{column}' is {describe_table_value(message)}",
                 'expected {"role": ..., "content": ...}',
             )
-        _parse_text(place, f"message {number} of '{column}'", message.get("content"))
+        _parse_task_text(place, f"message {number} of '{column}'", message.get("content"))
     return tuple(value)
 
 
-def _check_end(place: str, column: str, chat: Messages) -> None:
+def _check_chat_end(place: str, column: str, chat: Messages) -> None:
     if chat[-1]["role"] != "assistant":
         raise OsrmError(
             f"{place}: '{column}' ends with a message of the role {chat[-1]['role']!r}, expected 'assistant'",
@@ -137,7 +137,9 @@ def _check_end(place: str, column: str, chat: Messages) -> None:
         )
 
 
-def _parse_choices(place: str, value: Any) -> tuple[str, ...]:
+def _parse_answer_choices(place: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) < 2 or len(set(map(str, value))) < len(value):
-        raise OsrmError(f"{place}: choices is {describe_value(value)}, expected a list of two or more different texts")
-    return tuple(_parse_text(place, "choices", choice) for choice in value)
+        raise OsrmError(
+            f"{place}: choices is {describe_table_value(value)}, expected a list of two or more different texts"
+        )
+    return tuple(_parse_task_text(place, "choices", choice) for choice in value)

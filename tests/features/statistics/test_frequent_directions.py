@@ -28,7 +28,7 @@ def check_bound(X, sketch):
     assert S.shape == (sketch.size, D)
     assert lacking.min() >= -rounding
     assert lacking.max() <= sketch.error + rounding
-    assert sketch.bound() == {"error": sketch.error, "energy": pytest.approx(float(X.square().sum()))}
+    assert sketch.error_bound() == {"error": sketch.error, "energy": pytest.approx(float(X.square().sum()))}
     values = torch.linalg.svdvals(X)
     for k in range(sketch.size):
         assert sketch.error <= values[k:].square().sum() / (sketch.size - k) + rounding

@@ -114,7 +114,9 @@ def test_an_indefinite_moment_is_the_users_error():
 def test_eva_takes_the_main_directions():
     request = by_moments()
     _, vectors = torch.linalg.eigh(request.own.matrix)
-    torch.testing.assert_close(eva(request), eigen.fix_signs(vectors.flip(1)[:, :RANK].T), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        eva(request), eigen.fix_eigenvector_signs(vectors.flip(1)[:, :RANK].T), rtol=0, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("make", [by_rows, lambda: by_moments(out=12)])

@@ -104,8 +104,10 @@ def test_official_amounts_to_the_last_coordinates():
 
 def test_rows_are_stacked_as_they_come_or_with_equal_weight():
     mean, samples = rows(1, 5)[0], rows(3, 5, 1)
-    assert torch.equal(second_moment.stack_rows([mean, samples], balanced=False), torch.cat([mean[None], samples]))
-    H = second_moment.stack_rows([mean, samples, torch.zeros(2, 5)], balanced=True)
+    assert torch.equal(
+        second_moment.stack_moment_rows([mean, samples], balanced=False), torch.cat([mean[None], samples])
+    )
+    H = second_moment.stack_moment_rows([mean, samples, torch.zeros(2, 5)], balanced=True)
     assert [float(part.square().sum()) for part in (H[:1], H[1:4], H[4:])] == pytest.approx([1, 1, 0])
 
 

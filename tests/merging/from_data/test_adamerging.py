@@ -59,7 +59,7 @@ def test_the_start_is_task_arithmetic_at_lambda(made):
     root, base = made
     plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options())
     assert WeightedDeltas(models, plan).coefficients.unique().tolist() == pytest.approx([0.4])
-    _, facts = adamerging.learn_weights(models, plan, lambda _: None)
+    _, facts = adamerging.learn_weights_by_entropy(models, plan, lambda _: None)
     flat = torch.full((2, len(plan.layers)), 0.4)
     for model in models:
         everything = list(range(len(model.encodings)))
@@ -72,7 +72,7 @@ def test_entropy_falls_step_by_step(made):
     root, base = made
     plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options(steps=40))
     seen = []
-    weights, facts = adamerging.learn_weights(models, plan, seen.append)
+    weights, facts = adamerging.learn_weights_by_entropy(models, plan, seen.append)
     assert seen == [1] * 40
     before, after = (sum(row[when] for row in facts["entropy"].values()) for when in ("before", "after"))
     assert after < before
@@ -86,7 +86,7 @@ def test_weights_scale_the_updates_before(made):
     plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options(steps=1))
     heavy = dataclasses.replace(plan.recipe.adapters[0], weight=2.0)
     recipe = dataclasses.replace(plan.recipe, adapters=(heavy, plan.recipe.adapters[1]))
-    weights, _ = adamerging.learn_weights(models, dataclasses.replace(plan, recipe=recipe), lambda _: None)
+    weights, _ = adamerging.learn_weights_by_entropy(models, dataclasses.replace(plan, recipe=recipe), lambda _: None)
     assert all(abs(value - 0.8) < 3e-3 for value in weights["mood"].values())
     assert all(abs(value - 0.4) < 2e-3 for value in weights["pair"].values())
 
@@ -101,5 +101,5 @@ def test_no_label_is_read(made):
         unlabelled = tuple(dataclasses.replace(example, label=None) for example in data.examples)
         sample = dataclasses.replace(model.sample, data=dataclasses.replace(data, examples=unlabelled))
         blind.append(dataclasses.replace(model, sample=sample))
-    first, _ = adamerging.learn_weights(models, plan, lambda _: None)
-    assert adamerging.learn_weights(blind, plan, lambda _: None)[0] == first
+    first, _ = adamerging.learn_weights_by_entropy(models, plan, lambda _: None)
+    assert adamerging.learn_weights_by_entropy(blind, plan, lambda _: None)[0] == first

@@ -14,7 +14,7 @@ from osrm_cli.merging.from_data import learning, matching
 from osrm_cli.merging.from_data.gather import gather_layer_data
 from osrm_cli.merging.merge import merge_adapters
 from osrm_cli.merging.merged_layer import merge_layers
-from osrm_cli.models.output_hooks import low_rank_hook
+from osrm_cli.models.output_hooks import low_rank_output_hook
 from osrm_cli.progress import no_progress
 from tests import trained_adapters
 
@@ -82,11 +82,13 @@ def test_the_distance_and_its_gradient_are_those_of_dense_weights(made):
     plan, models = opened(made)
     start = sum_of(models, plan)
     for index, model in enumerate(models):
-        targets = matching.compute_targets(model, index, plan)
+        targets = matching.compute_matching_targets(model, index, plan)
         pairs = {name: LowRank(x.B.clone().requires_grad_(), x.A) for name, x in start.items()}
         rows, wanted = targets.training[0]
-        found = matching.run_model(model, {name: low_rank_hook(x) for name, x in pairs.items()}, targets.layers, rows)
-        ours = matching.distance(targets, found, wanted)
+        found = matching.run_task_model(
+            model, {name: low_rank_output_hook(x) for name, x in pairs.items()}, targets.layers, rows
+        )
+        ours = matching.matching_distance(targets, found, wanted)
         copies = {name: x.B.detach().clone().requires_grad_() for name, x in pairs.items()}
         weights = {}
         for name in plan.layers:
@@ -106,9 +108,9 @@ def test_the_distance_and_its_gradient_are_those_of_dense_weights(made):
 def test_the_single_model_has_no_distance(made):
     plan, models = opened(made)
     for index, model in enumerate(models):
-        targets = matching.compute_targets(model, index, plan)
-        hooks = {name: low_rank_hook(model.delta(name)) for name in plan.layers}
-        assert matching.mean_distance(targets, hooks) < 1e-6
+        targets = matching.compute_matching_targets(model, index, plan)
+        hooks = {name: low_rank_output_hook(model.delta(name)) for name in plan.layers}
+        assert matching.mean_matching_distance(targets, hooks) < 1e-6
         texts = [text for part in (targets.training, targets.held_out) for rows, _ in part for text in rows]
         assert sorted(texts) == list(range(12))
         assert 1 <= len(targets.layers) <= matching.STATES
@@ -117,7 +119,7 @@ def test_the_single_model_has_no_distance(made):
 def test_a_constant_has_distance_one_in_each_part(made):
     plan, models = opened(made)
     for index, model in enumerate(models):
-        targets = matching.compute_targets(model, index, plan)
+        targets = matching.compute_matching_targets(model, index, plan)
         wanted = [outputs for _, outputs in targets.training]
         z, logits = (torch.cat([getattr(each, name) for each in wanted]) for name in ("pooled", "logits"))
         best = logits.mean(0) if model.name == "score" else logits.softmax(-1).mean(0).log()
@@ -125,7 +127,7 @@ def test_a_constant_has_distance_one_in_each_part(made):
         for each in wanted:
             rows = len(each.logits)
             constant = dataclasses.replace(each, pooled=z.mean(0).expand_as(each.pooled), logits=best.expand(rows, -1))
-            total, count = total + float(matching.distance(targets, constant, each)) * rows, count + rows
+            total, count = total + float(matching.matching_distance(targets, constant, each)) * rows, count + rows
         assert total / count == pytest.approx(2, rel=1e-4) or targets.scales[-1] == matching.LEAST_INFORMATION
 
 
@@ -143,9 +145,9 @@ def test_distilled_factors_come_nearer_at_their_rank(made, tmp_path, start, monk
     assert 0 < record["steps"] <= 60
     results = {layer.name: layer for layer in merge_layers(done, layer_data, done.layers)}
     assert {layer.result.rank for layer in results.values()} == {4}
-    hooks = {name: low_rank_hook(layer.result) for name, layer in results.items()}
+    hooks = {name: low_rank_output_hook(layer.result) for name, layer in results.items()}
     for index, model in enumerate(models):
-        after = matching.mean_distance(matching.compute_targets(model, index, plan), hooks)
+        after = matching.mean_matching_distance(matching.compute_matching_targets(model, index, plan), hooks)
         assert after == pytest.approx(record["distance"][model.name]["after"], rel=1e-4, abs=1e-6)
 
 
@@ -155,7 +157,7 @@ def test_further_layers_change_nothing_at_first(made):
     assert set(plan.layers) < set(wide.layers)
     start = sum_of(models, plan)
     for layer in wide.layers:
-        delta = learning.with_room(wide, layer, start.get(layer), 9)
+        delta = learning.widen_merged_factors(wide, layer, start.get(layer), 9)
         assert delta.rank == min(9, *delta.shape)
         if layer not in start:
             torch.testing.assert_close(delta.A @ delta.A.T, torch.eye(delta.rank))
@@ -208,8 +210,11 @@ def test_matched_weights_come_nearer_and_replace_lambda(made, tmp_path, monkeypa
     weights = [done.weight(index, layer) for index in range(len(TASKS)) for layer in done.layers]
     assert len(set(weights)) > 1
     assert done.options.scale == 1.0
-    hooks = {layer.name: low_rank_hook(layer.result) for layer in merge_layers(done, layer_data, done.layers)}
-    after = sum(matching.mean_distance(matching.compute_targets(m, i, plan), hooks) for i, m in enumerate(models))
+    hooks = {layer.name: low_rank_output_hook(layer.result) for layer in merge_layers(done, layer_data, done.layers)}
+    after = sum(
+        matching.mean_matching_distance(matching.compute_matching_targets(m, i, plan), hooks)
+        for i, m in enumerate(models)
+    )
     assert after == pytest.approx(total(record, "after"), rel=1e-4)
 
 

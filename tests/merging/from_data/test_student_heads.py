@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from osrm_cli.merging.from_data.matching import divergence
+from osrm_cli.merging.from_data.matching import prediction_divergence
 from osrm_cli.merging.from_data.student_heads import STRENGTHS, fit_student_head, make_student_head
 from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.heads import find_head_layer
@@ -32,7 +32,7 @@ def test_a_linear_teacher_is_found_again(backbone, labels):
         assert functional.mse_loss(found, wanted[300:]) < 1e-2 * wanted[300:].var()
     else:
         constant = wanted[:300].softmax(-1).mean(0).log().expand(100, -1)
-        assert divergence(found, wanted[300:]) < 2e-2 * divergence(constant, wanted[300:])
+        assert prediction_divergence(found, wanted[300:]) < 2e-2 * prediction_divergence(constant, wanted[300:])
 
 
 @pytest.mark.parametrize("backbone", ["bert"], indirect=True)

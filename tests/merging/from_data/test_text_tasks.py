@@ -19,7 +19,7 @@ from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
 from osrm_cli.merging.from_data.sequential import SequentialTargets
 from osrm_cli.merging.from_data.task_models import load_task_models
 from osrm_cli.merging.merged_layer import merge_layers
-from osrm_cli.models.output_hooks import low_rank_hook
+from osrm_cli.models.output_hooks import low_rank_output_hook
 from osrm_cli.progress import no_progress
 from tests import text_adapters, trained_adapters
 
@@ -128,13 +128,13 @@ def test_the_distance_is_that_of_dense_weights(made):
     plan, models = opened(made, "distill")
     start = sum_of(models, plan)
     ours = with_updates(base, {name: delta.dense() for name, delta in start.items()})
-    hooks = {name: low_rank_hook(delta) for name, delta in start.items()}
+    hooks = {name: low_rank_output_hook(delta) for name, delta in start.items()}
     for index, model in enumerate(models):
         single = text_adapters.dense(root / model.name, base)
-        targets = matching.compute_targets(model, index, plan)
+        targets = matching.compute_matching_targets(model, index, plan)
         rows, wanted = targets.training[0]
         assert wanted.logits is None
-        found = matching.run_model(model, hooks, targets.layers, rows)
+        found = matching.run_task_model(model, hooks, targets.layers, rows)
         parts = {name: [] for name in (*targets.layers, "pooled", "output")}
         for row in rows:
             logits, pooled, states, positions = observe(ours, model.encodings[row], targets.layers)
@@ -149,7 +149,7 @@ def test_the_distance_is_that_of_dense_weights(made):
         expected = sum(means[name] / scale for name, scale in zip(targets.layers, scales, strict=True)) / len(scales)
         expected += means["pooled"] / pooled_scale + means["output"] / output_scale
         assert means["output"] > 1e-4
-        assert float(matching.distance(targets, found, wanted)) == pytest.approx(expected, rel=1e-3)
+        assert float(matching.matching_distance(targets, found, wanted)) == pytest.approx(expected, rel=1e-3)
         of_encoder = {name for name in targets.layers if name.startswith("encoder")}
         assert of_encoder <= {name for name, reads_prompt in targets.layers.items() if reads_prompt}
 
@@ -159,7 +159,7 @@ def test_the_unit_of_the_divergence_is_the_base_models(made):
     plan, models = opened(made, "distill")
     plain = text_adapters.bare(base)
     for index, model in enumerate(models):
-        targets = matching.compute_targets(model, index, plan)
+        targets = matching.compute_matching_targets(model, index, plan)
         single = text_adapters.dense(root / model.name, base)
         rows = [row for batch, _ in targets.training for row in batch]
         pairs = [[observe(each, model.encodings[row], [])[0] for each in (plain, single)] for row in rows]
@@ -170,9 +170,9 @@ def test_the_unit_of_the_divergence_is_the_base_models(made):
 def test_the_single_model_has_no_distance(made):
     plan, models = opened(made, "distill")
     for index, model in enumerate(models):
-        targets = matching.compute_targets(model, index, plan)
-        hooks = {name: low_rank_hook(model.delta(name)) for name in plan.layers}
-        assert matching.mean_distance(targets, hooks) < 1e-5
+        targets = matching.compute_matching_targets(model, index, plan)
+        hooks = {name: low_rank_output_hook(model.delta(name)) for name in plan.layers}
+        assert matching.mean_matching_distance(targets, hooks) < 1e-5
 
 
 def mean_divergence(root, base, updates, data):
@@ -299,7 +299,7 @@ def test_soft_capped_logits(tiny_writer, completion_tasks, tmp_path):
     plan, models = opened((tmp_path, base), "distill", ("same",), samples=4)
     shell = models[0].with_head_loaded()
     shell.config.final_logit_softcapping = 0.05  # so that it matters
-    targets = matching.compute_targets(models[0], 0, plan)
+    targets = matching.compute_matching_targets(models[0], 0, plan)
     single = text_adapters.dense(tmp_path / "same", base)
     single.config.final_logit_softcapping = 0.05
     rows, wanted = targets.training[0]
@@ -315,7 +315,7 @@ def test_an_adapted_output_layer_is_refused(tiny_writer, completion_tasks, tmp_p
         text_adapters.save(tmp_path / "same", base, completion_tasks, target_modules=["q_proj", "lm_head"])
     plan, models = opened((tmp_path, base), "distill", ("same",), samples=4)
     with pytest.raises(OsrmError, match="the adapter changes that layer"):
-        matching.compute_targets(models[0], 0, plan)
+        matching.compute_matching_targets(models[0], 0, plan)
 
 
 def test_classifiers_and_writers_of_one_base_learn_together(tiny_writer, completion_tasks, text_tasks, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.row_stream import RowStream, truncate
+from osrm_cli.linalg.row_stream import RowStream, truncate_rank
 from osrm_cli.merging.methods import Method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
@@ -58,9 +58,9 @@ def test_rules_stay_where_their_inputs_are(method: Method) -> None:
 @pytest.mark.parametrize("dense", [False, True])
 def test_truncation_stays_where_its_input_is(limits: dict[str, float], dense: bool) -> None:
     update = layer((70, 90), [5]).deltas[0]
-    expected = truncate(update.dense() if dense else update, **limits)
+    expected = truncate_rank(update.dense() if dense else update, **limits)
     with Elsewhere():
         there = LowRank(update.B.to(DEVICE), update.A.to(DEVICE))
-        found = truncate(there.dense() if dense else there, **limits)
+        found = truncate_rank(there.dense() if dense else there, **limits)
         assert found[0].B.device == DEVICE
         assert (found[0].B.cpu().tolist(), found[1]) == (expected[0].B.tolist(), expected[1])

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.merging.methods.elementwise import formed
+from osrm_cli.merging.methods.elementwise import stack_update_rows
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.methods.sparsify import (
     SAMPLE,
@@ -28,7 +28,7 @@ def as_update(values: Tensor) -> LowRank:
 
 def kept_of(update: LowRank, keep: RowFilter) -> Tensor:
     """What the filter keeps of the update, ``(d_out, d_in)``."""
-    return formed([update], [keep]).then(lambda _, blocks: blocks[0]).dense()
+    return stack_update_rows([update], [keep]).then(lambda _, blocks: blocks[0]).dense()
 
 
 @pytest.mark.parametrize("density", [0.0001, 0.1, 0.2, 0.5, 0.9, 0.99999, 1.0])

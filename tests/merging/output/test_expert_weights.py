@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
-from osrm_cli.merging.output.unfinished_model import UnfinishedModel
+from osrm_cli.merging.output.unfinished_model import UnfinishedMerge
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.verification.verify import verify_artifacts
 from tests.adapters import test_experts
@@ -88,7 +88,7 @@ def test_a_merge_that_stopped_goes_on(tmp_path, family, is_original, monkeypatch
     save(tmp_path / "a", family)
     settings = {"form": "model", "model": str(base), "jobs": 1}
     merge_adapters([tmp_path / "a"], out=tmp_path / "whole", **settings)
-    files, note = 0, UnfinishedModel.add_kept
+    files, note = 0, UnfinishedMerge.add_kept_energy
 
     def interrupt(self, kept):
         nonlocal files
@@ -97,7 +97,7 @@ def test_a_merge_that_stopped_goes_on(tmp_path, family, is_original, monkeypatch
         if files % 2 == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(UnfinishedModel, "add_kept", interrupt)
+    monkeypatch.setattr(UnfinishedMerge, "add_kept_energy", interrupt)
     while not (tmp_path / "m").exists():
         with contextlib.suppress(KeyboardInterrupt):
             merge_adapters([tmp_path / "a"], out=tmp_path / "m", resume=True, **settings)

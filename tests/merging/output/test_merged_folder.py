@@ -10,16 +10,16 @@ from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import stack
+from osrm_cli.linalg.low_rank import stack_factors
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.layer_data import NoLayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.methods import find_method
 from osrm_cli.merging.output.merged_folder import write_merged_folder
-from osrm_cli.merging.output.merged_model import ModelTarget
+from osrm_cli.merging.output.merged_model import MergeTarget
 from osrm_cli.merging.output.task_masks import read_task_delta
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from osrm_cli.merging.recipes.recipe_file import read_recipe
 from osrm_cli.storage import input_files, provenance, records, safetensors_writer
 from tests import factories
@@ -43,7 +43,7 @@ def adapters(tmp_path_factory):
 def write(out, plan, jobs=1, base=None, base_dir=None):
     """Merge into a new folder."""
     saved, data = plan.read_saved_modules(), open_layer_data(plan)
-    target = ModelTarget.find(plan, base_dir, saved) if base_dir else None
+    target = MergeTarget.find(plan, base_dir, saved) if base_dir else None
     out.mkdir(parents=True)
     layers = merge_layers(plan, data, target.order() if target else plan.layers, jobs)
     contents = write_merged_folder(out, plan, saved, layers, data, base, target)
@@ -54,9 +54,7 @@ def write(out, plan, jobs=1, base=None, base_dir=None):
 def run(out, method, paths, *, jobs=1, base=None, base_dir=None, **options):
     weights = options.pop("weights", {})
     asked = {key: options.pop(key) for key in ("output", "dtype", "features") if key in options}
-    plan = MergePlan.of(
-        MergeRecipe(method, tuple(AdapterEntry(str(path)) for path in paths), options, **asked), weights
-    )
+    plan = MergePlan.of(MergeRecipe(method, tuple(RecipeEntry(str(path)) for path in paths), options, **asked), weights)
     return plan, write(out, plan, jobs, base, base_dir)
 
 
@@ -194,8 +192,8 @@ def test_half_precision_in_float32_inside(tmp_path, stored, asked, written):
 
 def test_weights_by_pattern_and_over_depth(adapters, tmp_path):
     entries = (
-        AdapterEntry(str(adapters / "cola"), {"query": (0.0, 1.0), ".*": 0.5}),
-        AdapterEntry(str(adapters / "mnli"), (1.0, 0.0, 2.0)),
+        RecipeEntry(str(adapters / "cola"), {"query": (0.0, 1.0), ".*": 0.5}),
+        RecipeEntry(str(adapters / "mnli"), (1.0, 0.0, 2.0)),
     )
     plan = MergePlan.of(MergeRecipe("task-arith", entries))
     found = {layer.name: layer.result for layer in merge_layers(plan, NoLayerData(), plan.layers)}
@@ -487,7 +485,7 @@ def test_with_features_a_rank_is_cut_by_what_the_inputs_see(adapters, tmp_path, 
 
 
 def test_features_are_left_out_where_nothing_is_cut(adapters):
-    entries = tuple(AdapterEntry(str(adapters / name)) for name in ("cola", "mnli"))
+    entries = tuple(RecipeEntry(str(adapters / name)) for name in ("cola", "mnli"))
 
     def used(method, output="adapter", **options):
         return MergePlan.of(MergeRecipe(method, entries, options, "here", output)).recipe.features == "here"
@@ -507,7 +505,7 @@ def test_features_are_left_out_where_nothing_is_cut(adapters):
 
 def test_layers_are_taken_one_at_a_time(adapters, monkeypatch):
     """No layer is read before the one ``jobs`` places earlier has been handed over."""
-    plan = MergePlan.of(MergeRecipe("task-arith", tuple(AdapterEntry(str(adapters / name)) for name in MIXED)))
+    plan = MergePlan.of(MergeRecipe("task-arith", tuple(RecipeEntry(str(adapters / name)) for name in MIXED)))
     read = []
     original = MergePlan.read_updates
 
@@ -528,4 +526,4 @@ def test_the_reference_is_pefts_formula(adapters):
     layer = next(iter(adapter.layers))
     stored = load_file(adapter.folder / "adapter_model.safetensors")
     a, b = (stored[f"base_model.model.{layer}.lora_{factor}.weight"].double() for factor in "AB")
-    close(stack([adapter.delta(layer), adapter.delta(layer)]).dense(), 2 * 3 / np.sqrt(2) * b @ a)
+    close(stack_factors([adapter.delta(layer), adapter.delta(layer)]).dense(), 2 * 3 / np.sqrt(2) * b @ a)

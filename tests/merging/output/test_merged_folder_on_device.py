@@ -8,9 +8,9 @@ import torch
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.output.merged_folder import write_merged_folder
-from osrm_cli.merging.output.merged_model import ModelTarget
+from osrm_cli.merging.output.merged_model import MergeTarget
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.recipes.recipe import AdapterEntry, MergeRecipe
+from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from tests.factories import model, save
 from tests.fake_device import DEVICE, Elsewhere
 
@@ -31,9 +31,9 @@ def root(tmp_path_factory):
 def test_the_same_bytes_from_another_device(root, tmp_path, method, output):
     def written(name, device):
         plan = MergePlan.of(
-            MergeRecipe(method, (AdapterEntry(str(root / "a")), AdapterEntry(str(root / "b"))), {}, output=output)
+            MergeRecipe(method, (RecipeEntry(str(root / "a")), RecipeEntry(str(root / "b"))), {}, output=output)
         )
-        target = ModelTarget.find(plan, root / "base", plan.read_saved_modules()) if output == "model" else None
+        target = MergeTarget.find(plan, root / "base", plan.read_saved_modules()) if output == "model" else None
         (tmp_path / name).mkdir()
         data = open_layer_data(plan)
         layers = merge_layers(plan, data, target.order() if target else plan.layers, 1, device)

@@ -9,7 +9,7 @@ import pytest
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.batching import IGNORED
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.models.text.completions import CompletionTokenizer, template_record
+from osrm_cli.models.text.completions import CompletionTokenizer, chat_template_record
 from osrm_cli.tasks.task import TextExample
 
 TEMPLATE = (
@@ -170,7 +170,7 @@ def test_no_template_and_no_end_token(letters: Any) -> None:
 
 
 def test_records_say_what_the_model_saw(tokenizer: Any) -> None:
-    record = template_record(tokenizer)
+    record = chat_template_record(tokenizer)
     assert record["eos_token"] == "</s>"
     tokenizer.chat_template += " "
-    assert template_record(tokenizer)["chat_template"] != record["chat_template"]
+    assert chat_template_record(tokenizer)["chat_template"] != record["chat_template"]
