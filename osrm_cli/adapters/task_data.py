@@ -1,31 +1,23 @@
-"""An adapter's own task and data: its kind, the data's source, its length in tokens, and examples drawn from it."""
+"""An adapter's own data: its source, its length in tokens, and examples drawn from it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.loading import choose_task_source, draw_examples, load_prompts, load_split, load_texts
-from osrm_cli.tasks.task import Task, TaskSplit, resolve_max_length
+from osrm_cli.tasks.task import Task, TaskSplit
 from osrm_cli.tasks.text.rows import TEXT
 
+MAX_LENGTH = 128  # unless the adapter or the task specifies another
+MAX_TEXT_LENGTH = 512  # of prompt and completion together
 DEFAULT_DATA = "hub"
 
 
-def check_adapter_task_type(adapter: Adapter, expected: Sequence[str]) -> None:
-    """Check what an adapter was trained for, if it says so.
-
-    Raises:
-        OsrmError: If it is for another kind of task.
-    """
-    kind = adapter.config.task_type
-    if kind is not None and kind not in expected:
-        raise OsrmError(
-            f"{adapter.folder / CONFIG_NAME}: task_type is {kind}, expected {' or '.join(expected)}",
-            "the adapter belongs to another kind of task: give the data that it was trained on with --data",
-        )
+def resolve_max_length(recorded: int | None, task: Task) -> int:
+    """Maximum tokens per example: the recorded number, else the task's, else the default of its kind."""
+    return recorded or task.max_length or (MAX_TEXT_LENGTH if task.is_text else MAX_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,7 @@ class TaskSample:
     Attributes:
         adapter: The task's adapter.
         data: The examples.
-        max_length: Maximum tokens per example: as in training, else the task's, else ``task.MAX_LENGTH``.
+        max_length: Maximum tokens per example: as in training, else the task's, else ``MAX_LENGTH``.
         record: The entry in ``osrm.json``: source, split, number of examples and digest.
     """
 
@@ -96,6 +88,32 @@ def draw_adapter_texts(
         else:
             texts = load_texts(task or load_split(adapter.name, source, "train", 1).task, source, "train")
         samples.append(TaskSample.of(adapter, draw_examples(texts, k, seed), source))
+    return samples
+
+
+def draw_adapter_examples(
+    adapters: Sequence[Adapter], data: str | None, k: int, seed: int, purpose: str
+) -> list[TaskSample]:
+    """Draw ``k`` examples from every task's training split, with their labels, or their completions.
+
+    Args:
+        adapters: The tasks' adapters.
+        data: The value of ``--data``; by default the data that each adapter was trained on.
+        k: Examples of each task; all of them where there are fewer.
+        seed: Seed of the draw.
+        purpose: Feature that needs the examples, for messages.
+
+    Raises:
+        OsrmError: If the data is not known or missing, or an example has no label or completion.
+    """
+    samples = []
+    for adapter in adapters:
+        source = adapter_data_source(adapter, data, purpose)
+        if adapter.is_text:
+            whole = load_prompts(adapter.name, source, "train", answered=True)
+        else:
+            whole = load_split(adapter.name, source, "train")
+        samples.append(TaskSample.of(adapter, draw_examples(whole, k, seed), source))
     return samples
 
 

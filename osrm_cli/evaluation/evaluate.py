@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.task_data import DEFAULT_DATA
+from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import first_line
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.harness import check_harness, run_harness
@@ -18,7 +18,7 @@ from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.provenance import CARD_NAME
 from osrm_cli.tasks.loading import choose_task_source, list_splits, load_split
-from osrm_cli.tasks.task import TaskSplit, resolve_max_length
+from osrm_cli.tasks.task import TaskSplit
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.task_data import DEFAULT_DATA
+from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.chosen_statistics import StatisticsConfig
 from osrm_cli.features.collector import FeatureCollector
@@ -23,7 +23,6 @@ from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.tasks.description import describe_task_split
 from osrm_cli.tasks.loading import draw_examples, list_tasks, load_split
-from osrm_cli.tasks.task import resolve_max_length
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from osrm_cli.features.statistics.table import Statistic
 from osrm_cli.models import target_modules
 from osrm_cli.models.batching import Encoding, check_model_vocabulary, collate_batch, tokenize_for_classifier
-from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.models.devices import move_model
+from osrm_cli.models.classifier import load_classifier, load_tokenizer, move_model
 from osrm_cli.models.distributed import reduce_to_first
 from osrm_cli.models.layer_inputs import ALL_TOKENS, SharedLayerInputs, find_shared_layer_inputs, record_layer_inputs
 from osrm_cli.models.offload import OffloadedModel, group_offloaded_batches, offload_settings

@@ -48,26 +48,23 @@ class MergedModules:
 
     Attributes:
         heads: Each task's head.
-        shared: Tensors of base-model modules that were trained as a whole, by name: the same in every adapter.
+        values: What tensors of the base model are, before rows are replaced and updates added, by name: the same in
+            every adapter.
         rows: Rows of base-model modules that were trained, by module: the same in every adapter.
-        copies: Weights of the base model below adapted embeddings, by name, see ``Adapter.base_copies``.
+        trained: Which of ``values`` are of modules that were trained as a whole; the others are copies of the base
+            model's weights below adapted embeddings, see ``Adapter.base_copies``.
     """
 
     heads: Heads
-    shared: Mapping[str, torch.Tensor]
+    values: Mapping[str, torch.Tensor] = field(default_factory=dict)
     rows: Mapping[str, TrainedRows] = field(default_factory=dict)
-    copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    @property
-    def new_values(self) -> dict[str, torch.Tensor]:
-        """What the base model's tensors of these names are, before rows are replaced and updates added."""
-        return {**self.copies, **self.shared}
+    trained: Collection[str] = ()
 
     @property
     def names(self) -> list[str]:
         """What is carried over as it is."""
         rows = [f"{module} (rows {', '.join(map(str, own.indices))})" for module, own in self.rows.items()]
-        return sorted([*self.shared, *rows])
+        return sorted([*self.trained, *rows])
 
 
 @dataclass(frozen=True)
@@ -244,7 +241,8 @@ class MergePlan:
                 "use another method, see osrm merge --list",
             )
         copies = {} if self.method.is_task_aware else _shared_base_copies(self.adapters)
-        return MergedModules(heads, first.module_tensors(), first.trained_rows(), copies)
+        trained = first.module_tensors()
+        return MergedModules(heads, {**copies, **trained}, first.trained_rows(), tuple(trained))
 
     def write_recipe(self, folder: Path) -> None:
         """Write ``merge.yaml``, which repeats this merge: where weights were learned, it has them and needs no data."""

@@ -20,7 +20,6 @@ from transformers.utils import logging as transformers_logging
 
 from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.models.architecture import read_model_config
-from osrm_cli.models.devices import move_model
 
 hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -139,6 +138,13 @@ def load_classifier(
     if device is not None:
         move_model(model, device)
     return LoadedModel(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
+
+
+def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model itself, moved; the method ``to`` of transformers' models is not typed."""
+    module: torch.nn.Module = model
+    module.to(device)
+    return model
 
 
 def load_without_weights(folder: Path, kinds: tuple[Any, Any] = (AutoModel, AutoModel)) -> PreTrainedModel:

@@ -1,13 +1,11 @@
 """Device and precision of computations."""
 
 import importlib.util
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from osrm_cli.errors import OsrmError
-
-Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def pick_device(name: str) -> torch.device:
@@ -22,13 +20,6 @@ def pick_device(name: str) -> torch.device:
     if not available[name]:
         raise OsrmError(f"device '{name}' is not available on this machine", "use --device auto")
     return torch.device(name)
-
-
-def move_model(model: Model, device: torch.device) -> Model:
-    """The model itself, moved; the method ``to`` of transformers' models is not typed."""
-    module: torch.nn.Module = model
-    module.to(device)
-    return model
 
 
 def device_with_float64(device: torch.device) -> torch.device:

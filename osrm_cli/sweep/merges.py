@@ -37,7 +37,7 @@ class GridMerges:
         self._base_dir, self._device = base_dir, device
         self._samples: dict[tuple[Any, ...], list[TaskSample]] = {}
         reads_data = any(family.plan.method.data_statistic for family in families)
-        self._saved = families[0].plan.read_saved_modules() if reads_data else MergedModules({}, {})
+        self._saved = families[0].plan.read_saved_modules() if reads_data else MergedModules({})
         for family in families:
             if family.plan.method.data_statistic and _grid_sample_key(family.plan) not in self._samples:
                 self._samples[_grid_sample_key(family.plan)] = samples.draw_merge_samples(

@@ -84,7 +84,7 @@ class SweepScorer:
         saved = plan.read_saved_modules()
         self._backbone = Backbone.load(base_dir, device)
         self._backbone.check_layers(plan.shapes)
-        self._backbone.place_whole_values(saved.new_values, saved.rows)
+        self._backbone.place_whole_values(saved.values, saved.rows)
         self._adapters, self._batch_size = plan.adapters, batch_size
         self._weights = SweptWeights(self._backbone.model, plan.layers, dtype)
         self._heads = [SweepHead(task, self._backbone) for task in tasks]

@@ -7,7 +7,7 @@ from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.loading import choose_task_source
-from osrm_cli.tasks.task import Example, resolve_max_length
+from osrm_cli.tasks.task import Example
 from osrm_cli.tasks.validation_split import ValidationSplit, load_validation_split
 
 
@@ -78,5 +78,5 @@ class SweepDataSpec:
         name = adapter.name
         source = choose_task_source(name, adapter.data_source, self.data, adapter.source) or task_data.DEFAULT_DATA
         parts = load_validation_split(name, source, self.split, self.validation_split, self.limit, self.seed)
-        length = self.max_length or resolve_max_length(adapter.max_length, parts.task)
+        length = self.max_length or task_data.resolve_max_length(adapter.max_length, parts.task)
         return SweepTask(index, adapter, source, parts, length)

@@ -12,8 +12,6 @@ from osrm_cli.errors import OsrmError
 
 Label = int | float
 CLASSIFICATION, MULTI_LABEL, GENERATION = "classification", "multi-label", "generation"
-MAX_LENGTH = 128  # tokens, unless the adapter or the task specifies another number
-MAX_TEXT_LENGTH = 512  # of prompt and completion together
 _TEXT_FIELDS = ("max_new_tokens", "stop")
 TASK_NAME = re.compile(r"\w[\w.-]*")  # so that files and folders can be named after a task
 
@@ -177,8 +175,3 @@ class TaskSplit:
         if len(found) < len(self.examples):
             raise OsrmError(f"{self.source} has no labels to score against", "use a split that has: --split dev")
         return found
-
-
-def resolve_max_length(recorded: int | None, task: Task) -> int:
-    """Maximum tokens per example: the recorded number, else the task's, else the default of its kind."""
-    return recorded or task.max_length or (MAX_TEXT_LENGTH if task.is_text else MAX_LENGTH)

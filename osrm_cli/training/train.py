@@ -11,7 +11,7 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.adapters.task_data import DEFAULT_DATA
+from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.backbone import check_max_length
@@ -26,7 +26,7 @@ from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.records import BaseModelId
 from osrm_cli.tasks.loading import choose_task_source, draw_examples, load_split
-from osrm_cli.tasks.task import TaskSplit, resolve_max_length
+from osrm_cli.tasks.task import TaskSplit
 from osrm_cli.training.checkpoints import newest_training_checkpoint, prepare_checkpoint_folder
 from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, draw_training_curves, fit_adapter
 from osrm_cli.training.full_update import to_full_training_start

@@ -21,7 +21,7 @@ def place(folder, base, grown=0):
     """The base model with what the adapter holds beside its factors."""
     saved = MergePlan.of(MergeRecipe("task-arith", (RecipeEntry(str(folder)),))).read_saved_modules()
     memory = ModelInMemory(base, load_base(base, grown), None, torch.device("cpu"))
-    memory.place_whole_values(saved.new_values, saved.rows)
+    memory.place_whole_values(saved.values, saved.rows)
     return memory.model
 
 

@@ -37,7 +37,7 @@ class FrequentDirections(Accumulator):
         missing = self._buffer.new_zeros(self.size - self._buffer.shape[0], self.d_in)
         return torch.cat([self._buffer, missing]).cpu().to(dtype)
 
-    def bound(self) -> dict[str, float]:
+    def error_bound(self) -> dict[str, float]:
         """``X^T X - S^T S <= error I``, and ``energy`` to measure it by."""
         return {"error": self.error, "energy": self.energy}
 

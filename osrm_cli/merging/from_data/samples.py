@@ -2,11 +2,15 @@
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES, TEXT_TASK_TYPES
-from osrm_cli.adapters.task_data import TaskSample, adapter_data_source, check_adapter_task_type, draw_adapter_texts
+from osrm_cli.adapters.task_data import (
+    TaskSample,
+    draw_adapter_examples,
+    draw_adapter_texts,
+)
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.foreign import teacher_of
 from osrm_cli.merging.plan import Heads, MergePlan
-from osrm_cli.tasks.loading import draw_examples, load_prompts, load_split
+from osrm_cli.models.lora_config import check_adapter_task_type
 from osrm_cli.tasks.task import TaskSplit
 
 # Statistics of layers' inputs, which need no head.
@@ -28,14 +32,11 @@ def draw_merge_samples(plan: MergePlan, heads: Heads) -> list[TaskSample]:
     for adapter in plan.adapters:
         _check_adapter_for_method(plan.method.name, teacher_of(adapter))
     options, statistic = plan.recipe.options, plan.method.data_statistic
-    if statistic not in TEXTS_ALONE:
-        samples = [_draw_sample_for_method(plan, adapter) for adapter in plan.adapters]
+    drawn = plan.adapters, plan.recipe.data, options["samples"], options["seed"], f"method {plan.method.name}"
+    if statistic in TEXTS_ALONE:
+        samples = draw_adapter_texts(*drawn, answered=options["completions"] == "given")
     else:
-        answered = options["completions"] == "given"
-        purpose = f"method {plan.method.name}"
-        samples = draw_adapter_texts(
-            plan.adapters, plan.recipe.data, options["samples"], options["seed"], purpose, answered
-        )
+        samples = draw_adapter_examples(*drawn)
     for sample in samples:
         expected = TEXT_TASK_TYPES if sample.data.task.is_text else CLASSIFIER_TASK_TYPES
         check_adapter_task_type(sample.adapter, expected)
@@ -54,17 +55,6 @@ def _check_adapter_for_method(method: str, adapter: Adapter) -> None:
             f"{adapter.source} adapts the embedding {embedding}, {method} takes linear layers only",
             "use another method, see osrm merge --list",
         )
-
-
-def _draw_sample_for_method(plan: MergePlan, adapter: Adapter) -> TaskSample:
-    """Examples with their labels, or their completions."""
-    source = adapter_data_source(adapter, plan.recipe.data, f"method {plan.method.name}")
-    options = plan.recipe.options
-    if adapter.is_text:
-        whole = load_prompts(adapter.name, source, "train", answered=True)
-    else:
-        whole = load_split(adapter.name, source, "train")
-    return TaskSample.of(adapter, draw_examples(whole, options["samples"], options["seed"]), source)
 
 
 def _check_has_entropy(method: str, sample: TaskSample) -> None:

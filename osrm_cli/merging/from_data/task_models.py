@@ -134,7 +134,7 @@ def load_task_models(
         )
     for backbone in backbones.values():
         backbone.check_layers(plan.shapes)
-        backbone.place_whole_values(saved.new_values, saved.rows)
+        backbone.place_whole_values(saved.values, saved.rows)
         backbone.check_max_length(max(sample.max_length for sample in samples))
     own = plan.recipe.options.get("completions") == "own"
     teachers = TeacherModels(device, own, progress)

@@ -106,7 +106,7 @@ def _write_merged_adapter(
     """PEFT folders, all written layer by layer at once."""
     heads, config = modules.heads, _merged_adapter_config(plan, modules)
     rows = {module + ROWS: own.values for module, own in modules.rows.items()}
-    beside = {**_merged_embedding_copies(modules), **rows, **modules.shared}
+    beside = {**{_stored_name(name, modules): tensor for name, tensor in modules.values.items()}, **rows}
     kept = {}
     with ExitStack() as stack:
 
@@ -130,13 +130,12 @@ def _write_merged_adapter(
     return FolderContents("adapter", writers[0].ranks, kept)
 
 
-def _merged_embedding_copies(modules: MergedModules) -> dict[str, torch.Tensor]:
-    """Copies of the base model's embeddings, named as PEFT stores them."""
-    names = {name: name.removesuffix(".weight") for name in modules.copies}
-    return {
-        module + (BASE_COPY if module in modules.rows else ".base_layer.weight"): modules.copies[name]
-        for name, module in names.items()
-    }
+def _stored_name(name: str, modules: MergedModules) -> str:
+    """PEFT's name of a value that adapters hold as a whole; a copy below an adapted embedding has one of its own."""
+    if name in modules.trained:
+        return name
+    module = name.removesuffix(".weight")
+    return module + (BASE_COPY if module in modules.rows else ".base_layer.weight")
 
 
 def _write_merged_heads(stage: Path, heads: Heads) -> None:
@@ -161,7 +160,7 @@ def _merged_adapter_config(plan: MergePlan, modules: MergedModules) -> AdapterCo
         modules_to_save=tuple(
             module
             for module in configs[0].modules_to_save
-            if any(module in name.split(".") or name.startswith(f"{module}.") for name in modules.shared)
+            if any(module in name.split(".") or name.startswith(f"{module}.") for name in modules.trained)
         ),
         fan_in_fan_out=any(config.fan_in_fan_out for config in configs),
         target_modules=first if same else (),

@@ -63,9 +63,9 @@ class MergeTarget:
         tied = checkpoint.architecture.tied if rows else {}
         # Rows of the embedding are those of an output layer that is tied to it; those of the output layer are its own.
         outputs = [name for name in rows if checkpoint.architecture.name_in_model(name) in tied]
-        checkpoint = _untie_merged_embeddings(checkpoint, [*_merged_weight_names(plan), *saved.new_values, *outputs])
+        checkpoint = _untie_merged_embeddings(checkpoint, [*_merged_weight_names(plan), *saved.values, *outputs])
         config = _read_merge_base_config(base_dir)
-        modules = {_find_tensor_to_merge(checkpoint, name): tensor for name, tensor in saved.new_values.items()}
+        modules = {_find_tensor_to_merge(checkpoint, name): tensor for name, tensor in saved.values.items()}
         checkpoint = _resize_merged_vocabulary(checkpoint, modules, config)
         is_flagged = any(adapter.config.fan_in_fan_out for adapter in plan.adapters)
         has_conv1d = config.get("model_type") in _CONV1D_MODELS

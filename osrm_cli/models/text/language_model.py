@@ -11,8 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.models.architecture import read_model_config
-from osrm_cli.models.classifier import LoadedModel, model_dropout_settings
-from osrm_cli.models.devices import move_model
+from osrm_cli.models.classifier import LoadedModel, model_dropout_settings, move_model
 
 _HINT = "text tasks need a causal model (Llama, GPT-2) or an encoder-decoder (T5): give one with --model"
 CAUSAL_LM, SEQ_2_SEQ_LM = "CAUSAL_LM", "SEQ_2_SEQ_LM"  # PEFT's names
