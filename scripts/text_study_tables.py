@@ -48,10 +48,14 @@ def main() -> None:
             if {arm, control} <= set(scores["arm"])
         ]
         print_table(str(sweep), ["adapters", *methods], rows)
-    kept = pd.read_csv(STUDY / "sequential.csv")
-    improvement = (kept["base_loss"] - kept["merged_loss"]) / (kept["base_loss"] - kept["single_loss"])
-    shares = (100 * improvement).groupby([kept["arm"], kept["seed"]]).mean().groupby("arm")
-    print_table("sequential, kept", ["adapters", "kept"], ((str(arm), [spread(own)]) for arm, own in shares))
+    tasks = pd.read_csv(STUDY / "sequential.csv")
+    improvement = (tasks["base_loss"] - tasks["merged_loss"]) / (tasks["base_loss"] - tasks["single_loss"])
+    tasks["kept"] = 100 * improvement
+    columns = ["kept", "single_likelihood", "merged_likelihood"]
+    seeds = tasks.groupby(["arm", "seed"])[columns].mean()
+    print_table("sequential", ["adapters", *columns], (
+        (str(arm), [spread(own[column]) for column in columns]) for arm, own in seeds.groupby("arm")
+    ))  # fmt: skip
 
 
 def _difference(scores: pd.DataFrame, method: str, arm: str, control: str) -> str:
