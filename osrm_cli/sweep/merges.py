@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from osrm_cli.merging.from_data.task_models import TaskModel
 
 
-class GridMerges:
+class SweepMerges:
     """The merges of a grid.
 
     Args:

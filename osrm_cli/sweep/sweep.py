@@ -18,7 +18,7 @@ from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.records import BaseModelId
 from osrm_cli.sweep.grid import MergeFamily, Value, expand_grid
 from osrm_cli.sweep.lambda_plot import render_lambda_plot
-from osrm_cli.sweep.merges import GridMerges
+from osrm_cli.sweep.merges import SweepMerges
 from osrm_cli.sweep.results import CURVE_NAME, SWEEP_NAME, SweepResult
 from osrm_cli.sweep.scorer import SweepScorer
 from osrm_cli.sweep.tasks import SweepDataSpec, SweepTask
@@ -131,7 +131,7 @@ def run_sweep(
     sweep_tasks = spec.load_tasks(opened_adapters, tasks)
     is_text = _check_sweep_task_kind(sweep_tasks, calibrate, generate)
     check_max_length(base_dir, max(task.max_length for task in sweep_tasks))
-    merges = GridMerges(families, base_dir, torch_device)
+    merges = SweepMerges(families, base_dir, torch_device)
     names, points = [task.adapter.name for task in sweep_tasks], sum(len(family.lambdas) for family in families)
     warnings = [warning for task in sweep_tasks for warning in task.parts.warnings]
     if dry_run:
@@ -192,7 +192,7 @@ def _check_sweep_task_kind(tasks: Sequence[SweepTask], calibrate: bool, generate
 
 def _score_sweep_families(
     scorer: SweepScorer | TextSweepScorer,
-    merges: GridMerges,
+    merges: SweepMerges,
     families: Sequence[MergeFamily],
     generate: bool,
     scratch: Path,
