@@ -10,13 +10,12 @@ import torch
 from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.models import devices
 from osrm_cli.models.base_model import identify_base_model
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.training import interference_penalty, trainer
 from osrm_cli.training.fit import EncodedTask, TrainingConfig, fit_adapter
-from osrm_cli.training.peft_model import to_trainable_peft_model
+from osrm_cli.training.trainable_adapter import to_trainable_peft_model
 
 
 class Alternating:
@@ -54,7 +53,7 @@ def _steps(folder: Path, task: str, unit: str, count: int) -> tuple[list[float],
     """Seconds; every batch repeats the task's middle example by length."""
     place, device = inputs.model(), torch.device("cpu")
     train, dev = (load_split(task, str(folder / "data"), split) for split in ("train", "dev"))
-    bf16 = devices.pick_training_dtype("auto", device) == torch.bfloat16
+    bf16 = trainer.pick_training_dtype("auto", device) == torch.bfloat16
     recipe = TrainingConfig(epochs=1, bf16=bf16)
     tokenizer = load_tokenizer(place)
     classifier = load_classifier(place, train.task.num_labels, tokenizer, torch.float32, 0, None)

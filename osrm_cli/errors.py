@@ -52,7 +52,7 @@ def library_errors(problem: str, hint: str | None = None) -> Iterator[None]:
         raise OsrmError(f"{problem}: {first_line(error)}", hint) from error
 
 
-def describe_trouble(error: Exception) -> str | None:
+def describe_system_error(error: Exception) -> str | None:
     """The system's trouble with a file: no right to it, no such path possible, no room; ``None`` for other errors."""
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
         return f"{error.filename}: {error.strerror}"

@@ -20,8 +20,8 @@ import torch
 from benchmarks.peers import texts
 from benchmarks.peers.published_loop import Watched, features
 from osrm_cli.features.collect import collect_features
-from osrm_cli.models.batching import collate_batch, group_by_length, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.token_batches import collate_batch, group_by_length, tokenize_for_classifier
 from osrm_cli.tasks.task import TaskSplit
 
 FEW, LENGTH, BATCH_SIZE = 4, 128, 32

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from benchmarks.peers import texts
-from osrm_cli.models.batching import tokenize_for_classifier
+from osrm_cli.models.token_batches import tokenize_for_classifier
 
 
 def main() -> None:

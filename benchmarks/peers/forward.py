@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from benchmarks.peers import texts
-from osrm_cli.models.batching import collate_batch, group_by_length, tokenize_for_classifier
+from osrm_cli.models.token_batches import collate_batch, group_by_length, tokenize_for_classifier
 
 
 def main() -> None:

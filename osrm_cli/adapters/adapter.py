@@ -5,11 +5,10 @@ Opening one reads its settings and the headers of its weights; a layer's factors
 
 import hashlib
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -23,18 +22,19 @@ from osrm_cli.adapters.layers import (
     AdapterLayer,
     find_lora_layers,
     is_base_module,
-    natural_sort_key,
+    layer_name_sort_key,
     tensor_kind,
     widest_factor_dtype,
-    with_stored_embeddings,
+    with_adapter_embeddings,
 )
 from osrm_cli.adapters.names import align_layer_names
 from osrm_cli.adapters.trained_rows import BASE_COPY, TrainedRows, find_trained_rows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import Update
-from osrm_cli.storage import hub, input_files, provenance, records
+from osrm_cli.storage import hub, input_files, records
 from osrm_cli.storage.input_files import TensorLocation
+from osrm_cli.storage.provenance import check_base_provenance, short_model_name
 from osrm_cli.storage.records import BaseModelId, Record
 from osrm_cli.tasks.task import GENERATION, TASK_NAME, check_task_name
 
@@ -91,7 +91,7 @@ class Adapter:
         folder = hub.locate_adapter(source)
         row = recognize_adapter_format(folder)
         contents = row.load().read(folder)
-        config = with_stored_embeddings(contents.config, contents.tensors)
+        config = with_adapter_embeddings(contents.config, contents.tensors)
         layers, tensors = find_lora_layers(folder, config, contents.tensors)
         find_trained_rows(folder, config, tensors)
         record = records.read_record(folder) if folder.is_dir() else {}
@@ -105,7 +105,7 @@ class Adapter:
             layers,
             tensors,
             dtype=widest_factor_dtype(folder, tensors),
-            base=BaseModelId.of(record),
+            base=BaseModelId.from_record(record),
             data_source=(record.get("data") or {}).get("source"),
             max_length=(record.get("settings") or {}).get("max_length"),
             alias=alias,
@@ -269,8 +269,12 @@ class Adapter:
 
     @cached_property
     def _training_log(self) -> Mapping[str, Any]:
-        """What ``train`` noted."""
-        return records.read_training_log(self.folder)
+        """What ``train`` noted beside the adapter; empty where it cannot be read."""
+        try:
+            log = input_files.read_json(self.folder / "training.json", "", finite=True)
+        except OsrmError:
+            return {}
+        return log if isinstance(log, dict) else {}
 
     def _read_saved(self, of_base: bool) -> dict[str, torch.Tensor]:
         """Tensors of ``modules_to_save``: those of the base model's modules, or those of the head."""
@@ -325,7 +329,7 @@ def align_adapter_layers(adapters: Sequence[Adapter]) -> list[Adapter]:
     return [adapter.with_layer_names(new) for adapter, new in zip(adapters, names, strict=True)]
 
 
-def check_same_architecture(adapters: Sequence[Adapter]) -> None:
+def check_adapters_share_base(adapters: Sequence[Adapter]) -> None:
     """Check that adapters belong to one base model.
 
     Digests decide where this program recorded them. Otherwise the names must agree, at least in their last part, since
@@ -335,10 +339,10 @@ def check_same_architecture(adapters: Sequence[Adapter]) -> None:
         OsrmError: Naming two adapters that do not fit, and how.
     """
     base_models = {adapter.folder: adapter.base for adapter in adapters}
-    provenance.check_artifacts_share_base({folder: base for folder, base in base_models.items() if base is not None})
+    check_base_provenance({folder: base for folder, base in base_models.items() if base is not None})
     for first, second in itertools.combinations(adapters, 2):
         if not (first.base and second.base):
-            _check_adapter_base_names(first, second)
+            _check_adapter_config_bases(first, second)
     owners: dict[str, Adapter] = {}
     for adapter in adapters:
         for name, layer in adapter.layers.items():
@@ -355,10 +359,10 @@ def check_same_architecture(adapters: Sequence[Adapter]) -> None:
 def combine_adapter_layers(adapters: Sequence[Adapter]) -> dict[str, AdapterLayer]:
     """Every layer that an adapter changes, ``layer.2`` before ``layer.10``, as the first adapter describes it."""
     layers = {name: layer for adapter in reversed(adapters) for name, layer in adapter.layers.items()}
-    return {name: layers[name] for name in sorted(layers, key=natural_sort_key)}
+    return {name: layers[name] for name in sorted(layers, key=layer_name_sort_key)}
 
 
-def _check_adapter_base_names(first: Adapter, second: Adapter) -> None:
+def _check_adapter_config_bases(first: Adapter, second: Adapter) -> None:
     hint = (
         "if they are the same, correct base_model_name_or_path in adapter_config.json; if not, merge them into one of "
         "the two by --method distill --base MODEL"
@@ -369,13 +373,6 @@ def _check_adapter_base_names(first: Adapter, second: Adapter) -> None:
     ours, theirs = first.config.revision, second.config.revision
     if ours and theirs and ours != theirs:
         raise OsrmError(f"{first.source} belongs to revision {ours}, but {second.source} to {theirs}", hint)
-
-
-def short_model_name(name: str) -> str:
-    """The last part of a path or hub id (of a snapshot, that of its id), without what says that it is quantized."""
-    path = PureWindowsPath(name)  # which takes both kinds of slashes
-    last = path.parent.parent.name.rpartition("--")[2] if path.parent.name == "snapshots" else path.name
-    return re.sub(r"(-unsloth)?-bnb-4bit$", "", last)
 
 
 def check_adapter_names(adapters: Sequence[Adapter]) -> None:

@@ -116,11 +116,11 @@ def parse_adapter_config(path: Path, values: Any) -> AdapterConfig:
             target_parameters=_list_setting(values, "target_parameters"),
             token_indices=_adapter_token_indices(values.get("trainable_token_indices") or []),
             r=_positive_int(values.get("r", 8)),
-            lora_alpha=_finite_number(values.get("lora_alpha", 8)),
-            lora_dropout=_finite_number(values.get("lora_dropout", 0.0)),
+            lora_alpha=_finite_adapter_setting(values.get("lora_alpha", 8)),
+            lora_dropout=_finite_adapter_setting(values.get("lora_dropout", 0.0)),
             use_rslora=_flag_setting(values, "use_rslora"),
             rank_pattern=_pattern_setting(values, "rank_pattern", _positive_int),
-            alpha_pattern=_pattern_setting(values, "alpha_pattern", _finite_number),
+            alpha_pattern=_pattern_setting(values, "alpha_pattern", _finite_adapter_setting),
         )
     except (TypeError, ValueError, OverflowError) as error:
         raise OsrmError(f"{path}: {error}", "save the adapter again, or correct the file") from None
@@ -214,7 +214,7 @@ def _positive_int(value: Any) -> int:
     return value
 
 
-def _finite_number(value: Any) -> float:
+def _finite_adapter_setting(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{value!r}, expected a finite number")
     return value

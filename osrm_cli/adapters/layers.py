@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class AdapterLayer:
         return (self.d_out, self.d_in // math.prod(self.kernel), *self.kernel)
 
 
-def natural_sort_key(name: str) -> list[tuple[int, str]]:
+def layer_name_sort_key(name: str) -> list[tuple[int, str]]:
     """Sort key that puts ``layer.2`` before ``layer.10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
@@ -113,7 +113,7 @@ def is_base_module(config: AdapterConfig, tensor: str) -> bool:
     return config.task_type in _WITHOUT_HEAD or any(part in _BASE_MODULES for part in tensor.split("."))
 
 
-def with_stored_embeddings(config: AdapterConfig, stored: Iterable[str]) -> AdapterConfig:
+def with_adapter_embeddings(config: AdapterConfig, stored: Iterable[str]) -> AdapterConfig:
     """Settings whose ``modules_to_save`` name the embeddings and the output layer that PEFT stores beside the factors.
 
     It does so unasked where the vocabulary was resized (``save_embedding_layers="auto"``): they hold the new rows.
@@ -174,7 +174,7 @@ def _pair_lora_layers(
     folder: Path, config: AdapterConfig, tensors: Mapping[str, TensorLocation]
 ) -> dict[str, AdapterLayer]:
     layers = {}
-    for name in sorted(tensors, key=natural_sort_key):
+    for name in sorted(tensors, key=layer_name_sort_key):
         for embedding, (suffix_a, suffix_b) in FACTORS.items():
             if name.startswith(PREFIX) and name.endswith(suffix_a):
                 layer = name.removeprefix(PREFIX).removesuffix(suffix_a)
@@ -200,7 +200,7 @@ def _pair_factors(
     if pair[1] not in tensors:
         raise OsrmError(f"{folder}: {pair[1]} is missing", "save the adapter again with PEFT")
     shape_a, shape_b = (tensors[name].shape for name in pair)
-    rank = resolve_lora_rank(config, layer)
+    rank = adapter_layer_rank(config, layer)
     kernel = shape_a[2:]
     is_pair = len(shape_a) >= 2 and shape_a[0] == rank and shape_b[1:] == (rank, *(1 for _ in kernel))
     if not is_pair or (embedding and kernel):
@@ -209,10 +209,10 @@ def _pair_factors(
             "linear layers, convolutions and embeddings can be read, with the ranks that the settings state",
         )
     d_in = shape_a[1] * math.prod(kernel)
-    return AdapterLayer(shape_b[0], d_in, rank, lora_scaling(config, layer, rank), embedding, kernel=kernel)
+    return AdapterLayer(shape_b[0], d_in, rank, adapter_layer_scaling(config, layer, rank), embedding, kernel=kernel)
 
 
-def resolve_lora_rank(config: AdapterConfig, layer: str) -> int:
+def adapter_layer_rank(config: AdapterConfig, layer: str) -> int:
     """The rank that the settings state for a layer."""
     return config.rank_pattern.get(
         _first_matching_pattern(config.rank_pattern, _name_in_adapter_config(config, layer)), config.r
@@ -229,7 +229,7 @@ def plain_alpha(config: AdapterConfig, layer: str, rank: int) -> float:
     return alpha * math.sqrt(rank) if config.use_rslora else alpha
 
 
-def lora_scaling(config: AdapterConfig, layer: str, rank: int) -> float:
+def adapter_layer_scaling(config: AdapterConfig, layer: str, rank: int) -> float:
     """``s`` of a layer: ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` under rsLoRA (arXiv:2312.03732)."""
     alpha = config.alpha_pattern.get(
         _first_matching_pattern(config.alpha_pattern, _name_in_adapter_config(config, layer)), config.lora_alpha
@@ -347,3 +347,10 @@ def _list_adapted_parameters(config: AdapterConfig, module: str) -> list[str]:
     if len(names) > 1 and not names <= set(_EXPERT_PARAMETERS):
         raise ValueError(f"the order of {', '.join(sorted(names))} in {module} is not known")
     return [name for name in _EXPERT_PARAMETERS if name in names] if len(names) > 1 else list(names)
+
+
+def layer_matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """A tensor's shape as that of a matrix: a vector is one row, and further dimensions are joined."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])

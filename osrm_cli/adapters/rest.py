@@ -7,7 +7,7 @@ from typing import Self
 import torch
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
+from osrm_cli.adapters.layers import AdapterLayer, layer_matrix_shape, layer_name_sort_key
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.storage import input_files
@@ -47,7 +47,7 @@ class AdapterWithRest(Adapter):
         others = {name: _rest_as_adapter_layer(at) for name, at in rest.items() if name not in adapter.layers}
         layers = {**adapter.layers, **others}
         values = {each.name: getattr(adapter, each.name) for each in fields(adapter) if each.init}
-        ordered = {name: layers[name] for name in sorted(layers, key=natural_sort_key)}
+        ordered = {name: layers[name] for name in sorted(layers, key=layer_name_sort_key)}
         return cls(**{**values, "layers": ordered}, rest=rest)
 
     @property
@@ -75,5 +75,5 @@ class AdapterWithRest(Adapter):
 
 
 def _rest_as_adapter_layer(location: TensorLocation) -> AdapterLayer:
-    d_out, d_in = input_files.matrix_shape(location.shape)
+    d_out, d_in = layer_matrix_shape(location.shape)
     return AdapterLayer(d_out, d_in, min(d_out, d_in), 1.0, embedding=False, is_tensor=True)

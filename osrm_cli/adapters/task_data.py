@@ -5,29 +5,23 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.loading import choose_task_source, draw_examples, load_prompts, load_split, load_texts
 from osrm_cli.tasks.task import Task, TaskSplit
 from osrm_cli.tasks.text.rows import TEXT
 
-MAX_LENGTH = 128  # unless the adapter or the task specifies another
-MAX_TEXT_LENGTH = 512  # of prompt and completion together
 DEFAULT_DATA = "hub"
 
 
-def resolve_max_length(recorded: int | None, task: Task) -> int:
-    """Maximum tokens per example: the recorded number, else the task's, else the default of its kind."""
-    return recorded or task.max_length or (MAX_TEXT_LENGTH if task.is_text else MAX_LENGTH)
-
-
 @dataclass(frozen=True)
-class TaskSample:
+class AdapterTaskSample:
     """One task's examples.
 
     Attributes:
         adapter: The task's adapter.
         data: The examples.
-        max_length: Maximum tokens per example: as in training, else the task's, else ``MAX_LENGTH``.
+        max_length: Maximum tokens per example: as in training, else the task's, see ``Task.resolve_max_length``.
         record: The entry in ``osrm.json``: source, split, number of examples and digest.
     """
 
@@ -51,7 +45,7 @@ class TaskSample:
             source: The data that they were drawn from, as ``--data`` names it.
         """
         record = {"source": source, "split": data.split, "examples": len(data.examples), "sha256": data.sha256}
-        return cls(adapter, data, resolve_max_length(adapter.max_length, data.task), record)
+        return cls(adapter, data, data.task.resolve_max_length(adapter.max_length), record)
 
 
 def draw_adapter_texts(
@@ -61,7 +55,7 @@ def draw_adapter_texts(
     seed: int,
     purpose: str = "calibration",
     answered: bool = False,
-) -> list[TaskSample]:
+) -> list[AdapterTaskSample]:
     """Draw ``k`` texts from every task's training split; their labels are not read.
 
     The task of an adapter of another program is not recorded; it is then inferred from the data, as in training.
@@ -87,13 +81,13 @@ def draw_adapter_texts(
                 texts = replace(texts, task=replace(task, columns=texts.task.columns))
         else:
             texts = load_texts(task or load_split(adapter.name, source, "train", 1).task, source, "train")
-        samples.append(TaskSample.of(adapter, draw_examples(texts, k, seed), source))
+        samples.append(AdapterTaskSample.of(adapter, draw_examples(texts, k, seed), source))
     return samples
 
 
 def draw_adapter_examples(
     adapters: Sequence[Adapter], data: str | None, k: int, seed: int, purpose: str
-) -> list[TaskSample]:
+) -> list[AdapterTaskSample]:
     """Draw ``k`` examples from every task's training split, with their labels, or their completions.
 
     Args:
@@ -113,7 +107,7 @@ def draw_adapter_examples(
             whole = load_prompts(adapter.name, source, "train", answered=True)
         else:
             whole = load_split(adapter.name, source, "train")
-        samples.append(TaskSample.of(adapter, draw_examples(whole, k, seed), source))
+        samples.append(AdapterTaskSample.of(adapter, draw_examples(whole, k, seed), source))
     return samples
 
 
@@ -135,3 +129,17 @@ def adapter_data_source(adapter: Adapter, user_source: str | None, purpose: str)
             f"give --data: 'hub', 'mini', or a folder with {adapter.name}/train.jsonl",
         )
     return source
+
+
+def check_adapter_task_type(adapter: Adapter, expected: Sequence[str]) -> None:
+    """Check what an adapter was trained for, if it says so.
+
+    Raises:
+        OsrmError: If it is for another kind of task.
+    """
+    kind = adapter.config.task_type
+    if kind is not None and kind not in expected:
+        raise OsrmError(
+            f"{adapter.folder / CONFIG_NAME}: task_type is {kind}, expected {' or '.join(expected)}",
+            "the adapter belongs to another kind of task: give the data that it was trained on with --data",
+        )

@@ -9,15 +9,15 @@ import torch
 
 from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.task_data import TaskSample
+from osrm_cli.adapters.task_data import AdapterTaskSample
 from osrm_cli.calibration.calibrated_folder import check_not_calibrated, copy_merged_folder, write_calibrated_heads
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.merged_folder import ScoredFolder
-from osrm_cli.models.backbone import Backbone, with_peft_adapter
+from osrm_cli.models.backbone import Backbone, with_adapter_on_backbone
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
-from osrm_cli.models.heads import find_head_layer
+from osrm_cli.models.linear_head import find_head_layer
 from osrm_cli.progress import Advance, Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 
@@ -54,7 +54,7 @@ class Calibration:
         settings: Settings of the draw and of the model.
     """
 
-    samples: Sequence[TaskSample]
+    samples: Sequence[AdapterTaskSample]
     settings: CalibrationSettings
 
     @classmethod
@@ -109,7 +109,7 @@ class Calibration:
         encodings = [backbone.tokenize(sample.data.examples, sample.max_length) for sample in self.samples]
         targets = []
         for sample, texts in zip(self.samples, encodings, strict=True):
-            with with_peft_adapter(backbone.model, sample.adapter, sample.data.task.num_labels) as model:
+            with with_adapter_on_backbone(backbone.model, sample.adapter, sample.data.task.num_labels) as model:
                 targets.append(backbone.representations(model, texts, size, advance))
         if merged.form == "model":
             backbone = Backbone.load(stage, device, dtype)
@@ -125,7 +125,7 @@ class Calibration:
         return heads, rows
 
 
-def _describe_calibration_fit(sample: TaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
+def _describe_calibration_fit(sample: AdapterTaskSample, ridge_map: RidgeMap) -> dict[str, Any]:
     return {
         **{name: sample.record[name] for name in ("source", "split", "sha256")},
         "samples": sample.record["examples"],

@@ -94,7 +94,7 @@ def fit_ridge_map(
     strength, prior = min(choices, key=lambda choice: float(residuals(*choice).square().mean()))
     residual = residuals(strength, prior)
     gain = (values / (values.square() + strength * scale))[:, None] * (U.T @ (targets - prior * inputs))
-    factor = logit_spread_factor(targets, targets - residual, W.double()) if intercept and W is not None else 1.0
+    factor = calibrated_spread_factor(targets, targets - residual, W.double()) if intercept and W is not None else 1.0
     M = factor * (prior * torch.eye(Z.shape[1], dtype=Z.dtype) + Vh.T @ gain)
     shift = Y.mean(dim=0) - Z.mean(dim=0) @ M if intercept else None
     return RidgeMap(M, shift, strength * scale, prior, factor, float(residual.square().mean()), error_without_map)
@@ -119,7 +119,7 @@ def leave_one_out(
     return residual
 
 
-def logit_spread_factor(targets: torch.Tensor, fitted: torch.Tensor, W: torch.Tensor) -> float:
+def calibrated_spread_factor(targets: torch.Tensor, fitted: torch.Tensor, W: torch.Tensor) -> float:
     """Factor, from 1 to ``MAX_SPREAD``, that gives the logits of ``fitted`` the spread of those of ``targets``.
 
     A component common to all classes does not affect decisions and is ignored: for a single output the factor is 1.

@@ -28,7 +28,7 @@ from osrm_cli.cli.commands import (
     verify,
 )
 from osrm_cli.cli.config_file import read_option_defaults
-from osrm_cli.errors import OsrmError, describe_trouble
+from osrm_cli.errors import OsrmError, describe_system_error
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -48,7 +48,7 @@ class _Pipeline(TyperGroup):
             console.print_error(str(error), error.hint)
             raise typer.Exit(1) from None
         except (OSError, RuntimeError) as error:
-            if (trouble := describe_trouble(error)) is None:
+            if (trouble := describe_system_error(error)) is None:
                 raise
             console.print_error(trouble, None)
             raise typer.Exit(1) from None

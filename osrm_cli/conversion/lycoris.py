@@ -10,7 +10,7 @@ import torch
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.formats import kohya
 from osrm_cli.adapters.formats.components import shorten_names
-from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
+from osrm_cli.adapters.layers import AdapterLayer, layer_name_sort_key
 from osrm_cli.conversion.kinds import KINDS, Tensors, Update
 from osrm_cli.conversion.plain_lora import PlainSource
 from osrm_cli.errors import OsrmError
@@ -46,7 +46,7 @@ def open_lycoris(path: Path) -> PlainSource:
     full = {flat: kohya.unflatten_kohya_name(path, flat) for flat in parts}
     short = shorten_names(full.values())
     held = {short[full[flat]]: tensors for flat, tensors in parts.items()}
-    layers = sorted(held, key=natural_sort_key)
+    layers = sorted(held, key=layer_name_sort_key)
     config = AdapterConfig(None, target_modules=tuple(layers))
     return PlainSource(config, layers, {}, partial(_lycoris_update, path, held), {}, torch.float32)
 

@@ -16,11 +16,11 @@ from osrm_cli.adapters.formats.peft import list_adapter_tensors, read_adapter_co
 from osrm_cli.adapters.layers import (
     PREFIX,
     AdapterLayer,
+    adapter_layer_rank,
+    adapter_layer_scaling,
     check_only_adapter_tensors,
-    lora_scaling,
+    layer_name_sort_key,
     name_adapter_tensors,
-    natural_sort_key,
-    resolve_lora_rank,
 )
 from osrm_cli.adapters.trained_rows import find_trained_rows
 from osrm_cli.adapters.writer import write_adapter_stream
@@ -122,7 +122,7 @@ def open_convertible_kind(folder: Path, kind: AdapterKind, model: str | None, re
     update = partial(_plain_lora_update, folder, kind, config, parts, checkpoint)
     kinds = {TYPES[place.dtype] for held in parts.values() for place in held.values() if place.dtype in TYPES}
     dtype = torch.float64 if torch.float64 in kinds else torch.float32
-    return PlainSource(config, sorted(parts, key=natural_sort_key), {}, update, modules, dtype)
+    return PlainSource(config, sorted(parts, key=layer_name_sort_key), {}, update, modules, dtype)
 
 
 def write_plain_lora(
@@ -187,12 +187,12 @@ def _plain_lora_update(
     tensors = {name: read_safetensors_tensor(location) for name, location in parts[layer].items()}
     if any(name.startswith("lora_embedding") for name in tensors):
         raise OsrmError(f"{folder}: {layer} is an embedding with {kind.name}", "merge it into the model with PEFT")
-    rank = resolve_lora_rank(config, layer)
+    rank = adapter_layer_rank(config, layer)
     if checkpoint:
         A, B = tensors["lora_A"], tensors["lora_B"]
         tensors["weight"] = checkpoint.read_weight(layer, (B.shape[0], *A.shape[1:]), config.fan_in_fan_out)
     try:
-        delta, kernel = kind.update(tensors, lora_scaling(config, layer, rank))
+        delta, kernel = kind.update(tensors, adapter_layer_scaling(config, layer, rank))
     except (ValueError, KeyError, RuntimeError) as error:
         raise OsrmError(f"{folder}: {layer} is not {kind.name}: {error}", "save the adapter again with PEFT") from None
     return delta, AdapterLayer(*delta.shape, delta.rank, 1.0, embedding=False, kernel=tuple(kernel))

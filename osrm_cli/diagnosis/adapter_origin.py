@@ -54,7 +54,7 @@ def trace_initialization(adapter: Adapter, features: FeatureSet, digests: Mappin
         digests: SHA-256 of these files by task.
     """
     settings = adapter.record.get("start") or (adapter.record.get("settings") if _is_start(adapter) else None) or {}
-    start = adapter if _is_start(adapter) else _find_start(adapter)
+    start = adapter if _is_start(adapter) else _find_start_to_diagnose(adapter)
     if start is None:
         drift_from = None if adapter.drift is None else "training.json"
         return InitializationTrace(settings.get("objective"), drift=adapter.drift, drift_from=drift_from)
@@ -66,13 +66,13 @@ def trace_initialization(adapter: Adapter, features: FeatureSet, digests: Mappin
         if layer in start.layers and start.layers[layer].rank == adapter.layers[layer].rank
     }
     if pairs and start is not adapter:
-        moved = subspaces.measure_procrustes_drift(
+        moved = subspaces.relative_procrustes_distances(
             {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
         )
         trace.drift, trace.drift_from = moved.overall, "start"
-        trace.kept = _mean_over_traced_layers([subspace_overlap(*pair) for pair in pairs.values()])
-        trace.chance = _mean_over_traced_layers([A.shape[0] / A.shape[1] for A, _ in pairs.values()])
-    trace.caught = _relative_start_energy(start, features, settings)
+        trace.kept = _mean_over_diagnosed_layers([subspace_overlap(*pair) for pair in pairs.values()])
+        trace.chance = _mean_over_diagnosed_layers([A.shape[0] / A.shape[1] for A, _ in pairs.values()])
+    trace.caught = _diagnose_start_energy(start, features, settings)
     trace.concerns = _find_origin_concerns(adapter, start, trace, digests)
     return trace
 
@@ -81,7 +81,7 @@ def _is_start(adapter: Adapter) -> bool:
     return adapter.record.get("command") == "init"
 
 
-def _find_start(adapter: Adapter) -> Adapter | None:
+def _find_start_to_diagnose(adapter: Adapter) -> Adapter | None:
     """The start that ``osrm train`` recorded, if it exists and has not changed."""
     source: Mapping[str, Any] = next(iter(adapter.record.get("inputs") or ()), {})
     path = Path(source.get("path") or "")
@@ -95,7 +95,7 @@ def _find_start(adapter: Adapter) -> Adapter | None:
         return None
 
 
-def _relative_start_energy(start: Adapter, features: FeatureSet, settings: Mapping[str, Any]) -> float | None:
+def _diagnose_start_energy(start: Adapter, features: FeatureSet, settings: Mapping[str, Any]) -> float | None:
     """Energy that a start captures of the statistic that it was made from, relative to a random A."""
     try:
         row = find_objective(settings["objective"])
@@ -110,7 +110,7 @@ def _relative_start_energy(start: Adapter, features: FeatureSet, settings: Mappi
                 shares.append(layer.d_in * float(problem.others_energy_share(A).sum()) / norm if norm > 0 else 0.0)
     except (KeyError, OsrmError):  # not made by this program, or features that cannot serve the objective
         return None
-    return _mean_over_traced_layers(shares) if shares else None
+    return _mean_over_diagnosed_layers(shares) if shares else None
 
 
 def _find_origin_concerns(
@@ -134,5 +134,5 @@ def _find_origin_concerns(
     return concerns
 
 
-def _mean_over_traced_layers(values: list[float]) -> float:
+def _mean_over_diagnosed_layers(values: list[float]) -> float:
     return sum(values) / len(values)

@@ -9,7 +9,7 @@ import torch
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.linalg.row_stream import RowStream, Update, squared_update_norm
+from osrm_cli.linalg.row_stream import RowStream, Update, squared_frobenius_norm
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.checkpoint import Checkpoint
 from osrm_cli.progress import Advance
@@ -66,11 +66,9 @@ def measure_interference(
             layers[layer] = {adapter.name: dict.fromkeys(bases, 0.0) for adapter in adapters}
             for adapter in (each for each in adapters if layer in each.layers):
                 update = adapter.update(layer, torch.float64)
-                row = {
-                    task: _interference_energy(update, inputs.moments[task]) / energy for task, energy in bases.items()
-                }
+                row = {task: _diagnosed_energy(update, inputs.moments[task]) / energy for task, energy in bases.items()}
                 layers[layer][adapter.name] = row
-                squares[adapter.name] += squared_update_norm(update)
+                squares[adapter.name] += squared_frobenius_norm(update)
             whole += float(W.double().square().sum())
             advance(1)
     names = list(squares)
@@ -79,7 +77,7 @@ def measure_interference(
     return InterferenceMatrix(relative, layers, norms, {task: norm / whole**0.5 for task, norm in norms.items()})
 
 
-def _interference_energy(update: Update, inputs: SecondMoment) -> float:
+def _diagnosed_energy(update: Update, inputs: SecondMoment) -> float:
     """``E ||dW x||^2``."""
     if isinstance(update, RowStream):
         return inputs.base_energy(update.dense())

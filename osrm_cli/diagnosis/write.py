@@ -90,14 +90,14 @@ def predict_interference(matrix: Matrix) -> dict[str, Any]:
         tasks.append(
             {"task": task, "disturbance": total, "to_own": _energy_ratio(total, matrix[task][task]), "worst": worst}
         )
-    return {"tasks": sorted(tasks, key=_interference_severity), "pairs": sorted(pairs, key=_interference_severity)}
+    return {"tasks": sorted(tasks, key=_diagnosis_severity), "pairs": sorted(pairs, key=_diagnosis_severity)}
 
 
 def _energy_ratio(part: float, whole: float) -> float | None:
     return part / whole if whole > 0 else None
 
 
-def _interference_severity(row: Mapping[str, Any]) -> tuple[bool, float]:
+def _diagnosis_severity(row: Mapping[str, Any]) -> tuple[bool, float]:
     """The worst first; a task whose own update is zero comes before all."""
     return row["to_own"] is not None, -(row["to_own"] or 0.0)
 

@@ -185,7 +185,7 @@ class ScoredFolder:
     @property
     def base(self) -> BaseModelId | None:
         """The base model that the folder was made for, where this program recorded it."""
-        return self.adapter.base if self.adapter else BaseModelId.of(self.record)
+        return self.adapter.base if self.adapter else BaseModelId.from_record(self.record)
 
     def resolve_base_model(self, name: str | None, revision: str | None) -> tuple[Path, BaseModelId]:
         """The base model on disk: its folder and its identity.

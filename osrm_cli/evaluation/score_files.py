@@ -31,7 +31,7 @@ def _check_score_numbers(value: Any) -> Any:
     return value
 
 
-def _check_scored_lambda(options: dict[str, Any]) -> dict[str, Any]:
+def _check_score_file_lambda(options: dict[str, Any]) -> dict[str, Any]:
     scale = options.get("lambda")
     is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if scale is not None and not (is_number and abs(scale) < _MAX_LAMBDA):
@@ -40,7 +40,7 @@ def _check_scored_lambda(options: dict[str, Any]) -> dict[str, Any]:
 
 
 Settings = Annotated[dict[str, Any], AfterValidator(_check_score_numbers)]
-Options = Annotated[Settings, AfterValidator(_check_scored_lambda)]
+Options = Annotated[Settings, AfterValidator(_check_score_file_lambda)]
 Count = Annotated[int, Field(ge=0)]
 
 _WRITERS = ("eval", "sweep")
@@ -105,7 +105,7 @@ class _TaskRow:
 
 
 @dataclass(frozen=True)
-class _ScoredSplit:
+class _ScoreFileSplit:
     tasks: Annotated[dict[str, _TaskRow], Field(min_length=1)]
     predictions: dict[str, Values] = field(default_factory=dict)
 
@@ -126,8 +126,8 @@ class _ScoredSplit:
 
 @dataclass(frozen=True)
 class _Splits:
-    validation: _ScoredSplit
-    test: _ScoredSplit
+    validation: _ScoreFileSplit
+    test: _ScoreFileSplit
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class _Data:
 
 
 @dataclass(frozen=True)
-class _ScoresJson(_ScoredSplit):
+class _ScoresJson(_ScoreFileSplit):
     settings: _Settings = field(kw_only=True)
     adapters: Annotated[dict[str, AdapterRecord], Field(min_length=1)] = field(kw_only=True)
     method: str | None = field(kw_only=True)

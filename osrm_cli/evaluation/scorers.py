@@ -13,9 +13,9 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.merged_folder import ScoredFolder, ScoredTask
 from osrm_cli.evaluation.scores import TaskScore, TextAnswers
 from osrm_cli.models.backbone import Backbone, check_max_length
-from osrm_cli.models.batching import IGNORED, Encoding
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import CompletionTokenizer, check_chat_template
+from osrm_cli.models.token_batches import IGNORED, Encoding
 from osrm_cli.progress import Advance, Progress
 from osrm_cli.tasks.metrics import compute_task_scores, predictions_from_logits, primary_score
 from osrm_cli.tasks.task import Task, TaskSplit, TextExample

@@ -4,12 +4,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from osrm_cli.adapters.adapter import Adapter, check_adapter_names, check_same_architecture, short_model_name
+from osrm_cli.adapters.adapter import Adapter, check_adapter_names, check_adapters_share_base
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.models.base_model import open_adapter_or_full_model
-from osrm_cli.storage import provenance
+from osrm_cli.storage.provenance import check_base_provenance, short_model_name
 from osrm_cli.storage.records import BaseModelId
 
 
@@ -26,15 +26,15 @@ def open_adapters_for_features(
     Raises:
         OsrmError: If one cannot be read, two are of one task, or ``named`` names another source.
     """
-    tasks = dict(_split_features_task(text, sources) for text in named)
+    tasks = dict(_match_features_task(text, sources) for text in named)
     opened = [open_adapter_or_full_model(source, base) if base else Adapter.open(source) for source in sources]
     adapters = [replace(adapter, name=tasks.get(adapter.source, adapter.name)) for adapter in opened]
     check_adapter_names(adapters)
-    check_same_architecture(adapters)
+    check_adapters_share_base(adapters)
     return sorted(adapters, key=lambda adapter: adapter.name)
 
 
-def _split_features_task(text: str, sources: Sequence[str]) -> tuple[str, str]:
+def _match_features_task(text: str, sources: Sequence[str]) -> tuple[str, str]:
     """Source and task of a ``TASK=SOURCE``."""
     task, _, name = text.partition("=")
     for source in sources:
@@ -64,7 +64,7 @@ def check_features_match(adapters: Sequence[Adapter], features: FeatureSet) -> N
 
 def _check_features_base(adapter: Adapter, file: FeaturesFile) -> None:
     if adapter.base:
-        provenance.check_artifacts_share_base({adapter.folder: adapter.base, file.path: file.base})
+        check_base_provenance({adapter.folder: adapter.base, file.path: file.base})
     elif adapter.config.base_model and short_model_name(adapter.config.base_model) != short_model_name(file.base.name):
         raise OsrmError(
             f"{adapter.source} belongs to base model {adapter.config.base_model}, but {file.path} to {file.base.name}",
@@ -72,7 +72,7 @@ def _check_features_base(adapter: Adapter, file: FeaturesFile) -> None:
         )
 
 
-def _collect_options(adapter: Adapter) -> str:
+def _collect_features_options(adapter: Adapter) -> str:
     """The options of ``osrm collect`` for an adapter's layers."""
     if adapter.is_dense:
         return "--target-modules all-linear"
@@ -100,5 +100,6 @@ def check_feature_layers(adapter: Adapter, file: FeaturesFile, tasks: Collection
             widths = f"({known.d_in}, {known.d_out})" if known else "nothing"
             raise OsrmError(
                 f"{file.path} has {widths} for {name}, expected ({layer.d_in}, {layer.d_out}) (d_in, d_out)",
-                f"osrm collect {' '.join(f'--task {task}' for task in tasks)} --overwrite {_collect_options(adapter)}",
+                f"osrm collect {' '.join(f'--task {task}' for task in tasks)} --overwrite "
+                f"{_collect_features_options(adapter)}",
             )

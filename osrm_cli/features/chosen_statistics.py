@@ -10,9 +10,9 @@ from osrm_cli.features.features_file import GRADIENT
 from osrm_cli.features.shards import Shard
 from osrm_cli.features.statistics.private_mean import check_privacy
 from osrm_cli.features.statistics.table import Statistic, find_statistic
-from osrm_cli.models.batching import Encoding, group_by_length
 from osrm_cli.models.distributed import process_count, process_rank
 from osrm_cli.models.layer_inputs import ALL_TOKENS
+from osrm_cli.models.token_batches import Encoding, group_by_length
 from osrm_cli.tasks.task import TaskSplit
 
 

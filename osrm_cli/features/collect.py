@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
+from osrm_cli.adapters.task_data import DEFAULT_DATA
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.chosen_statistics import StatisticsConfig
 from osrm_cli.features.collector import FeatureCollector
 from osrm_cli.features.features_file import describe_features, write_features
-from osrm_cli.features.memory import DEFAULT_MEMORY, parse_memory_size
+from osrm_cli.features.memory import DEFAULT_MEMORY, parse_statistics_memory
 from osrm_cli.features.task_features import TaskFeatures
 from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import find_base_model, identify_base_model
@@ -117,14 +117,14 @@ def collect_features(
         PosixPath('features/mini-mood.safetensors')
     """
     config = StatisticsConfig.of(statistics, shard, private, clip, batch_size, pooling, tokens)
-    limit = parse_memory_size(memory)
+    limit = parse_statistics_memory(memory)
     names = list(dict.fromkeys(tasks or list_tasks(data)))
     paths = {name: config.path(Path(out) / f"{name}.safetensors") for name in names}
     for path in paths.values():
         atomic.refuse_existing(path, overwrite)
     whole = {name: load_split(name, data, "train") for name in names}
     drawn = {name: draw_examples(split, samples, seed) for name, split in whole.items()}
-    lengths = {name: resolve_max_length(max_length, split.task) for name, split in drawn.items()}
+    lengths = {name: split.task.resolve_max_length(max_length) for name, split in drawn.items()}
 
     base_dir, base = find_base_model(model, revision), identify_base_model(model, revision)
     check_max_length(base_dir, max(lengths.values()))

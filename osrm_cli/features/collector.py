@@ -10,15 +10,15 @@ from transformers import PreTrainedModel
 
 from osrm_cli.features.statistics.table import Statistic
 from osrm_cli.models import target_modules
-from osrm_cli.models.batching import Encoding, check_model_vocabulary, collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer, move_model
-from osrm_cli.models.distributed import reduce_to_first
+from osrm_cli.models.distributed import reduce_to_first_process
 from osrm_cli.models.layer_inputs import ALL_TOKENS, SharedLayerInputs, find_shared_layer_inputs, record_layer_inputs
 from osrm_cli.models.offload import OffloadedModel, group_offloaded_batches, offload_settings
 from osrm_cli.models.target_modules import layer_widths
 from osrm_cli.models.text import language_model
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.models.text.language_model import load_language_model
+from osrm_cli.models.token_batches import Encoding, check_model_vocabulary, collate_batch, tokenize_for_classifier
 from osrm_cli.progress import Advance
 from osrm_cli.tasks.task import TaskSplit
 
@@ -196,7 +196,7 @@ class FeatureCollector:
             batches, [len(rows) * max(lengths[row] for row in rows) for rows in batches]
         ):
             self._run_passes([partial(read, rows) for rows in group])
-        reduce_to_first(total.sums)
+        reduce_to_first_process(total.sums)
         return total
 
     def _run_passes(self, passes: Sequence[Callable[[], object]]) -> None:

@@ -14,7 +14,7 @@ from osrm_cli.features import shards
 from osrm_cli.features.features_file import GRADIENT, FeatureLayer, FeaturesFile, FeaturesReader
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.linalg.second_moment import SecondMoment, others_moment, stack_moment_rows, total_moment
-from osrm_cli.storage import provenance
+from osrm_cli.storage.provenance import check_base_provenance
 from osrm_cli.storage.records import BaseModelId
 
 # What numbers computed from a statistic describe; the most informative statistic first.
@@ -28,7 +28,7 @@ ALL_KINDS = tuple(READINGS)
 
 
 @dataclass(frozen=True)
-class LayerFeatures:
+class FeatureSetLayer:
     """One input in the model, as each task's features describe it, and the layers that read it.
 
     Attributes:
@@ -62,8 +62,10 @@ class LayerFeatures:
         if others[0].factored:
             return SecondMoment(stack_moment_rows([moment.matrix for moment in others], weighted), factored=True)
         if task not in self.moments:
-            return SecondMoment(self._total / len(others), factored=False)
-        return SecondMoment(others_moment(self._total, self.moments[task].matrix, len(self.moments)), factored=False)
+            return SecondMoment(self._total_moment / len(others), factored=False)
+        return SecondMoment(
+            others_moment(self._total_moment, self.moments[task].matrix, len(self.moments)), factored=False
+        )
 
     def others_unseen(self, task: str) -> float:
         """Mean over the other tasks of ``unseen``."""
@@ -79,7 +81,7 @@ class LayerFeatures:
         return self.readers[task].read(layer, GRADIENT)
 
     @cached_property
-    def _total(self) -> torch.Tensor:
+    def _total_moment(self) -> torch.Tensor:
         """All tasks' moments: one pass, however many tasks are left out in turn."""
         return total_moment(moment.matrix for moment in self.moments.values())
 
@@ -258,7 +260,7 @@ class FeatureSet:
             groups.setdefault(tuple(file.layers[name].source for file in files) or (name,), []).append(name)
         return list(groups.values())
 
-    def layers(self, per_token: bool = True) -> Iterator[LayerFeatures]:
+    def layers(self, per_token: bool = True) -> Iterator[FeatureSetLayer]:
         """Yield every input with the layers that read it; memory holds one at a time, and each tensor is read once.
 
         Args:
@@ -274,7 +276,7 @@ class FeatureSet:
             for task, statistic in self.statistics.items():
                 moments[task] = self._second_moment(readers[task].read(group[0], statistic), task, per_token)
                 unseen[task] = readers[task].max_unseen_share(group[0], statistic)
-            yield LayerFeatures(group, moments, unseen, readers)
+            yield FeatureSetLayer(group, moments, unseen, readers)
 
     def _second_moment(self, tensor: torch.Tensor, task: str, per_token: bool) -> SecondMoment:
         kind = self.statistics[task].partition(":")[0]
@@ -294,7 +296,7 @@ def _check_features_compatible(files: Sequence[FeaturesFile]) -> None:
     Raises:
         OsrmError: Naming the file that differs, and how.
     """
-    provenance.check_artifacts_share_base({file.path: file.base for file in files})
+    check_base_provenance({file.path: file.base for file in files})
     for name, describe in (
         ("revision", _features_base_revision),
         ("layers", _feature_layer_widths),

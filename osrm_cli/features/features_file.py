@@ -77,7 +77,7 @@ class FeaturesFile:
             parts = shards.MergedShards(path)
             record, files = parts.record, parts.paths
         else:
-            record, files = input_files.read_header_record(path), [path]
+            record, files = input_files.read_safetensors_record(path), [path]
             shards.check_features_header(path, record)
         return cls(
             path=files[0],

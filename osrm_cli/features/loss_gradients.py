@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models import heads
-from osrm_cli.models.batching import IGNORED, Encoding, collate_batch, group_by_length
-from osrm_cli.models.heads import find_unfittable_head_class
+from osrm_cli.models import linear_head
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.models.text.generation import completion_logits, token_losses
-from osrm_cli.tasks.draws import order_by_hash
+from osrm_cli.models.token_batches import IGNORED, Encoding, collate_batch, group_by_length
+from osrm_cli.tasks.draws import draw_order_by_hash
+from osrm_cli.tasks.label_sets import find_label_without_contrast
 from osrm_cli.tasks.task import TaskSplit
 
 
@@ -45,16 +45,20 @@ def compute_loss_gradients(
         OsrmError: If labels are missing, or a class has fewer than two examples.
     """
     halves, labels = _halve_gradient_sample(data), data.labels
-    _, head = heads.find_head_layer(model)
+    _, head = linear_head.find_head_layer(model)
     device = next(model.parameters()).device
-    inputs = heads.compute_representations(model, encodings, tokenizer, device, batch_size, lambda _: None).double()
+    inputs = linear_head.compute_representations(
+        model, encodings, tokenizer, device, batch_size, lambda _: None
+    ).double()
     gradients = _LossGradientSums(model, layers)
     for fitted, evaluated in (halves, halves[::-1]):
-        heads.fit_linear_head(head, data.task, inputs[fitted], [labels[i] for i in fitted])
+        linear_head.fit_linear_head(head, data.task, inputs[fitted], [labels[i] for i in fitted])
         for rows in group_by_length([len(encodings[i]["input_ids"]) for i in evaluated], batch_size):
             chosen = [evaluated[row] for row in rows]
             batch = collate_batch([encodings[i] for i in chosen], tokenizer, device)
-            gradients.add(heads.sum_classifier_losses(model(**batch).logits, data.task, [labels[i] for i in chosen]))
+            gradients.add(
+                linear_head.sum_classifier_losses(model(**batch).logits, data.task, [labels[i] for i in chosen])
+            )
             advance(len(chosen))
     return gradients.divided(len(encodings))
 
@@ -112,10 +116,10 @@ def _halve_gradient_sample(data: TaskSplit) -> tuple[list[int], list[int]]:
     """Every second example of each class, or along the scores, and the others."""
     labels, task = data.labels, data.task
     if task.is_multi_label:
-        order = order_by_hash(range(len(labels)), "halves", task.name)
+        order = draw_order_by_hash(range(len(labels)), "halves", task.name)
         first, second = sorted(order[::2]), sorted(order[1::2])
         for rows in (first, second):
-            if not rows or (name := find_unfittable_head_class(task, [labels[i] for i in rows])) is not None:
+            if not rows or (name := find_label_without_contrast(task, [labels[i] for i in rows])) is not None:
                 raise OsrmError(
                     f"{len(labels)} examples of '{task.name}' are too few for its gradient: half of them hold each or "
                     f"none of class '{name if rows else task.labels}'",

@@ -99,7 +99,7 @@ def _statistics_memory_error(layer: str, width: int, size: StatisticsSize, limit
     return OsrmError(f"{found}, --memory allows {format_memory_size(limit)}", hint)
 
 
-def parse_memory_size(text: str) -> int:
+def parse_statistics_memory(text: str) -> int:
     """Read ``8GiB``: bytes.
 
     Raises:
@@ -113,7 +113,7 @@ def parse_memory_size(text: str) -> int:
 
 
 def format_memory_size(size: int, up: bool = False) -> str:
-    """Bytes as ``parse_memory_size`` reads them, with one digit after the point.
+    """Bytes as ``parse_statistics_memory`` reads them, with one digit after the point.
 
     Args:
         size: Bytes.

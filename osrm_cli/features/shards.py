@@ -80,7 +80,7 @@ def unsharded_features_path(path: Path) -> Path:
 def _unsharded_header(whole: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """The header of the whole that shards add up to."""
     _check_shards_complete(whole, [share for path in paths if (share := shard_of_name(path))])
-    headers = [input_files.read_header_record(path) for path in paths]
+    headers = [input_files.read_safetensors_record(path) for path in paths]
     for path, header in zip(paths, headers, strict=True):
         check_features_header(path, header)
     plain = [{key: value for key, value in header.items() if key not in _COUNTS} for header in headers]

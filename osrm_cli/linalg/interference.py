@@ -4,10 +4,7 @@
 work once ``A C A^T`` is known.
 """
 
-from typing import Any
-
 import torch
-from torch.autograd.function import once_differentiable
 
 from osrm_cli.linalg.low_rank import LowRank
 
@@ -32,34 +29,3 @@ def delta_energy_of_rows(update: LowRank, rows: torch.Tensor) -> torch.Tensor:
 def weight_energy(W: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
     """``E ||W0 x||^2 = tr(W0 C W0^T)``, a scalar; W ``(d_out, d_in)``."""
     return ((W @ C) * W).sum()
-
-
-class _DeltaEnergies(torch.autograd.Function):
-    """``energy`` from ``A C``: as C is symmetric, the gradient needs no other product with it."""
-
-    @staticmethod
-    def forward(ctx: Any, A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
-        inner, seen = B.mT @ B, AC @ A.mT
-        ctx.save_for_backward(B, AC, inner, seen)
-        return (inner * seen).sum(dim=(-2, -1))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        B, AC, inner, seen = ctx.saved_tensors
-        twice = 2 * grad[..., None, None]
-        return inner @ (twice * AC).sum(dim=0), B @ (twice * seen).sum(dim=0), None
-
-
-def batched_delta_energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
-    """``energy`` of L layers' updates on the inputs of U kinds, ``(U, L)``, differentiable in A and B.
-
-    In training C is by far the largest thing that is read, and so it is read once a step.
-
-    Args:
-        A: ``(L, r, d_in)``.
-        B: ``(L, d_out, r)``, the scaling in it.
-        AC: ``A`` times the inputs' symmetric second moments, ``(U, L, r, d_in)``; its gradient is accounted for.
-    """
-    energies: torch.Tensor = _DeltaEnergies.apply(A, B, AC)  # type: ignore[no-untyped-call]
-    return energies

@@ -60,7 +60,7 @@ class LowRank:
 
 
 @dataclass(frozen=True)
-class Core:
+class LowRankCores:
     """Updates written in a shared pair of orthonormal bases: ``dW_t = Q_B @ cores[t] @ Q_A^T``, without loss.
 
     Attributes:
@@ -79,7 +79,7 @@ class Core:
             return LowRank(self.Q_B, M @ self.Q_A.T)
         return LowRank(self.Q_B @ M, self.Q_A.T)
 
-    def in_principal_bases(self) -> "Core":
+    def in_principal_bases(self) -> "LowRankCores":
         """The same updates in the bases that depend on the updates alone, not on how their factors are written.
 
         Left: the left singular vectors of ``[dW_1 ... dW_T]``; right: the right singular vectors of
@@ -88,7 +88,7 @@ class Core:
         U, left, _ = torch.linalg.svd(torch.cat(list(self.cores), dim=1), full_matrices=False)
         _, right, Vh = torch.linalg.svd(torch.cat(list(self.cores), dim=0), full_matrices=False)
         U, Vh = U[:, : max(numerical_rank(left), 1)], Vh[: max(numerical_rank(right), 1)]
-        return Core(self.Q_B @ U, U.T @ self.cores @ Vh.T, self.Q_A @ Vh.T)
+        return LowRankCores(self.Q_B @ U, U.T @ self.cores @ Vh.T, self.Q_A @ Vh.T)
 
 
 def stack_factors(updates: Sequence[LowRank]) -> LowRank:
@@ -97,7 +97,7 @@ def stack_factors(updates: Sequence[LowRank]) -> LowRank:
     return LowRank(torch.cat([update.B for update in wide], dim=1), torch.cat([update.A for update in wide], dim=0))
 
 
-def core_space(updates: Sequence[LowRank]) -> Core:
+def low_rank_cores(updates: Sequence[LowRank]) -> LowRankCores:
     """Write updates in the bases that their stacked factors span.
 
     ``[B_1 ... B_T] = Q_B R_B`` and ``[A_1; ...; A_T]^T = Q_A R_A``; then ``M_t = R_B,t R_A,t^T`` from the columns of
@@ -109,12 +109,12 @@ def core_space(updates: Sequence[LowRank]) -> Core:
     Q_A, R_A = torch.linalg.qr(torch.cat([update.A for update in exact], dim=0).T)
     ranks = [update.rank for update in exact]
     pairs = zip(R_B.split(ranks, dim=1), R_A.split(ranks, dim=1), strict=True)
-    return Core(Q_B, torch.stack([left @ right.T for left, right in pairs]), Q_A)
+    return LowRankCores(Q_B, torch.stack([left @ right.T for left, right in pairs]), Q_A)
 
 
 def squared_norm(update: LowRank) -> float:
     """``||B A||_F^2`` from the triangular factors: as exact under cancellation as the dense sum, ``O(d r^2)``."""
-    return float(core_space([update]).cores.square().sum())
+    return float(low_rank_cores([update]).cores.square().sum())
 
 
 def numerical_rank(sigma: Tensor, largest: float | None = None) -> int:

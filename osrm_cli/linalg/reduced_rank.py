@@ -39,7 +39,7 @@ def reduce_rank(
     return LowRank(U * root, rows / root[:, None]), kept
 
 
-def truncate_for_inputs(
+def reduce_rank_for_inputs(
     update: LowRank | RowStream, moments: Sequence[Tensor] | None, rank: int | None = None, energy: float | None = None
 ) -> tuple[LowRank, float]:
     """Cut an update by what the tasks' inputs see of it, or in the Frobenius norm where nothing is known of them.

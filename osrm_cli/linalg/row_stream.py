@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, squared_norm, stack_factors
+from osrm_cli.linalg.low_rank import LowRank, low_rank_cores, numerical_rank, squared_norm, stack_factors
 from osrm_cli.linalg.parallel import in_one_thread, map_in_order
 
 Answer = TypeVar("Answer")
@@ -177,20 +177,20 @@ def truncate_rank(
         each column of ``U`` positive; and the kept share of ``sum sigma^2`` (1 for a zero update).
     """
     if isinstance(update, LowRank):
-        core = core_space([update])
+        core = low_rank_cores([update])
         U, sigma, Vh = torch.linalg.svd(core.cores[0], full_matrices=False)
         U, Vh, total = core.Q_B @ U, Vh @ core.Q_A.T, float(sigma.square().sum())
     else:
         stream = RowStream.of(update) if isinstance(update, Tensor) else update
         U, sigma, Vh, total = _decompose_row_stream(stream, rank, energy, tolerance)
     shares = sigma.square().cumsum(0) / total if total > 0 else torch.ones_like(sigma)
-    size = _rank_to_keep(sigma, shares, rank, energy)
+    size = _numerical_rank_to_keep(sigma, shares, rank, energy)
     U, Vh, root = U[:, :size], Vh[:size], sigma[:size].sqrt()
     signs = torch.where(U.gather(0, U.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0).to(U.dtype)
     return LowRank(U * signs * root, (signs * root).T * Vh), min(float(shares[size - 1]), 1.0)
 
 
-def _rank_to_keep(sigma: Tensor, shares: Tensor, rank: int | None, energy: float | None) -> int:
+def _numerical_rank_to_keep(sigma: Tensor, shares: Tensor, rank: int | None, energy: float | None) -> int:
     limits = [numerical_rank(sigma)]
     if rank is not None:
         limits.append(rank)
@@ -225,7 +225,7 @@ def _krylov_triplets(stream: RowStream, rank: int, tolerance: float) -> tuple[Te
         product, image, total = _run_krylov_pass(stream, X.to(stream.dtype))
         products.append(product.to(torch.float64))
         WQ = torch.cat(products, dim=1)
-        energies.append(_krylov_energy(WQ, rank))
+        energies.append(_krylov_subspace_energy(WQ, rank))
         room = min(stream.shape) - Q.shape[1]
         if not room or _expected_krylov_gain(energies[-3:]) <= tolerance * (total - energies[-1]) + ROUNDING * total:
             break
@@ -254,7 +254,7 @@ def _new_directions(Q: Tensor, more: Tensor) -> Tensor:
 
 
 @in_one_thread()
-def _krylov_energy(WQ: Tensor, rank: int) -> float:
+def _krylov_subspace_energy(WQ: Tensor, rank: int) -> float:
     """The energy that the best ``rank`` directions in the span of ``Q`` keep."""
     return float(torch.linalg.eigvalsh(WQ.T @ WQ)[-rank:].sum())
 
@@ -303,6 +303,6 @@ def _exact_singular_triplets(W: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
     return U, sigma, rows / sigma.clamp_min(torch.finfo(torch.float64).tiny)[:, None], float(gram.trace())
 
 
-def squared_update_norm(update: Update) -> float:
+def squared_frobenius_norm(update: Update) -> float:
     """``||dW||_F^2`` of factors, or of dense rows."""
     return update.squared_norm() if isinstance(update, RowStream) else squared_norm(update)

@@ -111,14 +111,14 @@ def stack_moment_rows(blocks: Sequence[torch.Tensor], balanced: bool) -> torch.T
         balanced: Give every task the same weight, ``tr = 1``, as in ``C_out``; else as they come, as in Eq. 3.
     """
     rows = [block.reshape(-1, block.shape[-1]).to(torch.float64) for block in blocks]
-    return torch.cat([row / _nonzero_divisor(row.norm()) for row in rows] if balanced else rows)
+    return torch.cat([row / _nonzero_moment_scale(row.norm()) for row in rows] if balanced else rows)
 
 
 def total_moment(moments: Iterable[torch.Tensor]) -> torch.Tensor:
     """Sum over all tasks of second moments ``(d, d)``, each divided by its trace."""
     total: torch.Tensor | None = None
     for moment in moments:
-        part = moment.to(torch.float64) / _nonzero_divisor(moment.trace())
+        part = moment.to(torch.float64) / _nonzero_moment_scale(moment.trace())
         total = part if total is None else total.add_(part)
     if total is None:
         raise OsrmError("there are no second moments to add up")
@@ -138,9 +138,14 @@ def others_moment(total: torch.Tensor, own: torch.Tensor, tasks: int) -> torch.T
     """
     if tasks < 2:
         raise OsrmError("there is only one task's second moment, expected at least one other task")
-    return (total - own.to(torch.float64) / _nonzero_divisor(own.trace())) / (tasks - 1)
+    return (total - own.to(torch.float64) / _nonzero_moment_scale(own.trace())) / (tasks - 1)
 
 
-def _nonzero_divisor(value: torch.Tensor) -> torch.Tensor:
+def _nonzero_moment_scale(value: torch.Tensor) -> torch.Tensor:
     """The divisor, or one where it is zero: inputs that are all zero stay zero."""
     return torch.where(value > 0, value, torch.ones_like(value)).to(torch.float64)
+
+
+def to_float64(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float64, on the CPU if its device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)

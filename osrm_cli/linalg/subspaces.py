@@ -66,7 +66,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
-class Drift:
+class ProcrustesDrift:
     """Relative Procrustes distance of A from its start.
 
     Attributes:
@@ -90,7 +90,9 @@ def procrustes_distance(A_0: torch.Tensor, A: torch.Tensor) -> float:
     return float((U @ Vh @ A_0 - A).norm())
 
 
-def measure_procrustes_drift(starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]) -> Drift:
+def relative_procrustes_distances(
+    starts: Mapping[str, torch.Tensor], ends: Mapping[str, torch.Tensor]
+) -> ProcrustesDrift:
     """``procrustes_distance`` over ``||A_0||_F`` for each layer, and overall.
 
     Args:
@@ -99,13 +101,13 @@ def measure_procrustes_drift(starts: Mapping[str, torch.Tensor], ends: Mapping[s
     """
     moved = {layer: procrustes_distance(A_0, ends[layer]) for layer, A_0 in starts.items()}
     norms = {layer: float(A_0.double().norm()) for layer, A_0 in starts.items()}
-    return Drift(
-        overall=_relative_distance(math.hypot(*moved.values()), math.hypot(*norms.values())),
-        layers={layer: _relative_distance(moved[layer], norms[layer]) for layer in starts},
+    return ProcrustesDrift(
+        overall=_relative_procrustes_distance(math.hypot(*moved.values()), math.hypot(*norms.values())),
+        layers={layer: _relative_procrustes_distance(moved[layer], norms[layer]) for layer in starts},
     )
 
 
-def _relative_distance(part: float, whole: float) -> float:
+def _relative_procrustes_distance(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 

@@ -56,7 +56,7 @@ def choose_merge(
     """
     model, revision = base
     first = None if recipe is None else must_use
-    chosen = _complete_recipe(_make_merge_recipe(adapters, recipe), given, options, first)
+    chosen = _recipe_with_merge_arguments(_recipe_of_file_or_adapters(adapters, recipe), given, options, first)
     name = model if model and _is_named_merge_argument("model", first) else chosen.base or model
     base_of_all, notes = None, []
     if name and (source := _find_full_model_in_recipe(chosen)):
@@ -76,7 +76,7 @@ def choose_merge(
     return MergeChoice(chosen, base_of_all, must_use, notes)
 
 
-def _make_merge_recipe(adapters: Sequence[Path | str], path: Path | str | None) -> MergeRecipe:
+def _recipe_of_file_or_adapters(adapters: Sequence[Path | str], path: Path | str | None) -> MergeRecipe:
     """The recipe in the file, or one that names the adapters alone."""
     if path and adapters:
         raise OsrmError("adapters are given twice: on the command line and by --recipe", "leave out one of them")
@@ -89,7 +89,7 @@ def _make_merge_recipe(adapters: Sequence[Path | str], path: Path | str | None) 
     return MergeRecipe("task-arith", tuple(RecipeEntry(str(adapter)) for adapter in adapters))
 
 
-def _complete_recipe(
+def _recipe_with_merge_arguments(
     recipe: MergeRecipe, given: Mapping[str, Any], options: Mapping[str, Any], first: Collection[str] | None
 ) -> MergeRecipe:
     """A recipe with what is given beside it.

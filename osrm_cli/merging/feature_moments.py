@@ -14,7 +14,7 @@ from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.merging.layer_data import Fields, LayerData, NoLayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.storage.provenance import check_artifacts_share_base
+from osrm_cli.storage.provenance import check_base_provenance
 
 
 class FeatureMoments(LayerData):
@@ -57,5 +57,5 @@ def open_layer_data(plan: MergePlan) -> LayerData:
         files[adapter.name] = FeaturesFile.open(path)
         check_feature_layers(adapter, files[adapter.name], [each.name for each in plan.adapters])
     FeatureSet(files).select((SECOND_MOMENT,), f"method {plan.method.name}")
-    check_artifacts_share_base({**{file.path: file.base for file in files.values()}, **plan.bases})
+    check_base_provenance({**{file.path: file.base for file in files.values()}, **plan.bases})
     return FeatureMoments(list(files.values()))

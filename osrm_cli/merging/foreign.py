@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from osrm_cli.adapters.adapter import Adapter, short_model_name
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.base_model import find_base_model
+from osrm_cli.storage.provenance import short_model_name
 from osrm_cli.storage.records import BaseModelId
 
 

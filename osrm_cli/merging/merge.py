@@ -16,20 +16,20 @@ from osrm_cli.merging.choice import choose_merge
 from osrm_cli.merging.feature_moments import open_layer_data
 from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.layer_data import LayerData
-from osrm_cli.merging.merged_layer import estimate_ranks, merge_layers
+from osrm_cli.merging.merged_layer import estimate_merged_ranks, merge_layers
 from osrm_cli.merging.output.merged_folder import write_merged_folder
 from osrm_cli.merging.output.merged_model import MergeTarget
 from osrm_cli.merging.output.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.merging.output.unfinished_model import UnfinishedMerge, unfinished_merge_folder
 from osrm_cli.merging.plan import Heads, MergedModules, MergePlan
 from osrm_cli.merging.summary import MergeResult, describe_merge_plan, describe_merge_result
-from osrm_cli.models.base_model import resolve_adapters_base
+from osrm_cli.models.base_model import resolve_common_base_model
 from osrm_cli.models.devices import device_with_float64, pick_device
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 
 if TYPE_CHECKING:
-    from osrm_cli.adapters.task_data import TaskSample
+    from osrm_cli.adapters.task_data import AdapterTaskSample
 
 
 class FolderStep(Protocol):
@@ -131,7 +131,7 @@ def merge_adapters(
     target_device = pick_device(device)
     base_dir, base = None, next(iter(plan.bases.values()), None)
     if reads_base:
-        base_dir, base = resolve_adapters_base(plan.adapters, model, revision)
+        base_dir, base = resolve_common_base_model(plan.adapters, model, revision)
         plan = plan.with_target_modules(base_dir)
     modules = plan.read_saved_modules()
     samples = _draw_merge_samples(plan, modules.heads) if plan.method.data_statistic else []
@@ -147,7 +147,7 @@ def merge_adapters(
     if target:
         target.check_space(path, UnfinishedMerge(unfinished_merge_folder(path)))
     if dry_run:
-        ranks = estimate_ranks(plan, layer_data, (0.9, 0.99), device_with_float64(target_device))
+        ranks = estimate_merged_ranks(plan, layer_data, (0.9, 0.99), device_with_float64(target_device))
         planned = describe_merge_plan(path, plan, ranks)
         return replace(planned, notes=[*choice.notes, *planned.notes], warnings=warnings)
 
@@ -198,7 +198,7 @@ def _check_merge_resumable(path: Path, resume: bool, overwrite: bool, can_resume
         )
 
 
-def _draw_merge_samples(plan: MergePlan, heads: Heads) -> "list[TaskSample]":
+def _draw_merge_samples(plan: MergePlan, heads: Heads) -> "list[AdapterTaskSample]":
     from osrm_cli.merging.from_data import samples  # reading tasks is only for the methods that read data
 
     return samples.draw_merge_samples(plan, heads)
@@ -206,7 +206,7 @@ def _draw_merge_samples(plan: MergePlan, heads: Heads) -> "list[TaskSample]":
 
 def _learn_layer_data(
     plan: MergePlan,
-    samples: "list[TaskSample]",
+    samples: "list[AdapterTaskSample]",
     modules: MergedModules,
     base_dir: Path,
     device: torch.device,

@@ -65,7 +65,7 @@ def merge_layers(
                 advance(1)
 
 
-def estimate_ranks(
+def estimate_merged_ranks(
     plan: MergePlan, layer_data: LayerData, shares: Sequence[float], device: torch.device | str = "cpu"
 ) -> dict[float, int | None]:
     """The rank that keeps each share of the energy of a dense result, from the first, middle and last layer.

@@ -16,13 +16,12 @@ from osrm_cli.adapters.adapter import (
     Adapter,
     align_adapter_layers,
     check_adapter_names,
-    check_same_architecture,
+    check_adapters_share_base,
     combine_adapter_layers,
-    short_model_name,
 )
-from osrm_cli.adapters.layers import AdapterLayer, natural_sort_key
+from osrm_cli.adapters.layers import AdapterLayer, layer_name_sort_key
 from osrm_cli.adapters.rest import AdapterWithRest
-from osrm_cli.adapters.trained_rows import TrainedRows
+from osrm_cli.adapters.trained_rows import TrainedRows, list_whole_adapter_values
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.foreign import ForeignAdapter, separate_foreign_adapters
@@ -37,6 +36,7 @@ from osrm_cli.merging.requirements import (
     resolve_method_options,
 )
 from osrm_cli.models.base_model import open_adapter_or_full_model
+from osrm_cli.storage.provenance import short_model_name
 from osrm_cli.storage.records import BaseModelId
 
 Heads = Mapping[str, Mapping[str, torch.Tensor]]  # by task and name in the base model; empty without a head
@@ -129,11 +129,11 @@ class MergePlan:
         )
         check_adapter_names(adapters)
         _check_method_takes_full_models(method, adapters)
-        check_same_architecture(adapters)
+        check_adapters_share_base(adapters)
         pinned = [
             replace(entry, path=adapter.pinned_source) for adapter, (_, entry) in zip(adapters, opened, strict=True)
         ]
-        entries = _with_merge_weights(pinned, adapters, weights or {})
+        entries = _plan_merge_weights(pinned, adapters, weights or {})
         entries = tuple(
             entry.with_patterns_of(adapter.layers) for entry, adapter in zip(entries, adapters, strict=True)
         )
@@ -190,7 +190,7 @@ class MergePlan:
 
         further, _ = describe_target_layers(base, self.adapters[0].is_text, names)
         shapes = {**further, **self.shapes}
-        return replace(self, shapes={name: shapes[name] for name in sorted(shapes, key=natural_sort_key)})
+        return replace(self, shapes={name: shapes[name] for name in sorted(shapes, key=layer_name_sort_key)})
 
     def with_learned_weights(self, learned: Mapping[str, Mapping[str, float]]) -> "MergePlan":
         """The same merge with a weight for each adapter's every layer, in the place of lambda.
@@ -232,7 +232,7 @@ class MergePlan:
         """
         heads = self.read_heads()
         first, *others = self.adapters
-        values = _list_whole_values(first)
+        values = list_whole_adapter_values(first.module_tensors(), first.trained_rows())
         for other in others:
             _check_same_trained_values(first, values, other)
         if values and self.method.is_task_aware:
@@ -325,20 +325,10 @@ def _check_foreign_weights(entries: Sequence[RecipeEntry], adapters: Sequence[Ad
             )
 
 
-def _list_whole_values(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """Values that an adapter holds in the place of the base model's, each row of an embedding apart."""
-    rows = {
-        f"row {index} of {module}": row
-        for module, own in adapter.trained_rows().items()
-        for index, row in zip(own.indices, own.values, strict=True)
-    }
-    return {**adapter.module_tensors(), **rows}
-
-
 def _check_same_trained_values(first: Adapter, values: Mapping[str, torch.Tensor], other: Adapter) -> None:
     """Check that two adapters have trained the same modules and rows to the same values, which have no sum."""
-    others = _list_whole_values(other)
-    for name in sorted(values.keys() | others.keys(), key=natural_sort_key):
+    others = list_whole_adapter_values(other.module_tensors(), other.trained_rows())
+    for name in sorted(values.keys() | others.keys(), key=layer_name_sort_key):
         if name not in values or name not in others or not torch.equal(values[name], others[name]):
             raise OsrmError(
                 f"{first.source} and {other.source} differ in {name}, which is stored as a whole",
@@ -361,7 +351,7 @@ def _shared_base_copies(adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
     return copies
 
 
-def _with_merge_weights(
+def _plan_merge_weights(
     entries: Sequence[RecipeEntry], adapters: Sequence[Adapter], weights: Mapping[str, float]
 ) -> tuple[RecipeEntry, ...]:
     names = [adapter.name for adapter in adapters]

@@ -7,7 +7,7 @@ import torch
 
 from osrm_cli.errors import OsrmError, first_line
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.reduced_rank import truncate_for_inputs
+from osrm_cli.linalg.reduced_rank import reduce_rank_for_inputs
 from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult, LayerUpdates, MaskedDelta
@@ -63,7 +63,7 @@ def _recompress_merged_update(plan: MergePlan, updates: LayerUpdates, result: La
         rank = sum(adapter.layers[updates.name].rank for adapter in plan.adapters if updates.name in adapter.layers)
     if rank is None and energy is None:
         return result, 1.0
-    return truncate_for_inputs(result, updates.second_moments, rank, energy)
+    return reduce_rank_for_inputs(result, updates.second_moments, rank, energy)
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def describe_merge_plan(
     Args:
         path: The folder that it would write.
         plan: The merge.
-        ranks: By share of the energy, the rank that would keep it, see ``estimate_ranks``.
+        ranks: By share of the energy, the rank that would keep it, see ``estimate_merged_ranks``.
     """
     names = [adapter.name for adapter in plan.adapters]
     options = dict(plan.recipe.options)

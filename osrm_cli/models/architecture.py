@@ -81,7 +81,7 @@ class Architecture:
                 filter(None, (_find_expert_sources(step) for step in mapping if isinstance(step, WeightConverter)))
             )
             tied = dict(model.all_tied_weights_keys)
-            vocabulary = _vocabulary_parameters(model)
+            vocabulary = _model_vocabulary_parameters(model)
             for part in (config, config.get_text_config()):
                 part.tie_word_embeddings = False
             # Encoder-decoders tie embeddings to each other as well, and scale what a tied output layer reads.
@@ -122,7 +122,7 @@ def _build_without_weights(model_class: Any, config: Any) -> Any:
         return model_class(config)
 
 
-def _vocabulary_parameters(model: Any) -> frozenset[str]:
+def _model_vocabulary_parameters(model: Any) -> frozenset[str]:
     modules = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
     return frozenset(
         f"{name}.{parameter}"

@@ -1,6 +1,6 @@
 """One base model in memory, to which tasks' heads and updates are attached one after the other.
 
-The model is loaded once (``Backbone.load``). An adapter (``with_peft_adapter``) or a head alone
+The model is loaded once (``Backbone.load``). An adapter (``with_adapter_on_backbone``) or a head alone
 (``with_head_on_backbone``, ``Backbone.add_head``) turns it into a task's classifier; an update is added to its weights
 (``with_backbone_deltas``), or to its layers' outputs by ``output_hooks``. At the end, all changes except heads are
 reverted.
@@ -14,25 +14,26 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel, set_peft_model_state_dict
+from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES
 from osrm_cli.adapters.layers import PREFIX, AdapterLayer
+from osrm_cli.adapters.task_data import check_adapter_task_type
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError, library_errors
-from osrm_cli.models.batching import (
+from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
+from osrm_cli.models.linear_head import compute_representations
+from osrm_cli.models.peft_model import find_peft_model_layers, make_peft_model
+from osrm_cli.models.target_modules import is_conv1d, layer_widths
+from osrm_cli.models.token_batches import (
     Encoding,
     check_model_vocabulary,
     collate_batch,
     compute_logits,
     tokenize_for_classifier,
 )
-from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
-from osrm_cli.models.heads import compute_representations
-from osrm_cli.models.lora_config import check_adapter_task_type, find_peft_model_layers, make_lora_config
-from osrm_cli.models.target_modules import is_conv1d, layer_widths
 from osrm_cli.tasks.task import Example
 
 
@@ -55,7 +56,7 @@ class TaskHead:
         return self.classifier
 
 
-class TaskSource(Protocol):
+class BackboneTaskSource(Protocol):
     """A task's model on disk.
 
     Attributes:
@@ -80,7 +81,7 @@ class TaskSource(Protocol):
 
 
 @dataclass(frozen=True)
-class ModelInMemory:
+class BackboneModel:
     """A base model in memory, frozen and without dropout.
 
     Attributes:
@@ -107,7 +108,7 @@ class ModelInMemory:
         """
         check_model_positions(self.model, self.folder, length, "give the right base model with --model")
 
-    def place_whole_values(self, values: Mapping[str, torch.Tensor], rows: Mapping[str, TrainedRows]) -> None:
+    def replace_values(self, values: Mapping[str, torch.Tensor], rows: Mapping[str, TrainedRows]) -> None:
         """Put what adapters hold as a whole in the place of the model's own values.
 
         Args:
@@ -148,7 +149,7 @@ class ModelInMemory:
 
 
 @dataclass(frozen=True)
-class Backbone(ModelInMemory):
+class Backbone(BackboneModel):
     """A model for classes, with a head of two outputs that is not used.
 
     Attributes:
@@ -189,7 +190,7 @@ class Backbone(ModelInMemory):
         return TaskHead(_make_classifier(self.model, tensors, num_labels, origin).requires_grad_(False), tensors)
 
     @contextmanager
-    def attach(self, source: TaskSource, num_labels: int) -> Iterator[torch.nn.Module]:
+    def attach(self, source: BackboneTaskSource, num_labels: int) -> Iterator[torch.nn.Module]:
         """Attach a folder's classifier to this model; its update is removed at the end.
 
         Args:
@@ -200,7 +201,7 @@ class Backbone(ModelInMemory):
             OsrmError: If it has no head, or one that does not fit.
         """
         if source.adapter:
-            with with_peft_adapter(self.model, source.adapter, num_labels) as classifier:
+            with with_adapter_on_backbone(self.model, source.adapter, num_labels) as classifier:
                 yield classifier
             return
         with (
@@ -277,7 +278,7 @@ def with_empty_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
 
 
 @contextmanager
-def with_peft_adapter(model: PreTrainedModel, adapter: Adapter, num_labels: int) -> Iterator[torch.nn.Module]:
+def with_adapter_on_backbone(model: PreTrainedModel, adapter: Adapter, num_labels: int) -> Iterator[torch.nn.Module]:
     """Attach an adapter to a base model; in float32, its update is added to the weights.
 
     Raises:
@@ -287,18 +288,9 @@ def with_peft_adapter(model: PreTrainedModel, adapter: Adapter, num_labels: int)
     _check_classifier_head(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, adapter.folder)
     check_adapter_task_type(adapter, CLASSIFIER_TASK_TYPES)
     with library_errors(f"{adapter.folder} does not fit the model with {num_labels} outputs"):
-        peft_model = attach_adapter_to_model(classifier, adapter)
+        peft_model = make_peft_model(classifier, adapter)
     with with_adapted_backbone(model, peft_model, adapter) as updated:
         yield updated
-
-
-def attach_adapter_to_model(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
-    """A model with an adapter's factors, and with what the adapter holds beside them."""
-    config = make_lora_config(adapter)
-    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING[config.task_type] if config.task_type else PeftModel
-    peft_model: PeftModel = kind(model, config)
-    set_peft_model_state_dict(peft_model, adapter.state_dict())
-    return peft_model
 
 
 @contextmanager

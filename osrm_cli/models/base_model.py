@@ -165,7 +165,7 @@ def resolve_base_model(
     return find_base_model(name, revision), base
 
 
-def resolve_adapters_base(
+def resolve_common_base_model(
     adapters: Sequence[Adapter], name: str | None = None, revision: str | None = None
 ) -> tuple[Path, BaseModelId]:
     """The base model of adapters that belong together: its folder and its identity.

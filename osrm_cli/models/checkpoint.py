@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from osrm_cli.adapters.layers import layer_matrix_shape
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.architecture import Architecture
 from osrm_cli.storage.atomic import copy_files_to_stage
@@ -24,7 +25,6 @@ from osrm_cli.storage.input_files import (
     find_safetensors_bytes,
     list_indexed_safetensors,
     list_safetensors_headers,
-    matrix_shape,
     read_json,
     read_safetensors_bytes,
     read_safetensors_tensor,
@@ -41,11 +41,11 @@ _WEIGHTS = (
 
 
 @dataclass(frozen=True)
-class WeightRows:
+class CheckpointRows:
     """A tensor as a matrix, of which rows are read where they are wanted, by any thread.
 
     Attributes:
-        shape: Its shape as a matrix, see ``matrix_shape``.
+        shape: Its shape as a matrix, see ``layer_matrix_shape``.
         dtype: Its type.
         read: Reads some rows.
     """
@@ -55,13 +55,13 @@ class WeightRows:
     read: Callable[[slice], torch.Tensor]
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> "WeightRows":
+    def of(cls, tensor: torch.Tensor) -> "CheckpointRows":
         """Rows of a tensor in memory."""
-        matrix = tensor.reshape(matrix_shape(tensor.shape))
+        matrix = tensor.reshape(layer_matrix_shape(tensor.shape))
         return cls((matrix.shape[0], matrix.shape[1]), matrix.dtype, matrix.__getitem__)
 
     @classmethod
-    def stored(cls, location: TensorLocation, shape: tuple[int, int] | None = None) -> "WeightRows":
+    def stored(cls, location: TensorLocation, shape: tuple[int, int] | None = None) -> "CheckpointRows":
         """Rows of a tensor of a file.
 
         Args:
@@ -70,7 +70,7 @@ class WeightRows:
         """
         dtype, path = TYPES[location.dtype], location.path
         start, end = find_safetensors_bytes(path, location.name)
-        rows, columns = shape or matrix_shape(location.shape)
+        rows, columns = shape or layer_matrix_shape(location.shape)
         width = columns * dtype.itemsize
         count = min(rows, (end - start) // max(width, 1))  # a grown tensor has more
 
@@ -93,7 +93,7 @@ class WeightRows:
 
 
 # Makes a tensor of the rows of an old one, in pieces.
-Change = Callable[[WeightRows], Iterable[torch.Tensor]]
+Change = Callable[[CheckpointRows], Iterable[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -266,9 +266,9 @@ class Checkpoint:
             weight_map = {name: location.path.name for name, location in sorted(self.tensors.items())}
             index = {"metadata": {"total_size": self.count_bytes(dtype)}, "weight_map": weight_map}
             (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        copy_files_to_stage(self.folder, folder, _is_beside_model_weights)
+        copy_files_to_stage(self.folder, folder, _is_beside_checkpoint_weights)
         if dtype is not None or self.settings:
-            _write_model_config(folder / "config.json", dtype, self.settings)
+            _write_checkpoint_config(folder / "config.json", dtype, self.settings)
 
     def count_bytes(self, dtype: torch.dtype | None = None, without: Collection[str] = ()) -> int:
         """Bytes of the tensors that ``write`` writes.
@@ -300,11 +300,11 @@ class Checkpoint:
         if target is None or not target.is_floating_point:
             out.add_bytes(name, location.dtype, location.shape, read_safetensors_bytes(location.path, location.name))
             return
-        rows = WeightRows.stored(location)
+        rows = CheckpointRows.stored(location)
         pieces = change(rows) if change else rows.pieces()
         flat = (
             piece.contiguous().reshape(-1).view(torch.uint8)
-            for piece in _check_weight_pieces(pieces, target, name, location)
+            for piece in _check_checkpoint_pieces(pieces, target, name, location)
         )
         out.add_bytes(name, DTYPES[target], location.shape, (piece.numpy().data for piece in flat))
 
@@ -316,12 +316,12 @@ def _group_checkpoint_names(names: Iterable[str], key: Callable[[str], str]) -> 
     return groups
 
 
-def _is_beside_model_weights(name: Path) -> bool:
+def _is_beside_checkpoint_weights(name: Path) -> bool:
     """Whether a file lies beside the weights: settings, tokenizer, templates, code, licence, further modules."""
     return name.as_posix() != CARD_NAME and not name.name.endswith(_WEIGHTS)
 
 
-def _write_model_config(path: Path, dtype: torch.dtype | None, settings: Mapping[str, Any]) -> None:
+def _write_checkpoint_config(path: Path, dtype: torch.dtype | None, settings: Mapping[str, Any]) -> None:
     """Let ``config.json`` say the type of the weights, in which transformers then loads them, and what has changed."""
     config = read_json(path, "give the right base model with --model")
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
@@ -332,7 +332,7 @@ def _write_model_config(path: Path, dtype: torch.dtype | None, settings: Mapping
     path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _check_weight_pieces(
+def _check_checkpoint_pieces(
     pieces: Iterable[torch.Tensor], target: torch.dtype, name: str, location: TensorLocation
 ) -> Iterator[torch.Tensor]:
     """The pieces of a tensor in the type that is written; infinity of a base model is handed on: masks hold it."""

@@ -40,21 +40,6 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def pick_training_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Like ``pick_dtype``, but ``auto`` also takes bfloat16 on a CPU with matrix units (AMX), eight times faster there.
-
-    Training keeps float32 master weights and is noisy anyway; single measurements stay in float32.
-    """
-    if name == "auto" and device.type == "cpu" and _has_amx():
-        return torch.bfloat16
-    return pick_dtype(name, device)
-
-
-def _has_amx() -> bool:
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 cannot tell
-    return bool(capabilities.get("amx_bf16", False))
-
-
 def quantization_settings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` that hold linear layers in NF4, as QLoRA does (arXiv:2305.14314).
 

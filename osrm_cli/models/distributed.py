@@ -57,7 +57,7 @@ def process_group() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def reduce_to_first(sums: Mapping[str, Sequence[Reducible]]) -> None:
+def reduce_to_first_process(sums: Mapping[str, Sequence[Reducible]]) -> None:
     """Add up every process's sums in the first process, one by one; all processes must call it alike."""
     for total in (total for totals in sums.values() for total in totals):
         if process_rank():

@@ -10,7 +10,7 @@ from greenlet import getcurrent
 from transformers import PreTrainedModel
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.batching import IGNORED
+from osrm_cli.models.token_batches import IGNORED
 
 ALL_TOKENS = "all"
 # Called with a layer's name, its inputs (batch, length, d_in) and the mask (batch, length) of positions that count.
@@ -194,7 +194,7 @@ def watch_layer_inputs(
 
 @contextmanager
 def _with_layer_input_hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[..., None]]]) -> Iterator[None]:
-    handles = [module.register_forward_pre_hook(_hook_of_forward_pass(hook)) for module, hook in hooks]
+    handles = [module.register_forward_pre_hook(_layer_input_hook(hook)) for module, hook in hooks]
     try:
         yield
     finally:
@@ -202,7 +202,7 @@ def _with_layer_input_hooks(hooks: Iterable[tuple[torch.nn.Module, Callable[...,
             handle.remove()
 
 
-def _hook_of_forward_pass(hook: Callable[..., None]) -> Callable[..., None]:
+def _layer_input_hook(hook: Callable[..., None]) -> Callable[..., None]:
     """A hook that sees its own forward pass alone: an offloaded model runs several side by side."""
     owner = getcurrent()
     return lambda *arguments: hook(*arguments) if getcurrent() is owner else None

@@ -56,7 +56,7 @@ class OffloadedModel:
                 setattr(module, name, buffer.to(device))
         self._layers = dict(_find_offloaded_layers(loaded.model))
         for name, layer in self._layers.items():
-            layer.forward = _forward_after_reading_layer(name, layer.forward)
+            layer.forward = _offloaded_layer_forward(name, layer.forward)
 
     def run(self, passes: Sequence[Callable[[], object]]) -> None:
         """Run forward passes side by side.
@@ -163,7 +163,7 @@ def _find_offloaded_layers(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     return visit("", model)
 
 
-def _forward_after_reading_layer(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _offloaded_layer_forward(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
     """A layer's ``forward`` that waits until the layer has been read."""
 
     def wait(*args: Any, **kwargs: Any) -> Any:

@@ -82,17 +82,17 @@ def render_png(plot: Plot) -> bytes:
         )
 
 
-def render_svgs(plot: Plot) -> Iterator[str]:
+def render_plot_svgs(plot: Plot) -> Iterator[str]:
     """Each panel as an SVG element without a legend, its text and axes in the colour of the text around it."""
     for index, panel in enumerate(plot.panels):
         with _figure_style(f"{plot.name}-{index}", _INK):  # the salt keeps ids apart on one page
-            yield _figure_as_svg(_save_figure(_draw_figure_panels(plot, [panel], 1), "svg"))
+            yield _plot_as_svg(_save_figure(_draw_figure_panels(plot, [panel], 1), "svg"))
 
 
 def render_wide_svg(plot: Plot) -> str:
     """All panels as one SVG element, names standing once in a row of panels."""
     with _figure_style(f"{plot.name}-wide", _INK):
-        return _figure_as_svg(
+        return _plot_as_svg(
             _save_figure(_draw_figure_panels(plot, plot.panels, _count_panel_columns(len(plot.panels))), "svg")
         )
 
@@ -143,7 +143,7 @@ def _figure_panel_size(names: Sequence[str], cells: int) -> tuple[float, float]:
     return max(_PANEL[0], 0.45 * cells + 1.2), max(_PANEL[1], 0.38 * cells + 1.0)
 
 
-def _figure_as_svg(content: bytes) -> str:
+def _plot_as_svg(content: bytes) -> str:
     whole = content.decode()
     element = whole[whole.index("<svg") :].replace(_INK, "currentColor")
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.S)

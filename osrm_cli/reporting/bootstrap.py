@@ -79,7 +79,7 @@ class Bootstrap:
             for counts in draw_resample_counts(self._generator("examples", task), len(labels), self.resamples):
                 resamples = BootstrapResamples(counts, labels, classes)
                 for key, score in wanted.items():
-                    found[key].append(resamples.headlines(metric_names(score), np.asarray(score.predictions)))
+                    found[key].append(resamples.headlines(bootstrap_metric_names(score), np.asarray(score.predictions)))
             self._known |= {key: np.concatenate(parts) for key, parts in found.items()}
 
     def difference(self, arm: Runs, baseline: Runs) -> Difference | None:
@@ -134,10 +134,10 @@ def _has_predictions(score: TaskScore) -> bool:
 
 
 def _predictions_key(task: str, score: TaskScore) -> tuple[str, tuple[str, ...], bytes]:
-    return task, metric_names(score), hashlib.sha256(np.asarray(score.predictions).tobytes()).digest()
+    return task, bootstrap_metric_names(score), hashlib.sha256(np.asarray(score.predictions).tobytes()).digest()
 
 
-def metric_names(score: TaskScore) -> tuple[str, ...]:
+def bootstrap_metric_names(score: TaskScore) -> tuple[str, ...]:
     """The metrics whose mean is the primary score."""
     return tuple(name for name in score.metrics if name in METRICS)
 

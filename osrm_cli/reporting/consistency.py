@@ -8,7 +8,7 @@ import numpy as np
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.score_files import ScoreFile
 from osrm_cli.evaluation.scores import TaskScore
-from osrm_cli.reporting.bootstrap import count_reported_classes, metric_names
+from osrm_cli.reporting.bootstrap import bootstrap_metric_names, count_reported_classes
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.label_sets import MAX_CLASSES
 from osrm_cli.tasks.task import MULTI_LABEL, Task
@@ -61,7 +61,7 @@ def _check_reported_predictions(file: ScoreFile) -> None:
             raise OsrmError(
                 f"{file.name} has {len(score.predictions)} predictions and {len(score.labels)} labels of '{task}'"
             )
-        names = metric_names(score)
+        names = bootstrap_metric_names(score)
         if not names or not any(set(names) <= set(kind) for kind in metrics.KINDS):
             raise OsrmError(f"{file.name}: the metrics of '{task}' do not go together: {', '.join(score.metrics)}")
         if names[0] not in metrics.REGRESSION_METRICS:
@@ -89,7 +89,7 @@ def _scores_of_file(file: ScoreFile) -> Iterator[tuple[str, TaskScore]]:
 
 def _recompute_reported_score(score: TaskScore) -> float:
     """The primary score that the predictions give, in percent."""
-    names, labels, predictions = metric_names(score), np.asarray(score.labels), np.asarray(score.predictions)
+    names, labels, predictions = bootstrap_metric_names(score), np.asarray(score.labels), np.asarray(score.predictions)
     if names[0] in metrics.MULTI_LABEL_METRICS:
         task = Task("", ("text",), tuple(range(MAX_CLASSES)), names, kind=MULTI_LABEL)
     else:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from osrm_cli.plotting.figure import Plot, render_svgs, render_wide_svg
+from osrm_cli.plotting.figure import Plot, render_plot_svgs, render_wide_svg
 from osrm_cli.reporting.markdown import Block, Heading, Items, Paragraph, Strong, TableBlock
 
 _LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # CSS has no dash and dot
@@ -77,7 +77,7 @@ def _cell_html(tag: str, content: str, is_text: bool, more: str = "") -> str:
 def _figure_html(plot: Plot) -> str:
     """Each panel by itself, to flow as the page's width has it; where all share names, on wide pages one image."""
     titles = [f"{plot.title}: {panel.title}".rstrip(": ") for panel in plot.panels]
-    images = _join_html_lines(map(_image_html, render_svgs(plot), titles))
+    images = _join_html_lines(map(_image_html, render_plot_svgs(plot), titles))
     if plot.rows and len(plot.panels) > 1:
         whole = f"{plot.title}: {', '.join(panel.title for panel in plot.panels)}"
         wide = _image_html(render_wide_svg(plot), whole)

@@ -48,7 +48,7 @@ def read_report_inputs(
     found = {place: item for path in paths for place, item in _read_report_input(path)}
     owner: dict[Path, str] = {}
     for name, pattern in arms:
-        given = {place: item for path in _match_arm_paths(pattern) for place, item in _read_report_input(path)}
+        given = {place: item for path in _find_report_inputs(pattern) for place, item in _read_report_input(path)}
         found.update((place, item) for place, item in given.items() if place not in found)
         for place in given or _select_report_inputs(found, [pattern]):
             if owner.setdefault(place, name) != name:
@@ -97,7 +97,7 @@ def _list_report_files(given: Path) -> Iterator[Path]:
     yield from inside
 
 
-def _match_arm_paths(pattern: str) -> list[Path]:
+def _find_report_inputs(pattern: str) -> list[Path]:
     """The files and folders on disk that a pattern fits."""
     path = Path(pattern)
     above = Path(path.anchor)

@@ -144,14 +144,14 @@ def _interference_plot(diagnoses: Mapping[str, Diagnosis]) -> Plot | None:
     """A heat map for each diagnosis that holds a matrix."""
     panels = []
     for name, found in sorted(diagnoses.items()):
-        matrix = _read_matrix(found.get("interference"))
+        matrix = _read_matrix_to_report(found.get("interference"))
         if matrix:
             panels.append(Panel(name if len(diagnoses) > 1 else "", draw_heatmap(*matrix), len(matrix[0])))
     note = "Energy of the update of the task on the left on inputs of the task below, as a share of the base model's."
     return Plot("interference", "Interference matrix", note, panels) if panels else None
 
 
-def _read_matrix(found: Any) -> tuple[list[str], list[list[float]]] | None:
+def _read_matrix_to_report(found: Any) -> tuple[list[str], list[list[float]]] | None:
     """Tasks and values; nothing where the file holds no matrix of numbers."""
     if not isinstance(found, Mapping) or not found:
         return None

@@ -69,14 +69,14 @@ def write_results_table(path: Path, files: Iterable[ScoreFile], diagnoses: Diagn
     Raises:
         OsrmError: If two files have different labels of the same examples.
     """
-    table = pa.Table.from_pylist(list(_flatten_score_files(files)), schema=_SCHEMA)
+    table = pa.Table.from_pylist(list(_score_files_to_results_rows(files)), schema=_SCHEMA)
     shown = {name: {key: found.get(key) for key in ("sha256", "interference")} for name, found in diagnoses.items()}
     record = {**provenance.make_artifact_record("report", {}), "diagnoses": shown}
     table = table.replace_schema_metadata({_KEY: json.dumps(record, sort_keys=True)})
     pq.write_table(table, path, compression="zstd", compression_level=19)
 
 
-def _flatten_score_files(files: Iterable[ScoreFile]) -> Iterator[dict[str, Any]]:
+def _score_files_to_results_rows(files: Iterable[ScoreFile]) -> Iterator[dict[str, Any]]:
     labels: dict[tuple[str, str], Values] = {}
 
     def rows(common: dict[str, Any], part: Part, scores: TaskScores) -> Iterator[dict[str, Any]]:
@@ -125,13 +125,13 @@ def read_results_table(path: Path) -> tuple[list[ScoreFile], Diagnoses]:
         diagnoses = TypeAdapter(dict[str, dict[str, Any]]).validate_python(record.get("diagnoses"))
         rows = TypeAdapter(list[_Row]).validate_python(table.to_pylist(maps_as_pydicts="strict"))
         labels = {(row.task, row.examples_sha256 or ""): row.labels for row in rows if row.labels}
-        files = [_restore_score_file(list(group), labels) for _, group in groupby(rows, lambda row: row.file)]
+        files = [_results_rows_to_score_file(list(group), labels) for _, group in groupby(rows, lambda row: row.file)]
     except ValidationError as error:
         raise OsrmError(f"{path} cannot be read: {describe_error(error)}", "make it anew") from None
     return files, diagnoses
 
 
-def _restore_score_file(rows: list[_Row], labels: Mapping[tuple[str, str], Values]) -> ScoreFile:
+def _results_rows_to_score_file(rows: list[_Row], labels: Mapping[tuple[str, str], Values]) -> ScoreFile:
     labelled = any(row.predictions for row in rows)
 
     def scores(rows: Iterable[_Row], part: Part) -> TaskScores:

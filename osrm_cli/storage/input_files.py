@@ -8,7 +8,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -194,13 +194,13 @@ class SafetensorsFile:
         return tensor
 
 
-def read_header_record(path: Path) -> dict[str, Any]:
+def read_safetensors_record(path: Path) -> dict[str, Any]:
     """The record that was saved with the tensors; empty for a file of another tool."""
     with open_safetensors(path) as file:
-        return {key: value for key, value in read_own_metadata(path, file).items() if key != DIGEST_KEY}
+        return {key: value for key, value in read_safetensors_metadata(path, file).items() if key != DIGEST_KEY}
 
 
-def read_own_metadata(path: Path, file: Any) -> dict[str, Any]:
+def read_safetensors_metadata(path: Path, file: Any) -> dict[str, Any]:
     """The JSON object under the file's ``osrm`` key."""
     try:
         text = (file.metadata() or {}).get("osrm", "{}")
@@ -253,13 +253,6 @@ def read_safetensors_tensor(location: TensorLocation) -> "torch.Tensor":
     if tensor.is_floating_point() and not all_finite(tensor):
         raise OsrmError(f"{location.path}: NaN or infinity in {location.name}", "give weights that are whole")
     return tensor
-
-
-def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """A tensor's shape as that of a matrix: a vector is one row, and further dimensions are joined."""
-    if len(shape) < 2:
-        return 1, math.prod(shape)
-    return shape[0], math.prod(shape[1:])
 
 
 def list_indexed_safetensors(index: Path) -> dict[str, TensorLocation]:

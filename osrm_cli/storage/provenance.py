@@ -5,10 +5,11 @@ No timestamps and no details of the machine: the same inputs give the same bytes
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from osrm_cli import __version__
@@ -80,7 +81,7 @@ def write_digests(folder: Path) -> None:
     write_record(folder, {**json.loads((folder / RECORD_NAME).read_text(encoding="utf-8")), "files": files})
 
 
-def check_artifacts_share_base(base_models: Mapping[Path, BaseModelId]) -> None:
+def check_base_provenance(base_models: Mapping[Path, BaseModelId]) -> None:
     """Check that all artifacts belong to one base model, and name the one that does not.
 
     The odd one out is the one whose weights differ from those that most artifacts share.
@@ -94,13 +95,20 @@ def check_artifacts_share_base(base_models: Mapping[Path, BaseModelId]) -> None:
     usual_digest = max(digests, key=digests.count)
     odd_path, odd_base = next((path, base) for path, base in base_models.items() if base.sha256 != usual_digest)
     usual_path, usual_base = next((path, base) for path, base in base_models.items() if base.sha256 == usual_digest)
-    odd, usual = _describe_recorded_base(odd_base), _describe_recorded_base(usual_base)
+    odd, usual = _describe_base_provenance(odd_base), _describe_base_provenance(usual_base)
     raise OsrmError(
         f"{odd_path} comes from base model {odd}, but {usual_path} from {usual}",
         "use artifacts of one base model only; adapters of several: osrm merge --method distill --base MODEL",
     )
 
 
-def _describe_recorded_base(base: BaseModelId) -> str:
+def _describe_base_provenance(base: BaseModelId) -> str:
     revision = f" at {base.revision[:12]}" if base.revision else ""
     return f"{base.name}{revision} (weights {base.sha256[:12]})"
+
+
+def short_model_name(name: str) -> str:
+    """The last part of a path or hub id (of a snapshot, that of its id), without what says that it is quantized."""
+    path = PureWindowsPath(name)  # which takes both kinds of slashes
+    last = path.parent.parent.name.rpartition("--")[2] if path.parent.name == "snapshots" else path.name
+    return re.sub(r"(-unsloth)?-bnb-4bit$", "", last)

@@ -56,7 +56,7 @@ class RecordedTaskSchema(ClosedSchema):
     stop: list[Text] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _check_whole(self) -> Self:
+    def _check_record_whole(self) -> Self:
         """A start knows the name alone of a task that has no features."""
         missing = {"columns", "labels", "metrics"} - self.model_fields_set
         if missing and self.model_fields_set != {"name"}:

@@ -1,4 +1,4 @@
-"""Read the records that commands write into folders: ``osrm.json``, ``training.json``."""
+"""Read the records that commands write into folders: ``osrm.json``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class BaseModelId:
     sha256: str
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "BaseModelId | None":
+    def from_record(cls, record: Mapping[str, Any]) -> "BaseModelId | None":
         """The base model that a record names, or ``None`` if it names none."""
         base = record.get("base")
         return cls(**base) if base else None
@@ -59,12 +59,3 @@ def parse_record(path: Path) -> Record:
     if wrong := find_record_error(value):
         raise OsrmError(f"{path} cannot be read: {wrong}", remedy)
     return value
-
-
-def read_training_log(folder: Path) -> Mapping[str, Any]:
-    """What ``train`` noted beside an adapter; empty where it cannot be read."""
-    try:
-        log = read_json(folder / "training.json", "", finite=True)
-    except OsrmError:
-        return {}
-    return log if isinstance(log, dict) else {}

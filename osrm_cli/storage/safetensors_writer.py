@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import save_file
 
-from osrm_cli.storage.input_files import DIGEST_KEY, open_safetensors, read_own_metadata
+from osrm_cli.storage.input_files import DIGEST_KEY, open_safetensors, read_safetensors_metadata
 
 DTYPES = {
     torch.float64: "F64",
@@ -181,7 +181,7 @@ def check_safetensors_digest(path: Path) -> bool | None:
         OsrmError: If the file is missing or damaged.
     """
     with open_safetensors(path) as file:
-        recorded = read_own_metadata(path, file).get(DIGEST_KEY)
+        recorded = read_safetensors_metadata(path, file).get(DIGEST_KEY)
         if recorded is None:
             return None
         return bool(recorded == _safetensors_digest((name, file.get_tensor(name)) for name in sorted(file.keys())))

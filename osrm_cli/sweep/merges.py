@@ -17,7 +17,7 @@ from osrm_cli.progress import Progress
 from osrm_cli.sweep.grid import MergeFamily, SweptDelta
 
 if TYPE_CHECKING:
-    from osrm_cli.adapters.task_data import TaskSample
+    from osrm_cli.adapters.task_data import AdapterTaskSample
     from osrm_cli.merging.from_data.task_models import TaskModel
 
 
@@ -35,7 +35,7 @@ class SweepMerges:
 
     def __init__(self, families: Sequence[MergeFamily], base_dir: Path, device: torch.device) -> None:
         self._base_dir, self._device = base_dir, device
-        self._samples: dict[tuple[Any, ...], list[TaskSample]] = {}
+        self._samples: dict[tuple[Any, ...], list[AdapterTaskSample]] = {}
         reads_data = any(family.plan.method.data_statistic for family in families)
         self._saved = families[0].plan.read_saved_modules() if reads_data else MergedModules({})
         for family in families:

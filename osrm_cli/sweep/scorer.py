@@ -10,7 +10,7 @@ from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.backbone import Backbone
-from osrm_cli.models.heads import find_head_layer
+from osrm_cli.models.linear_head import find_head_layer
 from osrm_cli.progress import Advance
 from osrm_cli.sweep.tasks import SweepTask
 from osrm_cli.sweep.weights import SweptDeltaSource, SweptSingleDeltas, SweptWeights
@@ -84,7 +84,7 @@ class SweepScorer:
         saved = plan.read_saved_modules()
         self._backbone = Backbone.load(base_dir, device)
         self._backbone.check_layers(plan.shapes)
-        self._backbone.place_whole_values(saved.values, saved.rows)
+        self._backbone.replace_values(saved.values, saved.rows)
         self._adapters, self._batch_size = plan.adapters, batch_size
         self._weights = SweptWeights(self._backbone.model, plan.layers, dtype)
         self._heads = [SweepHead(task, self._backbone) for task in tasks]

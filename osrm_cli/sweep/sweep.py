@@ -11,7 +11,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.scores import ScoredMerge, average
 from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
 from osrm_cli.models.backbone import check_max_length
-from osrm_cli.models.base_model import resolve_adapters_base
+from osrm_cli.models.base_model import resolve_common_base_model
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
@@ -125,7 +125,7 @@ def run_sweep(
     families = expand_grid(recipe, list(dict.fromkeys(methods)), grid, shared_options)
     notes = _note_unused_sweep_inputs({"features": features, "samples": samples}, families, calibrate)
     opened_adapters = families[0].plan.adapters
-    base_dir, base = resolve_adapters_base(opened_adapters, model, revision)
+    base_dir, base = resolve_common_base_model(opened_adapters, model, revision)
     unlabelled = (samples or DEFAULT_SAMPLES) if calibrate else 0
     spec = SweepDataSpec(data, split, validation_split, limit, max_length, unlabelled, seed)
     sweep_tasks = spec.load_tasks(opened_adapters, tasks)

@@ -77,7 +77,7 @@ class TextSweepScorer:
         backbone = TextBackbone.load(base_dir, device, beside=carried.parent if carried else None)
         saved = plan.read_saved_modules()
         backbone.check_layers(plan.shapes)
-        backbone.place_whole_values(saved.values, saved.rows)
+        backbone.replace_values(saved.values, saved.rows)
         self._adapters, self._batch_size = plan.adapters, batch_size
         self._weights = SweptWeights(backbone.model, plan.layers, dtype)
         self._texts = [SweepText(task, backbone) for task in tasks]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.tasks.file_encoding import open_task_data_text
 from osrm_cli.tasks.table import Table
-from osrm_cli.tasks.text_encoding import open_task_data_text
 
 DELIMITERS = (",", ";", "\t", "|")
 

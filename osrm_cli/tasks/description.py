@@ -33,12 +33,12 @@ def describe_task_split(data: TaskSplit) -> dict[str, Any]:
         "label_column": column,
         "kind": "regression" if task.regression else task.kind,
         "labels": labels,
-        "first": {**dict(zip(task.columns, first.texts, strict=True)), column: _name_task_label(task, first.label)},
+        "first": {**dict(zip(task.columns, first.texts, strict=True)), column: _describe_task_label(task, first.label)},
         "task_toml": _write_task_toml(data),
     }
 
 
-def _name_task_label(task: Task, label: Label | None) -> Any:
+def _describe_task_label(task: Task, label: Label | None) -> Any:
     if task.labels is None or label is None:
         return label
     if task.is_multi_label:

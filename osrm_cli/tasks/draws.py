@@ -8,7 +8,7 @@ from itertools import pairwise
 from osrm_cli.tasks.task import Label
 
 
-def order_by_hash(indices: Iterable[int], *names: object) -> list[int]:
+def draw_order_by_hash(indices: Iterable[int], *names: object) -> list[int]:
     """Indices in a random order that depends on ``names`` alone."""
     prefix = "\0".join(map(str, names))
     return sorted(indices, key=lambda index: hashlib.sha256(f"{prefix}\0{index}".encode()).digest())
@@ -30,7 +30,7 @@ def draw_stratified(labels: Sequence[Label], count: int, seed: int) -> list[int]
     strata = [label if isinstance(label, int) else None for label in labels]
     sizes, taken = Counter(strata), Counter[int | None]()
     ranked: list[tuple[float, int, int]] = []
-    for index in order_by_hash(range(len(labels)), "stratified", seed):
+    for index in draw_order_by_hash(range(len(labels)), "stratified", seed):
         stratum = strata[index]
         ranked.append(((taken[stratum] + 0.5) / sizes[stratum] if taken[stratum] else 0.0, len(ranked), index))
         taken[stratum] += 1

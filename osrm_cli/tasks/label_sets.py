@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.parsing import describe_table_value, normalize_label
 from osrm_cli.tasks.table import Table
-from osrm_cli.tasks.task import Label
+from osrm_cli.tasks.task import Label, Task
 
 MAX_CLASSES = 50  # JSON's numbers hold integers of so many bits exactly
 
@@ -118,3 +118,14 @@ def _split_labels(table: Table, row: int, value: Any) -> list[Any]:
     if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):
         raise OsrmError(f"{table.locate(row)}: the label is {describe_table_value(value)}, expected a list of classes")
     return value
+
+
+def find_label_without_contrast(task: Task, labels: Sequence[Label]) -> str | int | None:
+    """A class that no head can be fitted to: it has no row; of several a row, it holds for each or for none."""
+    if task.labels is None:
+        return None
+    if task.is_multi_label:
+        means = label_matrix(labels, task.num_labels).mean(0)
+        return next((name for name, mean in zip(task.labels, means, strict=True) if mean in (0, 1)), None)
+    present = set(labels)
+    return next((name for index, name in enumerate(task.labels) if index not in present), None)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.draws import are_sorted_by_label, order_by_hash
+from osrm_cli.tasks.draws import are_sorted_by_label, draw_order_by_hash
 from osrm_cli.tasks.glue import GLUE, GLUE_HUB_ID, list_glue_splits, load_glue_columns
 from osrm_cli.tasks.label_sets import parse_label_sets
 from osrm_cli.tasks.mini import MINI, MINI_FOLDER
@@ -216,7 +216,7 @@ def draw_examples(data: TaskSplit, k: int, seed: int) -> TaskSplit:
 
     Each example's place comes from a hash of seed, task and index, which no version of Python or numpy can change.
     """
-    order = order_by_hash(range(len(data.examples)), seed, data.task.name, data.split)
+    order = draw_order_by_hash(range(len(data.examples)), seed, data.task.name, data.split)
     return replace(data, examples=tuple(data.examples[i] for i in order[:k]))
 
 
@@ -339,7 +339,7 @@ def _read_task_rows(
     table = file if isinstance(file, Table) else read_table(file, None if share else limit)
     rows: Sequence[int] = range(len(table))
     if share:
-        order = order_by_hash(rows, "split-dev", name)
+        order = draw_order_by_hash(rows, "split-dev", name)
         first = max(1, round(share * len(table)))
         rows = sorted(order[:first] if split == "dev" else order[first:])
     return table if len(rows[:limit]) == len(table) else table.take(rows[:limit])

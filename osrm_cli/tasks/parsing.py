@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.tasks.file_encoding import is_encodable
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import Label
-from osrm_cli.tasks.text_encoding import is_encodable
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII)
 _LARGEST = 10**300  # beyond it an integer is as good as infinite: it makes no float

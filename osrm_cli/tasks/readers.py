@@ -16,14 +16,14 @@ from typing import Any, TextIO
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.delimited import read_csv, read_tsv
-from osrm_cli.tasks.table import Table
-from osrm_cli.tasks.text_encoding import (
+from osrm_cli.tasks.file_encoding import (
     WINDOWS,
     check_windows_encoding,
     is_encodable,
     open_task_data_file,
     open_task_data_text,
 )
+from osrm_cli.tasks.table import Table
 
 SPLIT_STEMS = {
     "train": ("train",),
@@ -94,7 +94,9 @@ def _read_table_as_text(read: "Reader", path: Path, limit: int | None) -> Table:
 
 def _read_jsonl(path: Path, limit: int | None, encoding: str | None) -> Table:
     with open_task_data_text(path, encoding) as file:
-        columns, lines = _make_table_columns(islice(_parse_jsonl_rows(path, file), limit and min(limit, sys.maxsize)))
+        columns, lines = _make_task_data_columns(
+            islice(_parse_jsonl_rows(path, file), limit and min(limit, sys.maxsize))
+        )
     return Table(str(path), columns, lines)
 
 
@@ -111,7 +113,9 @@ def _parse_jsonl_rows(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str,
         yield number, values
 
 
-def _make_table_columns(rows: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[dict[str, list[Any]], Sequence[int]]:
+def _make_task_data_columns(
+    rows: Iterable[tuple[int, Mapping[str, Any]]],
+) -> tuple[dict[str, list[Any]], Sequence[int]]:
     """Columns and line numbers of rows that may lack some of the columns."""
     columns: dict[str, list[Any]] = {}
     lines = array("q")
@@ -160,7 +164,7 @@ def _find_json_rows(path: Path, content: Any, limit: int | None) -> dict[str, li
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
                 raise OsrmError(f"{path}, row {number}: found {type(row).__name__}, expected a JSON object")
-        return _make_table_columns(enumerate(rows))[0]
+        return _make_task_data_columns(enumerate(rows))[0]
     if isinstance(content, dict) and content:
         values = list(content.values())
         if all(isinstance(value, list) for value in values) and len(values) > 1:

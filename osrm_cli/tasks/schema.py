@@ -8,10 +8,10 @@ from typing import Any
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks import label_sets
+from osrm_cli.tasks.file_encoding import is_encodable
 from osrm_cli.tasks.parsing import describe_table_value, is_no_label, normalize_label, parse_number
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import CLASSIFICATION, MULTI_LABEL
-from osrm_cli.tasks.text_encoding import is_encodable
 
 LABEL_COLUMNS = ("label", "labels", "gold_label", "score", "target", "class")  # the first that there is
 # Names that may as well be of something else: one of them must stand alone.

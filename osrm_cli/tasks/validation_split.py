@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.draws import order_by_hash
+from osrm_cli.tasks.draws import draw_order_by_hash
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import Example, Label, Task, TaskSplit
 
@@ -74,7 +74,7 @@ def _halve_validation_split(data: TaskSplit, seed: int) -> ValidationSplit:
         raise OsrmError(
             f"{data.source} has {count} example, two halves need two or more", "use --validation-split, or more data"
         )
-    order = order_by_hash(range(count), "halves", seed, data.task.name, data.split)
+    order = draw_order_by_hash(range(count), "halves", seed, data.task.name, data.split)
     rows = {VALIDATION: tuple(sorted(order[: count // 2])), TEST: tuple(sorted(order[count // 2 :]))}
     labels = [] if data.task.is_text else data.labels
     return ValidationSplit(data.task, data.examples, labels, rows, {data.split: data.sha256}, data.warnings)

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from osrm_cli.models.batching import collate_batch
 from osrm_cli.models.text.generation import completion_logits, compute_completion_losses, token_losses
+from osrm_cli.models.token_batches import collate_batch
 from osrm_cli.tasks.text.metrics import LIKELIHOOD, loss_scores
 from osrm_cli.training.trainer import PenaltyTrainer
 

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from osrm_cli.errors import OsrmError, first_line
-from osrm_cli.models.batching import tokenize_for_classifier
 from osrm_cli.models.text.completions import CompletionTokenizer
+from osrm_cli.models.token_batches import tokenize_for_classifier
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.label_sets import label_matrix, label_sets_from_logits
 from osrm_cli.tasks.task import Task, TaskSplit

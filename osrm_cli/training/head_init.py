@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from osrm_cli.models.heads import compute_representations, find_head_layer, find_unfittable_head_class, fit_linear_head
+from osrm_cli.models.linear_head import compute_representations, find_head_layer, fit_linear_head
 from osrm_cli.tasks.draws import draw_stratified
-from osrm_cli.tasks.label_sets import label_set
+from osrm_cli.tasks.label_sets import find_label_without_contrast, label_set
 from osrm_cli.tasks.task import Task
 from osrm_cli.training.fast_dropout import use_fast_dropout
 
@@ -45,7 +45,7 @@ def fit_new_head(
     labels = [example["label"] for example in examples]
     if task.is_multi_label:
         labels = [label_set(index for index, holds in enumerate(flags) if holds) for flags in labels]
-    if (missing := find_unfittable_head_class(task, labels)) is not None:
+    if (missing := find_label_without_contrast(task, labels)) is not None:
         lack = f"class '{missing}' {_describe_untrainable_class(task)} training example"
         return f"{lack}: the head is initialized randomly instead of fitted"
     inputs = [{name: values for name, values in example.items() if name != "label"} for example in examples]

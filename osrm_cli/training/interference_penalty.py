@@ -9,16 +9,16 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
+from torch.autograd.function import once_differentiable
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.features.adapter_match import check_feature_layers
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.statistics.table import SECOND_MOMENT
-from osrm_cli.linalg import interference
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.models.target_modules import is_conv1d
-from osrm_cli.storage import provenance
+from osrm_cli.storage.provenance import check_base_provenance
 from osrm_cli.storage.records import BaseModelId
 
 _MIN_OWN_ENERGY = 1e-3  # added to the own energy, in units of the base model's: B starts at zero
@@ -41,7 +41,7 @@ class _PenaltyMoments:
     def to(self, like: torch.Tensor) -> "_PenaltyMoments":
         return replace(self, moments=[moment.to(like) for moment in self.moments], unit=self.unit.to(like))
 
-    def times(self, A: torch.Tensor) -> torch.Tensor:  # noqa: N803 - the papers' letter
+    def times(self, A: torch.Tensor) -> torch.Tensor:
         """``A C`` of every layer, ``(L, r, d_in)``."""
         parts = zip(self.moments, torch.split(A, list(self.counts)), strict=True)
         return torch.cat([moment.times(rows.flatten(0, 1)) for moment, rows in parts]).view_as(A)
@@ -64,10 +64,10 @@ class _PenalizedLayers:
 
     def interference(self) -> torch.Tensor:
         """Relative energy of each layer's update, ``(L,)``."""
-        A, B = (torch.stack(factors) for factors in zip(*map(_trained_lora_factors, self.modules), strict=True))  # noqa: N806
+        A, B = (torch.stack(factors) for factors in zip(*map(_trained_lora_factors, self.modules), strict=True))
         with torch.no_grad():
-            AC = torch.stack([inputs.times(A) for inputs in self.inputs])  # noqa: N806
-        shares = interference.batched_delta_energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
+            AC = torch.stack([inputs.times(A) for inputs in self.inputs])
+        shares = penalty_energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
         return shares[0] if len(shares) == 1 else shares[0] / (shares[1] + _MIN_OWN_ENERGY)
 
 
@@ -83,7 +83,7 @@ def open_penalty_features(folder: Path, start: Adapter, base: BaseModelId, unit:
         features.require_task(task, "--penalty-unit own")
         tasks.append(task)
     features = features.only(tasks).select((SECOND_MOMENT, "sketch"), "the interference penalty")
-    provenance.check_artifacts_share_base({start.folder: base, features.paths[0]: features.base})
+    check_base_provenance({start.folder: base, features.paths[0]: features.base})
     for file in features.files.values():
         check_feature_layers(start, file, features.tasks)
     return features
@@ -138,8 +138,8 @@ def _gather_penalty_moments(layers: Mapping[str, Any], moments: Mapping[str, Sec
     last = None
     for name, module in layers.items():
         layer: torch.nn.Module = module.get_base_layer()
-        W = dequantize_module_weight(layer).detach().float()  # noqa: N806
-        W = W.T if is_conv1d(layer) else W  # noqa: N806
+        W = dequantize_module_weight(layer).detach().float()
+        W = W.T if is_conv1d(layer) else W
         if moments[name] is not last:
             last = moments[name]
             shared.append(last.to(W))
@@ -170,3 +170,34 @@ def penalty_from_features(
         if settings["penalty_unit"] == "own":
             own |= dict.fromkeys(inputs.layers, inputs.moments[task])
     return InterferencePenalty(model, others, own or None, settings["interference_penalty"])
+
+
+class _PenaltyEnergies(torch.autograd.Function):
+    """``delta_energy`` from ``A C``: as C is symmetric, the gradient needs no other product with it."""
+
+    @staticmethod
+    def forward(ctx: Any, A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
+        inner, seen = B.mT @ B, AC @ A.mT
+        ctx.save_for_backward(B, AC, inner, seen)
+        return (inner * seen).sum(dim=(-2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        B, AC, inner, seen = ctx.saved_tensors
+        twice = 2 * grad[..., None, None]
+        return inner @ (twice * AC).sum(dim=0), B @ (twice * seen).sum(dim=0), None
+
+
+def penalty_energies(A: torch.Tensor, B: torch.Tensor, AC: torch.Tensor) -> torch.Tensor:
+    """``delta_energy`` of L layers' updates on the inputs of U kinds, ``(U, L)``, differentiable in A and B.
+
+    In training C is by far the largest thing that is read, and so it is read once a step.
+
+    Args:
+        A: ``(L, r, d_in)``.
+        B: ``(L, d_out, r)``, the scaling in it.
+        AC: ``A`` times the inputs' symmetric second moments, ``(U, L, r, d_in)``; its gradient is accounted for.
+    """
+    energies: torch.Tensor = _PenaltyEnergies.apply(A, B, AC)  # type: ignore[no-untyped-call]
+    return energies

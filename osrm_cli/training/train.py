@@ -11,17 +11,17 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
+from osrm_cli.adapters.task_data import DEFAULT_DATA
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.backbone import check_max_length
 from osrm_cli.models.base_model import resolve_base_model
-from osrm_cli.models.batching import check_model_vocabulary
 from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
-from osrm_cli.models.devices import pick_device, pick_training_dtype, quantization_settings
+from osrm_cli.models.devices import pick_device, quantization_settings
 from osrm_cli.models.distributed import process_count, process_rank
 from osrm_cli.models.text.completions import CompletionTokenizer, chat_template_record
 from osrm_cli.models.text.language_model import load_language_model
+from osrm_cli.models.token_batches import check_model_vocabulary
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 from osrm_cli.storage.records import BaseModelId
@@ -32,8 +32,8 @@ from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, d
 from osrm_cli.training.full_update import to_full_training_start
 from osrm_cli.training.head_init import fit_new_head
 from osrm_cli.training.interference_penalty import open_penalty_features, penalty_from_features
-from osrm_cli.training.peft_model import measure_adapter_drift, save_trained_adapter, to_trainable_peft_model
-from osrm_cli.training.trainer import DivergenceError, frozen_weights_to_bfloat16
+from osrm_cli.training.trainable_adapter import measure_adapter_drift, save_trained_adapter, to_trainable_peft_model
+from osrm_cli.training.trainer import DivergenceError, frozen_weights_to_bfloat16, pick_training_dtype
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def _prepare_training_run(
     if "quantize" in settings and not train.task.is_text:
         raise OsrmError(f"{origin}: --quantize is for tasks that are answered with text", "leave it out")
     base_dir, base = resolve_base_model(origin, start.base, start.config.base_model, model, revision)
-    length = resolve_max_length(settings["max_length"], train.task)
+    length = train.task.resolve_max_length(settings["max_length"])
     check_max_length(base_dir, length)
     unit = settings.get("penalty_unit", "base")
     reads = "interference_penalty" in settings or "project_energy" in settings

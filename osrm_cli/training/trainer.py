@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.models.devices import pick_dtype
 from osrm_cli.models.target_modules import is_conv1d
 from osrm_cli.training.interference_penalty import InterferencePenalty
 
@@ -99,3 +100,18 @@ class TrainingMonitor(TrainerCallback):
         if not math.isfinite(loss):
             hint = f"try a lower --lr than {args.learning_rate:g}"
             raise DivergenceError(f"the training loss is {loss} after step {state.global_step}", hint)
+
+
+def pick_training_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Like ``pick_dtype``, but ``auto`` also takes bfloat16 on a CPU with matrix units (AMX), eight times faster there.
+
+    Training keeps float32 master weights and is noisy anyway; single measurements stay in float32.
+    """
+    if name == "auto" and device.type == "cpu" and _has_amx():
+        return torch.bfloat16
+    return pick_dtype(name, device)
+
+
+def _has_amx() -> bool:
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.11 cannot tell
+    return bool(capabilities.get("amx_bf16", False))

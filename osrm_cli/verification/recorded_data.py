@@ -74,7 +74,7 @@ def _recorded_data_of_command(record: Record, folder: Path) -> Iterator[Recorded
                 yield _recorded_first_examples(name, row["source"], split, settings["limit"], digest)
 
 
-def _check_recorded_types(texts: Sequence[Any], counts: Sequence[Any]) -> None:
+def _check_record_to_verify(texts: Sequence[Any], counts: Sequence[Any]) -> None:
     """Check values of a record that data is read by: a digest, a source and a split; numbers of examples and seeds.
 
     Raises:
@@ -89,7 +89,7 @@ def _check_recorded_types(texts: Sequence[Any], counts: Sequence[Any]) -> None:
 
 
 def _recorded_draw(task: str, row: Mapping[str, Any], split: str, samples: int | None, seed: int) -> RecordedData:
-    _check_recorded_types([task, row["source"], split, row["sha256"]], [samples or 0, seed])
+    _check_record_to_verify([task, row["source"], split, row["sha256"]], [samples or 0, seed])
 
     def load() -> TaskSplit:
         whole = load_split(task, row["source"], split)
@@ -99,12 +99,12 @@ def _recorded_draw(task: str, row: Mapping[str, Any], split: str, samples: int |
 
 
 def _recorded_first_examples(task: str, source: str, split: str, limit: int | None, digest: str) -> RecordedData:
-    _check_recorded_types([task, source, split, digest], [limit or 0])
+    _check_record_to_verify([task, source, split, digest], [limit or 0])
     return RecordedData(f"{source}/{task}/{split}", digest, lambda: load_split(task, source, split, limit))
 
 
 def _recorded_text_draw(task: Task, row: Mapping[str, Any], seed: int) -> RecordedData:
-    _check_recorded_types([row["source"], row["split"], row["sha256"]], [row["samples"], seed])
+    _check_record_to_verify([row["source"], row["split"], row["sha256"]], [row["samples"], seed])
 
     def load() -> TaskSplit:
         return draw_examples(load_texts(task, row["source"], row["split"]), row["samples"], seed)

@@ -126,7 +126,7 @@ def _read_record_to_verify(path: Path) -> Record:
     if path.name == RECORD_NAME:
         return records.parse_record(path)
     if path.suffix == ".safetensors":
-        record = input_files.read_header_record(path)
+        record = input_files.read_safetensors_record(path)
     else:
         value = read_json(path, _REMEDY)
         record = value if isinstance(value, dict) else {}
@@ -168,7 +168,7 @@ class _Verifier:
             self._check_tensors(path)
         for name, digest in (record.get("files") or {}).items():
             self._compare_file(artifact, "file", str(path.parent / name), digest, path.parent / name)
-        if base := BaseModelId.of(record):
+        if base := BaseModelId.from_record(record):
             self._check_base(artifact, base)
         try:
             for data in recorded_data(record, path.parent):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter, check_same_architecture
+from osrm_cli.adapters.adapter import Adapter, check_adapters_share_base
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import provenance
 from tests.factories import delta, save
@@ -338,7 +338,7 @@ def test_a_snapshot_in_the_hubs_cache_is_found_offline(folder, tmp_path, monkeyp
 def together(template, tmp_path, *settings):
     for name, values in zip("abc", settings, strict=False):
         edit(copy(template, tmp_path / name), **values)
-    check_same_architecture([Adapter.open(tmp_path / name) for name in "abc"[: len(settings)]])
+    check_adapters_share_base([Adapter.open(tmp_path / name) for name in "abc"[: len(settings)]])
 
 
 @pytest.mark.parametrize(
@@ -368,9 +368,9 @@ def test_recorded_digests_decide_over_names(template, tmp_path):
         edit(copy(template, tmp_path / name), base_model_name_or_path=f"org/{name}")
         provenance.write_record(tmp_path / name, {"base": {"name": name, "revision": None, "sha256": digest}})
         adapters.append(Adapter.open(tmp_path / name))
-    check_same_architecture(adapters[:2])
+    check_adapters_share_base(adapters[:2])
     with pytest.raises(OsrmError, match=r"c comes from base model c .*, but .*a from a"):
-        check_same_architecture(adapters)
+        check_adapters_share_base(adapters)
 
 
 def test_other_widths_are_refused(template, tmp_path):
@@ -383,4 +383,4 @@ def test_other_widths_are_refused(template, tmp_path):
 
     rewrite(tmp_path / "b", widen)
     with pytest.raises(OsrmError, match=r"layer.0.attention.self.query is \(16, 20\) in .*b, but \(16, 16\) in .*a"):
-        check_same_architecture([Adapter.open(tmp_path / name) for name in "ab"])
+        check_adapters_share_base([Adapter.open(tmp_path / name) for name in "ab"])

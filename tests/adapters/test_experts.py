@@ -12,7 +12,7 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
-from osrm_cli.models.lora_config import make_lora_config
+from osrm_cli.models.peft_model import make_lora_config
 from tests.adapters.formats.factories import deltas
 
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]

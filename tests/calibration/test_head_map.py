@@ -16,10 +16,10 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
-from osrm_cli.models import heads
-from osrm_cli.models.backbone import with_peft_adapter
-from osrm_cli.models.batching import compute_logits, tokenize_for_classifier
+from osrm_cli.models import linear_head
+from osrm_cli.models.backbone import with_adapter_on_backbone
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.token_batches import compute_logits, tokenize_for_classifier
 from osrm_cli.tasks.task import Example
 from tests.conftest import WORDS
 
@@ -71,9 +71,11 @@ class Bed:
 
     def run(self, folder: Path, batch_size: int = 8) -> tuple[str, torch.nn.Linear, torch.Tensor]:
         """Name of the last layer, the layer, and what it is fed with, by the code under test."""
-        with with_peft_adapter(self.model, Adapter.open(folder), 3) as whole:
-            rows = heads.compute_representations(whole, self.encodings, self.tokenizer, CPU, batch_size, lambda _: None)
-            return *heads.find_head_layer(whole), rows
+        with with_adapter_on_backbone(self.model, Adapter.open(folder), 3) as whole:
+            rows = linear_head.compute_representations(
+                whole, self.encodings, self.tokenizer, CPU, batch_size, lambda _: None
+            )
+            return *linear_head.find_head_layer(whole), rows
 
     def reference(self, folder: Path, change: Callable[[PeftModel], None] = lambda _: None) -> tuple[Any, Any]:
         """Inputs of the last layer and logits, one example at a time without padding, through plain PEFT."""
@@ -112,10 +114,10 @@ def test_representations_are_what_the_last_layer_is_fed_with(family: str, bed: B
 
 
 def test_the_model_is_as_before(bed: Bed) -> None:
-    with with_peft_adapter(bed.model, Adapter.open(bed.folders[0]), 3) as whole:
+    with with_adapter_on_backbone(bed.model, Adapter.open(bed.folders[0]), 3) as whole:
         rest = (bed.tokenizer, CPU, 8, lambda _: None)
         before = compute_logits(whole, bed.encodings, *rest)
-        heads.compute_representations(whole, bed.encodings, *rest)
+        linear_head.compute_representations(whole, bed.encodings, *rest)
         assert torch.equal(compute_logits(whole, bed.encodings, *rest), before)
 
 
@@ -168,4 +170,4 @@ def test_heads_that_cannot_be_calibrated(tiny_model: Callable[[str], Path]) -> N
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"), num_labels=3)
     adapted = get_peft_model(model, LoraConfig(target_modules=["query", "classifier"]))
     with pytest.raises(OsrmError, match="BertForSequenceClassification does not end in a plain linear layer of 3"):
-        heads.find_head_layer(adapted)
+        linear_head.find_head_layer(adapted)

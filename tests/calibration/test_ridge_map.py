@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from osrm_cli.calibration.ridge_map import (
     MAX_SPREAD,
+    calibrated_spread_factor,
     fit_ridge_map,
     fold_into_head,
     leave_one_out,
-    logit_spread_factor,
 )
 from osrm_cli.errors import OsrmError
 from osrm_cli.seeding import gaussian
@@ -136,8 +136,8 @@ def test_spread_has_limits():
     assert fit_ridge_map(Z, noise, W).spread == MAX_SPREAD
     assert fit_ridge_map(Z, noise, W[:1]).spread == 1.0  # a score: no classes to decide between
     assert fit_ridge_map(Z, noise, W, intercept=False).spread == 1.0  # would change no decision
-    assert logit_spread_factor(noise, torch.zeros_like(noise), W) == 1.0
-    assert logit_spread_factor(noise, 2 * noise, W) == 1.0
+    assert calibrated_spread_factor(noise, torch.zeros_like(noise), W) == 1.0
+    assert calibrated_spread_factor(noise, 2 * noise, W) == 1.0
 
 
 def test_constant_representations_are_safe():

@@ -12,7 +12,7 @@ import torch
 from osrm_cli import __version__
 from osrm_cli.cli import console
 from osrm_cli.cli.app import app
-from osrm_cli.errors import describe_trouble
+from osrm_cli.errors import describe_system_error
 from tests.run_cli import ROOT, osrm, process
 
 COMMANDS = [command.name for command in app.registered_commands if command.name]
@@ -163,7 +163,7 @@ def test_the_output_by_its_other_names(project_copy: Path) -> None:
     ids=str,
 )
 def test_trouble_with_files_is_one_line_and_a_bug_has_its_traceback(error: Exception, expected: str | None) -> None:
-    assert describe_trouble(error) == expected
+    assert describe_system_error(error) == expected
 
 
 @pytest.mark.parametrize("size", [100, 5_000, 8_300, 13_098, 16_000])
@@ -177,4 +177,4 @@ def test_a_checkpoint_on_a_full_disk(tmp_path: Path, size: int) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-    assert "cannot be written" in str(describe_trouble(found.value))
+    assert "cannot be written" in str(describe_system_error(found.value))

@@ -19,9 +19,9 @@ from transformers import AutoModelForSequenceClassification
 from osrm_cli.adapters import task_data
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.calibration.head_map import fit_head_map
-from osrm_cli.models import heads
-from osrm_cli.models.batching import compute_logits, tokenize_for_classifier
+from osrm_cli.models import linear_head
 from osrm_cli.models.classifier import load_tokenizer
+from osrm_cli.models.token_batches import compute_logits, tokenize_for_classifier
 from osrm_cli.storage import records
 from tests.run_cli import ROOT, listing, osrm
 
@@ -119,9 +119,9 @@ def test_the_written_head_is_the_map_and_then_the_old_head(
         model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=LABELS[task])
         return PeftModel.from_pretrained(model, str(calibrated_project / folder)).eval()
 
-    single = heads.compute_representations(peft(f"adapters/{task}"), *rest)
-    merged = heads.compute_representations(peft(f"merged/tasks/{task}"), *rest)
-    _, layer = heads.find_head_layer(peft(f"merged/tasks/{task}"))
+    single = linear_head.compute_representations(peft(f"adapters/{task}"), *rest)
+    merged = linear_head.compute_representations(peft(f"merged/tasks/{task}"), *rest)
+    _, layer = linear_head.find_head_layer(peft(f"merged/tasks/{task}"))
     found = fit_head_map(layer, merged, single)
     expected = linear(merged.double() @ found.M + found.shift, layer.weight.double(), layer.bias.double())
     logits = compute_logits(peft(f"calibrated/tasks/{task}"), *rest)
@@ -263,7 +263,7 @@ def test_other_heads(family: str, tiny_model: Callable[[str], Path], text_tasks:
     assert row["error"] < row["before"]
     fresh = AutoModelForSequenceClassification.from_pretrained(tiny_model(family), num_labels=2)
     loaded = PeftModel.from_pretrained(fresh, str(tmp_path / "merged/tasks/mood"))
-    name, layer = heads.find_head_layer(loaded)
+    name, layer = linear_head.find_head_layer(loaded)
     assert torch.equal(layer.weight, new[f"{name}.weight"])
 
 

@@ -159,7 +159,7 @@ def test_damaged_sums_are_named_and_no_task_is_merged(
     in_shards(project_copy, 2, *ALL)
     in_shards(project_copy, 2, *ALL, task="pair")
     path = project_copy / "parts/pair.shard-2-of-2.safetensors"
-    facts, contents = input_files.read_header_record(path), load_file(path)
+    facts, contents = input_files.read_safetensors_record(path), load_file(path)
     del contents[tensor]
     safetensors_writer.save_tensors(path, contents if value is None else {**contents, tensor: value}, facts)
     before = listing(project_copy)

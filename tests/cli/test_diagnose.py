@@ -163,7 +163,7 @@ def rewrite(project_copy, task, moment, width=16):
     path = project_copy / f"features/{task}.safetensors"
     held = load_file(path)
     new = {name: moment.clone() for name in held if name.endswith("second-moment")}
-    safetensors_writer.save_tensors(path, {**held, **new}, input_files.read_header_record(path))
+    safetensors_writer.save_tensors(path, {**held, **new}, input_files.read_safetensors_record(path))
 
 
 def diagonal(first, last, tail=1e-3):
@@ -287,7 +287,7 @@ def test_features_that_the_start_was_not_made_from(project_copy):
     start = load_file(project_copy / "starts/mood" / WEIGHTS)
     for layer in {name.rpartition(".")[0] for name in held}:
         held[f"{layer}.mean"] = start[f"base_model.model.{layer}.lora_A.weight"][0].clone()
-    safetensors_writer.save_tensors(path, held, input_files.read_header_record(path))
+    safetensors_writer.save_tensors(path, held, input_files.read_safetensors_record(path))
     found = warnings(project_copy, *ADAPTERS)
     assert any("starts/mood: A captures" in line and "that 'osrm' avoids" in line for line in found)
     assert any("starts/mood: not made from these features of pair" in line for line in found)

@@ -24,7 +24,7 @@ def factors(folder: Path) -> dict[str, torch.Tensor]:
 
 def change(path: Path, tensor: str | None = None, value: float = 0.0, **facts: object) -> None:
     """Write a features file again with something else in it."""
-    old = input_files.read_header_record(path)
+    old = input_files.read_safetensors_record(path)
     contents = load_file(path)
     if tensor:
         contents[tensor][0] = value

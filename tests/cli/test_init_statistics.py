@@ -14,11 +14,11 @@ from transformers import AutoModelForSequenceClassification
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.features.loss_gradients import _halve_gradient_sample
 from osrm_cli.initialization.objectives.table import OBJECTIVES
-from osrm_cli.models import heads
-from osrm_cli.models.batching import collate_batch, tokenize_for_classifier
+from osrm_cli.models import linear_head
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.token_batches import collate_batch, tokenize_for_classifier
 from osrm_cli.tasks.loading import draw_examples, load_split
-from osrm_cli.training.peft_model import to_trainable_peft_model
+from osrm_cli.training.trainable_adapter import to_trainable_peft_model
 from tests.run_cli import osrm
 
 STATISTICS = ("mean", "samples", "second-moment", "sketch:6")
@@ -109,13 +109,13 @@ def _decrease_per_interference(project_copy: Path, start: Path, folder: Path, te
     model = to_trainable_peft_model(classifier, Adapter.open(start), None).double().eval()
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_B") and hasattr(m, "base_layer")}
     Bs = [layer.lora_B["default"].weight.requires_grad_() for layer in layers.values()]
-    _, head = heads.find_head_layer(model)
+    _, head = linear_head.find_head_layer(model)
     halves, cpu = _halve_gradient_sample(data), torch.device("cpu")
-    Z = heads.compute_representations(model, encodings, tokenizer, cpu, 8, lambda _: None).double()
+    Z = linear_head.compute_representations(model, encodings, tokenizer, cpu, 8, lambda _: None).double()
 
     def losses() -> Iterator[torch.Tensor]:
         for fitted, judged in (halves, halves[::-1]):
-            heads.fit_linear_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
+            linear_head.fit_linear_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
             logits = model(**collate_batch([encodings[i] for i in judged], tokenizer, cpu)).logits
             yield cross_entropy(logits, torch.tensor([data.labels[i] for i in judged]), reduction="sum") / len(
                 encodings

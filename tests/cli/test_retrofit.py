@@ -57,7 +57,7 @@ def test_balanced_at_mu_1_merges_to_regmean(project_copy):
         path = project_copy / f"features/{task}.safetensors"
         held = load_file(path)
         full = {name: C + 0.02 * torch.eye(16) for name, C in held.items() if name.endswith("second-moment")}
-        safetensors_writer.save_tensors(path, {**held, **full}, input_files.read_header_record(path))
+        safetensors_writer.save_tensors(path, {**held, **full}, input_files.read_safetensors_record(path))
     retrofit(project_copy, "--mu", 1)
     new = [f"retrofitted/{task}" for task in TASKS]
     assert osrm("merge", *new, "--lambda", 1, "--out", "ours", cwd=project_copy).code == 0

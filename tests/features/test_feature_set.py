@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.features.feature_set import FeatureSet, LayerFeatures
+from osrm_cli.features.feature_set import FeatureSet, FeatureSetLayer
 from osrm_cli.linalg.second_moment import SecondMoment
 from osrm_cli.seeding import gaussian
 from osrm_cli.storage import safetensors_writer
@@ -101,7 +101,7 @@ def test_without_a_statistic_each_layer_comes_alone(folder: Path) -> None:
 
 
 def test_one_task_has_no_others() -> None:
-    inputs = LayerFeatures(["l"], {"a": SecondMoment(torch.eye(2), False)}, {"a": 0.0}, {})
+    inputs = FeatureSetLayer(["l"], {"a": SecondMoment(torch.eye(2), False)}, {"a": 0.0}, {})
     with pytest.raises(OsrmError, match="no features of a task other than 'a'"):
         inputs.others("a")
 

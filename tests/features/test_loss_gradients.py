@@ -5,10 +5,10 @@ import torch
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.loss_gradients import _halve_gradient_sample, compute_loss_gradients
-from osrm_cli.models import heads
-from osrm_cli.models.batching import collate_batch, tokenize_for_classifier
+from osrm_cli.models import linear_head
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.target_modules import default_target_modules, find_target_layers, is_conv1d, layer_widths
+from osrm_cli.models.token_batches import collate_batch, tokenize_for_classifier
 from osrm_cli.tasks.loading import draw_examples, load_split
 from osrm_cli.tasks.task import Example, Task, TaskSplit
 
@@ -31,13 +31,13 @@ def test_equals_the_slow_way(tiny_model, text_tasks, family, task):
     counted = []
     found = compute_loss_gradients(model, layers, data, encodings, tokenizer, 5, counted.append)
     assert sum(counted) == len(encodings)
-    _, head = heads.find_head_layer(model)
-    Z = heads.compute_representations(model, encodings, tokenizer, CPU, 16, lambda _: None).double()
+    _, head = linear_head.find_head_layer(model)
+    Z = linear_head.compute_representations(model, encodings, tokenizer, CPU, 16, lambda _: None).double()
     model.requires_grad_(True)
     model.config.problem_type = "regression" if data.task.regression else "single_label_classification"
     expected = dict.fromkeys(layers, 0)
     for fitted, judged in (_halve_gradient_sample(data), _halve_gradient_sample(data)[::-1]):
-        heads.fit_linear_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
+        linear_head.fit_linear_head(head, data.task, Z[fitted], [data.labels[i] for i in fitted])
         for i in judged:
             model.zero_grad()
             batch = collate_batch([encodings[i]], tokenizer, CPU)

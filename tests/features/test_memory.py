@@ -15,7 +15,7 @@ import pytest
 from osrm_cli.errors import OsrmError
 from osrm_cli.features import memory as memory_module
 from osrm_cli.features.collect import collect_features
-from osrm_cli.features.memory import StatisticsSize, format_memory_size, parse_memory_size, plan_statistics_memory
+from osrm_cli.features.memory import StatisticsSize, format_memory_size, parse_statistics_memory, plan_statistics_memory
 from osrm_cli.features.statistics.table import find_statistic
 from tests.conftest import WORDS, save_tokenizer
 from tests.run_cli import ROOT, osrm
@@ -30,19 +30,19 @@ Tiny = Callable[[str], Path]
     ("text", "size"), [("8GiB", 8 << 30), ("1.5 mib", 3 << 19), ("700B", 700), ("2TiB", 2 << 40), ("0.5KiB", 512)]
 )
 def test_sizes_are_read(text: str, size: int) -> None:
-    assert parse_memory_size(text) == size
-    assert parse_memory_size(format_memory_size(size)) == size
+    assert parse_statistics_memory(text) == size
+    assert parse_statistics_memory(format_memory_size(size)) == size
 
 
 @pytest.mark.parametrize("text", ["", "8", "8G", "8GB", "-1GiB", "0B", "0.1B", "1e9B", "lots", "9" * 5000 + "B"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(OsrmError, match="expected a size with its unit"):
-        parse_memory_size(text)
+        parse_statistics_memory(text)
 
 
 @pytest.mark.parametrize("size", [1, 1023, 1025, 123_456_789, (1 << 33) + 1])
 def test_a_size_rounded_up_is_enough(size: int) -> None:
-    assert size <= parse_memory_size(format_memory_size(size, up=True)) <= 1.2 * size
+    assert size <= parse_statistics_memory(format_memory_size(size, up=True)) <= 1.2 * size
 
 
 def test_layers_of_an_8b_model_fit_into_8_gib() -> None:
@@ -67,7 +67,7 @@ def test_a_layer_that_does_not_fit() -> None:
         caught.value.hint or "",
     )
     assert needed
-    assert len(plan_statistics_memory({"down": 28672}, MOMENTS, parse_memory_size(needed[1])).groups) == 1
+    assert len(plan_statistics_memory({"down": 28672}, MOMENTS, parse_statistics_memory(needed[1])).groups) == 1
 
 
 @pytest.fixture
@@ -200,4 +200,4 @@ def test_the_bound_is_kept(wide: Path) -> None:
     unbounded, whole = measure_peak(wide, "8GiB")
     bounded, same = measure_peak(wide, LIMIT)
     assert same == whole
-    assert bounded < parse_memory_size(LIMIT) < unbounded  # six sums of 50 MB, and a matrix of 38
+    assert bounded < parse_statistics_memory(LIMIT) < unbounded  # six sums of 50 MB, and a matrix of 38

@@ -1,4 +1,3 @@
-import peft
 import pytest
 import torch
 
@@ -40,32 +39,6 @@ def test_energy_of_the_base_model_is_the_mean_over_tokens():
     W = draw(D_OUT, D_IN, seed=9)
     expected = (inputs(1) @ W.T).square().sum(dim=1).mean()
     torch.testing.assert_close(interference.weight_energy(W, moment(1)), expected, rtol=1e-12, atol=0)
-
-
-def test_energies_and_their_gradients_are_a_peft_layer_s():
-    """Two layers in one stack on two kinds of inputs, beside what automatic differentiation makes of forward passes."""
-    torch.manual_seed(0)
-    X = [[inputs(kind + task).float() for task in (1, 2)] for kind in (0, 10)]
-    layers, expected = [], [[], []]
-    for place in range(2):
-        model = torch.nn.Sequential(torch.nn.Linear(D_IN, D_OUT, bias=False))
-        config = peft.LoraConfig(r=RANK, lora_alpha=7, target_modules=["0"], init_lora_weights=False)
-        layer = peft.get_peft_model(model, config).base_model.model[0]
-        layers.append((layer.lora_A["default"].weight, layer.lora_B["default"].weight))
-        for kind, rows in enumerate(X):
-            moved = layer(rows[place]) - layer.base_layer(rows[place])
-            expected[kind].append(moved.square().sum(dim=1).mean())
-    expected = torch.stack([torch.stack(kind) for kind in expected])
-
-    A, B = (torch.stack(factors) for factors in zip(*layers, strict=True))
-    C = torch.stack([torch.stack([rows.T @ rows / len(rows) for rows in kind]) for kind in X])
-    found = interference.batched_delta_energies(A, 7 / RANK * B, (A @ C).detach())
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
-
-    weights = [factor for pair in layers for factor in pair]
-    ours, theirs = (torch.autograd.grad((each[0] / each[1]).log().sum(), weights) for each in (found, expected))
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
 def test_projection_is_the_least_squares_fit():

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osrm_cli.linalg.low_rank import LowRank, core_space, numerical_rank, squared_norm, stack_factors
+from osrm_cli.linalg.low_rank import LowRank, low_rank_cores, numerical_rank, squared_norm, stack_factors
 
 some = settings(deadline=None, max_examples=25, derandomize=True)
 
@@ -41,7 +41,7 @@ def test_stack_keeps_the_bits_of_half_precision() -> None:
 @some
 @given(pairs())
 def test_core_space_loses_nothing(updates: list[LowRank]) -> None:
-    for core in (core_space(updates), core_space(updates).in_principal_bases()):
+    for core in (low_rank_cores(updates), low_rank_cores(updates).in_principal_bases()):
         for Q in (core.Q_B, core.Q_A):
             torch.testing.assert_close(Q.T @ Q, torch.eye(Q.shape[1], dtype=Q.dtype), atol=1e-12, rtol=0)
         for update, M in zip(updates, core.cores, strict=True):
@@ -51,8 +51,8 @@ def test_core_space_loses_nothing(updates: list[LowRank]) -> None:
 
 def test_principal_core_has_the_size_of_the_joint_rank() -> None:
     one = LowRank(torch.randn(9, 2), torch.randn(2, 7))
-    assert core_space([one, one, one.scaled(2)]).cores.shape == (3, 6, 6)
-    assert core_space([one, one, one.scaled(2)]).in_principal_bases().cores.shape == (3, 2, 2)
+    assert low_rank_cores([one, one, one.scaled(2)]).cores.shape == (3, 6, 6)
+    assert low_rank_cores([one, one, one.scaled(2)]).in_principal_bases().cores.shape == (3, 2, 2)
 
 
 @some

@@ -35,14 +35,14 @@ def test_equals_scipy_and_no_rotation_is_nearer(r):
 def test_drift_is_relative_and_pools_layers_by_size():
     starts = {"small": draw(4, 30, "small"), "large": 10 * draw(4, 30, "large")}
     ends = {"small": 1.5 * starts["small"], "large": starts["large"].float()}
-    found = subspaces.measure_procrustes_drift(starts, ends)
+    found = subspaces.relative_procrustes_distances(starts, ends)
     assert found.layers == pytest.approx({"small": 0.5, "large": 0.0}, abs=1e-7)
     small, large = float(starts["small"].norm()), float(starts["large"].norm())
     assert found.overall == pytest.approx(0.5 * small / (small**2 + large**2) ** 0.5, rel=1e-6)
 
 
 def test_a_start_of_zeros_has_no_drift_to_speak_of():
-    assert subspaces.measure_procrustes_drift({"l": torch.zeros(2, 5)}, {"l": torch.ones(2, 5)}).overall == 0.0
+    assert subspaces.relative_procrustes_distances({"l": torch.zeros(2, 5)}, {"l": torch.ones(2, 5)}).overall == 0.0
 
 
 def test_what_did_not_move_has_no_distance() -> None:

@@ -11,10 +11,10 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features import shards
 from osrm_cli.features.collector import InputStatistics, describe_feature_layers
 from osrm_cli.features.statistics.table import find_statistic
-from osrm_cli.models.batching import collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.models.layer_inputs import find_shared_layer_inputs, record_layer_inputs
 from osrm_cli.models.target_modules import default_target_modules, find_target_layers
+from osrm_cli.models.token_batches import collate_batch, tokenize_for_classifier
 from osrm_cli.tasks.task import Example
 from tests.conftest import FAMILIES, WORDS
 

@@ -8,9 +8,10 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
-from osrm_cli.models.backbone import ModelInMemory, attach_adapter_to_model, with_adapted_backbone, with_backbone_deltas
+from osrm_cli.models.backbone import BackboneModel, with_adapted_backbone, with_backbone_deltas
 from osrm_cli.models.classifier import LoadedModel
-from osrm_cli.training.peft_model import to_trainable_peft_model
+from osrm_cli.models.peft_model import make_peft_model
+from osrm_cli.training.trainable_adapter import to_trainable_peft_model
 from tests.token_adapters import CASES, load_base, logits, save_adapter, save_base
 
 # A model in memory has one weight for tied layers, to which an update of the output layer alone cannot be added.
@@ -20,8 +21,8 @@ IN_MEMORY = [(case, tied) for case in CASES for tied in (False, True) if (case, 
 def place(folder, base, grown=0):
     """The base model with what the adapter holds beside its factors."""
     saved = MergePlan.of(MergeRecipe("task-arith", (RecipeEntry(str(folder)),))).read_saved_modules()
-    memory = ModelInMemory(base, load_base(base, grown), None, torch.device("cpu"))
-    memory.place_whole_values(saved.values, saved.rows)
+    memory = BackboneModel(base, load_base(base, grown), None, torch.device("cpu"))
+    memory.replace_values(saved.values, saved.rows)
     return memory.model
 
 
@@ -51,7 +52,7 @@ def test_an_adapter_leaves_the_model_as_it_was(tmp_path, case, is_tied, dtype):
     expected = save_adapter(tmp_path / "a", base, **CASES[case])
     adapter, model = Adapter.open(tmp_path / "a"), load_base(base).to(dtype)
     before = logits(model)
-    with with_adapted_backbone(model, attach_adapter_to_model(model, adapter), adapter) as updated:
+    with with_adapted_backbone(model, make_peft_model(model, adapter), adapter) as updated:
         close = {"rtol": 1e-6, "atol": 5e-6} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.2}
         torch.testing.assert_close(logits(updated).float(), expected, **close)
     assert torch.equal(logits(model), before)

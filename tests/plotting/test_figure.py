@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from osrm_cli.plotting import figure
-from osrm_cli.plotting.figure import Panel, Plot, plot_line_style, render_png, render_svgs, render_wide_svg
+from osrm_cli.plotting.figure import Panel, Plot, plot_line_style, render_plot_svgs, render_png, render_wide_svg
 from osrm_cli.plotting.heatmap import draw_heatmap
 
 NAMES = [f"an arm with the long name {place}, penalty 3, fresh head" for place in range(5)]
@@ -67,7 +67,7 @@ def test_names_stand_once_in_a_row_of_panels_and_the_axis_s_title_once() -> None
     wide = re.sub(r"<[^>]*>", "|", render_wide_svg(rows_plot(6)))
     assert wide.count("name 3") == 2
     assert wide.count("above") == 1
-    narrow = list(render_svgs(rows_plot(6)))
+    narrow = list(render_plot_svgs(rows_plot(6)))
     assert len(narrow) == 6
     assert all("name 3" in re.sub(r"<[^>]*>", "|", svg) for svg in narrow)
 

@@ -25,8 +25,8 @@ def test_record_says_where_from(tmp_path: Path) -> None:
         "inputs": [{"path": (tmp_path / "in").as_posix(), "sha256": hashlib.sha256(b"text").hexdigest()}],
         "tokens": 7,
     }
-    assert BaseModelId.of(facts) == OURS
-    assert BaseModelId.of(provenance.make_artifact_record("merge", {})) is None
+    assert BaseModelId.from_record(facts) == OURS
+    assert BaseModelId.from_record(provenance.make_artifact_record("merge", {})) is None
 
 
 def test_equal_facts_are_equal_bytes() -> None:
@@ -70,7 +70,7 @@ def test_digest_of_a_folder_sees_names_and_contents_but_nothing_hidden(tmp_path:
 
 
 def test_odd_base_is_named() -> None:
-    provenance.check_artifacts_share_base({Path("one"): OURS, Path("two"): OURS})
-    provenance.check_artifacts_share_base({})
+    provenance.check_base_provenance({Path("one"): OURS, Path("two"): OURS})
+    provenance.check_base_provenance({})
     with pytest.raises(OsrmError, match=r"^odd comes from base model theirs at c0ffee.*, but one from ours"):
-        provenance.check_artifacts_share_base({Path("odd"): THEIRS, Path("one"): OURS, Path("two"): OURS})
+        provenance.check_base_provenance({Path("odd"): THEIRS, Path("one"): OURS, Path("two"): OURS})

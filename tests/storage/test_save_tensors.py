@@ -15,7 +15,7 @@ SMAPS = Path("/proc/self/smaps")
 def test_written_and_read_again(tmp_path: Path) -> None:
     made = {"b": torch.arange(6.0).reshape(2, 3).T, "a": torch.ones(2, dtype=torch.bfloat16, requires_grad=True)}
     safetensors_writer.save_tensors(tmp_path / "x.safetensors", made, {"seed": 1})
-    assert input_files.read_header_record(tmp_path / "x.safetensors") == {"seed": 1}
+    assert input_files.read_safetensors_record(tmp_path / "x.safetensors") == {"seed": 1}
     with input_files.open_safetensors(tmp_path / "x.safetensors") as file:
         for name, tensor in made.items():
             assert torch.equal(file.get_tensor(name), tensor)
@@ -60,11 +60,11 @@ def test_damaged_file_is_named(tmp_path: Path, how: str) -> None:
 def test_metadata_of_other_programs(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({"a": torch.zeros(1)}, path)
-    assert input_files.read_header_record(path) == {}
+    assert input_files.read_safetensors_record(path) == {}
     for text in ("{", "[1]", "3", json.dumps("text")):
         save_file({"a": torch.zeros(1)}, path, metadata={"osrm": text})
         with pytest.raises(OsrmError, match="its metadata cannot be read"):
-            input_files.read_header_record(path)
+            input_files.read_safetensors_record(path)
 
 
 @pytest.mark.skipif(not SMAPS.is_file(), reason="only Linux tells what is mapped")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osrm_cli.tasks.draws import are_sorted_by_label, draw_stratified, order_by_hash
+from osrm_cli.tasks.draws import are_sorted_by_label, draw_order_by_hash, draw_stratified
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.integers(1, 80), st.integers(0, 3))
@@ -45,7 +45,7 @@ def test_scores_are_one_class():
 
 def test_the_order_is_the_same_everywhere():
     """These numbers are the promise: they must not change with the platform or the version of anything."""
-    assert order_by_hash(range(6), "seed", 1) == [0, 1, 3, 4, 5, 2]
+    assert draw_order_by_hash(range(6), "seed", 1) == [0, 1, 3, 4, 5, 2]
     assert draw_stratified([0] * 30 + [1] * 10, 5, 0) == [12, 15, 22, 24, 32]
 
 

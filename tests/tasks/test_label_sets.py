@@ -15,10 +15,10 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.preprocessing import StandardScaler
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.heads import find_unfittable_head_class, fit_linear_head, sum_classifier_losses
+from osrm_cli.models.linear_head import fit_linear_head, sum_classifier_losses
 from osrm_cli.reporting.bootstrap import BootstrapResamples
 from osrm_cli.tasks.description import describe_task_split
-from osrm_cli.tasks.label_sets import label_matrix, label_set, label_sets_from_logits
+from osrm_cli.tasks.label_sets import find_label_without_contrast, label_matrix, label_set, label_sets_from_logits
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.metrics import compute_task_scores
 from osrm_cli.tasks.task import Task
@@ -139,8 +139,8 @@ def test_the_head_is_a_regression_for_each_class() -> None:
             for strength in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
         ]
         assert min(np.abs(margins - fit).max() for fit in fits) < 1e-6
-    assert find_unfittable_head_class(TASK, labels) is None
-    assert find_unfittable_head_class(TASK, [0b011, 0b001]) == "a"  # it holds for every row
+    assert find_label_without_contrast(TASK, labels) is None
+    assert find_label_without_contrast(TASK, [0b011, 0b001]) == "a"  # it holds for every row
 
 
 def test_the_loss_is_that_of_transformers() -> None:

@@ -15,7 +15,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.training.full_update import find_trainable_subspaces, to_full_training_start
-from osrm_cli.training.peft_model import to_trainable_peft_model
+from osrm_cli.training.trainable_adapter import to_trainable_peft_model
 from tests.run_cli import osrm
 
 TEXTS = ["a fine day", "no", "rather more words than before"]

@@ -14,10 +14,10 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models import heads
-from osrm_cli.models.batching import tokenize_for_classifier
+from osrm_cli.models import linear_head
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
-from osrm_cli.models.heads import find_head_layer, fit_linear_head, sum_classifier_losses
+from osrm_cli.models.linear_head import find_head_layer, fit_linear_head, sum_classifier_losses
+from osrm_cli.models.token_batches import tokenize_for_classifier
 from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import Example, Task
 from osrm_cli.training.head_init import fit_new_head
@@ -57,7 +57,7 @@ def test_head_predicts_what_a_regression_on_the_frozen_model_does(
     inputs = torch.cat(seen).double().numpy()
     intercept = last.bias is not None
     scaled = StandardScaler(with_mean=intercept).fit_transform(inputs)
-    strength = heads.fit_linear_head(
+    strength = linear_head.fit_linear_head(
         torch.nn.Linear(inputs.shape[1], 2, intercept), data.task, torch.cat(seen).double(), data.labels
     )
     reference = LogisticRegression(C=strength, fit_intercept=intercept, max_iter=1000).fit(scaled, data.labels)
@@ -117,7 +117,7 @@ def test_fit_is_where_loss_and_penalty_pull_alike():
         ([float(i % 7) for i in range(40)], Task("t", ("text",), None, ("pearson",))),
     ):
         head = torch.nn.Linear(5, task.num_labels).double()
-        strength = heads.fit_linear_head(head, task, Z, labels)
+        strength = linear_head.fit_linear_head(head, task, Z, labels)
         logits = head(Z).detach().requires_grad_()
         slope = torch.autograd.grad(sum_classifier_losses(logits, task, labels), logits)[0].double()
         scale = Z.std(dim=0, correction=0)
@@ -136,11 +136,11 @@ def test_strength_is_of_least_loss_on_examples_left_out(signal: float) -> None:
     labels = [i % 3 for i in range(60)]
     Z = torch.randn(60, 40, generator=generator, dtype=torch.float64)
     Z[:, :3] += signal * torch.nn.functional.one_hot(torch.tensor(labels))
-    found = heads.fit_linear_head(
+    found = linear_head.fit_linear_head(
         torch.nn.Linear(40, 3).double(), Task("t", ("text",), ("a", "b", "c"), ("accuracy",)), Z, labels
     )
     losses = {}
-    for strength in heads.REGULARIZATION_STRENGTHS:
+    for strength in linear_head.REGULARIZATION_STRENGTHS:
         losses[strength] = 0.0
         for fold in range(5):
             # Classes alternate, so that scikit-learn's folds of like classes are twelve examples in a row.
@@ -153,15 +153,15 @@ def test_strength_is_of_least_loss_on_examples_left_out(signal: float) -> None:
             wanted = [y for y, here in zip(labels, left, strict=True) if here]
             losses[strength] -= sum(math.log(row[y]) for row, y in zip(chances, wanted, strict=True))
     assert found == min(losses, key=lambda strength: losses[strength])
-    assert signal or found == heads.REGULARIZATION_STRENGTHS[0]
+    assert signal or found == linear_head.REGULARIZATION_STRENGTHS[0]
 
 
 def test_class_with_one_example_is_fitted_at_the_least_strength() -> None:
     Z = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     task = Task("t", ("text",), ("a", "b"), ("accuracy",))
     assert (
-        heads.fit_linear_head(torch.nn.Linear(4, 2).double(), task, Z, [1, *[0] * 8])
-        == heads.REGULARIZATION_STRENGTHS[0]
+        linear_head.fit_linear_head(torch.nn.Linear(4, 2).double(), task, Z, [1, *[0] * 8])
+        == linear_head.REGULARIZATION_STRENGTHS[0]
     )
 
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.linalg.second_moment import SecondMoment
-from osrm_cli.models.batching import collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.token_batches import collate_batch, tokenize_for_classifier
 from osrm_cli.tasks.loading import draw_examples, load_split
-from osrm_cli.training.interference_penalty import InterferencePenalty, penalty_from_features
+from osrm_cli.training.interference_penalty import InterferencePenalty, penalty_energies, penalty_from_features
 from tests.run_cli import osrm
 
 
@@ -105,6 +105,32 @@ def test_gradient_reaches_both_factors_and_only_them(tiny_model: Callable[[str],
     InterferencePenalty(model, inputs, None, 1.0).interference().backward()
     touched = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert touched == {name for name, _ in model.named_parameters() if "lora_" in name}
+
+
+def test_energies_and_their_gradients_are_a_peft_layer_s() -> None:
+    """Two layers in one stack on two kinds of inputs, beside what automatic differentiation makes of forward passes."""
+    torch.manual_seed(0)
+    X = [[torch.randn(200, 24) @ torch.randn(24, 24) / 5 + torch.randn(24) for _ in range(2)] for _ in range(2)]
+    layers, energies = [], [[], []]
+    for place in range(2):
+        model = nn.Sequential(nn.Linear(24, 18, bias=False))
+        config = LoraConfig(r=3, lora_alpha=7, target_modules=["0"], init_lora_weights=False)
+        layer = get_peft_model(model, config).base_model.model[0]
+        layers.append((layer.lora_A["default"].weight, layer.lora_B["default"].weight))
+        for kind, rows in enumerate(X):
+            moved = layer(rows[place]) - layer.base_layer(rows[place])
+            energies[kind].append(moved.square().sum(dim=1).mean())
+    expected = torch.stack([torch.stack(kind) for kind in energies])
+
+    A, B = (torch.stack(factors) for factors in zip(*layers, strict=True))
+    C = torch.stack([torch.stack([rows.T @ rows / len(rows) for rows in kind]) for kind in X])
+    found = penalty_energies(A, 7 / 3 * B, (A @ C).detach())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+    weights = [factor for pair in layers for factor in pair]
+    ours, theirs = (torch.autograd.grad((each[0] / each[1]).log().sum(), weights) for each in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
 
 
 @settings(deadline=None, max_examples=20)

@@ -22,7 +22,7 @@ from osrm_cli.adapters.formats.contents import (
     read_alpha,
 )
 from osrm_cli.adapters.formats.single_file import check_only_linear_layers, has_lora_tensor, write_factors
-from osrm_cli.adapters.layers import FACTORS, PREFIX, plain_alpha, resolve_lora_rank
+from osrm_cli.adapters.layers import FACTORS, PREFIX, adapter_layer_rank, plain_alpha
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage.input_files import TensorLocation, list_safetensors_headers, open_safetensors
 from osrm_cli.storage.safetensors_writer import write_safetensors
@@ -161,8 +161,8 @@ def _make_diffusers_contents(
         component, name = split_component(full[layer])
         own = settings.get(component or "") or settings.get("")
         rank = ranks[names[layer]] = held[FACTORS[False][0]].shape[0]
-        if own and resolve_lora_rank(own, name) != rank:
-            raise OsrmError(f"{path}: {layer} has rank {rank}, its settings say {resolve_lora_rank(own, name)}")
+        if own and adapter_layer_rank(own, name) != rank:
+            raise OsrmError(f"{path}: {layer} has rank {rank}, its settings say {adapter_layer_rank(own, name)}")
         stated = plain_alpha(own, name, rank) if own else float(rank)
         scaled[names[layer]] = alphas.get(layer, stated)
     if unused := alphas.keys() - factors.keys():

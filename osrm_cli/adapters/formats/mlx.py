@@ -15,7 +15,7 @@ import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.formats.contents import AdapterContents, AdapterOutput, make_adapter_config
-from osrm_cli.adapters.formats.single_file import check_only_lora_factors, fold_adapter_scaling
+from osrm_cli.adapters.formats.single_file import check_adapter_fits_format, fold_adapter_scaling
 from osrm_cli.adapters.layers import FACTORS, PREFIX
 from osrm_cli.adapters.layers import WEIGHTS_NAME as PEFT_WEIGHTS
 from osrm_cli.adapters.writer import cast_adapter_factor
@@ -74,7 +74,7 @@ def write(path: Path, output: AdapterOutput) -> None:
         OsrmError: If the adapter holds convolutions or whole modules, or the scales cannot be made one exactly.
     """
     adapter = output.adapter
-    check_only_lora_factors(adapter, "mlx")
+    check_adapter_fits_format(adapter, "mlx")
     if kernel := next((layer for layer, shape in adapter.layers.items() if shape.kernel), None):
         raise OsrmError(f"{adapter.source} adapts the convolution {kernel}, which MLX LM has not", "use --format peft")
     if output.dtype not in _DTYPES:

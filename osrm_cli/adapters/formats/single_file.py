@@ -28,7 +28,7 @@ def has_lora_tensor(path: Path, is_name: Callable[[str], bool]) -> bool:
         return any(is_name(name) for name in file.keys())  # noqa: SIM118 - it is not a mapping
 
 
-def check_only_lora_factors(adapter: "Adapter", name: str) -> None:
+def check_adapter_fits_format(adapter: "Adapter", name: str) -> None:
     """Check that an adapter is factors of layers alone.
 
     Args:
@@ -61,7 +61,7 @@ def check_only_linear_layers(adapter: "Adapter", name: str) -> None:
     Raises:
         OsrmError: If it holds an embedding's factors, or modules that were trained as a whole.
     """
-    check_only_lora_factors(adapter, name)
+    check_adapter_fits_format(adapter, name)
     embedding = next((layer for layer, shape in adapter.layers.items() if shape.embedding), None)
     if embedding:
         raise OsrmError(

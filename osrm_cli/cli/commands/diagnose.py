@@ -158,11 +158,11 @@ def _shorten_printed_layers(layers: Iterable[str]) -> dict[str, str]:
     parts = {name: name.split(".") for name in layers}
     if len(parts) < 2:
         return {name: name for name in parts}
-    head = _count_shared_parts(parts.values())
-    tail = _count_shared_parts(name[:head:-1] for name in parts.values())
+    head = _count_parts_not_printed(parts.values())
+    tail = _count_parts_not_printed(name[:head:-1] for name in parts.values())
     return {name: ".".join(split[head : len(split) - tail]) for name, split in parts.items()}
 
 
-def _count_shared_parts(names: Iterable[Sequence[str]]) -> int:
+def _count_parts_not_printed(names: Iterable[Sequence[str]]) -> int:
     """How many parts names begin with alike."""
     return len(list(takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))))

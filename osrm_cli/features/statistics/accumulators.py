@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from osrm_cli.features.statistics.table import MOMENT_COLUMNS
+from osrm_cli.linalg.second_moment import to_float64
 
 State = dict[str, torch.Tensor]
 
@@ -186,8 +187,3 @@ class SamplesAccumulator(Accumulator):
 
     def _parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         return {"rows": ((0,), torch.int64), "means": ((0, self.d_in), torch.float64)}
-
-
-def to_float64(x: torch.Tensor) -> torch.Tensor:
-    """``x`` in float64, on the CPU if its device has none."""
-    return (x.cpu() if x.device.type == "mps" else x).to(torch.float64)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from osrm_cli.features.statistics.accumulators import Accumulator, State, to_float64
+from osrm_cli.features.statistics.accumulators import Accumulator, State
+from osrm_cli.linalg.second_moment import to_float64
 
 
 class FrequentDirections(Accumulator):

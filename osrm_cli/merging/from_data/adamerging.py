@@ -24,7 +24,7 @@ class LearnedWeights(LayerData):
         self.record = record
 
 
-class WeightedDeltas:
+class AdaMergingDeltas:
     """The sum ``sum_t c_tl w_tl dW_tl`` in every layer ``l``, as hooks: no dense weight is ever built.
 
     Args:
@@ -77,7 +77,7 @@ def learn_weights_by_entropy(
         The weight ``c_tl w_tl`` by adapter and layer, and the record for ``osrm.json``: examples, entropy before and
         after by task, in nats.
     """
-    mixture = WeightedDeltas(models, plan)
+    mixture = AdaMergingDeltas(models, plan)
     options = plan.recipe.options
     before = {model.name: mean_prediction_entropy(model, mixture) for model in models}
     adam = torch.optim.Adam([mixture.coefficients], lr=LEARNING_RATE)
@@ -96,7 +96,7 @@ def learn_weights_by_entropy(
     return mixture.learned_weights(models, plan), {"examples": examples, "entropy": entropy}
 
 
-def prediction_entropy(model: TaskModel, mixture: WeightedDeltas, indices: Sequence[int]) -> Tensor:
+def prediction_entropy(model: TaskModel, mixture: AdaMergingDeltas, indices: Sequence[int]) -> Tensor:
     """Entropy of the predictions for some examples, ``(len(indices),)``, in nats, with its graph."""
     shell = model.with_head_loaded()
     with with_output_hooks(shell, mixture.changes):
@@ -105,7 +105,7 @@ def prediction_entropy(model: TaskModel, mixture: WeightedDeltas, indices: Seque
     return entropy
 
 
-def mean_prediction_entropy(model: TaskModel, mixture: WeightedDeltas) -> float:
+def mean_prediction_entropy(model: TaskModel, mixture: AdaMergingDeltas) -> float:
     """Mean entropy over all of a task's examples, in nats."""
     with torch.no_grad():
         entropies = [prediction_entropy(model, mixture, indices).to(torch.float64).cpu() for indices in model.batches()]

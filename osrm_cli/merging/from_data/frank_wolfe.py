@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from osrm_cli.merging.from_data.adamerging import WeightedDeltas, Weights
+from osrm_cli.merging.from_data.adamerging import AdaMergingDeltas, Weights
 from osrm_cli.merging.from_data.fisher import example_loss
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.batching import IGNORED
 from osrm_cli.models.output_hooks import with_output_hooks
 from osrm_cli.models.text.generation import completion_logits, token_losses
+from osrm_cli.models.token_batches import IGNORED
 
 
 def learn_simplex_weights(
@@ -35,7 +35,7 @@ def learn_simplex_weights(
         The weight ``c_tl w_tl`` by adapter and layer, and the record for ``osrm.json``: examples, loss before and after
         by task, in nats.
     """
-    mixture = WeightedDeltas(models, plan)
+    mixture = AdaMergingDeltas(models, plan)
     with torch.no_grad():
         mixture.coefficients.zero_()
     layers = torch.arange(len(plan.layers), device=mixture.coefficients.device)
@@ -59,7 +59,7 @@ def learn_simplex_weights(
     return mixture.learned_weights(models, plan), {"examples": examples, "loss": loss}
 
 
-def _add_mixture_gradient(model: TaskModel, mixture: WeightedDeltas, tasks: int) -> float:
+def _add_mixture_gradient(model: TaskModel, mixture: AdaMergingDeltas, tasks: int) -> float:
     """Add the gradient of a task's share in the mean loss; returns the task's loss."""
     total = 0.0
     for loss in _mixture_batch_losses(model, mixture):  # one graph at a time
@@ -68,7 +68,7 @@ def _add_mixture_gradient(model: TaskModel, mixture: WeightedDeltas, tasks: int)
     return total
 
 
-def _mixture_batch_losses(model: TaskModel, mixture: WeightedDeltas) -> Iterator[Tensor]:
+def _mixture_batch_losses(model: TaskModel, mixture: AdaMergingDeltas) -> Iterator[Tensor]:
     """What each batch adds to the task's mean loss: ``-log p(label)``, of a completion per token, in nats."""
     shell, count = model.with_head_loaded(), len(model.encodings)
     for rows in model.batches():

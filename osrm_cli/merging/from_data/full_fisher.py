@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from osrm_cli.adapters.task_data import TaskSample
+from osrm_cli.adapters.task_data import AdapterTaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data.fisher import FisherInformation, example_loss
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.backbone import check_model_positions
 from osrm_cli.models.base_model import TOKENIZER_FILES
-from osrm_cli.models.batching import check_model_vocabulary, collate_batch, tokenize_for_classifier
 from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
 from osrm_cli.models.full.full_model import FullModel
+from osrm_cli.models.token_batches import check_model_vocabulary, collate_batch, tokenize_for_classifier
 from osrm_cli.progress import Progress
 
 
@@ -36,7 +36,7 @@ class FullFisherInformation(FisherInformation):
     def __init__(
         self,
         plan: MergePlan,
-        samples: Sequence[TaskSample],
+        samples: Sequence[AdapterTaskSample],
         base_dir: Path,
         device: torch.device,
         folder: Path,
@@ -64,7 +64,7 @@ class FullFisherInformation(FisherInformation):
 
 def full_fisher_diagonal(
     full: FullModel,
-    sample: TaskSample,
+    sample: AdapterTaskSample,
     names: Sequence[str],
     base_dir: Path,
     device: torch.device,

@@ -18,7 +18,7 @@ from osrm_cli import seeding
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.subspaces import orthonormal_rows
 from osrm_cli.merging.foreign import ForeignAdapter
-from osrm_cli.merging.from_data.adamerging import WeightedDeltas, Weights
+from osrm_cli.merging.from_data.adamerging import AdaMergingDeltas, Weights
 from osrm_cli.merging.from_data.matching import (
     MatchedOutputs,
     TaskTargets,
@@ -130,7 +130,7 @@ def learn_matching_weights(
     Returns:
         The weight ``c_tl w_tl`` by adapter and layer, and the record for ``osrm.json``.
     """
-    mixture = WeightedDeltas(models, plan)
+    mixture = AdaMergingDeltas(models, plan)
     record = _minimise_matching_distances(models, plan, [mixture.coefficients], mixture.changes, advance)
     return mixture.learned_weights(models, plan), record
 

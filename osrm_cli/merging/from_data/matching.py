@@ -23,9 +23,8 @@ from torch.nn import functional
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data.task_models import BATCH_SIZE, TaskModel
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.models.batching import group_by_length
-from osrm_cli.models.heads import find_head_layer
 from osrm_cli.models.layer_inputs import find_shared_layer_inputs, watch_layer_inputs
+from osrm_cli.models.linear_head import find_head_layer
 from osrm_cli.models.output_hooks import (
     OutputHook,
     low_rank_output_hook,
@@ -34,6 +33,7 @@ from osrm_cli.models.output_hooks import (
     with_selected_positions,
 )
 from osrm_cli.models.text.generation import completion_positions
+from osrm_cli.models.token_batches import group_by_length
 
 HELD_OUT = 8  # every eighth text
 LEAST_INFORMATION = 1e-3  # nats
@@ -152,7 +152,7 @@ def _target_outputs_to_keep(model: TaskModel, outputs: MatchedOutputs) -> Matche
     if not model.is_text or outputs.logits is None:
         return outputs
     stored = replace(outputs, logits=None)
-    if not torch.allclose(read_logits(model, stored), outputs.logits, rtol=1e-3, atol=1e-3):
+    if not torch.allclose(read_matched_logits(model, stored), outputs.logits, rtol=1e-3, atol=1e-3):
         shell = model.with_head_loaded()
         raise OsrmError(
             f"{model.name}: a {type(shell).__name__} does more than its output layer to predict the next token, or "
@@ -162,7 +162,7 @@ def _target_outputs_to_keep(model: TaskModel, outputs: MatchedOutputs) -> Matche
     return stored
 
 
-def read_logits(model: TaskModel, outputs: MatchedOutputs) -> Tensor:
+def read_matched_logits(model: TaskModel, outputs: MatchedOutputs) -> Tensor:
     """``outputs.logits``; where they are not kept, those of a language model's output layer."""
     if outputs.logits is not None:
         return outputs.logits
@@ -173,7 +173,7 @@ def read_logits(model: TaskModel, outputs: MatchedOutputs) -> Tensor:
 
 def _expected_logits(model: TaskModel, wanted: MatchedOutputs) -> Tensor:
     """What is wanted of a model: its own logits or its teacher's, or the tokens of a teacher."""
-    return read_logits(model.teacher or model, wanted)
+    return read_matched_logits(model.teacher or model, wanted)
 
 
 def _matching_output_scale(model: TaskModel, batches: Sequence[tuple[list[int], MatchedOutputs]]) -> float:
@@ -183,7 +183,8 @@ def _matching_output_scale(model: TaskModel, batches: Sequence[tuple[list[int], 
         for rows, wanted in batches:
             base = run_task_model(model, {}, {}, rows)
             total += (
-                float(prediction_divergence(read_logits(model, base), _expected_logits(model, wanted))) * wanted.count
+                float(prediction_divergence(read_matched_logits(model, base), _expected_logits(model, wanted)))
+                * wanted.count
             )
         return max(total / sum(wanted.count for _, wanted in batches), LEAST_INFORMATION)
     logits = torch.cat([_expected_logits(model, wanted) for _, wanted in batches])
@@ -264,7 +265,7 @@ def matching_distance(targets: TaskTargets, outputs: MatchedOutputs, wanted: Mat
 
 
 def _matching_output_distance(targets: TaskTargets, outputs: MatchedOutputs, wanted: MatchedOutputs) -> Tensor:
-    found, expected = read_logits(targets.model, outputs), _expected_logits(targets.model, wanted)
+    found, expected = read_matched_logits(targets.model, outputs), _expected_logits(targets.model, wanted)
     if targets.model.sample.data.task.regression:
         return functional.mse_loss(found, expected) / targets.scales[-1]
     return prediction_divergence(found, expected) / targets.scales[-1]

@@ -3,14 +3,14 @@
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES, TEXT_TASK_TYPES
 from osrm_cli.adapters.task_data import (
-    TaskSample,
+    AdapterTaskSample,
+    check_adapter_task_type,
     draw_adapter_examples,
     draw_adapter_texts,
 )
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.foreign import teacher_of
 from osrm_cli.merging.plan import Heads, MergePlan
-from osrm_cli.models.lora_config import check_adapter_task_type
 from osrm_cli.tasks.task import TaskSplit
 
 # Statistics of layers' inputs, which need no head.
@@ -19,7 +19,7 @@ MOMENTS = ("second-moments", "single-moments", "cross-moments")
 TEXTS_ALONE = (*MOMENTS, "matching-weights", "factors")
 
 
-def draw_merge_samples(plan: MergePlan, heads: Heads) -> list[TaskSample]:
+def draw_merge_samples(plan: MergePlan, heads: Heads) -> list[AdapterTaskSample]:
     """Draw from every task's training split what the plan's method needs, in the order of the adapters.
 
     Args:
@@ -57,7 +57,7 @@ def _check_adapter_for_method(method: str, adapter: Adapter) -> None:
         )
 
 
-def _check_has_entropy(method: str, sample: TaskSample) -> None:
+def _check_has_entropy(method: str, sample: AdapterTaskSample) -> None:
     """Refuse tasks whose predictions' entropy does not say how good they are."""
     name, task = sample.adapter.name, sample.data.task
     if task.is_text:

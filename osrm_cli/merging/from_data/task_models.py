@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from osrm_cli.adapters.task_data import TaskSample
+from osrm_cli.adapters.task_data import AdapterTaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.plan import MergedModules, MergePlan
 from osrm_cli.models.backbone import Backbone, TaskHead, with_backbone_deltas
-from osrm_cli.models.batching import Encoding, check_model_vocabulary, group_by_length
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import check_chat_template, encode_generated_answer
+from osrm_cli.models.token_batches import Encoding, check_model_vocabulary, group_by_length
 from osrm_cli.progress import Progress
 from osrm_cli.tasks.task import Label
 
@@ -37,7 +37,7 @@ class TaskModel:
             the completions, but has another vocabulary, so that its words alone count.
     """
 
-    sample: TaskSample
+    sample: AdapterTaskSample
     backbone: Backbone | TextBackbone
     head: TaskHead
     encodings: Sequence[Encoding]
@@ -99,7 +99,7 @@ class TaskModel:
 
 def load_task_models(
     plan: MergePlan,
-    samples: Sequence[TaskSample],
+    samples: Sequence[AdapterTaskSample],
     saved: MergedModules,
     folder: Path,
     device: torch.device,
@@ -134,7 +134,7 @@ def load_task_models(
         )
     for backbone in backbones.values():
         backbone.check_layers(plan.shapes)
-        backbone.place_whole_values(saved.values, saved.rows)
+        backbone.replace_values(saved.values, saved.rows)
         backbone.check_max_length(max(sample.max_length for sample in samples))
     own = plan.recipe.options.get("completions") == "own"
     teachers = TeacherModels(device, own, progress)
@@ -144,13 +144,15 @@ def load_task_models(
         if isinstance(sample.adapter, ForeignAdapter):
             models.append(teachers.load_student(backbone, sample, sample.adapter, plan.recipe.options["seed"]))
         elif isinstance(backbone, TextBackbone):
-            models.append(load_single_writer(backbone, sample, own, progress))
+            models.append(load_writer_task_model(backbone, sample, own, progress))
         else:
-            models.append(load_single_classifier(backbone, sample, saved.heads[sample.adapter.name]))
+            models.append(load_classifier_task_model(backbone, sample, saved.heads[sample.adapter.name]))
     return models
 
 
-def load_single_classifier(backbone: Backbone, sample: TaskSample, tensors: Mapping[str, torch.Tensor]) -> TaskModel:
+def load_classifier_task_model(
+    backbone: Backbone, sample: AdapterTaskSample, tensors: Mapping[str, torch.Tensor]
+) -> TaskModel:
     """A task's classifier.
 
     Args:
@@ -168,7 +170,9 @@ def load_single_classifier(backbone: Backbone, sample: TaskSample, tensors: Mapp
     return TaskModel(sample, backbone, head, backbone.tokenize(sample.data.examples, sample.max_length))
 
 
-def load_single_writer(backbone: TextBackbone, sample: TaskSample, own: bool, progress: Progress) -> TaskModel:
+def load_writer_task_model(
+    backbone: TextBackbone, sample: AdapterTaskSample, own: bool, progress: Progress
+) -> TaskModel:
     """The language model that writes a task's answers.
 
     Args:
@@ -184,19 +188,19 @@ def load_single_writer(backbone: TextBackbone, sample: TaskSample, own: bool, pr
     check_chat_template(adapter.record.get("template"), backbone.tokenizer, adapter.name)
     completions = backbone.completions(sample.max_length, skip_long=True)
     if own and sample.has_prompts:
-        encodings = write_single_answers(backbone, sample, progress)
+        encodings = write_sample_answers(backbone, sample, progress)
     else:
         encodings = completions.encode(sample.data.text_examples)[1]
     check_model_vocabulary(backbone.tokenizer, encodings, backbone.model, backbone.folder)
     return TaskModel(sample, backbone, TaskHead(backbone.model, {}), encodings, completions.warnings)
 
 
-def single_answer_length(sample: TaskSample) -> int:
+def sample_answer_length(sample: AdapterTaskSample) -> int:
     """Tokens of the longest answer that a text task's adapter writes."""
     return min(sample.data.task.max_new_tokens or MAX_NEW_TOKENS, max(1, sample.max_length - 1))
 
 
-def write_single_answers(backbone: TextBackbone, sample: TaskSample, progress: Progress) -> list[Encoding]:
+def write_sample_answers(backbone: TextBackbone, sample: AdapterTaskSample, progress: Progress) -> list[Encoding]:
     """Let a task's single adapter answer the prompts, greedily; what it has written takes the completions' place.
 
     Args:
@@ -210,7 +214,7 @@ def write_single_answers(backbone: TextBackbone, sample: TaskSample, progress: P
     Raises:
         OsrmError: If a prompt is empty.
     """
-    adapter, task, count = sample.adapter, sample.data.task, single_answer_length(sample)
+    adapter, task, count = sample.adapter, sample.data.task, sample_answer_length(sample)
     examples = sample.data.text_examples
     prompts = backbone.completions(sample.max_length).encode_prompts(examples, count)
     for prompt, example in zip(prompts, examples, strict=True):

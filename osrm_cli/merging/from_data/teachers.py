@@ -13,21 +13,21 @@ from typing import Any
 import torch
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.task_data import TaskSample
+from osrm_cli.adapters.task_data import AdapterTaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.foreign import ForeignAdapter
 from osrm_cli.merging.from_data.student_heads import make_student_head
 from osrm_cli.merging.from_data.task_models import (
     TaskModel,
-    load_single_classifier,
-    load_single_writer,
-    single_answer_length,
+    load_classifier_task_model,
+    load_writer_task_model,
+    sample_answer_length,
 )
 from osrm_cli.models.backbone import Backbone, TaskHead
 from osrm_cli.models.base_model import resolve_base_model
-from osrm_cli.models.batching import IGNORED, Encoding, check_model_vocabulary
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import encode_generated_answer
+from osrm_cli.models.token_batches import IGNORED, Encoding, check_model_vocabulary
 from osrm_cli.progress import Progress
 from osrm_cli.tasks.task import TextExample
 
@@ -47,7 +47,7 @@ class TeacherModels:
         self._writers: dict[Path, TextBackbone] = {}
 
     def load_student(
-        self, backbone: Backbone | TextBackbone, sample: TaskSample, adapter: ForeignAdapter, seed: int
+        self, backbone: Backbone | TextBackbone, sample: AdapterTaskSample, adapter: ForeignAdapter, seed: int
     ) -> TaskModel:
         """A task on the merge's base model, with its teacher.
 
@@ -68,7 +68,7 @@ class TeacherModels:
             writer = self._writers[folder]
             _check_teacher_fits(writer, teacher, sample)
             return self._load_writer(
-                backbone, sample, load_single_writer(writer, own_sample, self._own, self._progress)
+                backbone, sample, load_writer_task_model(writer, own_sample, self._own, self._progress)
             )
         if folder not in self._classifiers:
             self._classifiers[folder] = Backbone.load(folder, self._device)
@@ -79,16 +79,16 @@ class TeacherModels:
             backbone,
             make_student_head(backbone, sample.data.task.num_labels, seed, adapter.name),
             backbone.tokenize(sample.data.examples, sample.max_length),
-            teacher=load_single_classifier(own_backbone, own_sample, teacher.head_tensors()),
+            teacher=load_classifier_task_model(own_backbone, own_sample, teacher.head_tensors()),
         )
 
-    def _load_writer(self, backbone: TextBackbone, sample: TaskSample, teacher: TaskModel) -> TaskModel:
+    def _load_writer(self, backbone: TextBackbone, sample: AdapterTaskSample, teacher: TaskModel) -> TaskModel:
         tokens = [_distilled_answer_tokens(encoding) for encoding in teacher.encodings]
         own = self._own and sample.has_prompts
         is_shared = _have_one_vocabulary(backbone.tokenizer, teacher.backbone.tokenizer)
         completions = backbone.completions(sample.max_length, skip_long=True)
         if own and is_shared:
-            prompts = completions.encode_prompts(sample.data.text_examples, single_answer_length(sample))
+            prompts = completions.encode_prompts(sample.data.text_examples, sample_answer_length(sample))
             encoder_decoder = backbone.model.config.is_encoder_decoder
             encodings = [encode_generated_answer(*pair, encoder_decoder) for pair in zip(prompts, tokens, strict=True)]
         elif own:
@@ -119,7 +119,7 @@ def _find_teacher_base(teacher: Adapter) -> Path:
         ) from None
 
 
-def _check_teacher_fits(backbone: Backbone | TextBackbone, teacher: Adapter, sample: TaskSample) -> None:
+def _check_teacher_fits(backbone: Backbone | TextBackbone, teacher: Adapter, sample: AdapterTaskSample) -> None:
     backbone.check_layers(teacher.layers)
     backbone.check_max_length(sample.max_length)
 
@@ -135,7 +135,7 @@ def _distilled_answer_tokens(encoding: Encoding) -> list[int]:
 
 
 def _encode_teacher_texts(
-    backbone: TextBackbone, sample: TaskSample, tokenizer: Any, answers: Sequence[Sequence[int]]
+    backbone: TextBackbone, sample: AdapterTaskSample, tokenizer: Any, answers: Sequence[Sequence[int]]
 ) -> list[Encoding]:
     """What a teacher has written, in another model's tokens; an end that it has not written is not learned."""
     encodings: list[Encoding] = []

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import core_space
+from osrm_cli.linalg.low_rank import low_rank_cores
 from osrm_cli.linalg.row_stream import Update, add_up_matrices
 from osrm_cli.merging.methods.elementwise import stack_update_rows
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
@@ -82,7 +82,7 @@ def _update_gram(layer: LayerUpdates) -> Tensor:
             .sum(0)
             .cpu()
         )
-    return _inner_products(core_space(layer.weighted).cores).cpu()
+    return _inner_products(low_rank_cores(layer.weighted).cores).cpu()
 
 
 def _inner_products(blocks: Tensor) -> Tensor:

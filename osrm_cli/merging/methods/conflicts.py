@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import Core, LowRank, numerical_rank, stack_factors
+from osrm_cli.linalg.low_rank import LowRank, LowRankCores, numerical_rank, stack_factors
 from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.methods.elementwise import stack_update_rows
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
@@ -97,7 +97,7 @@ def doge_ta(layer: LayerUpdates, options: MethodOptions) -> RowStream:
     return stack_update_rows((*updates, D)).then(combine)
 
 
-def _shared_task_directions(core: Core, width: int) -> Tensor:
+def _shared_task_directions(core: LowRankCores, width: int) -> Tensor:
     """An orthonormal basis of what the tasks' leading output directions share, ``(d_out, k)``."""
     leading = []
     for M in core.cores:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.linalg.low_rank import Core, LowRank, core_space
+from osrm_cli.linalg.low_rank import LowRank, LowRankCores, low_rank_cores
 from osrm_cli.linalg.row_stream import RowStream, Update
 
 
@@ -88,13 +88,13 @@ class LayerUpdates:
         """
         return tuple(_require_update_factors(self.name, update) for update in self.updates)
 
-    def core(self) -> Core:
+    def core(self) -> LowRankCores:
         """``w_t dW_t`` in float64 in a shared pair of bases; those of dense updates are the coordinates themselves."""
         if not self.is_dense:
-            return core_space(self.weighted)
+            return low_rank_cores(self.weighted)
         dense = torch.stack([RowStream.of(update).dense().to(torch.float64) for update in self.updates])
         left, right = (torch.eye(size, dtype=dense.dtype, device=dense.device) for size in self.shape)
-        return Core(left, dense, right)
+        return LowRankCores(left, dense, right)
 
     def with_deltas(self, updates: tuple[LowRank, ...]) -> "LayerUpdates":
         """The same layer with other updates, to which the weights have been applied."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.linalg.reduced_rank import truncate_for_inputs
+from osrm_cli.linalg.reduced_rank import reduce_rank_for_inputs
 from osrm_cli.linalg.row_stream import Update, add_up_matrices
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
@@ -46,5 +46,5 @@ def svd(layer: LayerUpdates, options: MethodOptions) -> LowRank:
         if layer.is_dense:
             raise OsrmError("svd of full models needs a rank", "give --rank 64, or --energy 0.95")
         rank = max(update.rank for update in layer.weighted)
-    best, kept_energy = truncate_for_inputs(task_arith(layer, options), layer.second_moments, rank, options.energy)
+    best, kept_energy = reduce_rank_for_inputs(task_arith(layer, options), layer.second_moments, rank, options.energy)
     return replace(best, kept_energy=kept_energy)

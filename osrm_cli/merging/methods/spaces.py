@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from osrm_cli.linalg.low_rank import LowRank, core_space, squared_norm
+from osrm_cli.linalg.low_rank import LowRank, low_rank_cores, squared_norm
 from osrm_cli.linalg.row_stream import RowStream
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
@@ -25,7 +25,7 @@ def core(rule: Rule) -> Rule:
     """
 
     def merged(layer: LayerUpdates, options: MethodOptions) -> LowRank:
-        space = core_space(layer.weighted).in_principal_bases()
+        space = low_rank_cores(layer.weighted).in_principal_bases()
         exact = [update.to(torch.float64) for update in layer.weighted]
         cores = tuple(LowRank(space.Q_B.T @ update.B, update.A @ space.Q_A) for update in exact)
         return space.join(rule(layer.with_deltas(cores), options).dense())

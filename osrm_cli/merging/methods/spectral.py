@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from osrm_cli.linalg.low_rank import Core, LowRank, numerical_rank
+from osrm_cli.linalg.low_rank import LowRank, LowRankCores, numerical_rank
 from osrm_cli.linalg.subspaces import polar_factor
 from osrm_cli.merging.methods.layer_updates import LayerUpdates
 from osrm_cli.merging.methods.options import MethodOptions
@@ -71,7 +71,7 @@ def svc(layer: LayerUpdates, options: MethodOptions) -> LowRank:
     return core.join(options.scale * (U * (S / overlap.clamp_min(options.floor).mean(0))) @ V.T)
 
 
-def _largest_update_norm(core: Core) -> float:
+def _largest_update_norm(core: LowRankCores) -> float:
     """The largest norm among the updates: what rounding in their sum is measured against."""
     return float(core.cores.flatten(1).norm(dim=1).max())
 

@@ -106,7 +106,7 @@ def _write_merged_adapter(
     """PEFT folders, all written layer by layer at once."""
     heads, config = modules.heads, _merged_adapter_config(plan, modules)
     rows = {module + ROWS: own.values for module, own in modules.rows.items()}
-    beside = {**{_stored_name(name, modules): tensor for name, tensor in modules.values.items()}, **rows}
+    beside = {**{_peft_name_of_merged_value(name, modules): tensor for name, tensor in modules.values.items()}, **rows}
     kept = {}
     with ExitStack() as stack:
 
@@ -130,7 +130,7 @@ def _write_merged_adapter(
     return FolderContents("adapter", writers[0].ranks, kept)
 
 
-def _stored_name(name: str, modules: MergedModules) -> str:
+def _peft_name_of_merged_value(name: str, modules: MergedModules) -> str:
     """PEFT's name of a value that adapters hold as a whole; a copy below an adapted embedding has one of its own."""
     if name in modules.trained:
         return name

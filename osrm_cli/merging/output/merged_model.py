@@ -18,9 +18,9 @@ from osrm_cli.linalg.row_stream import Update
 from osrm_cli.merging.merged_layer import MergedLayer
 from osrm_cli.merging.methods.layer_updates import MaskedDelta
 from osrm_cli.merging.output.unfinished_model import UnfinishedMerge
-from osrm_cli.merging.output.weight_parts import WeightPart, find_expert_parts
+from osrm_cli.merging.output.weight_parts import WeightPart, find_expert_weight_parts
 from osrm_cli.merging.plan import MergedModules, MergePlan
-from osrm_cli.models.checkpoint import Change, Checkpoint, WeightRows
+from osrm_cli.models.checkpoint import Change, Checkpoint, CheckpointRows
 from osrm_cli.storage import atomic
 from osrm_cli.storage.input_files import read_json
 
@@ -79,7 +79,9 @@ class MergeTarget:
                 if layer.is_tensor:
                     parts = [WeightPart.whole(name, _find_tensor_to_merge(checkpoint, name), checkpoint)]
                 elif stack := stacks.get(name):
-                    parts = find_expert_parts(checkpoint, stack, int(name.rpartition(".")[2]), experts[stack], layer)
+                    parts = find_expert_weight_parts(
+                        checkpoint, stack, int(name.rpartition(".")[2]), experts[stack], layer
+                    )
                 else:
                     found = checkpoint.find_weight(name, layer.weight_shape, is_conv1d or layer.embedding)
                     parts = [WeightPart.whole(name, found[0], checkpoint, found[1])]
@@ -137,7 +139,7 @@ class MergeTarget:
             uses[name] -= 1
             return updates[name] if uses[name] else updates.pop(name)
 
-        def change(name: str, old: WeightRows) -> Iterable[torch.Tensor]:
+        def change(name: str, old: CheckpointRows) -> Iterable[torch.Tensor]:
             rows = self._before_updates(name, old)
             if name not in self.weights:
                 return rows.pieces()
@@ -161,13 +163,13 @@ class MergeTarget:
             if tensors[name].path.name not in done:
                 yield from self.weights.get(name, ())
 
-    def _before_updates(self, name: str, old: WeightRows) -> WeightRows:
+    def _before_updates(self, name: str, old: CheckpointRows) -> CheckpointRows:
         """A tensor that changes, with what is carried over as it is."""
         shape = self.weights[name][0].shape if name in self.weights else old.shape
         if name in self.modules:
-            rows = WeightRows.of(self.modules[name])
+            rows = CheckpointRows.of(self.modules[name])
         else:
-            rows = old if shape == old.shape else WeightRows.stored(self.checkpoint.tensors[name], shape)
+            rows = old if shape == old.shape else CheckpointRows.stored(self.checkpoint.tensors[name], shape)
         return replace(rows, read=self.rows[name].placed_in(rows.read, rows.shape[0])) if name in self.rows else rows
 
 

@@ -39,7 +39,7 @@ class UnfinishedMerge:
             OsrmError: If they are of another merge.
         """
         folder = unfinished_merge_folder(out)
-        about = json.dumps(_describe_merge(plan, base), sort_keys=True, indent=2, default=str) + "\n"
+        about = json.dumps(_describe_unfinished_merge(plan, base), sort_keys=True, indent=2, default=str) + "\n"
         if not folder.exists():
             with atomic.write_folder(folder) as stage:
                 (stage / _ABOUT).write_text(about, encoding="utf-8")
@@ -71,7 +71,7 @@ def unfinished_merge_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.unfinished")
 
 
-def _describe_merge(plan: MergePlan, base: BaseModelId | None) -> dict[str, object]:
+def _describe_unfinished_merge(plan: MergePlan, base: BaseModelId | None) -> dict[str, object]:
     """All that the files depend on; of the inputs, sizes and times instead of digests, which take minutes."""
     inputs = {}
     for adapter in plan.adapters:

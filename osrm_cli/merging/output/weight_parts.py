@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from osrm_cli.adapters.layers import AdapterLayer
+from osrm_cli.adapters.layers import AdapterLayer, layer_matrix_shape
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.models.checkpoint import Checkpoint
-from osrm_cli.storage.input_files import matrix_shape
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class WeightPart:
     @classmethod
     def whole(cls, layer: str, tensor: str, checkpoint: Checkpoint, is_turned: bool = False) -> "WeightPart":
         """A tensor that is one layer's weight."""
-        shape = matrix_shape(checkpoint.tensors[tensor].shape)
+        shape = layer_matrix_shape(checkpoint.tensors[tensor].shape)
         return cls(layer, tensor, shape, is_turned, 0, slice(0, shape[0]))
 
     def add(self, update: Update, read: Callable[[slice], torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -63,7 +62,7 @@ class WeightPart:
         return RowStream.of(_transpose_update(update) if self.is_turned else update).strips(add_rows)
 
 
-def find_expert_parts(
+def find_expert_weight_parts(
     checkpoint: Checkpoint, parameter: str, number: int, count: int, shape: AdapterLayer
 ) -> list[WeightPart]:
     """Where the files hold one expert.
@@ -104,7 +103,7 @@ def find_expert_parts(
         )
     parts, row = [], 0
     for (name,) in found:
-        height, width = matrix_shape(checkpoint.tensors[name].shape)
+        height, width = layer_matrix_shape(checkpoint.tensors[name].shape)
         if width != shape.d_in:
             break
         parts.append(WeightPart(layer, name, (height, width), False, 0, slice(row, row + height)))

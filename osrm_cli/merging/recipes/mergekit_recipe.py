@@ -278,7 +278,7 @@ def _method_for_division(
         if abs(total) < 1e-12:
             raise ValueError("the weights add up to 0, an average needs another sum")
         factor = 1 / total if divide else 1.0
-        return "task-arith", [_scale_merge_weight(entry, factor) for entry in entries]
+        return "task-arith", [_scale_mergekit_weight(entry, factor) for entry in entries]
     if method not in _ELECTING:
         if divide and (not is_plain or abs(total) < 1e-8):
             raise ValueError("'normalize: true' has no equal here unless the weights are numbers with a sum")
@@ -292,7 +292,7 @@ def _method_for_division(
     return method, entries
 
 
-def _scale_merge_weight(entry: RecipeEntry, factor: float) -> RecipeEntry:
+def _scale_mergekit_weight(entry: RecipeEntry, factor: float) -> RecipeEntry:
     if not isinstance(entry.weight, float):
         raise TypeError(f"{entry.path}: weight {entry.weight!r}, expected a number")
     return RecipeEntry(entry.path, entry.weight * factor, entry.base, entry.is_strict)

@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.adapters.config import CONFIG_NAME, AdapterConfig
-from osrm_cli.adapters.layers import natural_sort_key
+from osrm_cli.adapters.layers import layer_name_sort_key
 from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.models.architecture import read_model_config
 from osrm_cli.models.base_model import find_base_model
@@ -163,7 +163,7 @@ class FineTunedModel:
         loaded = LoadedModel(model, heads)
         layers = find_target_layers(loaded, target_modules or [ALL_LINEAR])
         modules, pairs = dict(model.named_modules()), {}
-        for name in sorted(partners.keys() - tied - in_head, key=natural_sort_key):
+        for name in sorted(partners.keys() - tied - in_head, key=layer_name_sort_key):
             owner, _, attribute = parameters.get(name, name).rpartition(".")
             place = _TensorPlace(owner, attribute, modules.get(owner))
             if pair := _pair_fine_tuned_tensors(model, place, tuned[name], origin[partners[name]], layers):

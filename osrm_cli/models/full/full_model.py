@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from osrm_cli.adapters.adapter import Adapter, split_adapter_source
-from osrm_cli.adapters.layers import AdapterLayer, is_base_module, natural_sort_key
+from osrm_cli.adapters.layers import AdapterLayer, is_base_module, layer_matrix_shape, layer_name_sort_key
 from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.full.fine_tuned import FineTunedModel, FineTunedPair
 from osrm_cli.storage import hub, input_files
-from osrm_cli.storage.input_files import TensorLocation, matrix_shape, read_safetensors_tensor
+from osrm_cli.storage.input_files import TensorLocation, read_safetensors_tensor
 from osrm_cli.storage.records import BaseModelId
 from osrm_cli.storage.safetensors_writer import TYPES
 
@@ -49,7 +49,7 @@ class FullModel(Adapter):
         alias, path = split_adapter_source(source)
         tuned = FineTunedModel.open(path, find_base_model(base.name, base.revision))
         named = {pair.layer or tuned.parameters.get(name, name): pair for name, pair in tuned.pairs.items()}
-        pairs = {name: named[name] for name in sorted(named, key=natural_sort_key)}
+        pairs = {name: named[name] for name in sorted(named, key=layer_name_sort_key)}
         layers = {name: _fine_tuned_as_layer(pair) for name, pair in pairs.items()}
         dtypes = [TYPES[pair.tuned.dtype] for pair in pairs.values()]
         return cls(
@@ -125,7 +125,7 @@ class FullModel(Adapter):
             tensor: As the model stores it.
         """
         pair = self.pairs[layer]
-        matrix = tensor.reshape(matrix_shape(tensor.shape))
+        matrix = tensor.reshape(layer_matrix_shape(tensor.shape))
         return matrix.T.contiguous() if pair.is_transposed else matrix[: self.layers[layer].d_out]
 
     def _read_head(self, of_base: bool) -> dict[str, Tensor]:
@@ -134,6 +134,6 @@ class FullModel(Adapter):
 
 
 def _fine_tuned_as_layer(pair: FineTunedPair) -> AdapterLayer:
-    rows, columns = matrix_shape(pair.base.shape)
+    rows, columns = layer_matrix_shape(pair.base.shape)
     d_out, d_in = (columns, rows) if pair.is_transposed else (rows, columns)
     return AdapterLayer(d_out, d_in, min(d_out, d_in), 1.0, embedding=False, is_tensor=pair.layer is None)

@@ -9,25 +9,25 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
+from osrm_cli.adapters.task_data import check_adapter_task_type
 from osrm_cli.errors import library_errors
 from osrm_cli.models.backbone import (
-    ModelInMemory,
-    TaskSource,
-    attach_adapter_to_model,
+    BackboneModel,
+    BackboneTaskSource,
     with_adapted_backbone,
     with_backbone_deltas,
 )
-from osrm_cli.models.batching import Encoding
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.models.lora_config import check_adapter_task_type
+from osrm_cli.models.peft_model import make_peft_model
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.models.text.generation import CompletionLosses, compute_completion_losses, generate_tokens
 from osrm_cli.models.text.language_model import load_language_model
+from osrm_cli.models.token_batches import Encoding
 
 TOKENIZER_NAME = "tokenizer_config.json"
 
 
-class TextBackbone(ModelInMemory):
+class TextBackbone(BackboneModel):
     """A model that writes text."""
 
     @classmethod
@@ -55,7 +55,7 @@ class TextBackbone(ModelInMemory):
         return CompletionTokenizer(self.tokenizer, self.model.config.is_encoder_decoder, max_length, skip_long)
 
     @contextmanager
-    def attach(self, source: TaskSource) -> Iterator[Any]:
+    def attach(self, source: BackboneTaskSource) -> Iterator[Any]:
         """Add a folder's update to this model; it is removed at the end.
 
         Args:
@@ -72,7 +72,7 @@ class TextBackbone(ModelInMemory):
     def _attach_adapter(self, adapter: Adapter) -> Any:
         hint = "where tokens were added, merge with --as model and score that"
         with library_errors(f"{adapter.folder} does not fit the base model", hint):
-            return attach_adapter_to_model(self.model, adapter)
+            return make_peft_model(self.model, adapter)
 
     def losses(
         self, model: torch.nn.Module, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from osrm_cli.errors import OsrmError, first_line
-from osrm_cli.models.batching import IGNORED, Encoding
+from osrm_cli.models.token_batches import IGNORED, Encoding
 from osrm_cli.tasks.task import Messages, TextExample
 
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch.nn import functional
 from transformers import StoppingCriteria
 
-from osrm_cli.models.batching import IGNORED, Encoding, collate_batch, group_by_length
+from osrm_cli.models.token_batches import IGNORED, Encoding, collate_batch, group_by_length
 
 Advance = Callable[[int], None]
 

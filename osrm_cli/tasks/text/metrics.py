@@ -16,7 +16,7 @@ from osrm_cli.errors import OsrmError
 
 def _exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     """Blanks around an answer do not count."""
-    return _mean_metric_percent(
+    return _mean_text_percent(
         [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
     )
 
@@ -28,7 +28,7 @@ def _rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
         raise _explain_missing_metric_package("rouge_l", "rouge-score") from None
     scorer = RougeScorer(["rougeL"])
     pairs = zip(answers, references, strict=True)
-    return _mean_metric_percent([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
+    return _mean_text_percent([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
 
 
 def _chrf(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -40,7 +40,7 @@ def _chrf(answers: Sequence[str], references: Sequence[str]) -> float:
 
 
 def _json_f1(answers: Sequence[str], references: Sequence[str]) -> float:
-    return _mean_metric_percent(
+    return _mean_text_percent(
         [_slot_f1(answer, reference) for answer, reference in zip(answers, references, strict=True)]
     )
 
@@ -76,7 +76,7 @@ def _json_answer_slots(text: str) -> Counter[tuple[str, str]] | None:
     return slots
 
 
-def _mean_metric_percent(values: Sequence[float]) -> float:
+def _mean_text_percent(values: Sequence[float]) -> float:
     return 100 * sum(values) / len(values)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.tasks.file_encoding import is_encodable
 from osrm_cli.tasks.parsing import describe_table_value
 from osrm_cli.tasks.schema import ID_COLUMNS, find_label_column
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import GENERATION, Messages, Task, TaskSplit, TextExample
-from osrm_cli.tasks.text_encoding import is_encodable
 
 PROMPT, COMPLETION, MESSAGES, TEXT, CHOICES = "prompt", "completion", "messages", "text", "choices"
 LAYOUTS = ((PROMPT, COMPLETION), (MESSAGES,), (TEXT,))

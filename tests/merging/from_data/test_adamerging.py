@@ -9,7 +9,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from osrm_cli.merging.from_data import adamerging
-from osrm_cli.merging.from_data.adamerging import WeightedDeltas
+from osrm_cli.merging.from_data.adamerging import AdaMergingDeltas
 from tests import trained_adapters
 
 torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def dense_entropy(root, base, task_model, coefficients, plan, indices):
 def test_entropy_and_its_gradient_are_those_of_dense_weights(made):
     root, base = made
     plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options())
-    mixture = WeightedDeltas(models, plan)
+    mixture = AdaMergingDeltas(models, plan)
     with torch.no_grad():
         mixture.coefficients += 0.3 * torch.randn(2, len(plan.layers), generator=torch.Generator().manual_seed(1))
     for model in models:
@@ -58,7 +58,7 @@ def test_entropy_and_its_gradient_are_those_of_dense_weights(made):
 def test_the_start_is_task_arithmetic_at_lambda(made):
     root, base = made
     plan, models = trained_adapters.models("adamerging", [root / task for task in TASKS], base, **options())
-    assert WeightedDeltas(models, plan).coefficients.unique().tolist() == pytest.approx([0.4])
+    assert AdaMergingDeltas(models, plan).coefficients.unique().tolist() == pytest.approx([0.4])
     _, facts = adamerging.learn_weights_by_entropy(models, plan, lambda _: None)
     flat = torch.full((2, len(plan.layers)), 0.4)
     for model in models:

@@ -7,7 +7,7 @@ from torch.nn import functional
 from osrm_cli.merging.from_data.matching import prediction_divergence
 from osrm_cli.merging.from_data.student_heads import STRENGTHS, fit_student_head, make_student_head
 from osrm_cli.models.backbone import Backbone
-from osrm_cli.models.heads import find_head_layer
+from osrm_cli.models.linear_head import find_head_layer
 
 
 @pytest.fixture

@@ -305,7 +305,7 @@ def test_soft_capped_logits(tiny_writer, completion_tasks, tmp_path):
     rows, wanted = targets.training[0]
     expected = torch.cat([observe(single, models[0].encodings[row], [])[0] for row in rows])
     assert expected.abs().max() > 0.02
-    torch.testing.assert_close(matching.read_logits(models[0], wanted), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(matching.read_matched_logits(models[0], wanted), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_an_adapted_output_layer_is_refused(tiny_writer, completion_tasks, tmp_path):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.batching import IGNORED
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.text.completions import CompletionTokenizer, chat_template_record
+from osrm_cli.models.token_batches import IGNORED
 from osrm_cli.tasks.task import TextExample
 
 TEMPLATE = (

@@ -11,10 +11,10 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.batching import IGNORED
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.language_model import load_language_model, task_type
+from osrm_cli.models.token_batches import IGNORED
 from osrm_cli.tasks.loading import load_split
 
 CPU = torch.device("cpu")

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.batching import (
+from osrm_cli.models.classifier import load_tokenizer
+from osrm_cli.models.token_batches import (
     MIN_BATCH_TOKENS,
     MIN_LENGTH_RATIO,
     TOKENIZER_CHUNK,
@@ -16,7 +17,6 @@ from osrm_cli.models.batching import (
     group_by_length,
     tokenize_for_classifier,
 )
-from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.tasks.task import Example
 
 WORDS = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "a", "b", "c", "d", "e"]

@@ -1,29 +1,13 @@
-"""Adapters in PEFT, which does not check its settings: the configuration from checked ones, and the layers it makes."""
-
-from collections.abc import Sequence
+"""Models with adapters of PEFT, which does not check its settings: configuration, model, and the layers it makes."""
 
 import torch
-from peft import LoraConfig
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.errors import OsrmError
-
-
-def check_adapter_task_type(adapter: Adapter, expected: Sequence[str]) -> None:
-    """Check what an adapter was trained for, if it says so.
-
-    Raises:
-        OsrmError: If it is for another kind of task.
-    """
-    kind = adapter.config.task_type
-    if kind is not None and kind not in expected:
-        raise OsrmError(
-            f"{adapter.folder / CONFIG_NAME}: task_type is {kind}, expected {' or '.join(expected)}",
-            "the adapter belongs to another kind of task: give the data that it was trained on with --data",
-        )
 
 
 def make_lora_config(adapter: Adapter) -> LoraConfig:
@@ -70,3 +54,12 @@ def find_peft_model_layers(model: torch.nn.Module, adapter: Adapter) -> dict[str
         problem = "the adapter has no factors" if differing[0] in layers else "the base model has no layer"
         raise OsrmError(f"{adapter.folder} does not fit its base model: {problem} for {differing[0]}")
     return layers
+
+
+def make_peft_model(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
+    """A model with an adapter's factors, and with what the adapter holds beside them."""
+    config = make_lora_config(adapter)
+    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING[config.task_type] if config.task_type else PeftModel
+    peft_model: PeftModel = kind(model, config)
+    set_peft_model_state_dict(peft_model, adapter.state_dict())
+    return peft_model

@@ -49,11 +49,11 @@ def tokenize_for_classifier(tokenizer: Any, examples: Sequence[Example], max_len
         texts = zip(*(example.texts for example in examples[start : start + TOKENIZER_CHUNK]), strict=True)
         columns = tokenizer(*map(list, texts), **settings)
         rows = zip(*columns.values(), strict=True)
-        encodings += (_make_classifier_encoding(tokenizer, dict(zip(columns.keys(), row, strict=True))) for row in rows)
+        encodings += (_make_classifier_tokens(tokenizer, dict(zip(columns.keys(), row, strict=True))) for row in rows)
     return encodings
 
 
-def _make_classifier_encoding(tokenizer: Any, columns: dict[str, list[int]]) -> Encoding:
+def _make_classifier_tokens(tokenizer: Any, columns: dict[str, list[int]]) -> Encoding:
     if not columns["input_ids"]:  # an empty text without special tokens: the end token alone
         end = {"input_ids": [tokenizer.eos_token_id], "attention_mask": [1]}
         columns = {key: end.get(key, [0]) for key in columns}

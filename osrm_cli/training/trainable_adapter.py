@@ -15,7 +15,7 @@ from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.linalg import subspaces
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.models.classifier import LoadedModel
-from osrm_cli.models.lora_config import find_peft_model_layers, make_lora_config
+from osrm_cli.models.peft_model import find_peft_model_layers, make_lora_config
 from osrm_cli.storage.records import BaseModelId
 
 
@@ -73,11 +73,11 @@ def _load_start_factors(layer: LoraLayer, name: str, start: Adapter, freeze: str
         weight.requires_grad_(letter != freeze)
 
 
-def measure_adapter_drift(model: PeftModel, start: Adapter) -> subspaces.Drift:
+def measure_adapter_drift(model: PeftModel, start: Adapter) -> subspaces.ProcrustesDrift:
     """Distance of A from its initialization, up to a rotation of its rows."""
     trained = get_peft_model_state_dict(model)
     starts = {layer: start.lora_factors(layer).A for layer in start.layers}
-    return subspaces.measure_procrustes_drift(
+    return subspaces.relative_procrustes_distances(
         starts, {layer: trained[f"{PREFIX}{layer}.lora_A.weight"].cpu() for layer in starts}
     )
 

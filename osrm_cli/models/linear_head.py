@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch.nn import functional
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.models.batching import Encoding, compute_logits
+from osrm_cli.models.token_batches import Encoding, compute_logits
 from osrm_cli.tasks.label_sets import label_matrix
 from osrm_cli.tasks.task import Label, Task
 
@@ -28,7 +28,7 @@ def fit_linear_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, lab
         head: The layer.
         task: The task to predict.
         inputs: ``(n, d)``.
-        labels: One for each row, see ``find_unfittable_head_class``.
+        labels: One for each row, see ``label_sets.find_label_without_contrast``.
 
     Returns:
         The strength, one of ``REGULARIZATION_STRENGTHS``; the least of them where a class has a single example, and
@@ -37,11 +37,13 @@ def fit_linear_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, lab
     has_bias = head.bias is not None
     if task.is_multi_label:
         flags = label_matrix(labels, task.num_labels)
-        rows = [_fit_head_rows(False, inputs, flags[:, index].tolist(), has_bias) for index in range(task.num_labels)]
+        rows = [
+            _fit_linear_head_rows(False, inputs, flags[:, index].tolist(), has_bias) for index in range(task.num_labels)
+        ]
         weights, biases, strengths = zip(*rows, strict=True)
         W, b, strength = torch.cat(weights), torch.cat(biases), float(min(strengths))  # noqa: N806 - as in W x + b
     else:
-        W, b, strength = _fit_head_rows(task.regression, inputs, labels, has_bias)  # noqa: N806
+        W, b, strength = _fit_linear_head_rows(task.regression, inputs, labels, has_bias)  # noqa: N806
         if task.num_labels == 2:  # one logit, which is the difference of the two
             W, b = torch.cat([-W, W]) / 2, torch.cat([-b, b]) / 2  # noqa: N806
     with torch.no_grad():
@@ -51,18 +53,7 @@ def fit_linear_head(head: torch.nn.Linear, task: Task, inputs: torch.Tensor, lab
     return strength
 
 
-def find_unfittable_head_class(task: Task, labels: Sequence[Label]) -> str | int | None:
-    """A class for which a head cannot be fitted: it has no row; of several a row, it holds for each or for none."""
-    if task.labels is None:
-        return None
-    if task.is_multi_label:
-        means = label_matrix(labels, task.num_labels).mean(0)
-        return next((name for name, mean in zip(task.labels, means, strict=True) if mean in (0, 1)), None)
-    present = set(labels)
-    return next((name for index, name in enumerate(task.labels) if index not in present), None)
-
-
-def _fit_head_rows(
+def _fit_linear_head_rows(
     is_regression: bool, inputs: torch.Tensor, labels: Sequence[Label], intercept: bool
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Weight ``(k, d)``, bias ``(k,)`` and strength: one row for a score and for two classes, else one for each.
@@ -104,8 +95,8 @@ def find_head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:
 
     Args:
         model: A classifier of transformers, such as ``backbone.with_head_on_backbone`` yields, or PEFT's wrapper of
-            one, such as ``backbone.with_peft_adapter`` yields. Of a module that PEFT keeps twice, the adapter's copy
-            counts.
+            one, such as ``backbone.with_adapter_on_backbone`` yields. Of a module that PEFT keeps twice, the adapter's
+            copy counts.
 
     Raises:
         OsrmError: If the head does not end in a plain linear layer.
@@ -141,7 +132,7 @@ def compute_representations(
 
     Args:
         model: A classifier, see ``find_head_layer``, in evaluation mode.
-        encodings: From ``batching.tokenize_for_classifier``.
+        encodings: From ``token_batches.tokenize_for_classifier``.
         tokenizer: Supplies the padding ids.
         device: Device of the model.
         batch_size: Maximum examples per batch.
