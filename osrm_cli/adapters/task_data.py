@@ -5,13 +5,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.loading import choose_task_source, draw_examples, load_prompts, load_split, load_texts
 from osrm_cli.tasks.task import Task, TaskSplit
 from osrm_cli.tasks.text.rows import TEXT
 
 DEFAULT_DATA = "hub"
+MAX_LENGTH = 128  # tokens, unless the adapter or the task specifies another
+MAX_TEXT_LENGTH = 512  # tokens of prompt and completion together
+
+
+def resolve_max_length(recorded: int | None, task: Task) -> int:
+    """Maximum tokens per example: the recorded number, else the task's, else the default of its kind."""
+    return recorded or task.max_length or (MAX_TEXT_LENGTH if task.is_text else MAX_LENGTH)
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class AdapterTaskSample:
     Attributes:
         adapter: The task's adapter.
         data: The examples.
-        max_length: Maximum tokens per example: as in training, else the task's, see ``Task.resolve_max_length``.
+        max_length: Maximum tokens per example: as in training, else the task's, see ``resolve_max_length``.
         record: The entry in ``osrm.json``: source, split, number of examples and digest.
     """
 
@@ -45,7 +51,7 @@ class AdapterTaskSample:
             source: The data that they were drawn from, as ``--data`` names it.
         """
         record = {"source": source, "split": data.split, "examples": len(data.examples), "sha256": data.sha256}
-        return cls(adapter, data, data.task.resolve_max_length(adapter.max_length), record)
+        return cls(adapter, data, resolve_max_length(adapter.max_length, data.task), record)
 
 
 def draw_adapter_texts(
@@ -129,17 +135,3 @@ def adapter_data_source(adapter: Adapter, user_source: str | None, purpose: str)
             f"give --data: 'hub', 'mini', or a folder with {adapter.name}/train.jsonl",
         )
     return source
-
-
-def check_adapter_task_type(adapter: Adapter, expected: Sequence[str]) -> None:
-    """Check what an adapter was trained for, if it says so.
-
-    Raises:
-        OsrmError: If it is for another kind of task.
-    """
-    kind = adapter.config.task_type
-    if kind is not None and kind not in expected:
-        raise OsrmError(
-            f"{adapter.folder / CONFIG_NAME}: task_type is {kind}, expected {' or '.join(expected)}",
-            "the adapter belongs to another kind of task: give the data that it was trained on with --data",
-        )

@@ -87,20 +87,3 @@ def find_trained_rows(
             "save the adapter again with PEFT",
         )
     return found
-
-
-def list_whole_adapter_values(
-    modules: Mapping[str, torch.Tensor], rows: Mapping[str, TrainedRows]
-) -> dict[str, torch.Tensor]:
-    """Values that an adapter holds in the place of the base model's, each row of an embedding apart.
-
-    Args:
-        modules: Tensors of the modules that it holds as a whole.
-        rows: Its trained rows, by the name of the module.
-    """
-    apart = {
-        f"row {index} of {module}": row
-        for module, own in rows.items()
-        for index, row in zip(own.indices, own.values, strict=True)
-    }
-    return {**modules, **apart}

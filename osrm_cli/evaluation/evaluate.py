@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.task_data import DEFAULT_DATA
+from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import first_line
 from osrm_cli.evaluation import scores
 from osrm_cli.evaluation.harness import check_harness, run_harness
@@ -110,7 +110,7 @@ def evaluate_folder(
     tasks_on_disk = merged.choose_tasks(list(tasks))
     examples = {name: _load_splits_to_score(task, data, split, limit) for name, task in tasks_on_disk.items()}
     lengths = {
-        name: max_length or examples[name][0].task.resolve_max_length(task.max_length)
+        name: max_length or resolve_max_length(task.max_length, examples[name][0].task)
         for name, task in tasks_on_disk.items()
     }
     base_dir, base_id = merged.resolve_model(model, revision)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.task_data import DEFAULT_DATA
+from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.chosen_statistics import StatisticsConfig
 from osrm_cli.features.collector import FeatureCollector
@@ -124,7 +124,7 @@ def collect_features(
         atomic.refuse_existing(path, overwrite)
     whole = {name: load_split(name, data, "train") for name in names}
     drawn = {name: draw_examples(split, samples, seed) for name, split in whole.items()}
-    lengths = {name: split.task.resolve_max_length(max_length) for name, split in drawn.items()}
+    lengths = {name: resolve_max_length(max_length, split.task) for name, split in drawn.items()}
 
     base_dir, base = find_base_model(model, revision), identify_base_model(model, revision)
     check_max_length(base_dir, max(lengths.values()))

@@ -21,7 +21,7 @@ from osrm_cli.adapters.adapter import (
 )
 from osrm_cli.adapters.layers import AdapterLayer, layer_name_sort_key
 from osrm_cli.adapters.rest import AdapterWithRest
-from osrm_cli.adapters.trained_rows import TrainedRows, list_whole_adapter_values
+from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.foreign import ForeignAdapter, separate_foreign_adapters
@@ -232,7 +232,7 @@ class MergePlan:
         """
         heads = self.read_heads()
         first, *others = self.adapters
-        values = list_whole_adapter_values(first.module_tensors(), first.trained_rows())
+        values = _list_whole_values_to_merge(first.module_tensors(), first.trained_rows())
         for other in others:
             _check_same_trained_values(first, values, other)
         if values and self.method.is_task_aware:
@@ -327,7 +327,7 @@ def _check_foreign_weights(entries: Sequence[RecipeEntry], adapters: Sequence[Ad
 
 def _check_same_trained_values(first: Adapter, values: Mapping[str, torch.Tensor], other: Adapter) -> None:
     """Check that two adapters have trained the same modules and rows to the same values, which have no sum."""
-    others = list_whole_adapter_values(other.module_tensors(), other.trained_rows())
+    others = _list_whole_values_to_merge(other.module_tensors(), other.trained_rows())
     for name in sorted(values.keys() | others.keys(), key=layer_name_sort_key):
         if name not in values or name not in others or not torch.equal(values[name], others[name]):
             raise OsrmError(
@@ -363,3 +363,20 @@ def _plan_merge_weights(
     return tuple(
         replace(entry, weight=weights.get(name, entry.weight)) for entry, name in zip(entries, names, strict=True)
     )
+
+
+def _list_whole_values_to_merge(
+    modules: Mapping[str, torch.Tensor], rows: Mapping[str, TrainedRows]
+) -> dict[str, torch.Tensor]:
+    """Values that an adapter holds in the place of the base model's, each row of an embedding apart.
+
+    Args:
+        modules: Tensors of the modules that it holds as a whole.
+        rows: Its trained rows, by the name of the module.
+    """
+    apart = {
+        f"row {index} of {module}": row
+        for module, own in rows.items()
+        for index, row in zip(own.indices, own.values, strict=True)
+    }
+    return {**modules, **apart}

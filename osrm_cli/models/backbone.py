@@ -20,12 +20,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES
 from osrm_cli.adapters.layers import PREFIX, AdapterLayer
-from osrm_cli.adapters.task_data import check_adapter_task_type
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
 from osrm_cli.models.linear_head import compute_representations
-from osrm_cli.models.peft_model import find_peft_model_layers, make_peft_model
+from osrm_cli.models.peft_model import check_adapter_task_type, find_peft_model_layers, make_peft_model
 from osrm_cli.models.target_modules import is_conv1d, layer_widths
 from osrm_cli.models.token_batches import (
     Encoding,

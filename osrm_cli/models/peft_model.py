@@ -1,13 +1,30 @@
 """Models with adapters of PEFT, which does not check its settings: configuration, model, and the layers it makes."""
 
+from collections.abc import Sequence
+
 import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.errors import OsrmError
+
+
+def check_adapter_task_type(adapter: Adapter, expected: Sequence[str]) -> None:
+    """Check what an adapter was trained for, if it says so.
+
+    Raises:
+        OsrmError: If it is for another kind of task.
+    """
+    kind = adapter.config.task_type
+    if kind is not None and kind not in expected:
+        raise OsrmError(
+            f"{adapter.folder / CONFIG_NAME}: task_type is {kind}, expected {' or '.join(expected)}",
+            "the adapter belongs to another kind of task: give the data that it was trained on with --data",
+        )
 
 
 def make_lora_config(adapter: Adapter) -> LoraConfig:

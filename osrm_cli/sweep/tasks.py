@@ -78,5 +78,5 @@ class SweepDataSpec:
         name = adapter.name
         source = choose_task_source(name, adapter.data_source, self.data, adapter.source) or task_data.DEFAULT_DATA
         parts = load_validation_split(name, source, self.split, self.validation_split, self.limit, self.seed)
-        length = self.max_length or parts.task.resolve_max_length(adapter.max_length)
+        length = self.max_length or task_data.resolve_max_length(adapter.max_length, parts.task)
         return SweepTask(index, adapter, source, parts, length)

@@ -12,8 +12,6 @@ from osrm_cli.errors import OsrmError
 
 Label = int | float
 CLASSIFICATION, MULTI_LABEL, GENERATION = "classification", "multi-label", "generation"
-MAX_LENGTH = 128  # tokens, unless the adapter or the task specifies another
-MAX_TEXT_LENGTH = 512  # tokens of prompt and completion together
 _TEXT_FIELDS = ("max_new_tokens", "stop")
 TASK_NAME = re.compile(r"\w[\w.-]*")  # so that files and folders can be named after a task
 
@@ -60,10 +58,6 @@ class Task:
     def is_text(self) -> bool:
         """Whether the answer is text."""
         return self.kind == GENERATION
-
-    def resolve_max_length(self, recorded: int | None) -> int:
-        """Maximum tokens per example: the recorded number, else the task's, else the default of its kind."""
-        return recorded or self.max_length or (MAX_TEXT_LENGTH if self.is_text else MAX_LENGTH)
 
     @property
     def is_multi_label(self) -> bool:

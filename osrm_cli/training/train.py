@@ -11,7 +11,7 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.adapters.task_data import DEFAULT_DATA
+from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.backbone import check_max_length
@@ -278,7 +278,7 @@ def _prepare_training_run(
     if "quantize" in settings and not train.task.is_text:
         raise OsrmError(f"{origin}: --quantize is for tasks that are answered with text", "leave it out")
     base_dir, base = resolve_base_model(origin, start.base, start.config.base_model, model, revision)
-    length = train.task.resolve_max_length(settings["max_length"])
+    length = resolve_max_length(settings["max_length"], train.task)
     check_max_length(base_dir, length)
     unit = settings.get("penalty_unit", "base")
     reads = "interference_penalty" in settings or "project_energy" in settings

@@ -4,13 +4,13 @@ from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES, TEXT_TASK_TYPES
 from osrm_cli.adapters.task_data import (
     AdapterTaskSample,
-    check_adapter_task_type,
     draw_adapter_examples,
     draw_adapter_texts,
 )
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.foreign import teacher_of
 from osrm_cli.merging.plan import Heads, MergePlan
+from osrm_cli.models.peft_model import check_adapter_task_type
 from osrm_cli.tasks.task import TaskSplit
 
 # Statistics of layers' inputs, which need no head.

@@ -9,7 +9,6 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.adapters.task_data import check_adapter_task_type
 from osrm_cli.errors import library_errors
 from osrm_cli.models.backbone import (
     BackboneModel,
@@ -18,7 +17,7 @@ from osrm_cli.models.backbone import (
     with_backbone_deltas,
 )
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.models.peft_model import make_peft_model
+from osrm_cli.models.peft_model import check_adapter_task_type, make_peft_model
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.models.text.generation import CompletionLosses, compute_completion_losses, generate_tokens
 from osrm_cli.models.text.language_model import load_language_model
