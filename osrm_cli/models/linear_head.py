@@ -11,6 +11,7 @@ from peft.tuners.lora import LoraLayer
 from torch.nn import functional
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.models.output_hooks import with_last_layer_bypassed
 from osrm_cli.models.token_batches import Encoding, compute_logits
 from osrm_cli.tasks.label_sets import label_matrix
 from osrm_cli.tasks.task import Label, Task
@@ -142,12 +143,8 @@ def compute_representations(
         ``(n, d)``, float32, in the order of ``encodings``.
     """
     _, layer = find_head_layer(model)
-    # With its last layer bypassed, the model itself pools the layer's inputs in place of the logits.
-    handle = layer.register_forward_hook(lambda _module, args, _output: args[0])
-    try:
+    with with_last_layer_bypassed(layer):
         return compute_logits(model, encodings, tokenizer, device, batch_size, advance)
-    finally:
-        handle.remove()
 
 
 def sum_classifier_losses(logits: torch.Tensor, task: Task, labels: Sequence[Label]) -> torch.Tensor:
