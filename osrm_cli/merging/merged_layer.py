@@ -14,6 +14,8 @@ from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.single_layer import merge_layer
 from osrm_cli.progress import Progress, no_progress
 
+SMALL = 1 << 22  # entries of a weight, a few of which are held for each layer that is computed
+
 
 @dataclass(frozen=True)
 class MergedLayer:
@@ -34,7 +36,7 @@ def merge_layers(
     plan: MergePlan,
     layer_data: LayerData,
     layers: Sequence[str],
-    jobs: int = 1,
+    jobs: int | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = no_progress,
 ) -> Generator[MergedLayer]:
@@ -46,12 +48,13 @@ def merge_layers(
         plan: What to merge, and how.
         layer_data: What its method needs beside the updates.
         layers: Names of layers; all of ``plan.layers`` in whatever order they are to be written.
-        jobs: Layers that are computed at a time, each in a thread.
+        jobs: Layers that are computed at a time, each in a thread; by default see ``_layers_at_a_time``.
         device: Where to compute.
         progress: Draws a bar.
     """
     results: dict[str, LayerResult] = {}
     merge_one = partial(merge_layer, plan, layer_data, results, device)
+    workers = jobs or _layers_at_a_time(plan, layers, torch.device(device))
     with progress(f"merge {plan.method.name}", len(layers), "layers") as advance:
         if layer_data.sequence:
             kept = {}
@@ -60,9 +63,15 @@ def merge_layers(
                 advance(1)
             yield from (MergedLayer(name, results[name], kept[name]) for name in layers)
         else:
-            for name, (result, share) in zip(layers, map_in_order(merge_one, layers, jobs), strict=True):
+            for name, (result, share) in zip(layers, map_in_order(merge_one, layers, workers), strict=True):
                 yield MergedLayer(name, result, share)
                 advance(1)
+
+
+def _layers_at_a_time(plan: MergePlan, layers: Sequence[str], device: torch.device) -> int:
+    """As many as torch has threads where layers are small: one layer's steps are too short to share out among them."""
+    largest = max((plan.shapes[layer].d_out * plan.shapes[layer].d_in for layer in layers), default=0)
+    return torch.get_num_threads() if device.type == "cpu" and largest <= SMALL else 1
 
 
 def estimate_merged_ranks(

@@ -140,7 +140,16 @@ def merge(
     revision: options.Revision = None,
     dtype: options.DTypeOption = DType.AUTO,
     device: options.DeviceOption = Device.AUTO,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Layers merged at a time.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Layers merged at a time; default as many as threads, one where layers are large.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", "--output", help="Folder to write.")] = Path("merged"),
     overwrite: options.Overwrite = False,
     resume: Annotated[

@@ -147,4 +147,4 @@ def _sample_magnitudes(update: Update) -> Tensor:
     wide = update.promoted()
     at = torch.arange(0, _count_entries(update), _count_entries(update) // SAMPLE | 1, device=wide.B.device)
     rows, columns = at // update.shape[1], at % update.shape[1]
-    return (wide.B[rows] * wide.A.T[columns]).sum(1).abs()
+    return (wide.B.index_select(0, rows) * wide.A.T.contiguous().index_select(0, columns)).sum(1).abs()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -518,6 +519,24 @@ def test_layers_are_taken_one_at_a_time(adapters, monkeypatch):
         read.clear()
         for taken, _ in enumerate(merge_layers(plan, NoLayerData(), plan.layers, jobs)):
             assert len(read) <= taken + jobs
+
+
+@pytest.mark.parametrize(("small", "others"), [(1 << 22, True), (1, False)])
+def test_small_layers_are_merged_side_by_side(adapters, monkeypatch, small, others):
+    """By default as many at a time as torch has threads, and one where a layer is large."""
+    plan = MergePlan.of(MergeRecipe("task-arith", tuple(RecipeEntry(str(adapters / name)) for name in MIXED)))
+    monkeypatch.setattr("osrm_cli.merging.merged_layer.SMALL", small)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    threads = set()
+    original = MergePlan.read_updates
+
+    def watched(self, *rest):
+        threads.add(threading.current_thread())
+        return original(self, *rest)
+
+    monkeypatch.setattr(MergePlan, "read_updates", watched)
+    assert len(list(merge_layers(plan, NoLayerData(), plan.layers))) == len(plan.layers)
+    assert (threads != {threading.main_thread()}) == others
 
 
 def test_the_reference_is_pefts_formula(adapters):
