@@ -4,7 +4,7 @@ Whole processes but for generation, which is timed in one process after the mode
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import timing
@@ -24,7 +24,7 @@ def measure(setting: Setting) -> Iterator[Row]:
     words = ("--limit", "16", "--dev-limit", "4", "--epochs", "1", "--overwrite", "-q")
     timing.osrm("train", *starts, *words, cwd=folder)
     yield _generate(folder, task, dev, setting.few)
-    yield _sweep(folder, dev // 2, setting.few)
+    yield from _sweep(folder, dev // 2, setting.few)
 
 
 def _train(folder: Path, task: str, train: int, dev: int, repeats: int) -> Iterator[Row]:
@@ -49,22 +49,28 @@ def _generate(folder: Path, task: str, count: int, repeats: int) -> Row:
     return Row(f"generate, {count} answers to {task}", seconds["ours"], "generate, one by one", seconds["alone"], 5)
 
 
-def _sweep(folder: Path, limit: int, repeats: int) -> Row:
+def _sweep(folder: Path, limit: int, repeats: int) -> Iterator[Row]:
+    """Beside the commands of a loop: as they are, and without what a sweep of losses does not do, either."""
     adapters = [f"adapters/{name}" for name in TASKS]
     words = ("--limit", str(limit), "--overwrite", "-q")
 
-    def separate() -> float:
+    def loop(*runs_of_eval: tuple[int, Sequence[str]]) -> float:
         merged = timing.osrm("merge", *adapters, "--lambda", "1.0", "--overwrite", "-q", cwd=folder)
-        scored = timing.osrm("eval", "merged", "--no-single", "--no-generate", *words, cwd=folder)
-        return 10 * (merged.seconds + scored.seconds)
+        scored = [
+            times * timing.osrm("eval", "merged", *flags, *words, cwd=folder).seconds for times, flags in runs_of_eval
+        ]
+        return 10 * merged.seconds + sum(scored)
 
     runs = {
         "ours": lambda: timing.osrm("sweep", *adapters, "--lambda", "0.1:1.0:0.1", *words, cwd=folder),
-        "separate": separate,
+        "plain": lambda: loop((10, ())),
+        "losses": lambda: loop((9, ("--no-generate", "--no-single")), (1, ("--no-generate",))),
     }
     found = timing.in_turn(runs, repeats)
     what = f"sweep of losses, 10 lambdas x {len(TASKS)} tasks x {limit} examples"
-    return Row(what, found["ours"], "merge and eval, ten times (one measured)", found["separate"], 4)
+    yield Row(what, found["ours"], "merge and eval, ten times (one measured)", found["plain"], 4)
+    peer = "the same by losses alone, the single adapters once"
+    yield Row(what, found["ours"], peer, found["losses"], 4)
 
 
 if __name__ == "__main__":
