@@ -27,8 +27,9 @@ DATA_OPTIONS: Mapping[str, Mapping[str, int | float | str | None]] = {
     "factors": {
         "samples": 128,
         "seed": 0,
-        "steps": 60,
-        "lr": 5e-4,
+        "steps": 180,
+        "lr": 2.5e-4,
+        "mixed_texts": 7,
         "start": "tsv",
         "target_modules": None,
         "completions": "own",

@@ -13,6 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.errors import OsrmError
+from osrm_cli.merging.merge import merge_adapters
 from osrm_cli.storage import provenance, records
 from osrm_cli.tasks.loading import draw_examples, load_split, load_texts
 from tests.run_cli import ROOT, osrm
@@ -79,6 +81,8 @@ def test_written_recorded_and_loaded_by_plain_peft(project_copy, tiny_model, tex
         assert Adapter.open(project_copy / "merged" / "tasks" / task).head_tensors()
         model = PeftModel.from_pretrained(bare(tiny_model("bert"), task), str(project_copy / "merged/tasks" / task))
         assert torch.isfinite(model(input_ids=torch.tensor([[1, 7, 8, 2]])).logits).all()
+    mixed = dict.fromkeys(CASES[method], 49) if method == "distill" else None  # 7 for each of 7: one is held out
+    assert facts.get("mixed_texts") == told.get("mixed_texts") == mixed
     assert facts["settings"]["method"] == method
     assert facts["base"]["sha256"]
     assert sorted(path.name for path in project_copy.iterdir()) == ["adapters", "merged"]  # no scratch is left
@@ -282,6 +286,13 @@ REFUSALS = {
         "no linear layer matches --target-modules gate",
     ),
     "a rate of zero": (nothing, "distill", ["--lr", 0], "option 'lr' is 0.0, expected a number above 0"),
+    "too many mixed texts": (
+        nothing,
+        "distill",
+        ["--mixed-texts", 1001],
+        "option 'mixed_texts' is 1001, expected a whole number from 0 to 1,000",
+    ),
+    "mixed texts of fisher": (nothing, "fisher", ["--mixed-texts", 1], "method fisher does not use --mixed-texts"),
     "features of fisher": (nothing, "fisher", ["--features", "f"], "method fisher does not use --features"),
     "pico before": (nothing, "adamerging", ["-m", "pico+adamerging"], "the weights are learned for the plain sum"),
 }
@@ -298,6 +309,14 @@ def test_refusals(project_copy, prepare, method, more, message):
         )
         words = ["merge", "--recipe", "r.yaml", "--quiet"]
     assert message in refused(project_copy, *words).error
+
+
+def test_mixed_texts_are_not_negative(project_copy):
+    run = osrm(*command("distill", "--mixed-texts", -1), cwd=project_copy)
+    assert run.code == 2
+    assert "Invalid value for '--mixed-texts': Input should be greater than or equal to 0" in run.stderr
+    with pytest.raises(OsrmError, match="option 'mixed_texts' is -1, expected a whole number from 0 to 1,000"):
+        merge_adapters([project_copy / "adapters/mood"], "distill", options={"mixed_texts": -1})
 
 
 @pytest.mark.parametrize("option", ["--data", "--model", "--revision", "--samples", "--steps", "--target-modules"])

@@ -98,6 +98,14 @@ def merge(
     ] = False,
     steps: Annotated[int | None, _number_option("--steps", "Steps of learning; default the method's.", 1)] = None,
     lr: Annotated[float | None, _number_option("--lr", "distill, matched-weights: peak learning rate.", 0)] = None,
+    mixed_texts: Annotated[
+        int | None,
+        _number_option(
+            "--mixed-texts",
+            "distill: further texts for each text of a classifier, put together from parts of two; default 7.",
+            0,
+        ),
+    ] = None,
     start: Annotated[
         Start | None, typer.Option("--start", help="distill: where to begin; default tsv.", show_default=False)
     ] = None,

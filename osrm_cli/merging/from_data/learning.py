@@ -2,7 +2,11 @@
 
 The single models are teachers of themselves alone: each on its own task's texts, through its own head; of a task that
 is answered with text, at the positions of a completion that it has written itself. Nothing is read but texts. Factors
-may also be learned from adapters of other base models, see ``teachers``. Compare
+may also be learned from adapters of other base models, see ``teachers``.
+
+What is gained on so few texts holds only in part for others: the distance on held-out ones ends well above that on
+those that are learned from. A single model can be asked of any text, so ``distill`` puts further ones together for
+classifiers, from parts of those at hand, see ``mixed_texts``; they need not make sense. Compare
 Representation Surgery (arXiv:2402.02705), which matches the pooled states by a module beside the model, and ProDistill
 (arXiv:2502.12706), which matches the states layer by layer.
 """
@@ -181,11 +185,13 @@ def _minimise_matching_distances(
     with torch.no_grad():
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
+    mixed = {each.model.name: each.mixed for each in targets if each.mixed}
     distances = {name: {"before": before[name], "after": best[name]} for name in before}
     return {
         "examples": {model.name: model.sample.record for model in models},
         "distance": distances,
         "steps": done,
+        **({"mixed_texts": mixed} if mixed else {}),
     }
 
 

@@ -11,6 +11,8 @@ is that of the next token's distribution, in units of the base model's: 1 is a m
 
 Of a teacher on another base model there is the last distance alone, which counts three times; where it has another
 vocabulary, the loss of what it has written, in units of the base model's.
+
+The units are those of the task's own texts; where mixed texts are learned from, they count in the same ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,9 @@ from torch.nn import functional
 
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data.task_models import BATCH_SIZE, TaskModel
+from osrm_cli.merging.mixed_texts import mix_texts
 from osrm_cli.merging.plan import MergePlan
+from osrm_cli.models.backbone import Backbone
 from osrm_cli.models.layer_inputs import find_shared_layer_inputs, watch_layer_inputs
 from osrm_cli.models.linear_head import find_head_layer
 from osrm_cli.models.output_hooks import (
@@ -63,6 +67,9 @@ class MatchedOutputs:
         return len(self.pooled if self.logits is None else self.logits)
 
 
+Batches = tuple[tuple[list[int], MatchedOutputs], ...]  # rows and what a model makes of them
+
+
 @dataclass(frozen=True)
 class TaskTargets:
     """A single model's outputs on its texts, computed once.
@@ -74,13 +81,15 @@ class TaskTargets:
         held_out: Batches to choose by; those of ``training`` where there are too few texts.
         scales: Variance of each of ``states``, of ``pooled``, and of the scores, the information of the classes, or the
             base model's divergence. Of a teacher on another base model the last one alone.
+        mixed: How many of the texts to learn from are mixed ones, whose rows come behind the sample's.
     """
 
     model: TaskModel
     layers: Mapping[str, bool]
-    training: tuple[tuple[list[int], MatchedOutputs], ...]
-    held_out: tuple[tuple[list[int], MatchedOutputs], ...]
+    training: Batches
+    held_out: Batches
     scales: tuple[float, ...]
+    mixed: int = 0
 
 
 def compute_matching_targets(model: TaskModel, index: int, plan: MergePlan) -> TaskTargets:
@@ -90,7 +99,8 @@ def compute_matching_targets(model: TaskModel, index: int, plan: MergePlan) -> T
         model: The task's model.
         index: The adapter's place in the plan, whose weights scale its update.
         plan: The layers that its adapters change are compared: at most ``STATES`` distinct inputs, evenly spread, the
-            last one among them.
+            last one among them. Its options may ask for mixed texts to learn from, of a classifier whose teacher has
+            the same base model.
 
     Raises:
         OsrmError: If a language model's output is more than its output layer's.
@@ -111,17 +121,36 @@ def compute_matching_targets(model: TaskModel, index: int, plan: MergePlan) -> T
     layers = {name: name in sources.of_encoder for name in chosen}
     with torch.no_grad():
         learned_from, chosen_by = (
-            tuple(
-                (rows, _target_outputs_to_keep(model, run_task_model(model, single, layers, rows)))
-                for rows in _matching_batches(model, part)
-            )
-            for part in (training, held_out or training)
+            _ask_single_model(model, single, layers, part) for part in (training, held_out or training)
         )
         outputs = [each for _, each in learned_from]
         stacked = [torch.cat(states) for states in zip(*(each.states for each in outputs), strict=True)]
         stacked.append(torch.cat([each.pooled for each in outputs]))
         scales = [*map(_single_output_variance, stacked), _matching_output_scale(model, learned_from)]
-    return TaskTargets(model, layers, learned_from, chosen_by, tuple(scale or 1.0 for scale in scales))
+        model, mixed = _with_mixed_texts(model, training, plan)
+        learned_from += _ask_single_model(model, single, layers, mixed)
+    return TaskTargets(model, layers, learned_from, chosen_by, tuple(scale or 1.0 for scale in scales), len(mixed))
+
+
+def _ask_single_model(
+    model: TaskModel, single: Mapping[str, OutputHook], layers: Mapping[str, bool], texts: Sequence[int]
+) -> Batches:
+    return tuple(
+        (rows, _target_outputs_to_keep(model, run_task_model(model, single, layers, rows)))
+        for rows in _matching_batches(model, texts)
+    )
+
+
+def _with_mixed_texts(model: TaskModel, training: Sequence[int], plan: MergePlan) -> tuple[TaskModel, range]:
+    """A classifier with mixed texts behind its own, and their places; other models as they are."""
+    options, first = plan.recipe.options, len(model.encodings)
+    copies = options.get("mixed_texts", 0)
+    if not copies or not isinstance(model.backbone, Backbone):
+        return model, range(0)
+    examples = [model.sample.data.examples[text] for text in training]
+    mixed = mix_texts(examples, copies, options["seed"], model.name)
+    encodings = [*model.encodings, *model.backbone.tokenize(mixed, model.sample.max_length)]
+    return replace(model, encodings=encodings), range(first, len(encodings))
 
 
 def _compute_foreign_targets(model: TaskModel, training: Sequence[int], held_out: Sequence[int]) -> TaskTargets:

@@ -15,7 +15,8 @@ def distill(layer: LayerUpdates, options: MethodOptions) -> Update:
     """The merged factors that bring the merged model nearest to the single models, by gradient steps.
 
     From another method's result (``start``, times ``lambda``, cut to ``rank``), Adam minimises over ``B`` and ``A`` of
-    every layer, on batches of one task after the other, the mean over tasks of ``mean_l ||h_l - h_l*||^2 / var h_l* +
+    every layer, on batches of one task after the other (a classifier's texts, and ``mixed_texts`` further ones for
+    each, put together from parts of two), the mean over tasks of ``mean_l ||h_l - h_l*||^2 / var h_l* +
     ||z - z*||^2 / var z* + KL(p* || p) / KL(p* || mean p*)``: ``h_l`` the inputs of some layers, ``z`` what the head's
     last layer reads, ``p`` what it says, and ``*`` the single model's own. Scores count like ``z``. Of a text task
     ``p`` is the next token's distribution at the positions of a completion that the single model has written, and the

@@ -18,6 +18,7 @@ ShareOrZero = Annotated[float, Field(ge=0, le=1, description="a share from 0 to 
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1, description="a share from 0, below 1")]
 NotNegative = Annotated[float, Field(ge=0, description="a number that is not negative")]
 Count = Annotated[int, Field(ge=1, le=10**9, description=_COUNT)]
+Copies = Annotated[int, Field(ge=0, le=1000, description="a whole number from 0 to 1,000")]
 Steps = Annotated[int, Field(ge=1, le=10**6, description="a whole number from 1 to 1,000,000")]
 Rate = Annotated[float, Field(gt=0, description="a number above 0")]
 Seed = Annotated[int, Field(ge=0, lt=2**64, description="a whole number from 0, below 2 ** 64")]
@@ -81,6 +82,7 @@ class DataOptions:
         seed: Decides which.
         steps: Steps of learning, at most: Distill and matched weights take a batch of each task in one.
         lr: Learning rate of distill and matched weights at its highest.
+        mixed_texts: Distill: further texts for each text of a classifier, put together from parts of two; 0 for none.
         start: Distill: the method whose result is the beginning.
         target_modules: Distill: further layers to learn, as PEFT names them, or ``all-linear``.
         completions: Of tasks that are answered with text: ``own``, which the single adapter writes, or the ``given``.
@@ -89,7 +91,8 @@ class DataOptions:
     samples: Count = 100
     seed: Seed = 0
     steps: Steps = 300
-    lr: Rate = 5e-4
+    lr: Rate = 2.5e-4
+    mixed_texts: Copies = 7
     start: Annotated[Literal["task-arith", "tsv", "ties", "sequential"], Field(description=_START)] = "tsv"
     target_modules: Annotated[list[str] | None, Field(min_length=1, description=_LAYERS)] = None
     completions: Annotated[Literal["own", "given"], Field(description="'own' or 'given'")] = "own"

@@ -14,6 +14,7 @@ from osrm_cli.merging.from_data import learning, matching
 from osrm_cli.merging.from_data.gather import gather_layer_data
 from osrm_cli.merging.merge import merge_adapters
 from osrm_cli.merging.merged_layer import merge_layers
+from osrm_cli.merging.mixed_texts import mix_texts
 from osrm_cli.models.output_hooks import low_rank_output_hook
 from osrm_cli.progress import no_progress
 from tests import trained_adapters
@@ -106,7 +107,7 @@ def test_the_distance_and_its_gradient_are_those_of_dense_weights(made):
 
 
 def test_the_single_model_has_no_distance(made):
-    plan, models = opened(made)
+    plan, models = opened(made, mixed_texts=0)
     for index, model in enumerate(models):
         targets = matching.compute_matching_targets(model, index, plan)
         hooks = {name: low_rank_output_hook(model.delta(name)) for name in plan.layers}
@@ -117,7 +118,7 @@ def test_the_single_model_has_no_distance(made):
 
 
 def test_a_constant_has_distance_one_in_each_part(made):
-    plan, models = opened(made)
+    plan, models = opened(made, mixed_texts=0)
     for index, model in enumerate(models):
         targets = matching.compute_matching_targets(model, index, plan)
         wanted = [outputs for _, outputs in targets.training]
@@ -129,6 +130,49 @@ def test_a_constant_has_distance_one_in_each_part(made):
             constant = dataclasses.replace(each, pooled=z.mean(0).expand_as(each.pooled), logits=best.expand(rows, -1))
             total, count = total + float(matching.matching_distance(targets, constant, each)) * rows, count + rows
         assert total / count == pytest.approx(2, rel=1e-4) or targets.scales[-1] == matching.LEAST_INFORMATION
+
+
+def test_mixed_texts_are_learned_from_and_nothing_else(made):
+    plan, models = opened(made, samples=20, mixed_texts=2)
+    plain, _ = opened(made, samples=20, mixed_texts=0)
+    for index, model in enumerate(models):
+        targets, without = (matching.compute_matching_targets(model, index, each) for each in (plan, plain))
+        assert (targets.mixed, without.mixed) == (36, 0)
+        assert targets.scales == without.scales
+        count = len(without.training)
+        for ours, theirs in ((targets.training[:count], without.training), (targets.held_out, without.held_out)):
+            assert [rows for rows, _ in ours] == [rows for rows, _ in theirs]
+            assert all(torch.equal(a.pooled, b.pooled) for (_, a), (_, b) in zip(ours, theirs, strict=True))
+        assert sorted(row for rows, _ in targets.training[count:] for row in rows) == list(range(20, 56))
+        training = [example for place, example in enumerate(model.sample.data.examples) if place % 8 < 7]
+        mixed = mix_texts(training, 2, 0, model.name)
+        tokens = model.backbone.tokenize(mixed, model.sample.max_length)
+        for found, expected in zip(targets.model.encodings[20:], tokens, strict=True):
+            assert found["input_ids"].tolist() == expected["input_ids"].tolist()
+        for rows, wanted in targets.training[count:]:
+            hooks = {name: low_rank_output_hook(model.delta(name)) for name in plan.layers}
+            again = matching.run_task_model(targets.model, hooks, targets.layers, rows)
+            torch.testing.assert_close(again.logits, wanted.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_without_mixed_texts_none_are_made(made, monkeypatch):
+    """What is learned is what a plan without the option learns."""
+    plan, models = opened(made, steps=4, lr=1e-2, mixed_texts=0)
+    options = {name: value for name, value in plan.recipe.options.items() if name != "mixed_texts"}
+    unaware = dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, options=options))
+    more, _ = opened(made, steps=4, lr=1e-2, mixed_texts=1)
+    start = sum_of(models, plan)
+    monkeypatch.setattr(matching, "HELD_OUT", 99)  # so that something is learned
+    learned = [learning.learn_factors(models, each, start, lambda _: None) for each in (plan, unaware, more)]
+    assert learned[0].record == learned[1].record
+    assert learned[0].record["steps"] > 0
+    assert learned[2].record["mixed_texts"] == dict.fromkeys(TASKS, 12)
+    factors = [
+        torch.cat([x.flatten() for layer in plan.layers for x in each.for_layer(layer, {})["factors"]])
+        for each in learned
+    ]
+    assert torch.equal(factors[0], factors[1])
+    assert not torch.equal(factors[0], factors[2])
 
 
 def total(record, when):

@@ -79,6 +79,7 @@ def test_the_merged_adapter_says_what_teachers_of_a_wider_model_say(classifiers,
                             out=tmp_path / "merged")  # fmt: skip
     record = records.read_record(tmp_path / "merged")
     assert record["teachers"] == {task: {"base": str(wide), "compared": "logits"} for task in tasks if task != "mood"}
+    assert record.get("mixed_texts", {}) == ({"mood": 7 * 48} if "mood" in tasks else {})  # none of foreign teachers'
     merged = Adapter.open(tmp_path / "merged")
     assert {layer.rank for layer in merged.layers.values()} == {3 * len(tasks)}
     assert {name.rpartition(".")[2] for name in merged.layers} == {"query", "value"}

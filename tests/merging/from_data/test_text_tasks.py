@@ -132,6 +132,7 @@ def test_the_distance_is_that_of_dense_weights(made):
     for index, model in enumerate(models):
         single = text_adapters.dense(root / model.name, base)
         targets = matching.compute_matching_targets(model, index, plan)
+        assert targets.mixed == 0
         rows, wanted = targets.training[0]
         assert wanted.logits is None
         found = matching.run_task_model(model, hooks, targets.layers, rows)
