@@ -15,8 +15,9 @@ vocabulary, the loss of what it has written, in units of the base model's.
 The units are those of the task's own texts; where mixed texts are learned from, they count in the same ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ HELD_OUT = 8  # every eighth text
 LEAST_INFORMATION = 1e-3  # nats
 STATES = 4  # layers whose inputs are compared
 PARTS = 3  # distances that make up a task's
+MOST_KEPT = 1 << 29  # bytes of a task's outputs on mixed texts
 TEXT_BATCH_SIZE = 4  # completions have many positions each
 
 
@@ -66,8 +68,38 @@ class MatchedOutputs:
         """``n``."""
         return len(self.pooled if self.logits is None else self.logits)
 
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        return sum(each.nbytes for each in (*self.states, self.pooled, self.logits) if each is not None)
 
-Batches = tuple[tuple[list[int], MatchedOutputs], ...]  # rows and what a model makes of them
+
+Batches = Sequence[tuple[list[int], MatchedOutputs]]  # rows and what a model makes of them
+
+
+@dataclass(frozen=True)
+class PartlyKeptBatches(Sequence[tuple[list[int], MatchedOutputs]]):
+    """Batches with a single model's outputs, some kept; of the others it is asked anew each time, to save memory.
+
+    Attributes:
+        kept: The first ones.
+        rows: Rows of the others.
+        ask: The single model's outputs on rows.
+    """
+
+    kept: Batches
+    rows: Sequence[list[int]]
+    ask: Callable[[list[int]], MatchedOutputs]
+
+    def __len__(self) -> int:
+        return len(self.kept) + len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        if place < len(self.kept):
+            return self.kept[place]
+        rows = self.rows[place - len(self.kept)]
+        with torch.no_grad():
+            return rows, self.ask(rows)
 
 
 @dataclass(frozen=True)
@@ -119,26 +151,26 @@ def compute_matching_targets(model: TaskModel, index: int, plan: MergePlan) -> T
     count = min(STATES, len(distinct))
     chosen = [distinct[(place + 1) * len(distinct) // count - 1] for place in range(count)]
     layers = {name: name in sources.of_encoder for name in chosen}
+
+    def ask(rows: list[int]) -> MatchedOutputs:
+        return _target_outputs_to_keep(model, run_task_model(model, single, layers, rows))
+
     with torch.no_grad():
         learned_from, chosen_by = (
-            _ask_single_model(model, single, layers, part) for part in (training, held_out or training)
+            [(rows, ask(rows)) for rows in _matching_batches(model, part)] for part in (training, held_out or training)
         )
         outputs = [each for _, each in learned_from]
         stacked = [torch.cat(states) for states in zip(*(each.states for each in outputs), strict=True)]
         stacked.append(torch.cat([each.pooled for each in outputs]))
         scales = [*map(_single_output_variance, stacked), _matching_output_scale(model, learned_from)]
-        model, mixed = _with_mixed_texts(model, training, plan)
-        learned_from += _ask_single_model(model, single, layers, mixed)
-    return TaskTargets(model, layers, learned_from, chosen_by, tuple(scale or 1.0 for scale in scales), len(mixed))
-
-
-def _ask_single_model(
-    model: TaskModel, single: Mapping[str, OutputHook], layers: Mapping[str, bool], texts: Sequence[int]
-) -> Batches:
-    return tuple(
-        (rows, _target_outputs_to_keep(model, run_task_model(model, single, layers, rows)))
-        for rows in _matching_batches(model, texts)
-    )
+    model, mixed = _with_mixed_texts(model, training, plan)
+    further = _matching_batches(model, mixed)
+    if len(mixed) / len(training) * sum(each.bytes for each in outputs) > MOST_KEPT:
+        batches: Batches = PartlyKeptBatches(learned_from, further, ask)
+    else:
+        with torch.no_grad():
+            batches = [*learned_from, *((rows, ask(rows)) for rows in further)]
+    return TaskTargets(model, layers, batches, chosen_by, tuple(scale or 1.0 for scale in scales), len(mixed))
 
 
 def _with_mixed_texts(model: TaskModel, training: Sequence[int], plan: MergePlan) -> tuple[TaskModel, range]:

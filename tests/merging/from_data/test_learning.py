@@ -175,6 +175,22 @@ def test_without_mixed_texts_none_are_made(made, monkeypatch):
     assert not torch.equal(factors[0], factors[2])
 
 
+def test_outputs_that_are_not_kept_are_asked_for_again(made, monkeypatch):
+    """To the same factors: what is kept on mixed texts is bounded, what is learned from them is not."""
+    plan, models = opened(made, steps=4, lr=1e-2, mixed_texts=2)
+    start, learned = sum_of(models, plan), []
+    monkeypatch.setattr(matching, "HELD_OUT", 99)
+    for most in (1 << 29, 0):
+        monkeypatch.setattr(matching, "MOST_KEPT", most)
+        targets = matching.compute_matching_targets(models[0], 0, plan)
+        assert isinstance(targets.training, matching.PartlyKeptBatches) == (most == 0)
+        learned.append(learning.learn_factors(models, plan, start, lambda _: None))
+    assert learned[0].record == learned[1].record
+    for layer in plan.layers:
+        ours, theirs = (each.for_layer(layer, {})["factors"] for each in learned)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def total(record, when):
     return sum(row[when] for row in record["distance"].values())
 
