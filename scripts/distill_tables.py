@@ -28,16 +28,17 @@ def main() -> None:
     for arm, of_arm in averages.groupby("arm"):
         rows = []
         for setting, own in of_arm.groupby("setting", sort=False):
-            cells = [spread(own.query("heads == 'own' and rows == 'all'")["average"])]
+            cells = []
             for heads in ("own", "calibrated"):
-                cells += [_kept(own[own["heads"].eq(heads) & own["rows"].eq(part)]) for part in ("all", "second half")]
+                whole, half = (own[own["heads"].eq(heads) & own["rows"].eq(part)] for part in ("all", "second half"))
+                cells += [_spread_of(whole["average"]), _spread_of(whole["kept"]), _spread_of(half["kept"])]
             rows.append((str(setting), cells))
-        columns = ["setting", "average", "kept", "second half", "calibrated: kept", "second half"]
+        columns = ["setting", "average", "kept", "second half", "calibrated: average", "kept", "second half"]
         print_table(str(arm), columns, rows)
 
 
-def _kept(own: pd.DataFrame) -> str:
-    return spread(own["kept"]) if len(own) else ""
+def _spread_of(values: pd.Series) -> str:
+    return spread(values) if len(values) else ""
 
 
 if __name__ == "__main__":
