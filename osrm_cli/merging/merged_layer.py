@@ -14,7 +14,7 @@ from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.single_layer import merge_layer
 from osrm_cli.progress import Progress, no_progress
 
-SMALL = 1 << 22  # entries of a weight, a few of which are held for each layer that is computed
+SMALL = 1 << 22  # entries of a weight or its inputs' second moment, a few of which are held for each layer
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def merge_layers(
 
 def _layers_at_a_time(plan: MergePlan, layers: Sequence[str], device: torch.device) -> int:
     """As many as torch has threads where layers are small: one layer's steps are too short to share out among them."""
-    largest = max((plan.shapes[layer].d_out * plan.shapes[layer].d_in for layer in layers), default=0)
+    shapes = [plan.shapes[layer] for layer in layers]
+    largest = max((max(shape.d_out, shape.d_in) * shape.d_in for shape in shapes), default=0)
     return torch.get_num_threads() if device.type == "cpu" and largest <= SMALL else 1
 
 
