@@ -97,7 +97,7 @@ class PartlyKeptBatches(Sequence[tuple[list[int], MatchedOutputs]]):
     def __getitem__(self, place: Any) -> Any:
         if place < len(self.kept):
             return self.kept[place]
-        rows = self.rows[place - len(self.kept)]
+        rows = self.rows[place - len(self.kept)]  # beyond the last one an IndexError, which ends an iteration
         with torch.no_grad():
             return rows, self.ask(rows)
 
@@ -144,13 +144,7 @@ def compute_matching_targets(model: TaskModel, index: int, plan: MergePlan) -> T
         return _compute_foreign_targets(model, training, held_out or training)
     deltas = {layer: delta for layer in plan.layers if (delta := model.delta(layer))}
     single = {layer: low_rank_output_hook(delta.scaled(plan.weight(index, layer))) for layer, delta in deltas.items()}
-    shell = model.with_head_loaded()
-    changed = [layer for layer in plan.layers if any(layer in adapter.layers for adapter in plan.adapters)]
-    sources = find_shared_layer_inputs(shell, {name: shell.get_submodule(name) for name in changed}, model.batch([0]))
-    distinct = sources.distinct
-    count = min(STATES, len(distinct))
-    chosen = [distinct[(place + 1) * len(distinct) // count - 1] for place in range(count)]
-    layers = {name: name in sources.of_encoder for name in chosen}
+    layers, (model, mixed) = _choose_compared_layers(model, plan), _with_mixed_texts(model, training, plan)
 
     def ask(rows: list[int]) -> MatchedOutputs:
         return _target_outputs_to_keep(model, run_task_model(model, single, layers, rows))
@@ -163,14 +157,21 @@ def compute_matching_targets(model: TaskModel, index: int, plan: MergePlan) -> T
         stacked = [torch.cat(states) for states in zip(*(each.states for each in outputs), strict=True)]
         stacked.append(torch.cat([each.pooled for each in outputs]))
         scales = [*map(_single_output_variance, stacked), _matching_output_scale(model, learned_from)]
-    model, mixed = _with_mixed_texts(model, training, plan)
-    further = _matching_batches(model, mixed)
-    if len(mixed) / len(training) * sum(each.bytes for each in outputs) > MOST_KEPT:
-        batches: Batches = PartlyKeptBatches(learned_from, further, ask)
-    else:
-        with torch.no_grad():
-            batches = [*learned_from, *((rows, ask(rows)) for rows in further)]
+        batches: Batches = PartlyKeptBatches(learned_from, _matching_batches(model, mixed), ask)
+        if len(mixed) / len(training) * sum(each.bytes for each in outputs) <= MOST_KEPT:
+            batches = list(batches)
     return TaskTargets(model, layers, batches, chosen_by, tuple(scale or 1.0 for scale in scales), len(mixed))
+
+
+def _choose_compared_layers(model: TaskModel, plan: MergePlan) -> dict[str, bool]:
+    """Layers whose inputs are compared, and whether they are those of an encoder beside a decoder."""
+    shell = model.with_head_loaded()
+    changed = [layer for layer in plan.layers if any(layer in adapter.layers for adapter in plan.adapters)]
+    sources = find_shared_layer_inputs(shell, {name: shell.get_submodule(name) for name in changed}, model.batch([0]))
+    distinct = sources.distinct
+    count = min(STATES, len(distinct))
+    chosen = [distinct[(place + 1) * len(distinct) // count - 1] for place in range(count)]
+    return {name: name in sources.of_encoder for name in chosen}
 
 
 def _with_mixed_texts(model: TaskModel, training: Sequence[int], plan: MergePlan) -> tuple[TaskModel, range]:
