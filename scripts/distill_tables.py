@@ -31,14 +31,10 @@ def main() -> None:
             cells = []
             for heads in ("own", "calibrated"):
                 whole, half = (own[own["heads"].eq(heads) & own["rows"].eq(part)] for part in ("all", "second half"))
-                cells += [_spread_of(whole["average"]), _spread_of(whole["kept"]), _spread_of(half["kept"])]
+                cells += [spread(whole["average"]), spread(whole["kept"]), spread(half["kept"])]
             rows.append((str(setting), cells))
         columns = ["setting", "average", "kept", "second half", "calibrated: average", "kept", "second half"]
         print_table(str(arm), columns, rows)
-
-
-def _spread_of(values: pd.Series) -> str:
-    return spread(values) if len(values) else ""
 
 
 if __name__ == "__main__":

@@ -44,8 +44,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[tuple[str, Se
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def spread(values: pd.Series) -> str:
-    """Mean, and the standard deviation over several seeds."""
+def spread(values: pd.Series, missing: str = "") -> str:
+    """Mean, and the standard deviation over several seeds; ``missing`` where there are no values."""
+    if not len(values):
+        return missing
     return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
 

@@ -39,7 +39,7 @@ def main() -> None:
             scores = pd.concat([scores, regmean])
         methods = [method for method in METHODS if method in set(scores["method"])]
         rows = [
-            (str(arm), [_spread_of(own.loc[own["method"] == method, "test"]) for method in methods])
+            (str(arm), [spread(own.loc[own["method"] == method, "test"], "not run") for method in methods])
             for arm, own in scores.groupby("arm")
         ]
         rows += [
@@ -56,10 +56,6 @@ def main() -> None:
     print_table("sequential", ["adapters", *columns], (
         (str(arm), [spread(own[column]) for column in columns]) for arm, own in seeds.groupby("arm")
     ))  # fmt: skip
-
-
-def _spread_of(values: pd.Series) -> str:
-    return spread(values) if len(values) else "not run"
 
 
 def _difference(scores: pd.DataFrame, method: str, arm: str, control: str) -> str:
