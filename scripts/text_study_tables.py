@@ -3,9 +3,12 @@
 python -m scripts.text_study_tables
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 from scripts.study_tables import print_table, spread
 
@@ -42,8 +45,9 @@ def main() -> None:
             (str(arm), [spread(own.loc[own["method"] == method, "test"], "not run") for method in methods])
             for arm, own in scores.groupby("arm")
         ]
+        by_arm = {method: own.pivot_table("test", "seed", "arm") for method, own in scores.groupby("method")}
         rows += [
-            (f"{arm} - {control}", [_difference(scores, method, arm, control) for method in methods])
+            (f"{arm} - {control}", [_difference(by_arm[method], arm, control) for method in methods])
             for arm, control in DIFFERENCES
             if {arm, control} <= set(scores["arm"])
         ]
@@ -53,16 +57,54 @@ def main() -> None:
     tasks["kept"] = 100 * improvement
     columns = ["kept", "single_likelihood", "merged_likelihood"]
     seeds = tasks.groupby(["arm", "seed"])[columns].mean()
-    print_table("sequential", ["adapters", *columns], (
-        (str(arm), [spread(own[column]) for column in columns]) for arm, own in seeds.groupby("arm")
-    ))  # fmt: skip
+    rows = [(str(arm), [spread(own[column]) for column in columns]) for arm, own in seeds.groupby("arm")]
+    by_arm = seeds.unstack("arm")
+    for arm, control in DIFFERENCES[:2]:
+        rows += [(f"{arm} - {control}", [_difference(by_arm[column], arm, control) for column in columns])]
+    print_table("sequential", ["adapters", *columns], rows)
+    _print_kept_shares()
 
 
-def _difference(scores: pd.DataFrame, method: str, arm: str, control: str) -> str:
-    """Mean over the seeds of the difference, the smallest and the largest."""
-    own = scores[scores["method"] == method].pivot_table("test", "seed", "arm")
-    gain = own[arm] - own[control]
-    return f"{gain.mean():+.1f} ({gain.min():+.1f} to {gain.max():+.1f})"
+def _kept_shares(path: Path = STUDY / "longer.parquet") -> pd.DataFrame:
+    """What each merge keeps of the single adapters' improvement of the loss, in percent.
+
+    A row for each task, a column for each method, arm and lambda.
+    """
+    scores = pd.read_parquet(path)
+    scores["arm"] = scores["file"].str.partition("/")[0]
+    scores["loss"] = scores["metrics"].map(lambda metrics: dict(metrics)["loss"])
+    scores["scale"] = scores["options"].map(lambda text: json.loads(text)["lambda"], na_action="ignore").fillna(1)
+    scores["method"] = scores["method"].fillna("single")
+    losses = scores.pivot_table("loss", "task", ["method", "arm", "scale"])  # the mean of both halves
+    arms = losses.columns.get_level_values("arm")
+    base, single = losses["task-arith"].xs(0, axis=1, level="scale"), losses["single"].droplevel("scale", axis=1)
+    shares = 100 * (base[arms].to_numpy() - losses) / (base[arms] - single[arms]).to_numpy()
+    return shares.drop(columns=[column for column in shares if column[0] == "single" or column[2] == 0])
+
+
+def _print_kept_shares() -> None:
+    shares = _kept_shares()
+    averages = shares.mean()
+    best = {pair: own.idxmax() for pair, own in averages.groupby(level=["method", "arm"])}
+    methods = [method for method in METHODS if method in averages.index]
+    arms = averages.index.unique("arm")
+    rows = [
+        (arm, [f"{averages[best[method, arm]]:.1f} at {best[method, arm][2]:g}" for method in methods]) for arm in arms
+    ]
+    for arm, control in DIFFERENCES[:2]:
+        chosen = [{name: shares[best[method, name]] for name in (arm, control)} for method in methods]
+        rows += [(f"{arm} - {control}", [_difference(pair, arm, control) for pair in chosen])]
+    print_table("kept of the improvement of the loss, seed 0", ["adapters", *methods], rows)
+
+
+def _difference(scores: Mapping[str, pd.Series], arm: str, control: str) -> str:
+    """Mean of the paired differences, with its 95 % interval by Student's t.
+
+    ``scores``: by arm, a number for each seed, or for each task.
+    """
+    gain = scores[arm] - scores[control]
+    low, high = stats.ttest_1samp(gain, 0).confidence_interval(0.95)
+    return f"{gain.mean():+.1f} ({low:+.1f}, {high:+.1f})"
 
 
 if __name__ == "__main__":
