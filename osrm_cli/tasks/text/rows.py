@@ -80,6 +80,13 @@ def make_text_split(table: Table, task: Task, split: str, answered: bool = True)
 
 
 def _parse_text_task_row(table: Table, row: int, columns: Sequence[str], answered: bool) -> TextExample:
+    example = _read_text_task_row(table, row, columns, answered)
+    if example.choices and example.reference not in example.choices:
+        raise OsrmError(f"{example.place}: the completion is none of the choices", "correct the row")
+    return example
+
+
+def _read_text_task_row(table: Table, row: int, columns: Sequence[str], answered: bool) -> TextExample:
     place = table.locate(row)
     values = [_parse_text_task_value(place, column, table.columns[column][row]) for column in columns]
     texts = tuple(value if isinstance(value, str) else json.dumps(value) for value in values)
@@ -99,8 +106,6 @@ def _parse_text_task_row(table: Table, row: int, columns: Sequence[str], answere
         raise OsrmError(f"{place}: prompt and completion are a string and a list of messages, expected two of a kind")
     if not isinstance(completion, str):
         _check_chat_end(place, COMPLETION, completion)
-    if choices and completion not in choices:
-        raise OsrmError(f"{place}: the completion is none of the choices", "correct the row")
     return TextExample(texts, None, prompt, completion, place, choices)
 
 

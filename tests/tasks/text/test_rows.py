@@ -119,12 +119,14 @@ def test_choices(tmp_path: Path) -> None:
         ({"prompt": [{"role": "user"}], "completion": [ANSWER]}, "message 1 of 'prompt' holds nothing"),
         ({"prompt": "a", "completion": "b", "choices": ["c", "d"]}, "the completion is none of the choices"),
         ({"prompt": "a", "completion": "b", "choices": ["b"]}, "expected a list of two or more"),
+        ({"prompt": [USER], "completion": [ANSWER], "choices": ["c", "d"]}, "the completion is none of the choices"),
+        ({"messages": [USER, ANSWER], "choices": ["c", "d"]}, "the completion is none of the choices"),
     ],
 )
 def test_bad_row_is_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:
-    good: dict[str, Any] = {"prompt": "a", "completion": "b"}
+    good: dict[str, Any] = {"messages": [USER, ANSWER]} if "messages" in row else {"prompt": "a", "completion": "b"}
     if "choices" in row:
-        good["choices"] = ["b", "c"]
+        good["choices"] = ["b", "Hi"]
     with pytest.raises(OsrmError, match=message) as caught:
         load_split("talk", write(tmp_path, [good, row]), "train")
     assert "train.jsonl:2" in str(caught.value)
