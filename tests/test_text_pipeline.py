@@ -112,6 +112,8 @@ def test_scores_are_plain_transformers_losses(
         assert row["kept"] == pytest.approx(100 * kept / gained, rel=1e-3)
         assert expected["single"] < expected["base"], "training has taught the adapter nothing"
         assert len(scores["answers"][task]) == row["examples"] == 12
+    for key in ("loss_ratio", "kept"):
+        assert scores["average"][key] == pytest.approx(sum(row[key] for row in scores["tasks"].values()) / 3)
 
 
 def test_recorded_dev_loss_is_that_of_eval(written: Path) -> None:
@@ -241,14 +243,21 @@ def test_auto_reads_prompts_where_there_are_some(written: Path, tmp_path: Path) 
     assert "by regmean" in done.stdout, done.stderr
 
 
-def test_another_template_is_refused(written: Path, tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [("chat_template", "{{ messages }}"), ("eos_token", "w1")])
+def test_another_template_or_end_token_is_refused(
+    key: str, value: str, written: Path, tiny_writer: Callable[[str], Path], tmp_path: Path
+) -> None:
     base = tmp_path / tiny_writer(family_of(written)).name
     shutil.copytree(tiny_writer(family_of(written)), base)
     settings = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
-    done = osrm("eval", str(written / "merged"), "--model", str(base), "--out", "scores.json", cwd=tmp_path)
-    assert done.code == 1
-    assert "trained with another chat template" in done.stderr
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, key: value}))
+    commands = [("eval", "merged"), ("eval", "adapters/last"), ("sweep", "adapters/last", "adapters/same")]
+    for command, *folders in commands:
+        paths = [str(written / folder) for folder in folders]
+        done = osrm(command, *paths, "--model", str(base), "--out", "scores", "-q", cwd=tmp_path)
+        assert done.code == 1
+        assert f"the adapter was trained with another {key.replace('_', ' ')} than the model's" in done.error
+        assert not (tmp_path / "scores").exists()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
