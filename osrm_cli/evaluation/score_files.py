@@ -157,6 +157,8 @@ class _Data:
 
 @dataclass(frozen=True)
 class EvalSchema(_ScoreFileSplit):
+    """What is read of a ``scores.json``."""
+
     settings: _Settings = field(kw_only=True)
     adapters: Annotated[dict[str, AdapterRecord], Field(min_length=1)] = field(kw_only=True)
     method: str | None = field(kw_only=True)
@@ -167,6 +169,8 @@ class EvalSchema(_ScoreFileSplit):
 
 @dataclass(frozen=True)
 class SweepSchema:
+    """What is read of a ``sweep.json``."""
+
     settings: _Settings
     adapters: Annotated[dict[str, AdapterRecord], Field(min_length=1)]
     data: dict[str, _Data]

@@ -48,6 +48,8 @@ class _Budget(OpenSchema):
 
 
 class FeaturesHeaderSchema(RecordSchema):
+    """What is read of a features file's header."""
+
     command: Literal["collect"]
     task: RecordedTaskSchema
     base: BaseSchema
