@@ -180,6 +180,27 @@ def test_sweep_scores_losses_and_the_best_writes(written: Path, tmp_path: Path) 
         assert wrote == (index in best)
 
 
+def test_sweep_in_which_every_point_writes_selects_by_the_tasks_metrics(written: Path, tmp_path: Path) -> None:
+    adapters = [str(written / "adapters" / task) for task in ("backwards", "last", "same")]
+    (tmp_path / "osrm.toml").write_bytes((written / "osrm.toml").read_bytes())
+    words = ("--lambda", "0,0.5,1", "--validation-split", "train", "--limit", 12, "--generate-all")
+    done = osrm("sweep", *adapters, *words, cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    sweep = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert sweep["settings"]["generate"] == "all"
+    for point in (sweep["single"], *sweep["points"]):
+        for part in ("validation", "test"):
+            for row in point[part]["tasks"].values():
+                assert row["headline"] == row["metrics"]["exact_match"] != row["metrics"]["likelihood"]
+    merged = json.loads((written / "merged" / "scores.json").read_text())["tasks"]
+    point = next(point for point in sweep["points"] if point["options"]["lambda"] == 0.5)
+    for task, row in merged.items():
+        assert point["test"]["tasks"][task]["headline"] == row["headline"]
+        assert sweep["single"]["test"]["tasks"][task]["headline"] == row["single"]
+    averages = [point["validation"]["average"] for point in sweep["points"]]
+    assert [row["point"] for row in sweep["best"]] == [averages.index(max(averages))]
+
+
 def test_diagnose_retrofit_and_report(written: Path, tmp_path: Path) -> None:
     adapters = [str(written / "adapters" / task) for task in ("backwards", "last", "same")]
     (tmp_path / "osrm.toml").write_bytes((written / "osrm.toml").read_bytes())

@@ -48,6 +48,15 @@ def test_the_readme_s_row_of_the_text_study_is_planned_alone(tmp_path: Path) -> 
     assert (plan.count("rule sweep:"), plan.count("rule train:")) == (1, 6)
 
 
+@pytest.mark.parametrize("name", ["glue-minilm", "text-smollm2", "text-smollm2-small"])
+def test_studies_compare_the_prediction_with_what_was_measured(name: str, tmp_path: Path) -> None:
+    config = ROOT / f"config/{name}.yaml"
+    plan = snakemake("--configfile", config, "--dry-run", cwd=tmp_path)
+    diagnosed = plan.partition("rule diagnose:")[2].partition("rule ")[0]
+    assert f"results/{name}/diagnoses/" in diagnosed
+    assert "sweep.json" in diagnosed
+
+
 @pytest.mark.slow
 def test_smoke(minilm: str, tmp_path: Path) -> None:
     """From nothing to a report; then nothing to do; then only what a lost adapter and its sweep make necessary."""

@@ -108,6 +108,7 @@ class _TaskRow:
 class _ScoreFileSplit:
     tasks: Annotated[dict[str, _TaskRow], Field(min_length=1)]
     predictions: dict[str, Values] = field(default_factory=dict)
+    per_example: dict[str, dict[str, Values]] = field(default_factory=dict)
 
     def scores(self, digests: Mapping[str, str], labels: Mapping[str, Values]) -> TaskScores:
         return {
@@ -119,6 +120,7 @@ class _ScoreFileSplit:
                 digests.get(task, row.sha256),
                 self.predictions.get(task, ()),
                 labels.get(task, ()),
+                per_example=self.per_example.get(task, {}),
             )
             for task, row in sorted(self.tasks.items())
         }
@@ -245,7 +247,7 @@ def _score_file_error(name: str, reason: str, command: str) -> OsrmError:
 def _score_file_from_eval(name: str, digest: str, contents: EvalSchema) -> ScoreFile:
     scores = contents.scores({}, contents.labels)
     single = {
-        task: replace(scores[task], headline=row.single, predictions=())
+        task: replace(scores[task], headline=row.single, predictions=(), per_example={})
         for task, row in sorted(contents.tasks.items())
         if row.single is not None
     }

@@ -90,6 +90,9 @@ def sweep(
     generate: Annotated[
         bool, typer.Option("--generate", help="Let the best points write answers to text tasks; else loss alone.")
     ] = False,
+    generate_all: Annotated[
+        bool, typer.Option("--generate-all", help="Let every point write answers, and select by the tasks' metrics.")
+    ] = False,
     predictions: Annotated[
         bool, typer.Option("--predictions", help="Write predictions of the single adapters and the best.")
     ] = False,
@@ -134,6 +137,7 @@ def sweep(
         limit=limit,
         predictions=predictions,
         generate=generate,
+        generate_all=generate_all,
         form=form,
         seed=seed,
         model=model,
