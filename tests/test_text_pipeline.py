@@ -114,6 +114,8 @@ def test_scores_are_plain_transformers_losses(
         assert row["kept"] == pytest.approx(100 * kept / gained, rel=1e-3)
         assert expected["single"] < expected["base"], "training has taught the adapter nothing"
         assert len(scores["answers"][task]) == row["examples"] == 12
+    for key in ("loss_ratio", "kept"):
+        assert scores["average"][key] == pytest.approx(sum(row[key] for row in scores["tasks"].values()) / 3)
 
 
 def test_recorded_dev_loss_is_that_of_eval(written: Path) -> None:
@@ -176,6 +178,27 @@ def test_sweep_scores_losses_and_the_best_writes(written: Path, tmp_path: Path) 
     for index, point in enumerate(sweep["points"]):
         wrote = "exact_match" in point["test"]["tasks"]["same"]["metrics"]
         assert wrote == (index in best)
+
+
+def test_sweep_in_which_every_point_writes_selects_by_the_tasks_metrics(written: Path, tmp_path: Path) -> None:
+    adapters = [str(written / "adapters" / task) for task in ("backwards", "last", "same")]
+    (tmp_path / "osrm.toml").write_bytes((written / "osrm.toml").read_bytes())
+    words = ("--lambda", "0,0.5,1", "--validation-split", "train", "--limit", 12, "--generate-all")
+    done = osrm("sweep", *adapters, *words, cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    sweep = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert sweep["settings"]["generate"] == "all"
+    for point in (sweep["single"], *sweep["points"]):
+        for part in ("validation", "test"):
+            for row in point[part]["tasks"].values():
+                assert row["headline"] == row["metrics"]["exact_match"] != row["metrics"]["likelihood"]
+    merged = json.loads((written / "merged" / "scores.json").read_text())["tasks"]
+    point = next(point for point in sweep["points"] if point["options"]["lambda"] == 0.5)
+    for task, row in merged.items():
+        assert point["test"]["tasks"][task]["headline"] == row["headline"]
+        assert sweep["single"]["test"]["tasks"][task]["headline"] == row["single"]
+    averages = [point["validation"]["average"] for point in sweep["points"]]
+    assert [row["point"] for row in sweep["best"]] == [averages.index(max(averages))]
 
 
 def test_diagnose_retrofit_and_report(written: Path, tmp_path: Path) -> None:
@@ -244,14 +267,21 @@ def test_auto_reads_prompts_where_there_are_some(written: Path, tmp_path: Path) 
     assert "by regmean" in done.stdout, done.stderr
 
 
-def test_another_template_is_refused(written: Path, tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [("chat_template", "{{ messages }}"), ("eos_token", "w1")])
+def test_another_template_or_end_token_is_refused(
+    key: str, value: str, written: Path, tiny_writer: Callable[[str], Path], tmp_path: Path
+) -> None:
     base = tmp_path / tiny_writer(family_of(written)).name
     shutil.copytree(tiny_writer(family_of(written)), base)
     settings = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
-    done = osrm("eval", str(written / "merged"), "--model", str(base), "--out", "scores.json", cwd=tmp_path)
-    assert done.code == 1
-    assert "trained with another chat template" in done.stderr
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, key: value}))
+    commands = [("eval", "merged"), ("eval", "adapters/last"), ("sweep", "adapters/last", "adapters/same")]
+    for command, *folders in commands:
+        paths = [str(written / folder) for folder in folders]
+        done = osrm(command, *paths, "--model", str(base), "--out", "scores", "-q", cwd=tmp_path)
+        assert done.code == 1
+        assert f"the adapter was trained with another {key.replace('_', ' ')} than the model's" in done.error
+        assert not (tmp_path / "scores").exists()
 
 
 @pytest.mark.parametrize("written", ["llama"], indirect=True)

@@ -9,17 +9,17 @@ from typing import Protocol
 import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME
-from osrm_cli.errors import OsrmError
+from osrm_cli.evaluation.answers import example_losses, make_text_score, score_answers
 from osrm_cli.evaluation.merged_folder import ScoredFolder, ScoredTask
 from osrm_cli.evaluation.scores import TaskScore, TextAnswers
 from osrm_cli.models.backbone import Backbone, check_max_length
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import CompletionTokenizer, check_chat_template
-from osrm_cli.models.token_batches import IGNORED, Encoding
+from osrm_cli.models.token_batches import Encoding
 from osrm_cli.progress import Advance, Progress
 from osrm_cli.tasks.metrics import compute_task_scores, predictions_from_logits, primary_score
 from osrm_cli.tasks.task import Task, TaskSplit, TextExample
-from osrm_cli.tasks.text.metrics import ANSWER_METRICS, LIKELIHOOD, compute_answer_scores, loss_scores
+from osrm_cli.tasks.text.metrics import LIKELIHOOD, loss_scores
 
 _SAMPLES = 3  # answers that are shown of each task
 
@@ -254,26 +254,19 @@ class TextScorer:
         task = data.task
         with progress(f"loss {task.name}", len(encodings), "examples") as advance:
             losses = self.backbone.losses(model, encodings, self.batch_size, advance)
-        metrics = loss_scores(losses.mean())
-        answers: list[str] = []
+        metrics, answers = loss_scores(losses.mean()), list[str]()
+        per_example = example_losses(losses, range(len(examples)))
         if not self.generate:
             task = replace(task, metrics=(LIKELIHOOD,))
         else:
             written, answers = score_answers(
                 self.backbone, model, task, examples, encodings, completions, self.batch_size, progress
             )
-            metrics |= written
-        if missing := [name for name in task.metrics if name not in metrics]:
-            raise OsrmError(
-                f"task '{task.name}' has metric {missing[0]}, which needs rows with choices",
-                "correct metrics in its task.toml",
-            )
-        return TaskScore(
-            metrics,
-            primary_score(task, metrics),
-            None,
-            len(examples),
-            data.sha256,
+            metrics |= written.metrics
+            per_example |= written.per_example
+        return replace(
+            make_text_score(task, metrics, per_example, len(examples)),
+            sha256=data.sha256,
             text=TextAnswers(
                 tuple(answers),
                 tuple(example.reference for example in examples) if answers else (),
@@ -281,73 +274,3 @@ class TextScorer:
                 tuple(float(f"{value:.9g}") for value in losses.nll / losses.tokens),
             ),
         )
-
-
-def score_answers(
-    backbone: TextBackbone,
-    model: torch.nn.Module,
-    task: Task,
-    examples: Sequence[TextExample],
-    encodings: Sequence[Encoding],
-    completions: CompletionTokenizer,
-    batch_size: int,
-    progress: Progress,
-) -> tuple[dict[str, float], list[str]]:
-    """Let a model answer prompts: exact match and the task's own metrics, and the answers.
-
-    Where the rows have choices, it chooses, and writes nothing.
-
-    Args:
-        backbone: Supplies tokenizer and device.
-        model: The backbone's model, perhaps with an update.
-        task: Its metrics, longest answer and stop strings; by default as many tokens as the longest reference has.
-        examples: Prompts and references.
-        encodings: The same as tokens.
-        completions: Made them.
-        batch_size: Maximum prompts per batch.
-        progress: Shows a progress bar.
-
-    Raises:
-        OsrmError: If a row has no prompt, or a metric cannot be computed.
-    """
-    if examples[0].choices:
-        return _score_choices(backbone, model, task, examples, completions, batch_size, progress), []
-    count = task.max_new_tokens or max(int((encoding["labels"] != IGNORED).sum()) for encoding in encodings)
-    prompts = completions.encode_prompts(examples, count)
-    if not all(len(prompt["input_ids"]) for prompt in prompts):
-        raise OsrmError(
-            f"task '{task.name}' has rows of text alone, which have no prompt to answer",
-            "score their loss alone: --no-generate",
-        )
-    with progress(f"generate {task.name}", len(prompts), "answers") as advance:
-        answers = backbone.generate(model, prompts, batch_size, count, task.stop, advance)
-    names = dict.fromkeys(("exact_match", *(name for name in task.metrics if name in ANSWER_METRICS)))
-    return compute_answer_scores(list(names), answers, [example.reference for example in examples]), answers
-
-
-def _score_choices(
-    backbone: TextBackbone,
-    model: torch.nn.Module,
-    task: Task,
-    examples: Sequence[TextExample],
-    completions: CompletionTokenizer,
-    batch_size: int,
-    progress: Progress,
-) -> dict[str, float]:
-    """Share of examples whose right choice is the most likely, by log-likelihood, and by that per byte."""
-    rows = [replace(example, completion=choice) for example in examples for choice in example.choices]
-    kept, encodings = completions.encode(rows, with_end=False)
-    if len(kept) < len(rows):
-        raise OsrmError(f"choices of '{task.name}' are too long", "choose a larger --max-length")
-    with progress(f"choices {task.name}", len(encodings), "choices") as advance:
-        nll = backbone.losses(model, encodings, batch_size, advance).nll
-    hits = {"accuracy": 0, "accuracy_norm": 0}
-    start = 0
-    for example in examples:
-        own = nll[start : start + len(example.choices)]
-        start += len(example.choices)
-        right = example.choices.index(example.reference)
-        sizes = torch.tensor([len(choice.encode()) for choice in example.choices])
-        hits["accuracy"] += int(own.argmin()) == right
-        hits["accuracy_norm"] += int((own / sizes).argmin()) == right
-    return {name: 100 * count / len(examples) for name, count in hits.items()}

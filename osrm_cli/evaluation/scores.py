@@ -42,6 +42,8 @@ class TaskScore:
         predictions: Classes or scores on the first set; empty if unknown.
         labels: True labels; empty if unknown.
         text: What was written, and losses, where the answer is text.
+        per_example: Of text: what the primary score follows from, by metric and example: metrics in percent whose means
+            they are; for the likelihood ``loss`` (per token) and ``tokens``. Empty if unknown, and with chrF.
         single_loss: Of text: the single adapter's loss on the same examples; ``None`` if unknown.
         base: Of text: the base model's primary score; ``None`` unless it was scored.
         base_loss: Of text: the base model's loss.
@@ -55,9 +57,15 @@ class TaskScore:
     predictions: tuple[float, ...] = ()
     labels: tuple[float, ...] = ()
     text: TextAnswers | None = None
+    per_example: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     single_loss: float | None = None
     base: float | None = None
     base_loss: float | None = None
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether the score of other draws of the examples can be computed."""
+        return bool(self.predictions or self.per_example)
 
     @property
     def loss_ratio(self) -> float | None:
@@ -117,7 +125,7 @@ def summarize_scores(scores: TaskScores) -> dict[str, Any]:
 
 def _task_score_dict(score: TaskScore) -> dict[str, Any]:
     of_text = ("single_loss", "base", "base_loss")
-    omitted = ("predictions", "labels", "text", *(() if score.text else of_text))
+    omitted = ("predictions", "labels", "text", "per_example", *(() if score.text else of_text))
     row = {name: value for name, value in asdict(score).items() if name not in omitted} | {"ratio": score.ratio}
     if score.text:
         row |= {"loss_ratio": score.loss_ratio, "kept": score.kept, "samples": score.text.samples()}
@@ -125,7 +133,7 @@ def _task_score_dict(score: TaskScore) -> dict[str, Any]:
 
 
 def predictions_record(scores: TaskScores) -> dict[str, Any]:
-    """Predictions and labels by task, as in ``scores.json``; of text, answers, references and losses."""
+    """Predictions and labels by task, as in ``scores.json``; of text, answers, losses and scores by example."""
     texts = {task: score.text for task, score in scores.items() if score.text}
     classes = {task: score for task, score in scores.items() if not score.text}
     record: dict[str, Any] = {
@@ -136,7 +144,14 @@ def predictions_record(scores: TaskScores) -> dict[str, Any]:
         record["answers"] = {task: list(text.answers) for task, text in texts.items()}
         record["references"] = {task: list(text.references) for task, text in texts.items()}
         record["losses"] = {task: list(text.losses) for task, text in texts.items()}
-    return record
+    return record | example_scores_record(scores)
+
+
+def example_scores_record(scores: TaskScores) -> dict[str, Any]:
+    """What primary scores of text follow from, by task, metric and example; empty where no task has it."""
+    found = {task: score.per_example for task, score in scores.items() if score.per_example}
+    rounded = {task: {metric: round_answers(values) for metric, values in each.items()} for task, each in found.items()}
+    return {"per_example": rounded} if rounded else {}
 
 
 def _mean_score(values: list[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""Tokenize examples, group them by length into padded batches, and compute a classifier's logits."""
+"""Tokenize examples, group them by length into padded batches, split these, and compute a classifier's logits."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -123,6 +123,25 @@ def collate_batch(
         for key, ids in encoding.items():
             batch[key][row, -len(ids) if left else 0 :][: len(ids)] = ids
     return {key: torch.from_numpy(rows).to(device) for key, rows in batch.items()}
+
+
+def split_batch(batch: Mapping[str, torch.Tensor], max_tokens: int) -> list[dict[str, torch.Tensor]]:
+    """Parts of a batch, of similar length; the batch itself where it is small enough.
+
+    Args:
+        batch: ``input_ids``, ``attention_mask`` and ``labels``, padded on the right, see ``collate_batch``.
+        max_tokens: Maximum tokens in a part, padding included; a longer row is a part of its own.
+    """
+    count, width = max((values.shape for values in batch.values()), key=lambda shape: shape[1])
+    if count * width <= max_tokens:
+        return [dict(batch)]
+    ends = torch.arange(1, width + 1, device=batch["labels"].device)
+    lengths = [0] * count
+    for used in (batch["attention_mask"] > 0, batch["labels"] != IGNORED):
+        last = (used * ends[: used.shape[1]]).amax(1).tolist()
+        lengths = list(map(max, lengths, last))
+    parts = group_by_length(lengths, count, max_tokens)
+    return [{key: values[rows, : lengths[rows[0]]] for key, values in batch.items()} for rows in parts]
 
 
 def check_model_vocabulary(

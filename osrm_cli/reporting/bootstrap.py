@@ -2,7 +2,7 @@
 
 A resample of a task's examples is a row of counts: how often each example was drawn. A task's primary score is computed
 on many resamples at once: metrics of classes follow from the counts in the confusion matrix, correlations from weighted
-moments, Spearman's from weighted mid-ranks.
+moments, Spearman's from weighted mid-ranks, those of text from sums over what each example scores.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from osrm_cli.evaluation.scores import TaskScore, TaskScores
 from osrm_cli.tasks.label_sets import MAX_CLASSES, label_matrix
 from osrm_cli.tasks.metrics import METRICS, MULTI_LABEL_METRICS, REGRESSION_METRICS
+from osrm_cli.tasks.text.metrics import EXAMPLE_LOSS, EXAMPLE_TOKENS
 
 Array = NDArray[Any]
 Runs = Mapping[str, TaskScores]  # by seed
@@ -65,21 +66,23 @@ class Bootstrap:
 
     def prepare(self, runs: Sequence[TaskScores]) -> None:
         """Score every run with predictions on every resample; each task's examples are drawn once."""
-        for task, truth in sorted(self.labels.items()):
-            labels = np.asarray(truth)
+        for task in sorted({task for run in runs for task in run}):
+            labels = np.asarray(self.labels.get(task, ()))
             wanted = {
                 _predictions_key(task, run[task]): run[task]
                 for run in runs
-                if task in run and _has_predictions(run[task])
+                if task in run and (run[task].per_example or (run[task].predictions and len(labels)))
             }
             found: dict[Any, list[Array]] = {key: [] for key in wanted}
             if not found:
                 continue
-            classes = count_reported_classes(labels, *(score.predictions for score in wanted.values()))
-            for counts in draw_resample_counts(self._generator("examples", task), len(labels), self.resamples):
+            series = [score.predictions for score in wanted.values() if score.predictions]
+            classes = count_reported_classes(labels, *series) if series else 0
+            examples = len(labels) if series else next(iter(wanted.values())).examples
+            for counts in draw_resample_counts(self._generator("examples", task), examples, self.resamples):
                 resamples = BootstrapResamples(counts, labels, classes)
                 for key, score in wanted.items():
-                    found[key].append(resamples.headlines(bootstrap_metric_names(score), np.asarray(score.predictions)))
+                    found[key].append(resamples.headlines_of(score))
             self._known |= {key: np.concatenate(parts) for key, parts in found.items()}
 
     def difference(self, arm: Runs, baseline: Runs) -> Difference | None:
@@ -118,7 +121,7 @@ class Bootstrap:
         return Difference(float(gains.mean()), low, high, over, len(seeds), low > 0 or high < 0)
 
     def _has_resamples(self, task: str, score: TaskScore) -> bool:
-        return _has_predictions(score) and _predictions_key(task, score) in self._known
+        return score.has_predictions and _predictions_key(task, score) in self._known
 
     def _resampled_score(self, task: str, score: TaskScore) -> Array:
         return self._known[_predictions_key(task, score)]
@@ -129,12 +132,10 @@ class Bootstrap:
         return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def _has_predictions(score: TaskScore) -> bool:
-    return bool(score.predictions)
-
-
 def _predictions_key(task: str, score: TaskScore) -> tuple[str, tuple[str, ...], bytes]:
-    return task, bootstrap_metric_names(score), hashlib.sha256(np.asarray(score.predictions).tobytes()).digest()
+    names = tuple(score.per_example) or bootstrap_metric_names(score)
+    values = np.asarray(list(score.per_example.values()) or score.predictions)
+    return task, names, hashlib.sha256(values.tobytes()).digest()
 
 
 def bootstrap_metric_names(score: TaskScore) -> tuple[str, ...]:
@@ -157,6 +158,24 @@ def draw_resample_counts(generator: np.random.Generator, examples: int, resample
         yield counts.astype(np.float64)  # products of integers would not go through BLAS
 
 
+def resampled_text_headlines(counts: Array, per_example: Mapping[str, Sequence[float]]) -> Array:
+    """The primary score of a text task on resamples of its examples: the mean of its metrics, in percent.
+
+    Args:
+        counts: How often each example was drawn; shape ``(resamples, examples)``.
+        per_example: See ``TaskScore.per_example``.
+
+    Returns:
+        Shape ``(resamples,)``.
+    """
+    values = {name: np.asarray(own, dtype=np.float64) for name, own in per_example.items()}
+    tokens, loss = values.pop(EXAMPLE_TOKENS, None), values.pop(EXAMPLE_LOSS, None)
+    found = [counts @ own / counts.sum(1) for own in values.values()]
+    if tokens is not None and loss is not None:  # the likelihood is that of all tokens: long completions count for more
+        found.append(100.0 * np.exp(-(counts @ (loss * tokens)) / (counts @ tokens)))
+    return np.asarray(np.mean(found, axis=0))
+
+
 @dataclass(frozen=True)
 class BootstrapResamples:
     """Many resamples of one task's examples.
@@ -170,6 +189,12 @@ class BootstrapResamples:
     counts: Array
     labels: Array
     num_labels: int = 2
+
+    def headlines_of(self, score: TaskScore) -> Array:
+        """A task's primary score on each resample, in percent, shape ``(resamples,)``."""
+        if score.per_example:
+            return resampled_text_headlines(self.counts, score.per_example)
+        return self.headlines(bootstrap_metric_names(score), np.asarray(score.predictions))
 
     def headlines(self, names: Sequence[str], predictions: Array) -> Array:
         """The mean of the metrics on each resample, in percent.

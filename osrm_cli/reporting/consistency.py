@@ -8,10 +8,11 @@ import numpy as np
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.score_files import ScoreFile
 from osrm_cli.evaluation.scores import TaskScore
-from osrm_cli.reporting.bootstrap import bootstrap_metric_names, count_reported_classes
+from osrm_cli.reporting.bootstrap import bootstrap_metric_names, count_reported_classes, resampled_text_headlines
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.label_sets import MAX_CLASSES
 from osrm_cli.tasks.task import MULTI_LABEL, Task
+from osrm_cli.tasks.text.metrics import EXAMPLE_LOSS, EXAMPLE_TOKENS
 
 _TOLERANCE = 0.05  # percent; files of other programs may round
 _MAX_CLASSES = 1000
@@ -55,6 +56,8 @@ def _check_reported_predictions(file: ScoreFile) -> None:
         OsrmError: If they do not.
     """
     for task, score in _scores_of_file(file):
+        if score.per_example:
+            _check_example_scores(file.name, task, score)
         if not score.predictions or not score.labels:
             continue
         if len(score.labels) != len(score.predictions):
@@ -68,12 +71,29 @@ def _check_reported_predictions(file: ScoreFile) -> None:
             limit = 1 << MAX_CLASSES if names[0] in metrics.MULTI_LABEL_METRICS else _MAX_CLASSES
             for what in ("predictions", "labels"):
                 _check_reported_classes(getattr(score, what), limit, f"{file.name}: {what} of '{task}'")
-        found = _recompute_reported_score(score)
-        if abs(found - score.headline) > _TOLERANCE:
-            raise OsrmError(
-                f"{file.name}: the predictions of '{task}' give {found:.2f}, its score says {score.headline:.2f}",
-                "make the file anew",
-            )
+        _check_score_from_predictions(file.name, task, score, _recompute_reported_score(score))
+
+
+def _check_example_scores(name: str, task: str, score: TaskScore) -> None:
+    """Check that what each example of a text task scores gives its primary score."""
+    for metric, values in score.per_example.items():
+        if len(values) != score.examples:
+            raise OsrmError(f"{name} has {len(values)} values of '{metric}' for {score.examples} examples of '{task}'")
+        least = 1 if metric == EXAMPLE_TOKENS else 0
+        if min(values, default=least) < least:
+            raise OsrmError(f"{name}: '{metric}' of '{task}' holds {min(values):g}, expected {least} or more")
+    if not score.examples or (EXAMPLE_LOSS in score.per_example) != (EXAMPLE_TOKENS in score.per_example):
+        raise OsrmError(f"{name}: 'per_example' of '{task}' is incomplete", "make the file anew")
+    (found,) = resampled_text_headlines(np.ones((1, score.examples)), score.per_example)
+    _check_score_from_predictions(name, task, score, found)
+
+
+def _check_score_from_predictions(name: str, task: str, score: TaskScore, found: float) -> None:
+    if abs(found - score.headline) > _TOLERANCE:
+        raise OsrmError(
+            f"{name}: the predictions of '{task}' give {found:.2f}, its score says {score.headline:.2f}",
+            "make the file anew",
+        )
 
 
 def _check_reported_classes(values: Sequence[float], limit: int, what: str) -> None:

@@ -51,6 +51,7 @@ class _Row:
     predictions: Values | None = None
     labels: Values | None = None
     adapter: str | None = None
+    per_example: dict[str, Values] | None = None
 
 
 _TYPES = {
@@ -59,8 +60,10 @@ _TYPES = {
     **dict.fromkeys(("predictions", "labels"), pa.list_(pa.float64())),
     "headline": pa.float64(),
     "metrics": pa.map_(pa.string(), pa.float64()),
+    "per_example": pa.map_(pa.string(), pa.list_(pa.float64())),
 }
 _SCHEMA = pa.schema([(column.name, _TYPES.get(column.name, pa.string())) for column in fields(_Row)])
+_OF_TEXT = "per_example"  # a column that tables without text tasks do not have
 
 
 def write_results_table(path: Path, files: Iterable[ScoreFile], diagnoses: Diagnoses) -> None:
@@ -70,6 +73,8 @@ def write_results_table(path: Path, files: Iterable[ScoreFile], diagnoses: Diagn
         OsrmError: If two files have different labels of the same examples.
     """
     table = pa.Table.from_pylist(list(_score_files_to_results_rows(files)), schema=_SCHEMA)
+    if table[_OF_TEXT].null_count == len(table):
+        table = table.drop_columns([_OF_TEXT])
     shown = {name: {key: found.get(key) for key in ("sha256", "interference")} for name, found in diagnoses.items()}
     record = {**provenance.make_artifact_record("report", {}), "diagnoses": shown}
     table = table.replace_schema_metadata({_KEY: json.dumps(record, sort_keys=True)})
@@ -82,7 +87,7 @@ def _score_files_to_results_rows(files: Iterable[ScoreFile]) -> Iterator[dict[st
     def rows(common: dict[str, Any], part: Part, scores: TaskScores) -> Iterator[dict[str, Any]]:
         for task, score in scores.items():
             row = {name: value for name, value in asdict(score).items() if name not in ("single", "sha256", "labels")}
-            row |= {"part": part, "task": task, "examples_sha256": score.sha256}
+            row |= {"part": part, "task": task, "examples_sha256": score.sha256, _OF_TEXT: score.per_example or None}
             known = labels.get((task, score.sha256))
             if score.labels and known is None:
                 labels[task, score.sha256] = row["labels"] = score.labels
@@ -118,7 +123,8 @@ def read_results_table(path: Path) -> tuple[list[ScoreFile], Diagnoses]:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise OsrmError(f"{path} cannot be read: {reason}", "expected a table of 'osrm report --table'") from None
-    if table.column_names != _SCHEMA.names or _KEY not in (table.schema.metadata or {}):
+    names = [name for name in _SCHEMA.names if name != _OF_TEXT or name in table.column_names]
+    if table.column_names != names or _KEY not in (table.schema.metadata or {}):
         raise OsrmError(f"{path} is not a table of 'osrm report --table'")
     try:
         record = TypeAdapter(dict[str, Any]).validate_json(table.schema.metadata[_KEY])
@@ -144,6 +150,7 @@ def _results_rows_to_score_file(rows: list[_Row], labels: Mapping[tuple[str, str
                 row.examples_sha256 or "",
                 row.predictions or (),
                 labels.get((row.task, row.examples_sha256 or ""), ()) if labelled and part == "test" else (),
+                per_example=row.per_example or {},
             )
             for row in rows
             if row.part == part and row.headline is not None

@@ -207,7 +207,7 @@ def _add_run_to_table(cell: dict[str, Run], run: Run, kind: ScoreKind, same: flo
                 f"{one.headline:.2f} and {other.headline:.2f}, with the same settings and seed",
                 "leave one out, or name their arms with --arm NAME=PATH",
             )
-        if not one.predictions and other.predictions:
+        if not one.has_predictions and other.has_predictions:
             cell[run.repetition] = run
 
 

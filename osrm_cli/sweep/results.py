@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from osrm_cli.evaluation.scores import ScoredMerge, TaskScores, average, round_answers
+from osrm_cli.evaluation.scores import ScoredMerge, TaskScores, average, example_scores_record, round_answers
 
 SWEEP_NAME = "sweep.json"
 CURVE_NAME = "curve.png"
@@ -69,8 +69,7 @@ def _sweep_scores_record(scores: TaskScores, predictions: bool) -> dict[str, Any
         for task, score in scores.items()
     }
     record = {"tasks": rows, "average": average(scores)}
-    return record | (
-        {"predictions": {task: round_answers(score.predictions) for task, score in scores.items()}}
-        if predictions
-        else {}
-    )
+    if not predictions:
+        return record
+    answers = {task: round_answers(score.predictions) for task, score in scores.items()}
+    return record | {"predictions": answers} | example_scores_record(scores)

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES
 from osrm_cli.errors import OsrmError
@@ -24,6 +24,8 @@ from osrm_cli.sweep.scorer import SweepScorer
 from osrm_cli.sweep.tasks import SweepDataSpec, SweepTask
 from osrm_cli.sweep.text_scorer import TextSweepScorer
 from osrm_cli.tasks.validation_split import TEST, VALIDATION
+
+Writers = Literal["best", "all"] | None  # points that write answers
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ def run_sweep(
     limit: int | None = None,
     predictions: bool = False,
     generate: bool = False,
+    generate_all: bool = False,
     form: str = "adapter",
     seed: int = 0,
     model: str | None = None,
     revision: str | None = None,
     max_length: int | None = None,
+    skip_long: bool = False,
     batch_size: int = 64,
     device: str = "auto",
     dtype: str = "float32",
@@ -91,11 +95,13 @@ def run_sweep(
         limit: Examples per task and split, the first ones; all by default.
         predictions: Write predictions of the single adapters and the best points.
         generate: Let the best points write answers to text tasks; all points are scored by their loss.
+        generate_all: Let every point write answers, and select by the tasks' own metrics.
         form: Score the merge as an ``adapter`` or as a ``model``.
         seed: Seed of the halves, of the draws of examples, and of random methods.
         model: The base model, if it has moved.
         revision: Its revision.
         max_length: Tokens per example; by default as in training.
+        skip_long: Leave out rows of text tasks whose completion exceeds ``max_length``, instead of an error.
         batch_size: Maximum examples per batch.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
@@ -129,7 +135,7 @@ def run_sweep(
     unlabelled = (samples or DEFAULT_SAMPLES) if calibrate else 0
     spec = SweepDataSpec(data, split, validation_split, limit, max_length, unlabelled, seed)
     sweep_tasks = spec.load_tasks(opened_adapters, tasks)
-    is_text = _check_sweep_task_kind(sweep_tasks, calibrate, generate)
+    is_text = _check_sweep_task_kind(sweep_tasks, calibrate, generate or generate_all)
     check_max_length(base_dir, max(task.max_length for task in sweep_tasks))
     merges = SweepMerges(families, base_dir, torch_device)
     names, points = [task.adapter.name for task in sweep_tasks], sum(len(family.lambdas) for family in families)
@@ -137,9 +143,11 @@ def run_sweep(
     if dry_run:
         return SweepReport(path, names, points, notes, warnings=warnings)
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
-        scorer_class = TextSweepScorer if is_text else SweepScorer
-        scorer = scorer_class(families[0].plan, sweep_tasks, base_dir, torch_device, torch_dtype, batch_size)
-        result = _score_sweep_families(scorer, merges, families, generate, Path(scratch), progress)
+        inputs = families[0].plan, sweep_tasks, base_dir, torch_device, torch_dtype, batch_size
+        scorer = TextSweepScorer(*inputs, skip_long) if is_text else SweepScorer(*inputs)
+        warnings += [warning for warning in scorer.warnings if warning not in warnings]
+        writers: Writers = "all" if generate_all else "best" if generate else None
+        result = _score_sweep_families(scorer, merges, families, writers, Path(scratch), progress)
         settings = {
             "methods": list(dict.fromkeys(family.plan.method.name for family in families)),
             "grid": {**shared_options, **grid},
@@ -147,9 +155,11 @@ def run_sweep(
             "split": split,
             "validation_split": validation_split,
             "limit": limit,
+            **({"skip_long": True} if skip_long else {}),
             "seed": seed,
             "calibrate": unlabelled,
             "dtype": dtype_name(torch_dtype),
+            **({"generate": writers} if is_text else {}),
         }
         record = _make_sweep_record(settings, base, families, sweep_tasks)
         labels = {task.adapter.name: task.parts.labels_of(TEST) for task in sweep_tasks}
@@ -186,7 +196,7 @@ def _check_sweep_task_kind(tasks: Sequence[SweepTask], calibrate: bool, generate
     if is_text and calibrate:
         raise OsrmError("tasks that are answered with text have no head to calibrate", "leave out --calibrate")
     if generate and not is_text:
-        raise OsrmError("--generate is for tasks that are answered with text", "leave it out")
+        raise OsrmError("--generate and --generate-all are for tasks that are answered with text", "leave it out")
     return is_text
 
 
@@ -194,15 +204,15 @@ def _score_sweep_families(
     scorer: SweepScorer | TextSweepScorer,
     merges: SweepMerges,
     families: Sequence[MergeFamily],
-    generate: bool,
+    writers: Writers,
     scratch: Path,
     progress: Progress,
 ) -> SweepResult:
     points = []
     with progress("sweep singles", scorer.examples, "examples") as advance:
         single = scorer.score_single_adapters(advance)
-    if generate and isinstance(scorer, TextSweepScorer):
-        single[TEST] = dict(scorer.add_answers(scorer.single_adapters, single[TEST], progress))
+    if writers and isinstance(scorer, TextSweepScorer):
+        single = scorer.add_answers(scorer.single_adapters, single, writers == "all", progress)
     for family in families:
         name = family.plan.method.name
         scaled = merges.merge(family, scratch, progress)
@@ -210,11 +220,15 @@ def _score_sweep_families(
             for options, deltas in scaled:
                 for calibrated, parts in enumerate(scorer.score(deltas, advance)):
                     points.append(ScoredMerge(name, options, bool(calibrated), parts[TEST], parts[VALIDATION]))
-        if generate and isinstance(scorer, TextSweepScorer):
+        if writers and isinstance(scorer, TextSweepScorer):
             own = points[-len(scaled) :]
             best = max(range(len(own)), key=lambda index: average(own[index].validation))
-            test = scorer.add_answers(scaled[best][1], own[best].test, progress)
-            points[len(points) - len(own) + best] = replace(own[best], test=test)
+            for index in range(len(own)) if writers == "all" else [best]:
+                parts = {TEST: dict(own[index].test), VALIDATION: dict(own[index].validation)}
+                parts = scorer.add_answers(scaled[index][1], parts, writers == "all", progress)
+                points[len(points) - len(own) + index] = replace(
+                    own[index], test=parts[TEST], validation=parts[VALIDATION]
+                )
     return SweepResult(**single, points=points)
 
 

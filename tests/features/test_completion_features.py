@@ -14,6 +14,7 @@ from osrm_cli.features.collect import collect_features
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.tasks.loading import draw_examples, load_split
+from tests.run_cli import osrm
 
 
 def naive_statistics(folder: Path, tasks: Path, layers: list[str], tokens: str) -> dict[str, dict[str, torch.Tensor]]:
@@ -86,6 +87,20 @@ def test_features_of_encoder_and_decoder(
     assert {layer.partition(".")[0] for layer in found} == {"encoder", "decoder"}
     assert any("EncDecAttention.k" in layer for layer in found)
     check(found, naive_statistics(folder, completion_tasks, list(found), "all"))
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "completion"])
+def test_tokens_of_one_side_are_refused_on_an_encoder_decoder(
+    tokens: str, tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
+) -> None:
+    folder = tiny_writer("t5")
+    words = ("collect", "--task", "same", "--data", completion_tasks, "--model", folder, "--tokens", tokens, "-q")
+    done = osrm(*words, cwd=tmp_path)
+    assert done.code == 1
+    assert done.error.startswith(f"--tokens {tokens}: {folder} is an encoder-decoder")
+    assert done.error.endswith("expected --tokens all")
+    assert "hint: leave it out" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_gradient_is_that_of_the_mean_loss(

@@ -10,11 +10,13 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.token_batches import (
+    IGNORED,
     MIN_BATCH_TOKENS,
     MIN_LENGTH_RATIO,
     TOKENIZER_CHUNK,
     collate_batch,
     group_by_length,
+    split_batch,
     tokenize_for_classifier,
 )
 from osrm_cli.tasks.task import Example
@@ -167,3 +169,27 @@ def test_an_empty_text_is_read_as_the_end_token(tiny_model):
     encodings = tokenize_for_classifier(tokenizer, [Example(("",), 0), Example(("w1 w2",), 0)], 8)
     assert encodings[0]["input_ids"] == [tokenizer.eos_token_id]
     assert collate_batch(encodings, tokenizer, CPU)["attention_mask"].tolist() == [[1, 0], [1, 1]]
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=12), st.integers(1, 200))
+def test_parts_of_a_batch_hold_each_row_once_and_as_many_tokens_as_may_be(
+    sizes: list[tuple[int, int]], max_tokens: int
+) -> None:
+    """Of an encoder-decoder, whose labels have a length of their own."""
+    width, label_width = max(size for size, _ in sizes), max(size for _, size in sizes)
+    batch = {
+        "input_ids": torch.stack([torch.full((width,), row) for row in range(len(sizes))]),
+        "attention_mask": torch.tensor([[1] * size + [0] * (width - size) for size, _ in sizes]),
+        "labels": torch.tensor([[7] * size + [IGNORED] * (label_width - size) for _, size in sizes]),
+    }
+    parts = split_batch(batch, max_tokens)
+    if len(sizes) * max(width, label_width) <= max_tokens:
+        assert len(parts) == 1
+        assert all(torch.equal(parts[0][key], batch[key]) for key in batch)
+    rows = [int(row) for part in parts for row in part["input_ids"][:, 0]]
+    assert sorted(rows) == list(range(len(sizes)))
+    for part in parts:
+        count, longest = len(part["labels"]), max(values.shape[1] for values in part.values())
+        assert count == 1 or count * longest <= max_tokens
+        assert part["attention_mask"].sum(1).tolist() == [sizes[row][0] for row in part["input_ids"][:, 0].tolist()]
+        assert (part["labels"] == 7).sum(1).tolist() == [sizes[row][1] for row in part["input_ids"][:, 0].tolist()]

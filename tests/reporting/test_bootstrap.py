@@ -10,6 +10,7 @@ from osrm_cli.reporting import bootstrap
 from osrm_cli.reporting.bootstrap import Bootstrap, Difference
 from osrm_cli.tasks import metrics
 from osrm_cli.tasks.task import Task
+from osrm_cli.tasks.text.metrics import loss_scores
 
 Right = dict[str, np.ndarray]  # by task: which examples are answered rightly
 
@@ -197,3 +198,60 @@ def test_every_example_is_drawn_equally_often() -> None:
     (counts,) = bootstrap.draw_resample_counts(np.random.default_rng(0), 50, 4000)
     np.testing.assert_allclose(counts.mean(0), 1, atol=5 / 4000**0.5)
     np.testing.assert_allclose(counts.var(0), 1 - 1 / 50, atol=0.15)
+
+
+def text_run(per_example: dict[str, np.ndarray]) -> dict[str, TaskScore]:
+    """Scores of a model on one task that is answered with text."""
+    (headline,) = bootstrap.resampled_text_headlines(np.ones((1, 1000)), per_example)
+    values = {name: tuple(own.tolist()) for name, own in per_example.items()}
+    return {"a": TaskScore({"loss": 0.0}, headline, examples=1000, per_example=values)}
+
+
+def compare_text(arm: dict[str, np.ndarray], base: dict[str, np.ndarray]) -> Difference:
+    resampling, ours, theirs = Bootstrap({}, resamples=1000), text_run(arm), text_run(base)
+    resampling.prepare([ours, theirs])
+    found = resampling.difference({"0": ours}, {"0": theirs})
+    assert found is not None
+    assert found.over == "examples"
+    return found
+
+
+def test_means_of_text_have_the_width_that_theory_gives() -> None:
+    draw = np.random.default_rng(0)
+    base = draw.uniform(0, 80, 1000)
+    arm = base + draw.uniform(-10, 20, 1000)
+    found = compare_text({"rouge_l": arm}, {"rouge_l": base})
+    error = (arm - base).std() / 1000**0.5  # pairs: the scores themselves spread further
+    assert found.mean == pytest.approx((arm - base).mean())
+    assert found.low == pytest.approx(found.mean - 1.96 * error, abs=0.3 * error)
+    assert found.high == pytest.approx(found.mean + 1.96 * error, abs=0.3 * error)
+
+
+def test_likelihoods_have_the_width_that_theory_gives() -> None:
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(1, 60, 1000)
+    base = draw.uniform(0.5, 2.5, 1000)
+    arm = base - draw.uniform(0, 0.2, 1000)
+    found = compare_text({"loss": arm, "tokens": tokens}, {"loss": base, "tokens": tokens})
+    share = tokens / tokens.sum()
+    mean = {name: (share * loss).sum() for name, loss in (("arm", arm), ("base", base))}
+    score = {name: 100 * np.exp(-loss) for name, loss in mean.items()}
+    assert found.mean == pytest.approx(score["arm"] - score["base"])
+    # by the delta method: a ratio of sums over examples
+    parts = share * (score["base"] * (base - mean["base"]) - score["arm"] * (arm - mean["arm"]))
+    error = np.sqrt((parts**2).sum())
+    assert found.low == pytest.approx(found.mean - 1.96 * error, abs=0.3 * error)
+    assert found.high == pytest.approx(found.mean + 1.96 * error, abs=0.3 * error)
+
+
+@given(seed=st.integers(0, 2**32), examples=st.integers(1, 40))
+@settings(deadline=None, max_examples=12)
+def test_text_on_resamples_is_text_on_the_examples_drawn(seed: int, examples: int) -> None:
+    draw = np.random.default_rng(seed)
+    tokens, loss, hits = draw.integers(1, 9, examples), draw.uniform(0, 5, examples), draw.uniform(0, 100, examples)
+    counts = next(bootstrap.draw_resample_counts(draw, examples, 6))
+    found = bootstrap.resampled_text_headlines(counts, {"rouge_l": hits, "loss": loss, "tokens": tokens})
+    for row, score in zip(counts, found, strict=True):
+        drawn = np.repeat(np.arange(examples), row.astype(int))
+        mean = (loss[drawn] * tokens[drawn]).sum() / tokens[drawn].sum()
+        assert score == pytest.approx((hits[drawn].mean() + loss_scores(mean)["likelihood"]) / 2)

@@ -90,6 +90,9 @@ def sweep(
     generate: Annotated[
         bool, typer.Option("--generate", help="Let the best points write answers to text tasks; else loss alone.")
     ] = False,
+    generate_all: Annotated[
+        bool, typer.Option("--generate-all", help="Let every point write answers, and select by the tasks' metrics.")
+    ] = False,
     predictions: Annotated[
         bool, typer.Option("--predictions", help="Write predictions of the single adapters and the best.")
     ] = False,
@@ -100,6 +103,7 @@ def sweep(
     model: options.RecordedModel = None,
     revision: options.Revision = None,
     max_length: options.MaxLength = None,
+    skip_long: options.SkipLong = False,
     batch_size: options.BatchSize = 64,
     device: options.DeviceOption = Device.AUTO,
     dtype: options.DTypeOption = DType.FLOAT32,
@@ -133,11 +137,13 @@ def sweep(
         limit=limit,
         predictions=predictions,
         generate=generate,
+        generate_all=generate_all,
         form=form,
         seed=seed,
         model=model,
         revision=revision,
         max_length=max_length,
+        skip_long=skip_long,
         batch_size=batch_size,
         device=device,
         dtype=dtype,

@@ -8,27 +8,26 @@ likely one. Both libraries are imported where they compute.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 from osrm_cli.errors import OsrmError
 
 
-def _exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
+def _exact_match(answers: Sequence[str], references: Sequence[str]) -> list[float]:
     """Blanks around an answer do not count."""
-    return _mean_text_percent(
-        [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
-    )
+    return [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
 
 
-def _rouge_l(answers: Sequence[str], references: Sequence[str]) -> float:
+def _rouge_l(answers: Sequence[str], references: Sequence[str]) -> list[float]:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise _explain_missing_metric_package("rouge_l", "rouge-score") from None
     scorer = RougeScorer(["rougeL"])
     pairs = zip(answers, references, strict=True)
-    return _mean_text_percent([scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs])
+    return [scorer.score(reference, answer)["rougeL"].fmeasure for answer, reference in pairs]
 
 
 def _chrf(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -39,10 +38,8 @@ def _chrf(answers: Sequence[str], references: Sequence[str]) -> float:
     return float(corpus_chrf(list(answers), [list(references)]).score)
 
 
-def _json_f1(answers: Sequence[str], references: Sequence[str]) -> float:
-    return _mean_text_percent(
-        [_slot_f1(answer, reference) for answer, reference in zip(answers, references, strict=True)]
-    )
+def _json_f1(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+    return [_slot_f1(answer, reference) for answer, reference in zip(answers, references, strict=True)]
 
 
 def _slot_f1(answer: str, reference: str) -> float:
@@ -76,10 +73,6 @@ def _json_answer_slots(text: str) -> Counter[tuple[str, str]] | None:
     return slots
 
 
-def _mean_text_percent(values: Sequence[float]) -> float:
-    return 100 * sum(values) / len(values)
-
-
 def _explain_missing_metric_package(metric: str, package: str) -> OsrmError:
     return OsrmError(
         f"metric {metric} needs the package {package}",
@@ -87,16 +80,18 @@ def _explain_missing_metric_package(metric: str, package: str) -> OsrmError:
     )
 
 
-ANSWER_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+_EXAMPLE_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], list[float]]] = {
     "exact_match": _exact_match,
     "rouge_l": _rouge_l,
-    "chrf": _chrf,
     "json_f1": _json_f1,
 }
+_SET_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {"chrf": _chrf}
+ANSWER_METRICS = ("exact_match", "rouge_l", "chrf", "json_f1")
 CHOICE_METRICS = ("accuracy", "accuracy_norm")  # as lm-evaluation-harness has them: acc and acc_norm
 LIKELIHOOD = "likelihood"
 LOSS_METRICS = ("loss", "perplexity", LIKELIHOOD)
-TEXT_METRICS = (*ANSWER_METRICS, *CHOICE_METRICS, LIKELIHOOD)
+EXAMPLE_LOSS, EXAMPLE_TOKENS = "loss", "tokens"  # of each example: what the likelihood of a set follows from
+TEXT_METRICS: tuple[str, ...] = (*ANSWER_METRICS, *CHOICE_METRICS, LIKELIHOOD)
 
 
 def loss_scores(loss: float) -> dict[str, float]:
@@ -108,10 +103,28 @@ def loss_scores(loss: float) -> dict[str, float]:
     return {"loss": loss, "perplexity": math.exp(min(loss, 700)), LIKELIHOOD: 100 * math.exp(-loss)}
 
 
-def compute_answer_scores(
-    metrics: Sequence[str], answers: Sequence[str], references: Sequence[str]
-) -> dict[str, float]:
-    """Metrics of written answers, each in percent.
+@dataclass(frozen=True)
+class AnswerScores:
+    """Scores of written or chosen answers, in percent.
+
+    Attributes:
+        metrics: By metric: the score of the whole set.
+        per_example: By metric that is a mean over examples: the score of each.
+    """
+
+    metrics: dict[str, float]
+    per_example: dict[str, tuple[float, ...]]
+
+    @classmethod
+    def of_shares(cls, shares: Mapping[str, Sequence[float]], more: Mapping[str, float] | None = None) -> Self:
+        """From what each example scores between 0 and 1, and further metrics of the whole set."""
+        metrics = {name: 100 * sum(values) / len(values) for name, values in shares.items()}
+        per_example = {name: tuple(100.0 * value for value in values) for name, values in shares.items()}
+        return cls({**metrics, **(more or {})}, per_example)
+
+
+def compute_answer_scores(metrics: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> AnswerScores:
+    """Metrics of written answers.
 
     Args:
         metrics: Names of ``ANSWER_METRICS``.
@@ -121,4 +134,7 @@ def compute_answer_scores(
     Raises:
         OsrmError: If a metric's library is missing, or a reference is not of the metric's kind.
     """
-    return {name: ANSWER_METRICS[name](answers, references) for name in metrics}
+    shares = {name: score(answers, references) for name, score in _EXAMPLE_METRICS.items() if name in metrics}
+    more = {name: score(answers, references) for name, score in _SET_METRICS.items() if name in metrics}
+    found = AnswerScores.of_shares(shares, more)
+    return AnswerScores({name: found.metrics[name] for name in metrics}, found.per_example)

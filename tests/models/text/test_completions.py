@@ -78,6 +78,18 @@ def test_only_the_completion_and_the_end_count(letters: Any) -> None:
     assert encoding["labels"].tolist() == [IGNORED, IGNORED, *ids[2:], letters.eos_token_id]
 
 
+def test_ends_that_do_not_count(tokenizer: Any) -> None:
+    """Among choices neither the end token nor what a template puts after it."""
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content + ' </s> w9 ' }}{% endfor %}"
+    chat = example((say("user", "w1"),), (say("assistant", "w2 w3"),))
+    text = example("w1 ", "w2 w3")
+    for encoder_decoder in (False, True):
+        _, encodings = CompletionTokenizer(tokenizer, encoder_decoder, 100).encode([chat, text], with_end=False)
+        for encoding in encodings:
+            counting = [token for token in encoding["labels"].tolist() if token != IGNORED]
+            assert counting == tokenizer("w2 w3")["input_ids"]
+
+
 def test_text_alone_counts_as_a_whole(letters: Any) -> None:
     (encoding,) = CompletionTokenizer(letters, False, 100).encode([example("", "abc")])[1]
     assert encoding["labels"].tolist() == encoding["input_ids"].tolist() == [*letters("abc").input_ids, 256]

@@ -7,25 +7,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.tasks.text.metrics import compute_answer_scores, loss_scores
+from osrm_cli.tasks.text.metrics import AnswerScores, compute_answer_scores, loss_scores
 
 ANSWERS = ["the cat sat", " yes ", "wrong"]
 REFERENCES = ["the cat sat down", "yes", "right"]
 
 
 def test_exact_match_ignores_blanks_around() -> None:
-    assert compute_answer_scores(["exact_match"], ANSWERS, REFERENCES) == {"exact_match": pytest.approx(100 / 3)}
+    assert compute_answer_scores(["exact_match"], ANSWERS, REFERENCES) == AnswerScores(
+        {"exact_match": pytest.approx(100 / 3)}, {"exact_match": (0.0, 100.0, 0.0)}
+    )
 
 
 def test_rouge_l_by_hand() -> None:
     pytest.importorskip("rouge_score")
-    score = compute_answer_scores(["rouge_l"], ANSWERS, REFERENCES)["rouge_l"]
-    assert score == pytest.approx(100 * (2 * 1 * 0.75 / 1.75 + 1 + 0) / 3)
+    found = compute_answer_scores(["rouge_l"], ANSWERS, REFERENCES)
+    each = [100 * 2 * 1 * 0.75 / 1.75, 100, 0]
+    assert found.metrics["rouge_l"] == pytest.approx(sum(each) / 3)
+    assert found.per_example["rouge_l"] == pytest.approx(each)
 
 
 def test_chrf_is_sacrebleu_s() -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
-    assert compute_answer_scores(["chrf"], ANSWERS, REFERENCES)["chrf"] == pytest.approx(
+    assert compute_answer_scores(["chrf"], ANSWERS, REFERENCES).metrics["chrf"] == pytest.approx(
         sacrebleu.CHRF().corpus_score(ANSWERS, [REFERENCES]).score
     )
 
@@ -43,7 +47,7 @@ def test_chrf_is_sacrebleu_s() -> None:
     ],
 )
 def test_slots(answer: str, reference: str, expected: float) -> None:
-    assert compute_answer_scores(["json_f1"], [answer], [reference])["json_f1"] == pytest.approx(expected)
+    assert compute_answer_scores(["json_f1"], [answer], [reference]).metrics["json_f1"] == pytest.approx(expected)
 
 
 def test_references_that_are_no_json() -> None:
