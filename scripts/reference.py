@@ -5,10 +5,12 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 import osrm_cli
 
@@ -169,6 +171,65 @@ def python_api() -> str:
     return _page(parts)
 
 
+def file_schemas() -> str:
+    """``reference/file-schemas.md``: the keys that are checked when a file is read, from the schemas themselves."""
+    from osrm_cli.evaluation.score_files import EvalSchema, SweepSchema
+    from osrm_cli.features.header_schema import FeaturesHeaderSchema
+    from osrm_cli.merging.recipes.recipe_file import RecipeSchema
+    from osrm_cli.storage.record_schema import RecordSchema
+    from osrm_cli.tasks.task_file import TaskFile
+
+    schemas = {
+        "osrm.json": RecordSchema,
+        "features/TASK.safetensors": FeaturesHeaderSchema,
+        "scores.json": EvalSchema,
+        "sweep.json": SweepSchema,
+        "task.toml": TaskFile,
+        "recipe.yaml": RecipeSchema,
+    }
+    parts = [
+        "# Schemas of files",
+        _NOTE,
+        "The keys that commands read, and what is accepted as their value: a file with another one is refused in one "
+        "line that names the key. What the keys mean, and what else the files hold, is in "
+        "[file formats](file-formats.md). `KEY.*` stands for any name, `KEY[]` for each entry of a list; of a features "
+        "file it is the record in the header.",
+    ]
+    for name, schema in schemas.items():
+        tree = TypeAdapter(schema).json_schema()
+        rows = [(f"`{key}`", _escaped(kind), "yes" if required else "") for key, kind, required in _keys(tree, tree)]
+        parts += [f"## {name}", _table(("key", "value", "required"), rows)]
+    return _page(parts)
+
+
+def _keys(node: Mapping[str, Any], tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, bool]]:
+    """Every key below a node of a JSON schema: its path, what its value may be, whether it has to be there."""
+    for name, value in node.get("properties", {}).items():
+        path = prefix + name
+        choices = [_referred(choice, tree) for choice in value.get("anyOf", [value])]
+        yield path, " or ".join(dict.fromkeys(map(_kind, choices))), name in node.get("required", ())
+        for choice in choices:
+            further = choice.get("additionalProperties")
+            for suffix, inner in (("", choice), ("[]", choice.get("items")), (".*", further)):
+                for one in inner.get("anyOf", [inner]) if isinstance(inner, dict) else ():
+                    yield from _keys(_referred(one, tree), tree, f"{path}{suffix}.")
+
+
+def _referred(node: Mapping[str, Any], tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    name = node.get("$ref", "").rpartition("/")[2]
+    return tree["$defs"][name] if name else node
+
+
+def _kind(node: Mapping[str, Any]) -> str:
+    """What a value may be, in words."""
+    if choices := node.get("enum", [node["const"]] if "const" in node else []):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    kind = {"object": "mapping", "array": "list", "null": "null"}.get(node.get("type", ""), node.get("type", "any"))
+    signs = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = [f"{words} {node[sign]:,}" for sign, words in signs.items() if sign in node]
+    return " ".join([kind, *limits])
+
+
 def modules() -> str:
     """The file list of ``development/architecture.md``: every module with the first line of its docstring."""
     package = ROOT / "osrm_cli"
@@ -190,6 +251,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/methods.md": methods,
     "reference/objectives.md": objectives,
     "reference/statistics.md": statistics,
+    "reference/file-schemas.md": file_schemas,
     "reference/python-api.md": python_api,
 }
 

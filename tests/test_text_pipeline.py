@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.run_cli import osrm
@@ -25,7 +24,10 @@ COMMANDS = (
 )
 
 
-@pytest.fixture(scope="session", params=["llama", "gpt2", "t5"])
+FAMILIES = ("llama", "gpt2", "t5", "mistral", "gemma2", "qwen2")
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
 def written(
     request: pytest.FixtureRequest,
     tiny_writer: Callable[[str], Path],
@@ -43,7 +45,7 @@ def written(
 
 
 def family_of(folder: Path) -> str:
-    return next(name for name in ("llama", "gpt2", "t5") if name in folder.name)
+    return next(name for name in FAMILIES if name in folder.name)
 
 
 def load_base(folder: Path, tiny_writer: Callable[[str], Path]) -> Any:
@@ -112,6 +114,8 @@ def test_scores_are_plain_transformers_losses(
         assert row["kept"] == pytest.approx(100 * kept / gained, rel=1e-3)
         assert expected["single"] < expected["base"], "training has taught the adapter nothing"
         assert len(scores["answers"][task]) == row["examples"] == 12
+    for key in ("loss_ratio", "kept"):
+        assert scores["average"][key] == pytest.approx(sum(row[key] for row in scores["tasks"].values()) / 3)
 
 
 def test_recorded_dev_loss_is_that_of_eval(written: Path) -> None:
@@ -213,6 +217,7 @@ def test_diagnose_retrofit_and_report(written: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.stderr
 
 
+@pytest.mark.parametrize("written", FAMILIES[:3], indirect=True)
 def test_methods_that_read_data(written: Path, completion_tasks: Path, tmp_path: Path) -> None:
     """Prompts alone suffice for those that learn from the single adapters; Fisher needs completions."""
     (tmp_path / "osrm.toml").write_bytes((written / "osrm.toml").read_bytes())
@@ -262,48 +267,21 @@ def test_auto_reads_prompts_where_there_are_some(written: Path, tmp_path: Path) 
     assert "by regmean" in done.stdout, done.stderr
 
 
-def test_another_template_is_refused(written: Path, tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [("chat_template", "{{ messages }}"), ("eos_token", "w1")])
+def test_another_template_or_end_token_is_refused(
+    key: str, value: str, written: Path, tiny_writer: Callable[[str], Path], tmp_path: Path
+) -> None:
     base = tmp_path / tiny_writer(family_of(written)).name
     shutil.copytree(tiny_writer(family_of(written)), base)
     settings = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
-    done = osrm("eval", str(written / "merged"), "--model", str(base), "--out", "scores.json", cwd=tmp_path)
-    assert done.code == 1
-    assert "trained with another chat template" in done.stderr
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("written", ["llama"], indirect=True)
-def test_start_in_trl_s_trainer_and_its_folder_in_a_merge(
-    tiny_writer: Callable[[str], Path], completion_tasks: Path, written: Path, tmp_path: Path
-) -> None:
-    trl = pytest.importorskip("trl")
-    from datasets import load_dataset
-
-    rows = load_dataset("json", data_files=str(completion_tasks / "same" / "train.jsonl"), split="train")
-    base = load_base(written, tiny_writer)
-    ids = torch.tensor([[5, 6, 7]])
-    before = base(ids).logits
-    model = load_peft(base, written / "starts" / "same", is_trainable=True)
-    trainer = trl.SFTTrainer(
-        model,
-        trl.SFTConfig(
-            output_dir=str(tmp_path / "out"), report_to="none", use_cpu=True, bf16=False, max_steps=10,
-            learning_rate=0.01, save_strategy="no", logging_strategy="no", disable_tqdm=True,
-        ),
-        train_dataset=rows,
-        processing_class=AutoTokenizer.from_pretrained(tiny_writer("llama"), pad_token="<unk>"),
-    )  # fmt: skip
-    assert torch.equal(trainer.model.eval()(ids).logits, before)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "adapters" / "same"))
-    saved = load_file(tmp_path / "adapters" / "same" / "adapter_model.safetensors")
-    assert any("lora_B" in name and tensor.any() for name, tensor in saved.items())
-    done = osrm("merge", "adapters/same", str(written / "adapters" / "last"), cwd=tmp_path)
-    assert done.code == 0, done.stderr
-    done = osrm("eval", "merged", "--data", str(completion_tasks), "--model", str(tiny_writer("llama")), cwd=tmp_path)
-    assert done.code == 0, done.stderr
-    assert set(json.loads((tmp_path / "merged" / "scores.json").read_text())["tasks"]) == {"last", "same"}
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, key: value}))
+    commands = [("eval", "merged"), ("eval", "adapters/last"), ("sweep", "adapters/last", "adapters/same")]
+    for command, *folders in commands:
+        paths = [str(written / folder) for folder in folders]
+        done = osrm(command, *paths, "--model", str(base), "--out", "scores", "-q", cwd=tmp_path)
+        assert done.code == 1
+        assert f"the adapter was trained with another {key.replace('_', ' ')} than the model's" in done.error
+        assert not (tmp_path / "scores").exists()
 
 
 @pytest.mark.parametrize("written", ["llama"], indirect=True)

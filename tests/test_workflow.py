@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,13 @@ def test_every_configuration_makes_a_plan(config: Path, tmp_path: Path) -> None:
     plan = snakemake("--configfile", config, "--dry-run", cwd=tmp_path)
     for rule in ("collect", "init", "train", "sweep", "report"):
         assert f"rule {rule}:" in plan
+
+
+def test_the_readme_s_row_of_the_text_study_is_planned_alone(tmp_path: Path) -> None:
+    words = re.findall(r"^snakemake --cores 2 (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    [row] = [line.split() for line in words if line.endswith("sweep.json")]
+    plan = snakemake(row[0], ROOT / row[1], "--dry-run", row[2], cwd=tmp_path)
+    assert (plan.count("rule sweep:"), plan.count("rule train:")) == (1, 6)
 
 
 @pytest.mark.parametrize("name", ["glue-minilm", "text-smollm2", "text-smollm2-small"])

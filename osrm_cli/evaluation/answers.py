@@ -1,7 +1,6 @@
 """Score what a language model writes or chooses, and how likely it finds the references."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -76,7 +75,7 @@ def _score_choices(
     progress: Progress,
 ) -> AnswerScores:
     """Share of examples whose right choice is the most likely, by log-likelihood, and by that per byte."""
-    rows = [replace(example, completion=choice) for example in examples for choice in example.choices]
+    rows = [example.with_answer(choice) for example in examples for choice in example.choices]
     kept, encodings = completions.encode(rows, with_end=False)
     if len(kept) < len(rows):
         raise OsrmError(f"choices of '{task.name}' are too long", "choose a larger --max-length")

@@ -144,6 +144,7 @@ def evaluate_folder(
             score = scorer.add_base_score(score, first, length)
         result.scores[name] = score
     settings = {"split": split, "limit": limit, "max_length": lengths, "dtype": precision}
+    settings |= {"skip_long": True} if skip_long else {}
     weights = sorted(folder.rglob("*.safetensors"))
     record = provenance.make_artifact_record("eval", settings, weights, base=base_id, **adapters_and_method)
     result.summary.update(scores.summarize_scores(result.scores))

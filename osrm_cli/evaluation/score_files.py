@@ -158,7 +158,9 @@ class _Data:
 
 
 @dataclass(frozen=True)
-class _ScoresJson(_ScoreFileSplit):
+class EvalSchema(_ScoreFileSplit):
+    """What is read of a ``scores.json``."""
+
     settings: _Settings = field(kw_only=True)
     adapters: Annotated[dict[str, AdapterRecord], Field(min_length=1)] = field(kw_only=True)
     method: str | None = field(kw_only=True)
@@ -168,7 +170,9 @@ class _ScoresJson(_ScoreFileSplit):
 
 
 @dataclass(frozen=True)
-class _SweepJson:
+class SweepSchema:
+    """What is read of a ``sweep.json``."""
+
     settings: _Settings
     adapters: Annotated[dict[str, AdapterRecord], Field(min_length=1)]
     data: dict[str, _Data]
@@ -223,8 +227,8 @@ def parse_score_file(name: str, record: Mapping[str, Any], content: bytes) -> Sc
     """
     digest = hashlib.sha256(content).hexdigest()
     if record["command"] == "sweep":
-        return _score_file_from_sweep(name, digest, _validate_score_file(name, _SweepJson, content, "sweep"))
-    return _score_file_from_eval(name, digest, _validate_score_file(name, _ScoresJson, content, "eval"))
+        return _score_file_from_sweep(name, digest, _validate_score_file(name, SweepSchema, content, "sweep"))
+    return _score_file_from_eval(name, digest, _validate_score_file(name, EvalSchema, content, "eval"))
 
 
 def _validate_score_file(name: str, schema: type[T], content: bytes, command: str) -> T:
@@ -240,7 +244,7 @@ def _score_file_error(name: str, reason: str, command: str) -> OsrmError:
     )
 
 
-def _score_file_from_eval(name: str, digest: str, contents: _ScoresJson) -> ScoreFile:
+def _score_file_from_eval(name: str, digest: str, contents: EvalSchema) -> ScoreFile:
     scores = contents.scores({}, contents.labels)
     single = {
         task: replace(scores[task], headline=row.single, predictions=(), per_example={})
@@ -254,7 +258,7 @@ def _score_file_from_eval(name: str, digest: str, contents: _ScoresJson) -> Scor
     return ScoreFile(name, digest, settings.split, settings.dtype, adapters, single, merges)
 
 
-def _score_file_from_sweep(name: str, digest: str, contents: _SweepJson) -> ScoreFile:
+def _score_file_from_sweep(name: str, digest: str, contents: SweepSchema) -> ScoreFile:
     settings, best = contents.settings, {row.point for row in contents.best}
     half_suffix = f" (half of it, by seed {settings.seed})" if settings.validation_split is None else ""
     tasks = set(contents.single.test.tasks)

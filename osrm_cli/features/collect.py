@@ -91,7 +91,7 @@ def collect_features(
         samples: Training examples per task.
         max_length: Tokens per example; by default the task's, else 128.
         pooling: ``masked``, or ``padded`` to count padding as text.
-        tokens: Which tokens of a text task count: ``all``, ``prompt`` or ``completion``.
+        tokens: Which tokens of a text task count: ``all``, or ``prompt`` or ``completion`` on a causal model.
         skip_long: Leave out rows whose completion exceeds ``max_length``, instead of an error.
         batch_size: Maximum examples per batch.
         seed: Of the draw of examples.
@@ -142,6 +142,12 @@ def collect_features(
         raise OsrmError("a gradient needs the whole model in memory", "collect it without --offload, to another --out")
     precision = pick_dtype(dtype, place)
     collector = FeatureCollector(base_dir, place, precision, target_modules, seed, is_text, skip_long, offload)
+    if tokens != ALL_TOKENS and collector.model.config.is_encoder_decoder:
+        raise OsrmError(
+            f"--tokens {tokens}: {base_dir} is an encoder-decoder, whose layers read the prompt or the completion, "
+            f"expected --tokens {ALL_TOKENS}",
+            "leave it out: the encoder's features are of the prompt, the decoder's of the completion",
+        )
     result = CollectedFeatures(
         paths,
         {name: len(split.examples) for name, split in drawn.items()},

@@ -47,7 +47,9 @@ class _Budget(OpenSchema):
     delta: Amount
 
 
-class _FeaturesHeader(RecordSchema):
+class FeaturesHeaderSchema(RecordSchema):
+    """What is read of a features file's header."""
+
     command: Literal["collect"]
     task: RecordedTaskSchema
     base: BaseSchema
@@ -79,7 +81,7 @@ class _FeaturesHeader(RecordSchema):
         return self
 
 
-_HEADER = TypeAdapter(_FeaturesHeader)
+_HEADER = TypeAdapter(FeaturesHeaderSchema)
 
 
 def find_features_header_error(record: Mapping[str, Any]) -> str | None:

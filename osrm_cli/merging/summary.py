@@ -9,8 +9,8 @@ from typing import Any
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.merging.output.merged_folder import FolderContents
 from osrm_cli.merging.plan import MergePlan
+from osrm_cli.merging.serving import list_serving_notes, list_serving_problems
 
-VLLM_MAX_RANK = 512  # of its LoRAConfig
 _LOSSY = 0.95  # kept energy below this is worth a warning
 
 
@@ -119,23 +119,14 @@ def describe_merge_result(
         + ("" if row["used"] else ": uncalibrated is kept")
         for task, row in calibration.items()
     ]
+    if _is_served_adapter(plan, contents):
+        notes += list_serving_notes(plan)
     return MergeResult(path, summary, line, notes, _list_merge_warnings(plan, contents, least, shared))
 
 
-def _list_merged_serving_problems(contents: FolderContents, shared: Collection[str]) -> list[str]:
-    """What vLLM would refuse and llama.cpp refuse or misread; their rules are in docs/guides/text-tasks.md."""
-    problems = []
-    if shared:
-        problems.append("vLLM and llama.cpp load no adapter with modules_to_save or trained rows: use --as model")
-    least, rank = min(contents.ranks.values()), max(contents.ranks.values())
-    if rank > VLLM_MAX_RANK:
-        problems.append(f"vLLM loads ranks up to {VLLM_MAX_RANK}, this one is {rank}: give --rank {VLLM_MAX_RANK}")
-    if least < rank:
-        problems.append(
-            f"llama.cpp reads one lora_alpha for all layers and divides it by each layer's own rank, here {least} to "
-            f"{rank}, so that a GGUF of this adapter would be wrong: convert the result of --as model"
-        )
-    return problems
+def _is_served_adapter(plan: MergePlan, contents: FolderContents) -> bool:
+    """Whether the result is an adapter that writes text, which servers load as it is."""
+    return contents.form == "adapter" and all(each.config.task_type in TEXT_TASK_TYPES for each in plan.adapters)
 
 
 def _list_merge_warnings(plan: MergePlan, contents: FolderContents, least: float, shared: Collection[str]) -> list[str]:
@@ -144,8 +135,8 @@ def _list_merge_warnings(plan: MergePlan, contents: FolderContents, least: float
         warnings.append("an embedding was merged: where the output layer is tied to it, the outputs change too")
     if contents.form == "task-aware":
         warnings.append("this is not one model: every task needs its own mask, so its name must be known at inference")
-    if contents.form == "adapter" and all(a.config.task_type in TEXT_TASK_TYPES for a in plan.adapters):
-        warnings += _list_merged_serving_problems(contents, shared)
+    if _is_served_adapter(plan, contents):
+        warnings += list_serving_problems(plan, contents.ranks, shared)
     if least < _LOSSY:
         warnings.append(
             f"recompression lost up to {1 - least:.1%} of a layer's energy; a higher --rank keeps more, "

@@ -125,7 +125,7 @@ def record_layer_inputs(
         batch: Tokenized text, padded on the right, with its ``attention_mask``, and ``labels`` if it has completions.
         record: Receives each input once.
         count_padding: Count padding as text, as the code published with OSRM does.
-        tokens: ``all``, or those of the ``prompt`` or the ``completion`` alone; an encoder-decoder counts all.
+        tokens: ``all``, or of a causal model those of the ``prompt`` or the ``completion`` alone.
     """
     masks = {True: batch["attention_mask"].bool()}  # by whether a layer reads the prompt of an encoder-decoder
     masks[False] = masks[True]

@@ -67,6 +67,7 @@ class SweepScorer:
 
     Attributes:
         examples: Number of examples on which one merge is run.
+        warnings: None: what is wrong with the data shows when it is read.
 
     Raises:
         OsrmError: If an adapter or its head does not fit the base model.
@@ -89,6 +90,7 @@ class SweepScorer:
         self._weights = SweptWeights(self._backbone.model, plan.layers, dtype)
         self._heads = [SweepHead(task, self._backbone) for task in tasks]
         self.examples = sum(len(head.encodings) + len(head.unlabelled) for head in self._heads)
+        self.warnings: list[str] = []
 
     def score_single_adapters(self, advance: Advance) -> ScoresBySplit:
         """Score every task's own adapter, and keep the representations that are the targets of calibration."""

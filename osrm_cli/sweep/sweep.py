@@ -71,6 +71,7 @@ def run_sweep(
     model: str | None = None,
     revision: str | None = None,
     max_length: int | None = None,
+    skip_long: bool = False,
     batch_size: int = 64,
     device: str = "auto",
     dtype: str = "float32",
@@ -101,6 +102,7 @@ def run_sweep(
         model: The base model, if it has moved.
         revision: Its revision.
         max_length: Tokens per example; by default as in training.
+        skip_long: Leave out rows of text tasks whose completion exceeds ``max_length``, instead of an error.
         batch_size: Maximum examples per batch.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
@@ -142,8 +144,9 @@ def run_sweep(
     if dry_run:
         return SweepReport(path, names, points, notes, warnings=warnings)
     with atomic.write_folder(path, overwrite) as stage, tempfile.TemporaryDirectory(dir=stage.parent) as scratch:
-        scorer_class = TextSweepScorer if is_text else SweepScorer
-        scorer = scorer_class(families[0].plan, sweep_tasks, base_dir, torch_device, torch_dtype, batch_size)
+        inputs = families[0].plan, sweep_tasks, base_dir, torch_device, torch_dtype, batch_size
+        scorer = TextSweepScorer(*inputs, skip_long) if is_text else SweepScorer(*inputs)
+        warnings += [warning for warning in scorer.warnings if warning not in warnings]
         writers: Writers = "all" if generate_all else "best" if generate else None
         result = _score_sweep_families(scorer, merges, families, writers, Path(scratch), progress)
         settings = {
@@ -153,6 +156,7 @@ def run_sweep(
             "split": split,
             "validation_split": validation_split,
             "limit": limit,
+            **({"skip_long": True} if skip_long else {}),
             "seed": seed,
             "calibrate": unlabelled,
             "dtype": dtype_name(torch_dtype),

@@ -11,23 +11,44 @@ from osrm_cli.evaluation.scores import TaskScore
 from osrm_cli.merging.output.tokenizer_files import find_tokenizer_files
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.text.backbone import TOKENIZER_NAME, TextBackbone
+from osrm_cli.models.text.completions import check_chat_template
 from osrm_cli.progress import Advance, Progress
 from osrm_cli.sweep.scorer import ScoresBySplit, group_sweep_scores
 from osrm_cli.sweep.tasks import SweepTask
 from osrm_cli.sweep.weights import SweptDeltaSource, SweptSingleDeltas, SweptWeights
-from osrm_cli.tasks.task import TextExample
 from osrm_cli.tasks.text.metrics import LIKELIHOOD, loss_scores
 from osrm_cli.tasks.validation_split import TEST, VALIDATION
 
 
 class SweepText:
-    """A task that is answered with text, with its tokenized examples."""
+    """A task that is answered with text, with its tokenized examples.
 
-    def __init__(self, task: SweepTask, backbone: TextBackbone) -> None:
+    Args:
+        task: The task and its adapter.
+        backbone: Supplies model and tokenizer.
+        skip_long: Leave out examples whose completion is too long.
+
+    Attributes:
+        completions: Has made the tokens, and knows what to warn of.
+        examples: Those that are scored, one part after the other.
+        encodings: The same as tokens.
+        rows: Indices of the examples by part.
+
+    Raises:
+        OsrmError: If an example cannot be used, or the adapter saw another template in training.
+    """
+
+    def __init__(self, task: SweepTask, backbone: TextBackbone, skip_long: bool) -> None:
         self.task, self.name, self.index, self.backbone = task, task.adapter.name, task.index, backbone
-        self.completions = backbone.completions(task.max_length)
-        self.examples = [example for example in task.parts.examples if isinstance(example, TextExample)]
-        self.encodings = self.completions.encode(self.examples)[1]
+        check_chat_template(task.adapter.record.get("template"), backbone.tokenizer, self.name)
+        self.completions = backbone.completions(task.max_length, skip_long)
+        kept = {part: self.completions.encode(task.parts.text_examples_of(part)) for part in task.parts.indices}
+        self.examples = [example for examples, _ in kept.values() for example in examples]
+        self.encodings = [encoding for _, encodings in kept.values() for encoding in encodings]
+        self.rows: dict[str, range] = {}
+        for part, (examples, _) in kept.items():
+            first = sum(map(len, self.rows.values()))
+            self.rows[part] = range(first, first + len(examples))
         self._by_loss = replace(task.parts.task, metrics=(LIKELIHOOD,))
 
     def score(self, batch_size: int, advance: Advance) -> dict[str, TaskScore]:
@@ -37,7 +58,7 @@ class SweepText:
             part: make_text_score(
                 self._by_loss, loss_scores(losses.mean(rows)), example_losses(losses, rows), len(rows)
             )
-            for part, rows in self.task.parts.indices.items()
+            for part, rows in self.rows.items()
         }
 
     def add_answers(
@@ -52,7 +73,7 @@ class SweepText:
             batch_size: Maximum prompts per batch.
             progress: Shows progress bars.
         """
-        rows = self.task.parts.indices[part]
+        rows = self.rows[part]
         examples, encodings = [self.examples[row] for row in rows], [self.encodings[row] for row in rows]
         task, model = self.task.parts.task, self.backbone.model
         written = score_answers(
@@ -74,12 +95,14 @@ class TextSweepScorer:
         device: Device of the computation.
         dtype: Precision of the model. Updates are always added in float32.
         batch_size: Maximum examples per batch.
+        skip_long: Leave out examples whose completion is too long.
 
     Attributes:
         examples: Number of examples on which one merge is run.
+        warnings: What the user should know about the examples.
 
     Raises:
-        OsrmError: If an adapter does not fit the base model, or an example cannot be used.
+        OsrmError: If an adapter does not fit the base model or the tokenizer, or an example cannot be used.
     """
 
     def __init__(
@@ -90,6 +113,7 @@ class TextSweepScorer:
         device: torch.device,
         dtype: torch.dtype,
         batch_size: int,
+        skip_long: bool = False,
     ) -> None:
         carried = find_tokenizer_files(plan.adapters)[0].get(TOKENIZER_NAME)
         backbone = TextBackbone.load(base_dir, device, beside=carried.parent if carried else None)
@@ -98,7 +122,8 @@ class TextSweepScorer:
         backbone.replace_values(saved.values, saved.rows)
         self._adapters, self._batch_size = plan.adapters, batch_size
         self._weights = SweptWeights(backbone.model, plan.layers, dtype)
-        self._texts = [SweepText(task, backbone) for task in tasks]
+        self._texts = [SweepText(task, backbone, skip_long) for task in tasks]
+        self.warnings = list(dict.fromkeys(warning for text in self._texts for warning in text.completions.warnings))
         self.examples = sum(len(text.encodings) for text in self._texts)
 
     def score_single_adapters(self, advance: Advance) -> ScoresBySplit:

@@ -22,7 +22,7 @@ from osrm_cli.tasks.readers import FORMATS, find_split_files, read_table
 from osrm_cli.tasks.schema import add_task_defaults, infer_task_schema
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import GENERATION, MULTI_LABEL, Example, Label, Task, TaskSplit, check_task_name
-from osrm_cli.tasks.text.rows import complete_text_task, find_text_columns, make_text_split
+from osrm_cli.tasks.text.rows import complete_text_task, is_text_table, make_text_split
 
 _WITH_SHARE = re.compile(r"(.*)\?split-dev=(0?\.\d+|\d(?:\.\d+)?e-\d+)", re.DOTALL)
 
@@ -268,7 +268,7 @@ def _is_text_task(name: str, declared: Mapping[str, Any], files: Mapping[str, Pa
     """Whether a task of a folder is answered with text: ``task.toml`` says so, or the columns of its rows."""
     if "kind" in declared or declared.keys() & {"columns", "labels", "label_column"} or name in GLUE:
         return declared.get("kind") == GENERATION
-    return find_text_columns(read_table(next(iter(files.values())), 1)) is not None
+    return is_text_table(read_table(next(iter(files.values())), 1))
 
 
 def _load_text_split(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -129,6 +129,13 @@ class TextExample(Example):
     def reference(self) -> str:
         """The right answer as text."""
         return self.completion if isinstance(self.completion, str) else str(self.completion[-1]["content"])
+
+    def with_answer(self, text: str) -> Self:
+        """The same prompt with another answer, which alone counts."""
+        if isinstance(self.completion, str):
+            return replace(self, completion=text)
+        last = {**self.completion[-1], "content": text}
+        return replace(self, completion=(*self.completion[:-1], last), all_turns=False)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.draws import draw_order_by_hash
 from osrm_cli.tasks.loading import load_split
-from osrm_cli.tasks.task import Example, Label, Task, TaskSplit
+from osrm_cli.tasks.task import Example, Label, Task, TaskSplit, TextExample
 
 VALIDATION, TEST = "validation", "test"
 
@@ -34,6 +34,11 @@ class ValidationSplit:
     def labels_of(self, part: str) -> list[Label]:
         """One part's labels."""
         return [self.labels[row] for row in self.indices[part]] if self.labels else []
+
+    def text_examples_of(self, part: str) -> list[TextExample]:
+        """One part's examples, where the answer is text."""
+        examples = [self.examples[row] for row in self.indices[part]]
+        return [example for example in examples if isinstance(example, TextExample)]
 
 
 def load_validation_split(

@@ -299,7 +299,8 @@ def _train_one_adapter(
     loaded = _load_base_to_train(run, tokenizer, device)
     model = to_trainable_peft_model(loaded, run.start, freeze)
     if freeze == "B" and not any(run.start.lora_factors(layer).B.any() for layer in run.start.layers):
-        warnings.append(f"{run.origin}: B is zero and stays frozen, so that only the head is trained")
+        rest = "only the head" if loaded.heads else "nothing"
+        warnings.append(f"{run.origin}: B is zero and stays frozen, so that {rest} is trained")
     penalty = None
     if run.features and "interference_penalty" in run.settings:
         penalty = penalty_from_features(model, run.features, run.start.name, run.settings)

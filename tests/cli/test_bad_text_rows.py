@@ -35,7 +35,12 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], str | None, str]] = {
     "long completion": (PAIR, {**PAIR, "completion": "w3 " * 40}, None, "the completion has 41 tokens, more than fit"),
     "no template": (CHAT, CHAT, None, "holds a chat, but"),
 }
-COMMANDS = ("collect --max-length 16", "train {start} --max-length 16", "eval {start} --max-length 16")
+COMMANDS = {  # by command: the split that it reads first
+    "collect --max-length 16": "train",
+    "train {start} --max-length 16": "train",
+    "eval {start} --max-length 16": "dev",
+    "sweep {start} --lambda 0.5 --max-length 16": "dev",
+}
 
 
 @pytest.fixture
@@ -84,7 +89,7 @@ def test_bad_row(kind: str, base: Path, start: Path, tmp_path: Path) -> None:
     for split in ("train", "dev"):
         (folder / "tasks" / "talk" / f"{split}.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
     numbers = "1|2" if kind == "no template" else "2"  # every row, in the order of the draw
-    for command, split in zip(COMMANDS, ("train", "train", "dev"), strict=True):
+    for command, split in COMMANDS.items():
         line = run(command, base, start, folder)
         assert re.match(rf"error: tasks/talk/{split}\.jsonl:({numbers})\b", line), (command, line)
         assert message in line
@@ -95,6 +100,6 @@ def test_no_end_token(base: Path, start: Path, tmp_path: Path) -> None:
     folder = tmp_path / "project"
     (folder / "tasks" / "talk").mkdir(parents=True)
     for split in ("train", "dev"):
-        (folder / "tasks" / "talk" / f"{split}.jsonl").write_text(json.dumps(PAIR) + "\n")
-    for command in COMMANDS[:2]:
+        (folder / "tasks" / "talk" / f"{split}.jsonl").write_text(2 * (json.dumps(PAIR) + "\n"))
+    for command in COMMANDS:
         assert "has no end token" in run(command, base, start, folder)

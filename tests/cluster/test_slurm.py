@@ -25,7 +25,8 @@ if os.geteuid():
 
 LIMIT = 600  # seconds for each run of the study
 PROGRAMS = Path(sys.executable).parent
-STUDY = ("-s", ROOT / "workflow/Snakefile", "--configfile", ROOT / "tests/cluster/tiny.yaml")
+CONFIG = os.environ.get("CLUSTER_STUDY", "tests/cluster/tiny.yaml")
+STUDY = ("-s", ROOT / "workflow/Snakefile", "--configfile", ROOT / CONFIG)
 SLURM = ["--executor", "slurm", "--jobs", "2", "--slurm-status-command", "squeue", "--latency-wait", "20"]
 SLURM += ["--slurm-init-seconds-before-status-checks", "1", "--default-resources", "runtime=20", "mem_mb=1000"]
 # Snakemake, but for its patience: it looks at the queue after 1, 11 and 21 seconds more, half of what the test takes.

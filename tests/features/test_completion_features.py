@@ -1,7 +1,8 @@
 """Features of text tasks equal a naive loop over the same tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,23 +14,20 @@ from osrm_cli.features.collect import collect_features
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.tasks.loading import draw_examples, load_split
+from tests.run_cli import osrm
 
 
-def read_means(path: Path) -> dict[str, torch.Tensor]:
-    return {name.removesuffix(".mean"): mean for name, mean in load_file(path).items() if name.endswith(".mean")}
-
-
-def naive_means(folder: Path, tasks: Path, layers: list[str], tokens: str = "all") -> dict[str, torch.Tensor]:
-    """Mean of each layer's inputs, one example at a time, by hooks."""
+def naive_statistics(folder: Path, tasks: Path, layers: list[str], tokens: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Mean and second moment of each layer's inputs, one example at a time, by hooks, in float64."""
     is_t5 = "t5" in folder.name
     model = (AutoModelForSeq2SeqLM if is_t5 else AutoModelForCausalLM).from_pretrained(folder).eval()
     data = draw_examples(load_split("backwards", tasks, "train"), 10, 0)
     encodings = CompletionTokenizer(load_tokenizer(folder), is_t5, 64).encode(data.text_examples)[1]
     rows: dict[str, list[torch.Tensor]] = {layer: [] for layer in layers}
-    kept = torch.tensor([])
+    kept: Any = None
 
     def hook(layer: str) -> Callable[..., None]:
-        return lambda _module, args: rows[layer].append(args[0][0] if is_t5 else args[0][0][kept])
+        return lambda _module, args: rows[layer].append((args[0][0] if is_t5 else args[0][0][kept]).double())
 
     handles = [model.get_submodule(layer).register_forward_pre_hook(hook(layer)) for layer in layers]
     for encoding in encodings:
@@ -40,7 +38,32 @@ def naive_means(folder: Path, tasks: Path, layers: list[str], tokens: str = "all
             model(**batch)  # T5 shifts the labels to the right for its decoder
     for handle in handles:
         handle.remove()
-    return {layer: torch.cat(parts).double().mean(0) for layer, parts in rows.items()}
+    seen = {layer: torch.cat(parts) for layer, parts in rows.items()}
+    return {layer: {"mean": x.mean(0), "second-moment": x.T @ x / len(x)} for layer, x in seen.items()}
+
+
+def collect(
+    folder: Path, tasks: Path, tokens: str, targets: Sequence[str], out: Path
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The same statistics as ``osrm collect`` writes them, in batches of 4, of every layer with an entry."""
+    collect_features(
+        ["backwards"], tasks, model=str(folder), samples=10, max_length=64, tokens=tokens, batch_size=4,
+        target_modules=targets, statistics=["mean", "second-moment"], dtype="float32", out=out,
+    )  # fmt: skip
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(out / "backwards.safetensors").items():
+        layer, _, statistic = name.rpartition(".")
+        found.setdefault(layer, {})[statistic] = tensor
+    return found
+
+
+def check(found: dict[str, dict[str, torch.Tensor]], expected: dict[str, dict[str, torch.Tensor]]) -> None:
+    for layer, statistics in found.items():
+        assert set(statistics) == {"mean", "second-moment"}
+        for name, tensor in statistics.items():
+            wanted = expected[layer][name]
+            assert tensor.shape == wanted.shape
+            assert (tensor.double() - wanted).norm() <= 1e-6 * wanted.norm(), (layer, name)
 
 
 @pytest.mark.parametrize("tokens", ["all", "prompt", "completion"])
@@ -49,35 +72,35 @@ def test_features_of_a_causal_model(
     family: str, tokens: str, tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
 ) -> None:
     folder = tiny_writer(family)
-    collect_features(
-        ["backwards"], completion_tasks, model=str(folder), samples=10, max_length=64, tokens=tokens, batch_size=4,
-        target_modules=["all-linear"], dtype="float32", out=tmp_path,
-    )  # fmt: skip
-    means = {
-        n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n
-    }
-    assert not any("lm_head" in layer for layer in means)
-    expected = naive_means(folder, completion_tasks, list(means), tokens)
-    for layer, mean in means.items():
-        torch.testing.assert_close(mean.double(), expected[layer], atol=1e-6, rtol=1e-5)
+    found = collect(folder, completion_tasks, tokens, ["all-linear"], tmp_path)
+    assert not any("lm_head" in layer for layer in found)
+    check(found, naive_statistics(folder, completion_tasks, list(found), tokens))
 
 
+@pytest.mark.parametrize("tokens", ["all", "prompt", "completion"])
 def test_features_of_encoder_and_decoder(
-    tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
+    tokens: str, tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
+) -> None:
+    """The encoder reads the prompt alone and the decoder the completion alone, whatever ``--tokens`` says."""
+    folder = tiny_writer("t5")
+    found = collect(folder, completion_tasks, tokens, ["q", "v", "k", "o", "wi"], tmp_path)
+    assert {layer.partition(".")[0] for layer in found} == {"encoder", "decoder"}
+    assert any("EncDecAttention.k" in layer for layer in found)
+    check(found, naive_statistics(folder, completion_tasks, list(found), "all"))
+
+
+@pytest.mark.parametrize("tokens", ["prompt", "completion"])
+def test_tokens_of_one_side_are_refused_on_an_encoder_decoder(
+    tokens: str, tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
 ) -> None:
     folder = tiny_writer("t5")
-    collect_features(
-        ["backwards"], completion_tasks, model=str(folder), samples=10, max_length=64, batch_size=4,
-        target_modules=["q", "v", "k", "o", "wi"], dtype="float32", out=tmp_path,
-    )  # fmt: skip
-    means = {
-        n.removesuffix(".mean"): t for n, t in load_file(tmp_path / "backwards.safetensors").items() if "mean" in n
-    }
-    assert {layer.partition(".")[0] for layer in means} == {"encoder", "decoder"}
-    assert any("EncDecAttention.k" in layer for layer in means)
-    expected = naive_means(folder, completion_tasks, list(means))
-    for layer, mean in means.items():
-        torch.testing.assert_close(mean.double(), expected[layer], atol=1e-6, rtol=1e-5)
+    words = ("collect", "--task", "same", "--data", completion_tasks, "--model", folder, "--tokens", tokens, "-q")
+    done = osrm(*words, cwd=tmp_path)
+    assert done.code == 1
+    assert done.error.startswith(f"--tokens {tokens}: {folder} is an encoder-decoder")
+    assert done.error.endswith("expected --tokens all")
+    assert "hint: leave it out" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_gradient_is_that_of_the_mean_loss(

@@ -38,7 +38,10 @@ def collect(
         Pooling, typer.Option("--pooling", help="'padded' counts padding as text, as the published code does.")
     ] = Pooling.MASKED,
     tokens: Annotated[
-        Tokens, typer.Option("--tokens", help="Tokens of text tasks that count: all, of the prompt, or the completion.")
+        Tokens,
+        typer.Option(
+            "--tokens", help="Tokens of text tasks that count: all; on causal models also the prompt's or completion's."
+        ),
     ] = Tokens.ALL,
     skip_long: options.SkipLong = False,
     batch_size: options.BatchSize = 32,

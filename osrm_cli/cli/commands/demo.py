@@ -16,7 +16,7 @@ from osrm_cli.cli.console import Console, table
 from osrm_cli.errors import OsrmError
 
 # The two initializations to compare: folder name and objective.
-_VARIANTS = {"lora": "kaiming", "osrm": "osrm"}
+_VARIANTS = {"lora": "kaiming", "osrm": "gevd"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _demo_stages(setting: _Setting, seed: int) -> list[list[str]]:
     seed_option = f"--seed {seed}"
     base, scale = shlex.quote(setting.model), setting.scale
     return [
-        [f"osrm collect --data {setting.data} --model {base} {setting.collect}--statistic mean {seed_option}"],
+        [f"osrm collect --data {setting.data} --model {base} {setting.collect}{seed_option}"],
         [
             f"osrm init --each --objective {objective} --out starts/{arm} {seed_option}"
             for arm, objective in _VARIANTS.items()

@@ -13,6 +13,7 @@ _TOKENIZER = (
     *("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
     *("additional_chat_templates/*.jinja", "[0-9]_*/*"),  # such as 1_Pooling/config.json
 )
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken"}
 _KINDS = {"tokenizers": _TOKENIZER, "settings of generation": ("generation_config.json",)}
 
 
@@ -45,7 +46,13 @@ def find_tokenizer_files(adapters: Sequence[Adapter]) -> tuple[dict[str, Path], 
 
 
 def copy_tokenizer_files(files: Mapping[str, Path], stage: Path) -> None:
-    """Copy such files into a folder that is being staged, by their path below it."""
+    """Copy such files into a folder that is being staged, by their path below it.
+
+    A tokenizer takes the place of the base model's as a whole: files that it lacks would change its special tokens.
+    """
+    if _VOCABULARIES & files.keys():
+        for name in TOKENIZER_FILES:
+            (stage / name).unlink(missing_ok=True)
     for name, file in files.items():
         (stage / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, stage / name)

@@ -59,8 +59,8 @@ class CompletionTokenizer:
         for example in examples:
             ids, labels, across = self._encode_chat(example) if example.all_turns else self._encode_pair(example)
             merged += across
-            if not with_end and labels[-1] == self.tokenizer.eos_token_id:
-                labels = labels[:-1] if self.encoder_decoder else [*labels[:-1], IGNORED]
+            if not with_end:
+                labels = self._without_end(labels)
             encoding = self._fit_prompt(ids, labels, example)
             if encoding is None:
                 long.append(example.place)
@@ -90,6 +90,14 @@ class CompletionTokenizer:
         return [
             _make_language_model_encoding(self._cut_prompt(self._prompt_ids(example), room)) for example in examples
         ]
+
+    def _without_end(self, labels: list[int]) -> list[int]:
+        """Labels before the last end token: a template may put a line break after it."""
+        end = self.tokenizer.eos_token_id
+        if end not in labels:
+            return labels
+        count = len(labels) - 1 - labels[::-1].index(end)
+        return labels[:count] + ([] if self.encoder_decoder else [IGNORED] * (len(labels) - count))
 
     def _encode_pair(self, example: TextExample) -> tuple[list[int], list[int], bool]:
         prompt = self._prompt_ids(example)

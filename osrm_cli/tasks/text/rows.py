@@ -10,26 +10,30 @@ from typing import Any
 from osrm_cli.errors import OsrmError
 from osrm_cli.tasks.file_encoding import is_encodable
 from osrm_cli.tasks.parsing import describe_table_value
-from osrm_cli.tasks.schema import ID_COLUMNS, find_label_column
+from osrm_cli.tasks.schema import ID_COLUMNS
 from osrm_cli.tasks.table import Table
 from osrm_cli.tasks.task import GENERATION, Messages, Task, TaskSplit, TextExample
 
 PROMPT, COMPLETION, MESSAGES, TEXT, CHOICES = "prompt", "completion", "messages", "text", "choices"
+CLASS_COLUMN = "label"
 LAYOUTS = ((PROMPT, COMPLETION), (MESSAGES,), (TEXT,))
 DEFAULT_METRICS = ("rouge_l",)
 
 
 def find_text_columns(table: Table) -> tuple[str, ...] | None:
-    """The columns of a task that is answered with text; ``None`` if the rows are of another kind of task.
+    """The columns of the first layout that a table has, whatever else it holds; ``None`` if it has none."""
+    return next((columns for columns in LAYOUTS if all(name in table.columns for name in columns)), None)
 
-    ``text`` alone counts only where there is nothing else that could be a label.
+
+def is_text_table(table: Table) -> bool:
+    """Whether rows of which nothing else is known are answered with text.
+
+    ``label`` beside a layout makes a classifier. Prompts and chats may have any other columns; ``text`` counts alone.
     """
-    for columns in LAYOUTS:
-        if all(name in table.columns for name in columns) and find_label_column(table) is None:
-            others = [name for name in table.columns if name not in columns and name.casefold() not in ID_COLUMNS]
-            if columns != (TEXT,) or not others:
-                return columns
-    return None
+    columns = find_text_columns(table)
+    if columns == (TEXT,):
+        return all(name == TEXT or name.casefold() in ID_COLUMNS for name in table.columns)
+    return columns is not None and table.find_column(CLASS_COLUMN) is None
 
 
 def complete_text_task(name: str, declared: Mapping[str, Any], table: Table, answered: bool = True) -> Task:
@@ -76,6 +80,13 @@ def make_text_split(table: Table, task: Task, split: str, answered: bool = True)
 
 
 def _parse_text_task_row(table: Table, row: int, columns: Sequence[str], answered: bool) -> TextExample:
+    example = _read_text_task_row(table, row, columns, answered)
+    if example.choices and example.reference not in example.choices:
+        raise OsrmError(f"{example.place}: the completion is none of the choices", "correct the row")
+    return example
+
+
+def _read_text_task_row(table: Table, row: int, columns: Sequence[str], answered: bool) -> TextExample:
     place = table.locate(row)
     values = [_parse_text_task_value(place, column, table.columns[column][row]) for column in columns]
     texts = tuple(value if isinstance(value, str) else json.dumps(value) for value in values)
@@ -95,8 +106,6 @@ def _parse_text_task_row(table: Table, row: int, columns: Sequence[str], answere
         raise OsrmError(f"{place}: prompt and completion are a string and a list of messages, expected two of a kind")
     if not isinstance(completion, str):
         _check_chat_end(place, COMPLETION, completion)
-    if choices and completion not in choices:
-        raise OsrmError(f"{place}: the completion is none of the choices", "correct the row")
     return TextExample(texts, None, prompt, completion, place, choices)
 
 

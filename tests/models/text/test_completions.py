@@ -1,5 +1,6 @@
 """Tokens of prompts and completions, beside TRL's, and errors that name the row."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,19 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.text.completions import CompletionTokenizer, chat_template_record
 from osrm_cli.models.token_batches import IGNORED
+from osrm_cli.tasks.loading import load_split
 from osrm_cli.tasks.task import TextExample
 
 TEMPLATE = (
     "{% for message in messages %}{% if message.role not in ['system', 'user', 'assistant'] %}"
     "{{ raise_exception('unknown role ' + message.role) }}{% endif %}"
     "{{ message.role[0] + ' ' + message.content + ' </s> ' }}{% endfor %}{% if add_generation_prompt %}a {% endif %}"
+)
+# What a turn of the assistant trains is marked, for TRL's loss on these turns alone.
+MARKED_TEMPLATE = (
+    "{% for message in messages %}{{ ' ' + message.role[0] + ' ' }}{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content + ' ' + eos_token }}{% endgeneration %}"
+    "{% else %}{{ message.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' a ' }}{% endif %}"
 )
 
 
@@ -25,6 +33,24 @@ def example(prompt: Any, completion: Any, **fields: Any) -> TextExample:
 
 def say(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
+
+
+def chat(*turns: str) -> list[dict[str, str]]:
+    return [say("assistant" if number % 2 else "user", text) for number, text in enumerate(turns)]
+
+
+ROWS: dict[str, list[Any]] = {
+    "texts": [{"prompt": "w1 w2 good ", "completion": "w2 w1"}, {"prompt": "w3 ", "completion": "w3 w4 w5"}],
+    "chats in two": [
+        {"prompt": chat("w1 w2"), "completion": chat("", "w2 w1")[1:]},
+        {"prompt": [say("system", "w9"), *chat("w3", "w4", "w5")], "completion": chat("", "w6 w7 w8")[1:]},
+    ],
+    "chats": [
+        {"messages": chat("w1 w2", "w2 w1")},
+        {"messages": [say("system", "w9"), *chat("w3", "w4", "w5 w6", "w7", "w8", "good bad")]},
+        {"messages": chat("w1", "w2", "w3", "w4")},
+    ],
+}
 
 
 @pytest.fixture
@@ -47,33 +73,85 @@ def test_only_the_completion_and_the_end_count(letters: Any) -> None:
     assert encoding["labels"].tolist() == [IGNORED, IGNORED, *ids[2:], letters.eos_token_id]
 
 
+def test_ends_that_do_not_count(tokenizer: Any) -> None:
+    """Among choices neither the end token nor what a template puts after it."""
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content + ' </s> w9 ' }}{% endfor %}"
+    chat = example((say("user", "w1"),), (say("assistant", "w2 w3"),))
+    text = example("w1 ", "w2 w3")
+    for encoder_decoder in (False, True):
+        _, encodings = CompletionTokenizer(tokenizer, encoder_decoder, 100).encode([chat, text], with_end=False)
+        for encoding in encodings:
+            counting = [token for token in encoding["labels"].tolist() if token != IGNORED]
+            assert counting == tokenizer("w2 w3")["input_ids"]
+
+
 def test_text_alone_counts_as_a_whole(letters: Any) -> None:
     (encoding,) = CompletionTokenizer(letters, False, 100).encode([example("", "abc")])[1]
     assert encoding["labels"].tolist() == encoding["input_ids"].tolist() == [*letters("abc").input_ids, 256]
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of TRL's own settings
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
-def test_trl_s_own_tokens_and_masks(family: str, tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:
+def check_against_trl(family: str, folder: Path, template: str | None, rows: list[Any], tmp_path: Path) -> None:
+    """Tokens and labels of rows, read from a file as every command reads them, beside those that TRL trains with."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(tiny_writer(family))
-    rows = [{"prompt": "w1 w2 good ", "completion": "w2 w1"}, {"prompt": "w3 ", "completion": "w3 w4 w5"}]
+    (tmp_path / "tasks" / "it").mkdir(parents=True)
+    (tmp_path / "tasks" / "it" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = template
     trainer = trl.SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(tiny_writer(family)),
-        trl.SFTConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, max_length=64),
+        AutoModelForCausalLM.from_pretrained(folder),
+        trl.SFTConfig(
+            output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, max_length=256,
+            assistant_only_loss="messages" in rows[0],
+        ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-    )
-    theirs = trainer.data_collator([trainer.train_dataset[0], trainer.train_dataset[1]])
-    ours = CompletionTokenizer(tokenizer, False, 64).encode([example(**row) for row in rows])[1]
+    )  # fmt: skip
+    theirs = trainer.data_collator(list(trainer.train_dataset))
+    examples = load_split("it", tmp_path / "tasks", "train").text_examples
+    completions = CompletionTokenizer(tokenizer, False, 256)
+    ours = completions.encode(examples)[1]
+    assert len(ours) == len(rows)
+    assert completions.warnings == []
     for row, encoding in enumerate(ours):
         count = len(encoding["input_ids"])
         assert encoding["input_ids"].tolist() == theirs["input_ids"][row, :count].tolist()
         assert encoding["labels"].tolist() == theirs["labels"][row, :count].tolist()
         assert (theirs["labels"][row, count:] == IGNORED).all()
+        assert IGNORED in encoding["labels"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of TRL's own settings
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+def test_trl_s_own_tokens_and_masks(family: str, kind: str, tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:
+    template = None if kind == "texts" else MARKED_TEMPLATE
+    check_against_trl(family, tiny_writer(family), template, ROWS[kind], tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "t5"])
+@pytest.mark.parametrize("system", [[], [say("system", "w9 ")]], ids=["no system message", "system message"])
+def test_chats_are_what_transformers_makes_of_them(
+    family: str, system: list[dict[str, str]], tiny_writer: Callable[[str], Path]
+) -> None:
+    tokenizer = load_tokenizer(tiny_writer(family))
+    tokenizer.chat_template = MARKED_TEMPLATE
+    asked = [*system, say("user", "w1"), say("assistant", "w2"), say("user", "w3 w4")]
+    row = example(asked, [say("assistant", "w5 w6")])
+    completions = CompletionTokenizer(tokenizer, family == "t5", 256)
+    (encoding,) = completions.encode([row])[1]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)["input_ids"]
+    whole = tokenizer.apply_chat_template([*asked, *row.completion], return_dict=True)["input_ids"]
+    counted = [label for label in encoding["labels"].tolist() if label != IGNORED]
+    assert completions.encode_prompts([row], 8)[0]["input_ids"].tolist() == prompt
+    assert encoding["input_ids"].tolist() == (prompt if family == "t5" else whole)
+    assert [*prompt, *counted] == whole
+    assert tokenizer.apply_chat_template([*asked, *row.completion], tokenize=False).endswith(
+        f" a w5 w6 {tokenizer.eos_token}"
+    )
+    assert counted[-1] == tokenizer.eos_token_id
 
 
 def test_chat_goes_through_the_tokenizer_s_template(tokenizer: Any) -> None:

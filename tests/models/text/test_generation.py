@@ -1,21 +1,26 @@
 """Losses and answers equal transformers' own, one example at a time."""
 
+import copy
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.evaluation.merged_folder import ScoredFolder
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.language_model import load_language_model, task_type
 from osrm_cli.models.token_batches import IGNORED
 from osrm_cli.tasks.loading import load_split
+from tests import text_adapters
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "gpt2", "qwen2", "mistral", "gemma2", "t5"]
@@ -47,16 +52,47 @@ def test_loss_of_a_batch_is_transformers_own_of_each_example(backbone: TextBackb
     assert losses.mean([0]) == pytest.approx(float(losses.nll[0] / losses.tokens[0]))
 
 
+def generate_alone(model: Any, prompt: Any, end: int) -> list[int]:
+    """The tokens of one answer by transformers, without padding."""
+    ids = torch.from_numpy(prompt["input_ids"]).long()[None]
+    with torch.no_grad():
+        written = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=end)[0]
+    return written[1 if model.config.is_encoder_decoder else ids.shape[1] :].tolist()
+
+
 def test_answers_of_a_batch_are_generate_s_one_by_one(backbone: TextBackbone, completion_tasks: Path) -> None:
+    """Token for token, and again with an end token that some of the answers hold, so that a batch has padding."""
     data = load_split("same", completion_tasks, "dev")
     prompts = backbone.completions(64).encode_prompts(data.text_examples, 8)
+    tokenizer = backbone.tokenizer
+    tokens = backbone.generate_tokens(backbone.model, prompts, 5, 8, [], quiet)
+    assert tokens == [generate_alone(backbone.model, prompt, tokenizer.eos_token_id) for prompt in prompts]
+    assert len(set(map(tuple, tokens))) > 1
     answers = backbone.generate(backbone.model, prompts, 5, 8, [], quiet)
-    assert len(set(answers)) > 1
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = torch.from_numpy(prompt["input_ids"]).long()[None]
-        written = backbone.model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0]
-        start = 0 if backbone.model.config.is_encoder_decoder else ids.shape[1]
-        assert answer == backbone.tokenizer.decode(written[start:], skip_special_tokens=True)
+    assert answers == [tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
+    counts = Counter(token for answer in tokens for token in set(answer[:-1]))
+    end = next(token for token, count in counts.items() if count < len(tokens) and token != tokenizer.pad_token_id)
+    tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
+    tokens = backbone.generate_tokens(backbone.model, prompts, 5, 8, [], quiet)
+    assert tokens == [generate_alone(backbone.model, prompt, end) for prompt in prompts]
+    assert len({len(answer) for answer in tokens}) > 1
+
+
+def test_answers_with_an_adapter_are_peft_s_one_by_one(
+    backbone: TextBackbone, completion_tasks: Path, tmp_path: Path
+) -> None:
+    base = backbone.folder
+    text_adapters.save(tmp_path / "same", base, completion_tasks)
+    alone = PeftModel.from_pretrained(copy.deepcopy(backbone.model), str(tmp_path / "same")).eval()
+    data = load_split("same", completion_tasks, "dev")
+    prompts, end = backbone.completions(64).encode_prompts(data.text_examples, 8), backbone.tokenizer.eos_token_id
+    before = backbone.generate_tokens(backbone.model, prompts, 5, 8, [], quiet)
+    (task,) = ScoredFolder.open(tmp_path / "same").choose_tasks([]).values()
+    with backbone.attach(task) as model:
+        tokens = backbone.generate_tokens(model, prompts, 5, 8, [], quiet)
+    assert tokens == [generate_alone(alone, prompt, end) for prompt in prompts]
+    assert tokens != before
+    assert backbone.generate_tokens(backbone.model, prompts, 5, 8, [], quiet) == before
 
 
 def test_an_answer_ends_at_a_stop_string(tiny_writer: Callable[[str], Path], completion_tasks: Path) -> None:

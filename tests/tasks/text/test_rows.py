@@ -27,7 +27,10 @@ def write(folder: Path, rows: list[dict[str, Any]], toml: str = "", split: str =
         ({"prompt": "a", "completion": "b"}, ("prompt", "completion")),
         ({"prompt": [USER], "completion": [ANSWER]}, ("prompt", "completion")),
         ({"prompt": "a", "completion": "b", "id": 3, "source": "x"}, ("prompt", "completion")),
+        ({"prompt": "a", "completion": "b", "category": "x", "score": 3}, ("prompt", "completion")),
+        ({"prompt": "a", "completion": "b", "topic": "x", "text": "ab"}, ("prompt", "completion")),
         ({"messages": [USER, ANSWER]}, ("messages",)),
+        ({"messages": [USER, ANSWER], "rating": 5}, ("messages",)),
         ({"text": "once upon a time"}, ("text",)),
         ({"text": "once upon a time", "id": 4}, ("text",)),
     ],
@@ -45,6 +48,30 @@ def test_a_label_beside_the_text_makes_a_classifier(tmp_path: Path) -> None:
     task = load_split("talk", write(tmp_path, rows), "train").task
     assert not task.is_text
     assert "kind" not in task.to_dict()
+
+
+@pytest.mark.parametrize("toml", ["", 'label_column = "topic"\ncolumns = ["prompt"]\n'])
+def test_a_label_beside_the_prompt_makes_a_classifier(toml: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"word {i}", "completion": f"w{i}", "label": i % 2, "topic": i % 3} for i in range(40)]
+    task = load_split("talk", write(tmp_path, rows, toml), "train").task
+    assert not task.is_text
+    assert task.num_labels == (3 if toml else 2)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "completion": "b", "label": 1, "score": 0.5},
+        {"messages": [USER, ANSWER], "label": 1},
+        {"text": "once upon a time", "label": 1},
+        {"text": "once upon a time", "source": "a book"},
+    ],
+)
+def test_kind_in_task_toml_counts_for_more_than_columns(row: dict[str, Any], tmp_path: Path) -> None:
+    data = load_split("talk", write(tmp_path, [row], 'kind = "generation"'), "train")
+    assert data.task.columns == tuple(name for name in row if name in ("prompt", "completion", "messages", "text"))
+    assert data.task.is_text
+    assert data.task.metrics == ("rouge_l",)
 
 
 def test_parts_of_a_chat(tmp_path: Path) -> None:
@@ -92,12 +119,14 @@ def test_choices(tmp_path: Path) -> None:
         ({"prompt": [{"role": "user"}], "completion": [ANSWER]}, "message 1 of 'prompt' holds nothing"),
         ({"prompt": "a", "completion": "b", "choices": ["c", "d"]}, "the completion is none of the choices"),
         ({"prompt": "a", "completion": "b", "choices": ["b"]}, "expected a list of two or more"),
+        ({"prompt": [USER], "completion": [ANSWER], "choices": ["c", "d"]}, "the completion is none of the choices"),
+        ({"messages": [USER, ANSWER], "choices": ["c", "d"]}, "the completion is none of the choices"),
     ],
 )
 def test_bad_row_is_named(row: dict[str, Any], message: str, tmp_path: Path) -> None:
-    good: dict[str, Any] = {"prompt": "a", "completion": "b"}
+    good: dict[str, Any] = {"messages": [USER, ANSWER]} if "messages" in row else {"prompt": "a", "completion": "b"}
     if "choices" in row:
-        good["choices"] = ["b", "c"]
+        good["choices"] = ["b", "Hi"]
     with pytest.raises(OsrmError, match=message) as caught:
         load_split("talk", write(tmp_path, [good, row]), "train")
     assert "train.jsonl:2" in str(caught.value)
