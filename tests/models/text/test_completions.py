@@ -26,6 +26,11 @@ MARKED_TEMPLATE = (
     "{% else %}{{ message.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' a ' }}{% endif %}"
 )
 
+LINES_TEMPLATE = (
+    "{% for message in messages %}{{ message.role + '\\n' + message.content + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}"
+)
+
 
 def example(prompt: Any, completion: Any, **fields: Any) -> TextExample:
     return TextExample(("", ""), None, prompt, completion, "train.jsonl:7", **fields)
@@ -90,7 +95,7 @@ def test_text_alone_counts_as_a_whole(letters: Any) -> None:
     assert encoding["labels"].tolist() == encoding["input_ids"].tolist() == [*letters("abc").input_ids, 256]
 
 
-def check_against_trl(family: str, folder: Path, template: str | None, rows: list[Any], tmp_path: Path) -> None:
+def check_against_trl(folder: Path, template: str | None, rows: list[Any], tmp_path: Path) -> None:
     """Tokens and labels of rows, read from a file as every command reads them, beside those that TRL trains with."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
@@ -128,7 +133,13 @@ def check_against_trl(family: str, folder: Path, template: str | None, rows: lis
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
 def test_trl_s_own_tokens_and_masks(family: str, kind: str, tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:
     template = None if kind == "texts" else MARKED_TEMPLATE
-    check_against_trl(family, tiny_writer(family), template, ROWS[kind], tmp_path)
+    check_against_trl(tiny_writer(family), template, ROWS[kind], tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_follows_the_end_token_counts_as_in_trl(tiny_writer: Callable[[str], Path], tmp_path: Path) -> None:
+    """As in ChatML, which ends every message with a line break."""
+    check_against_trl(tiny_writer("qwen2"), LINES_TEMPLATE, ROWS["chats in two"], tmp_path)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "t5"])
