@@ -38,6 +38,13 @@ def _check_same_examples(files: Sequence[ScoreFile]) -> None:
     first: dict[tuple[str, str], tuple[ScoreFile, Any]] = {}
     for file in files:
         for task, score in _scores_of_file(file):
+            names = " and ".join(score.per_example)
+            before, known = first.setdefault((task, "metrics"), (file, names)) if names else (file, names)
+            if known != names:
+                raise OsrmError(
+                    f"{file.name} and {before.name} judge '{task}' by {names} and by {known}",
+                    "compare files that were all made with answers, or all without",
+                )
             for what in ("examples", "sha256", "labels"):
                 value = getattr(score, what)
                 before, known = first.setdefault((task, what), (file, value)) if value else (file, value)

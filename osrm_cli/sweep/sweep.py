@@ -23,6 +23,7 @@ from osrm_cli.sweep.results import CURVE_NAME, SWEEP_NAME, SweepResult
 from osrm_cli.sweep.scorer import SweepScorer
 from osrm_cli.sweep.tasks import SweepDataSpec, SweepTask
 from osrm_cli.sweep.text_scorer import TextSweepScorer
+from osrm_cli.sweep.weights import SweptDeltaSource
 from osrm_cli.tasks.validation_split import TEST, VALIDATION
 
 Writers = Literal["best", "all"] | None  # points that write answers
@@ -224,12 +225,17 @@ def _score_sweep_families(
             own = points[-len(scaled) :]
             best = max(range(len(own)), key=lambda index: average(own[index].validation))
             for index in range(len(own)) if writers == "all" else [best]:
-                parts = {TEST: dict(own[index].test), VALIDATION: dict(own[index].validation)}
-                parts = scorer.add_answers(scaled[index][1], parts, writers == "all", progress)
-                points[len(points) - len(own) + index] = replace(
-                    own[index], test=parts[TEST], validation=parts[VALIDATION]
-                )
+                written = _add_point_answers(scorer, own[index], scaled[index][1], writers == "all", progress)
+                points[len(points) - len(own) + index] = written
     return SweepResult(**single, points=points)
+
+
+def _add_point_answers(
+    scorer: TextSweepScorer, point: ScoredMerge, deltas: SweptDeltaSource, everywhere: bool, progress: Progress
+) -> ScoredMerge:
+    parts = {TEST: dict(point.test), VALIDATION: dict(point.validation)}
+    parts = scorer.add_answers(deltas, parts, everywhere, progress)
+    return replace(point, test=parts[TEST], validation=parts[VALIDATION])
 
 
 def _make_sweep_record(

@@ -59,7 +59,8 @@ class CompletionTrainer(PenaltyTrainer):
     ) -> Any:
         """The loss, with the penalty, once for a batch: its share of a step's, which may have several batches."""
         logits, labels = completion_logits(model, inputs)
-        loss = token_losses(logits, labels).sum() / num_items_in_batch
+        # The tokens are those of all processes, over which gradients are averaged.
+        loss = token_losses(logits, labels).sum() * self.accelerator.num_processes / num_items_in_batch
         if self.penalty is not None and self._adds_penalty:
             loss = loss + self.penalty.mu * self.penalty.interference() / self.current_gradient_accumulation_steps
         return (loss, {}) if return_outputs else loss

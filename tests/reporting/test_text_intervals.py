@@ -117,6 +117,15 @@ def test_what_each_example_scored_gives_the_primary_score(project: Path, tmp_pat
             check_files_comparable(read_report_inputs([tmp_path / "scores.json"]).files)
 
 
+def test_likelihood_and_answers_are_not_compared(project: Path, tmp_path: Path) -> None:
+    words = ("eval", project / "merged-plain", "--predictions", "--no-generate", "--out", tmp_path / "b/scores.json")
+    assert osrm(*words, cwd=project).code == 0
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/scores.json").write_bytes((project / "scored/plain/scores.json").read_bytes())
+    with pytest.raises(OsrmError, match="judge 'same' by loss and tokens and by exact_match and rouge_l"):
+        check_files_comparable(read_report_inputs([tmp_path]).files)
+
+
 def test_chrf_is_no_mean_over_examples(project: Path, tmp_path: Path) -> None:
     pytest.importorskip("sacrebleu")
     (tmp_path / "osrm.toml").write_bytes((project / "osrm.toml").read_bytes())

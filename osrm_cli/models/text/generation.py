@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from transformers import StoppingCriteria
 
 from osrm_cli.models.token_batches import IGNORED, Encoding, collate_batch, group_by_length
@@ -37,14 +38,15 @@ def completion_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) ->
     """Logits and labels at the positions that may count: logits before the first completion are not computed.
 
     Args:
-        model: A language model of transformers, or PEFT's wrapper of one.
+        model: A language model of transformers, or PEFT's wrapper of one, perhaps distributed.
         batch: ``input_ids``, ``attention_mask`` and ``labels``, padded on the right.
 
     Returns:
         ``(batch, positions, vocabulary)``, and the label of each position's next token, ``(batch, positions)``.
     """
     labels = batch["labels"]
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    base: Any = inner.get_base_model() if isinstance(inner, PeftModel) else inner
     if base.config.is_encoder_decoder:
         return model(**batch).logits, labels
     inputs = {name: values for name, values in batch.items() if name != "labels"}
