@@ -46,7 +46,7 @@ _TEXT = _Setting(
     "smollm2",
     0.5,
     "--samples 32 ",
-    "--limit 64 --epochs 1 --lr 4e-3 --batch-size 8 --dev-limit 8",
+    "--limit 128 --epochs 1 --lr 3e-3 --batch-size 8 --dev-limit 8",
     " --limit 16",
 )
 
