@@ -224,7 +224,8 @@ def _kind(node: Mapping[str, Any]) -> str:
     """What a value may be, in words."""
     if choices := node.get("enum", [node["const"]] if "const" in node else []):
         return ", ".join(f"`{choice}`" for choice in choices)
-    kind = {"object": "mapping", "array": "list", "null": "null"}.get(node.get("type", ""), node.get("type", "any"))
+    name = node.get("type", "any")
+    kind = {"object": "mapping", "array": "list"}.get(name, name)
     signs = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     limits = [f"{words} {node[sign]:,}" for sign, words in signs.items() if sign in node]
     return " ".join([kind, *limits])

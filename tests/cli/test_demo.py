@@ -35,6 +35,7 @@ def test_the_text_demo_in_small(smollm2: str, tmp_path: Path, monkeypatch: pytes
     run = osrm("demo", "--text", cwd=tmp_path)
     assert run.code == 0, run.stderr
     assert run.stderr.count("$ osrm train ") == 2
+    assert "$ osrm init --each --objective gevd --out starts/osrm " in run.stderr
     rows = [line.split() for line in run.stdout.splitlines() if line.split()[:1] and "mini-" in line.split()[0]]
     assert [row[0] for row in rows] == ["mini-denial", "mini-json", "mini-sql", "mini-steps"]
     assert (tmp_path / "osrm-demo" / "demo.png").read_bytes().startswith(b"\x89PNG")

@@ -86,7 +86,7 @@ _EXAMPLE_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], list[float]
     "json_f1": _json_f1,
 }
 _SET_METRICS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {"chrf": _chrf}
-ANSWER_METRICS = ("exact_match", "rouge_l", "chrf", "json_f1")
+ANSWER_METRICS = (*_EXAMPLE_METRICS, *_SET_METRICS)
 CHOICE_METRICS = ("accuracy", "accuracy_norm")  # as lm-evaluation-harness has them: acc and acc_norm
 LIKELIHOOD = "likelihood"
 LOSS_METRICS = ("loss", "perplexity", LIKELIHOOD)
