@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from osrm_cli.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from osrm_cli.calibration.calibrate import calibrate_folder
     from osrm_cli.conversion.convert import convert_adapter
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from osrm_cli.sweep.sweep import run_sweep
     from osrm_cli.training.train import train_adapter, train_adapters
     from osrm_cli.verification.verify import verify_artifacts
-
-__version__ = "0.1.0"
 
 # In the order of the work. torch is imported with the first of them, not with the package.
 _MODULES = {

@@ -1,6 +1,8 @@
 """The project itself: layering, start-up, completions, and documents that cannot go stale."""
 
 import ast
+import functools
+import graphlib
 import os
 import subprocess
 import sys
@@ -15,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A room imports only itself and rooms that stand before it.
 ORDER = (
-    *("errors", "progress", "seeding", "storage", "linalg", "plotting", "tasks", "adapters", "models"),
+    *("version", "errors", "progress", "seeding", "storage", "linalg", "plotting", "tasks", "adapters", "models"),
     *("features", "initialization", "training", "extraction", "merging", "evaluation", "calibration", "sweep"),
     *("retrofit", "conversion", "diagnosis", "verification", "reporting", "cli"),
 )
@@ -29,17 +31,36 @@ def _room(module: Path) -> str:
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def _imports(module: Path) -> set[str]:
-    """Modules of this package that a module imports, wherever in the file, as ``room.module``."""
+def _module_name(module: Path) -> str:
+    """``room.module``; of a package's ``__init__``, the package's name; of the whole package's, nothing."""
+    return ".".join(module.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+NAMES = {_module_name(module) for module in MODULES}
+
+
+@functools.cache
+def _imported_names(module: Path) -> set[tuple[str, str]]:
+    """What a module imports of this package, in functions and for types too: a module's name, and a name in it."""
     found = set()
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.partition(".")[2] for name in names if name.split(".")[0] == "osrm_cli"}
-    return found - {"__version__"}
+            paths = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            paths = [(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for path, name in paths:
+            root, _, here = path.partition(".")
+            inner = f"{here}.{name}".strip(".")
+            if root == "osrm_cli":
+                found.add((inner, "") if inner in NAMES else (here, name))
+    return found
+
+
+def _imports(module: Path) -> set[str]:
+    """Modules of this package that a module imports."""
+    return {name for name, _ in _imported_names(module)}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -49,6 +70,13 @@ def test_a_room_imports_only_rooms_before_it(module: Path) -> None:
         return
     for name in _imports(module):
         assert ORDER.index(name.split(".")[0]) <= ORDER.index(here), f"{module.relative_to(PACKAGE)} imports {name}"
+
+
+def test_no_module_imports_itself_by_any_way_round() -> None:
+    """The package's ``__init__`` imports the public functions, and so no module imports it."""
+    graph = {_module_name(module): _imports(module) for module in MODULES}
+    assert set().union(*graph.values()) <= NAMES
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

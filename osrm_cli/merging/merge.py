@@ -218,8 +218,7 @@ def _learn_layer_data(
         from osrm_cli.merging.from_data.full_fisher import FullFisherInformation
 
         return plan, FullFisherInformation(plan, samples, base_dir, device, scratch, progress), []
-    from osrm_cli.merging.from_data.gather import gather_layer_data  # both import transformers
-    from osrm_cli.merging.from_data.task_models import load_task_models
+    from osrm_cli.merging.from_data.gather import gather_layer_data, load_task_models  # which imports transformers
 
     models = load_task_models(plan, samples, modules, base_dir, device, progress)
     plan, layer_data = gather_layer_data(plan, models, scratch, progress)
