@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import osrm_cli
 from tests.run_cli import ROOT
 
 PACKAGE = ROOT / "osrm_cli"
@@ -46,6 +47,27 @@ TABLES = (
     *("features.statistics.table", "initialization.objectives.table", "adapters.formats.table"),
     *("merging.methods", "merging.methods.table", "merging.methods.method"),
 )
+# What commands import beside the public functions: what they list, complete and have as defaults; what reads an option
+# or tells which process speaks; what prints a result, and its type. ``demo`` runs the other commands.
+FOR_COMMANDS = {
+    "adapters.formats.table": {"FORMATS"},
+    "calibration.calibrate": {"DEFAULT_SAMPLES"},
+    "evaluation.scores": {"average"},
+    "extraction.extract": {"ExtractedAdapter"},
+    "features.memory": {"DEFAULT_MEMORY", "format_memory_size"},
+    "features.statistics.table": {"STATISTICS"},
+    "initialization.objectives.table": {"DEFAULT_OBJECTIVES", "OBJECTIVES", "Objective"},
+    "merging.methods": {"METHODS"},
+    "merging.requirements": {"OPTIONS"},
+    "models.distributed": {"process_rank"},
+    "retrofit.retrofit": {"RetrofittedAdapters"},
+    "storage.atomic": {"refuse_existing"},
+    "sweep.grid": {"Value", "parse_grid_option", "parse_grid_values"},
+    "sweep.results": {"SweepResult"},
+    "tasks.description": {"format_task_description"},
+    "tasks.loading": {"task_source_with_dev_share"},
+    "verification.verify": {"DIFFERS", "Verification"},
+}
 # Rooms of pure mathematics: no files, no printing, no transformers.
 PURE = ("linalg", "merging/methods", "initialization/objectives", "features/statistics", "calibration/ridge_map.py")
 HEAVY = {"torch", "transformers", "peft", "datasets", "safetensors", "sklearn", "scipy", "numpy", "matplotlib"}
@@ -141,6 +163,17 @@ def test_tables_import_nothing_heavy(table: str) -> None:
 def test_no_command_imports_another(module: Path) -> None:
     others = {name.split(".")[1] for name in _imports(module) if name.startswith("cli.")}
     assert others <= {"options", "console", "config_file"}
+
+
+def test_commands_call_public_functions_alone() -> None:
+    public = {(module, name) for name, module in osrm_cli._MODULES.items()}
+    beside = {(module, name) for module, names in FOR_COMMANDS.items() for name in names}
+    imported = {
+        module.stem: {found for found in _imported_names(module) if not found[0].startswith("cli.")}
+        for module in (PACKAGE / "cli" / "commands").glob("[!_]*.py")
+    }
+    assert set().union(*imported.values()) - public == beside  # none is listed in vain
+    assert [name for name, found in imported.items() if not found & public - {("errors", "OsrmError")}] == ["demo"]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

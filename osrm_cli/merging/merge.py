@@ -94,7 +94,8 @@ def merge_adapters(
         dry_run: Check everything and write nothing; say what ranks would keep most of a dense result.
         must_use: Names of the options and inputs that go before the recipe's, and are an error where the merge does
             not use them; all by default. Others fill the recipe's gaps, and are left out where they are not used.
-        calibrate: Prepares a further step on the folder from the adapters and ``data``, before anything is computed.
+        calibrate: Prepares a further step on the folder from the adapters and ``data``, before anything is computed,
+            such as ``prepare_calibration()``.
         progress: Draws bars.
 
     Raises:
