@@ -73,8 +73,8 @@ def diagnose(
 
     Example:
         >>> from osrm_cli import diagnose
-        >>> diagnose("features").findings["tasks"]["mini-mood"]["gain"]
-        4.2
+        >>> round(diagnose("features").findings["tasks"]["mini-mood"]["gain"], 1)
+        33.7
     """
     check_number("energy", energy, 0.01, 1)
     if scores and not adapters:

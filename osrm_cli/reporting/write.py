@@ -69,7 +69,7 @@ def write_report(
     Example:
         >>> from osrm_cli import write_report
         >>> write_report(["sweep"]).arms
-        ('gevd, fitted head, epochs 1',)
+        ('gevd',)
     """
     out = Path(out)
     atomic.refuse_existing(out, overwrite)
