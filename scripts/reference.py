@@ -152,8 +152,9 @@ def python_api() -> str:
     parts = [
         "# Python API",
         _NOTE,
-        "Each command is one function, and calls nothing else. The functions are imported from `osrm_cli`; all else in "
-        "the package may change without notice. Bad input raises `OsrmError` with a `hint`.",
+        "A command reads its options, calls one of these functions, and prints what it returns. The functions are "
+        "imported from `osrm_cli`; all else in the package may change without notice. Bad input raises `OsrmError` "
+        "with a `hint`.",
     ]
     for name, function in ((name, getattr(osrm_cli, name)) for name in osrm_cli._MODULES):
         if inspect.isclass(function):  # the exception
