@@ -62,28 +62,47 @@ def main() -> None:
     for arm, control in DIFFERENCES[:2]:
         rows += [(f"{arm} - {control}", [_difference(by_arm[column], arm, control) for column in columns])]
     print_table("sequential", ["adapters", *columns], rows)
-    _print_kept_shares()
+    _print_kept_shares("seed 0", STUDY / "longer.parquet")
+    _print_best_shares()
+    _print_kept_shares("the study before it", STUDY / "results.parquet")
 
 
-def _kept_shares(path: Path = STUDY / "longer.parquet") -> pd.DataFrame:
+def _kept_shares(path: Path) -> pd.DataFrame:
     """What each merge keeps of the single adapters' improvement of the loss, in percent.
 
-    A row for each task, a column for each method, arm and lambda.
+    A row for each task, a column for each method, arm, seed and lambda.
     """
     scores = pd.read_parquet(path)
-    scores["arm"] = scores["file"].str.partition("/")[0]
+    runs = scores["file"].str.rsplit("/", n=2, expand=True)
+    scores["arm"], scores["seed"] = runs[0].str.rpartition("/")[2], runs[1]
     scores["loss"] = scores["metrics"].map(lambda metrics: dict(metrics)["loss"])
     scores["scale"] = scores["options"].map(lambda text: json.loads(text)["lambda"], na_action="ignore").fillna(1)
     scores["method"] = scores["method"].fillna("single")
-    losses = scores.pivot_table("loss", "task", ["method", "arm", "scale"])  # the mean of both halves
-    arms = losses.columns.get_level_values("arm")
-    base, single = losses["task-arith"].xs(0, axis=1, level="scale"), losses["single"].droplevel("scale", axis=1)
-    shares = 100 * (base[arms].to_numpy() - losses) / (base[arms] - single[arms]).to_numpy()
-    return shares.drop(columns=[column for column in shares if column[0] == "single" or column[2] == 0])
+    losses = scores.pivot_table("loss", "task", ["method", "arm", "seed", "scale"])  # the mean of both halves
+    runs = losses.columns.droplevel(["method", "scale"])
+    base = losses["task-arith"].xs(0, axis=1, level="scale").reindex(columns=runs)
+    single = losses["single"].droplevel("scale", axis=1).reindex(columns=runs)
+    shares = 100 * (base.to_numpy() - losses) / (base - single).to_numpy()
+    return shares.drop(columns=[column for column in shares if column[0] == "single" or column[3] == 0])
 
 
-def _print_kept_shares() -> None:
-    shares = _kept_shares()
+def _print_kept_shares(study: str, path: Path) -> None:
+    """The mean over the tasks at each lambda, a number for each seed."""
+    averages = _kept_shares(path).mean()
+    points = sorted({(METHODS.index(method), scale) for method, _, _, scale in averages.index})
+    cells = {
+        arm: [", ".join(f"{share:.0f}" for share in own.get((METHODS[method], scale), [])) for method, scale in points]
+        for arm, own in (
+            (arm, {key: list(group) for key, group in of_arm.groupby(level=["method", "scale"])})
+            for arm, of_arm in averages.groupby(level="arm")
+        )
+    }
+    columns = [f"{METHODS[method]} {scale:g}" for method, scale in points]
+    print_table(f"kept of the improvement of the loss, {study}", ["adapters", *columns], cells.items())
+
+
+def _print_best_shares() -> None:
+    shares = _kept_shares(STUDY / "longer.parquet").droplevel("seed", axis=1)
     averages = shares.mean()
     best = {pair: own.idxmax() for pair, own in averages.groupby(level=["method", "arm"])}
     methods = [method for method in METHODS if method in averages.index]
@@ -94,7 +113,7 @@ def _print_kept_shares() -> None:
     for arm, control in DIFFERENCES[:2]:
         chosen = [{name: shares[best[method, name]] for name in (arm, control)} for method in methods]
         rows += [(f"{arm} - {control}", [_difference(pair, arm, control) for pair in chosen])]
-    print_table("kept of the improvement of the loss, seed 0", ["adapters", *methods], rows)
+    print_table("kept at the best lambda, seed 0", ["adapters", *methods], rows)
 
 
 def _difference(scores: Mapping[str, pd.Series], arm: str, control: str) -> str:
