@@ -1,11 +1,14 @@
 """The tables of results and studies are what ``osrm report`` says of the committed scores."""
 
+import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from osrm_cli.reporting.write import write_report
+from scripts.study_tables import spread
 from tests.reporting.tables import COLUMNS, read_table
 from tests.run_cli import ROOT
 
@@ -68,3 +71,30 @@ def test_intervals_over_the_tasks_of_the_longer_study(tmp_path: Path) -> None:
     known = [[row[method] for method in ("task-arith", "ties", "tsv")] for row in rows if "task-arith" in row]
     assert said[:3] in known
     assert said[3:] in known
+
+
+@pytest.fixture(scope="module")
+def whole_weights() -> pd.DataFrame:
+    """Scores of the study of whole weights on the half that did not select, a row for each task and point."""
+    scores = pd.read_parquet(ROOT / "studies/full-minilm/results.parquet").query("headline.notna() and part == 'test'")
+    runs = scores["file"].str.split("/", expand=True)
+    scale = scores["options"].map(lambda text: json.loads(text)["lambda"], na_action="ignore")
+    return scores.assign(run=runs[0], seed=runs[1], scale=scale, method=scores["method"].fillna("single"))
+
+
+def test_averages_of_whole_weights_over_lambda(whole_weights: pd.DataFrame) -> None:
+    _, *rows = read_table("studies/full-minilm/README.md", "Over lambda")
+    averages = whole_weights.groupby(["run", "method", "scale", "seed"])["headline"].mean()
+    points = [(method, scale) for method in ("task-arith", "ties", "tsv") for scale in (0.3, 0.6, 1.0)]
+    known = [[spread(own.droplevel("run").loc[point]) for point in points] for _, own in averages.groupby("run")]
+    assert sorted(cells for _, *cells in rows) == sorted(known)
+
+
+def test_every_task_of_whole_weights(whole_weights: pd.DataFrame) -> None:
+    (_, _, *tasks), *rows = read_table("studies/full-minilm/README.md", "Every task")
+    best = whole_weights[whole_weights["chosen"].eq(True) | whole_weights["method"].eq("single")]
+    known = [
+        (str(method), [spread(own.loc[own["task"] == task, "headline"]) for task in tasks])
+        for (_, method), own in best.groupby(["run", "method"])
+    ]
+    assert sorted((COLUMNS[method], cells) for _, method, *cells in rows) == sorted(known)
