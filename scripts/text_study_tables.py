@@ -62,43 +62,51 @@ def main() -> None:
     for arm, control in DIFFERENCES[:2]:
         rows += [(f"{arm} - {control}", [_difference(by_arm[column], arm, control) for column in columns])]
     print_table("sequential", ["adapters", *columns], rows)
-    _print_kept_shares("seed 0", STUDY / "longer.parquet")
+    _print_kept_shares("seed 0", _average(_kept_shares(STUDY / "longer.parquet")))
     _print_best_shares()
-    _print_kept_shares("the study before it", STUDY / "results.parquet")
+    before = STUDY / "results.parquet"
+    _print_kept_shares("the study before it", _average(_kept_shares(before)))
+    _print_kept_shares("each of two tasks", _kept_shares(STUDY / "two-tasks.parquet", before))
 
 
-def _kept_shares(path: Path) -> pd.DataFrame:
-    """What each merge keeps of the single adapters' improvement of the loss, in percent.
-
-    A row for each task, a column for each method, arm, seed and lambda.
-    """
+def _read_losses(path: Path) -> pd.DataFrame:
+    """Mean losses of both halves: a row for each task, a column for each method, arm, seed and lambda."""
     scores = pd.read_parquet(path)
     runs = scores["file"].str.rsplit("/", n=2, expand=True)
     scores["arm"], scores["seed"] = runs[0].str.rpartition("/")[2], runs[1]
     scores["loss"] = scores["metrics"].map(lambda metrics: dict(metrics)["loss"])
     scores["scale"] = scores["options"].map(lambda text: json.loads(text)["lambda"], na_action="ignore").fillna(1)
     scores["method"] = scores["method"].fillna("single")
-    losses = scores.pivot_table("loss", "task", ["method", "arm", "seed", "scale"])  # the mean of both halves
+    return scores.pivot_table("loss", "task", ["method", "arm", "seed", "scale"])
+
+
+def _kept_shares(path: Path, base_path: Path | None = None) -> pd.DataFrame:
+    """What each merge keeps of the single adapters' improvement of the loss, in percent, likewise.
+
+    ``base_path``: scores with merges at lambda 0, which are the base model, if ``path`` has none.
+    """
+    losses = _read_losses(path)
+    base = _read_losses(base_path or path)["task-arith"].xs(0, axis=1, level="scale").mean(axis=1).loc[losses.index]
     runs = losses.columns.droplevel(["method", "scale"])
-    base = losses["task-arith"].xs(0, axis=1, level="scale").reindex(columns=runs)
     single = losses["single"].droplevel("scale", axis=1).reindex(columns=runs)
-    shares = 100 * (base.to_numpy() - losses) / (base - single).to_numpy()
+    shares = 100 * losses.rsub(base, axis=0) / single.rsub(base, axis=0).to_numpy()
     return shares.drop(columns=[column for column in shares if column[0] == "single" or column[3] == 0])
 
 
-def _print_kept_shares(study: str, path: Path) -> None:
-    """The mean over the tasks at each lambda, a number for each seed."""
-    averages = _kept_shares(path).mean()
-    points = sorted({(METHODS.index(method), scale) for method, _, _, scale in averages.index})
-    cells = {
-        arm: [", ".join(f"{share:.0f}" for share in own.get((METHODS[method], scale), [])) for method, scale in points]
-        for arm, own in (
-            (arm, {key: list(group) for key, group in of_arm.groupby(level=["method", "scale"])})
-            for arm, of_arm in averages.groupby(level="arm")
-        )
-    }
+def _average(shares: pd.DataFrame) -> pd.DataFrame:
+    """Over the tasks."""
+    return shares.mean().to_frame().T
+
+
+def _print_kept_shares(study: str, shares: pd.DataFrame) -> None:
+    """At each lambda: of several numbers in ``shares``, a comma between them."""
+    by_point = shares.T.groupby(level=["arm", "method", "scale"])
+    cells = {point: ", ".join(f"{share:.0f}" for share in own.to_numpy().ravel()) for point, own in by_point}
+    points = sorted({(METHODS.index(method), scale) for _, method, scale in cells})
     columns = [f"{METHODS[method]} {scale:g}" for method, scale in points]
-    print_table(f"kept of the improvement of the loss, {study}", ["adapters", *columns], cells.items())
+    arms = list(dict.fromkeys(arm for arm, _, _ in cells))
+    rows = [(arm, [cells.get((arm, METHODS[method], scale), "") for method, scale in points]) for arm in arms]
+    print_table(f"kept of the improvement of the loss, {study}", ["adapters", *columns], rows)
 
 
 def _print_best_shares() -> None:

@@ -31,6 +31,13 @@ def read_rows(text: str) -> list[list[str]]:
     return [row for row in rows if row and NUMBER.match(row[0])]
 
 
+def read_printed(output: str, title: str) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of what is kept."""
+    table = output.partition(f"kept of the improvement of the loss, {title}\n\n")[2].partition("\n\n")[0]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return header, rows
+
+
 def test_every_average_in_the_documents_is_printed_by_the_script(printed: list[list[str]]) -> None:
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     section = page.partition("## Tasks that are answered with text")[2].partition(
@@ -64,13 +71,23 @@ def test_every_share_that_is_kept_is_printed_by_the_script(page: str, after: str
         method, _, scale = name.rpartition(" ") if " " in name else (method, "", name)
         method = method or name
         points.append(f"{COLUMNS.get(method, method)} {float(scale):g}" if scale[0].isdigit() else "")
-    lines = output.partition(f"kept of the improvement of the loss, {title}\n\n")[2].partition("\n\n")[0].splitlines()
-    columns, _, *known = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    columns, known = read_printed(output, title)
     assert len(rows) == 3
     for _, *cells in rows:
         pairs = {(point, cell) for point, cell in zip(points, cells, strict=True) if point}
         assert len(pairs) > 7
         assert [own for own in known if pairs <= set(zip(columns, own, strict=True))], cells
+
+
+def test_what_is_kept_of_two_tasks_is_printed_by_the_script(output: str) -> None:
+    """At the lambda that each arm's other half selects, which ``test_report_tables.py`` compares by the likelihood."""
+    _, *rows = read_table("studies/text-smollm2/README.md", "Two tasks alone")
+    columns, known = read_printed(output, "each of two tasks")
+    assert len(rows) == 4
+    for _, _, _, arith, _, tsv in rows:
+        wanted = {("task-arith", arith.removesuffix(" %")), ("tsv", tsv.removesuffix(" %"))}
+        pairs = [{(column.partition(" ")[0], cell) for column, cell in zip(columns, own, strict=True)} for own in known]
+        assert [own for own in pairs if wanted <= own], wanted
 
 
 def test_intervals_of_what_is_kept_are_the_script_s(output: str) -> None:
