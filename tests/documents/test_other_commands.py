@@ -30,29 +30,39 @@ PROGRAMS = Path(sys.executable).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def run(line: str, folder: Path) -> str:
+def run(line: str, folder: Path, code: int = 0) -> str:
     """Run a line with this interpreter and the programs beside it; what it has printed."""
     words = shlex.split(line)
+    paths = {"PATH": (PROGRAMS, os.environ["PATH"]), "PYTHONPATH": (ROOT, os.environ.get("PYTHONPATH", ""))}
     done = subprocess.run(
         [sys.executable if words[0] == "python" else words[0], *words[1:]],
         cwd=folder,
-        env={**os.environ, "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **{name: os.pathsep.join(map(str, parts)) for name, parts in paths.items()}},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("line", of_kind("snakemake"))
-def test_a_study_is_planned(line: str, tmp_path: Path) -> None:
+def test_a_study_is_planned(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where files lie in a bucket, the plan ends with the question for its credentials."""
     pytest.importorskip("snakemake")
-    for profile in re.findall(r"--profile (\S+)", line):
-        executor = yaml.safe_load((ROOT / profile / "config.yaml").read_text())["executor"]
-        pytest.importorskip(f"snakemake_executor_plugin_{executor}")
     for name in ("config", "workflow"):
         (tmp_path / name).symlink_to(ROOT / name)
+    for name in re.findall(r"--profile (\S+)", line):
+        profile = yaml.safe_load((ROOT / name / "config.yaml").read_text())
+        pytest.importorskip(f"snakemake_executor_plugin_{profile['executor']}")
+        if storage := profile.get("default-storage-provider"):
+            pytest.importorskip(f"snakemake_storage_plugin_{storage}")
+            for variable in [name for name in os.environ if name.startswith(("AWS_", "SNAKEMAKE_"))]:
+                monkeypatch.delenv(variable)
+            monkeypatch.setenv("HOME", str(tmp_path))
+            monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            assert "NoCredentialsError" in run(f"{line} --dry-run", tmp_path, code=1)
+            return
     plan = run(f"{line} --dry-run", tmp_path)
     targets = re.findall(r"results/\S+", line)
     rules = ("collect", "init", "train", "sweep") + (("report",) if not targets else ())
