@@ -62,28 +62,55 @@ def main() -> None:
     for arm, control in DIFFERENCES[:2]:
         rows += [(f"{arm} - {control}", [_difference(by_arm[column], arm, control) for column in columns])]
     print_table("sequential", ["adapters", *columns], rows)
-    _print_kept_shares()
+    _print_kept_shares("seed 0", _average(_kept_shares(STUDY / "longer.parquet")))
+    _print_best_shares()
+    before = STUDY / "results.parquet"
+    _print_kept_shares("the study before it", _average(_kept_shares(before)))
+    _print_kept_shares("each of two tasks", _kept_shares(STUDY / "two-tasks.parquet", before))
 
 
-def _kept_shares(path: Path = STUDY / "longer.parquet") -> pd.DataFrame:
-    """What each merge keeps of the single adapters' improvement of the loss, in percent.
-
-    A row for each task, a column for each method, arm and lambda.
-    """
+def _read_losses(path: Path) -> pd.DataFrame:
+    """Mean losses of both halves: a row for each task, a column for each method, arm, seed and lambda."""
     scores = pd.read_parquet(path)
-    scores["arm"] = scores["file"].str.partition("/")[0]
+    runs = scores["file"].str.rsplit("/", n=2, expand=True)
+    scores["arm"], scores["seed"] = runs[0].str.rpartition("/")[2], runs[1]
     scores["loss"] = scores["metrics"].map(lambda metrics: dict(metrics)["loss"])
     scores["scale"] = scores["options"].map(lambda text: json.loads(text)["lambda"], na_action="ignore").fillna(1)
     scores["method"] = scores["method"].fillna("single")
-    losses = scores.pivot_table("loss", "task", ["method", "arm", "scale"])  # the mean of both halves
-    arms = losses.columns.get_level_values("arm")
-    base, single = losses["task-arith"].xs(0, axis=1, level="scale"), losses["single"].droplevel("scale", axis=1)
-    shares = 100 * (base[arms].to_numpy() - losses) / (base[arms] - single[arms]).to_numpy()
-    return shares.drop(columns=[column for column in shares if column[0] == "single" or column[2] == 0])
+    return scores.pivot_table("loss", "task", ["method", "arm", "seed", "scale"])
 
 
-def _print_kept_shares() -> None:
-    shares = _kept_shares()
+def _kept_shares(path: Path, base_path: Path | None = None) -> pd.DataFrame:
+    """What each merge keeps of the single adapters' improvement of the loss, in percent, likewise.
+
+    ``base_path``: scores with merges at lambda 0, which are the base model, if ``path`` has none.
+    """
+    losses = _read_losses(path)
+    base = _read_losses(base_path or path)["task-arith"].xs(0, axis=1, level="scale").mean(axis=1).loc[losses.index]
+    runs = losses.columns.droplevel(["method", "scale"])
+    single = losses["single"].droplevel("scale", axis=1).reindex(columns=runs)
+    shares = 100 * losses.rsub(base, axis=0) / single.rsub(base, axis=0).to_numpy()
+    return shares.drop(columns=[column for column in shares if column[0] == "single" or column[3] == 0])
+
+
+def _average(shares: pd.DataFrame) -> pd.DataFrame:
+    """Over the tasks."""
+    return shares.mean().to_frame().T
+
+
+def _print_kept_shares(study: str, shares: pd.DataFrame) -> None:
+    """At each lambda: of several numbers in ``shares``, a comma between them."""
+    by_point = shares.T.groupby(level=["arm", "method", "scale"])
+    cells = {point: ", ".join(f"{share:.0f}" for share in own.to_numpy().ravel()) for point, own in by_point}
+    points = sorted({(METHODS.index(method), scale) for _, method, scale in cells})
+    columns = [f"{METHODS[method]} {scale:g}" for method, scale in points]
+    arms = list(dict.fromkeys(arm for arm, _, _ in cells))
+    rows = [(arm, [cells.get((arm, METHODS[method], scale), "") for method, scale in points]) for arm in arms]
+    print_table(f"kept of the improvement of the loss, {study}", ["adapters", *columns], rows)
+
+
+def _print_best_shares() -> None:
+    shares = _kept_shares(STUDY / "longer.parquet").droplevel("seed", axis=1)
     averages = shares.mean()
     best = {pair: own.idxmax() for pair, own in averages.groupby(level=["method", "arm"])}
     methods = [method for method in METHODS if method in averages.index]
@@ -94,7 +121,7 @@ def _print_kept_shares() -> None:
     for arm, control in DIFFERENCES[:2]:
         chosen = [{name: shares[best[method, name]] for name in (arm, control)} for method in methods]
         rows += [(f"{arm} - {control}", [_difference(pair, arm, control) for pair in chosen])]
-    print_table("kept of the improvement of the loss, seed 0", ["adapters", *methods], rows)
+    print_table("kept at the best lambda, seed 0", ["adapters", *methods], rows)
 
 
 def _difference(scores: Mapping[str, pd.Series], arm: str, control: str) -> str:

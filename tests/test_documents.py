@@ -1,39 +1,19 @@
-"""The documents: every command in them exists and runs, what is generated is the program's, and the site builds."""
+"""What is generated in the documents, their first pages, and their site; ``tests/documents`` runs their commands."""
 
-import json
 import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
-import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from osrm_cli.cli.app import app
 from scripts import reference
-from tests.run_cli import ROOT, osrm
+from tests.run_cli import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-GUIDES = sorted((DOCS / "guides").glob("*.md"))
 MARKS = ("<!-- modules: rewritten by pytest tests/test_documents.py --regen -->\n", "<!-- end -->")
-
-
-def _text(page: Path) -> str:
-    return page.read_text(encoding="utf-8").replace("\\\n", " ")
-
-
-def _documented() -> list[list[str]]:
-    """Every command line of the documents: in code blocks and between backticks."""
-    found = []
-    for page in PAGES:
-        lines = re.findall(r"^\s*(?:\$ )?(osrm .*)$", _text(page), re.M) + re.findall(r"`(osrm [^`]*)`", _text(page))
-        found += [shlex.split(line.partition(" #")[0]) for line in lines if not line.startswith("osrm COMMAND")]
-    return found
 
 
 def _blocks(page: Path, kinds: str) -> list[tuple[str, str]]:
@@ -41,26 +21,8 @@ def _blocks(page: Path, kinds: str) -> list[tuple[str, str]]:
     return re.findall(rf"^```({kinds})\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
-def _commands() -> dict[str, set[str]]:
-    from typer.main import get_command
-
-    group = get_command(app)
-    return {name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)} for name, c in group.commands.items()}
-
-
-def test_every_documented_command_line_exists() -> None:
-    commands = _commands()
-    assert len(_documented()) > 100
-    for words in _documented():
-        options = [word.partition("=")[0] for word in words[1:] if word.startswith("-")]
-        if words[1].startswith("-"):
-            continue
-        assert words[1] in commands, words
-        assert set(options) - {"--help"} <= commands[words[1]], words
-
-
 def test_every_command_has_a_guide_that_shows_it() -> None:
-    for name in _commands():
+    for name in (command.name for command in app.registered_commands):
         lines = [line for _, block in _blocks(DOCS / f"guides/{name}.md", "sh") for line in block.splitlines()]
         assert any(line.startswith(f"osrm {name}") for line in lines), name
 
@@ -80,7 +42,8 @@ def test_the_readme_is_short() -> None:
 
 
 def test_set_up_commands_are_one_line_each() -> None:
-    lines = [line for line in _text(ROOT / "README.md").splitlines() if line.startswith("python3 -m venv")]
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if line.startswith("python3 -m venv")]
     assert len(lines) == 2
     assert lines[0].endswith("osrm demo")
     assert lines[1].endswith("pytest -n auto")
@@ -194,103 +157,3 @@ def test_the_example_of_a_method_works() -> None:
     method = eval(row, names)
     assert method.name == "largest"
     assert method.exact
-
-
-# GLUE's names, columns and labels, so that the commands of the guides run as they stand.
-GLUE_ROWS: dict[str, Callable[[int], dict[str, object]]] = {
-    "sst2": lambda i: {"sentence": f"w{i % 50} {('bad', 'good')[i % 2]}", "label": i % 2},
-    "mrpc": lambda i: {"sentence1": f"w{i % 40} w3", "sentence2": f"w{i % 40} w{3 + i % 2}", "label": 1 - i % 2},
-    "stsb": lambda i: {"sentence1": f"w{i % 30} w5", "sentence2": f"w{i % 30} w{5 + i % 5}", "score": 5.0 - i % 5},
-}
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the README's commands have run: what every guide begins with."""
-    folder = tmp_path_factory.mktemp("pipeline")
-    for task, row in GLUE_ROWS.items():
-        for split, size in {"train": 150, "dev": 40}.items():
-            path = folder / "data" / task / f"{split}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(size)))
-    (folder / "osrm.toml").write_text(f'model = "{tiny_model("bert")}"\ndata = "data"\nquiet = true\n')
-    first = "collect --statistic mean --statistic second-moment --statistic sketch:8 --statistic gradient"
-    for command in (first, "init --each --rank 2", "train starts/*", "merge adapters/*", "eval merged"):
-        _run(command, folder)
-    return folder
-
-
-def _run(command: str, folder: Path) -> None:
-    """Run a command line as a shell would; what is there already is replaced."""
-    words = shlex.split(command, comments=True)
-    expanded = [each for word in words for each in _expand(word, folder)]
-    replaces = [] if words[0] == "verify" else ["--overwrite"]
-    run = osrm(*expanded, *replaces, cwd=folder)
-    assert run.code == 0, (command, run)
-
-
-def _expand(word: str, folder: Path) -> list[str]:
-    found = sorted(str(path.relative_to(folder)) for path in folder.glob(word)) if "*" in word else []
-    return found or [word]
-
-
-@pytest.mark.slow
-def test_the_commands_on_text_tasks_run(
-    tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path: Path
-) -> None:
-    for task, source in (("wikisql", "same"), ("snips", "backwards")):
-        shutil.copytree(completion_tasks / source, tmp_path / "tasks" / task)
-    for _, block in _blocks(DOCS / "guides/text-tasks.md", "sh"):
-        for line in block.splitlines():
-            _run(line.removeprefix("osrm ").replace("smollm2", str(tiny_writer("llama"))), tmp_path)
-    assert (tmp_path / "merged" / "scores.json").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "guide", [page for page in GUIDES if page.stem not in ("demo", "text-tasks")], ids=lambda page: page.stem
-)
-def test_the_commands_of_a_guide_run(guide: Path, pipeline: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(pipeline, tmp_path / "work"))
-    base = tomllib.loads((folder / "osrm.toml").read_text())["model"]
-    for _, block in _blocks(guide, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("osrm "):
-                _run(line.removeprefix("osrm ").replace("extract minilm", f"extract {base}"), folder)
-
-
-def _program(folder: Path) -> dict[str, str]:
-    """The environment of a shell in which ``osrm`` is this checkout's program, and python this interpreter."""
-    folder.mkdir()
-    for name, words in {"osrm": "-m osrm_cli", "python": ""}.items():
-        script = folder / name
-        script.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" {words} "$@"\n')
-        script.chmod(0o755)
-    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-
-
-@pytest.mark.slow
-def test_the_tutorial_runs(minilm: str, tmp_path: Path) -> None:
-    """Block by block, in an empty folder: shell commands as they stand, Python in a file."""
-    env = _program(tmp_path / "bin")
-    folder = tmp_path / "work"
-    folder.mkdir()
-    for kind, block in _blocks(DOCS / "tutorial.md", "sh|python"):
-        named = re.match(r"# (\w+\.py)\n", block)
-        if named:  # a file that the reader is told to save
-            (folder / named[1]).write_text(block)
-            continue
-        words = ["bash", "-euo", "pipefail", "-c", block] if kind == "sh" else ["python", "-c", block]
-        done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, (block, done.stdout, done.stderr)
-    assert (folder / "report/report.html").stat().st_size > 10_000
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["starts/sst2/osrm.json", "adapters/sst2/training.json", "merged/osrm.json", "merged/scores.json"],
-)
-def test_the_keys_of_a_file_are_documented(pipeline: Path, name: str) -> None:
-    words = set(re.findall(r"[\w-]+", (DOCS / "reference/file-formats.md").read_text(encoding="utf-8")))
-    assert set(json.loads((pipeline / name).read_text())) <= words

@@ -22,7 +22,7 @@ from tests.campaign.rights import rights_bind, take_rights
 from tests.campaign.trouble import crowd, fill_disk, lose_streams
 
 _PARTS = ("damage", "kill", "disk", "rights", "streams", "crowd")
-_SHORT = {"damage": 30, "kill": 4, "disk": 4, "rights": 4, "crowd": 1}  # less than a minute
+_SHORT = {"damage": 30, "kill": 4, "disk": 4, "rights": 4, "streams": 2, "crowd": 1}  # less than a minute
 _FEW = 100  # cases that measure undamaged inputs as they need them
 _ONE_BY_ONE = {"kill": kill_one, "disk": fill_disk, "rights": take_rights}
 
@@ -31,7 +31,7 @@ def main() -> None:
     """Run one part of the campaign; exit code 1 if it has found anything."""
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
     parser.add_argument("part", choices=(*_PARTS, "short"), help="short: some of each")
-    parser.add_argument("count", type=int, nargs="?", default=50, help="cases, kills, disks, or rounds of a crowd")
+    parser.add_argument("count", type=int, nargs="?", default=50, help="cases, kills, commands, or rounds of a crowd")
     parser.add_argument("--seed", default="0", help="what decides every case")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--folder", type=Path, help="folder to work in; it keeps the project for further runs")
@@ -66,7 +66,7 @@ def _run(part: str, count: int, given: argparse.Namespace, project: Path, folder
     try:
         if one := _ONE_BY_ONE.get(part):
             return [f"{index}: {bad}" for index in indices if (bad := one(project, work, given.seed, index))]
-        return list(lose_streams(project, work) if part == "streams" else crowd(project, work, count))
+        return list(lose_streams(project, work, count) if part == "streams" else crowd(project, work, count))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

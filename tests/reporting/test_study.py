@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from osrm_cli.reporting.write import write_report
+from tests.reporting.tables import read_table
 from tests.run_cli import ROOT
 
 STUDY = ROOT / "studies/glue-minilm"
@@ -60,6 +61,23 @@ def test_every_other_number_of_the_page_s_tables_is_printed_by_its_script() -> N
         checked += bool(scores or is_row)
     assert checked > 80
     assert methods["adamerging"] == "47.0 (0.3)"
+
+
+def test_the_averages_in_other_documents_are_the_page_s() -> None:
+    """Of the results the first three tables, of the README the first: their cells, from the left."""
+    lines = (STUDY / "README.md").read_text(encoding="utf-8").splitlines()
+    known = [line.replace("**", "").strip("| ").split(" | ")[1:] for line in lines if line.startswith("| ")]
+    tables = [
+        ("docs/results.md", "# Results", 7),
+        ("docs/results.md", "Task arithmetic at each lambda", 3),
+        ("docs/results.md", "## Every initialization", 10),
+        ("README.md", "## What it gains", 6),
+    ]
+    for page, after, count in tables:
+        _, *rows = read_table(page, after)
+        assert len(rows) == count
+        for _, *cells in rows:
+            assert cells in [own[: len(cells)] for own in known], (page, cells)
 
 
 def _numbers(line: str) -> tuple[str, ...]:

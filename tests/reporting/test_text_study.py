@@ -6,16 +6,22 @@ import sys
 
 import pytest
 
+from tests.reporting.tables import COLUMNS, read_table
 from tests.run_cli import ROOT
 
 NUMBER = re.compile(r"[+-]?\d+\.\d")
 
 
 @pytest.fixture(scope="module")
-def printed() -> list[list[str]]:
-    """The cells of all rows that the script prints, without their names."""
+def output() -> str:
+    """What the script prints."""
     words = [sys.executable, "-m", "scripts.text_study_tables"]
-    output = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+@pytest.fixture(scope="module")
+def printed(output: str) -> list[list[str]]:
+    """The cells of all rows that the script prints, without their names."""
     return read_rows(output)
 
 
@@ -23,6 +29,13 @@ def read_rows(text: str) -> list[list[str]]:
     """The cells of the table rows that hold averages, without their names and without bold."""
     rows = [line.replace("**", "").replace(" % |", " |").strip("| ").split(" | ")[1:] for line in text.splitlines()]
     return [row for row in rows if row and NUMBER.match(row[0])]
+
+
+def read_printed(output: str, title: str) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of what is kept."""
+    table = output.partition(f"kept of the improvement of the loss, {title}\n\n")[2].partition("\n\n")[0]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return header, rows
 
 
 def test_every_average_in_the_documents_is_printed_by_the_script(printed: list[list[str]]) -> None:
@@ -42,3 +55,45 @@ def test_the_readme_s_averages_are_printed_by_the_script(printed: list[list[str]
     rows = read_rows(readme.partition("**Nearly as good")[0])
     assert len(rows) == 5
     assert not [row for row in rows if row not in [[*cells[:4], cells[-1]] for cells in printed]]
+
+
+@pytest.mark.parametrize(
+    ("page", "after", "title"),
+    [
+        ("docs/results.md", "Of the single adapters' improvement of the loss", "seed 0"),
+        ("studies/text-smollm2/README.md", "Of the single adapters' improvement of the loss", "the study before it"),
+    ],
+)
+def test_every_share_that_is_kept_is_printed_by_the_script(page: str, after: str, title: str, output: str) -> None:
+    header, *rows = read_table(page, after)
+    method, points = "", []
+    for name in header[1:]:
+        method, _, scale = name.rpartition(" ") if " " in name else (method, "", name)
+        method = method or name
+        points.append(f"{COLUMNS.get(method, method)} {float(scale):g}" if scale[0].isdigit() else "")
+    columns, known = read_printed(output, title)
+    assert len(rows) == 3
+    for _, *cells in rows:
+        pairs = {(point, cell) for point, cell in zip(points, cells, strict=True) if point}
+        assert len(pairs) > 7
+        assert [own for own in known if pairs <= set(zip(columns, own, strict=True))], cells
+
+
+def test_what_is_kept_of_two_tasks_is_printed_by_the_script(output: str) -> None:
+    """At the lambda that each arm's other half selects, which ``test_report_tables.py`` compares by the likelihood."""
+    _, *rows = read_table("studies/text-smollm2/README.md", "Two tasks alone")
+    columns, known = read_printed(output, "each of two tasks")
+    assert len(rows) == 4
+    for _, _, _, arith, _, tsv in rows:
+        wanted = {("task-arith", arith.removesuffix(" %")), ("tsv", tsv.removesuffix(" %"))}
+        pairs = [{(column.partition(" ")[0], cell) for column, cell in zip(columns, own, strict=True)} for own in known]
+        assert [own for own in pairs if wanted <= own], wanted
+
+
+def test_intervals_of_what_is_kept_are_the_script_s(output: str) -> None:
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    paragraph = text.partition("with a paired 95 % interval over the six tasks")[2].partition("\n\n")[0]
+    said = re.findall(r"[+-]\d+\.\d \(\S+, \S+\)", paragraph)
+    best = output.partition("kept at the best lambda")[2].partition("kept of the")[0]
+    known = [line.strip("| ").split(" | ")[1:] for line in best.splitlines() if " - " in line]
+    assert sorted([said[:3], said[3:]]) == sorted(known)

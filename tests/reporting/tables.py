@@ -1,0 +1,21 @@
+"""Tables of the documents, cell by cell."""
+
+from tests.run_cli import ROOT
+
+COLUMNS = {
+    "single": "single",
+    "task-arith": "task-arith",
+    "TIES": "ties",
+    "TSV": "tsv",
+    "KnOTS-TIES": "knots-ties",
+    "DARE": "dare",
+}
+
+
+def read_table(page: str, after: str) -> list[list[str]]:
+    """The first table after some words: its header and its rows, without bold and rows of blanks."""
+    lines = (ROOT / page).read_text(encoding="utf-8").partition(after)[2].splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    end = next((i for i in range(begin, len(lines)) if not lines[i].startswith("|")), len(lines))
+    rows = [line.replace("**", "").strip("|").split("|") for line in lines[begin:end]]
+    return [[cell.strip() for cell in row] for row in rows[:1] + rows[2:]]
