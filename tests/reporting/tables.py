@@ -9,6 +9,7 @@ COLUMNS = {
     "TSV": "tsv",
     "KnOTS-TIES": "knots-ties",
     "DARE": "dare",
+    "RegMean": "regmean",
 }
 
 

@@ -75,6 +75,9 @@ def test_the_averages_in_other_documents_are_the_page_s() -> None:
     ]
     for page, after, count in tables:
         _, *rows = read_table(page, after)
+        names = [row[0] for row in rows]
+        if "Six writers" in names:
+            rows = rows[1 : names.index("Six writers")]
         assert len(rows) == count
         for _, *cells in rows:
             assert cells in [own[: len(cells)] for own in known], (page, cells)
