@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import timing
 from benchmarks.report import Row, Setting, script
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 
 RANK = 32
 MISSING = "mergekit-extract-lora: not installed (see benchmarks/mergekit.py)"
@@ -87,7 +87,7 @@ def difference(d_out: int, d_in: int) -> torch.Tensor:
 def kept_energy(folder: Path, extracted: Path) -> float:
     """The share of the differences' energy that an adapter holds, all layers together, from its files."""
     base, tuned = (_load(folder / name) for name in ("base", "tuned"))
-    adapter, left, total = Adapter.open(extracted), 0.0, 0.0
+    adapter, left, total = open_adapter(extracted), 0.0, 0.0
     for layer in adapter.layers:
         whole = tuned[f"{layer}.weight"].double() - base[f"{layer}.weight"].double()
         left += float((whole - adapter.delta(layer, torch.float64).dense()).square().sum())

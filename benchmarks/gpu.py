@@ -18,7 +18,7 @@ from benchmarks.peers import texts
 from benchmarks.peers.collect_beside import forward
 from benchmarks.report import Row, Setting, load, script
 from osrm_cli import collect_features, evaluate_folder, initialize_adapters, merge_adapters, run_sweep, train_adapters
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.models.base_model import find_base_model
@@ -66,7 +66,7 @@ def _merges(folder: Path, width: int, chosen: Sequence[str], repeats: int) -> It
 
 def _difference(ours: Path, theirs: Path) -> float:
     """Norm of the difference of two merges' updates by that of the second, the largest over the layers."""
-    left, right = (Adapter.open(folder) for folder in (ours, theirs))
+    left, right = (open_adapter(folder) for folder in (ours, theirs))
     worst = 0.0
     for layer in right.layers:
         a, b = (each.delta(layer).dense().to(GPU, torch.float64) for each in (left, right))

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import inputs, timing
 from benchmarks.report import Row, Setting, script
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.models.base_model import identify_base_model
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
 from osrm_cli.tasks.loading import load_split
@@ -57,7 +57,7 @@ def _steps(folder: Path, task: str, unit: str, count: int) -> tuple[list[float],
     recipe = TrainingConfig(epochs=1, bf16=bf16)
     tokenizer = load_tokenizer(place)
     classifier = load_classifier(place, train.task.num_labels, tokenizer, torch.float32, 0, None)
-    start = Adapter.open(folder / "starts" / task)
+    start = open_adapter(folder / "starts" / task)
     model: Any = to_trainable_peft_model(classifier, start, None)
     base = identify_base_model("minilm", None)
     features = interference_penalty.open_penalty_features(folder / "features", start, base, unit)

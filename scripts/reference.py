@@ -56,7 +56,7 @@ def methods() -> str:
     details = []
     for row in METHODS:
         source = f" ([{row.source}](https://arxiv.org/abs/{row.source}))" if row.source else ""
-        rows.append((f"`{row.name}`", ", ".join(row.needs), row.result, f"{_escaped(row.summary)}{source}"))
+        rows.append((f"`{row.name}`", f"{_escaped(row.summary)}{source}", ", ".join(row.needs), row.result))
         family, name = row.function.split(":")
         rule = getattr(importlib.import_module(f"osrm_cli.merging.methods.{family}"), name)
         defaults, _ = resolve_method_options(row, {})
@@ -79,7 +79,7 @@ def methods() -> str:
         "# Merging methods",
         _NOTE,
         "`osrm merge --list` prints this table; the [guide](../guides/merge.md) says how to choose among methods.",
-        _table(("method", "needs", "result", "what it does"), rows),
+        _table(("method", "what it does", "needs", "result"), rows),
         "*needs*: what must be there beyond the adapters. `seed`: random masks. `features`: the files of "
         "`osrm collect`. `data`: unlabelled training examples. `labels`: labelled ones.",
         "*result*: `exact`: the result is an adapter as it is. `recompressed`: the result is dense; `--as model` "
@@ -152,8 +152,9 @@ def python_api() -> str:
     parts = [
         "# Python API",
         _NOTE,
-        "Each command is one function, and calls nothing else. The functions are imported from `osrm_cli`; all else in "
-        "the package may change without notice. Bad input raises `OsrmError` with a `hint`.",
+        "A command reads its options, calls one of these functions, and prints what it returns. The functions are "
+        "imported from `osrm_cli`; all else in the package may change without notice. Bad input raises `OsrmError` "
+        "with a `hint`.",
     ]
     for name, function in ((name, getattr(osrm_cli, name)) for name in osrm_cli._MODULES):
         if inspect.isclass(function):  # the exception

@@ -1,4 +1,4 @@
-"""Hooks of ``mkdocs.yml``: equations as MathML, and links to files outside ``docs/``.
+"""Hooks of ``mkdocs.yml``: equations as MathML, tables that a phone can show, and links to files outside ``docs/``.
 
 The pages are written so that they read well as plain files too: a link to ``../studies/glue-minilm/README.md`` works in
 a checkout. The site takes such files in, under their path in the repository; a link to a folder or to code, which is no
@@ -21,6 +21,7 @@ DOCS = "docs"
 SERVED = {".md", ".png", ".svg", ".html"}  # of the files outside docs/, those that a reader can open
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _MATHS = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+_CELL = re.compile(r"<td>(.*?)</td>", re.DOTALL)
 _CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 
 
@@ -63,13 +64,19 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Equations as MathML, which browsers draw without scripts or fonts."""
+    """Equations as MathML, which browsers draw without scripts or fonts; cells that a phone does not squeeze."""
 
     def drawn(found: re.Match[str]) -> str:
         kind = "inline" if found[1] == "span" else "block"
         return str(convert(html.unescape(found[2]), display=kind))
 
-    return _MATHS.sub(drawn, content)
+    return _CELL.sub(_marked, _MATHS.sub(drawn, content))
+
+
+def _marked(cell: re.Match[str]) -> str:
+    """A table's cell with the class ``long`` where it holds a sentence, ``short`` where a figure or a name."""
+    length = len(html.unescape(re.sub("<[^>]*>", "", cell[1])))
+    return f'<td class="{"long" if length > 60 else "short" if length <= 12 else ""}">{cell[1]}</td>'
 
 
 def _joined(parts: list[str]) -> list[str]:

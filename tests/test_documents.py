@@ -129,6 +129,12 @@ def test_equations_are_drawn_without_scripts(site: Path) -> None:
     assert "\\frac" not in text
 
 
+def test_cells_of_tables_keep_a_width_that_can_be_read(site: Path) -> None:
+    text = (site / "reference/methods/index.html").read_text("utf-8")
+    assert '<td class="short"><code>ties</code></td>' in text
+    assert '<td class="long">mean, drawn to the base model' in text
+
+
 def test_files_outside_the_documents_are_on_the_site(site: Path) -> None:
     assert (site / "studies/glue-minilm/index.html").is_file()
     assert 'href="../studies/glue-minilm/"' in (site / "results/index.html").read_text("utf-8")

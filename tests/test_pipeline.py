@@ -91,7 +91,7 @@ def test_merged_update_is_the_exact_sum(pipeline_run: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_plain_peft_gives_the_logits_that_eval_scored(pipeline_run: Path, text_tasks: Path, task: str) -> None:
     """The five lines of the merge guide, one example at a time, beside what ``eval`` computes in padded batches."""
-    from osrm_cli.adapters.adapter import Adapter
+    from osrm_cli.adapters.open_adapter import open_adapter
     from osrm_cli.models.backbone import compute_logits, with_adapter_on_backbone
     from osrm_cli.models.classifier import load_classifier, load_tokenizer
     from osrm_cli.models.token_batches import tokenize_for_classifier
@@ -108,7 +108,7 @@ def test_plain_peft_gives_the_logits_that_eval_scored(pipeline_run: Path, text_t
     own = load_tokenizer(Path(base))
     bare = load_classifier(Path(base), 2, own, torch.float32, 0).model
     encodings = tokenize_for_classifier(own, examples, 128)
-    with with_adapter_on_backbone(bare, Adapter.open(pipeline_run / "merged/tasks" / task), LABELS[task]) as whole:
+    with with_adapter_on_backbone(bare, open_adapter(pipeline_run / "merged/tasks" / task), LABELS[task]) as whole:
         ours = compute_logits(whole, encodings, own, torch.device("cpu"), 8, lambda _: None)
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 

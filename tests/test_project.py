@@ -1,6 +1,8 @@
 """The project itself: layering, start-up, completions, and documents that cannot go stale."""
 
 import ast
+import functools
+import graphlib
 import os
 import subprocess
 import sys
@@ -8,17 +10,64 @@ from pathlib import Path
 
 import pytest
 
+import osrm_cli
 from tests.run_cli import ROOT
 
 PACKAGE = ROOT / "osrm_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
+# Which of the others' rooms, or modules of them, the room of a command imports: training and merging not each other,
+# retrofit and diagnosis none of the two, reporting the tables and the one schema of scores.
+COMMANDS = {
+    "features": (),
+    "initialization": ("features",),
+    "training": ("features",),
+    "extraction": (),
+    "merging": ("features",),
+    "evaluation": ("merging",),
+    "calibration": ("merging", "evaluation"),
+    "sweep": ("merging", "evaluation", "calibration"),
+    "retrofit": ("features", "initialization"),
+    "conversion": (),
+    "diagnosis": ("features", "initialization", "evaluation.score_files"),
+    "verification": (),
+    "reporting": (
+        *("initialization.objectives.table", "merging.methods"),
+        *("evaluation.scores", "evaluation.score_files"),
+    ),
+}
 # A room imports only itself and rooms that stand before it.
 ORDER = (
-    *("errors", "progress", "seeding", "storage", "linalg", "plotting", "tasks", "adapters", "models"),
-    *("features", "initialization", "training", "extraction", "merging", "evaluation", "calibration", "sweep"),
-    *("retrofit", "conversion", "diagnosis", "verification", "reporting", "cli"),
+    *("version", "errors", "progress", "seeding", "storage", "linalg", "plotting", "tasks", "adapters", "models"),
+    *COMMANDS,
+    "cli",
 )
+# Tables that the commands list and complete from.
+TABLES = (
+    *("features.statistics.table", "initialization.objectives.table", "adapters.formats.table"),
+    *("merging.methods", "merging.methods.table", "merging.methods.method"),
+)
+# What commands import beside the public functions: what they list, complete and have as defaults; what reads an option
+# or tells which process speaks; what prints a result, and its type. ``demo`` runs the other commands.
+FOR_COMMANDS = {
+    "adapters.formats.table": {"FORMATS"},
+    "calibration.calibrate": {"DEFAULT_SAMPLES"},
+    "evaluation.scores": {"average"},
+    "extraction.extract": {"ExtractedAdapter"},
+    "features.memory": {"DEFAULT_MEMORY", "format_memory_size"},
+    "features.statistics.table": {"STATISTICS"},
+    "initialization.objectives.table": {"DEFAULT_OBJECTIVES", "OBJECTIVES", "Objective"},
+    "merging.methods": {"METHODS"},
+    "merging.requirements": {"OPTIONS"},
+    "models.distributed": {"process_rank"},
+    "retrofit.retrofit": {"RetrofittedAdapters"},
+    "storage.atomic": {"refuse_existing"},
+    "sweep.grid": {"Value", "parse_grid_option", "parse_grid_values"},
+    "sweep.results": {"SweepResult"},
+    "tasks.description": {"format_task_description"},
+    "tasks.loading": {"task_source_with_dev_share"},
+    "verification.verify": {"DIFFERS", "Verification"},
+}
 # Rooms of pure mathematics: no files, no printing, no transformers.
 PURE = ("linalg", "merging/methods", "initialization/objectives", "features/statistics", "calibration/ridge_map.py")
 HEAVY = {"torch", "transformers", "peft", "datasets", "safetensors", "sklearn", "scipy", "numpy", "matplotlib"}
@@ -29,17 +78,36 @@ def _room(module: Path) -> str:
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def _imports(module: Path) -> set[str]:
-    """Modules of this package that a module imports, wherever in the file, as ``room.module``."""
+def _module_name(module: Path) -> str:
+    """``room.module``; of a package's ``__init__``, the package's name; of the whole package's, nothing."""
+    return ".".join(module.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+NAMES = {_module_name(module) for module in MODULES}
+
+
+@functools.cache
+def _imported_names(module: Path) -> set[tuple[str, str]]:
+    """What a module imports of this package, in functions and for types too: a module's name, and a name in it."""
     found = set()
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found |= {name.partition(".")[2] for name in names if name.split(".")[0] == "osrm_cli"}
-    return found - {"__version__"}
+            paths = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            paths = [(node.module or "", alias.name) for alias in node.names]
+        else:
+            continue
+        for path, name in paths:
+            root, _, here = path.partition(".")
+            inner = f"{here}.{name}".strip(".")
+            if root == "osrm_cli":
+                found.add((inner, "") if inner in NAMES else (here, name))
+    return found
+
+
+def _imports(module: Path) -> set[str]:
+    """Modules of this package that a module imports."""
+    return {name for name, _ in _imported_names(module)}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -49,6 +117,13 @@ def test_a_room_imports_only_rooms_before_it(module: Path) -> None:
         return
     for name in _imports(module):
         assert ORDER.index(name.split(".")[0]) <= ORDER.index(here), f"{module.relative_to(PACKAGE)} imports {name}"
+
+
+def test_no_module_imports_itself_by_any_way_round() -> None:
+    """The package's ``__init__`` imports the public functions, and so no module imports it."""
+    graph = {_module_name(module): _imports(module) for module in MODULES}
+    assert set().union(*graph.values()) <= NAMES
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -70,17 +145,35 @@ def test_pure_rooms_import_only_mathematics(module: Path) -> None:
     assert not outside & {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("pair", [("training", "merging"), ("merging", "training"), ("retrofit", "training")], ids=str)
-def test_rooms_beside_each_other(pair: tuple[str, str]) -> None:
-    here, other = pair
-    for module in (PACKAGE / here).rglob("*.py"):
-        assert other not in {name.split(".")[0] for name in _imports(module)}, module
+@pytest.mark.parametrize("room", COMMANDS)
+def test_what_rooms_of_commands_import_of_each_other(room: str) -> None:
+    for module in (PACKAGE / room).rglob("*.py"):
+        for name in _imports(module):
+            if name.split(".")[0] in COMMANDS.keys() - {room}:
+                assert any(f"{name}.".startswith(f"{each}.") for each in COMMANDS[room]), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_import_nothing_heavy(table: str) -> None:
+    loaded = _fresh(f"import sys; import osrm_cli.{table}; print(*sys.modules)").split()
+    assert not HEAVY & {name.split(".")[0] for name in loaded}
 
 
 @pytest.mark.parametrize("module", sorted((PACKAGE / "cli" / "commands").glob("*.py")), ids=lambda path: path.stem)
 def test_no_command_imports_another(module: Path) -> None:
     others = {name.split(".")[1] for name in _imports(module) if name.startswith("cli.")}
     assert others <= {"options", "console", "config_file"}
+
+
+def test_commands_call_public_functions_alone() -> None:
+    public = {(module, name) for name, module in osrm_cli._MODULES.items()}
+    beside = {(module, name) for module, names in FOR_COMMANDS.items() for name in names}
+    imported = {
+        module.stem: {found for found in _imported_names(module) if not found[0].startswith("cli.")}
+        for module in (PACKAGE / "cli" / "commands").glob("[!_]*.py")
+    }
+    assert set().union(*imported.values()) - public == beside  # none is listed in vain
+    assert [name for name, found in imported.items() if not found & public - {("errors", "OsrmError")}] == ["demo"]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

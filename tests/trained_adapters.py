@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from osrm_cli.merging.from_data import samples, task_models
+from osrm_cli.merging.from_data import samples
+from osrm_cli.merging.from_data.gather import load_task_models
 from osrm_cli.merging.from_data.task_models import TaskModel
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
@@ -46,7 +47,7 @@ def models(method: str, paths: Sequence[Path], base: Path, **options: object) ->
     """A plan and the tasks' classifiers on the CPU."""
     plan = MergePlan.of(MergeRecipe(method, tuple(RecipeEntry(str(path)) for path in paths), options))
     saved = plan.read_saved_modules()
-    return plan, task_models.load_task_models(
+    return plan, load_task_models(
         plan, samples.draw_merge_samples(plan, saved.heads), saved, base, torch.device("cpu"), no_progress
     )
 

@@ -14,29 +14,25 @@ from typing import Any, Self
 import torch
 
 from osrm_cli.adapters.config import CONFIG_NAME, TEXT_TASK_TYPES, AdapterConfig
-from osrm_cli.adapters.formats.table import recognize_adapter_format
 from osrm_cli.adapters.layers import (
     FACTORS,
     PREFIX,
     ROWS,
     AdapterLayer,
-    find_lora_layers,
     is_base_module,
     layer_name_sort_key,
     tensor_kind,
-    widest_factor_dtype,
-    with_adapter_embeddings,
 )
 from osrm_cli.adapters.names import align_layer_names
 from osrm_cli.adapters.trained_rows import BASE_COPY, TrainedRows, find_trained_rows
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import Update
-from osrm_cli.storage import hub, input_files, records
+from osrm_cli.storage import hub, input_files
 from osrm_cli.storage.input_files import TensorLocation
 from osrm_cli.storage.provenance import check_base_provenance, short_model_name
 from osrm_cli.storage.records import BaseModelId, Record
-from osrm_cli.tasks.task import GENERATION, TASK_NAME, check_task_name
+from osrm_cli.tasks.task import GENERATION, TASK_NAME
 
 
 @dataclass(frozen=True)
@@ -75,41 +71,6 @@ class Adapter:
     alias: str | None = None
     warnings: tuple[str, ...] = ()
     _open: dict[Path, input_files.SafetensorsFile] = field(default_factory=dict, repr=False, compare=False)
-
-    @classmethod
-    def open(cls, source: str | Path) -> "Adapter":
-        """Check an adapter and list its layers.
-
-        Args:
-            source: A folder or file of any format that is known, or a hub id such as ``owner/name`` or
-                ``owner/name@revision``; perhaps as ``NAME=SOURCE``.
-
-        Raises:
-            OsrmError: If it is missing, damaged, or anything but plain LoRA in safetensors.
-        """
-        alias, source = split_adapter_source(str(source))
-        folder = hub.locate_adapter(source)
-        row = recognize_adapter_format(folder)
-        contents = row.load().read(folder)
-        config = with_adapter_embeddings(contents.config, contents.tensors)
-        layers, tensors = find_lora_layers(folder, config, contents.tensors)
-        find_trained_rows(folder, config, tensors)
-        record = records.read_record(folder) if folder.is_dir() else {}
-        return cls(
-            alias or (record.get("task") or {}).get("name") or hub.short_source_name(source),
-            source,
-            folder,
-            row.name,
-            config,
-            record,
-            layers,
-            tensors,
-            dtype=widest_factor_dtype(folder, tensors),
-            base=BaseModelId.from_record(record),
-            data_source=(record.get("data") or {}).get("source"),
-            max_length=(record.get("settings") or {}).get("max_length"),
-            alias=alias,
-        )
 
     @property
     def is_dense(self) -> bool:
@@ -298,19 +259,6 @@ class Adapter:
         if not input_files.all_finite(tensor):
             raise OsrmError(f"{path}: NaN or infinity in {name}", "its training diverged: train the adapter again")
         return tensor
-
-
-def split_adapter_source(source: str) -> tuple[str | None, str]:
-    """The name and the folder or hub id of ``NAME=SOURCE``; a folder's own name may have a ``=``.
-
-    Raises:
-        OsrmError: If a folder cannot have the name.
-    """
-    name, equals, rest = source.partition("=")
-    if not equals or hub.local_path(source).exists():
-        return None, source
-    check_task_name(name)
-    return name, rest
 
 
 def align_adapter_layers(adapters: Sequence[Adapter]) -> list[Adapter]:

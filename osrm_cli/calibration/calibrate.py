@@ -1,7 +1,8 @@
 """Calibrate the heads of a merged folder, with two forward passes over each task's unlabelled examples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,31 @@ def _describe_calibration_fit(sample: AdapterTaskSample, ridge_map: RidgeMap) ->
         **{name: getattr(ridge_map, name) for name in ("strength", "prior", "spread", "error", "before")},
         "used": ridge_map.improves,
     }
+
+
+def prepare_calibration(
+    samples: int = DEFAULT_SAMPLES, seed: int = 0
+) -> Callable[[Sequence[Adapter], str | None], Calibration]:
+    """The calibration of a merge while it is written, for ``merge_adapters``.
+
+    Args:
+        samples: Training examples read per task.
+        seed: Of the draw of examples.
+
+    Returns:
+        What draws the examples, given the adapters and ``data``.
+
+    Raises:
+        OsrmError: In the merge, if no adapter has a head, or the data is not known or missing.
+
+    Example:
+        >>> from osrm_cli import prepare_calibration, merge_adapters
+        >>> adapters = ["adapters/mini-inference", "adapters/mini-mood"]
+        >>> merged = merge_adapters(adapters, calibrate=prepare_calibration(samples=128), out="merged-calibrated")
+        >>> merged.summary["calibration"]["mini-mood"]["used"]
+        True
+    """
+    return partial(Calibration.draw, settings=CalibrationSettings(samples, seed))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 from typer.core import TyperGroup
 
-from osrm_cli import __version__
 from osrm_cli.cli import console
 from osrm_cli.cli.commands import (
     calibrate,
@@ -29,6 +28,7 @@ from osrm_cli.cli.commands import (
 )
 from osrm_cli.cli.config_file import read_option_defaults
 from osrm_cli.errors import OsrmError, describe_system_error
+from osrm_cli.version import __version__
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _ENDING = (signal.SIGTERM, signal.SIGHUP)

@@ -15,6 +15,7 @@ from osrm_cli.adapters.formats.contents import AdapterOutput, make_adapter_confi
 from osrm_cli.adapters.formats.metadata import read_adapter_metadata
 from osrm_cli.adapters.formats.table import AdapterFormat, find_adapter_format
 from osrm_cli.adapters.layers import PREFIX, plain_alpha
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.conversion.lycoris import find_lycoris, open_lycoris
 from osrm_cli.conversion.plain_lora import (
     find_convertible_kind,
@@ -201,7 +202,7 @@ def _open_as_plain_lora(
         updates, name, own_format = open_lycoris(location), hub.short_source_name(source), "kohya"
         digest = input_files.sha256(location)
     elif kind is None:
-        plain = Adapter.open(source)
+        plain = open_adapter(source)
         if limits == (None, None):
             return _SourceAdapter(plain, plain.format, "LoRA", plain.sha256())
         updates, name, own_format, digest = open_plain_lora(plain), plain.name, plain.format, plain.sha256()
@@ -210,7 +211,7 @@ def _open_as_plain_lora(
         digest = input_files.sha256(location)
     kept = write_plain_lora(scratch, updates, *limits, progress)
     record = records.read_record(location) if location.is_dir() else {}
-    made = replace(Adapter.open(scratch), name=name, source=source, record=record)
+    made = replace(open_adapter(scratch), name=name, source=source, record=record)
     return _SourceAdapter(made, own_format, lycoris or (kind.name if kind else "LoRA"), digest, min(kept.values()))
 
 

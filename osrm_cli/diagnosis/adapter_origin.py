@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.initialization.from_features import iter_layer_problems
@@ -90,7 +91,7 @@ def _find_start_to_diagnose(adapter: Adapter) -> Adapter | None:
     if input_files.sha256(path) != source.get("sha256"):
         return None
     try:
-        return Adapter.open(path)
+        return open_adapter(path)
     except OsrmError:
         return None
 

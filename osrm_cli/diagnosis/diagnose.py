@@ -14,7 +14,8 @@ from osrm_cli.diagnosis.write import AdapterDiagnosis, diagnosis_dict, write_dia
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.adapter_match import check_features_match, open_adapters_for_features
 from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.models.base_model import identify_base_model, is_full_model, resolve_base_model
+from osrm_cli.models.base_model import identify_base_model, resolve_base_model
+from osrm_cli.models.full.sources import is_full_model
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
 
@@ -72,8 +73,8 @@ def diagnose(
 
     Example:
         >>> from osrm_cli import diagnose
-        >>> diagnose("features").findings["tasks"]["mini-mood"]["gain"]
-        4.2
+        >>> round(diagnose("features").findings["tasks"]["mini-mood"]["gain"], 1)
+        33.7
     """
     check_number("energy", energy, 0.01, 1)
     if scores and not adapters:

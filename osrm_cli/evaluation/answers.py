@@ -74,7 +74,7 @@ def _score_choices(
     batch_size: int,
     progress: Progress,
 ) -> AnswerScores:
-    """Share of examples whose right choice is the most likely, by log-likelihood, and by that per byte."""
+    """Share of examples whose right choice is the most likely, by log-likelihood, and by that per character."""
     rows = [example.with_answer(choice) for example in examples for choice in example.choices]
     kept, encodings = completions.encode(rows, with_end=False)
     if len(kept) < len(rows):
@@ -87,7 +87,7 @@ def _score_choices(
         own = nll[start : start + len(example.choices)]
         start += len(example.choices)
         right = example.choices.index(example.reference)
-        sizes = torch.tensor([len(choice.encode()) for choice in example.choices])
+        sizes = torch.tensor([len(choice) for choice in example.choices])
         hits["accuracy"].append(int(own.argmin()) == right)
         hits["accuracy_norm"].append(int((own / sizes).argmin()) == right)
     return AnswerScores.of_shares(hits)

@@ -100,7 +100,7 @@ def evaluate_folder(
         >>> from osrm_cli import evaluate_folder
         >>> result = evaluate_folder("merged", limit=100)
         >>> result.scores["mini-mood"].headline
-        84.0
+        75.0
     """
     folder = Path(folder)
     path = Path(out) if out else folder / scores.SCORES_NAME

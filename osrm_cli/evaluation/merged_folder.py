@@ -13,6 +13,7 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME, TEXT_TASK_TYPES
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.output.task_masks import list_task_layers, read_task_delta
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
@@ -150,11 +151,11 @@ class ScoredFolder:
         """
         if not path.is_dir():
             raise OsrmError(f"{path} is missing", "make it with 'osrm merge adapters/*'")
-        adapter = Adapter.open(path) if (path / CONFIG_NAME).is_file() else None
+        adapter = open_adapter(path) if (path / CONFIG_NAME).is_file() else None
         record = adapter.record if adapter else records.read_record(path)
         form = record.get("form") or "adapter"
         if form == "adapter" and not adapter:
-            adapter = Adapter.open(path)  # says what is missing
+            adapter = open_adapter(path)  # says what is missing
         if adapter and "form" not in record:
             task = ScoredTask(adapter.name, form, path, path, record, adapter)
             return cls(path, form, record, {task.task: task}, adapter)
@@ -256,7 +257,7 @@ class ScoredFolder:
             return [
                 replace(_open_single_adapter(classifier), name=classifier.task) for classifier in self.tasks.values()
             ]
-        moved = [Adapter.open(path.parent) for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
+        moved = [open_adapter(path.parent) for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
         by_digest = {adapter.sha256(): adapter for adapter in moved}
         adapters = []
         for task, classifier in self.tasks.items():
@@ -275,7 +276,7 @@ def _open_scored_task(folder: Path, form: str, root: Path, record: Record) -> Sc
     if folder.is_symlink():
         raise OsrmError(f"{folder} is a link to a folder, expected a folder", "copy the folder there")
     if form == "adapter":
-        adapter = Adapter.open(folder)
+        adapter = open_adapter(folder)
         return ScoredTask(folder.name, form, folder, root, adapter.record or record, adapter)
     return ScoredTask(folder.name, form, folder, root, records.read_record(folder) or record)
 
@@ -292,7 +293,7 @@ def _tasks_scored_as_text(adapter: Adapter | None, record: Record) -> list[str]:
 def _open_single_adapter(classifier: ScoredTask) -> Adapter:
     task, (path, digest) = classifier.task, classifier.recorded_adapter()
     try:
-        adapter = Adapter.open(path)
+        adapter = open_adapter(path)
     except OsrmError as error:
         raise OsrmError(
             f"the adapter that '{task}' was merged from is not available: {error}", _HINT_IF_MOVED
@@ -305,7 +306,7 @@ def _open_single_adapter(classifier: ScoredTask) -> Adapter:
 def _describe_scored_adapter(row: Mapping[str, Any]) -> dict[str, Any]:
     """A merged folder's record of an adapter, with the adapter's own record if it is unchanged."""
     try:
-        current = Adapter.open(row["path"]).describe()
+        current = open_adapter(row["path"]).describe()
     except OsrmError:
         current = {}
     details = current if current.get("sha256") == row["sha256"] else {}

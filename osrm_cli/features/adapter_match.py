@@ -8,7 +8,7 @@ from osrm_cli.adapters.adapter import Adapter, check_adapter_names, check_adapte
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.features_file import FeaturesFile
-from osrm_cli.models.base_model import open_adapter_or_full_model
+from osrm_cli.models.full.sources import open_adapter_or_full_model
 from osrm_cli.storage.provenance import check_base_provenance, short_model_name
 from osrm_cli.storage.records import BaseModelId
 
@@ -27,7 +27,7 @@ def open_adapters_for_features(
         OsrmError: If one cannot be read, two are of one task, or ``named`` names another source.
     """
     tasks = dict(_match_features_task(text, sources) for text in named)
-    opened = [open_adapter_or_full_model(source, base) if base else Adapter.open(source) for source in sources]
+    opened = [open_adapter_or_full_model(source, base) for source in sources]
     adapters = [replace(adapter, name=tasks.get(adapter.source, adapter.name)) for adapter in opened]
     check_adapter_names(adapters)
     check_adapters_share_base(adapters)

@@ -44,8 +44,9 @@ def merge_shards(
         OsrmError: If there are no shards, one is missing or damaged, or they do not fit together.
 
     Example:
-        >>> from osrm_cli.features.merge_shards import merge_shards
-        >>> merge_shards(["mini-mood"]).shards
+        >>> from osrm_cli import merge_shards, collect_features
+        >>> shards = [collect_features(["mini-mood"], "mini", shard=f"{i}/2", out="shards") for i in (1, 2)]
+        >>> merge_shards(["mini-mood"], "shards").shards
         {'mini-mood': 2}
     """
     folder = Path(folder)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.adapters.task_data import adapter_data_source
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.recipes.recipe import AUTO, MergeRecipe
-from osrm_cli.models.base_model import is_full_model
+from osrm_cli.models.full.sources import is_full_model
 from osrm_cli.tasks.loading import list_splits
 
 
@@ -27,7 +28,7 @@ def choose_merging_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
     """
     if any(is_full_model(entry.path) for entry in recipe.adapters):
         return replace(recipe, method="ties"), "the best of those that read models alone"
-    adapters = [Adapter.open(entry.path) for entry in recipe.adapters]
+    adapters = [open_adapter(entry.path) for entry in recipe.adapters]
     if len(adapters) == 1:
         return replace(recipe, method="task-arith"), "one adapter is itself"
     learned = "sequential" if all(adapter.is_text for adapter in adapters) else "distill"

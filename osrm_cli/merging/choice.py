@@ -8,7 +8,8 @@ from typing import Any
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.methods import find_method
 from osrm_cli.merging.recipes.recipe import AUTO, MergeRecipe, RecipeEntry
-from osrm_cli.models.base_model import identify_base_model, is_full_model
+from osrm_cli.models.base_model import identify_base_model
+from osrm_cli.models.full.sources import is_full_model
 from osrm_cli.storage.records import BaseModelId
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.choice import choose_merge
 from osrm_cli.merging.feature_moments import open_layer_data
@@ -19,7 +20,6 @@ from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import estimate_merged_ranks, merge_layers
 from osrm_cli.merging.output.merged_folder import write_merged_folder
 from osrm_cli.merging.output.merged_model import MergeTarget
-from osrm_cli.merging.output.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.merging.output.unfinished_model import UnfinishedMerge, unfinished_merge_folder
 from osrm_cli.merging.plan import Heads, MergedModules, MergePlan
 from osrm_cli.merging.summary import MergeResult, describe_merge_plan, describe_merge_result
@@ -94,7 +94,8 @@ def merge_adapters(
         dry_run: Check everything and write nothing; say what ranks would keep most of a dense result.
         must_use: Names of the options and inputs that go before the recipe's, and are an error where the merge does
             not use them; all by default. Others fill the recipe's gaps, and are left out where they are not used.
-        calibrate: Prepares a further step on the folder from the adapters and ``data``, before anything is computed.
+        calibrate: Prepares a further step on the folder from the adapters and ``data``, before anything is computed,
+            such as ``prepare_calibration()``.
         progress: Draws bars.
 
     Raises:
@@ -218,8 +219,7 @@ def _learn_layer_data(
         from osrm_cli.merging.from_data.full_fisher import FullFisherInformation
 
         return plan, FullFisherInformation(plan, samples, base_dir, device, scratch, progress), []
-    from osrm_cli.merging.from_data.gather import gather_layer_data  # both import transformers
-    from osrm_cli.merging.from_data.task_models import load_task_models
+    from osrm_cli.merging.from_data.gather import gather_layer_data, load_task_models  # which imports transformers
 
     models = load_task_models(plan, samples, modules, base_dir, device, progress)
     plan, layer_data = gather_layer_data(plan, models, scratch, progress)

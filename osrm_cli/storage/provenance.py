@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from osrm_cli import __version__
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage.input_files import sha256
 from osrm_cli.storage.records import RECORD_NAME, BaseModelId, Record
+from osrm_cli.version import __version__
 
 CARD_NAME = "README.md"  # the model card
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from osrm_cli.linalg.row_stream import RowStream
-from osrm_cli.merging.from_data import samples, task_models
-from osrm_cli.merging.from_data.gather import gather_layer_data
+from osrm_cli.merging.from_data import samples
+from osrm_cli.merging.from_data.gather import gather_layer_data, load_task_models
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.merging.plan import MergedModules, MergePlan
@@ -69,7 +69,7 @@ class SweepMerges:
             return plan, family.layer_data
         key = _grid_sample_key(plan)
         if key not in self._models:
-            self._models[key] = task_models.load_task_models(
+            self._models[key] = load_task_models(
                 plan, self._samples[key], self._saved, self._base_dir, self._device, progress
             )
         return gather_layer_data(plan, self._models[key], folder, progress)

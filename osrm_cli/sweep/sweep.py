@@ -118,7 +118,7 @@ def run_sweep(
         >>> from osrm_cli import run_sweep
         >>> adapters = ["adapters/mini-inference", "adapters/mini-mood"]
         >>> run_sweep(adapters, ["ties"], {"lambda": [0.3, 0.5, 1.0]}, predictions=True).result.best()
-        [1]
+        [2]
     """
     path, grid = Path(out), grid or {}
     atomic.refuse_existing(path, overwrite)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from osrm_cli.adapters.tokenizer_files import find_tokenizer_files
 from osrm_cli.evaluation.answers import example_losses, make_text_score, score_answers
 from osrm_cli.evaluation.scores import TaskScore
-from osrm_cli.merging.output.tokenizer_files import find_tokenizer_files
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.text.backbone import TOKENIZER_NAME, TextBackbone
 from osrm_cli.models.text.completions import check_chat_template

@@ -11,6 +11,7 @@ import torch
 
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError, check_number
 from osrm_cli.features.feature_set import FeatureSet
@@ -70,7 +71,7 @@ def train_adapter(start: Path | str, **options: Any) -> dict[str, Any]:
     Example:
         >>> from osrm_cli import train_adapter
         >>> train_adapter("starts/mini-mood", epochs=1)["dev"]["headline"]
-        87.5
+        72.0
     """
     (report,) = train_adapters([start], **options).reports.values()
     return report
@@ -261,7 +262,7 @@ def _prepare_training_run(
     config: TrainingConfig,
     settings: Mapping[str, Any],
 ) -> _TrainingRun:
-    start = Adapter.open(origin)
+    start = open_adapter(origin)
     path = out / Path(start.name).name
     atomic.refuse_existing(path, overwrite)
     source = choose_task_source(start.name, start.data_source, data, origin) or DEFAULT_DATA

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import CONFIG_NAME
 from osrm_cli.adapters.formats import diffusers
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.base_model import identify_base_model
 from osrm_cli.progress import Progress, no_progress
@@ -205,7 +205,7 @@ class _Verifier:
             found = input_files.sha256(path)
             # Adapters are recorded by their settings and weights alone, see ``Adapter.sha256``.
             if found != recorded and any((path / name).is_file() for name in (CONFIG_NAME, diffusers.WEIGHTS_NAME)):
-                return Adapter.open(path).sha256()
+                return open_adapter(path).sha256()
             return found
 
         self._compare_digest(artifact, kind, name, recorded, digest)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter, check_adapters_share_base
+from osrm_cli.adapters.adapter import check_adapters_share_base
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage import provenance
 from tests.factories import delta, save
@@ -58,7 +59,7 @@ def rewrite(folder, change):
 
 def check(folder, family="bert", **settings):
     peft_model = save(folder, family, **settings)
-    adapter = Adapter.open(folder)
+    adapter = open_adapter(folder)
     names = {
         name.removeprefix("base_model.model.")
         for name, module in peft_model.named_modules()
@@ -93,7 +94,7 @@ def test_updates_of_embeddings_are_pefts(tmp_path):
 
 
 def test_heads_are_read_under_the_models_names(folder):
-    heads = Adapter.open(folder).head_tensors()
+    heads = open_adapter(folder).head_tensors()
     stored = load_file(folder / WEIGHTS)
     assert set(heads) == {"classifier.weight", "classifier.bias"}
     for name, tensor in heads.items():
@@ -102,7 +103,7 @@ def test_heads_are_read_under_the_models_names(folder):
 
 def test_factors_are_unscaled_and_update_is_scaled(folder):
     edit(folder, lora_alpha=6)
-    adapter, stored = Adapter.open(folder), load_file(folder / WEIGHTS)
+    adapter, stored = open_adapter(folder), load_file(folder / WEIGHTS)
     layer = next(iter(adapter.layers))
     factors, update = adapter.lora_factors(layer), adapter.delta(layer)
     assert torch.equal(factors.A, stored[f"base_model.model.{layer}.lora_A.weight"])
@@ -119,7 +120,7 @@ def test_half_precision_is_widened_before_scaling(folder, dtype):
         tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()})
 
     rewrite(folder, narrow)
-    adapter, stored = Adapter.open(folder), load_file(folder / WEIGHTS)
+    adapter, stored = open_adapter(folder), load_file(folder / WEIGHTS)
     layer = next(iter(adapter.layers))
     assert adapter.dtype == dtype
     update = adapter.delta(layer)
@@ -133,11 +134,11 @@ def test_widest_type_of_mixed_factors(folder):
         tensors[name] = tensors[name].to(torch.bfloat16)
 
     rewrite(folder, narrow)
-    assert Adapter.open(folder).dtype == torch.float32
+    assert open_adapter(folder).dtype == torch.float32
 
 
 def test_several_files_with_an_index_are_one_adapter(folder):
-    whole = Adapter.open(folder)
+    whole = open_adapter(folder)
     expected = {layer: whole.delta(layer).dense() for layer in whole.layers}
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
@@ -148,7 +149,7 @@ def test_several_files_with_an_index_are_one_adapter(folder):
     for index, part in enumerate(parts):
         save_file(part, folder / f"adapter_model-0000{index + 1}-of-00002.safetensors")
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    sharded = Adapter.open(folder)
+    sharded = open_adapter(folder)
     assert list(sharded.layers) == list(expected)
     for layer, update in expected.items():
         assert torch.equal(sharded.delta(layer).dense(), update)
@@ -156,20 +157,20 @@ def test_several_files_with_an_index_are_one_adapter(folder):
     lost = min(parts[1])
     save_file({name: tensor for name, tensor in parts[1].items() if name != lost}, path)
     with pytest.raises(OsrmError, match=rf"00002-of-00002\.safetensors lacks {lost}"):
-        Adapter.open(folder)
+        open_adapter(folder)
     path.unlink()
     with pytest.raises(OsrmError, match=r"00002-of-00002\.safetensors is missing"):
-        Adapter.open(folder)
+        open_adapter(folder)
 
 
 def test_name_is_the_tasks_else_the_folders(folder, monkeypatch):
-    assert Adapter.open(folder).name == "sst2"
+    assert open_adapter(folder).name == "sst2"
     monkeypatch.chdir(folder)
-    assert Adapter.open(".").name == "sst2"
+    assert open_adapter(".").name == "sst2"
     odd = copy(folder, folder.parent / "runs@v1" / "rte")
-    assert Adapter.open(odd).name == "rte"
+    assert open_adapter(odd).name == "rte"
     provenance.write_record(folder, {"task": {"name": "mood", "columns": ["text"], "labels": ["a"], "metrics": []}})
-    assert Adapter.open(folder).name == "mood"
+    assert open_adapter(folder).name == "mood"
 
 
 def test_layers_come_in_the_models_order(tmp_path):
@@ -178,7 +179,7 @@ def test_layers_come_in_the_models_order(tmp_path):
     tensors = {name: torch.ones(4, 3) if "lora_A" in name else torch.ones(3, 4) for name in names}
     save_file(tensors, tmp_path / WEIGHTS)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4}))
-    assert list(Adapter.open(tmp_path).layers) == [f"layer.{index}.query" for index in range(12)]
+    assert list(open_adapter(tmp_path).layers) == [f"layer.{index}.query" for index in range(12)]
 
 
 def test_opening_reads_no_tensors(folder):
@@ -187,7 +188,7 @@ def test_opening_reads_no_tensors(folder):
         tensors[name][0, 0] = math.nan
 
     rewrite(folder, spoil)
-    adapter = Adapter.open(folder)
+    adapter = open_adapter(folder)
     for layer in adapter.layers:
         if "layer.1" not in layer:
             adapter.delta(layer)
@@ -198,24 +199,24 @@ def test_opening_reads_no_tensors(folder):
 def test_whole_numbers_in_a_head_are_refused(folder):
     rewrite(folder, lambda tensors: tensors.update({HEAD: tensors[HEAD].to(torch.int32)}))
     with pytest.raises(OsrmError, match=r"base_model\.model\.classifier\.bias holds no floating-point numbers"):
-        Adapter.open(folder).head_tensors()
+        open_adapter(folder).head_tensors()
 
 
 def test_infinity_in_a_head_is_refused(folder):
     rewrite(folder, lambda tensors: tensors[HEAD].fill_(math.inf))
     with pytest.raises(OsrmError, match=r"NaN or infinity in base_model\.model\.classifier\.bias"):
-        Adapter.open(folder).head_tensors()
+        open_adapter(folder).head_tensors()
 
 
 def test_digest_covers_settings_and_weights_only(folder):
-    before = Adapter.open(folder).sha256()
+    before = open_adapter(folder).sha256()
     (folder / "notes.txt").write_text("something else")
-    assert Adapter.open(folder).sha256() == before
+    assert open_adapter(folder).sha256() == before
     edit(folder, lora_alpha=9)
-    after = Adapter.open(folder).sha256()
+    after = open_adapter(folder).sha256()
     assert after != before
     rewrite(folder, lambda tensors: tensors["base_model.model.classifier.bias"].add_(1))
-    assert Adapter.open(folder).sha256() not in (before, after)
+    assert open_adapter(folder).sha256() not in (before, after)
 
 
 REFUSED = {
@@ -245,20 +246,20 @@ REFUSED = {
 def test_anything_but_plain_lora_is_refused(folder, settings, message):
     edit(folder, **settings)
     with pytest.raises(OsrmError, match=message):
-        Adapter.open(folder)
+        open_adapter(folder)
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}])
 def test_real_variants_of_peft_are_refused(tmp_path, settings):
     save(tmp_path / "a", **settings)
     with pytest.raises(OsrmError, match=next(iter(settings))):
-        Adapter.open(tmp_path / "a")
+        open_adapter(tmp_path / "a")
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "eva"])
 def test_starts_that_leave_the_base_alone_are_read(folder, start):
     edit(folder, init_lora_weights=start)
-    assert Adapter.open(folder).layers
+    assert open_adapter(folder).layers
 
 
 def drop(name):
@@ -308,7 +309,7 @@ DAMAGED = {
 def test_damaged_folders_are_refused(folder, damage, message):
     damage(folder)
     with pytest.raises(OsrmError, match=message) as caught:
-        Adapter.open(folder)
+        open_adapter(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -316,9 +317,9 @@ def test_neither_folder_nor_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OsrmError, match="adapter 'adapters/none' is neither a folder nor in the hub's cache"):
-        Adapter.open("adapters/none")
+        open_adapter("adapters/none")
     with pytest.raises(OsrmError, match="is missing"):
-        Adapter.open(tmp_path / "none")
+        open_adapter(tmp_path / "none")
 
 
 def test_a_snapshot_in_the_hubs_cache_is_found_offline(folder, tmp_path, monkeypatch):
@@ -329,16 +330,16 @@ def test_a_snapshot_in_the_hubs_cache_is_found_offline(folder, tmp_path, monkeyp
     (repo / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    adapter = Adapter.open("someone/mood")
+    adapter = open_adapter("someone/mood")
     assert adapter.name == "mood"
     assert adapter.folder == snapshot
-    assert Adapter.open("someone/mood@" + "a" * 40).name == "mood"
+    assert open_adapter("someone/mood@" + "a" * 40).name == "mood"
 
 
 def together(template, tmp_path, *settings):
     for name, values in zip("abc", settings, strict=False):
         edit(copy(template, tmp_path / name), **values)
-    check_adapters_share_base([Adapter.open(tmp_path / name) for name in "abc"[: len(settings)]])
+    check_adapters_share_base([open_adapter(tmp_path / name) for name in "abc"[: len(settings)]])
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,7 @@ def test_recorded_digests_decide_over_names(template, tmp_path):
     for name, digest in (("a", "1" * 64), ("b", "1" * 64), ("c", "2" * 64)):
         edit(copy(template, tmp_path / name), base_model_name_or_path=f"org/{name}")
         provenance.write_record(tmp_path / name, {"base": {"name": name, "revision": None, "sha256": digest}})
-        adapters.append(Adapter.open(tmp_path / name))
+        adapters.append(open_adapter(tmp_path / name))
     check_adapters_share_base(adapters[:2])
     with pytest.raises(OsrmError, match=r"c comes from base model c .*, but .*a from a"):
         check_adapters_share_base(adapters)
@@ -383,4 +384,4 @@ def test_other_widths_are_refused(template, tmp_path):
 
     rewrite(tmp_path / "b", widen)
     with pytest.raises(OsrmError, match=r"layer.0.attention.self.query is \(16, 20\) in .*b, but \(16, 16\) in .*a"):
-        check_adapters_share_base([Adapter.open(tmp_path / name) for name in "ab"])
+        check_adapters_share_base([open_adapter(tmp_path / name) for name in "ab"])

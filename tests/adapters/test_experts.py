@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, MixtralConfig, Qwen2MoeConfig
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
@@ -90,7 +90,7 @@ def with_updates(family, adapter):
 @pytest.mark.filterwarnings("ignore")
 def test_each_expert_is_a_layer_with_peft_s_update(tmp_path, family, settings):
     peft_model = save(tmp_path / "a", family, **settings)
-    adapter = Adapter.open(tmp_path / "a")
+    adapter = open_adapter(tmp_path / "a")
     experts = [layer for layer in adapter.layers if "experts" in layer]
     assert len(experts) == 2 * 3 * len(settings.get("parameters", BOTH))
     torch.testing.assert_close(logits(with_updates(family, adapter)), logits(peft_model), rtol=1e-5, atol=1e-5)
@@ -100,7 +100,7 @@ def test_each_expert_is_a_layer_with_peft_s_update(tmp_path, family, settings):
 def test_peft_to_peft_is_the_same_adapter(tmp_path, family):
     peft_model = save(tmp_path / "a", family, rank_pattern={"experts.down_proj": 5})
     convert_adapter(tmp_path / "a", tmp_path / "b")
-    old, new = Adapter.open(tmp_path / "a"), Adapter.open(tmp_path / "b")
+    old, new = open_adapter(tmp_path / "a"), open_adapter(tmp_path / "b")
     assert new.layers == old.layers
     torch.testing.assert_close(deltas(new), deltas(old), rtol=0, atol=0)
     torch.testing.assert_close(logits(load(tmp_path / "b", family)), logits(peft_model), rtol=1e-5, atol=1e-5)
@@ -112,7 +112,7 @@ def test_peft_computes_with_a_merge_what_its_updates_say(tmp_path, family, metho
     save(tmp_path / "a", family, seed=1)
     save(tmp_path / "b", family, seed=2, parameters=BOTH[:1])
     merge_adapters([tmp_path / "a", tmp_path / "b"], method, out=tmp_path / "merged")
-    adapter = Adapter.open(tmp_path / "merged")
+    adapter = open_adapter(tmp_path / "merged")
     assert set(adapter.config.target_parameters) == set(BOTH)
     expected = logits(with_updates(family, adapter))
     assert not torch.allclose(expected, logits(model(family)), atol=1e-2)
@@ -123,7 +123,7 @@ def test_a_cut_of_every_expert(tmp_path):
     save(tmp_path / "a")
     result = convert_adapter(tmp_path / "a", tmp_path / "b", rank=1)
     assert result.ranks == (1, 1)
-    adapter = Adapter.open(tmp_path / "b")
+    adapter = open_adapter(tmp_path / "b")
     torch.testing.assert_close(
         logits(load(tmp_path / "b")), logits(with_updates("mixtral", adapter)), rtol=1e-5, atol=1e-5
     )
@@ -150,10 +150,10 @@ def test_what_cannot_be_split_is_refused(tmp_path, settings, message):
     path = tmp_path / "a" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(OsrmError, match=message):
-        Adapter.open(tmp_path / "a")
+        open_adapter(tmp_path / "a")
 
 
 def test_no_model_is_run_with_experts(tmp_path):
     save(tmp_path / "a")
     with pytest.raises(OsrmError, match="stack experts, with which no model can be run here"):
-        make_lora_config(Adapter.open(tmp_path / "a"))
+        make_lora_config(open_adapter(tmp_path / "a"))

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter, align_adapter_layers
+from osrm_cli.adapters.adapter import align_adapter_layers
 from osrm_cli.adapters.names import align_layer_names
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from tests.factories import save
 
@@ -31,12 +32,12 @@ def root(tmp_path_factory):
 def renamed(root, folder, rename):
     shutil.copytree(root / "a", folder)
     save_file({rename(name): tensor for name, tensor in load_file(root / "a" / WEIGHTS).items()}, folder / WEIGHTS)
-    return Adapter.open(folder)
+    return open_adapter(folder)
 
 
 @pytest.mark.parametrize("rename", WRAPPERS.values(), ids=WRAPPERS)
 def test_what_wrappers_add_to_names_is_taken_off(root, tmp_path, rename):
-    plain, wrapped = Adapter.open(root / "a"), renamed(root, tmp_path / "wrapped", rename)
+    plain, wrapped = open_adapter(root / "a"), renamed(root, tmp_path / "wrapped", rename)
     assert wrapped.layers == plain.layers
     for layer in plain.layers:
         assert torch.equal(wrapped.delta(layer).dense(), plain.delta(layer).dense())
@@ -49,12 +50,12 @@ def test_two_tensors_of_one_layer_are_refused(root, tmp_path):
         tensors | {f"module.{name}": tensor.clone() for name, tensor in tensors.items()}, tmp_path / "twice" / WEIGHTS
     )
     with pytest.raises(OsrmError, match="are two tensors of one layer"):
-        Adapter.open(tmp_path / "twice")
+        open_adapter(tmp_path / "twice")
 
 
 def test_an_adapter_of_the_bare_backbone_and_one_of_a_model_with_a_head(root, tmp_path):
     bare = renamed(root, tmp_path / "bare", lambda name: name.replace("model.bert.", "model."))
-    plain = Adapter.open(root / "a")
+    plain = open_adapter(root / "a")
     assert not bare.layers.keys() & plain.layers.keys()
     for pair in ([bare, plain], [plain, bare]):
         for adapter in align_adapter_layers(pair):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.layers import AdapterLayer
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.adapters.writer import write_adapter, write_adapter_stream
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
@@ -54,7 +54,7 @@ def test_a_layer_whose_name_ends_another_keeps_its_rank(tmp_path):
 def test_alpha_is_kept_where_it_is_given(tmp_path):
     updates = random_updates(QUERY, (2, 4, 4))
     write_adapter(tmp_path, updates, AdapterConfig(None, lora_alpha=16, target_modules=("query",)))
-    adapter = Adapter.open(tmp_path)
+    adapter = open_adapter(tmp_path)
     assert [adapter.layers[layer].scaling for layer in QUERY] == [8, 4, 4]
     peft_model = load(tmp_path)
     torch.testing.assert_close(delta(peft_model, QUERY[0]), 8 * updates[QUERY[0]].dense())
@@ -64,7 +64,7 @@ def test_heads_come_with_their_own_type(tmp_path):
     heads = {"classifier.weight": torch.randn(3, 16), "classifier.bias": torch.randn(3).to(torch.float64)}
     config = AdapterConfig("bert", task_type="SEQ_CLS", modules_to_save=("classifier",))
     write_adapter(tmp_path, random_updates(QUERY, (1, 1, 1)), config, heads, torch.bfloat16)
-    adapter = Adapter.open(tmp_path)
+    adapter = open_adapter(tmp_path)
     assert adapter.dtype == torch.bfloat16
     for name, tensor in adapter.head_tensors().items():
         assert tensor.dtype == heads[name].dtype

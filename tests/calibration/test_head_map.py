@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import linear
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
@@ -71,7 +71,7 @@ class Bed:
 
     def run(self, folder: Path, batch_size: int = 8) -> tuple[str, torch.nn.Linear, torch.Tensor]:
         """Name of the last layer, the layer, and what it is fed with, by the code under test."""
-        with with_adapter_on_backbone(self.model, Adapter.open(folder), 3) as whole:
+        with with_adapter_on_backbone(self.model, open_adapter(folder), 3) as whole:
             rows = linear_head.compute_representations(
                 whole, self.encodings, self.tokenizer, CPU, batch_size, lambda _: None
             )
@@ -114,7 +114,7 @@ def test_representations_are_what_the_last_layer_is_fed_with(family: str, bed: B
 
 
 def test_the_model_is_as_before(bed: Bed) -> None:
-    with with_adapter_on_backbone(bed.model, Adapter.open(bed.folders[0]), 3) as whole:
+    with with_adapter_on_backbone(bed.model, open_adapter(bed.folders[0]), 3) as whole:
         rest = (bed.tokenizer, CPU, 8, lambda _: None)
         before = compute_logits(whole, bed.encodings, *rest)
         linear_head.compute_representations(whole, bed.encodings, *rest)

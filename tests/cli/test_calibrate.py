@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 from transformers import AutoModelForSequenceClassification
 
 from osrm_cli.adapters import task_data
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.calibration.head_map import fit_head_map
 from osrm_cli.models import linear_head
 from osrm_cli.models.classifier import load_tokenizer
@@ -110,7 +110,7 @@ def test_the_written_head_is_the_map_and_then_the_old_head(
     """Through plain PEFT, beside a map that is fitted here from the same texts."""
     place = tiny_model("bert")
     tokenizer = load_tokenizer(place)
-    adapter = Adapter.open(calibrated_project / "adapters" / task)
+    adapter = open_adapter(calibrated_project / "adapters" / task)
     sample = task_data.draw_adapter_texts([adapter], None, 128, 0)[0]
     encodings = tokenize_for_classifier(tokenizer, sample.data.examples, sample.max_length)
     rest = (encodings, tokenizer, torch.device("cpu"), 32, lambda _: None)

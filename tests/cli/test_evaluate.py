@@ -190,7 +190,7 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    from osrm_cli.adapters.adapter import Adapter
+    from osrm_cli.adapters.open_adapter import open_adapter
     from osrm_cli.models.backbone import with_adapter_on_backbone
     from osrm_cli.models.classifier import load_classifier, load_tokenizer
     from osrm_cli.models.token_batches import compute_logits, tokenize_for_classifier
@@ -221,7 +221,7 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
         plain = PeftModel.from_pretrained(fresh, str(folder)).eval()
         with torch.inference_mode():
             expected = torch.cat([plain(**own(*x.texts, return_tensors="pt")).logits for x in examples])
-        with with_adapter_on_backbone(bare, Adapter.open(folder), outputs) as whole:
+        with with_adapter_on_backbone(bare, open_adapter(folder), outputs) as whole:
             encodings = tokenize_for_classifier(own, examples, 128)
             found = compute_logits(whole, encodings, own, torch.device("cpu"), 8, lambda _: None)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.features.loss_gradients import _halve_gradient_sample
 from osrm_cli.initialization.objectives.table import OBJECTIVES
 from osrm_cli.models import linear_head
@@ -47,7 +47,7 @@ def test_every_objective_from_every_statistic(everything: Path, tmp_path: Path, 
         return
     assert run.code == 0, run
     assert json.loads((tmp_path / "new/mood/osrm.json").read_text())["settings"]["statistic"] == name
-    adapter = Adapter.open(tmp_path / "new/mood")
+    adapter = open_adapter(tmp_path / "new/mood")
     for layer in adapter.layers:
         A = adapter.lora_factors(layer, torch.float64).A
         assert (A @ A.T - torch.eye(2)).abs().max() < 1e-5
@@ -70,7 +70,7 @@ def test_loss_aware_reads_the_own_gradient_alone(everything: Path, tmp_path: Pat
     run = osrm("init", "--exclude", "mood", "--objective", "loss-aware", "--rank", 2, cwd=tmp_path)
     assert run.code == 0, run
     osrm("init", "--each", "--objective", "loss-aware", "--rank", 2, "--out", tmp_path / "each", cwd=everything)
-    ours, theirs = Adapter.open(tmp_path / "starts/mood"), Adapter.open(tmp_path / "each/mood")
+    ours, theirs = open_adapter(tmp_path / "starts/mood"), open_adapter(tmp_path / "each/mood")
     for layer in ours.layers:
         A, B = ours.lora_factors(layer, torch.float64).A, theirs.lora_factors(layer, torch.float64).A
         assert (A.T @ A - B.T @ B).norm() < 1e-4
@@ -106,7 +106,7 @@ def _decrease_per_interference(project_copy: Path, start: Path, folder: Path, te
     data = draw_examples(load_split("mood", text_tasks, "train"), 30, 0)
     encodings = tokenize_for_classifier(tokenizer, data.examples, 128)
     classifier = load_classifier(folder, 2, tokenizer, torch.float32, 0)
-    model = to_trainable_peft_model(classifier, Adapter.open(start), None).double().eval()
+    model = to_trainable_peft_model(classifier, open_adapter(start), None).double().eval()
     layers = {n: m for n, m in model.named_modules() if hasattr(m, "lora_B") and hasattr(m, "base_layer")}
     Bs = [layer.lora_B["default"].weight.requires_grad_() for layer in layers.values()]
     _, head = linear_head.find_head_layer(model)
@@ -152,7 +152,7 @@ def test_a_rank_budget_is_spent(everything: Path, tmp_path: Path, name: str) -> 
     assert run.code == 0, run
     assert "ranks of 11 in all" in run.stdout
     for task in ("mood", "pair", "score"):
-        adapter = Adapter.open(tmp_path / "new" / task)
+        adapter = open_adapter(tmp_path / "new" / task)
         ranks = [adapter.lora_factors(layer).rank for layer in adapter.layers]
         assert sum(ranks) == 11
         assert max(ranks) <= 6
@@ -167,7 +167,7 @@ def test_a_rank_budget_is_spent(everything: Path, tmp_path: Path, name: str) -> 
 def test_eva_s_budget_goes_where_the_energy_is(everything: Path, tmp_path: Path) -> None:
     args = ("--objective", "eva", "--rank-budget", 12, "--out", tmp_path / "new")
     assert osrm("init", "--exclude", "mood", *args, cwd=everything).code == 0
-    adapter, held = Adapter.open(tmp_path / "new/mood"), load_file(everything / "features/mood.safetensors")
+    adapter, held = open_adapter(tmp_path / "new/mood"), load_file(everything / "features/mood.safetensors")
     spectra = {}
     for layer in adapter.layers:
         C = held[f"{layer.replace('value', 'query')}.second-moment"].double()
@@ -196,7 +196,7 @@ def test_ranks_by_budget_go_through_training_merging_and_peft(everything: Path, 
     train = ("train", "starts/mood", "starts/pair", "--epochs", 1, "--lr", 0.01, "--limit", 48, "--dev-limit", 8)
     assert osrm(*train, cwd=tmp_path).code == 0
     for task, labels in (("mood", 2), ("pair", 3)):
-        start, adapter = (Adapter.open(tmp_path / place / task) for place in ("starts", "adapters"))
+        start, adapter = (open_adapter(tmp_path / place / task) for place in ("starts", "adapters"))
         base = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"), num_labels=labels)
         model = PeftModel.from_pretrained(base, str(tmp_path / "adapters" / task))
         for layer in adapter.layers:

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import WEIGHTS_NAME
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.merging.methods import METHODS
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.storage import provenance, records
@@ -54,8 +54,8 @@ def test_the_users_own_command(project_copy):
     run = osrm("merge", *GIVEN, "--method", "task-arith", "--lambda", "0.3", cwd=project_copy)
     assert run.code == 0
     assert run.stdout == "merged: cola, mnli, sst2 by task-arith (lambda 0.3), 6 layers, rank 12, exact\n"
-    found = Adapter.open(project_copy / "merged")
-    adapters = [Adapter.open(project_copy / path) for path in GIVEN]
+    found = open_adapter(project_copy / "merged")
+    adapters = [open_adapter(project_copy / path) for path in GIVEN]
     for layer in found.layers:
         exact = 0.3 * sum(dense(adapter, layer) for adapter in adapters)
         assert float((dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
@@ -146,10 +146,10 @@ def test_existing_output(project_copy):
 
 def test_weights_act_as_scaled_adapters(project_copy):
     assert osrm("merge", *GIVEN, "--weight", "sst2=-0.5", "--weight", "cola=0", cwd=project_copy).code == 0
-    found = Adapter.open(project_copy / "merged")
+    found = open_adapter(project_copy / "merged")
     for layer in found.layers:
-        exact = dense(Adapter.open(project_copy / GIVEN[1]), layer) - 0.5 * dense(
-            Adapter.open(project_copy / GIVEN[2]), layer
+        exact = dense(open_adapter(project_copy / GIVEN[1]), layer) - 0.5 * dense(
+            open_adapter(project_copy / GIVEN[2]), layer
         )
         assert float((dense(found, layer) - exact).norm() / exact.norm()) < 1e-6
 

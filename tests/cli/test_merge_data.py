@@ -12,7 +12,7 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
 from osrm_cli.storage import provenance, records
@@ -78,7 +78,7 @@ def test_written_recorded_and_loaded_by_plain_peft(project_copy, tiny_model, tex
         drawn = draw_examples(read, count, 0)
         expected = {"source": str(text_tasks), "split": "train", "examples": count, "sha256": drawn.sha256}
         assert facts["examples"][task] == told["examples"][task] == expected
-        assert Adapter.open(project_copy / "merged" / "tasks" / task).head_tensors()
+        assert open_adapter(project_copy / "merged" / "tasks" / task).head_tensors()
         model = PeftModel.from_pretrained(bare(tiny_model("bert"), task), str(project_copy / "merged/tasks" / task))
         assert torch.isfinite(model(input_ids=torch.tensor([[1, 7, 8, 2]])).logits).all()
     mixed = dict.fromkeys(CASES[method], 49) if method == "distill" else None  # 7 for each of 7: one is held out
@@ -86,11 +86,11 @@ def test_written_recorded_and_loaded_by_plain_peft(project_copy, tiny_model, tex
     assert facts["settings"]["method"] == method
     assert facts["base"]["sha256"]
     assert sorted(path.name for path in project_copy.iterdir()) == ["adapters", "merged"]  # no scratch is left
-    whole = Adapter.open(project_copy / "merged")
+    whole = open_adapter(project_copy / "merged")
     plain = osrm("merge", *command(method)[1 : 1 + len(CASES[method])], "--out", "plain", "--quiet", cwd=project_copy)
     assert plain.code == 0
     for layer in whole.layers:
-        assert not torch.equal(whole.delta(layer).dense(), Adapter.open(project_copy / "plain").delta(layer).dense())
+        assert not torch.equal(whole.delta(layer).dense(), open_adapter(project_copy / "plain").delta(layer).dense())
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -126,7 +126,7 @@ def test_as_model_is_the_same_update(project_copy, tiny_model, method):
         load_file(tiny_model("bert") / "model.safetensors"),
         load_file(project_copy / "merged" / "model.safetensors"),
     )
-    small, kept = Adapter.open(project_copy / "small"), records.read_record(project_copy / "small")["kept_energy"]
+    small, kept = open_adapter(project_copy / "small"), records.read_record(project_copy / "small")["kept_energy"]
     for layer in small.layers:
         name = next(name for name in before if f"bert.{name}" == f"{layer}.weight")
         update, expected = after[name] - before[name], small.delta(layer).dense()
@@ -144,7 +144,7 @@ def test_adamerging_says_and_keeps_what_it_learned(project_copy):
     assert set(facts["entropy"]) == {"mood", "pair"}
     recipe = yaml.safe_load((project_copy / "merged" / "merge.yaml").read_text())
     assert (recipe["method"], recipe["options"]) == ("task-arith", {"lambda": 1.0})
-    layers = Adapter.open(project_copy / "adapters/mood").layers
+    layers = open_adapter(project_copy / "adapters/mood").layers
     for entry in recipe["adapters"]:
         assert len(entry["weight"]) == len(layers)
         assert all(abs(weight - 0.5) < 4e-3 for weight in entry["weight"].values())

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from tests import factories
 from tests.run_cli import osrm
 
@@ -151,7 +151,7 @@ def test_each_task_keeps_its_head(tmp_path):
     save_two(tmp_path)
     assert osrm("merge", "a", "b", "--quiet", cwd=tmp_path).code == 0
     for name in "ab":
-        before, after = (Adapter.open(tmp_path / folder).head_tensors() for folder in (name, f"merged/tasks/{name}"))
+        before, after = (open_adapter(tmp_path / folder).head_tensors() for folder in (name, f"merged/tasks/{name}"))
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -200,9 +200,9 @@ def test_svd_of_half_precision(tmp_path, dtype):
     for name in "ab":
         file = tmp_path / name / "adapter_model.safetensors"
         save_file({key: tensor.to(dtype) for key, tensor in load_file(file).items()}, file)
-    expected = sum(factories.dense(Adapter.open(tmp_path / name), LAYER) for name in "ab")
+    expected = sum(factories.dense(open_adapter(tmp_path / name), LAYER) for name in "ab")
     assert osrm("merge", "a", "b", "-m", "svd", "--rank", "8", "--quiet", cwd=tmp_path).code == 0
-    found = Adapter.open(tmp_path / "merged")
+    found = open_adapter(tmp_path / "merged")
     assert found.dtype == dtype
     assert error(factories.dense(found, LAYER), expected) < 4 * torch.finfo(dtype).eps
 

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.features_file import FeaturesFile
 from osrm_cli.retrofit import retrofit as room
@@ -27,7 +27,7 @@ def moment(folder, task, layer, name="second-moment"):
 
 
 def dense(folder, layer):
-    return Adapter.open(folder).delta(layer, torch.float64).dense()
+    return open_adapter(folder).delta(layer, torch.float64).dense()
 
 
 def seen(W, C):
@@ -36,7 +36,7 @@ def seen(W, C):
 
 
 def layers(folder):
-    return list(Adapter.open(folder).layers)
+    return list(open_adapter(folder).layers)
 
 
 def retrofit(project_copy, *more):
@@ -123,7 +123,7 @@ def test_projection_is_the_least_squares_fit_on_the_start_s_a(project_copy, obje
     assert osrm("init", "--each", *args, cwd=project_copy).code == 0
     for task in TASKS:
         for layer in layers(project_copy / "adapters" / task):
-            A = Adapter.open(project_copy / "new" / task).lora_factors(layer, torch.float64).A
+            A = open_adapter(project_copy / "new" / task).lora_factors(layer, torch.float64).A
             old, found = (
                 dense(project_copy / "adapters" / task, layer),
                 dense(project_copy / "retrofitted" / task, layer),
@@ -178,7 +178,7 @@ def test_mixed_ranks_and_scalings_of_another_program(project_copy, tiny_model, t
                 own, *rest = (moment(project_copy, name, layer) for name in TASKS)
                 expected = old @ own @ torch.linalg.pinv(own + sum(rest), rtol=1e-6, hermitian=True)
             else:
-                A = Adapter.open(project_copy / method / "mood").lora_factors(layer, torch.float64).A
+                A = open_adapter(project_copy / method / "mood").lora_factors(layer, torch.float64).A
                 expected = old @ torch.linalg.pinv(A) @ A
             everything = sum(moment(project_copy, name, layer) for name in TASKS)
             assert seen(found - expected, everything) < 1e-5 * seen(old, everything)
@@ -190,7 +190,7 @@ def test_the_folder_s_name_says_the_task(project_copy, tiny_model, text_tasks):
     save(project_copy / "x/mood", tiny_model("bert"), "bert", text_tasks)
     (project_copy / "x/mood/osrm.json").unlink()
     assert osrm("retrofit", "x/mood", cwd=project_copy).code == 0
-    assert Adapter.open(project_copy / "retrofitted/mood").name == "mood"
+    assert open_adapter(project_copy / "retrofitted/mood").name == "mood"
 
 
 def test_half_precision_stays(project_copy, tiny_model, text_tasks):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
@@ -43,7 +43,7 @@ def test_there_and_back_through_kohya_is_bit_for_bit(tmp_path_factory, arguments
     ours = write_peft(folder / "a", **arguments)
     convert_adapter(folder / "a", folder / "a.safetensors", "kohya")
     convert_adapter(folder / "a.safetensors", folder / "b")
-    back = Adapter.open(folder / "b")
+    back = open_adapter(folder / "b")
     assert list(back.layers) == list(ours.layers)
     old, new = (load_file(folder / name / "adapter_model.safetensors") for name in "ab")
     assert old.keys() == new.keys()
@@ -64,14 +64,14 @@ def test_there_and_back_through_diffusers_is_the_same_update(tmp_path_factory, a
     convert_adapter(folder / "a", folder / "a.safetensors", "diffusers", dtype="float32")
     convert_adapter(folder / "a.safetensors", folder / "b")
     for layer, delta in deltas(ours).items():
-        assert torch.dist(Adapter.open(folder / "b").delta(layer, torch.float64).dense(), delta) <= 1e-6 * delta.norm()
+        assert torch.dist(open_adapter(folder / "b").delta(layer, torch.float64).dense(), delta) <= 1e-6 * delta.norm()
 
 
 def test_peft_to_peft_keeps_heads_and_what_this_program_recorded(tmp_path):
     save(tmp_path / "a", "llama", task_type="SEQ_CLS")
     (tmp_path / "a" / "osrm.json").write_text(json.dumps({"task": {"name": "mood"}, "data": {"source": "mini"}}))
     convert_adapter(tmp_path / "a", tmp_path / "b")
-    old, new = Adapter.open(tmp_path / "a"), Adapter.open(tmp_path / "b")
+    old, new = open_adapter(tmp_path / "a"), open_adapter(tmp_path / "b")
     assert new.name == "mood"
     assert new.data_source == "mini"
     assert new.state_dict().keys() == old.state_dict().keys()
@@ -114,11 +114,11 @@ def test_a_format_goes_in_through_a_merge_and_out(tmp_path, format, method):
     folders, files = ([tmp_path / f"{name}{suffix}" for name in "ab"] for suffix in ("", ".safetensors"))
     merge_adapters(folders, method, out=tmp_path / "from-folders")
     merge_adapters(files, method, out=tmp_path / "from-files")
-    ours, theirs = (Adapter.open(tmp_path / name) for name in ("from-folders", "from-files"))
+    ours, theirs = (open_adapter(tmp_path / name) for name in ("from-folders", "from-files"))
     torch.testing.assert_close(deltas(theirs), deltas(ours), rtol=1e-5, atol=1e-6)
     convert_adapter(tmp_path / "from-files", tmp_path / "merged.safetensors", format)
     torch.testing.assert_close(
-        deltas(Adapter.open(tmp_path / "merged.safetensors")), deltas(ours), rtol=1e-5, atol=1e-6
+        deltas(open_adapter(tmp_path / "merged.safetensors")), deltas(ours), rtol=1e-5, atol=1e-6
     )
 
 
@@ -126,7 +126,7 @@ def test_a_merge_of_one_component_with_several(tmp_path):
     write_peft(tmp_path / "unet", {QUERY: (6, 4)}, seed=1)
     both = write_peft(tmp_path / "both", {f"unet.{QUERY}": (6, 4), f"text_encoder.{TEXT}": (6, 4)}, seed=2)
     merge_adapters([tmp_path / "unet", tmp_path / "both"], "task-arith", out=tmp_path / "merged")
-    assert set(Adapter.open(tmp_path / "merged").layers) == set(both.layers)
+    assert set(open_adapter(tmp_path / "merged").layers) == set(both.layers)
 
 
 def test_one_component_of_several(tmp_path):
@@ -134,7 +134,7 @@ def test_one_component_of_several(tmp_path):
     ours = write_peft(tmp_path / "all", layers, ranks={f"unet.{QUERY}": 3}, lora_alpha=5)
     for component, layer in {"unet": QUERY, "text_encoder": TEXT, "text_encoder_2": f"text_encoder_2.{TEXT}"}.items():
         convert_adapter(tmp_path / "all", tmp_path / component, component=component)
-        one = Adapter.open(tmp_path / component)
+        one = open_adapter(tmp_path / component)
         assert list(one.layers) == [layer]
         full = layer if component in layer else f"{component}.{layer}"
         torch.testing.assert_close(one.delta(layer).dense(), ours.delta(full).dense(), rtol=0, atol=0)
@@ -151,7 +151,7 @@ def test_layers_that_do_not_tell_their_component_need_it(tmp_path, format):
     with pytest.raises(OsrmError, match="does not tell which part of a pipeline"):
         convert_adapter(tmp_path / "a", out, format)
     convert_adapter(tmp_path / "a", out, format, component="text_encoder_2")
-    assert list(Adapter.open(out).layers) == ["text_encoder_2.encoder.layers.0.mlp.fc1"]
+    assert list(open_adapter(out).layers) == ["text_encoder_2.encoder.layers.0.mlp.fc1"]
 
 
 @pytest.mark.parametrize("format", ["diffusers", "kohya"])
@@ -169,7 +169,7 @@ def test_an_authors_layout_goes_to_kohya_alone(tmp_path):
     )
     convert_adapter(tmp_path / "a", tmp_path / "a.safetensors", "kohya")
     assert "lora_unet_double_blocks_3_img_attn_qkv.alpha" in load_file(tmp_path / "a.safetensors")
-    assert list(Adapter.open(tmp_path / "a.safetensors").layers) == list(ours.layers)
+    assert list(open_adapter(tmp_path / "a.safetensors").layers) == list(ours.layers)
     with pytest.raises(OsrmError, match="its authors' layout"):
         convert_adapter(tmp_path / "a", tmp_path / "b.safetensors", "diffusers")
 

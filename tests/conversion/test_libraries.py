@@ -7,9 +7,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.formats.components import split_component
 from osrm_cli.adapters.formats.flat_names import flatten_layer_name, unflatten_layer_name
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.merging.merge import merge_adapters
 from tests.adapters.formats.factories import write_peft
@@ -129,7 +129,7 @@ def test_merged_files_are_the_merged_updates(tmp_path, pipeline, format, method)
         convert_adapter(tmp_path / name, tmp_path / f"{name}.safetensors", format)
     merge_adapters([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], method, out=tmp_path / "merged")
     convert_adapter(tmp_path / "merged", tmp_path / "out.safetensors", format)
-    expected = noise(merged(pipeline.unet, Adapter.open(tmp_path / "merged")))
+    expected = noise(merged(pipeline.unet, open_adapter(tmp_path / "merged")))
     pipeline.load_lora_weights(str(tmp_path), weight_name="out.safetensors")
     torch.testing.assert_close(noise(pipeline.unet), expected, rtol=1e-5, atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_what_diffusers_has_saved_is_read(tmp_path, pipeline):
     pipeline.save_lora_weights(
         tmp_path, unet_lora_layers=state, unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict()
     )
-    adapter = Adapter.open(tmp_path)
+    adapter = open_adapter(tmp_path)
     assert {layer.scaling for layer in adapter.layers.values()} == {7 / 3, 7 / 2}
     torch.testing.assert_close(noise(pipeline.unet), noise(merged(tiny_unet(), adapter)), rtol=1e-5, atol=1e-5)
 
@@ -229,7 +229,7 @@ def test_mlx_lm_computes_what_the_merged_updates_say(tmp_path, method):
     tokens = [[1, 5, 9, 2], [1, 7, 3, 2]]
     with torch.no_grad():
         plain = base(torch.tensor(tokens)).logits
-        expected = merged(base, Adapter.open(tmp_path / "merged"))(torch.tensor(tokens)).logits
+        expected = merged(base, open_adapter(tmp_path / "merged"))(torch.tensor(tokens)).logits
     found = torch.tensor(model(mx.array(tokens)).astype(mx.float32).tolist())
     assert (plain - expected).abs().max() > 1e-2
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

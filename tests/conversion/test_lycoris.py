@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
@@ -64,22 +64,22 @@ def test_the_update_is_lycoris(tmp_path, kind):
     layers, expected = KINDS[kind]()
     path = write(tmp_path / "style.safetensors", layers)
     with pytest.raises(OsrmError, match=r"LoHa|LoKr|a third factor") as found:
-        Adapter.open(path)
+        open_adapter(path)
     assert "osrm convert" in str(found.value.hint)
     result = convert_adapter(path, tmp_path / "plain.safetensors", "kohya")
     assert (result.source_format, result.source_kind) == ("kohya", kind)
-    ours = deltas(Adapter.open(tmp_path / "plain.safetensors"))
+    ours = deltas(open_adapter(tmp_path / "plain.safetensors"))
     assert ours.keys() == expected.keys()
     for layer, delta in expected.items():
         torch.testing.assert_close(ours[layer], delta, rtol=1e-5, atol=1e-5)
     if CONV in expected:
-        assert Adapter.open(tmp_path / "plain.safetensors").layers[CONV].kernel == (3, 3)
+        assert open_adapter(tmp_path / "plain.safetensors").layers[CONV].kernel == (3, 3)
 
 
 def test_a_kernel_that_the_tensors_do_not_tell_is_that_of_the_layer(tmp_path):
     layers = {CONV: draw(1, hada_w1_a=(5, 2), hada_w1_b=(2, 27), hada_w2_a=(5, 2), hada_w2_b=(2, 27))}
     convert_adapter(write(tmp_path / "a.safetensors", layers), tmp_path / "a")
-    assert Adapter.open(tmp_path / "a").layers[CONV].weight_shape == (5, 3, 3, 3)
+    assert open_adapter(tmp_path / "a").layers[CONV].weight_shape == (5, 3, 3, 3)
 
 
 @pytest.mark.parametrize("method", ["ties", "tsv"])
@@ -89,7 +89,7 @@ def test_they_go_through_a_merge(tmp_path, method):
         convert_adapter(tmp_path / f"{name}.safetensors", tmp_path / name)
     merge_adapters([tmp_path / "a", tmp_path / "b"], method, out=tmp_path / "merged")
     convert_adapter(tmp_path / "merged", tmp_path / "merged.safetensors", "kohya")
-    assert set(Adapter.open(tmp_path / "merged.safetensors").layers) == {QUERY, CONV}
+    assert set(open_adapter(tmp_path / "merged.safetensors").layers) == {QUERY, CONV}
 
 
 @pytest.mark.parametrize(

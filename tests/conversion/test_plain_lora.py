@@ -8,7 +8,7 @@ import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, convert_to_lora, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
@@ -72,7 +72,7 @@ def test_a_cut_is_as_good_as_peft_s_own_conversion(tmp_path, kind):
     result = convert_adapter(tmp_path / "a", tmp_path / "plain", rank=3)
     assert result.ranks == (3, 3)
     assert result.kept_energy < 1
-    ours = Adapter.open(tmp_path / "plain")
+    ours = open_adapter(tmp_path / "plain")
     for layer in ours.layers:
         name = f"base_model.model.{layer}.lora_"
         expected = theirs[f"{name}B.weight"] @ theirs[f"{name}A.weight"]
@@ -93,7 +93,7 @@ def test_convolutions_of_loha_and_lokr(tmp_path):
                 parameter.data = torch.randn(parameter.shape) * 0.3
         peft_model.eval().save_pretrained(str(tmp_path / kind))
         convert_adapter(tmp_path / kind, tmp_path / f"{kind}-plain")
-        adapter = Adapter.open(tmp_path / f"{kind}-plain")
+        adapter = open_adapter(tmp_path / f"{kind}-plain")
         expected = peft_model.base_model.model.get_submodule("0").get_delta_weight("default")
         assert adapter.layers["0"].kernel == (3, 3)
         torch.testing.assert_close(adapter.delta("0").dense(), expected.detach().flatten(1), rtol=1e-5, atol=1e-6)
@@ -108,25 +108,25 @@ def test_a_kind_goes_through_a_merge(tmp_path, kind, method):
     for name, seed in {"a": 1, "b": 2}.items():
         save_kind(tmp_path / name, kind, seed=seed)
         with pytest.raises(OsrmError, match=r"expected LORA|use_dora is set") as found:
-            Adapter.open(tmp_path / name)
+            open_adapter(tmp_path / name)
         assert "osrm convert" in str(found.value.hint)
         convert_adapter(tmp_path / name, tmp_path / f"plain-{name}")
     merge_adapters([tmp_path / "plain-a", tmp_path / "plain-b"], method, out=tmp_path / "merged")
-    assert deltas(Adapter.open(tmp_path / "merged")).keys() == deltas(Adapter.open(tmp_path / "plain-a")).keys()
+    assert deltas(open_adapter(tmp_path / "merged")).keys() == deltas(open_adapter(tmp_path / "plain-a")).keys()
 
 
 def test_plain_lora_can_be_cut_too(tmp_path):
     ours = write_peft(tmp_path / "a", lora_alpha=6)
     result = convert_adapter(tmp_path / "a", tmp_path / "b.safetensors", "kohya", rank=1)
     assert result.ranks == (1, 1)
-    cut = Adapter.open(tmp_path / "b.safetensors")
+    cut = open_adapter(tmp_path / "b.safetensors")
     assert cut.layers.keys() == ours.layers.keys()
     for layer, delta in deltas(ours).items():
         sigma = torch.linalg.svdvals(delta)
         assert torch.dist(deltas(cut)[layer], delta) == pytest.approx(float(sigma[1:].norm()), rel=1e-5)
     everything = convert_adapter(tmp_path / "a", tmp_path / "c", energy=1.0)
     assert everything.kept_energy == pytest.approx(1)
-    torch.testing.assert_close(deltas(Adapter.open(tmp_path / "c")), deltas(ours), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(deltas(open_adapter(tmp_path / "c")), deltas(ours), rtol=1e-5, atol=1e-6)
 
 
 def test_dora_needs_its_base_model(tmp_path):

@@ -34,7 +34,9 @@ def choices(tiny_writer: Callable[[str], Path], completion_tasks: Path, tmp_path
     for split in ("train", "dev"):
         rows = [json.loads(line) for line in (completion_tasks / "last" / f"{split}.jsonl").read_text().splitlines()]
         for index, row in enumerate(rows):
-            row["choices"] = sorted({row["completion"], f"w{index}", f"w{59 - index} w1"})
+            row["choices"] = sorted(
+                {row["completion"], f"w{index}", f"w{59 - index} w1", "–––"}
+            )  # 3 characters, 9 bytes
         path = tmp_path / "tasks" / "last" / f"{split}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -81,6 +83,7 @@ def test_the_harness_finds_what_eval_finds(form: str, choices: Path) -> None:
     assert ours["accuracy"] == pytest.approx(100 * theirs["acc"], abs=1e-3)
     assert ours["accuracy_norm"] == pytest.approx(100 * theirs["acc_norm"], abs=1e-3)
     assert 0 < ours["accuracy"] < 100
+    assert 0 < ours["accuracy_norm"] < 100
     assert osrm("eval", "merged", "--data", "plain", "--out", "plain.json", "--no-single", cwd=choices).code == 0
     written = json.loads((choices / "plain.json").read_text())["tasks"]["last"]["metrics"]["exact_match"]
     assert written == pytest.approx(100 * scores["harness"]["last_write"]["exact_match"], abs=1e-3)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertForMaskedLM
 
 from osrm_cli import extract_adapter, merge_adapters
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from tests import factories
 from tests.extraction.full_models import is_linear, save_classifiers, text_logits, tune, weights, writer
@@ -47,7 +47,7 @@ def test_peft_computes_what_the_model_computes_at_full_rank(tmp_path, family):
 def test_factors_are_the_truncated_svd_of_each_difference(tmp_path):
     save_classifiers(tmp_path, "bert", 1)
     result = extract_adapter(tmp_path / "base", tmp_path / "tuned1", rank=5, out=tmp_path / "a")
-    adapter, base, tuned = Adapter.open(tmp_path / "a"), weights(tmp_path / "base"), weights(tmp_path / "tuned1")
+    adapter, base, tuned = open_adapter(tmp_path / "a"), weights(tmp_path / "base"), weights(tmp_path / "tuned1")
     assert len(adapter.layers) == 3 * 6 + 1  # the pooler too
     for layer, shape in adapter.layers.items():
         difference = tuned[f"{layer}.weight"] - base[f"{layer.removeprefix('bert.')}.weight"]
@@ -70,7 +70,7 @@ def test_a_share_of_the_energy_gives_ranks_that_peft_reads(tmp_path):
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     peft_model = PeftModel.from_pretrained(base, str(tmp_path / "a"))
     for layer in by_share.layers:
-        expected = factories.dense(Adapter.open(tmp_path / "a"), layer)
+        expected = factories.dense(open_adapter(tmp_path / "a"), layer)
         torch.testing.assert_close(factories.delta(peft_model, layer).double(), expected, atol=1e-6, rtol=1e-5)
     both = extract_adapter(tmp_path / "base", tmp_path / "tuned1", rank=3, energy=0.9, out=tmp_path / "c")
     assert max(both.ranks.values()) == 3
@@ -125,7 +125,7 @@ def test_head_and_names_of_classes_are_carried(tmp_path):
     names = {"0": "no", "1": "maybe", "2": "yes"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": names}))
     result = extract_adapter(tmp_path / "base", tmp_path / "tuned1", out=tmp_path / "a")
-    head = Adapter.open(tmp_path / "a").head_tensors()
+    head = open_adapter(tmp_path / "a").head_tensors()
     tuned = load_file(tmp_path / "tuned1/model.safetensors")
     assert head.keys() == {"classifier.weight", "classifier.bias"}
     assert all(torch.equal(tensor, tuned[name]) for name, tensor in head.items())
@@ -218,13 +218,13 @@ def test_half_precision_is_subtracted_in_float32(tmp_path, kind):
     base.save_pretrained(str(tmp_path / "base"))
     tuned.save_pretrained(str(tmp_path / "tuned"))
     extract_adapter(tmp_path / "base", tmp_path / "tuned", rank=WHOLE, out=tmp_path / "a")
-    adapter, old, new = Adapter.open(tmp_path / "a"), weights(tmp_path / "base"), weights(tmp_path / "tuned")
+    adapter, old, new = open_adapter(tmp_path / "a"), weights(tmp_path / "base"), weights(tmp_path / "tuned")
     assert adapter.dtype == torch.float32
     for layer in adapter.layers:
         expected = new[f"{layer}.weight"] - old[f"{layer}.weight"]
         assert (factories.dense(adapter, layer) - expected).norm() < 1e-6 * expected.norm()
     extract_adapter(tmp_path / "base", tmp_path / "tuned", dtype="bfloat16", out=tmp_path / "b")
-    assert Adapter.open(tmp_path / "b").dtype == torch.bfloat16
+    assert open_adapter(tmp_path / "b").dtype == torch.bfloat16
 
 
 def test_full_rank_merges_like_the_dense_differences(tmp_path):
@@ -237,7 +237,7 @@ def test_full_rank_merges_like_the_dense_differences(tmp_path):
     merge_adapters(paths, out=tmp_path / "sum", **words)
     merge_adapters(paths, "iso-c", out=tmp_path / "iso", **words)
     found, flat = weights(tmp_path / "sum"), weights(tmp_path / "iso")
-    for name in (f"{layer}.weight".removeprefix("bert.") for layer in Adapter.open(paths[0]).layers):
+    for name in (f"{layer}.weight".removeprefix("bert.") for layer in open_adapter(paths[0]).layers):
         total = sum(model[f"bert.{name}"] - base[name] for model in tuned)
         assert (found[name] - base[name] - 0.4 * total).norm() < 1e-6 * found[name].norm()
         U, S, Vh = torch.linalg.svd(total, full_matrices=False)
@@ -253,7 +253,7 @@ def test_at_full_rank_adapters_merge_as_the_full_models_do(tmp_path, method):
     merge_adapters([tmp_path / "tuned1", tmp_path / "tuned2"], method, out=tmp_path / "models", **words)
     merge_adapters([tmp_path / "a1", tmp_path / "a2"], method, form="model", out=tmp_path / "adapters", **words)
     base, models, adapters = (weights(tmp_path / name) for name in ("base", "models", "adapters"))
-    for name in (f"{layer}.weight".removeprefix("bert.") for layer in Adapter.open(tmp_path / "a1").layers):
+    for name in (f"{layer}.weight".removeprefix("bert.") for layer in open_adapter(tmp_path / "a1").layers):
         assert (models[name] - base[name]).norm() > 1e-3 * base[name].norm()
         assert (adapters[name] - models[name]).norm() < 1e-6 * models[name].norm(), name
 

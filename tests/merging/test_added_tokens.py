@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from osrm_cli.adapters.tokenizer_files import TOKENIZER_FILES
 from osrm_cli.merging.merge import merge_adapters
-from osrm_cli.models.base_model import TOKENIZER_FILES
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PEFT and transformers, that embeddings have grown
 WITHIN, BEYOND = ["<mask>"], ["<tool>", "</tool>"]  # the first is a word of the base model's vocabulary

@@ -321,9 +321,9 @@ def test_adapters_and_full_models_merge_together(models, tmp_path):
     assert result.summary["form"] == "model"
     base, (tuned,) = differences(models, "tuned2")
     found = weights(tmp_path / "m")
-    from osrm_cli.adapters.adapter import Adapter
+    from osrm_cli.adapters.open_adapter import open_adapter
 
-    adapter = Adapter.open(tmp_path / "a")
+    adapter = open_adapter(tmp_path / "a")
     for name, W in base.items():
         own = f"bert.{name.removesuffix('.weight')}"
         delta = factories.dense(adapter, own) if own in adapter.layers else 0

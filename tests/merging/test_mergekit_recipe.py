@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
@@ -68,7 +68,7 @@ CASES = {
 @pytest.mark.parametrize(("method", "weights", "parameters", "density"), CASES.values(), ids=CASES)
 def test_mergekit_recipes_compute_what_mergekit_computes(adapters, tmp_path, method, weights, parameters, density):
     plan = plan_of(adapters, tmp_path, method, weights, parameters, density)
-    opened = [Adapter.open(adapters / name) for name in "abc"]
+    opened = [open_adapter(adapters / name) for name in "abc"]
     normalize = parameters.get("normalize", method in ("linear", "ties"))
     rule = plan.method.load()
     for layer in plan.layers[:2]:
@@ -96,7 +96,7 @@ def test_breadcrumbs(adapters, tmp_path, normalize):
     weights = (0.5, 0.2, 1.1)
     plan = plan_of(adapters, tmp_path, "breadcrumbs", weights, shared, 0.6)
     layer = plan.layers[0]
-    parts = [without_tails(dense(Adapter.open(adapters / name), layer), 0.6, 0.05) for name in "abc"]
+    parts = [without_tails(dense(open_adapter(adapters / name), layer), 0.6, 0.05) for name in "abc"]
     expected = 0.5 * sum(weight * part for weight, part in zip(weights, parts, strict=True))
     found = plan.method.load()(plan.read_updates(layer, {}), plan.options).dense().double()
     torch.testing.assert_close(found, expected / sum(weights) if normalize else expected, rtol=1e-5, atol=1e-6)
@@ -107,7 +107,7 @@ def test_sce(adapters, tmp_path):
     values = {"merge_method": "sce", "base_model": "org/bert", "models": models, "parameters": {"select_topk": 0.3}}
     plan = MergePlan.of(read(tmp_path, values))
     layer = plan.layers[0]
-    parts = torch.stack([dense(Adapter.open(adapters / name), layer) for name in "abc"])
+    parts = torch.stack([dense(open_adapter(adapters / name), layer) for name in "abc"])
     variance = parts.var(0, correction=0)
     count = int(0.3 * int((variance > 0).sum()))
     chosen = parts * (variance >= variance.flatten().sort(descending=True).values[count - 1])
@@ -124,7 +124,7 @@ def test_ram(adapters, tmp_path, method):
     values = {"merge_method": method, "base_model": "org/bert", "models": models, "parameters": parameters}
     plan = MergePlan.of(read(tmp_path, values))
     layer = plan.layers[0]
-    parts = torch.stack([dense(Adapter.open(adapters / name), layer) for name in "abc"])
+    parts = torch.stack([dense(open_adapter(adapters / name), layer) for name in "abc"])
     used = parts.abs() > 0.15
     users = used.sum(0)
     shared, own = ((used & mask).sum((1, 2)) for mask in (users > 1, users == 1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
@@ -30,7 +30,7 @@ def place(folder, base, grown=0):
 def test_values_are_put_into_a_model(tmp_path, case, is_tied):
     base = save_base(tmp_path / "base", is_tied)
     expected = save_adapter(tmp_path / "a", base, **CASES[case])
-    adapter, model = Adapter.open(tmp_path / "a"), place(tmp_path / "a", base, CASES[case].get("grown", 0))
+    adapter, model = open_adapter(tmp_path / "a"), place(tmp_path / "a", base, CASES[case].get("grown", 0))
     with with_backbone_deltas(model, lambda layer: adapter.delta(layer).dense(), list(adapter.layers)):
         torch.testing.assert_close(logits(model), expected, rtol=1e-6, atol=5e-6)
 
@@ -50,7 +50,7 @@ def test_another_model_is_refused(tmp_path):
 def test_an_adapter_leaves_the_model_as_it_was(tmp_path, case, is_tied, dtype):
     base = save_base(tmp_path / "base", is_tied)
     expected = save_adapter(tmp_path / "a", base, **CASES[case])
-    adapter, model = Adapter.open(tmp_path / "a"), load_base(base).to(dtype)
+    adapter, model = open_adapter(tmp_path / "a"), load_base(base).to(dtype)
     before = logits(model)
     with with_adapted_backbone(model, make_peft_model(model, adapter), adapter) as updated:
         close = {"rtol": 1e-6, "atol": 5e-6} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.2}
@@ -61,4 +61,4 @@ def test_an_adapter_leaves_the_model_as_it_was(tmp_path, case, is_tied, dtype):
 def test_training_does_not_go_on_with_them(tmp_path):
     save_adapter(tmp_path / "a", save_base(tmp_path / "base"), [3])
     with pytest.raises(OsrmError, match=r"values of the base model's model\.embed_tokens, which osrm train cannot"):
-        to_trainable_peft_model(LoadedModel(load_base(tmp_path / "base"), []), Adapter.open(tmp_path / "a"), None)
+        to_trainable_peft_model(LoadedModel(load_base(tmp_path / "base"), []), open_adapter(tmp_path / "a"), None)

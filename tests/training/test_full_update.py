@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.features.feature_set import FeatureSet
 from osrm_cli.models.classifier import load_classifier, load_tokenizer
@@ -41,7 +41,7 @@ def test_gradient_of_b_is_that_of_the_weight(project: Path, tiny_model: Callable
     folder = tiny_model("bert")
     tokenizer = load_tokenizer(folder)
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
-    start = to_full_training_start(Adapter.open(project / "starts/mood"), None, 0)
+    start = to_full_training_start(open_adapter(project / "starts/mood"), None, 0)
     model = to_trainable_peft_model(load_classifier(folder, 2, tokenizer, torch.float32, 0, 0.0), start, "A").eval()
     plain = load_classifier(folder, 2, tokenizer, torch.float32, 0, 0.0).model.eval()
     for each in (model, plain):
@@ -56,8 +56,8 @@ def test_gradient_of_b_is_that_of_the_weight(project: Path, tiny_model: Callable
 @pytest.mark.parametrize("words", [(), ("--interference-penalty", 2)], ids=["alone", "with the penalty"])
 def test_projected_updates_do_not_act_on_the_principal_subspace(project: Path, words: tuple[object, ...]) -> None:
     """What AdamW leaves after its steps and weight decay, against eigenvectors in float64."""
-    free = Adapter.open(train(project, "free", "--full"))
-    projected = Adapter.open(train(project, "projected", "--full", "--project", "--project-energy", 0.9, *words))
+    free = open_adapter(train(project, "free", "--full"))
+    projected = open_adapter(train(project, "projected", "--full", "--project", "--project-energy", 0.9, *words))
     features = FeatureSet.open(project / "features").select()
     for inputs in features.layers(per_token=False):
         _, vectors = torch.linalg.eigh(inputs.others("mood").dense().double())
@@ -81,7 +81,7 @@ def test_peft_loads_the_result_and_a_merge_takes_it(project: Path, tiny_model: C
         if len({len(basis) for basis in find_trainable_subspaces("mood", features, share / 1000).values()}) > 1
     )
     path = train(project, "adapters", "--full", "--project", "--project-energy", energy)
-    adapter = Adapter.open(path)
+    adapter = open_adapter(path)
     assert len({layer.rank for layer in adapter.layers.values()}) > 1
     base = AutoModelForSequenceClassification.from_pretrained(tiny_model("bert"), num_labels=2)
     merged = PeftModel.from_pretrained(base, path).merge_and_unload().state_dict()
@@ -111,7 +111,7 @@ def test_the_command_says_how_many_directions_were_trained(project: Path) -> Non
     assert "trained in 16 directions of each layer" in osrm(*words, "--out", "all", cwd=project).stdout
     run = osrm(*words, "--project", "--out", "free", "--json", cwd=project)
     directions = json.loads(run.stdout)["adapters"]["mood"]["directions"]
-    ranks = [layer.rank for layer in Adapter.open(project / "free" / "mood").layers.values()]
+    ranks = [layer.rank for layer in open_adapter(project / "free" / "mood").layers.values()]
     assert directions == {"least": min(ranks), "most": max(ranks)}
 
 

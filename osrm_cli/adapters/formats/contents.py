@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.errors import OsrmError
 from osrm_cli.storage.input_files import TensorLocation
-
-if TYPE_CHECKING:
-    from osrm_cli.adapters.adapter import Adapter
 
 _Number = TypeVar("_Number", int, float)
 
@@ -45,7 +43,7 @@ class AdapterOutput:
         metadata: Texts by key that go on with the weights.
     """
 
-    adapter: "Adapter"
+    adapter: Adapter
     dtype: torch.dtype
     may_round: bool
     component: str | None

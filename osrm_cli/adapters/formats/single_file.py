@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.formats.contents import AdapterOutput
 from osrm_cli.adapters.layers import PREFIX, find_expert_parameter, tensor_kind
 from osrm_cli.adapters.writer import cast_adapter_factor, shape_peft_factors
@@ -13,9 +13,6 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.storage.input_files import open_safetensors
 from osrm_cli.storage.safetensors_writer import SafetensorsStream
-
-if TYPE_CHECKING:
-    from osrm_cli.adapters.adapter import Adapter
 
 
 def has_lora_tensor(path: Path, is_name: Callable[[str], bool]) -> bool:
@@ -28,7 +25,7 @@ def has_lora_tensor(path: Path, is_name: Callable[[str], bool]) -> bool:
         return any(is_name(name) for name in file.keys())  # noqa: SIM118 - it is not a mapping
 
 
-def check_adapter_fits_format(adapter: "Adapter", name: str) -> None:
+def check_adapter_fits_format(adapter: Adapter, name: str) -> None:
     """Check that an adapter is factors of layers alone.
 
     Args:
@@ -51,7 +48,7 @@ def check_adapter_fits_format(adapter: "Adapter", name: str) -> None:
         )
 
 
-def check_only_linear_layers(adapter: "Adapter", name: str) -> None:
+def check_only_linear_layers(adapter: Adapter, name: str) -> None:
     """Check that an adapter is factors of linear layers and convolutions alone.
 
     Args:

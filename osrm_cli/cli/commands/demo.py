@@ -1,5 +1,6 @@
 """``osrm demo``: the whole pipeline on generated tasks, for plain LoRA and for OSRM."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -79,12 +80,10 @@ def demo(
     """
     import shutil
 
-    from osrm_cli.evaluation.score_files import read_scored_record
-    from osrm_cli.evaluation.scores import SCORES_NAME
-    from osrm_cli.storage import atomic
+    from osrm_cli.storage.atomic import refuse_existing
 
     console = Console(json, quiet)
-    atomic.refuse_existing(out, overwrite)
+    refuse_existing(out, overwrite)
     if overwrite and out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
@@ -92,7 +91,7 @@ def demo(
     setting = replace(setting, model=model or setting.model, scale=setting.scale if scale is None else scale)
     for commands in _demo_stages(setting, seed):
         _run_demo_commands(commands, out, console)
-    records = {arm: read_scored_record(out / "merged" / arm / SCORES_NAME)[0] for arm in _VARIANTS}
+    records = {arm: _read_demo_scores(out / "merged" / arm) for arm in _VARIANTS}
     _draw_demo_chart(records, out / "demo.png")
     console.note(f"All files are in {out}/; the plot is {out}/demo.png.")
     console.result({"folder": str(out), "arms": records}, _make_demo_table(records))
@@ -154,6 +153,11 @@ def _expand_command_word(word: str, folder: Path) -> Sequence[str]:
     if not word.endswith("/*"):
         return [word]
     return sorted(str(path.relative_to(folder)) for path in (folder / word[:-2]).glob("[!.]*"))
+
+
+def _read_demo_scores(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    return record
 
 
 def _make_demo_table(records: dict[str, Any]) -> Any:

@@ -70,7 +70,7 @@ def evaluate(
     result = evaluate_folder(
         folder,
         task or [],
-        data=data if split_dev is None else task_source_with_dev_share(data, split_dev),
+        data=task_source_with_dev_share(data, split_dev),
         split=split,
         limit=limit,
         predictions=predictions,

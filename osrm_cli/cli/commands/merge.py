@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -185,9 +184,9 @@ def merge(
     strict = {name for name in (*OPTIONS, *others) if _is_option_typed(context, name)}
     step = None
     if calibrate:
-        from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES, Calibration, CalibrationSettings
+        from osrm_cli.calibration.calibrate import DEFAULT_SAMPLES, prepare_calibration
 
-        step = partial(Calibration.draw, settings=CalibrationSettings(samples or DEFAULT_SAMPLES, seed or 0))
+        step = prepare_calibration(samples or DEFAULT_SAMPLES, seed or 0)
         strict -= {"samples", "seed"}
     result = merge_adapters(
         adapters or [],

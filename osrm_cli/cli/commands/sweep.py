@@ -131,7 +131,7 @@ def sweep(
         calibrate=calibrate,
         samples=samples,
         features=features,
-        data=data if split_dev is None else task_source_with_dev_share(data, split_dev),
+        data=task_source_with_dev_share(data, split_dev),
         split=split,
         validation_split=validation_split,
         limit=limit,
@@ -167,14 +167,14 @@ def _parse_grid_options(
     scale: Sequence[str] | None, density: Sequence[str] | None, others: Sequence[str] | None
 ) -> "dict[str, list[Value]]":
     """The grid: values by option."""
-    from osrm_cli.sweep import grid
+    from osrm_cli.sweep.grid import parse_grid_option, parse_grid_values
 
     axes = {}
     for name, texts in (("lambda", scale), ("density", density)):
         if texts:
-            axes[name] = grid.parse_grid_values(f"--{name}", texts)
+            axes[name] = parse_grid_values(f"--{name}", texts)
     for text in others or []:
-        name, values = grid.parse_grid_option(text)
+        name, values = parse_grid_option(text)
         if name in axes:
             raise OsrmError(f"--option {text}: {name} is given twice", "give all its values at once")
         axes[name] = values

@@ -116,7 +116,7 @@ def train(
     console = Console(json, quiet or not is_first)
     trained = train_adapters(
         starts,
-        data=data if split_dev is None else task_source_with_dev_share(data, split_dev),
+        data=task_source_with_dev_share(data, split_dev),
         model=model,
         revision=revision,
         lr=lr,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from osrm_cli.features.statistics.table import MOMENT_COLUMNS
+from osrm_cli.features.statistics.panels import moment_panels
 from osrm_cli.linalg.second_moment import to_float64
 
 State = dict[str, torch.Tensor]
@@ -114,11 +114,9 @@ class SecondMomentAccumulator(Accumulator):
     as the whole in float32.
     """
 
-    _COLUMNS = MOMENT_COLUMNS
-
     def __init__(self, d_in: int) -> None:
         super().__init__(d_in)
-        shapes = [(d_in - start, min(self._COLUMNS, d_in - start)) for start in range(0, d_in, self._COLUMNS)]
+        shapes = moment_panels(d_in)
         # In one block, which the system has back at the end: of smaller ones the allocator keeps pieces.
         block = torch.zeros(sum(rows * columns for rows, columns in shapes), dtype=torch.float64)
         parts = torch.split(block, [rows * columns for rows, columns in shapes])

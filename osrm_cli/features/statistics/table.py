@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from osrm_cli.errors import OsrmError
+from osrm_cli.features.statistics.panels import moment_panels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,11 +56,10 @@ class Statistic:
             d_in: Width of the inputs.
             examples: Examples read.
         """
-        panels = range(0, d_in, MOMENT_COLUMNS)
         held = {
             "mean": 8 * d_in,
             "samples": (8 * d_in + _TENSOR_BYTES) * examples,
-            "second-moment": 8 * sum((d_in - start) * min(MOMENT_COLUMNS, d_in - start) for start in panels),
+            "second-moment": 8 * sum(rows * columns for rows, columns in moment_panels(d_in)),
             "sketch": 4 * 8 * (self.size or 0) * d_in,
             "gradient": 0,
         }[self.kind]
@@ -115,6 +115,5 @@ def find_statistic(name: str) -> Statistic:
 
 
 SECOND_MOMENT = "second-moment"
-MOMENT_COLUMNS = 192  # of a second moment that are summed at a time, from the diagonal down
 _TENSOR_BYTES = 1024  # that a small tensor takes beside its numbers
 MAX_SKETCH_ROWS = 2**16  # far beyond the width of any layer, above which a second moment is smaller

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from osrm_cli.adapters.task_data import AdapterTaskSample
+from osrm_cli.adapters.tokenizer_files import TOKENIZER_FILES
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data.fisher import FisherInformation, example_loss
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.models.backbone import check_model_positions
-from osrm_cli.models.base_model import TOKENIZER_FILES
 from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
 from osrm_cli.models.full.full_model import FullModel
 from osrm_cli.models.token_batches import check_model_vocabulary, collate_batch, tokenize_for_classifier

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -11,7 +10,6 @@ from osrm_cli.adapters.task_data import AdapterTaskSample
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.foreign import ForeignAdapter
-from osrm_cli.merging.plan import MergedModules, MergePlan
 from osrm_cli.models.backbone import Backbone, TaskHead, with_backbone_deltas
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import check_chat_template, encode_generated_answer
@@ -95,59 +93,6 @@ class TaskModel:
     def batches(self) -> list[list[int]]:
         """All examples in batches of like length."""
         return group_by_length([len(encoding["input_ids"]) for encoding in self.encodings], BATCH_SIZE)
-
-
-def load_task_models(
-    plan: MergePlan,
-    samples: Sequence[AdapterTaskSample],
-    saved: MergedModules,
-    folder: Path,
-    device: torch.device,
-    progress: Progress,
-) -> list[TaskModel]:
-    """Load the base model once for each kind of task, in float32, and put every task's head on it.
-
-    The single adapters of text tasks write their completions here, unless the given ones are to be read.
-
-    Args:
-        plan: Its layers are those of the model.
-        samples: The tasks' examples.
-        saved: Each task's head, and what the adapters have trained as a whole.
-        folder: The base model's folder.
-        device: Device of the model.
-        progress: Shows a bar while answers are written.
-
-    Raises:
-        OsrmError: If an adapter or its head does not fit the base model, or an example cannot be used or is longer than
-            its positions.
-    """
-    from osrm_cli.merging.from_data.teachers import TeacherModels  # which imports this module
-
-    backbones: dict[bool, Backbone | TextBackbone] = {}
-    for is_text in sorted({sample.data.task.is_text for sample in samples}):
-        backbones[is_text] = TextBackbone.load(folder, device) if is_text else Backbone.load(folder, device)
-    if len(backbones) == 2 and backbones[True].model.config.is_encoder_decoder:
-        raise OsrmError(
-            f"method {plan.method.name} cannot read classifiers and writers on one encoder-decoder, which call its "
-            "layers differently",
-            "merge them apart, or use a method that reads features or the adapters alone, see osrm merge --list",
-        )
-    for backbone in backbones.values():
-        backbone.check_layers(plan.shapes)
-        backbone.replace_values(saved.values, saved.rows)
-        backbone.check_max_length(max(sample.max_length for sample in samples))
-    own = plan.recipe.options.get("completions") == "own"
-    teachers = TeacherModels(device, own, progress)
-    models = []
-    for sample in samples:
-        backbone = backbones[sample.data.task.is_text]
-        if isinstance(sample.adapter, ForeignAdapter):
-            models.append(teachers.load_student(backbone, sample, sample.adapter, plan.recipe.options["seed"]))
-        elif isinstance(backbone, TextBackbone):
-            models.append(load_writer_task_model(backbone, sample, own, progress))
-        else:
-            models.append(load_classifier_task_model(backbone, sample, saved.heads[sample.adapter.name]))
-    return models
 
 
 def load_classifier_task_model(

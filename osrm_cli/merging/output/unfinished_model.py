@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from osrm_cli import __version__
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.storage import atomic
 from osrm_cli.storage.records import BaseModelId
+from osrm_cli.version import __version__
 
 _ABOUT = "merge.json"
 _KEPT = "kept.jsonl"

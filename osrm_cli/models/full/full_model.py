@@ -8,8 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from osrm_cli.adapters.adapter import Adapter, split_adapter_source
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.layers import AdapterLayer, is_base_module, layer_matrix_shape, layer_name_sort_key
+from osrm_cli.adapters.open_adapter import split_adapter_source
 from osrm_cli.linalg.row_stream import RowStream, Update
 from osrm_cli.models.base_model import find_base_model
 from osrm_cli.models.full.fine_tuned import FineTunedModel, FineTunedPair

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import AdapterConfig
 from osrm_cli.adapters.layers import AdapterLayer
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.adapters.writer import write_adapter_stream
 from osrm_cli.linalg.low_rank import LowRank
 
@@ -41,7 +42,7 @@ def write_peft(
     with write_adapter_stream(folder, list(layers), config, dtype=dtype, shapes=shapes) as writer:
         for name, delta in deltas.items():
             writer.add(name, delta)
-    return Adapter.open(folder)
+    return open_adapter(folder)
 
 
 def write_file(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: str) -> Path:

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.errors import OsrmError
 from tests.adapters.formats.factories import CONV, OUT, QUERY, deltas, pair, write_file, write_peft
@@ -40,7 +40,7 @@ FLUX, WAN = "single_blocks.7.linear1", "blocks.0.self_attn.q"
 def test_every_way_of_naming_a_factor_is_read(tmp_path, name, style, layer):
     names = (name + style[0], name + style[1])
     tensors = pair(names, (6, 4))
-    adapter = Adapter.open(write_file(tmp_path / "style.safetensors", tensors))
+    adapter = open_adapter(write_file(tmp_path / "style.safetensors", tensors))
     assert adapter.format == "diffusers"
     assert list(adapter.layers) == [layer]
     torch.testing.assert_close(adapter.delta(layer).dense(), tensors[names[1]] @ tensors[names[0]])
@@ -49,12 +49,12 @@ def test_every_way_of_naming_a_factor_is_read(tmp_path, name, style, layer):
 def test_a_folder_with_the_usual_file_is_one_adapter(tmp_path):
     (tmp_path / "style").mkdir()
     write_file(tmp_path / "style" / "pytorch_lora_weights.safetensors", pair(PEFT, (6, 4)))
-    assert Adapter.open(tmp_path / "style").name == "style"
+    assert open_adapter(tmp_path / "style").name == "style"
 
 
 def test_alphas_beside_the_factors_count(tmp_path):
     tensors = pair(PEFT, (6, 4)) | {f"unet.{QUERY}.alpha": torch.tensor(6.0)}
-    assert Adapter.open(write_file(tmp_path / "a.safetensors", tensors)).layers[QUERY].scaling == 3
+    assert open_adapter(write_file(tmp_path / "a.safetensors", tensors)).layers[QUERY].scaling == 3
 
 
 @pytest.mark.parametrize("prefix", ["unet.", ""])
@@ -62,7 +62,7 @@ def test_settings_in_the_header_count(tmp_path, prefix):
     settings = {"r": 2, "lora_alpha": 8, "rank_pattern": {"to_k": 3}, "alpha_pattern": {"to_k": 6}, "use_dora": False}
     header = {"lora_adapter_metadata": json.dumps({prefix + key: value for key, value in settings.items()})}
     tensors = pair(PEFT, (6, 4)) | pair(tuple(name.replace("to_q", "to_k") for name in PEFT), (6, 4), rank=3)
-    adapter = Adapter.open(write_file(tmp_path / "a.safetensors", tensors, **header))
+    adapter = open_adapter(write_file(tmp_path / "a.safetensors", tensors, **header))
     assert [layer.scaling for layer in adapter.layers.values()] == [2, 4]
 
 
@@ -85,13 +85,13 @@ def test_what_is_not_two_factors_is_refused(tmp_path, tensors, header, message):
     path = tmp_path / "a.safetensors"
     write_file(path, pair(PEFT, (6, 4)) | tensors, **({"lora_adapter_metadata": text} if header else {}))
     with pytest.raises(OsrmError, match=message):
-        Adapter.open(path)
+        open_adapter(path)
 
 
 def test_peft_s_own_file_needs_its_folder(tmp_path):
     write_peft(tmp_path / "a")
     with pytest.raises(OsrmError, match="not a LoRA file of diffusers or kohya") as found:
-        Adapter.open(tmp_path / "a" / "adapter_model.safetensors")
+        open_adapter(tmp_path / "a" / "adapter_model.safetensors")
     assert "folder" in str(found.value.hint)
 
 
@@ -107,7 +107,7 @@ def test_the_scaling_is_folded_into_b(tmp_path):
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         settings = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (settings["unet.r"], settings["unet.lora_alpha"]) == (2, 2)
-    back = Adapter.open(tmp_path / "a.safetensors")
+    back = open_adapter(tmp_path / "a.safetensors")
     assert {layer.scaling for layer in back.layers.values()} == {1.0}
 
 
@@ -119,11 +119,11 @@ def test_half_precision_is_not_rounded_unless_asked(tmp_path):
     assert not (tmp_path / "a.safetensors").exists()
     convert_adapter(tmp_path / "a", tmp_path / "wide.safetensors", "diffusers", dtype="float32")
     convert_adapter(tmp_path / "a", tmp_path / "half.safetensors", "diffusers", dtype="float16")
-    ours, wide, half = (deltas(Adapter.open(tmp_path / name)) for name in ("a", "wide.safetensors", "half.safetensors"))
+    ours, wide, half = (deltas(open_adapter(tmp_path / name)) for name in ("a", "wide.safetensors", "half.safetensors"))
     torch.testing.assert_close(wide, ours, rtol=0, atol=0)
     torch.testing.assert_close(half, ours, rtol=1e-2, atol=1e-2)
     write_peft(tmp_path / "b", dtype=torch.float16, lora_alpha=8)  # a power of two: exact
     convert_adapter(tmp_path / "b", tmp_path / "b.safetensors", "diffusers")
     torch.testing.assert_close(
-        deltas(Adapter.open(tmp_path / "b.safetensors")), deltas(Adapter.open(tmp_path / "b")), rtol=0, atol=0
+        deltas(open_adapter(tmp_path / "b.safetensors")), deltas(open_adapter(tmp_path / "b")), rtol=0, atol=0
     )

@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.errors import OsrmError
 from tests.adapters.formats.factories import CONV, OUT, QUERY, pair, write_file, write_peft
@@ -22,7 +22,7 @@ def kohya(flat=FLAT, shape=(6, 4), alpha=None, **options):
 
 def test_the_update_is_alpha_over_rank_times_up_times_down(tmp_path):
     tensors = kohya(alpha=0.5, rank=3)
-    adapter = Adapter.open(write_file(tmp_path / "style.safetensors", tensors))
+    adapter = open_adapter(write_file(tmp_path / "style.safetensors", tensors))
     assert adapter.name == "style"
     assert adapter.format == "kohya"
     assert list(adapter.layers) == [QUERY]
@@ -31,14 +31,14 @@ def test_the_update_is_alpha_over_rank_times_up_times_down(tmp_path):
 
 
 def test_without_alpha_the_scaling_is_one(tmp_path):
-    adapter = Adapter.open(write_file(tmp_path / "style.safetensors", kohya()))
+    adapter = open_adapter(write_file(tmp_path / "style.safetensors", kohya()))
     assert adapter.layers[QUERY].scaling == 1
 
 
 def test_a_convolution_is_the_matrix_over_its_patches(tmp_path):
     flat = "lora_unet_up_blocks_1_resnets_0_conv1"
     tensors = kohya(flat, (5, 3, 3, 3), alpha=2.0)
-    adapter = Adapter.open(write_file(tmp_path / "style.safetensors", tensors))
+    adapter = open_adapter(write_file(tmp_path / "style.safetensors", tensors))
     layer = adapter.layers[CONV]
     assert (layer.d_out, layer.d_in, layer.kernel, layer.weight_shape) == (5, 27, (3, 3), (5, 3, 3, 3))
     pictures, conv = torch.randn(2, 3, 8, 8), torch.nn.functional.conv2d
@@ -50,12 +50,12 @@ def test_a_convolution_is_the_matrix_over_its_patches(tmp_path):
 def test_components_are_kept_apart(tmp_path):
     text = "text_model.encoder.layers.3.self_attn.q_proj"
     tensors = kohya() | kohya(TEXT) | kohya(TEXT.replace("lora_te_", "lora_te2_"))
-    adapter = Adapter.open(write_file(tmp_path / "style.safetensors", tensors))
+    adapter = open_adapter(write_file(tmp_path / "style.safetensors", tensors))
     assert set(adapter.layers) == {f"unet.{QUERY}", f"text_encoder.{text}", f"text_encoder_2.{text}"}
     # Nothing but the prefix tells the second text encoder from the first.
-    lone = Adapter.open(write_file(tmp_path / "lone.safetensors", kohya(TEXT.replace("lora_te_", "lora_te2_"))))
+    lone = open_adapter(write_file(tmp_path / "lone.safetensors", kohya(TEXT.replace("lora_te_", "lora_te2_"))))
     assert set(lone.layers) == {f"text_encoder_2.{text}"}
-    first = Adapter.open(write_file(tmp_path / "first.safetensors", kohya(TEXT.replace("lora_te_", "lora_te1_"))))
+    first = open_adapter(write_file(tmp_path / "first.safetensors", kohya(TEXT.replace("lora_te_", "lora_te1_"))))
     assert set(first.layers) == {text}
 
 
@@ -79,17 +79,17 @@ def test_components_are_kept_apart(tmp_path):
     ],
 )
 def test_stability_ai_s_names_become_diffusers(tmp_path, authors, diffusers):
-    adapter = Adapter.open(write_file(tmp_path / "xl.safetensors", kohya(f"lora_unet_{authors}")))
+    adapter = open_adapter(write_file(tmp_path / "xl.safetensors", kohya(f"lora_unet_{authors}")))
     assert list(adapter.layers) == [diffusers]
 
 
 def test_ranks_and_alphas_may_differ_from_layer_to_layer(tmp_path):
     other = FLAT.replace("to_q", "to_k")
     tensors = kohya(alpha=1.0, rank=3) | kohya(other, alpha=8.0, rank=4)
-    adapter = Adapter.open(write_file(tmp_path / "style.safetensors", tensors))
+    adapter = open_adapter(write_file(tmp_path / "style.safetensors", tensors))
     assert {layer.rank: layer.scaling for layer in adapter.layers.values()} == {3: 1 / 3, 4: 2}
     convert_adapter(tmp_path / "style.safetensors", tmp_path / "style")
-    assert {layer.rank: layer.scaling for layer in Adapter.open(tmp_path / "style").layers.values()} == {3: 1 / 3, 4: 2}
+    assert {layer.rank: layer.scaling for layer in open_adapter(tmp_path / "style").layers.values()} == {3: 1 / 3, 4: 2}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_ranks_and_alphas_may_differ_from_layer_to_layer(tmp_path):
 def test_what_is_not_two_factors_is_refused(tmp_path, tensors, message):
     path = write_file(tmp_path / "style.safetensors", kohya() | tensors)
     with pytest.raises(OsrmError, match=message):
-        Adapter.open(path)
+        open_adapter(path)
 
 
 def test_names_that_would_not_come_back_are_refused(tmp_path):
@@ -125,7 +125,7 @@ def test_names_that_would_not_come_back_are_refused(tmp_path):
 def test_rslora_becomes_an_alpha(tmp_path):
     adapter = write_peft(tmp_path / "a", ranks={QUERY: 3, OUT: 5}, lora_alpha=4, use_rslora=True)
     convert_adapter(tmp_path / "a", tmp_path / "a.safetensors", "kohya")
-    back = Adapter.open(tmp_path / "a.safetensors")
+    back = open_adapter(tmp_path / "a.safetensors")
     for layer in adapter.layers:
         assert back.layers[layer].scaling == pytest.approx(4 / back.layers[layer].rank ** 0.5, rel=1e-15)
     stored = load_file(tmp_path / "a.safetensors")
@@ -155,7 +155,7 @@ def test_the_header_s_facts_go_on_but_for_digests_and_private_ones(tmp_path):
 )
 def test_names_of_other_transformers_come_back(tmp_path, name):
     path = write_file(tmp_path / "a.safetensors", kohya("lora_unet_" + name.replace(".", "_")))
-    assert list(Adapter.open(path).layers) == [f"diffusion_model.{name}"]
+    assert list(open_adapter(path).layers) == [f"diffusion_model.{name}"]
 
 
 def test_names_of_other_transformers_keep_their_layout(tmp_path):
@@ -175,5 +175,5 @@ def test_text_encoders_are_numbered_where_there_are_several(tmp_path):
         convert_adapter(tmp_path / name, tmp_path / f"{name}.safetensors", "kohya")
         stored = load_file(tmp_path / f"{name}.safetensors")
         assert {"_".join(each.split("_")[:2]) for each in stored} == prefixes
-        back, ours = (Adapter.open(tmp_path / each).layers.keys() for each in (f"{name}.safetensors", name))
+        back, ours = (open_adapter(tmp_path / each).layers.keys() for each in (f"{name}.safetensors", name))
         assert back == ours

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.conversion.convert import convert_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
@@ -40,7 +40,7 @@ def mlx_output(folder, layer, x):
 
 def test_the_update_is_what_mlx_adds(tmp_path):
     write_mlx(tmp_path / "a", scale=7.5)
-    adapter = Adapter.open(tmp_path / "a")
+    adapter = open_adapter(tmp_path / "a")
     assert (adapter.format, adapter.config.base_model) == ("mlx", "tiny-llama")
     assert (adapter.layers[LAYER].d_out, adapter.layers[LAYER].d_in) == (6, 4)
     for layer, width in {LAYER: 4, OTHER: 8}.items():
@@ -76,7 +76,7 @@ def test_ranks_and_scales_become_one(tmp_path):
 
 def test_embeddings_are_read_and_written(tmp_path):
     write_mlx(tmp_path / "a", {"model.embed_tokens": (6, 30)}, scale=2.0)
-    adapter = Adapter.open(tmp_path / "a")
+    adapter = open_adapter(tmp_path / "a")
     assert adapter.layers["model.embed_tokens"].embedding
     stored = load_file(tmp_path / "a" / "adapters.safetensors")
     rows = torch.tensor([3, 17])
@@ -97,9 +97,9 @@ def test_it_goes_through_a_merge(tmp_path, method):
         convert_adapter(tmp_path / name, tmp_path / f"peft-{name}")
     merge_adapters([tmp_path / "a", tmp_path / "b"], method, out=tmp_path / "direct")
     merge_adapters([tmp_path / "peft-a", tmp_path / "peft-b"], method, out=tmp_path / "merged")
-    torch.testing.assert_close(deltas(Adapter.open(tmp_path / "direct")), deltas(Adapter.open(tmp_path / "merged")))
+    torch.testing.assert_close(deltas(open_adapter(tmp_path / "direct")), deltas(open_adapter(tmp_path / "merged")))
     convert_adapter(tmp_path / "direct", tmp_path / "out", "mlx")
-    torch.testing.assert_close(deltas(Adapter.open(tmp_path / "out")), deltas(Adapter.open(tmp_path / "merged")))
+    torch.testing.assert_close(deltas(open_adapter(tmp_path / "out")), deltas(open_adapter(tmp_path / "merged")))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_it_goes_through_a_merge(tmp_path, method):
 def test_what_is_not_plain_is_refused(tmp_path, settings, message):
     write_mlx(tmp_path / "a", **settings)
     with pytest.raises(OsrmError, match=message):
-        Adapter.open(tmp_path / "a")
+        open_adapter(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_other_tensors_are_refused(tmp_path, extra, message):
     tensors = write_mlx(tmp_path / "a")
     write_file(tmp_path / "a" / "adapters.safetensors", tensors | extra)
     with pytest.raises(OsrmError, match=message):
-        Adapter.open(tmp_path / "a")
+        open_adapter(tmp_path / "a")
 
 
 def test_what_mlx_has_no_place_for_is_refused(tmp_path):

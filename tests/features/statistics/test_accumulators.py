@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from osrm_cli.features.statistics import panels
 from osrm_cli.features.statistics.table import find_statistic
 
 D = 12
@@ -85,9 +86,7 @@ def test_a_restored_state_goes_on_where_it_was(name):
 
 
 def test_the_second_moment_is_symmetric_across_blocks(monkeypatch):
-    from osrm_cli.features.statistics.accumulators import SecondMomentAccumulator
-
-    monkeypatch.setattr(SecondMomentAccumulator, "_COLUMNS", 5)
+    monkeypatch.setattr(panels, "MOMENT_COLUMNS", 5)
     data = examples()
     found = fed("second-moment", data, list(range(9)), 4).finalize()
     assert torch.equal(found, found.T)

@@ -8,7 +8,7 @@ from torch.func import functional_call
 from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.from_data import learning, matching
 from osrm_cli.merging.from_data.gather import gather_layer_data
@@ -231,7 +231,7 @@ def test_further_layers_are_written_as_peft_and_transformers_read_them(made, tmp
     options = {"samples": 12, "steps": 12, "rank": 4, "target_modules": ["all-linear"]}
     for form in ("adapter", "model"):
         merge_adapters([root / task for task in TASKS], "distill", options=options, form=form, out=tmp_path / form)
-    own, merged = Adapter.open(root / "mood"), Adapter.open(tmp_path / "adapter" / "tasks" / "mood")
+    own, merged = open_adapter(root / "mood"), open_adapter(tmp_path / "adapter" / "tasks" / "mood")
     further = merged.layers.keys() - own.layers.keys()
     assert set(merged.config.target_modules) == set(merged.layers)
     assert {layer.rank for layer in merged.layers.values()} == {4}

@@ -11,7 +11,7 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.from_data import matching
 from osrm_cli.merging.merge import merge_adapters
@@ -80,7 +80,7 @@ def test_the_merged_adapter_says_what_teachers_of_a_wider_model_say(classifiers,
     record = records.read_record(tmp_path / "merged")
     assert record["teachers"] == {task: {"base": str(wide), "compared": "logits"} for task in tasks if task != "mood"}
     assert record.get("mixed_texts", {}) == ({"mood": 7 * 48} if "mood" in tasks else {})  # none of foreign teachers'
-    merged = Adapter.open(tmp_path / "merged")
+    merged = open_adapter(tmp_path / "merged")
     assert {layer.rank for layer in merged.layers.values()} == {3 * len(tasks)}
     assert {name.rpartition(".")[2] for name in merged.layers} == {"query", "value"}
     for task in ("pair", "score"):
@@ -235,7 +235,7 @@ def test_gpt2_learns_without_an_adapter_of_its_own(classifiers, tiny_model, text
     row = result.summary["distance"]["score"]
     assert distance_in_units("score", found, wanted) == pytest.approx(row["after"], rel=1e-3)
     assert row["after"] < 0.95 * row["before"]
-    assert {layer.rank for layer in Adapter.open(tmp_path / "out").layers.values()} == {2}
+    assert {layer.rank for layer in open_adapter(tmp_path / "out").layers.values()} == {2}
 
 
 def test_what_cannot_be_learned_from_another_base_is_refused(classifiers, writers, tmp_path):

@@ -14,10 +14,9 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.reduced_rank import reduce_rank
 from osrm_cli.merging.from_data import fisher, matching
-from osrm_cli.merging.from_data.gather import gather_layer_data
+from osrm_cli.merging.from_data.gather import gather_layer_data, load_task_models
 from osrm_cli.merging.from_data.regmean_plus_plus import SequentialMoments
 from osrm_cli.merging.from_data.sequential import SequentialTargets
-from osrm_cli.merging.from_data.task_models import load_task_models
 from osrm_cli.merging.merged_layer import merge_layers
 from osrm_cli.models.output_hooks import low_rank_output_hook
 from osrm_cli.progress import no_progress

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import stack_factors
 from osrm_cli.merging.feature_moments import open_layer_data
@@ -64,7 +64,7 @@ def expected_sum(folder, scale=1.0, weights=None):
     total = {}
     for name in MIXED:
         peft_model = factories.load(folder / name, labels=MIXED[name]["labels"])
-        for layer in Adapter.open(folder / name).layers:
+        for layer in open_adapter(folder / name).layers:
             part = factories.delta(peft_model.double(), layer) * scale * (weights or {}).get(name, 1.0)
             total[layer] = total.get(layer, 0) + part
     return total
@@ -97,7 +97,7 @@ def test_task_arith_is_the_dense_sum_and_loads_in_plain_peft(adapters, tmp_path)
     for name, settings in MIXED.items():
         whole = factories.load(tmp_path / "m" / "tasks" / name, labels=settings["labels"])
         reference = with_added("bert", total, settings["labels"])
-        head = Adapter.open(adapters / name).head_tensors()
+        head = open_adapter(adapters / name).head_tensors()
         reference.load_state_dict({key: tensor.double() for key, tensor in head.items()}, strict=False)
         close(factories.logits(whole), factories.logits(reference))
 
@@ -107,12 +107,12 @@ def test_logits_in_other_families(tmp_path, family):
     peft_models = {name: factories.save(tmp_path / name, family, seed) for seed, name in enumerate("ab")}
     run(tmp_path / "m", "task-arith", [tmp_path / name for name in "ab"], **{"lambda": 0.5})
     whole = factories.load(tmp_path / "m" / "tasks" / "b", family)
-    layers = Adapter.open(tmp_path / "a").layers
+    layers = open_adapter(tmp_path / "a").layers
     total = {
         layer: sum(factories.delta(model.double(), layer) for model in peft_models.values()) * 0.5 for layer in layers
     }
     reference = with_added(family, total)
-    head = {name: tensor.double() for name, tensor in Adapter.open(tmp_path / "b").head_tensors().items()}
+    head = {name: tensor.double() for name, tensor in open_adapter(tmp_path / "b").head_tensors().items()}
     assert not reference.load_state_dict(head, strict=False).unexpected_keys
     close(factories.logits(whole), factories.logits(reference))
 
@@ -150,7 +150,7 @@ def test_element_space_as_adapter_is_recompressed_and_says_so(adapters, tmp_path
     plan, done = run(tmp_path / "m", "magnitude", paths, density=0.3, **options)
     peft_model = factories.load(tmp_path / "m")
     for layer in plan.layers:
-        held = [Adapter.open(path) for path in paths if layer in Adapter.open(path).layers]
+        held = [open_adapter(path) for path in paths if layer in open_adapter(path).layers]
         exact = sum(pruned(factories.dense(adapter, layer), 0.3) for adapter in held)
         sigma = torch.linalg.svdvals(exact)
         shares = (sigma.square().cumsum(0) / sigma.square().sum()).tolist()
@@ -184,10 +184,10 @@ def test_half_precision_in_float32_inside(tmp_path, stored, asked, written):
         save_file({key: tensor.to(getattr(torch, stored)) for key, tensor in load_file(file).items()}, file)
         paths.append(tmp_path / name)
     run(tmp_path / "m", "task-arith", paths, dtype=asked, **{"lambda": 0.3})
-    adapter = Adapter.open(tmp_path / "m")
+    adapter = open_adapter(tmp_path / "m")
     assert adapter.dtype == getattr(torch, written)
     for layer in adapter.layers:
-        exact = 0.3 * sum(factories.dense(Adapter.open(path), layer) for path in paths)
+        exact = 0.3 * sum(factories.dense(open_adapter(path), layer) for path in paths)
         close(factories.dense(adapter, layer), exact, 1e-2 if written == "bfloat16" else 1e-6)
 
 
@@ -198,7 +198,7 @@ def test_weights_by_pattern_and_over_depth(adapters, tmp_path):
     )
     plan = MergePlan.of(MergeRecipe("task-arith", entries))
     found = {layer.name: layer.result for layer in merge_layers(plan, NoLayerData(), plan.layers)}
-    cola, mnli = Adapter.open(adapters / "cola"), Adapter.open(adapters / "mnli")
+    cola, mnli = open_adapter(adapters / "cola"), open_adapter(adapters / "mnli")
     for index in range(3):
         for kind, first in (("query", index / 2), ("value", 0.5)):
             layer = f"bert.encoder.layer.{index}.attention.self.{kind}"
@@ -263,7 +263,7 @@ def test_records(adapters, tmp_path):
     facts = records.read_record(tmp_path / "m")
     assert [source["task"] for source in facts["inputs"]] == ["cola", "sst2"]
     assert [source["weight"] for source in facts["inputs"]] == [2, 1]
-    assert facts["inputs"][1]["sha256"] == Adapter.open(trained).sha256()
+    assert facts["inputs"][1]["sha256"] == open_adapter(trained).sha256()
     assert facts["inputs"][1]["dev"] == dev
     assert facts["settings"] == {"method": "task-arith", "options": {"lambda": 0.3}, "as": "adapter"}
     own = records.read_record(tmp_path / "m" / "tasks" / "sst2")
@@ -297,8 +297,8 @@ def test_model_is_base_plus_update(tmp_path, family, bare, shards):
         factories.save(tmp_path / name, family, seed)
     paths = [tmp_path / name for name in "ab"]
     run(tmp_path / "m", "task-arith", paths, base_dir=tmp_path / "base", output="model", jobs=2, **{"lambda": 0.5})
-    layers = Adapter.open(tmp_path / "a").layers
-    total = {layer: 0.5 * sum(factories.dense(Adapter.open(path), layer) for path in paths) for layer in layers}
+    layers = open_adapter(tmp_path / "a").layers
+    total = {layer: 0.5 * sum(factories.dense(open_adapter(path), layer) for path in paths) for layer in layers}
     reference = with_added(family, total)
     loaded = type(reference).from_pretrained(tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors.index.json").exists() == shards
@@ -307,7 +307,7 @@ def test_model_is_base_plus_update(tmp_path, family, bare, shards):
     assert (tmp_path / "m" / "tokenizer.json").read_text() == "{}"
     head = load_file(tmp_path / "m" / "tasks" / "a" / "head.safetensors")
     assert {name: tensor.tolist() for name, tensor in head.items()} == {
-        name: tensor.tolist() for name, tensor in Adapter.open(tmp_path / "a").head_tensors().items()
+        name: tensor.tolist() for name, tensor in open_adapter(tmp_path / "a").head_tensors().items()
     }
 
 
@@ -318,7 +318,7 @@ def test_model_keeps_element_space_exact(adapters, tmp_path):
     assert set(done.kept.values()) == {1.0}
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
     for layer in done.kept:
-        exact = sum(pruned(factories.dense(Adapter.open(path), layer), 0.3) for path in paths)
+        exact = sum(pruned(factories.dense(open_adapter(path), layer), 0.3) for path in paths)
         close(after[f"{layer}.weight"].double() - before[f"{layer}.weight"], exact, 1e-5)
         before.pop(f"{layer}.weight")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -332,9 +332,9 @@ def test_model_in_other_types_rounds_once(adapters, tmp_path, stored, asked):
     run(tmp_path / "m", "task-arith", [adapters / "cola"], base_dir=tmp_path / "base", output="model", dtype=asked)
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
     dtype = getattr(torch, asked) if asked else stored
-    layers = Adapter.open(adapters / "cola").layers
+    layers = open_adapter(adapters / "cola").layers
     for name, tensor in before.items():
-        update = factories.dense(Adapter.open(adapters / "cola"), name[:-7]) if name[:-7] in layers else 0
+        update = factories.dense(open_adapter(adapters / "cola"), name[:-7]) if name[:-7] in layers else 0
         expected = tensor.double() + update
         step = torch.finfo(dtype).eps * expected.abs() * 0.51 + 1e-7
         assert after[name].dtype == dtype
@@ -345,7 +345,7 @@ def test_embedding_into_a_model(tmp_path):
     base_folder(tmp_path / "base", "gpt2")
     factories.save(tmp_path / "a", "gpt2", target_modules=["wte"])
     run(tmp_path / "m", "task-arith", [tmp_path / "a"], base_dir=tmp_path / "base", output="model")
-    update = factories.dense(Adapter.open(tmp_path / "a"), "transformer.wte")
+    update = factories.dense(open_adapter(tmp_path / "a"), "transformer.wte")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "m"))
     close(after["transformer.wte.weight"] - before["transformer.wte.weight"], update.T, 1e-5)
 
@@ -381,7 +381,7 @@ def test_task_aware_gives_each_task_its_own_update(adapters, tmp_path):
     assert done.form == "task-aware"
     assert not (tmp_path / "m" / "adapter_config.json").exists()
     for layer in plan.layers:
-        parts = [factories.dense(Adapter.open(path), layer) for path in paths]
+        parts = [factories.dense(open_adapter(path), layer) for path in paths]
         sign = torch.sign(sum(parts))
         agreeing = torch.stack([torch.where(part * sign > 0, part.abs(), 0.0) for part in parts])
         unified = sign * agreeing.max(0).values
@@ -422,13 +422,13 @@ def write_features(folder, task, layers, digest="1" * 64, statistic="second-mome
 def test_regmean_reads_the_tasks_second_moments(adapters, tmp_path):
     names = ("cola", "mnli")
     paths = [adapters / name for name in names]
-    layers = list(Adapter.open(paths[0]).layers)
+    layers = list(open_adapter(paths[0]).layers)
     moments = [write_features(tmp_path / "features", name, layers) for name in names]
     run(tmp_path / "m", "regmean", paths, features=str(tmp_path / "features"), alpha=1.0)
-    found = Adapter.open(tmp_path / "m")
+    found = open_adapter(tmp_path / "m")
     for layer in layers:
         cs = [held[f"{layer}.second-moment"] for held in moments]
-        weighted = sum(factories.dense(Adapter.open(path), layer) @ c for path, c in zip(paths, cs, strict=True))
+        weighted = sum(factories.dense(open_adapter(path), layer) @ c for path, c in zip(paths, cs, strict=True))
         close(factories.dense(found, layer), weighted @ torch.linalg.inv(sum(cs)), 1e-5)
     facts = records.read_record(tmp_path / "m")
     assert [item["sha256"] for item in facts["features"]] == [
@@ -438,7 +438,7 @@ def test_regmean_reads_the_tasks_second_moments(adapters, tmp_path):
 
 def test_regmean_without_what_it_needs_says_which_command_makes_it(adapters, tmp_path):
     asked = {"features": str(tmp_path / "features")}
-    layers = list(Adapter.open(adapters / "cola").layers)
+    layers = list(open_adapter(adapters / "cola").layers)
     paths = [adapters / "cola", adapters / "mnli"]
     with pytest.raises(OsrmError, match=r"cola\.safetensors is missing") as caught:
         run(tmp_path / "m", "regmean", paths, **asked)
@@ -469,16 +469,16 @@ def test_regmean_without_what_it_needs_says_which_command_makes_it(adapters, tmp
 )
 def test_with_features_a_rank_is_cut_by_what_the_inputs_see(adapters, tmp_path, method, options):
     paths = [adapters / name for name in ("cola", "mnli")]
-    layers = list(Adapter.open(paths[0]).layers)
+    layers = list(open_adapter(paths[0]).layers)
     held = [write_features(tmp_path / "features", path.name, layers) for path in paths]
     plan, contents = run(tmp_path / "m", method, paths, features=str(tmp_path / "features"), **options)
-    found = Adapter.open(tmp_path / "m")
+    found = open_adapter(tmp_path / "m")
     rule = find_method("task-arith" if method == "svd" else method).load()
     for layer in layers:
         moments = tuple(each[f"{layer}.second-moment"] for each in held)
         whole = rule(plan.read_updates(layer, {"second_moments": moments}), plan.options)
         update = (whole if isinstance(whole, torch.Tensor) else whole.dense()).double()
-        rank = options.get("rank", sum(Adapter.open(path).layers[layer].rank for path in paths))
+        rank = options.get("rank", sum(open_adapter(path).layers[layer].rank for path in paths))
         U, S, _ = torch.linalg.svd(update @ torch.linalg.cholesky(sum(moments)))
         close(factories.dense(found, layer), U[:, :rank] @ U[:, :rank].T @ update, 1e-5)
         assert contents.kept[layer] == pytest.approx(float(S[:rank].square().sum() / S.square().sum()), rel=1e-6)
@@ -541,7 +541,7 @@ def test_small_layers_are_merged_side_by_side(adapters, monkeypatch, small, othe
 
 def test_the_reference_is_pefts_formula(adapters):
     """Guards ``making.dense``: the file's own factors, scaled as rsLoRA says."""
-    adapter = Adapter.open(adapters / "mnli")
+    adapter = open_adapter(adapters / "mnli")
     layer = next(iter(adapter.layers))
     stored = load_file(adapter.folder / "adapter_model.safetensors")
     a, b = (stored[f"base_model.model.{layer}.lora_{factor}.weight"].double() for factor in "AB")

@@ -19,7 +19,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.merging.merge import merge_adapters
@@ -243,7 +243,7 @@ def test_added_tokens(tmp_path, is_tied, settings):
     beside = {
         name.removeprefix("base_model.model."): x for name, x in stored.items() if not any(map(name.count, doubles))
     }
-    torch.testing.assert_close(Adapter.open(tmp_path / "a").tensors_beside_factors(), beside)
+    torch.testing.assert_close(open_adapter(tmp_path / "a").tensors_beside_factors(), beside)
     merge_adapters([tmp_path / "a"], out=tmp_path / "adapter")  # carries the new rows, on whatever base is resized
     torch.testing.assert_close(logits(PeftModel.from_pretrained(resized(), str(tmp_path / "adapter"))), expected)
     merge_adapters([tmp_path / "a"], form="model", model=str(base), out=tmp_path / "merged")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config
 
-from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.merge import merge_adapters
 from tests.token_adapters import CASES, load, load_base, logits, save_adapter, save_base
@@ -54,7 +54,7 @@ def test_rows_that_adapters_share_are_written_once_whatever_lambda_is(tmp_path, 
     result = merge_adapters([tmp_path / "a", tmp_path / "b"], options={"lambda": scale}, out=tmp_path / "merged")
     assert result.notes[0].startswith("model.embed_tokens (rows 3, 7): stored as a whole, carried over as is")
     assert any("modules_to_save or trained rows: use --as model" in warning for warning in result.warnings)
-    rows = {name: Adapter.open(tmp_path / name).trained_rows()["model.embed_tokens"] for name in ("a", "merged")}
+    rows = {name: open_adapter(tmp_path / name).trained_rows()["model.embed_tokens"] for name in ("a", "merged")}
     assert rows["merged"].indices == rows["a"].indices == (3, 7)
     assert torch.equal(rows["merged"].values, rows["a"].values)
     merge_adapters([tmp_path / "a", tmp_path / "b"], options={"lambda": scale}, form="model", out=tmp_path / "model")
@@ -88,7 +88,7 @@ def test_a_type_of_its_own(tmp_path, dtype):
     save_adapter(tmp_path / "a", base, [3])
     merge_adapters([tmp_path / "a"], form="model", dtype=dtype, out=tmp_path / "model")
     found = load_file(tmp_path / "model/model.safetensors")["model.embed_tokens.weight"]
-    expected = Adapter.open(tmp_path / "a").trained_rows()["model.embed_tokens"].values[0]
+    expected = open_adapter(tmp_path / "a").trained_rows()["model.embed_tokens"].values[0]
     assert torch.equal(found[3], expected.to(getattr(torch, dtype)))
 
 

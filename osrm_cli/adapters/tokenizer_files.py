@@ -5,8 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.models.base_model import TOKENIZER_FILES
 from osrm_cli.storage import input_files
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "qwen.tiktoken"),
+)
+"""Files of tokenizers and chat templates, beside models and adapters."""
 
 _TOKENIZER = (
     *TOKENIZER_FILES,
