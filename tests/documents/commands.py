@@ -23,6 +23,8 @@ SHELLS = ("sh", "bash", "shell", "console")
 PROGRAMS = (
     *("osrm", "python", "python3", "pip", "pytest", "mkdocs", "snakemake", "accelerate", "torchrun"),
     *("git", "apt-get", "pre-commit", "ruff", "mypy", ".ci/run"),
+    *("sudo", "bash", "sh", "make", "curl", "wget", "conda", "uv", "docker", "kubectl", "sbatch", "srun", "mpirun"),
+    *("hf", "huggingface-cli", "lm_eval", "vllm", "mergekit-yaml"),
 )
 KINDS = {
     "osrm": r"osrm .+",
