@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 from scipy import stats
 
+from osrm_cli.diagnosis.score_drops import ScoreDrops, correlate_score_drops, predict_disturbance
 from scripts.study_tables import print_table, spread
 
 STUDY = Path(__file__).resolve().parent.parent / "studies/text-smollm2"
@@ -56,6 +58,7 @@ def main() -> None:
     shares = _kept_shares(STUDY / "results.parquet").T.groupby(level=["method", "arm", "scale"]).mean().T
     _print_kept_shares("three seeds", shares.mean().to_frame().T)
     _print_best_shares(shares)
+    _print_predictions(STUDY / "results.parquet")
     before = STUDY / "small.parquet"
     _print_kept_shares("the study before it", _kept_shares(before).mean().to_frame().T)
     _print_kept_shares("each of two tasks", _kept_shares(STUDY / "small-two-tasks.parquet", before))
@@ -149,6 +152,34 @@ def _print_best_shares(shares: pd.DataFrame) -> None:
         chosen = [{name: shares[best[method, name]] for name in (arm, control)} for method in methods]
         rows += [(f"{arm} - {control}", [_difference(pair, arm, control) for pair in chosen])]
     print_table("kept at the best lambda, three seeds", ["adapters", *methods], rows)
+
+
+def _print_predictions(path: Path) -> None:
+    """How ``osrm diagnose`` ranks the drops of merged pairs, and the others' energy relative to a task's own."""
+    diagnoses = json.loads(pq.read_schema(path).metadata[b"osrm"])["diagnoses"]
+    scores = _read_scores(path).query("sweep.isna()")
+    rows = []
+    for name, found in diagnoses.items():
+        arm = name.split("/")[1].removeprefix("pairs-").removesuffix("-0")
+        if arm.startswith("main-"):
+            continue
+        own = scores[scores["file"].str.startswith(f"pairs/{arm}/")]
+        merges = []
+        for file, pair in own.groupby("file"):
+            by_method = pair.pivot_table("headline", "task", "method")
+            drops = (by_method["single"] - by_method["task-arith"]).to_dict()
+            merges.append(ScoreDrops(str(file), sorted(drops), drops))
+        matrix = found["interference"]
+        pairs = correlate_score_drops(matrix, merges)["pairs"]
+        energies = [predict_disturbance(matrix, list(matrix), task) / matrix[task][task] for task in matrix]
+        cells = [
+            f"{pairs['rho']:.2f}",
+            f"{pairs['p']:.4f}",
+            f"{pairs['n']}",
+            f"{min(energies):.1f} to {max(energies):.1f}",
+        ]
+        rows.append((arm, cells))
+    print_table("predicted and measured drops of pairs", ["adapters", "rho", "p", "n", "others' energy"], rows)
 
 
 def _difference(scores: Mapping[str, pd.Series], arm: str, control: str) -> str:

@@ -114,3 +114,18 @@ def test_intervals_of_what_is_kept_are_the_script_s(output: str) -> None:
     assert len(said) == 6
     assert said[:3] in [row[:3] for row in known]
     assert said[3:] in [row[:3] for row in known]
+
+
+def test_what_diagnose_predicts_is_the_script_s(output: str) -> None:
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    paragraph = " ".join(
+        text.partition("**[`osrm diagnose`](guides/diagnose.md)** predicts here")[2].partition("\n\n")[0].split()
+    )
+    rows = output.partition("predicted and measured drops of pairs")[2].partition("kept of the")[0].splitlines()
+    found = {cells[0]: cells[1:] for line in rows[4:] if len(cells := line.strip("| ").split(" | ")) == 5}
+    names = {"kaiming": "plain LoRA", "random-orthonormal": "the control", "gevd": "`gevd`"}
+    assert found.keys() == names.keys()
+    for arm, (rho, _, n, energies) in found.items():
+        assert f"{rho} for {names[arm]}" in paragraph
+        assert f"{energies} for {names[arm]}" in paragraph
+        assert n == "30"
