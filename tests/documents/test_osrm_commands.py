@@ -33,7 +33,7 @@ STUDIES = [
 # Pages with a test of their own; the others begin with what the README's commands make.
 OWN_TESTS = {"docs/tutorial.md", "docs/guides/demo.md", "docs/guides/text-tasks.md", "docs/guides/own-data.md"}
 FOLLOWING = {block.page for block in BLOCKS if block not in STUDIES} - OWN_TESTS
-TEXT_HEADINGS = ("Merging with prompts",)
+TEXT_HEADINGS = ("Merging with prompts", "Tasks that are answered with text")
 # The demo runs on the real models, in tests/cli/test_demo.py.
 DEMOS = {"osrm demo", "osrm demo --seed 0", "osrm demo --text"}
 UNET_LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
