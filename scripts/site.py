@@ -76,7 +76,9 @@ def on_page_content(content: str, **_: Any) -> str:
 def _marked(cell: re.Match[str]) -> str:
     """A table's cell with the class ``long`` where it holds a sentence, ``short`` where a figure or a name."""
     length = len(html.unescape(re.sub("<[^>]*>", "", cell[1])))
-    return f'<td class="{"long" if length > 60 else "short" if length <= 12 else ""}">{cell[1]}</td>'
+    if 12 < length <= 60:
+        return cell[0]
+    return f'<td class="{"long" if length > 60 else "short"}">{cell[1]}</td>'
 
 
 def _joined(parts: list[str]) -> list[str]:

@@ -57,6 +57,29 @@ def test_the_readme_s_averages_are_printed_by_the_script(printed: list[list[str]
     assert not [row for row in rows if row not in [[*cells[:4], cells[-1]] for cells in printed]]
 
 
+def test_rows_of_the_main_table_are_those_of_their_arms(output: str) -> None:
+    """An average beside another arm's name would be printed by the script as well."""
+    table = output.partition("\nmain\n\n")[2].partition("\n\n")[0]
+    arms = {cells[0]: cells[1:] for line in table.splitlines() if (cells := line.strip("| ").split(" | "))}
+    results = {
+        "plain LoRA: `kaiming`": "kaiming",
+        "control: `random-orthonormal`": "random-orthonormal",
+        "`gevd`": "gevd",
+        "`gevd`, penalty 3": "gevd-penalty-3",
+        "`gevd`, penalty 10": "gevd-penalty-10",
+        "penalty 10 - plain LoRA": "gevd-penalty-10 - kaiming",
+        "penalty 10 - control": "gevd-penalty-10 - random-orthonormal",
+        "penalty 10 - `gevd`": "gevd-penalty-10 - gevd",
+    }
+    rows = {name: cells for name, *cells in read_table("docs/results.md", "## Tasks that are answered with text")}
+    assert {name: rows[name] for name in results} == {name: arms[arm] for name, arm in results.items()}
+    _, *lines = read_table("README.md", "## What it gains")
+    writers = lines[[line[0] for line in lines].index("Six writers") + 1 :]
+    ours = [f"gevd-penalty-10{rest}" for rest in ("", " - kaiming", " - random-orthonormal")]
+    order = ["kaiming", "random-orthonormal", *ours]
+    assert [cells for _, *cells in writers] == [[*arms[arm][:4], arms[arm][-1]] for arm in order]
+
+
 def test_what_is_written_is_printed_by_the_script(printed: list[list[str]]) -> None:
     """ROUGE-L with its deviation or interval, and in brackets the mean of exact matches; below, ROUGE-L by task."""
     _, *rows = read_table("docs/results.md", "**What the merged models write**")
