@@ -10,6 +10,19 @@ from tests.reporting.tables import COLUMNS, read_table
 from tests.run_cli import ROOT
 
 NUMBER = re.compile(r"[+-]?\d+\.\d")
+ARMS = {
+    "plain LoRA": "kaiming",
+    "control": "random-orthonormal",
+    "`gevd`": "gevd",
+    "`gevd`, penalty 3": "gevd-penalty-3",
+    "`gevd`, penalty 10": "gevd-penalty-10",
+    "`gevd` - plain LoRA": "gevd - kaiming",
+    "`gevd` - control": "gevd - random-orthonormal",
+    "penalty 10 - plain LoRA": "gevd-penalty-10 - kaiming",
+    "penalty 10 - control": "gevd-penalty-10 - random-orthonormal",
+    "penalty 10 - `gevd`": "gevd-penalty-10 - gevd",
+}
+MODELS = {"single": "single", "task-arith 0.5": "task-arith", "TSV 0.7": "tsv", "RegMean": "regmean"}
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +72,11 @@ def test_the_readme_s_averages_are_printed_by_the_script(printed: list[list[str]
 
 def test_rows_of_the_main_table_are_those_of_their_arms(output: str) -> None:
     """An average beside another arm's name would be printed by the script as well."""
-    table = output.partition("\nmain\n\n")[2].partition("\n\n")[0]
-    arms = {cells[0]: cells[1:] for line in table.splitlines() if (cells := line.strip("| ").split(" | "))}
-    results = {
-        "plain LoRA: `kaiming`": "kaiming",
-        "control: `random-orthonormal`": "random-orthonormal",
-        "`gevd`": "gevd",
-        "`gevd`, penalty 3": "gevd-penalty-3",
-        "`gevd`, penalty 10": "gevd-penalty-10",
-        "penalty 10 - plain LoRA": "gevd-penalty-10 - kaiming",
-        "penalty 10 - control": "gevd-penalty-10 - random-orthonormal",
-        "penalty 10 - `gevd`": "gevd-penalty-10 - gevd",
-    }
-    rows = {name: cells for name, *cells in read_table("docs/results.md", "## Tasks that are answered with text")}
-    assert {name: rows[name] for name in results} == {name: arms[arm] for name, arm in results.items()}
+    arms = read_arms(output, "main")
+    _, *rows = read_table("docs/results.md", "## Tasks that are answered with text")
+    assert len(rows) == len(ARMS)
+    for name, *cells in rows:
+        assert cells == arms[ARMS[re.sub(r": `(kaiming|random-orthonormal)`", "", name)]], name
     _, *lines = read_table("README.md", "## What it gains")
     writers = lines[[line[0] for line in lines].index("Six writers") + 1 :]
     ours = [f"gevd-penalty-10{rest}" for rest in ("", " - kaiming", " - random-orthonormal")]
@@ -80,19 +84,27 @@ def test_rows_of_the_main_table_are_those_of_their_arms(output: str) -> None:
     assert [cells for _, *cells in writers] == [[*arms[arm][:4], arms[arm][-1]] for arm in order]
 
 
-def test_what_is_written_is_printed_by_the_script(printed: list[list[str]]) -> None:
+def read_arms(output: str, title: str) -> dict[str, list[str]]:
+    """The cells of one of the script's tables by the names of its rows."""
+    table = output.partition(f"\n{title}\n\n")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    return {name: cells for name, *cells in rows}
+
+
+def test_what_is_written_is_printed_by_the_script(output: str) -> None:
     """ROUGE-L with its deviation or interval, and in brackets the mean of exact matches; below, ROUGE-L by task."""
+    rouge, exact = (read_arms(output, f"written, {metric}") for metric in ("rouge_l", "exact_match"))
     _, *rows = read_table("docs/results.md", "**What the merged models write**")
-    matches = [[cell.partition(" ±")[0] for cell in own] for own in printed]
-    for _, *cells in rows:
-        parts = [re.fullmatch(r"(\S+ ± \S+|\S+ \(.*\))(?: \((\d+\.\d)\))?", cell) for cell in cells]
-        scores, exact = ([part[group] for part in parts if part] for group in (1, 2))
-        assert scores in printed
-        assert exact in matches or not any(exact)
-    assert len(rows) == 9
+    assert len(rows) == len(ARMS) - 1
+    for name, *cells in rows:
+        scores, matches = rouge[ARMS[name]], [cell.partition(" ±")[0] for cell in exact[ARMS[name]]]
+        both = [f"{score} ({match})" for score, match in zip(scores, matches, strict=True)]
+        assert cells == (scores if " - " in name else both), name
+    by_task = read_arms(output, "written, rouge_l, by task")
     _, *rows = read_table("docs/results.md", "By task, ROUGE-L, mean over the seeds")
     assert len(rows) == 16
-    assert not [row for row in rows if row[2:] not in printed]
+    for name, model, *cells in rows:
+        assert cells == by_task[f"{ARMS[name]}, {MODELS[model]}"], (name, model)
 
 
 @pytest.mark.parametrize(
