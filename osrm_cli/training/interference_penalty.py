@@ -23,6 +23,10 @@ from osrm_cli.storage.records import BaseModelId
 
 _MIN_OWN_ENERGY = 1e-3  # added to the own energy, in units of the base model's: B starts at zero
 
+# What ``gevd`` starts are trained with unless told otherwise: the best of studies/glue-minilm and of
+# studies/text-smollm2.
+DEFAULT_WEIGHT, DEFAULT_TEXT_WEIGHT = 3.0, 10.0
+
 
 @dataclass(frozen=True)
 class _PenaltyMoments:
@@ -69,6 +73,13 @@ class _PenalizedLayers:
             AC = torch.stack([inputs.times(A) for inputs in self.inputs])
         shares = penalty_energies(A, B, AC) * torch.stack([inputs.unit for inputs in self.inputs])
         return shares[0] if len(shares) == 1 else shares[0] / (shares[1] + _MIN_OWN_ENERGY)
+
+
+def default_penalty_weight(start: Adapter) -> float:
+    """Weight of the penalty for a start, 0 for none: only ``gevd`` has shown that it gains by it."""
+    if start.record.get("settings", {}).get("objective") != "gevd":
+        return 0.0
+    return DEFAULT_TEXT_WEIGHT if start.is_text else DEFAULT_WEIGHT
 
 
 def open_penalty_features(folder: Path, start: Adapter, base: BaseModelId, unit: str) -> FeatureSet:

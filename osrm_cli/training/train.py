@@ -32,7 +32,11 @@ from osrm_cli.training.checkpoints import newest_training_checkpoint, prepare_ch
 from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, draw_training_curves, fit_adapter
 from osrm_cli.training.full_update import to_full_training_start
 from osrm_cli.training.head_init import fit_new_head
-from osrm_cli.training.interference_penalty import open_penalty_features, penalty_from_features
+from osrm_cli.training.interference_penalty import (
+    default_penalty_weight,
+    open_penalty_features,
+    penalty_from_features,
+)
 from osrm_cli.training.trainable_adapter import measure_adapter_drift, save_trained_adapter, to_trainable_peft_model
 from osrm_cli.training.trainer import DivergenceError, frozen_weights_to_bfloat16, pick_training_dtype
 
@@ -131,7 +135,8 @@ def train_adapters(
         freeze: ``A`` or ``B`` to train only the other factor.
         dropout: Dropout rate of the base model; its own by default.
         head: ``fitted`` or ``fresh``: initialization of a new head.
-        interference_penalty: Weight of the update's energy on the other tasks' inputs in the loss.
+        interference_penalty: Weight of the update's energy on the other tasks' inputs in the loss, 0 for none; by
+            default 3 for a start of the objective ``gevd``, 10 if it is answered with text, and 0 for others.
         penalty_unit: ``base`` or ``own``: reference energy, the base model's or the update's own.
         full: Train the layers' whole weights; the result is an adapter of their full rank.
         project: With ``full``, train outside of the principal subspace of the other tasks' inputs.
@@ -164,6 +169,8 @@ def train_adapters(
         raise OsrmError("--project is for whole weights", "add --full; an adapter's start is chosen by osrm init")
     if full and quantize:
         raise OsrmError("--full trains whole weights, which 4 bits cannot hold", "leave out --quantize")
+    if penalty_unit == "own" and interference_penalty is None:
+        raise OsrmError("--penalty-unit own has no default weight", "give --interference-penalty, such as 0.1")
     if full and freeze:
         raise OsrmError("--full trains whole weights, which have no factor to freeze", "leave out --freeze")
     for option, value in (("lr", lr), ("interference-penalty", interference_penalty or 0)):
@@ -181,10 +188,11 @@ def train_adapters(
     if full:
         settings |= {"full": True, "freeze": "A", **({"project_energy": project_energy} if project else {})}
     if interference_penalty:
-        settings |= {"interference_penalty": interference_penalty, "penalty_unit": str(penalty_unit)}
+        settings |= _penalty_settings(interference_penalty, penalty_unit)
+    by_default = interference_penalty is None and not full
     runs = [
         _prepare_training_run(
-            Path(start), Path(out), overwrite, data, model, revision, Path(features), config, settings
+            Path(start), Path(out), overwrite, data, model, revision, Path(features), config, settings, by_default
         )
         for start in starts
     ]
@@ -194,7 +202,7 @@ def train_adapters(
     paths = {run.start.name: run.path for run in runs}
     trained = TrainedAdapters(paths, {run.start.name: len(run.train.examples) for run in runs})
     for run in runs:
-        trained.warnings.extend(dict.fromkeys(run.train.warnings + run.dev.warnings))
+        trained.warnings.extend(dict.fromkeys([*run.train.warnings, *run.dev.warnings, *run.warnings]))
     if not dry_run:
         for run in runs:
             trained.reports[run.start.name] = _train_one_adapter(
@@ -219,6 +227,7 @@ class _TrainingRun:
         settings: All settings, as in ``osrm.json``.
         path: The output folder.
         features: The features that the penalty and the projection read.
+        warnings: Of what it is trained without.
     """
 
     origin: Path
@@ -232,6 +241,7 @@ class _TrainingRun:
     settings: dict[str, Any]
     path: Path
     features: FeatureSet | None
+    warnings: Sequence[str]
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -261,6 +271,7 @@ def _prepare_training_run(
     features: Path,
     config: TrainingConfig,
     settings: Mapping[str, Any],
+    default_penalty: bool,
 ) -> _TrainingRun:
     start = open_adapter(origin)
     path = out / Path(start.name).name
@@ -281,11 +292,24 @@ def _prepare_training_run(
     base_dir, base = resolve_base_model(origin, start.base, start.config.base_model, model, revision)
     length = resolve_max_length(settings["max_length"], train.task)
     check_max_length(base_dir, length)
+    all_settings = {**settings, "max_length": length}
     unit = settings.get("penalty_unit", "base")
     reads = "interference_penalty" in settings or "project_energy" in settings
-    read = open_penalty_features(features, start, base, unit) if reads else None
-    all_settings = {**settings, "max_length": length}
-    return _TrainingRun(origin, start, source, train, dev, base_dir, base, config, all_settings, path, read)
+    read, warnings = open_penalty_features(features, start, base, unit) if reads else None, []
+    if default_penalty and (weight := default_penalty_weight(start)):
+        try:
+            read = open_penalty_features(features, start, base, unit)
+            all_settings |= _penalty_settings(weight, unit)
+        except OsrmError as error:
+            warnings.append(
+                f"{origin} is trained without the interference penalty: {error}; give the features with --features, "
+                "or --interference-penalty 0"
+            )
+    return _TrainingRun(origin, start, source, train, dev, base_dir, base, config, all_settings, path, read, warnings)
+
+
+def _penalty_settings(weight: float, unit: str) -> dict[str, Any]:
+    return {"interference_penalty": weight, "penalty_unit": str(unit)}
 
 
 def _train_one_adapter(

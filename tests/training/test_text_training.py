@@ -55,6 +55,15 @@ def factors(folder: Path, letter: str) -> dict[str, torch.Tensor]:
     return {name: x.double() for name, x in load_file(folder / WEIGHTS).items() if f"lora_{letter}" in name}
 
 
+def test_the_penalty_has_another_weight_for_text(project: Path) -> None:
+    """What a start by ``gevd`` is trained with unless told otherwise."""
+    train(project, "unsaid", "--limit", "8")
+    train(project, "said", "--limit", "8", "--interference-penalty", 10)
+    settings = json.loads((project / "unsaid/last/osrm.json").read_text())["settings"]
+    assert settings["interference_penalty"] == 10
+    assert (project / "unsaid/last" / WEIGHTS).read_bytes() == (project / "said/last" / WEIGHTS).read_bytes()
+
+
 @pytest.mark.parametrize("letter", ["A", "B"])
 def test_frozen_factor_stays(project: Path, letter: str) -> None:
     run = train(project, "new", "--freeze", letter)
@@ -85,7 +94,7 @@ def test_recorded_drift_is_that_of_the_files(project: Path) -> None:
 
 def test_keep_best_keeps_the_weights_of_the_best_epoch(project: Path) -> None:
     """A learning rate at which the likelihood goes up and down; the kept weights are scored again by ``eval``."""
-    more = ("--epochs", 8, "--lr", 0.5)
+    more = ("--epochs", 8, "--lr", 0.5, "--interference-penalty", 0)
     train(project, "new", *more, "--keep-best")
     train(project, "last", *more)
     log, last = read_log(project, "new"), read_log(project, "last")
