@@ -261,7 +261,7 @@ def test_auto_reads_prompts_where_there_are_some(written: Path, tmp_path: Path) 
     done = osrm("merge", *adapters, "--method", "auto", "--dry-run", cwd=tmp_path)
     assert "by sequential" in done.stdout, done.stderr
     done = osrm("merge", *adapters, "--method", "auto", "--data", "nowhere", "--dry-run", cwd=tmp_path)
-    assert "by ties" in done.stdout, done.stderr
+    assert "by knots-ties" in done.stdout, done.stderr
     words = ["--features", str(written / "features"), "--data", "nowhere"]
     done = osrm("merge", *adapters, "--method", "auto", *words, "--dry-run", cwd=tmp_path)
     assert "by regmean" in done.stdout, done.stderr

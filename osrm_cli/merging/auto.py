@@ -17,8 +17,8 @@ def choose_merging_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
 
     Texts decide: with them a model of classes is trained to do as the single ones do, and a writer's layers are fitted
     to the single ones' in closed form. Of writers features are the next best: RegMean, which reads them, keeps more
-    than any method that does not. Of classes it is not above TIES; but where features are given, they cut the result
-    of TIES to its rank.
+    than any method that does not; of these KnOTS-TIES keeps more than TIES at their defaults, whatever the start. Of
+    classes RegMean is not above TIES; but where features are given, they cut the result of TIES to its rank.
 
     Args:
         recipe: Its ``data`` is what the user gives; data on the hub, which would have to be fetched, counts only so.
@@ -31,10 +31,12 @@ def choose_merging_method(recipe: MergeRecipe) -> tuple[MergeRecipe, str]:
     adapters = [open_adapter(entry.path) for entry in recipe.adapters]
     if len(adapters) == 1:
         return replace(recipe, method="task-arith"), "one adapter is itself"
-    learned = "sequential" if all(adapter.is_text for adapter in adapters) else "distill"
+    write = all(adapter.is_text for adapter in adapters)
+    learned = "sequential" if write else "distill"
     if lack := _find_unmet_method_need(adapters, recipe.data):
-        if recipe.features and learned == "sequential":
-            return replace(recipe, method="regmean"), f"the best of those that read features; for {learned} {lack}"
+        if write:
+            method, read = ("regmean", "features") if recipe.features else ("knots-ties", "adapters alone")
+            return replace(recipe, method=method), f"the best of those that read {read}; for {learned} {lack}"
         cut = ", cut to a rank by the features" if recipe.features and recipe.output == "adapter" else ""
         return replace(recipe, method="ties"), f"the best of those that read adapters alone{cut}; for {learned} {lack}"
     return replace(recipe, method=learned), "there are texts of every task, from which the most is kept"
