@@ -68,8 +68,13 @@ def save_adapters(folder: Path, tasks: int, layers: int, width: int, rank: int) 
     return save_shaped(folder, tasks, layers, {f"self_attn.{name}": (width, width) for name in PROJECTIONS}, rank)
 
 
-def save_shaped(folder: Path, tasks: int, layers: int, shapes: Mapping[str, tuple[int, int]], rank: int) -> list[Path]:
-    """Random adapters as PEFT folders, bfloat16, of a Llama's matrices of these ``(d_out, d_in)``."""
+def save_shaped(
+    folder: Path, tasks: int, layers: int, shapes: Mapping[str, tuple[int, int]], rank: int, shared: int = 0
+) -> list[Path]:
+    """Random adapters as PEFT folders, bfloat16, of a Llama's matrices of these ``(d_out, d_in)``.
+
+    So many of the ranks as ``shared`` says are the same in all of them.
+    """
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -81,13 +86,16 @@ def save_shaped(folder: Path, tasks: int, layers: int, shapes: Mapping[str, tupl
     for task in range(tasks):
         path = folder / f"task{task}"
         path.mkdir(parents=True)
-        draw = torch.Generator().manual_seed(task)
+        draw, alike = torch.Generator().manual_seed(task), torch.Generator().manual_seed(tasks)
         tensors = {}
         for layer in range(layers):
             for matrix, (d_out, d_in) in shapes.items():
                 name = f"base_model.model.model.layers.{layer}.{matrix}"
                 a = torch.randn(rank, d_in, generator=draw) * d_in**-0.5
                 b = torch.randn(d_out, rank, generator=draw) * 0.01
+                if shared:
+                    a[:shared] = torch.randn(shared, d_in, generator=alike) * d_in**-0.5
+                    b[:, :shared] = torch.randn(d_out, shared, generator=alike) * 0.01
                 tensors[f"{name}.lora_A.weight"] = a.bfloat16()
                 tensors[f"{name}.lora_B.weight"] = b.bfloat16()
         save_file(tensors, path / "adapter_model.safetensors")

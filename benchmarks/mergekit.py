@@ -1,6 +1,6 @@
 """mergekit as a peer, where it is installed: it depends on other versions than we do, so it is never required.
 
-python3 -m venv mk && mk/bin/pip install mergekit && PATH=$PATH:$PWD/mk/bin python -m benchmarks.ties
+python3 -m venv mk && mk/bin/pip install -c constraints.txt mergekit && PATH=$PATH:$PWD/mk/bin python -m benchmarks.ties
 """
 
 import json
@@ -19,6 +19,12 @@ def program() -> Path | None:
     """``mergekit-yaml``, if it can be found."""
     place = shutil.which("mergekit-yaml")
     return Path(place) if place else None
+
+
+def python() -> Path | None:
+    """The Python that has it, beside its program."""
+    place = program()
+    return place.resolve().with_name("python") if place else None
 
 
 def save_models(
@@ -76,14 +82,32 @@ def _save(folder: Path, config: dict[str, object], tensors: dict[str, torch.Tens
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def merge(method: str, models: Path, tasks: list[str], parameters: dict[str, float], out: Path) -> timing.Cost:
-    """Run ``mergekit-yaml`` on full models; a whole process."""
+def merge(
+    method: str,
+    models: Path,
+    tasks: list[str],
+    parameters: dict[str, float],
+    out: Path,
+    base: str | None = "base",
+) -> timing.Cost:
+    """Run ``mergekit-yaml`` on full models; a whole process.
+
+    Args:
+        method: mergekit's name.
+        models: Folder of ``save_models``.
+        tasks: Names of the models that are merged.
+        parameters: For all of them, beside a weight of 1.
+        out: Where the result goes.
+        base: Name of the base model, for methods that have one.
+    """
     recipe = {
         "merge_method": method,
-        "base_model": str(models / "base"),
-        "models": [{"model": str(models / task), "parameters": {"weight": 1.0, **parameters}} for task in tasks],
+        "models": [{"model": str(models / task)} for task in tasks if task != base],
+        "parameters": {"weight": 1.0, **parameters},
         "dtype": "float32",
     }
+    if base:
+        recipe["base_model"] = str(models / base)
     path = out.with_suffix(".yaml")
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     timing.remove(out)

@@ -94,7 +94,9 @@ def _section(name: str, rows: list[Row]) -> list[str]:
     module = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
     machine = report.load_machine(name)
     place = [f"On an {machine['gpu']}, beside {machine['cores']} cores."] if "gpu" in machine else []
-    return [f"### {name}", ast.get_docstring(module) or "", *place, report.table(rows)]
+    versions = ", ".join(f"{peer} {version}" for peer, version in report.load_peers(name).items())
+    peers = [f"Beside {versions}."] if versions else []
+    return [f"### {name}", ast.get_docstring(module) or "", *place, *peers, report.table(rows)]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from benchmarks import timing
+from benchmarks import timing, versions
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -115,7 +115,11 @@ def run(name: str, measure: Measure, heading: str, setting: argparse.Namespace) 
     text = f"{heading.strip()}\n\n{table(rows)}"
     print(text, flush=True)
     if not setting.quick:
-        facts = {"machine": timing.machine(), "rows": [{**asdict(row), "ratio": row.ratio} for row in rows]}
+        facts = {
+            "machine": timing.machine(),
+            "peers": versions.installed(row.peer for row in rows if row.theirs),
+            "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+        }
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return rows
@@ -137,13 +141,24 @@ def script(name: str, measure: Measure, heading: str | None) -> None:
 
 def load(name: str) -> list[Row]:
     """The rows that a script has stored."""
-    facts: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return [Row(**{key: value for key, value in row.items() if key != "ratio"}) for row in facts["rows"]]
+    rows = _load_facts(name)["rows"]
+    return [Row(**{key: value for key, value in row.items() if key != "ratio"}) for row in rows]
 
 
 def load_machine(name: str) -> dict[str, Any]:
     """What a script's figures were measured on, see ``timing.machine``."""
-    facts: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["machine"]
+    machine: dict[str, Any] = _load_facts(name)["machine"]
+    return machine
+
+
+def load_peers(name: str) -> dict[str, str]:
+    """The versions of the peers that a script has run, see ``versions``; nothing where it has not stored them."""
+    peers: dict[str, str] = _load_facts(name).get("peers", {})
+    return peers
+
+
+def _load_facts(name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return facts
 
 

@@ -1,12 +1,13 @@
 """The benchmarks: how rows are judged, and that the scripts run. Nothing here looks at a clock."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 
 import pytest
 
-from benchmarks import pages, report, timing
+from benchmarks import pages, report, timing, versions
 from benchmarks.report import Row
 from tests.run_cli import ROOT
 
@@ -35,14 +36,29 @@ def test_rows_survive_their_file(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     rows = [
         Row("a | b", [1.0, 2.0], "peer", [3.0, 4.0], 1.5, difference="none"),
+        Row("b", [1.0], "PEFT svd, scaled", [2.0]),
         Row("c", [5.0], theirs=[], unit="MiB"),
     ]
     setting = report.parser(None).parse_args(["--repeats", "2"])
     report.run("name", lambda _: rows, "Heading.\n", setting)
     assert report.load("name") == rows
+    assert report.load_peers("name") == {"PEFT": importlib.metadata.version("peft")}
     table = capsys.readouterr().out
     assert table.startswith("Heading.\n\n| what |")
     assert "| a \\| b | 1.50 s | peer: 3.50 s | 2.50 | at least 1.5, met | none |" in table
+
+
+def test_a_peers_version_is_read_in_its_own_environment(tmp_path, monkeypatch) -> None:
+    for name, text in (("mergekit-yaml", ""), ("python", "echo $3 1.2")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert versions.installed(["mergekit", "mergekit ties", "copy the base"]) == {"mergekit": "mergekit 1.2"}
+
+
+def test_the_page_names_the_versions_of_peers(monkeypatch) -> None:
+    monkeypatch.setattr(report, "load_peers", lambda name: {"PEFT": "1.2", "mergekit": "3"} if name == "ties" else {})
+    assert pages.page().count("\n\nBeside PEFT 1.2, mergekit 3.\n\n") == 1
 
 
 def test_rounds_run_in_turn() -> None:

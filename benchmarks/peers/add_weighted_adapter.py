@@ -1,6 +1,6 @@
 """PEFT's ``add_weighted_adapter`` on adapters of one matrix, from their folders to a folder.
 
-Called as ``python -m benchmarks.peers.add_weighted_adapter KIND WIDTH OUT ADAPTER...``.
+Called as ``python -m benchmarks.peers.add_weighted_adapter KIND WEIGHT WIDTH OUT ADAPTER...``.
 """
 
 import sys
@@ -14,7 +14,7 @@ KEPT = 32
 
 
 def main() -> None:
-    kind, width, out, *adapters = sys.argv[1:]
+    kind, weight, width, out, *adapters = sys.argv[1:]
     with torch.device("meta"):
         linear: torch.nn.Module = torch.nn.Linear(int(width), int(width), bias=False)
     linear = linear.to_empty(device="cpu")  # its weight takes no part
@@ -27,8 +27,10 @@ def main() -> None:
     model = PeftModel.from_pretrained(module, adapters[0], names[0])
     for name, adapter in zip(names[1:], adapters[1:], strict=True):
         model.load_adapter(adapter, name)
-    options = {"svd_rank": KEPT, "density": 0.2} if kind == "ties_svd" else {}
-    model.add_weighted_adapter(names, [1.0] * len(names), "merged", combination_type=kind, **options)
+    options: dict[str, float] = {"svd_rank": KEPT} if kind.endswith("svd") else {}
+    if kind in ("ties_svd", "magnitude_prune_svd"):
+        options["density"] = 0.2
+    model.add_weighted_adapter(names, [float(weight)] * len(names), "merged", combination_type=kind, **options)
     model.save_pretrained(out, selected_adapters=["merged"])
 
 
