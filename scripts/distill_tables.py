@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from scripts.study_tables import print_table, spread
+from scripts.study_tables import paired_difference, print_table, spread
 
 STUDY = Path(__file__).resolve().parent.parent / "studies/distill-minilm"
 RUN, PLACE = ["arm", "seed", "rows"], ["setting", "heads"]
+OURS, PLAIN, CONTROL = "gevd-penalty-3", "kaiming-native", "random-orthonormal"
+NAMES = {OURS: "`gevd`", PLAIN: "plain LoRA", CONTROL: "control"}
+OTHERS = ("sequential", "matched-weights", "task-arith")
+DEFAULT = "rate 2.5e-4"
+CELLS = ("16 texts", "64 texts", "default", "512 texts", "rank 8", "rank 16", "rank 32")
 
 
 def read_averages(path: Path = STUDY / "scores.csv") -> pd.DataFrame:
@@ -25,7 +30,8 @@ def read_averages(path: Path = STUDY / "scores.csv") -> pd.DataFrame:
 def main() -> None:
     """Print all."""
     averages = read_averages()
-    for arm, of_arm in averages.groupby("arm"):
+    others = averages["setting"].str.startswith(OTHERS)
+    for arm, of_arm in averages[~others].groupby("arm"):
         rows = []
         for setting, own in of_arm.groupby("setting", sort=False):
             cells = []
@@ -35,6 +41,44 @@ def main() -> None:
             rows.append((str(setting), cells))
         columns = ["setting", "average", "kept", "second half", "calibrated: average", "kept", "second half"]
         print_table(str(arm), columns, rows)
+    _print_differences(averages)
+    _print_others(averages[others & averages["rows"].eq("all")])
+
+
+def _print_differences(averages: pd.DataFrame) -> None:
+    """Of distilled adapters with calibrated heads, over the seeds: all dev rows, and the half that decided nothing."""
+    distilled = averages[averages["heads"].eq("calibrated")].replace({"setting": {DEFAULT: "default"}})
+    for control in (CONTROL, PLAIN):
+        rows = []
+        for cell in CELLS:
+            own = distilled[distilled["setting"].eq(cell)]
+            by_part = {part: rows_of.set_index("seed") for part, rows_of in own.groupby("rows")}
+            cells = []
+            for part, value in (
+                ("all", "average"),
+                ("all", "kept"),
+                ("second half", "average"),
+                ("second half", "kept"),
+            ):
+                scores = {str(arm): scored[value] for arm, scored in by_part[part].groupby("arm")}
+                cells.append(paired_difference(scores, OURS, control))
+            rows.append((cell, cells))
+        columns = ["distilled", "average", "kept", "second half: average", "kept"]
+        print_table(f"{NAMES[OURS]} - {NAMES[control]}", columns, rows)
+
+
+def _print_others(averages: pd.DataFrame) -> None:
+    """Percent kept by the methods that do not distill; ``averages``: of all dev rows."""
+    rows = [
+        (str(setting), [
+            spread(own.loc[own["arm"].eq(arm) & own["heads"].eq(heads), "kept"])
+            for heads in ("own", "calibrated")
+            for arm in NAMES
+        ])
+        for setting, own in averages.groupby("setting", sort=False)
+    ]  # fmt: skip
+    columns = [f"{heads}{name}" for heads in ("", "calibrated: ") for name in NAMES.values()]
+    print_table("Other methods, percent kept", ["method", *columns], rows)
 
 
 if __name__ == "__main__":

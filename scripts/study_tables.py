@@ -6,10 +6,11 @@ Intervals come from ``osrm report``, as the page says; all other numbers are the
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 STUDY = Path(__file__).resolve().parent.parent / "studies/glue-minilm"
 LAMBDAS = (0.3, 0.5, 0.7, 1.0)
@@ -49,6 +50,16 @@ def spread(values: pd.Series, missing: str = "") -> str:
     if not len(values):
         return missing
     return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+
+
+def paired_difference(scores: Mapping[str, pd.Series], arm: str, control: str) -> str:
+    """Mean of the paired differences, with its 95 % interval by Student's t.
+
+    ``scores``: by arm, a number for each seed, or for each task.
+    """
+    gain = scores[arm] - scores[control]
+    low, high = stats.ttest_1samp(gain, 0).confidence_interval(0.95)
+    return f"{gain.mean():+.1f} ({low:+.1f}, {high:+.1f})"
 
 
 def main() -> None:

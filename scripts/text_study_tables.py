@@ -4,15 +4,13 @@ python -m scripts.text_study_tables
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
-from scipy import stats
 
 from osrm_cli.diagnosis.score_drops import ScoreDrops, correlate_score_drops, predict_disturbance
-from scripts.study_tables import print_table, spread
+from scripts.study_tables import paired_difference, print_table, spread
 
 STUDY = Path(__file__).resolve().parent.parent / "studies/text-smollm2"
 METHODS = ("single", "task-arith", "ties", "tsv", "knots-ties", "dare", "regmean")
@@ -75,7 +73,7 @@ def _print_runs(title: str, runs: pd.DataFrame, value: str, methods: list[str]) 
     ]
     by_arm = {str(method): own.pivot_table(value, "seed", "arm") for method, own in runs.groupby("method")}
     rows += [
-        (f"{arm} - {control}", [_difference(by_arm[method], arm, control) for method in methods])
+        (f"{arm} - {control}", [paired_difference(by_arm[method], arm, control) for method in methods])
         for arm, control in DIFFERENCES
         if {arm, control} <= set(runs["arm"])
     ]
@@ -93,7 +91,7 @@ def _print_tasks(written: pd.DataFrame, metric: str, models: list[str]) -> None:
     print_table(f"written, {metric}, by task", ["adapters", *means.columns], rows)
     by_arm = {model: means.loc[model].T for model in models}
     rows = [
-        (f"{arm} - {control}", [_difference(by_arm[model], arm, control) for model in models])
+        (f"{arm} - {control}", [paired_difference(by_arm[model], arm, control) for model in models])
         for arm, control in DIFFERENCES
     ]
     print_table(f"written, {metric}, over the tasks", ["adapters", *models], rows)
@@ -150,7 +148,7 @@ def _print_best_shares(shares: pd.DataFrame) -> None:
     ]
     for arm, control in DIFFERENCES:
         chosen = [{name: shares[best[method, name]] for name in (arm, control)} for method in methods]
-        rows += [(f"{arm} - {control}", [_difference(pair, arm, control) for pair in chosen])]
+        rows += [(f"{arm} - {control}", [paired_difference(pair, arm, control) for pair in chosen])]
     print_table("kept at the best lambda, three seeds", ["adapters", *methods], rows)
 
 
@@ -180,16 +178,6 @@ def _print_predictions(path: Path) -> None:
         ]
         rows.append((arm, cells))
     print_table("predicted and measured drops of pairs", ["adapters", "rho", "p", "n", "others' energy"], rows)
-
-
-def _difference(scores: Mapping[str, pd.Series], arm: str, control: str) -> str:
-    """Mean of the paired differences, with its 95 % interval by Student's t.
-
-    ``scores``: by arm, a number for each seed, or for each task.
-    """
-    gain = scores[arm] - scores[control]
-    low, high = stats.ttest_1samp(gain, 0).confidence_interval(0.95)
-    return f"{gain.mean():+.1f} ({low:+.1f}, {high:+.1f})"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.reporting.tables import COLUMNS, read_table
+from tests.reporting.tables import COLUMNS, read_arms, read_table
 from tests.run_cli import ROOT
 
 NUMBER = re.compile(r"[+-]?\d+\.\d")
@@ -82,13 +82,6 @@ def test_rows_of_the_main_table_are_those_of_their_arms(output: str) -> None:
     ours = [f"gevd-penalty-10{rest}" for rest in ("", " - kaiming", " - random-orthonormal")]
     order = ["kaiming", "random-orthonormal", *ours]
     assert [cells for _, *cells in writers] == [[*arms[arm][:4], arms[arm][-1]] for arm in order]
-
-
-def read_arms(output: str, title: str) -> dict[str, list[str]]:
-    """The cells of one of the script's tables by the names of its rows."""
-    table = output.partition(f"\n{title}\n\n")[2].partition("\n\n")[0]
-    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
-    return {name: cells for name, *cells in rows}
 
 
 def test_what_is_written_is_printed_by_the_script(output: str) -> None:
