@@ -18,7 +18,7 @@ from tests.run_cli import osrm
 COMMANDS = (
     "collect --samples 20 --statistic mean --statistic second-moment",
     "init --each --rank 4",
-    "train starts/same starts/backwards starts/last --epochs 2 --lr 0.01",
+    "train starts/same starts/backwards starts/last --epochs 2 --lr 0.01 --interference-penalty 0",
     "merge adapters/same adapters/backwards adapters/last --method task-arith --lambda 0.5",
     "eval merged --base --predictions",
 )
