@@ -169,7 +169,7 @@ def test_the_pipeline_on_a_task_with_several_labels_a_row(
     for command in (
         "collect --samples 30 --statistic mean --statistic second-moment --statistic gradient",
         "init --each --rank 4",
-        "train starts/words starts/pair --epochs 4 --batch-size 8 --lr 0.02",
+        "train starts/words starts/pair --epochs 4 --batch-size 8 --lr 0.02 --interference-penalty 0",
         "merge adapters/words adapters/pair --lambda 0.5",
         "eval merged --predictions",
         "sweep adapters/words adapters/pair --lambda 0.3,0.6 --predictions",
