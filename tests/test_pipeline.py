@@ -92,9 +92,8 @@ def test_merged_update_is_the_exact_sum(pipeline_run: Path) -> None:
 def test_plain_peft_gives_the_logits_that_eval_scored(pipeline_run: Path, text_tasks: Path, task: str) -> None:
     """The five lines of the merge guide, one example at a time, beside what ``eval`` computes in padded batches."""
     from osrm_cli.adapters.open_adapter import open_adapter
-    from osrm_cli.models.backbone import compute_logits, with_adapter_on_backbone
-    from osrm_cli.models.classifier import load_classifier, load_tokenizer
-    from osrm_cli.models.token_batches import tokenize_for_classifier
+    from osrm_cli.models.classifier import load_classifier, load_tokenizer, with_adapter_on_backbone
+    from osrm_cli.models.token_batches import compute_logits, tokenize_for_classifier
     from osrm_cli.tasks.loading import load_split
 
     base = json.loads((pipeline_run / "merged/adapter_config.json").read_text())["base_model_name_or_path"]

@@ -65,7 +65,6 @@ FOR_COMMANDS = {
     "sweep.grid": {"Value", "parse_grid_option", "parse_grid_values"},
     "sweep.results": {"SweepResult"},
     "tasks.description": {"format_task_description"},
-    "tasks.loading": {"task_source_with_dev_share"},
     "verification.verify": {"DIFFERS", "Verification"},
 }
 # Rooms of pure mathematics: no files, no printing, no transformers.

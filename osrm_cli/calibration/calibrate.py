@@ -16,7 +16,8 @@ from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
 from osrm_cli.evaluation.merged_folder import ScoredFolder
-from osrm_cli.models.backbone import Backbone, with_adapter_on_backbone
+from osrm_cli.models.backbone import Backbone
+from osrm_cli.models.classifier import with_adapter_on_backbone
 from osrm_cli.models.devices import dtype_name, pick_device, pick_dtype
 from osrm_cli.models.linear_head import find_head_layer
 from osrm_cli.progress import Advance, Progress, no_progress

@@ -4,7 +4,7 @@ An adapter folder is opened in the same way, as the classifier of one task.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -134,6 +134,7 @@ class ScoredFolder:
         record: Its ``osrm.json``; empty for an adapter of another program.
         tasks: Each task's classifier.
         adapter: The folder opened as an adapter, if it is one.
+        teachers: By task, adapters of other base models that the merge has learned from.
     """
 
     path: Path
@@ -141,6 +142,7 @@ class ScoredFolder:
     record: Record
     tasks: Mapping[str, ScoredTask]
     adapter: Adapter | None = None
+    teachers: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -165,12 +167,7 @@ class ScoredFolder:
             tasks.setdefault(name, ScoredTask(name, form, path, path, record, adapter))
         if not tasks:
             raise OsrmError(f"{path} contains no head, only the merged update", "merge adapters that have heads")
-        return cls(path, form, record, dict(sorted(tasks.items())), adapter)
-
-    @property
-    def teachers(self) -> Mapping[str, Any]:
-        """By task, adapters of other base models that the merge has learned from."""
-        return self.record.get("teachers") or {}
+        return cls(path, form, record, dict(sorted(tasks.items())), adapter, record.get("teachers") or {})
 
     def choose_tasks(self, names: list[str]) -> dict[str, ScoredTask]:
         """The classifiers of some tasks; of all if there are no names.
@@ -232,11 +229,16 @@ class ScoredFolder:
                 f"{self.path / records.RECORD_NAME} does not record what was merged, and how", "merge again"
             )
         return {
-            "adapters": {row["task"]: _describe_scored_adapter(row) for row in rows},
+            "adapters": {row["task"]: self._describe_single_adapter(row) for row in rows},
             "method": method,
             "options": options,
             "calibrated": "calibration" in self.record,
         }
+
+    @cached_property
+    def single_adapters(self) -> Mapping[str, Adapter | OsrmError]:
+        """By task, the adapter that was merged; the error in its place if it is missing or has changed since."""
+        return {row["task"]: _open_merged_adapter(row) for row in self.record.get("inputs", []) if row.get("task")}
 
     def open_single_adapters(self, folder: Path | None = None) -> list[Adapter]:
         """The adapter of each task, with the weights that were merged, named after the task.
@@ -254,9 +256,7 @@ class ScoredFolder:
                 "heads of such tasks were learned with the merge: leave the calibration out",
             )
         if folder is None:
-            return [
-                replace(_open_single_adapter(classifier), name=classifier.task) for classifier in self.tasks.values()
-            ]
+            return [self._open_single_adapter(task) for task in self.tasks.values()]
         moved = [open_adapter(path.parent) for path in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
         by_digest = {adapter.sha256(): adapter for adapter in moved}
         adapters = []
@@ -269,6 +269,19 @@ class ScoredFolder:
                 )
             adapters.append(replace(by_digest[digest], name=task))
         return adapters
+
+    def _open_single_adapter(self, task: ScoredTask) -> Adapter:
+        task.recorded_adapter()
+        adapter = self.single_adapters[task.task]
+        if isinstance(adapter, OsrmError):
+            raise adapter
+        return replace(adapter, name=task.task)
+
+    def _describe_single_adapter(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The record of an adapter that was merged, with the adapter's own record if it is unchanged."""
+        adapter = self.single_adapters[row["task"]]
+        own = {} if isinstance(adapter, OsrmError) else adapter.describe()
+        return {"start": None, "train": None, "drift": None, **own, "path": row["path"], "sha256": row["sha256"]}
 
 
 def _open_scored_task(folder: Path, form: str, root: Path, record: Record) -> ScoredTask:
@@ -290,24 +303,12 @@ def _tasks_scored_as_text(adapter: Adapter | None, record: Record) -> list[str]:
     ]
 
 
-def _open_single_adapter(classifier: ScoredTask) -> Adapter:
-    task, (path, digest) = classifier.task, classifier.recorded_adapter()
+def _open_merged_adapter(row: Mapping[str, Any]) -> Adapter | OsrmError:
+    """An adapter that was merged, or what keeps it from being opened; ``row`` is the merge's record of it."""
     try:
-        adapter = open_adapter(path)
+        adapter = open_adapter(row["path"])
     except OsrmError as error:
-        raise OsrmError(
-            f"the adapter that '{task}' was merged from is not available: {error}", _HINT_IF_MOVED
-        ) from None
-    if adapter.sha256() != digest:
-        raise OsrmError(f"{adapter.source} has changed since '{task}' was merged from it", _HINT_IF_MOVED)
+        return OsrmError(f"the adapter that '{row['task']}' was merged from is not available: {error}", _HINT_IF_MOVED)
+    if adapter.sha256() != row.get("sha256"):
+        return OsrmError(f"{adapter.source} has changed since '{row['task']}' was merged from it", _HINT_IF_MOVED)
     return adapter
-
-
-def _describe_scored_adapter(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A merged folder's record of an adapter, with the adapter's own record if it is unchanged."""
-    try:
-        current = open_adapter(row["path"]).describe()
-    except OsrmError:
-        current = {}
-    details = current if current.get("sha256") == row["sha256"] else {}
-    return {"start": None, "train": None, "drift": None, **details, "path": row["path"], "sha256": row["sha256"]}

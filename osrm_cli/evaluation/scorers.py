@@ -8,11 +8,12 @@ from typing import Protocol
 
 import torch
 
-from osrm_cli.adapters.config import CONFIG_NAME
+from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.evaluation.answers import example_losses, make_text_score, score_answers
 from osrm_cli.evaluation.merged_folder import ScoredFolder, ScoredTask
 from osrm_cli.evaluation.scores import TaskScore, TextAnswers
 from osrm_cli.models.backbone import Backbone, check_max_length
+from osrm_cli.models.base_model import resolve_common_base_model
 from osrm_cli.models.text.backbone import TextBackbone
 from osrm_cli.models.text.completions import CompletionTokenizer, check_chat_template
 from osrm_cli.models.token_batches import Encoding
@@ -85,19 +86,16 @@ class FolderScorer:
         is_same = all(recorded.get(name, value) == value for name, value in required.items()) and "sha256" in recorded
         if is_same and set(data.task.metrics) <= recorded["scores"].keys():  # training scores the loss of text alone
             return replace(score, single=primary_score(data.task, recorded["scores"]))
-        path = Path(task.single_adapter.get("path") or "")
-        if not task.single_adapter or not (path / CONFIG_NAME).is_file():
-            self.notes.append(f"{task.task}: the single adapter is not available, so its score is missing")
-            return score
-        single = ScoredFolder.open(path)
-        if single.adapter is None or single.adapter.sha256() != task.single_adapter.get("sha256"):
-            self.notes.append(f"{task.task}: {path} has changed since it was merged, so its score is missing")
+        adapter = self.merged.single_adapters.get(task.task)
+        if not isinstance(adapter, Adapter):
+            problem = adapter or f"the adapter that '{task.task}' was merged from is not recorded"
+            self.notes.append(f"{problem}; the single score is missing")
             return score
         base_dir, is_teacher = self.base_dir, task.task in self.merged.teachers
         if self.merged.form == "model" or is_teacher:  # the model's weights are the merged ones, or of another model
-            base_dir = single.resolve_base_model(None, None)[0]
-        task_on_disk = next(iter(single.tasks.values()))
-        alone = self._score_model("single", base_dir, task_on_disk, [data], max_length, is_teacher)
+            base_dir, _ = resolve_common_base_model([adapter])
+        single = ScoredTask(adapter.name, "adapter", adapter.folder, adapter.folder, adapter.record, adapter)
+        alone = self._score_model("single", base_dir, single, [data], max_length, is_teacher)
         return replace(score, single=alone.headline, single_loss=alone.metrics.get("loss"))
 
     def add_base_score(self, score: TaskScore, data: TaskSplit, max_length: int) -> TaskScore:

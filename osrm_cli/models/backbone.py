@@ -1,30 +1,33 @@
 """One base model in memory, to which tasks' heads and updates are attached one after the other.
 
 The model is loaded once (``Backbone.load``). An adapter (``with_adapter_on_backbone``) or a head alone
-(``with_head_on_backbone``, ``Backbone.add_head``) turns it into a task's classifier; an update is added to its weights
+(``classifier_with_head``, ``Backbone.add_head``) turns it into a task's classifier; an update is added to its weights
 (``with_backbone_deltas``), or to its layers' outputs by ``output_hooks``. At the end, all changes except heads are
 reverted.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES
-from osrm_cli.adapters.layers import PREFIX, AdapterLayer
+from osrm_cli.adapters.layers import AdapterLayer
 from osrm_cli.adapters.trained_rows import TrainedRows
 from osrm_cli.errors import OsrmError, library_errors
-from osrm_cli.models.classifier import load_classifier, load_tokenizer, load_without_weights
+from osrm_cli.models.classifier import (
+    classifier_with_head,
+    load_classifier,
+    load_tokenizer,
+    load_without_weights,
+    with_adapter_on_backbone,
+)
 from osrm_cli.models.linear_head import compute_representations
-from osrm_cli.models.peft_model import check_adapter_task_type, find_peft_model_layers, make_peft_model
+from osrm_cli.models.peft_model import restoring_model_weights
 from osrm_cli.models.target_modules import is_conv1d, layer_widths
 from osrm_cli.models.token_batches import (
     Encoding,
@@ -186,7 +189,7 @@ class Backbone(BackboneModel):
         Raises:
             OsrmError: If the head is missing or does not fit.
         """
-        return TaskHead(_make_classifier(self.model, tensors, num_labels, origin).requires_grad_(False), tensors)
+        return TaskHead(classifier_with_head(self.model, tensors, num_labels, origin).requires_grad_(False), tensors)
 
     @contextmanager
     def attach(self, source: BackboneTaskSource, num_labels: int) -> Iterator[torch.nn.Module]:
@@ -203,11 +206,8 @@ class Backbone(BackboneModel):
             with with_adapter_on_backbone(self.model, source.adapter, num_labels) as classifier:
                 yield classifier
             return
-        with (
-            with_backbone_deltas(self.model, source.read_delta, source.delta_layers),
-            with_head_on_backbone(self.model, source.read_head(), num_labels, source.head_path) as classifier,
-        ):
-            yield classifier
+        with with_backbone_deltas(self.model, source.read_delta, source.delta_layers):
+            yield classifier_with_head(self.model, source.read_head(), num_labels, source.head_path)
 
     def logits(
         self, model: torch.nn.Module, encodings: Sequence[Encoding], batch_size: int, advance: Callable[[int], None]
@@ -258,116 +258,13 @@ def check_model_positions(model: PreTrainedModel, folder: Path, length: int, hin
         )
 
 
-def with_empty_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
-    """A classifier of ``num_labels`` classes that shares the backbone of ``model``.
-
-    Its head is uninitialized: an adapter's is to be loaded into it.
-    """
-    config = type(model.config).from_dict({**model.config.to_dict(), "num_labels": num_labels})
-    with torch.device("meta"):
-        classifier: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=model.dtype, trust_remote_code=False
-        )
-    setattr(classifier, model.base_model_prefix, getattr(model, model.base_model_prefix))
-    for name, child in classifier.named_children():
-        if name != model.base_model_prefix:
-            child.to_empty(device=model.device)
-    classifier.train(False)
-    return classifier
-
-
-@contextmanager
-def with_adapter_on_backbone(model: PreTrainedModel, adapter: Adapter, num_labels: int) -> Iterator[torch.nn.Module]:
-    """Attach an adapter to a base model; in float32, its update is added to the weights.
-
-    Raises:
-        OsrmError: If it has no head, or one for another number of classes.
-    """
-    classifier = with_empty_head(model, num_labels)
-    _check_classifier_head(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, adapter.folder)
-    check_adapter_task_type(adapter, CLASSIFIER_TASK_TYPES)
-    with library_errors(f"{adapter.folder} does not fit the model with {num_labels} outputs"):
-        peft_model = make_peft_model(classifier, adapter)
-    with with_adapted_backbone(model, peft_model, adapter) as updated:
-        yield updated
-
-
-@contextmanager
-def with_adapted_backbone(model: PreTrainedModel, peft_model: PeftModel, adapter: Adapter) -> Iterator[torch.nn.Module]:
-    """Use a PEFT model, in float32 with its update added to the weights; the base is as before at the end."""
-    layers = find_peft_model_layers(peft_model, adapter)
-    uses = Counter(parameter for _, parameter in peft_model.named_parameters(remove_duplicate=False))
-    weights = {}
-    for layer in layers.values():
-        own = dict(layer.get_base_layer().named_parameters(recurse=False)).get("weight")
-        if own is not None and uses[own] == 1:  # a tied weight has another use, which the update does not change
-            weights[layer] = own
-    try:
-        with _restoring_model_weights(weights.values() if model.dtype == torch.float32 else []) as copies:
-            if copies:  # in narrower types the sum would lose small updates
-                for layer in weights:
-                    layer.merge()
-            yield peft_model.eval()
-    finally:
-        for _ in range(2 if adapter.config.token_indices else 1):  # trained rows may lie below an adapted layer
-            peft_model.unload()
-
-
-@contextmanager
-def _restoring_model_weights(weights: Iterable[torch.nn.Parameter]) -> Iterator[dict[torch.nn.Parameter, torch.Tensor]]:
-    """Restore weights at the end; yields the copies."""
-    copies = {weight: weight.detach().clone() for weight in weights}
-    try:
-        yield copies
-    finally:
-        with torch.no_grad():
-            for weight, copy in copies.items():
-                weight.copy_(copy)
-
-
-@contextmanager
-def with_head_on_backbone(
-    model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path
-) -> Iterator[torch.nn.Module]:
-    """Attach a head alone to a model.
-
-    Raises:
-        OsrmError: If the head does not fit.
-    """
-    yield _make_classifier(model, head, num_labels, folder)
-
-
-def _make_classifier(
-    model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path
-) -> PreTrainedModel:
-    classifier = with_empty_head(model, num_labels)
-    _check_classifier_head(classifier, head.keys(), folder)
-    with library_errors(f"{folder} does not fit the model with {num_labels} outputs"):
-        unexpected = classifier.load_state_dict(dict(head), strict=False).unexpected_keys
-    if unexpected:
-        raise OsrmError(f"{folder} contains {unexpected[0]}, which the model does not have")
-    return classifier
-
-
-def _check_classifier_head(classifier: PreTrainedModel, names: Collection[str], folder: Path) -> None:
-    """Check that every tensor outside the backbone is supplied: those of an empty head are uninitialized."""
-    needed = (
-        name for name, _ in classifier.named_parameters() if name.partition(".")[0] != classifier.base_model_prefix
-    )
-    if missing := [name for name in needed if name not in names]:
-        raise OsrmError(
-            f"{folder} has no classification head: {missing[0]} is missing",
-            "give an adapter written by 'osrm train', or a folder merged from such adapters",
-        )
-
-
 @contextmanager
 def with_backbone_deltas(
     model: PreTrainedModel, read_delta: Callable[[str], torch.Tensor], layers: Sequence[str]
 ) -> Iterator[None]:
     """Add dense updates ``(d_out, d_in)`` to a model's weights, and restore the weights at the end."""
     modules = {name: model.get_submodule(name) for name in layers}
-    with _restoring_model_weights([layer.get_parameter("weight") for layer in modules.values()]):
+    with restoring_model_weights([layer.get_parameter("weight") for layer in modules.values()]):
         with torch.no_grad():
             for name, layer in modules.items():
                 weight, delta = layer.get_parameter("weight"), read_delta(name)

@@ -1,7 +1,8 @@
-"""Load base models as classifiers, or without their weights, and their tokenizers."""
+"""Load base models as classifiers, or without their weights, and their tokenizers; attach tasks' heads to them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,8 +19,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from osrm_cli.adapters.adapter import Adapter
+from osrm_cli.adapters.config import CLASSIFIER_TASK_TYPES
+from osrm_cli.adapters.layers import PREFIX
 from osrm_cli.errors import OsrmError, library_errors
 from osrm_cli.models.architecture import read_model_config
+from osrm_cli.models.peft_model import check_adapter_task_type, make_peft_model, with_adapted_backbone
 
 hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -138,6 +143,75 @@ def load_classifier(
     if device is not None:
         move_model(model, device)
     return LoadedModel(model, sorted(outside | {key.rpartition(".")[0] for key in missing}))
+
+
+def with_empty_head(model: PreTrainedModel, num_labels: int) -> PreTrainedModel:
+    """A classifier of ``num_labels`` classes that shares the backbone of ``model``.
+
+    Its head is uninitialized: an adapter's is to be loaded into it.
+    """
+    config = type(model.config).from_dict({**model.config.to_dict(), "num_labels": num_labels})
+    with torch.device("meta"):
+        classifier: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=model.dtype, trust_remote_code=False
+        )
+    setattr(classifier, model.base_model_prefix, getattr(model, model.base_model_prefix))
+    for name, child in classifier.named_children():
+        if name != model.base_model_prefix:
+            child.to_empty(device=model.device)
+    classifier.train(False)
+    return classifier
+
+
+@contextmanager
+def with_adapter_on_backbone(model: PreTrainedModel, adapter: Adapter, num_labels: int) -> Iterator[torch.nn.Module]:
+    """Attach an adapter to a base model; in float32, its update is added to the weights.
+
+    Raises:
+        OsrmError: If it has no head, or one for another number of classes.
+    """
+    classifier = with_empty_head(model, num_labels)
+    _check_classifier_head(classifier, {name.removeprefix(PREFIX) for name in adapter.tensors}, adapter.folder)
+    check_adapter_task_type(adapter, CLASSIFIER_TASK_TYPES)
+    with library_errors(f"{adapter.folder} does not fit the model with {num_labels} outputs"):
+        peft_model = make_peft_model(classifier, adapter)
+    with with_adapted_backbone(model, peft_model, adapter) as updated:
+        yield updated
+
+
+def classifier_with_head(
+    model: PreTrainedModel, head: Mapping[str, torch.Tensor], num_labels: int, folder: Path
+) -> PreTrainedModel:
+    """A classifier with this head that shares the backbone of ``model``.
+
+    Args:
+        model: The base model, or a merged one.
+        head: The head's tensors by their name in the base model.
+        num_labels: Outputs of the head.
+        folder: The head's file or folder, for errors.
+
+    Raises:
+        OsrmError: If it is missing or does not fit.
+    """
+    classifier = with_empty_head(model, num_labels)
+    _check_classifier_head(classifier, head.keys(), folder)
+    with library_errors(f"{folder} does not fit the model with {num_labels} outputs"):
+        unexpected = classifier.load_state_dict(dict(head), strict=False).unexpected_keys
+    if unexpected:
+        raise OsrmError(f"{folder} contains {unexpected[0]}, which the model does not have")
+    return classifier
+
+
+def _check_classifier_head(classifier: PreTrainedModel, names: Collection[str], folder: Path) -> None:
+    """Check that every tensor outside the backbone is supplied: those of an empty head are uninitialized."""
+    needed = (
+        name for name, _ in classifier.named_parameters() if name.partition(".")[0] != classifier.base_model_prefix
+    )
+    if missing := [name for name in needed if name not in names]:
+        raise OsrmError(
+            f"{folder} has no classification head: {missing[0]} is missing",
+            "give an adapter written by 'osrm train', or a folder merged from such adapters",
+        )
 
 
 def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

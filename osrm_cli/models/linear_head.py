@@ -95,9 +95,8 @@ def find_head_layer(model: torch.nn.Module) -> tuple[str, torch.nn.Linear]:
     """The linear layer of a sequence classifier that computes its logits, and its name in the base model.
 
     Args:
-        model: A classifier of transformers, such as ``backbone.with_head_on_backbone`` yields, or PEFT's wrapper of
-            one, such as ``backbone.with_adapter_on_backbone`` yields. Of a module that PEFT keeps twice, the adapter's
-            copy counts.
+        model: A classifier of transformers, such as ``classifier_with_head`` returns, or PEFT's wrapper of one, such as
+            ``with_adapter_on_backbone`` yields. Of a module that PEFT keeps twice, the adapter's copy counts.
 
     Raises:
         OsrmError: If the head does not end in a plain linear layer.

@@ -1,6 +1,8 @@
 """Models with adapters of PEFT, which does not check its settings: configuration, model, and the layers it makes."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, LoraConfig, PeftModel, set_peft_model_state_dict
@@ -80,3 +82,36 @@ def make_peft_model(model: PreTrainedModel, adapter: Adapter) -> PeftModel:
     peft_model: PeftModel = kind(model, config)
     set_peft_model_state_dict(peft_model, adapter.state_dict())
     return peft_model
+
+
+@contextmanager
+def with_adapted_backbone(model: PreTrainedModel, peft_model: PeftModel, adapter: Adapter) -> Iterator[torch.nn.Module]:
+    """Use a PEFT model, in float32 with its update added to the weights; the base is as before at the end."""
+    layers = find_peft_model_layers(peft_model, adapter)
+    uses = Counter(parameter for _, parameter in peft_model.named_parameters(remove_duplicate=False))
+    weights = {}
+    for layer in layers.values():
+        own = dict(layer.get_base_layer().named_parameters(recurse=False)).get("weight")
+        if own is not None and uses[own] == 1:  # a tied weight has another use, which the update does not change
+            weights[layer] = own
+    try:
+        with restoring_model_weights(weights.values() if model.dtype == torch.float32 else []) as copies:
+            if copies:  # in narrower types the sum would lose small updates
+                for layer in weights:
+                    layer.merge()
+            yield peft_model.eval()
+    finally:
+        for _ in range(2 if adapter.config.token_indices else 1):  # trained rows may lie below an adapted layer
+            peft_model.unload()
+
+
+@contextmanager
+def restoring_model_weights(weights: Iterable[torch.nn.Parameter]) -> Iterator[dict[torch.nn.Parameter, torch.Tensor]]:
+    """Restore weights at the end; yields the copies."""
+    copies = {weight: weight.detach().clone() for weight in weights}
+    try:
+        yield copies
+    finally:
+        with torch.no_grad():
+            for weight, copy in copies.items():
+                weight.copy_(copy)

@@ -17,8 +17,7 @@ from osrm_cli.calibration.head_map import calibrated_head, fit_head_map
 from osrm_cli.calibration.ridge_map import RidgeMap
 from osrm_cli.errors import OsrmError
 from osrm_cli.models import linear_head
-from osrm_cli.models.backbone import with_adapter_on_backbone
-from osrm_cli.models.classifier import load_classifier, load_tokenizer
+from osrm_cli.models.classifier import load_classifier, load_tokenizer, with_adapter_on_backbone
 from osrm_cli.models.token_batches import compute_logits, tokenize_for_classifier
 from osrm_cli.tasks.task import Example
 from tests.conftest import WORDS

@@ -97,6 +97,12 @@ def test_batch_size_changes_nothing(project_copy: Path) -> None:
         assert row["headline"] == pytest.approx(theirs[task]["headline"], abs=1e-2)
 
 
+def loud(project: Path) -> None:
+    """Let commands say their notes."""
+    settings = project / "osrm.toml"
+    settings.write_text(settings.read_text().replace("quiet = true", "quiet = false"))
+
+
 def test_single_scores_recorded_measured_or_absent(project_copy: Path) -> None:
     """On the dev set that training scored, the record is taken; on fewer examples the adapter itself is scored."""
     log = json.loads((project_copy / "adapters/mood/training.json").read_text())
@@ -111,15 +117,19 @@ def test_single_scores_recorded_measured_or_absent(project_copy: Path) -> None:
     row = scores(project_copy / "merged")["tasks"]["mood"]
     assert (row["single"], row["ratio"]) == (None, None)
     shutil.rmtree(project_copy / "adapters")
+    loud(project_copy)
     run = osrm("eval", "merged", "--task", "mood", "--limit", 9, "--overwrite", cwd=project_copy)
     assert run.code == 0
+    assert "the adapter that 'mood' was merged from is not available: " in run.stderr
     assert scores(project_copy / "merged")["tasks"]["mood"]["single"] is None
 
 
 def test_adapter_that_has_changed_since_is_not_scored_beside(project_copy: Path) -> None:
     path = project_copy / "adapters/mood" / WEIGHTS
     save_file({name: tensor * 2 for name, tensor in load_file(path).items()}, path)
-    osrm("eval", "merged", "--task", "mood", "--limit", 9, cwd=project_copy)
+    loud(project_copy)
+    run = osrm("eval", "merged", "--task", "mood", "--limit", 9, cwd=project_copy)
+    assert "adapters/mood has changed since 'mood' was merged from it; the single score is missing" in run.stderr
     assert scores(project_copy / "merged")["tasks"]["mood"]["single"] is None
 
 
@@ -191,8 +201,7 @@ def test_pooler_that_the_base_lacks_travels_with_every_classifier(
     from transformers import AutoModelForSequenceClassification
 
     from osrm_cli.adapters.open_adapter import open_adapter
-    from osrm_cli.models.backbone import with_adapter_on_backbone
-    from osrm_cli.models.classifier import load_classifier, load_tokenizer
+    from osrm_cli.models.classifier import load_classifier, load_tokenizer, with_adapter_on_backbone
     from osrm_cli.models.token_batches import compute_logits, tokenize_for_classifier
     from osrm_cli.tasks.loading import load_split
 

@@ -8,9 +8,9 @@ from osrm_cli.adapters.open_adapter import open_adapter
 from osrm_cli.errors import OsrmError
 from osrm_cli.merging.plan import MergePlan
 from osrm_cli.merging.recipes.recipe import MergeRecipe, RecipeEntry
-from osrm_cli.models.backbone import BackboneModel, with_adapted_backbone, with_backbone_deltas
+from osrm_cli.models.backbone import BackboneModel, with_backbone_deltas
 from osrm_cli.models.classifier import LoadedModel
-from osrm_cli.models.peft_model import make_peft_model
+from osrm_cli.models.peft_model import make_peft_model, with_adapted_backbone
 from osrm_cli.training.trainable_adapter import to_trainable_peft_model
 from tests.token_adapters import CASES, load_base, logits, save_adapter, save_base
 

@@ -110,13 +110,12 @@ def collect(
 
     from osrm_cli.features.collect import collect_features
     from osrm_cli.models.distributed import process_rank
-    from osrm_cli.tasks.loading import task_source_with_dev_share
 
     is_first = process_rank() == 0  # under a launcher, one process speaks
     console = Console(json, quiet or not is_first)
     collected = collect_features(
         task or [],
-        task_source_with_dev_share(data, split_dev) or data,
+        options.task_source(data, split_dev) or data,
         model=model,
         revision=revision,
         target_modules=target_modules,

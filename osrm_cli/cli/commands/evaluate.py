@@ -64,13 +64,12 @@ def evaluate(
     Example: osrm eval merged
     """
     from osrm_cli.evaluation.evaluate import evaluate_folder
-    from osrm_cli.tasks.loading import task_source_with_dev_share
 
     console = Console(json, quiet)
     result = evaluate_folder(
         folder,
         task or [],
-        data=task_source_with_dev_share(data, split_dev),
+        data=options.task_source(data, split_dev),
         split=split,
         limit=limit,
         predictions=predictions,

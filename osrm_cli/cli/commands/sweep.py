@@ -120,7 +120,6 @@ def sweep(
     Example: osrm sweep adapters/* --method task-arith --lambda 0.1:1.0:0.1
     """
     from osrm_cli.sweep.sweep import run_sweep
-    from osrm_cli.tasks.loading import task_source_with_dev_share
 
     console = Console(json, quiet)
     report = run_sweep(
@@ -131,7 +130,7 @@ def sweep(
         calibrate=calibrate,
         samples=samples,
         features=features,
-        data=task_source_with_dev_share(data, split_dev),
+        data=options.task_source(data, split_dev),
         split=split,
         validation_split=validation_split,
         limit=limit,

@@ -110,14 +110,13 @@ def train(
     Example: osrm train starts/mini-mood
     """
     from osrm_cli.models.distributed import process_rank
-    from osrm_cli.tasks.loading import task_source_with_dev_share
     from osrm_cli.training.train import train_adapters
 
     is_first = process_rank() == 0  # under a launcher, one process prints
     console = Console(json, quiet or not is_first)
     trained = train_adapters(
         starts,
-        data=task_source_with_dev_share(data, split_dev),
+        data=options.task_source(data, split_dev),
         model=model,
         revision=revision,
         lr=lr,

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from osrm_cli import seeding
 from osrm_cli.merging.from_data.matching import prediction_divergence
-from osrm_cli.models.backbone import Backbone, TaskHead, with_empty_head
-from osrm_cli.models.classifier import head_modules
+from osrm_cli.models.backbone import Backbone, TaskHead
+from osrm_cli.models.classifier import head_modules, with_empty_head
 from osrm_cli.models.linear_head import find_head_layer
 
 SPREAD = 0.02  # of a head's new weights, where the model's settings have no other

@@ -13,11 +13,10 @@ from osrm_cli.errors import library_errors
 from osrm_cli.models.backbone import (
     BackboneModel,
     BackboneTaskSource,
-    with_adapted_backbone,
     with_backbone_deltas,
 )
 from osrm_cli.models.classifier import load_tokenizer
-from osrm_cli.models.peft_model import check_adapter_task_type, make_peft_model
+from osrm_cli.models.peft_model import check_adapter_task_type, make_peft_model, with_adapted_backbone
 from osrm_cli.models.text.completions import CompletionTokenizer
 from osrm_cli.models.text.generation import CompletionLosses, compute_completion_losses, generate_tokens
 from osrm_cli.models.text.language_model import load_language_model
