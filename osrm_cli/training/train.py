@@ -9,14 +9,7 @@ from typing import Any
 
 import torch
 
-from osrm_cli.adapters.adapter import Adapter
-from osrm_cli.adapters.config import TEXT_TASK_TYPES
-from osrm_cli.adapters.open_adapter import open_adapter
-from osrm_cli.adapters.task_data import DEFAULT_DATA, resolve_max_length
 from osrm_cli.errors import OsrmError, check_number
-from osrm_cli.features.feature_set import FeatureSet
-from osrm_cli.models.backbone import check_max_length
-from osrm_cli.models.base_model import resolve_base_model
 from osrm_cli.models.classifier import LoadedModel, load_classifier, load_tokenizer
 from osrm_cli.models.devices import pick_device, quantization_settings
 from osrm_cli.models.distributed import process_count, process_rank
@@ -25,20 +18,14 @@ from osrm_cli.models.text.language_model import load_language_model
 from osrm_cli.models.token_batches import check_model_vocabulary
 from osrm_cli.progress import Progress, no_progress
 from osrm_cli.storage import atomic, provenance
-from osrm_cli.storage.records import BaseModelId
-from osrm_cli.tasks.loading import choose_task_source, draw_examples, load_split
-from osrm_cli.tasks.task import TaskSplit
 from osrm_cli.training.checkpoints import newest_training_checkpoint, prepare_checkpoint_folder
 from osrm_cli.training.fit import EncodedTask, TrainingConfig, TrainingResult, draw_training_curves, fit_adapter
 from osrm_cli.training.full_update import to_full_training_start
 from osrm_cli.training.head_init import fit_new_head
-from osrm_cli.training.interference_penalty import (
-    default_penalty_weight,
-    open_penalty_features,
-    penalty_from_features,
-)
+from osrm_cli.training.interference_penalty import penalty_from_features
 from osrm_cli.training.trainable_adapter import measure_adapter_drift, save_trained_adapter, to_trainable_peft_model
 from osrm_cli.training.trainer import DivergenceError, frozen_weights_to_bfloat16, pick_training_dtype
+from osrm_cli.training.training_run import TrainingRequest, TrainingRun
 
 
 @dataclass(frozen=True)
@@ -187,15 +174,19 @@ def train_adapters(
         settings |= {"quantize": str(quantize)}
     if full:
         settings |= {"full": True, "freeze": "A", **({"project_energy": project_energy} if project else {})}
-    if interference_penalty:
-        settings |= _penalty_settings(interference_penalty, penalty_unit)
-    by_default = interference_penalty is None and not full
-    runs = [
-        _prepare_training_run(
-            Path(start), Path(out), overwrite, data, model, revision, Path(features), config, settings, by_default
-        )
-        for start in starts
-    ]
+    request = TrainingRequest(
+        out=Path(out),
+        overwrite=overwrite,
+        data=data,
+        model=model,
+        revision=revision,
+        features=Path(features),
+        config=config,
+        settings=settings,
+        penalty=0.0 if full and interference_penalty is None else interference_penalty,
+        penalty_unit=str(penalty_unit),
+    )
+    runs = [request.prepare(Path(start)) for start in starts]
     for first, second in itertools.combinations(runs, 2):
         if first.path == second.path:
             raise OsrmError(f"{first.origin} and {second.origin} would both be written to {first.path}")
@@ -211,109 +202,8 @@ def train_adapters(
     return trained
 
 
-@dataclass(frozen=True)
-class _TrainingRun:
-    """One adapter to train, with its inputs checked.
-
-    Attributes:
-        origin: The initialized adapter's folder, as the user gave it.
-        start: The initialized adapter.
-        source: The data, as ``--data`` names it.
-        train: Training examples.
-        dev: Dev examples.
-        base_dir: The base model's folder.
-        base: The base model.
-        config: Hyperparameters.
-        settings: All settings, as in ``osrm.json``.
-        path: The output folder.
-        features: The features that the penalty and the projection read.
-        warnings: Of what it is trained without.
-    """
-
-    origin: Path
-    start: Adapter
-    source: str
-    train: TaskSplit
-    dev: TaskSplit
-    base_dir: Path
-    base: BaseModelId
-    config: TrainingConfig
-    settings: dict[str, Any]
-    path: Path
-    features: FeatureSet | None
-    warnings: Sequence[str]
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        """Folder of the checkpoints until the run is finished."""
-        return self.path.parent / f".{self.path.name}.training"
-
-    def make_record(self) -> dict[str, Any]:
-        """The run's ``osrm.json``."""
-        return provenance.make_artifact_record(
-            "train",
-            self.settings,
-            [self.start.folder, *(self.features.paths if self.features else [])],
-            base=self.base,
-            task=self.train.task.to_dict(),
-            data={"source": self.source, "sha256": self.train.sha256},
-            start=self.start.record.get("settings"),
-        )
-
-
-def _prepare_training_run(
-    origin: Path,
-    out: Path,
-    overwrite: bool,
-    data: str | None,
-    model: str | None,
-    revision: str | None,
-    features: Path,
-    config: TrainingConfig,
-    settings: Mapping[str, Any],
-    default_penalty: bool,
-) -> _TrainingRun:
-    start = open_adapter(origin)
-    path = out / Path(start.name).name
-    atomic.refuse_existing(path, overwrite)
-    source = choose_task_source(start.name, start.data_source, data, origin) or DEFAULT_DATA
-    train = load_split(start.name, source, "train")
-    if settings["limit"]:
-        train = draw_examples(train, settings["limit"], config.seed)
-    dev = load_split(start.name, source, "dev", settings["dev_limit"])
-    if (start.config.task_type in TEXT_TASK_TYPES) != train.task.is_text and start.config.task_type:
-        answer = "is answered with text" if train.task.is_text else "has labels"
-        raise OsrmError(
-            f"{origin} was initialized for {start.config.task_type}, but task '{start.name}' {answer}",
-            "collect the task's features and initialize it again",
-        )
-    if "quantize" in settings and not train.task.is_text:
-        raise OsrmError(f"{origin}: --quantize is for tasks that are answered with text", "leave it out")
-    base_dir, base = resolve_base_model(origin, start.base, start.config.base_model, model, revision)
-    length = resolve_max_length(settings["max_length"], train.task)
-    check_max_length(base_dir, length)
-    all_settings = {**settings, "max_length": length}
-    unit = settings.get("penalty_unit", "base")
-    reads = "interference_penalty" in settings or "project_energy" in settings
-    read, warnings = open_penalty_features(features, start, base, unit) if reads else None, []
-    if default_penalty and (weight := default_penalty_weight(start)):
-        try:
-            read = open_penalty_features(features, start, base, unit)
-            all_settings |= _penalty_settings(weight, unit)
-        except OsrmError as error:
-            warnings.append(
-                f"{origin} is trained without the interference penalty: {error}; give the features with --features, "
-                "or --interference-penalty 0"
-            )
-    return _TrainingRun(origin, start, source, train, dev, base_dir, base, config, all_settings, path, read, warnings)
-
-
-def _penalty_settings(weight: float, unit: str) -> dict[str, Any]:
-    return {"interference_penalty": weight, "penalty_unit": str(unit)}
-
-
 def _train_one_adapter(
-    run: _TrainingRun, device: torch.device, resume: bool, overwrite: bool, progress: Progress, warnings: list[str]
+    run: TrainingRun, device: torch.device, resume: bool, overwrite: bool, progress: Progress, warnings: list[str]
 ) -> dict[str, Any]:
     record, config, freeze = run.make_record(), run.config, run.settings["freeze"]
     is_first = process_rank() == 0  # under a launcher, one process writes
@@ -366,7 +256,7 @@ def _train_one_adapter(
     return {"path": str(run.path), "dev": result.scores, "drift": drift, **directions}
 
 
-def _load_base_to_train(run: _TrainingRun, tokenizer: Any, device: torch.device) -> LoadedModel:
+def _load_base_to_train(run: TrainingRun, tokenizer: Any, device: torch.device) -> LoadedModel:
     """The base model as the task needs it."""
     task, config = run.train.task, run.config
     if task.is_text:
@@ -376,7 +266,7 @@ def _load_base_to_train(run: _TrainingRun, tokenizer: Any, device: torch.device)
     return load_classifier(run.base_dir, task.num_labels, tokenizer, torch.float32, config.seed, config.dropout)
 
 
-def _encode_training_task(run: _TrainingRun, tokenizer: Any, encoder_decoder: bool, warnings: list[str]) -> EncodedTask:
+def _encode_training_task(run: TrainingRun, tokenizer: Any, encoder_decoder: bool, warnings: list[str]) -> EncodedTask:
     length = run.settings["max_length"]
     if not run.train.task.is_text:
         return EncodedTask.of(tokenizer, run.train, run.dev, length)
@@ -386,7 +276,7 @@ def _encode_training_task(run: _TrainingRun, tokenizer: Any, encoder_decoder: bo
     return encoded
 
 
-def _make_training_log(run: _TrainingRun, result: TrainingResult, drift: Mapping[str, Any]) -> dict[str, Any]:
+def _make_training_log(run: TrainingRun, result: TrainingResult, drift: Mapping[str, Any]) -> dict[str, Any]:
     """``training.json``: dev scores, drift of A, one row per epoch, and the losses."""
     fields = asdict(result)
     dev = {
