@@ -38,9 +38,12 @@ def snakemake(*words: object, cwd: Path) -> str:
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_other_configuration_makes_a_plan(config: Path, tmp_path: Path) -> None:
     """Every sweep of every arm is planned, from features to report."""
-    plan = snakemake("--configfile", config, "--dry-run", cwd=tmp_path)
+    plan = snakemake("--configfile", config, "--dry-run", "--printshellcmds", cwd=tmp_path)
     for rule in ("collect", "init", "train", "sweep", "report"):
         assert f"rule {rule}:" in plan
+    trainings = [line for line in plan.splitlines() if "osrm train " in line]
+    assert trainings
+    assert all(" --features results/" in line for line in trainings)  # the default penalty reads them
 
 
 @pytest.mark.parametrize("name", ["glue-minilm", "text-smollm2", "text-smollm2-small"])
