@@ -280,7 +280,7 @@ class ScoredFolder:
     def _describe_single_adapter(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The record of an adapter that was merged, with the adapter's own record if it is unchanged."""
         adapter = self.single_adapters[row["task"]]
-        own = {} if isinstance(adapter, OsrmError) else adapter.describe()
+        own = {} if isinstance(adapter, OsrmError) else {**adapter.origin(), "drift": adapter.drift}
         return {"start": None, "train": None, "drift": None, **own, "path": row["path"], "sha256": row["sha256"]}
 
 
