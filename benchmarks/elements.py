@@ -1,8 +1,7 @@
 """The rules on entries, on one matrix in memory: 4 adapters of rank 16, beside their bound, PEFT, and recompression.
 
 The bound forms the four products and adds up the entries of each: what any rule on entries has to do. PEFT's functions
-merge the same products; they have no other of these rules. In each round all run in turn. The last rows are whole
-processes: one layer of a model of 70B by ties, less the time to start, times its 80 layers.
+merge the same products; they have no other of these rules. In each round all run in turn.
 """
 
 import math
@@ -13,7 +12,7 @@ from statistics import linear_regression, median
 import torch
 from peft.utils import merge_utils
 
-from benchmarks import dense, inputs, timing
+from benchmarks import dense, timing
 from benchmarks.report import Row, Setting, script
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate_rank
@@ -52,24 +51,6 @@ def measure(setting: Setting) -> Iterator[Row]:
             yield from (first, *others)
         slope = linear_regression([math.log(width) for width in widths], [math.log(value) for value in seconds]).slope
         yield Row(f"`{method}`: growth with the width", [slope], "theory", [2.0], unit="exponent")
-    yield from _whole(setting)
-
-
-def _whole(setting: Setting) -> Iterator[Row]:
-    width, inner, keys, layers = (64, 96, 16, 2) if setting.quick else (8192, 28672, 1024, 80)
-    shapes = {f"self_attn.{name}": (keys if name[0] in "kv" else width, width) for name in inputs.PROJECTIONS}
-    shapes |= {"mlp.gate_proj": (inner, width), "mlp.up_proj": (inner, width), "mlp.down_proj": (width, inner)}
-    paths = inputs.save_shaped(setting.folder / "adapters", TASKS, 1, shapes, RANK)
-    words = (*paths, "--method", "ties", "--rank", str(KEPT), "--out", setting.folder / "out", "--overwrite", "-q")
-    seconds, mebibytes = [], []
-    for _ in range(setting.few):
-        start = timing.imports("osrm_cli.merging.output.merged_folder", "osrm_cli.models.devices")
-        cost = timing.osrm("merge", *words)
-        seconds.append((cost.seconds - start.seconds) * layers)
-        mebibytes.append(cost.mebibytes)
-    what = f"`ties --rank {KEPT}`, {layers} layers of width {width:,} and {inner:,}"
-    yield Row(f"{what}, one measured", seconds, goal=1800, kind="below")
-    yield Row(f"{what}: peak memory", mebibytes, goal=1024, kind="below", unit="MiB")
 
 
 def _rows(method: str, width: int, goal: float | None, rounds: int) -> list[Row]:

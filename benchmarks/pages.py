@@ -24,6 +24,7 @@ SCRIPTS = (
     "beside",
     "as_model",
     "elements",
+    "whole",
     "extract",
     "evaluate",
     "memory",
