@@ -28,6 +28,8 @@ WAYS = {
     "fall": "the penalty falls from 6 to 0",
     "average": "mean of the last epoch's weights",
     "c1000": "features of 1,000 examples",
+    "all": "all linear layers: ours, penalty 3",
+    "all-control": "all linear layers: control",
     "sum": "penalty on the sum of the adapters",
     "frozen": "A frozen, random orthonormal",
     "shared": "one frozen A for all tasks",
