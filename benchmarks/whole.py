@@ -1,6 +1,6 @@
 """A whole merge at the size of a 70B model: 80 layers, all seven projections, 4 adapters of rank 16, bfloat16.
 
-One run, a whole process. It takes half an hour, and 3 GB of disk.
+One run, a whole process. It takes half an hour or more, and 3 GB of disk.
 """
 
 from collections.abc import Iterator
