@@ -58,13 +58,12 @@ def readme() -> str:
 def page() -> str:
     """Every row that has a goal in one table, then every script's rows."""
     names = [name for name in SCRIPTS if (report.RESULTS / f"{name}.json").is_file()]
-    machine = report.load_machine(names[0])
     stored = {name: report.load(name) for name in names}
     rows = [replace(row, what=f"{name}: {row.what}") for name in names for row in stored[name] if row.goal is not None]
     parts = [
         "## Goals",
-        f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}. "
-        "Medians; a ratio is the median over rounds in which all ran in turn.",
+        "Medians; a ratio is the median over rounds in which all ran in turn. Processors differ: each section names its "
+        "own, and figures of two sections are no comparison.",
         report.table(rows, differences=False),
         "## All figures",
         *(part for name in names for part in _section(name, stored[name])),
@@ -94,10 +93,12 @@ def between(document: str, text: str) -> str:
 def _section(name: str, rows: list[Row]) -> list[str]:
     module = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
     machine = report.load_machine(name)
-    place = [f"On an {machine['gpu']}, beside {machine['cores']} cores."] if "gpu" in machine else []
+    place = f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}."
+    if "gpu" in machine:
+        place = f"On an {machine['gpu']}, beside {machine['cores']} cores."
     versions = ", ".join(f"{peer} {version}" for peer, version in report.load_peers(name).items())
     peers = [f"Beside {versions}."] if versions else []
-    return [f"### {name}", ast.get_docstring(module) or "", *place, *peers, report.table(rows)]
+    return [f"### {name}", ast.get_docstring(module) or "", place, *peers, report.table(rows)]
 
 
 if __name__ == "__main__":
