@@ -62,8 +62,8 @@ def page() -> str:
     rows = [replace(row, what=f"{name}: {row.what}") for name in names for row in stored[name] if row.goal is not None]
     parts = [
         "## Goals",
-        "Medians; a ratio is the median over rounds in which all ran in turn. Processors differ: each section names its "
-        "own, and figures of two sections are no comparison.",
+        "Medians; a ratio is the median over rounds in which all ran in turn. Processors differ: each section names "
+        "its own, and figures of two sections are no comparison.",
         report.table(rows, differences=False),
         "## All figures",
         *(part for name in names for part in _section(name, stored[name])),
