@@ -29,14 +29,14 @@ def shell_completer(rows: Sequence[Row]) -> Callable[[str], list[tuple[str, str]
     return complete
 
 
-def task_source(data: str | Path | None, split_dev: float | None) -> str | None:
+def task_source(data: str | None, split_dev: float | None) -> str | None:
     """The values of ``--data`` and ``--split-dev`` as one source of tasks; ``None`` for the recorded one.
 
     Raises:
         OsrmError: If the share is none or all, or the source names another.
     """
     if split_dev is None:
-        return None if data is None else str(data)
+        return data
     from osrm_cli.tasks.loading import task_source_with_dev_share
 
     return task_source_with_dev_share(data, split_dev)

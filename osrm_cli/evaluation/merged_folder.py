@@ -271,7 +271,7 @@ class ScoredFolder:
         return adapters
 
     def _open_single_adapter(self, task: ScoredTask) -> Adapter:
-        task.recorded_adapter()
+        task.recorded_adapter()  # raises if there is none
         adapter = self.single_adapters[task.task]
         if isinstance(adapter, OsrmError):
             raise adapter

@@ -10,11 +10,7 @@ import torch
 from osrm_cli.adapters.adapter import Adapter
 from osrm_cli.adapters.config import TEXT_TASK_TYPES
 from osrm_cli.errors import library_errors
-from osrm_cli.models.backbone import (
-    BackboneModel,
-    BackboneTaskSource,
-    with_backbone_deltas,
-)
+from osrm_cli.models.backbone import BackboneModel, BackboneTaskSource, with_backbone_deltas
 from osrm_cli.models.classifier import load_tokenizer
 from osrm_cli.models.peft_model import check_adapter_task_type, make_peft_model, with_adapted_backbone
 from osrm_cli.models.text.completions import CompletionTokenizer
