@@ -11,7 +11,7 @@ from benchmarks.offload import SHAPE, SMALL, save_decoder
 from benchmarks.report import Row, Setting, script
 
 LARGE = {"hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8}
-MODELS = {"8B": (SHAPE, 4), "70B": ({**SHAPE, **LARGE}, 1)}  # and so many layers
+MODELS = {"8B": (SHAPE, 4), "70B": ({**SHAPE, **LARGE}, 2)}  # and so many layers, whose files are as large as a shard
 # Times that copying the base may take; none where the rule computes for longer than the disk writes.
 METHODS = {"task-arith": 2, "ties": None}
 

@@ -3,7 +3,6 @@
 Opening one reads its settings and the headers of its weights; a layer's factors are read on request.
 """
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -179,11 +178,9 @@ class Adapter:
         """Digest of the settings and the weights; other files of the folder do not count. Of one file, its own."""
         if self.folder.is_file():
             return input_files.sha256(self.folder)
-        digest = hashlib.sha256()
         settings = [path] if (path := self.folder / CONFIG_NAME).is_file() else []
-        for path in (*settings, *sorted({location.path for location in self.tensors.values()})):
-            digest.update(f"{path.name}\0{input_files.sha256(path)}\n".encode())
-        return digest.hexdigest()
+        weights = sorted({location.path for location in self.tensors.values()})
+        return input_files.joint_digest({path.name: path for path in (*settings, *weights)})
 
     def describe(self) -> dict[str, Any]:
         """The adapter's entry in files of scores: path, digest, origin, and drift of A."""

@@ -1,6 +1,5 @@
 """Base models on disk: find them, identify them, check that an artifact was made for them."""
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,15 +91,10 @@ def identify_base_model(name: str, revision: str | None = None) -> BaseModelId:
     """Digest a base model's weights, so that artifacts can tell whether they belong together."""
     folder = find_base_model(name, revision)
     return BaseModelId(
-        name=public_model_name(name), revision=hub.snapshot_commit(folder), sha256=_digest_model_weights(folder)
+        name=public_model_name(name),
+        revision=hub.snapshot_commit(folder),
+        sha256=input_files.joint_digest({path.name: path for path in sorted(folder.glob("*.safetensors"))}),
     )
-
-
-def _digest_model_weights(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{path.name}\0{input_files.file_digest(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def resolve_base_model(

@@ -6,8 +6,8 @@ Memory holds a few rows of a weight at a time; tensors that do not change are co
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from osrm_cli.adapters.layers import layer_matrix_shape
 from osrm_cli.errors import OsrmError
 from osrm_cli.models.architecture import Architecture
-from osrm_cli.storage.atomic import copy_files_to_stage
+from osrm_cli.storage import atomic
 from osrm_cli.storage.input_files import (
     CHUNK_BYTES,
     TensorLocation,
@@ -248,25 +248,26 @@ class Checkpoint:
             finished: Folder on the same disk that keeps every file that is whole, and holds those of an earlier call.
             finish: Called before a file counts as whole.
         """
-        for path, names in itertools.groupby(self.tensor_order(dtype), key=lambda name: self.tensors[name].path):
-            whole = (finished or folder) / path.name
-            if not whole.exists():
-                batch, part = list(names), folder / f"{path.name}.part"
-                with write_safetensors(part, batch) as out:
-                    for name in batch:
-                        self._copy_tensor(out, name, changes.get(name), self._target_dtype(name, dtype))
-                if finished:  # whole also after a power failure
-                    with part.open("rb") as file:
-                        os.fsync(file.fileno())
-                finish()
-                part.rename(whole)
-            if finished:
-                (folder / path.name).hardlink_to(whole)
+        with ThreadPoolExecutor(1) as beside:
+            for path, names in itertools.groupby(self.tensor_order(dtype), key=lambda name: self.tensors[name].path):
+                whole = (finished or folder) / path.name
+                if not whole.exists():
+                    batch, part = list(names), folder / f"{path.name}.part"
+                    with write_safetensors(part, batch) as out:
+                        for name in batch:
+                            self._copy_tensor(out, name, changes.get(name), self._target_dtype(name, dtype))
+                    if finished:  # whole also after a power failure
+                        atomic.sync_file(part)
+                    finish()
+                    part.rename(whole)
+                    beside.submit(atomic.sync_file, whole)  # which the disk then does while the next file is made
+                if finished:
+                    (folder / path.name).hardlink_to(whole)
         if (self.folder / INDEX_NAME).is_file():
             weight_map = {name: location.path.name for name, location in sorted(self.tensors.items())}
             index = {"metadata": {"total_size": self.count_bytes(dtype)}, "weight_map": weight_map}
             (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        copy_files_to_stage(self.folder, folder, _is_beside_checkpoint_weights)
+        atomic.copy_files_to_stage(self.folder, folder, _is_beside_checkpoint_weights)
         if dtype is not None or self.settings:
             _write_checkpoint_config(folder / "config.json", dtype, self.settings)
 

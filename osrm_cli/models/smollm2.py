@@ -47,7 +47,7 @@ def find_converted_model() -> Path | None:
         is_whole = record["conversion"] == _CONVERSION and all(
             input_files.file_digest(folder / name) == digest for name, digest in record["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OsrmError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return folder if is_whole else None
 

@@ -241,6 +241,11 @@ def _explain_write_error(error: Exception, path: Path, folder: Path | None) -> s
 def _set_mode_and_sync(path: Path) -> None:
     """Set a file's mode according to the user's umask (safetensors leaves 0600), and flush it to the disk."""
     path.chmod(0o666 & ~_read_umask())
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -7,13 +7,12 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from osrm_cli.errors import OsrmError
-from osrm_cli.storage.input_files import sha256
+from osrm_cli.storage.input_files import file_digests, sha256
 from osrm_cli.storage.records import RECORD_NAME, BaseModelId, Record
 from osrm_cli.version import __version__
 
@@ -75,8 +74,7 @@ def write_digests(folder: Path) -> None:
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [path.relative_to(folder).as_posix() for path in paths]
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
-        digests = dict(zip(names, pool.map(sha256, paths), strict=True))
+    digests = dict(zip(names, file_digests(paths), strict=True))
     files = {name: digest for name, digest in digests.items() if name not in (RECORD_NAME, CARD_NAME)}
     write_record(folder, {**json.loads((folder / RECORD_NAME).read_text(encoding="utf-8")), "files": files})
 

@@ -143,7 +143,8 @@ class MergeTarget:
             rows = self._before_updates(name, old)
             if name not in self.weights:
                 return rows.pieces()
-            return itertools.chain.from_iterable(part.add(take(part.layer), rows.read) for part in self.weights[name])
+            parts = self.weights[name]
+            return itertools.chain.from_iterable(part.add(take(part.layer), rows.read, self.dtype) for part in parts)
 
         changed = sorted({*self.weights, *self.modules, *self.rows})
         changes: dict[str, Change] = {name: partial(change, name) for name in changed}

@@ -43,12 +43,15 @@ class WeightPart:
         shape = layer_matrix_shape(checkpoint.tensors[tensor].shape)
         return cls(layer, tensor, shape, is_turned, 0, slice(0, shape[0]))
 
-    def add(self, update: Update, read: Callable[[slice], torch.Tensor]) -> Iterator[torch.Tensor]:
+    def add(
+        self, update: Update, read: Callable[[slice], torch.Tensor], dtype: torch.dtype | None
+    ) -> Iterator[torch.Tensor]:
         """The part's rows with the update added, some at a time.
 
         Args:
             update: The layer's, ``(d_out, d_in)``.
             read: Reads rows of the tensor.
+            dtype: Of the sum; ``None`` is the tensor's own.
         """
         shift = self.first - self.rows.start
 
@@ -56,8 +59,9 @@ class WeightPart:
             start, stop = max(place.start, self.rows.start), max(min(place.stop, self.rows.stop), self.rows.start)
             own = delta[max(start - place.start, 0) : max(stop - place.start, 0)].cpu()
             old = read(slice(start + shift, start + shift + len(own)))
-            wide = torch.promote_types(old.dtype, own.dtype)
-            return old.to(wide) + own.to(wide)
+            wide = old.to(torch.promote_types(old.dtype, own.dtype))
+            total = wide + own if wide is old else wide.add_(own)
+            return total.to(dtype or old.dtype)
 
         return RowStream.of(_transpose_update(update) if self.is_turned else update).strips(add_rows)
 
