@@ -18,7 +18,7 @@ from osrm_cli.errors import OsrmError
 from osrm_cli.merging.output.task_masks import list_task_layers, read_task_delta
 from osrm_cli.merging.record import HEAD_NAME, TASKS_FOLDER
 from osrm_cli.models.base_model import find_base_model, resolve_base_model
-from osrm_cli.storage import input_files, records
+from osrm_cli.storage import hub, input_files, records
 from osrm_cli.storage.records import BaseModelId, Record
 from osrm_cli.tasks.task import GENERATION
 
@@ -306,6 +306,7 @@ def _tasks_scored_as_text(adapter: Adapter | None, record: Record) -> list[str]:
 def _open_merged_adapter(row: Mapping[str, Any]) -> Adapter | OsrmError:
     """An adapter that was merged, or what keeps it from being opened; ``row`` is the merge's record of it."""
     try:
+        hub.check_recorded_input(row)
         adapter = open_adapter(row["path"])
     except OsrmError as error:
         return OsrmError(f"the adapter that '{row['task']}' was merged from is not available: {error}", _HINT_IF_MOVED)

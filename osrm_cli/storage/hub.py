@@ -2,8 +2,9 @@
 
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from osrm_cli.errors import OsrmError
 
@@ -80,6 +81,21 @@ def locate_adapter(source: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise OsrmError(f"{source} is missing", "give adapter folders, or hub ids such as owner/name")
     return fetch_snapshot("adapter", name, revision or None, "adapter_config.json", _ADAPTER_FILES)
+
+
+def check_recorded_input(row: Mapping[str, Any]) -> None:
+    """Check that an input that an artifact records is still there, unless it came from the hub.
+
+    The hub is not asked for a folder that is gone: it may have another one of that name.
+
+    Args:
+        row: Its ``path``, and the ``commit`` that it had on the hub.
+
+    Raises:
+        OsrmError: If it is missing.
+    """
+    if not row.get("commit") and not local_path(row["path"]).exists():
+        raise OsrmError(f"{row['path']} is missing")
 
 
 def short_source_name(source: str) -> str:

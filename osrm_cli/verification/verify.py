@@ -190,6 +190,7 @@ class _Verifier:
     def _check_input(self, artifact: str, row: dict[str, Any]) -> None:
         source = row["path"]
         try:
+            hub.check_recorded_input(row)
             path = hub.locate_adapter(source)
         except OsrmError as error:
             self.checks.append(Check(artifact, "input", source, MISSING, str(error)))

@@ -272,8 +272,8 @@ def test_adapters_that_have_moved(project_copy: Path) -> None:
     (project_copy / "adapters").rename(project_copy / "elsewhere")
     (project_copy / "elsewhere/mood").rename(project_copy / "elsewhere/renamed")
     run = osrm("calibrate", cwd=project_copy)
-    assert run.error.startswith("the adapter that 'mood' was merged from is not available: ")
-    assert "adapters/mood" in run.error
+    # It was a folder: the hub is not asked for a repository of that name.
+    assert run.error.startswith("the adapter that 'mood' was merged from is not available: adapters/mood is missing")
     assert "--adapters FOLDER" in run.stderr
     assert not (project_copy / "calibrated").exists()
     run = osrm("calibrate", "--adapters", "elsewhere", cwd=project_copy)

@@ -120,7 +120,7 @@ def test_single_scores_recorded_measured_or_absent(project_copy: Path) -> None:
     loud(project_copy)
     run = osrm("eval", "merged", "--task", "mood", "--limit", 9, "--overwrite", cwd=project_copy)
     assert run.code == 0
-    assert "the adapter that 'mood' was merged from is not available: " in run.stderr
+    assert "the adapter that 'mood' was merged from is not available: adapters/mood is missing" in run.stderr
     assert scores(project_copy / "merged")["tasks"]["mood"]["single"] is None
 
 

@@ -230,6 +230,26 @@ def test_merge_by_hub_id_then_again_without_a_network(hub, repositories, tmp_pat
     assert len(hub.asked) == asked
 
 
+def test_a_folder_that_is_gone_is_not_asked_for(hub, repositories, tmp_path):
+    """The hub has a repository of that name, but the merge did not come from it."""
+    for x, task in (("a", "mood"), ("b", "pair")):
+        shutil.copytree(repositories / f"user/adapter-{x}" / task, tmp_path / f"user/adapter-{x}")
+    merge, moved, calls = (
+        ("merge", "user/adapter-a", "user/adapter-b", "--quiet"),
+        tmp_path / "elsewhere",
+        (("calibrate", "merged", "--dry-run"), ("verify", "merged")),
+    )
+    env = online(tmp_path, hub.url)
+    assert process(*merge, cwd=tmp_path, env=env).code == 0
+    (tmp_path / "user").rename(moved)
+    calibrate, verify = (run for run, _ in several(*calls, cwd=tmp_path, env=env))
+    assert calibrate.error == "the adapter that 'mood' was merged from is not available: user/adapter-a is missing"
+    assert "--adapters FOLDER" in calibrate.stderr
+    assert verify.code == 1
+    assert "user/adapter-b is missing" in verify.stdout + verify.stderr
+    assert hub.asked == []
+
+
 def test_collect_on_a_base_model_of_one_revision(hub, text_tasks, tmp_path):
     env = online(tmp_path, hub.url)
     given = ("collect", "--data", text_tasks, "--task", "mood", "--samples", "4", "--quiet", "--model", "user/base")
