@@ -15,6 +15,9 @@ OURS, PLAIN, CONTROL = "gevd-penalty-3", "kaiming-native", "random-orthonormal"
 NAMES = {OURS: "`gevd`", PLAIN: "plain LoRA", CONTROL: "control"}
 OTHERS = ("sequential", "matched-weights", "task-arith")
 DEFAULT = "rate 2.5e-4"
+CORNERS = {
+    rank: [f"{rank}, 16 texts", rank, f"{rank}, 512 texts"] for rank in ("rank 8", "rank 32")
+} | {"rank 64": ["16 texts", "default", "512 texts"]}
 CELLS = ("16 texts", "64 texts", "default", "512 texts", "rank 8", "rank 16", "rank 32")
 
 
@@ -31,7 +34,8 @@ def main() -> None:
     """Print all."""
     averages = read_averages()
     others = averages["setting"].str.startswith(OTHERS)
-    for arm, of_arm in averages[~others].groupby("arm"):
+    corners = averages["setting"].str.fullmatch(r"rank \d+, \d+ texts")
+    for arm, of_arm in averages[~others & ~corners].groupby("arm"):
         rows = []
         for setting, own in of_arm.groupby("setting", sort=False):
             cells = []
@@ -42,6 +46,7 @@ def main() -> None:
         columns = ["setting", "average", "kept", "second half", "calibrated: average", "kept", "second half"]
         print_table(str(arm), columns, rows)
     _print_differences(averages)
+    _print_corners(averages[averages["seed"].eq(0) & averages["rows"].eq("all")])
     _print_others(averages[others & averages["rows"].eq("all")])
 
 
@@ -65,6 +70,19 @@ def _print_differences(averages: pd.DataFrame) -> None:
             rows.append((cell, cells))
         columns = ["distilled", "average", "kept", "second half: average", "kept"]
         print_table(f"{NAMES[OURS]} - {NAMES[control]}", columns, rows)
+
+
+def _print_corners(averages: pd.DataFrame) -> None:
+    """Percent kept from few or many texts at low and high rank; ``averages``: of all dev rows, seed 0."""
+    kept = averages.replace({"setting": {DEFAULT: "default"}}).set_index(["arm", "heads", "setting"])["kept"]
+    rows = []
+    for rank, settings in CORNERS.items():
+        for setting, texts in zip(settings, (16, 128, 512), strict=True):
+            cells = [kept[arm, heads, setting] for heads in ("own", "calibrated") for arm in (OURS, CONTROL)]
+            numbers = [f"{cell:.1f}" for cell in cells]
+            rows.append((f"{rank}, {texts} texts", [*numbers, f"{cells[2] - cells[3]:+.1f}"]))
+    columns = [f"{heads}{NAMES[arm]}" for heads in ("", "calibrated: ") for arm in (OURS, CONTROL)]
+    print_table("Texts and ranks together, seed 0, percent kept", ["distilled", *columns, "difference"], rows)
 
 
 def _print_others(averages: pd.DataFrame) -> None:

@@ -27,6 +27,8 @@ WAYS = {
     "rise": "the penalty rises from 0 to 6",
     "fall": "the penalty falls from 6 to 0",
     "average": "mean of the last epoch's weights",
+    "own": "penalty in units of the own energy",
+    "sam": "sharpness-aware steps",
     "c1000": "features of 1,000 examples",
     "all": "all linear layers: ours, penalty 3",
     "all-control": "all linear layers: control",
