@@ -15,9 +15,11 @@ OURS, PLAIN, CONTROL = "gevd-penalty-3", "kaiming-native", "random-orthonormal"
 NAMES = {OURS: "`gevd`", PLAIN: "plain LoRA", CONTROL: "control"}
 OTHERS = ("sequential", "matched-weights", "task-arith")
 DEFAULT = "rate 2.5e-4"
-CORNERS = {
-    rank: [f"{rank}, 16 texts", rank, f"{rank}, 512 texts"] for rank in ("rank 8", "rank 32")
-} | {"rank 64": ["16 texts", "default", "512 texts"]}
+CORNERS = {  # settings from 16, 128 and 512 texts
+    "rank 8": ("rank 8, 16 texts", "rank 8", "rank 8, 512 texts"),
+    "rank 32": ("rank 32, 16 texts", "rank 32", "rank 32, 512 texts"),
+    "rank 64": ("16 texts", "default", "512 texts"),
+}
 CELLS = ("16 texts", "64 texts", "default", "512 texts", "rank 8", "rank 16", "rank 32")
 
 
