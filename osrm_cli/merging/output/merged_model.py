@@ -143,8 +143,8 @@ class MergeTarget:
             rows = self._before_updates(name, old)
             if name not in self.weights:
                 return rows.pieces()
-            parts = self.weights[name]
-            return itertools.chain.from_iterable(part.add(take(part.layer), rows.read, self.dtype) for part in parts)
+            parts, dtype = self.weights[name], self.dtype or old.dtype
+            return itertools.chain.from_iterable(part.add(take(part.layer), rows.read, dtype) for part in parts)
 
         changed = sorted({*self.weights, *self.modules, *self.rows})
         changes: dict[str, Change] = {name: partial(change, name) for name in changed}

@@ -43,15 +43,13 @@ class WeightPart:
         shape = layer_matrix_shape(checkpoint.tensors[tensor].shape)
         return cls(layer, tensor, shape, is_turned, 0, slice(0, shape[0]))
 
-    def add(
-        self, update: Update, read: Callable[[slice], torch.Tensor], dtype: torch.dtype | None
-    ) -> Iterator[torch.Tensor]:
+    def add(self, update: Update, read: Callable[[slice], torch.Tensor], dtype: torch.dtype) -> Iterator[torch.Tensor]:
         """The part's rows with the update added, some at a time.
 
         Args:
             update: The layer's, ``(d_out, d_in)``.
             read: Reads rows of the tensor.
-            dtype: Of the sum; ``None`` is the tensor's own.
+            dtype: Of the sum, which is rounded once.
         """
         shift = self.first - self.rows.start
 
@@ -61,7 +59,7 @@ class WeightPart:
             old = read(slice(start + shift, start + shift + len(own)))
             wide = old.to(torch.promote_types(old.dtype, own.dtype))
             total = wide + own if wide is old else wide.add_(own)
-            return total.to(dtype or old.dtype)
+            return total.to(dtype)
 
         return RowStream.of(_transpose_update(update) if self.is_turned else update).strips(add_rows)
 
