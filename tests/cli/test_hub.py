@@ -234,14 +234,10 @@ def test_a_folder_that_is_gone_is_not_asked_for(hub, repositories, tmp_path):
     """The hub has a repository of that name, but the merge did not come from it."""
     for x, task in (("a", "mood"), ("b", "pair")):
         shutil.copytree(repositories / f"user/adapter-{x}" / task, tmp_path / f"user/adapter-{x}")
-    merge, moved, calls = (
-        ("merge", "user/adapter-a", "user/adapter-b", "--quiet"),
-        tmp_path / "elsewhere",
-        (("calibrate", "merged", "--dry-run"), ("verify", "merged")),
-    )
     env = online(tmp_path, hub.url)
-    assert process(*merge, cwd=tmp_path, env=env).code == 0
-    (tmp_path / "user").rename(moved)
+    assert process("merge", "user/adapter-a", "user/adapter-b", "--quiet", cwd=tmp_path, env=env).code == 0
+    (tmp_path / "user").rename(tmp_path / "elsewhere")
+    calls = (("calibrate", "merged", "--dry-run"), ("verify", "merged"))
     calibrate, verify = (run for run, _ in several(*calls, cwd=tmp_path, env=env))
     assert calibrate.error == "the adapter that 'mood' was merged from is not available: user/adapter-a is missing"
     assert "--adapters FOLDER" in calibrate.stderr
