@@ -260,7 +260,8 @@ class Checkpoint:
                         atomic.sync_file(part)
                     finish()
                     part.rename(whole)
-                    beside.submit(atomic.sync_file, whole)  # which the disk then does while the next file is made
+                    if not finished:  # the disk does it while the next file is made
+                        beside.submit(atomic.sync_file, whole)
                 if finished:
                     (folder / path.name).hardlink_to(whole)
         if (self.folder / INDEX_NAME).is_file():
