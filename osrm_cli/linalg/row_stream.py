@@ -21,7 +21,6 @@ NEAR, NEAREST = 1e-3, 1e-7
 ROUNDING = 1e-9
 MAX_PASSES = 16
 OVERSAMPLING = 8  # directions of a block beyond the rank
-HELD = 1 << 26  # entries of a matrix whose rows are formed once and kept
 
 
 @dataclass(frozen=True)
@@ -161,16 +160,17 @@ def truncate_rank(
     With both limits the smaller rank counts; with neither, the numerical rank, which loses nothing. Factors are always
     treated exactly (Eckart-Young, in the core space). A dense update is treated exactly through the Gram matrix of its
     smaller side, unless few directions are needed: then by a block Krylov space (Musco and Musco, arXiv:1504.05477), a
-    pass over the rows for each block, which ends when no more than ``tolerance`` can be expected back. It gives way to
-    the exact way when it misses ``energy``. The share returned is always the one that was kept,
-    ``||W V_k||_F^2 / ||W||_F^2``, never an estimate.
+    pass over the rows for each block, which ends when no more than ``tolerance`` can be expected back: of a stream that
+    resembles its ``near`` often after the first. No row is kept from one pass to the next. It gives way to the exact
+    way, which holds the matrix, when it misses ``energy``. The share returned is always the one that was kept, never an
+    estimate.
 
     Args:
         update: Factors, the rows of a dense ``(d_out, d_in)``, or that itself.
         rank: Largest rank of the result.
         energy: Share of ``||W||_F^2`` to keep, in ``(0, 1]``.
         tolerance: Share of the lost energy that need not be sought. ``NEAREST`` keeps what an exact decomposition
-            keeps, to six digits; ``NEAR`` costs half of the passes where the spectrum is flat.
+            keeps, to six digits; ``NEAR`` costs half of the passes or fewer.
 
     Returns:
         Balanced factors ``U sqrt(sigma)`` and ``sqrt(sigma) V^T`` of rank at least 1, float64, the largest entry of
@@ -203,8 +203,6 @@ def _decompose_row_stream(
     stream: RowStream, rank: int | None, energy: float | None, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """The leading singular triplets of a dense matrix, at least as many as needed, and ``||W||_F^2``."""
-    if stream.shape[0] * stream.shape[1] <= HELD:
-        stream = stream.held()
     few = min(stream.shape) // (16 if rank else 32)
     if (rank or energy) and 0 < (rank or few) <= few:
         U, sigma, Vh, total = _krylov_triplets(stream, rank or few, tolerance)
@@ -216,33 +214,56 @@ def _decompose_row_stream(
 def _krylov_triplets(stream: RowStream, rank: int, tolerance: float) -> tuple[Tensor, Tensor, Tensor, float]:
     """Nearly the best ``rank`` singular triplets, in the space of ``X, W^T W X, (W^T W)^2 X, ...``.
 
-    A pass gives ``W X`` and ``W^T W X`` of the newest block ``X`` of an orthonormal basis ``Q`` of the space, and with
-    that all of ``W Q``: the triplets need no pass of their own.
+    A pass gives ``W X`` and ``W^T W X`` of the newest block ``X`` of an orthonormal basis ``Q`` of the space: with that
+    all of ``W Q = P S T^T``, and of ``P^T W = S^-1 T^T (W^T W Q)^T``, which is half a step ahead. So the triplets need
+    no pass of their own, and where a likeness is good, one pass finds them.
     """
-    X = Q = _first_krylov_block(stream, min(rank + OVERSAMPLING, *stream.shape))
-    products, energies = [], [0.0]
+    X = Q = _first_krylov_block(stream, rank)
+    products, images, energies, unseen = [], [], [], float("inf")
+    eps = torch.finfo(stream.dtype).eps
     for _ in range(MAX_PASSES):
         product, image, total = _run_krylov_pass(stream, X.to(stream.dtype))
         products.append(product.to(torch.float64))
-        WQ = torch.cat(products, dim=1)
-        energies.append(_krylov_subspace_energy(WQ, rank))
+        images.append(image.to(torch.float64))
+        U, sigma, T = _tall_svd(torch.cat(products, dim=1))
+        found, more = (U, sigma, T @ Q.T), images[-1]
+        energies.append(sigma[:rank].square())
+        sought = tolerance * (total - float(energies[-1].sum())) + max(ROUNDING, eps) * total
+        exact = _count_exact(sigma, sought, eps)
+        if exact >= rank:
+            P, rows = U[:, :exact], T[:exact] @ torch.cat(images, dim=1).T / sigma[:exact, None]
+            unseen = _energy_seen_at_random(products[0], P, rows)
+            more, sigma, R = _tall_svd(rows.T)
+            found = P @ R.T, sigma, more.T
+            energies.append(sigma[:rank].square())
         room = min(stream.shape) - Q.shape[1]
-        if not room or _expected_krylov_gain(energies[-3:]) <= tolerance * (total - energies[-1]) + ROUNDING * total:
+        if not room or _expected_krylov_gain(energies[-3:], unseen) <= sought:
             break
-        X = _new_directions(Q, image.to(torch.float64)[:, :room])
+        X = _new_directions(Q, more[:, : min(rank + OVERSAMPLING, room)])
         Q = torch.cat([Q, X], dim=1)
-    U, sigma, Vh = _tall_svd(WQ)
-    return U[:, :rank], sigma[:rank], Vh[:rank] @ Q.T, total
+    U, sigma, Vh = found
+    return U[:, :rank], sigma[:rank], Vh[:rank], total
+
+
+def _count_exact(sigma: Tensor, sought: float, eps: float) -> int:
+    """The number of rows of ``P^T W``, from the first, that rounding disturbs by less energy than is sought.
+
+    An image's rounding, ``eps sigma_1^2``, is divided by the row's ``sigma``.
+    """
+    noise = (eps * sigma[0].square() / sigma).square().cumsum(0)
+    return int((noise <= sought).sum())
 
 
 @in_one_thread()
-def _first_krylov_block(stream: RowStream, width: int) -> Tensor:
-    """Orthonormal ``(d_in, width)``: the main directions of what the matrix resembles, and random ones."""
+def _first_krylov_block(stream: RowStream, rank: int) -> Tensor:
+    """Orthonormal ``(d_in, width)``: the main directions of what the matrix resembles, then random ones."""
+    likeness = truncate_rank(stream.near, 2 * rank)[0].A.T if stream.near and stream.near.rank else None
+    width = max(rank, 0 if likeness is None else likeness.shape[1]) + OVERSAMPLING
     draws = torch.Generator().manual_seed(0)
-    directions = [torch.randn(stream.shape[1], width, generator=draws, dtype=torch.float64).to(stream.device)]
-    if stream.near and stream.near.rank:
-        directions.insert(0, truncate_rank(stream.near)[0].A.T)
-    return _new_directions(directions[0][:, :0], torch.cat(directions, dim=1)[:, :width])
+    directions = torch.randn(stream.shape[1], width, generator=draws, dtype=torch.float64).to(stream.device)
+    if likeness is not None:
+        directions = torch.cat([likeness, directions], dim=1)
+    return _new_directions(directions[:, :0], directions[:, : min(width, *stream.shape)])
 
 
 @in_one_thread()
@@ -251,12 +272,6 @@ def _new_directions(Q: Tensor, more: Tensor) -> Tensor:
     for _ in range(2):  # what rounding leaves of Q's directions is gone the second time
         more = torch.linalg.qr(more - Q @ (Q.T @ more)).Q
     return more
-
-
-@in_one_thread()
-def _krylov_subspace_energy(WQ: Tensor, rank: int) -> float:
-    """The energy that the best ``rank`` directions in the span of ``Q`` keep."""
-    return float(torch.linalg.eigvalsh(WQ.T @ WQ)[-rank:].sum())
 
 
 @in_one_thread()
@@ -281,11 +296,30 @@ def _run_krylov_pass(stream: RowStream, X: Tensor) -> tuple[Tensor, Tensor, floa
     return product, image, total
 
 
-def _expected_krylov_gain(energies: list[float]) -> float:
-    """What further passes may add, if gains go on falling as in the last two."""
-    if len(energies) < 3:
+@in_one_thread()
+def _energy_seen_at_random(product: Tensor, P: Tensor, rows: Tensor) -> float:
+    """The most energy of ``W`` along one direction that the random columns of the first block have led to.
+
+    They are its last; what the others have led to is taken from them. ``rows`` are ``P^T W``.
+    """
+    random = torch.linalg.qr(product).Q[:, -OVERSAMPLING:]
+    return float(torch.linalg.matrix_norm(random.T @ P @ rows, 2).square())
+
+
+def _expected_krylov_gain(energies: list[Tensor], unseen: float) -> float:
+    """What further steps may add to the energies ``sigma^2`` of the directions sought.
+
+    After three steps, if gains go on falling as in the last two. After two, if those of each direction fall by
+    ``unseen / sigma^2``, as in a subspace iteration, with the most energy that random directions led to.
+    """
+    if len(energies) < 2:
         return float("inf")
-    before, last = energies[1] - energies[0], energies[2] - energies[1]
+    gains = energies[-1] - energies[-2]
+    last = float(gains.sum())
+    if len(energies) == 2:
+        falling = (unseen / energies[-1]).clamp_max(0.9)
+        return float((gains.clamp_min(0) * falling / (1 - falling)).sum())
+    before = float((energies[-2] - energies[-3]).sum())
     return last**2 / (before - last) if before > last else abs(last)
 
 

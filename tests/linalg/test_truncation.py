@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
@@ -113,25 +111,77 @@ def test_truncation_is_deterministic() -> None:
     assert torch.equal(first.A, second.A)
 
 
+def formed(matrix: Tensor, near: LowRank | None = None) -> RowStream:
+    """The rows of a matrix, none of which is held for whoever asks for them."""
+    d_out, d_in = matrix.shape
+    return RowStream((d_out, d_in), matrix.dtype, matrix.device, lambda place: matrix[place].clone(), near)
+
+
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    passes: list[int] = []
+    one_pass = row_stream._run_krylov_pass
+    monkeypatch.setattr(row_stream, "_run_krylov_pass", lambda *given: passes.append(1) or one_pass(*given))
+    return passes
+
+
+def best_share(W: Tensor, rank: int) -> float:
+    energies = torch.linalg.svdvals(W.double()).square()
+    return float(energies[:rank].sum() / energies.sum())
+
+
+def noisy(rank: int, size: int, noise: float, dtype: torch.dtype = torch.float32) -> tuple[LowRank, Tensor]:
+    """Factors, and their product with noise of that size beside each entry's own."""
+    draws = torch.Generator().manual_seed(0)
+    B, A = torch.randn(size, rank, generator=draws), torch.randn(rank, size, generator=draws)
+    W = B @ A + noise * rank**0.5 * torch.randn(size, size, generator=draws)
+    return LowRank(B.to(dtype), A.to(dtype)), W.to(dtype)
+
+
 @pytest.mark.parametrize("shape", [(400, 3000), (3000, 400)])
 def test_a_stream_is_truncated_without_being_held(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     W = spectrum(0.9 ** torch.arange(300, dtype=torch.float64), shape).float()
     expected, kept = truncate_rank(W, rank=10)
-    monkeypatch.setattr(row_stream, "HELD", 0)
     monkeypatch.setattr(RowStream, "dense", None)
-    found, share = truncate_rank(RowStream.of(W), rank=10)
+    found, share = truncate_rank(formed(W), rank=10)
     assert share == pytest.approx(kept) == pytest.approx(1 - 0.9**20, abs=1e-5)
     torch.testing.assert_close(found.dense(), expected.dense())
 
 
-def test_a_likeness_spares_a_pass_and_changes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = torch.Generator().manual_seed(0)
-    likeness = LowRank(torch.randn(1500, 12, generator=draws).double(), torch.randn(12, 1500, generator=draws).double())
-    stream = RowStream.of(likeness.dense() + 0.1 * torch.randn(1500, 1500, generator=draws, dtype=torch.float64))
-    passes: list[int] = []
-    one_pass = row_stream._run_krylov_pass
-    monkeypatch.setattr(row_stream, "_run_krylov_pass", lambda *given: passes.append(1) or one_pass(*given))
-    alone = truncate_rank(stream, rank=12)[1]
+def test_a_likeness_spares_passes_and_changes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    likeness, W = noisy(12, 1500, 0.03, torch.float64)
+    passes = count_passes(monkeypatch)
+    alone = truncate_rank(W, rank=12)[1]
     without = len(passes)
-    assert truncate_rank(replace(stream, near=likeness), rank=12)[1] == pytest.approx(alone, abs=1e-6)
+    assert truncate_rank(formed(W, likeness), rank=12)[1] == pytest.approx(alone, abs=1e-6)
     assert len(passes) < 2 * without
+
+
+@pytest.mark.parametrize("rank", [12, 24])
+def test_one_pass_near_a_likeness_keeps_nearly_the_best_and_says_truly_what(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    likeness, W = noisy(24, 1200, 1.0)
+    passes = count_passes(monkeypatch)
+    cut, kept = truncate_rank(formed(W, likeness), rank=rank, tolerance=NEAR)
+    left = float((W - cut.dense()).double().square().sum() / W.double().square().sum())
+    best = best_share(W, rank)
+    assert len(passes) == 1
+    assert kept == pytest.approx(1 - left, abs=1e-6)
+    assert best - NEAR * (1 - best) < kept < best + 1e-6
+
+
+@pytest.mark.parametrize("strength", [1.0, 3.0, 30.0])
+def test_a_likeness_that_misleads_costs_passes_alone(strength: float) -> None:
+    likeness, W = noisy(16, 800, 1.0)
+    U, V = (torch.linalg.qr(torch.randn(800, 4, generator=torch.Generator().manual_seed(seed))).Q for seed in (1, 2))
+    W = W + strength * torch.linalg.matrix_norm(W, 2) * U @ V.T
+    best = best_share(W, 8)
+    assert best - truncate_rank(formed(W, likeness), rank=8, tolerance=NEAR)[1] < NEAR * (1 - best)
+
+
+def test_directions_of_which_one_pass_knows_too_little_are_not_made_up() -> None:
+    W = spectrum(10.0 ** -torch.arange(0, 6, 0.125, dtype=torch.float64), (800, 900)).float()
+    cut, kept = truncate_rank(formed(W), rank=16, tolerance=NEAR)
+    left = float((W - cut.dense()).double().square().sum() / W.double().square().sum())
+    assert 1 - kept == pytest.approx(left, rel=0.01)
+    assert left == pytest.approx(1 - best_share(W, 16), rel=0.01)
