@@ -95,10 +95,6 @@ class RowStream:
             pass
         return whole
 
-    def held(self) -> "RowStream":
-        """The same with its rows formed once and kept."""
-        return replace(RowStream.of(self.dense()), near=self.near)
-
     def squared_norm(self) -> float:
         """``||W||_F^2``."""
         return sum(self.blocks(lambda _, rows: float(sum_of_squares(rows))))

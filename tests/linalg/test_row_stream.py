@@ -46,16 +46,6 @@ def test_bytes_do_not_depend_on_the_number_of_threads() -> None:
     assert torch.equal(found[0], found[2])
 
 
-def test_a_held_stream_forms_its_rows_once() -> None:
-    formed: list[slice] = []
-    stream = RowStream.of(factors(300, 4000)).then(lambda place, rows: formed.append(place) or rows)
-    held = stream.held()
-    count = len(formed)
-    assert torch.equal(held.dense(), stream.dense())
-    assert torch.equal(held.scaled(2.0).dense(), 2 * held.dense())
-    assert len(formed) == 2 * count
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_squared_norm(dtype: torch.dtype) -> None:
     stream = RowStream.of(factors(300, 4000).to(dtype))

@@ -4,7 +4,7 @@ All counts and thresholds are per layer. Papers that trim over the whole model a
 survives; a layer at a time is what bounds memory and what sharding cannot change.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ SAMPLE = 1 << 16
 
 def keep_largest(update: Update, density: float) -> RowFilter:
     """Keep the ``int(density * n)`` largest entries by magnitude, at least one and all that equal the last."""
-    below = _next_smaller(_magnitude_threshold(update, _count_kept(update, density)))
+    (below,) = _next_smaller(_magnitude_thresholds(update, [_count_kept(update, density)]))
     return lambda _, rows: torch.hardshrink(rows, below, out=rows)
 
 
@@ -36,7 +36,7 @@ def drop_tails(update: Update, density: float, outliers: float) -> RowFilter:
     drop = min(int(outliers * entries), entries - count)
     if not drop:
         return keep_largest(update, density)
-    low, high = (_next_smaller(_magnitude_threshold(update, kept)) for kept in (count + drop, drop))
+    low, high = _next_smaller(_magnitude_thresholds(update, [count + drop, drop]))
 
     def keep(_: slice, rows: Tensor) -> None:
         largest = torch.hardshrink(rows, high)
@@ -95,47 +95,64 @@ def _count_kept(update: Update, density: float) -> int:
     return max(int(density * _count_entries(update)), 1)
 
 
-def _next_smaller(bound: Tensor) -> float:
-    """The next smaller number: hardshrink drops what is not above its bound."""
-    return float(torch.nextafter(bound, torch.zeros_like(bound)))
+def _next_smaller(bounds: Sequence[Tensor]) -> list[float]:
+    """The next smaller number of each: hardshrink drops what is not above its bound."""
+    return [float(torch.nextafter(bound, torch.zeros_like(bound))) for bound in bounds]
 
 
-def _magnitude_threshold(update: Update, count: int) -> Tensor:
-    """The ``count``-th largest magnitude of the entries, exactly, in one pass.
+def _magnitude_thresholds(update: Update, counts: Sequence[int]) -> list[Tensor]:
+    """The ``count``-th largest magnitude of the entries for each of ``counts``, exactly, in one pass.
 
-    Of many entries, a sample brackets the answer; the pass counts what lies above the bracket and gathers what lies in
-    it. Where the answer is not among that, another pass takes a wider bracket, at last all entries.
+    Of many entries, a sample brackets the answers; the pass counts what lies above each bracket and gathers what lies
+    in it. Where an answer is not among that, another pass takes a wider bracket, at last all entries.
     """
     entries = _count_entries(update)
     if entries <= 4 * SAMPLE:
         magnitudes = torch.cat(list(RowStream.of(update).blocks(lambda _, rows: rows.abs_().flatten())))
-        return magnitudes.kthvalue(entries - count + 1).values
+        return [magnitudes.kthvalue(entries - count + 1).values for count in counts]
     sample = _sample_magnitudes(update)
-    centre = len(sample) - count * len(sample) // entries
-    for margin in (len(sample) // 256, len(sample) // 16, len(sample)):
-        low = float(sample.kthvalue(centre - margin).values) if centre > margin > 0 else 0.0
-        high = float(sample.kthvalue(centre + margin).values) if centre + margin < len(sample) else torch.inf
-        above, inside, between = _count_magnitudes(update, low, high)
-        if low == high and above < count <= above + inside:
-            return torch.tensor(low, dtype=between.dtype)
-        if above < count <= above + len(between):
+    found: dict[int, Tensor] = {}
+    for width in (2.5, 40.0, torch.inf):
+        sought = [count for count in counts if count not in found]
+        if not sought:
             break
-    return between.kthvalue(len(between) - (count - above) + 1).values
+        brackets = [_bracket(sample, count / entries, width) for count in sought]
+        parts = _count_magnitudes(update, brackets)
+        for count, (low, high), (above, inside, between) in zip(sought, brackets, parts, strict=True):
+            if low == high and above < count <= above + inside:
+                found[count] = torch.tensor(low, dtype=between.dtype)
+            elif above < count <= above + len(between):
+                found[count] = between.kthvalue(len(between) - (count - above) + 1).values
+    return [found[count] for count in counts]
 
 
-def _count_magnitudes(update: Update, low: float, high: float) -> tuple[int, int, Tensor]:
-    """How many magnitudes are above ``high``, and from ``low`` to ``high``; and the latter, unless all are the same."""
+def _bracket(sample: Tensor, share: float, width: float) -> tuple[float, float]:
+    """Magnitudes between which the one lies that ``share`` of all exceed, but for chance: ``width`` standard errors."""
+    size = len(sample)
+    margin = width * (size * share * (1 - share)) ** 0.5 + 1
+    first, last = size * (1 - share) - margin, size * (1 - share) + margin
+    low = float(sample.kthvalue(int(first)).values) if first >= 1 else 0.0
+    return low, float(sample.kthvalue(int(last) + 1).values) if last < size - 1 else torch.inf
 
-    def split(_: slice, rows: Tensor) -> tuple[float, float, Tensor]:
+
+def _count_magnitudes(update: Update, brackets: Sequence[tuple[float, float]]) -> list[tuple[int, int, Tensor]]:
+    """How many magnitudes are above each bracket, and in it, ends included; and these, unless all are the same."""
+
+    def split(_: slice, rows: Tensor) -> list[tuple[float, float, Tensor]]:
         # Comparing into numbers, and gathering columns first, takes a third of the time of masks of all entries.
-        size = rows.abs_()
-        above = torch.gt(size, high, out=torch.empty_like(size))
-        inside = torch.ge(size, low, out=torch.empty_like(size)).sub_(above).sum(0)
-        near = size.index_select(1, inside.nonzero().flatten()) if low < high else size[:, :0]
-        return float(above.sum()), float(inside.sum()), near[(near >= low) & (near <= high)]
+        size, holds, parts = rows.abs_(), torch.empty_like(rows), []
+        for low, high in brackets:
+            above = torch.gt(size, high, out=holds).sum(0)
+            inside = torch.ge(size, low, out=holds).sum(0).sub_(above)
+            near = size.index_select(1, inside.nonzero().flatten()) if low < high else size[:, :0]
+            parts.append((float(above.sum()), float(inside.sum()), near[(near >= low) & (near <= high)]))
+        return parts
 
-    above, inside, between = zip(*RowStream.of(update).blocks(split), strict=True)
-    return int(sum(above)), int(sum(inside)), torch.cat(between)
+    found = []
+    for parts in zip(*RowStream.of(update).blocks(split), strict=True):
+        above, inside, between = zip(*parts, strict=True)
+        found.append((int(sum(above)), int(sum(inside)), torch.cat(between)))
+    return found
 
 
 @in_one_thread()
