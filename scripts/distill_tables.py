@@ -15,10 +15,10 @@ OURS, PLAIN, CONTROL = "gevd-penalty-3", "kaiming-native", "random-orthonormal"
 NAMES = {OURS: "`gevd`", PLAIN: "plain LoRA", CONTROL: "control"}
 OTHERS = ("sequential", "matched-weights", "task-arith")
 DEFAULT = "rate 2.5e-4"
-CORNERS = {  # settings from 16, 128 and 512 texts
-    "rank 8": ("rank 8, 16 texts", "rank 8", "rank 8, 512 texts"),
-    "rank 32": ("rank 32, 16 texts", "rank 32", "rank 32, 512 texts"),
-    "rank 64": ("16 texts", "default", "512 texts"),
+CORNERS = {  # settings by the number of texts
+    "rank 8": {16: "rank 8, 16 texts", 64: "rank 8, 64 texts", 128: "rank 8", 512: "rank 8, 512 texts"},
+    "rank 32": {16: "rank 32, 16 texts", 128: "rank 32", 512: "rank 32, 512 texts"},
+    "rank 64": {16: "16 texts", 64: "64 texts", 128: "default", 512: "512 texts"},
 }
 CELLS = ("16 texts", "64 texts", "default", "512 texts", "rank 8", "rank 16", "rank 32")
 
@@ -79,7 +79,7 @@ def _print_corners(averages: pd.DataFrame) -> None:
     kept = averages.replace({"setting": {DEFAULT: "default"}}).set_index(["arm", "heads", "setting"])["kept"]
     rows = []
     for rank, settings in CORNERS.items():
-        for setting, texts in zip(settings, (16, 128, 512), strict=True):
+        for texts, setting in settings.items():
             cells = [kept[arm, heads, setting] for heads in ("own", "calibrated") for arm in (OURS, CONTROL)]
             numbers = [f"{cell:.1f}" for cell in cells]
             rows.append((f"{rank}, {texts} texts", [*numbers, f"{cells[2] - cells[3]:+.1f}"]))

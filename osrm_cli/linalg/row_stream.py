@@ -216,29 +216,29 @@ def _krylov_triplets(stream: RowStream, rank: int, tolerance: float) -> tuple[Te
     """
     X = Q = _first_krylov_block(stream, rank)
     products, images, energies, unseen = [], [], [], float("inf")
-    eps = torch.finfo(stream.dtype).eps
+    width, eps = rank + OVERSAMPLING, torch.finfo(stream.dtype).eps
     for _ in range(MAX_PASSES):
         product, image, total = _run_krylov_pass(stream, X.to(stream.dtype))
         products.append(product.to(torch.float64))
         images.append(image.to(torch.float64))
         U, sigma, T = _tall_svd(torch.cat(products, dim=1))
-        found, more = (U, sigma, T @ Q.T), images[-1]
         energies.append(sigma[:rank].square())
         sought = tolerance * (total - float(energies[-1].sum())) + max(ROUNDING, eps) * total
         exact = _count_exact(sigma, sought, eps)
         if exact >= rank:
             P, rows = U[:, :exact], T[:exact] @ torch.cat(images, dim=1).T / sigma[:exact, None]
             unseen = _energy_seen_at_random(products[0], P, rows)
-            more, sigma, R = _tall_svd(rows.T)
-            found = P @ R.T, sigma, more.T
+            V, sigma, R = _tall_svd(rows.T)
+            U, Vh, more = P @ R[:rank].T, V[:, :rank].T, V[:, :width]
             energies.append(sigma[:rank].square())
+        else:
+            Vh, more = T[:rank] @ Q.T, images[-1][:, :width]
         room = min(stream.shape) - Q.shape[1]
         if not room or _expected_krylov_gain(energies[-3:], unseen) <= sought:
             break
-        X = _new_directions(Q, more[:, : min(rank + OVERSAMPLING, room)])
+        X = _new_directions(Q, more[:, :room])
         Q = torch.cat([Q, X], dim=1)
-    U, sigma, Vh = found
-    return U[:, :rank], sigma[:rank], Vh[:rank], total
+    return U[:, :rank], sigma[:rank], Vh, total
 
 
 def _count_exact(sigma: Tensor, sought: float, eps: float) -> int:
