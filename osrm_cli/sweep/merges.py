@@ -58,7 +58,7 @@ class SweepMerges:
             layers = merge_layers(plan, layer_data, plan.layers, device=self._device)
             # Held: every point and every task forms the rows again.
             results = {
-                layer.name: layer.result.held() if isinstance(layer.result, RowStream) else layer.result
+                layer.name: RowStream.of(layer.result.dense()) if isinstance(layer.result, RowStream) else layer.result
                 for layer in layers
             }
         return [(options, SweptDelta(results, factor, plan.dtype)) for options, factor in family.points()]
