@@ -227,7 +227,8 @@ def _krylov_triplets(stream: RowStream, rank: int, tolerance: float) -> tuple[Te
         exact = _count_exact(sigma, sought, eps)
         if exact >= rank:
             P, rows = U[:, :exact], T[:exact] @ torch.cat(images, dim=1).T / sigma[:exact, None]
-            unseen = _energy_seen_at_random(products[0], P, rows)
+            if len(products) == 1:
+                unseen = _energy_seen_at_random(products[0], P, rows)
             V, sigma, R = _tall_svd(rows.T)
             U, Vh, more = P @ R[:rank].T, V[:, :rank].T, V[:, :width]
             energies.append(sigma[:rank].square())
