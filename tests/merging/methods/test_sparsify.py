@@ -4,6 +4,7 @@ from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import RowStream
+from osrm_cli.merging.methods import sparsify
 from osrm_cli.merging.methods.elementwise import stack_update_rows
 from osrm_cli.merging.methods.options import MethodOptions
 from osrm_cli.merging.methods.sparsify import (
@@ -66,6 +67,21 @@ def test_both_tails_are_dropped() -> None:
     values = torch.arange(1.0, 101).reshape(10, 10)
     kept = kept_of(as_update(values), drop_tails(as_update(values), 0.5, 0.1))
     assert torch.equal(kept.flatten().nonzero().flatten(), torch.arange(40, 90))
+
+
+@pytest.mark.parametrize("outliers", [0.0001, 0.01, 0.3])
+def test_both_tails_of_many_entries_are_found_in_one_pass(outliers: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    count_once = sparsify._count_magnitudes
+    monkeypatch.setattr(sparsify, "_count_magnitudes", lambda *given: passes.append(1) or count_once(*given))
+    entries = RowStream.of(wide()).dense()
+    kept = kept_of(wide(), drop_tails(wide(), 0.2, outliers))
+    order = entries.abs().flatten().sort().values
+    dropped, count = int(outliers * len(order)), int(0.2 * len(order))
+    assert len(passes) == 1
+    assert int((kept != 0).sum()) == count
+    assert kept.abs().max() <= order[-dropped - 1]
+    assert kept.abs()[kept != 0].min() >= order[-dropped - count]
 
 
 def test_outliers_give_way_to_density() -> None:
