@@ -20,6 +20,7 @@ Answer = TypeVar("Answer")
 NEAR, NEAREST = 1e-3, 1e-7
 ROUNDING = 1e-9
 MAX_PASSES = 16
+FEW = 16  # up to this part of the smaller side, directions are sought in passes; more are decomposed exactly
 OVERSAMPLING = 8  # directions of a block beyond the rank
 
 
@@ -199,7 +200,7 @@ def _decompose_row_stream(
     stream: RowStream, rank: int | None, energy: float | None, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """The leading singular triplets of a dense matrix, at least as many as needed, and ``||W||_F^2``."""
-    few = min(stream.shape) // (16 if rank else 32)
+    few = min(stream.shape) // (FEW if rank else 2 * FEW)
     if (rank or energy) and 0 < (rank or few) <= few:
         U, sigma, Vh, total = _krylov_triplets(stream, rank or few, tolerance)
         if rank or float(sigma.square().sum()) >= (energy or 0.0) * total:

@@ -86,7 +86,7 @@ def merge_adapters(
         revision: Its revision.
         dtype: Type of the written tensors; ``auto`` is the recipe's, else the widest of the adapters'.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        jobs: Layers merged at a time; by default as many as there are threads, one where layers are large.
+        jobs: Layers merged at a time; by default as many as there are threads, two or one where layers are large.
         out: Folder to write.
         overwrite: Replace the folder if it exists.
         resume: Of a model: keep each finished file in ``<out>.unfinished`` until all are, and go on from those of an

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 
 from osrm_cli.linalg.parallel import map_in_order
-from osrm_cli.linalg.row_stream import NEAR, RowStream, truncate_rank
+from osrm_cli.linalg.row_stream import FEW, NEAR, RowStream, truncate_rank
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
 from osrm_cli.merging.plan import MergePlan
-from osrm_cli.merging.single_layer import merge_layer
+from osrm_cli.merging.single_layer import merge_layer, rank_of_dense_result
 from osrm_cli.progress import Progress, no_progress
 
 SMALL = 1 << 22  # entries of a weight or its inputs' second moment, a few of which are held for each layer
@@ -63,16 +63,37 @@ def merge_layers(
                 advance(1)
             yield from (MergedLayer(name, results[name], kept[name]) for name in layers)
         else:
-            for name, (result, share) in zip(layers, map_in_order(merge_one, layers, workers), strict=True):
+            merged = map_in_order(merge_one, layers, workers, ahead=0 if jobs else 1)
+            for name, (result, share) in zip(layers, merged, strict=True):
                 yield MergedLayer(name, result, share)
                 advance(1)
 
 
 def _layers_at_a_time(plan: MergePlan, layers: Sequence[str], device: torch.device) -> int:
-    """As many as torch has threads where layers are small: one layer's steps are too short to share out among them."""
+    """As many as torch has threads where layers are small: one layer's steps are too short to share out among them.
+
+    Of large ones two, so that threads have work while one layer takes steps that are not shared out; one where matrices
+    of their size are held.
+    """
+    if device.type != "cpu":
+        return 1
     shapes = [plan.shapes[layer] for layer in layers]
     largest = max((max(shape.d_out, shape.d_in) * shape.d_in for shape in shapes), default=0)
-    return torch.get_num_threads() if device.type == "cpu" and largest <= SMALL else 1
+    if largest <= SMALL:
+        return torch.get_num_threads()
+    return 1 if _holds_matrices(plan, layers) else min(2, torch.get_num_threads())
+
+
+def _holds_matrices(plan: MergePlan, layers: Sequence[str]) -> bool:
+    """Whether the merge of a layer may hold more than factors and a few rows."""
+    method = plan.method
+    if plan.reads_features or plan.has_full_models or method.data_statistic or method.is_task_aware:
+        return True
+    if method.exact:
+        return False
+    sides = {layer: min(plan.shapes[layer].d_out, plan.shapes[layer].d_in) for layer in layers}
+    cut_exactly = any((rank_of_dense_result(plan, layer) or 0) > side // FEW for layer, side in sides.items())
+    return plan.options.energy is not None or cut_exactly
 
 
 def estimate_merged_ranks(
@@ -96,7 +117,7 @@ def estimate_merged_ranks(
     for layer in dict.fromkeys(plan.layers[place * (len(plan.layers) - 1) // 2] for place in range(3)):
         result = rule(plan.read_updates(layer, layer_data.for_layer(layer, {}), device), plan.options)
         if isinstance(result, RowStream):
-            few = min(result.shape) // 16 if min(result.shape) > 1024 else None
+            few = min(result.shape) // FEW if min(result.shape) > 1024 else None
             best, kept = truncate_rank(result, few, tolerance=NEAR)
             energies = best.A.square().sum(1).square()  # of balanced factors
             spectra.append(kept * energies.cumsum(0) / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny))

@@ -55,15 +55,23 @@ def _recompress_merged_update(plan: MergePlan, updates: LayerUpdates, result: La
     if isinstance(result, MaskedDelta):
         return result, 1.0
     rank, energy = plan.options.rank, plan.options.energy
+    if isinstance(result, RowStream):
+        rank = rank_of_dense_result(plan, updates.name)
     if updates.factors and isinstance(result, LowRank):  # they were cut before they were learned
         return result, 1.0
     if "rank" in plan.method.options and isinstance(result, LowRank):  # the rule has truncated by itself
         return result, result.kept_energy
-    if isinstance(result, RowStream) and plan.recipe.output == "adapter" and rank is None and energy is None:
-        rank = sum(adapter.layers[updates.name].rank for adapter in plan.adapters if updates.name in adapter.layers)
     if rank is None and energy is None:
         return result, 1.0
     return reduce_rank_for_inputs(result, updates.second_moments, rank, energy)
+
+
+def rank_of_dense_result(plan: MergePlan, layer: str) -> int | None:
+    """The rank that a dense result is cut to: as named, or else the sum of the ranks where an adapter is due."""
+    options = plan.options
+    if plan.recipe.output == "adapter" and options.rank is None and options.energy is None:
+        return sum(adapter.layers[layer].rank for adapter in plan.adapters if layer in adapter.layers)
+    return options.rank
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def merge(
             "--jobs",
             "-j",
             min=1,
-            help="Layers merged at a time; default as many as threads, one where layers are large.",
+            help="Layers merged at a time; default as many as threads, two or one where layers are large.",
             show_default=False,
         ),
     ] = None,

@@ -521,22 +521,42 @@ def test_layers_are_taken_one_at_a_time(adapters, monkeypatch):
             assert len(read) <= taken + jobs
 
 
-@pytest.mark.parametrize(("small", "others"), [(1 << 22, True), (1, False)])
-def test_small_layers_are_merged_side_by_side(adapters, monkeypatch, small, others):
-    """By default as many at a time as torch has threads, and one where a layer is large."""
-    plan = MergePlan.of(MergeRecipe("task-arith", tuple(RecipeEntry(str(adapters / name)) for name in MIXED)))
+LARGE, SMALL = 1, 1 << 22
+
+
+@pytest.mark.parametrize(
+    ("small", "method", "options", "threads"),
+    [
+        (SMALL, "task-arith", {}, 3),
+        (SMALL, "ties", {"energy": 0.9}, 3),
+        (LARGE, "task-arith", {}, 2),
+        (LARGE, "tsv", {"rank": 8}, 2),
+        (LARGE, "ties", {"rank": 1}, 2),
+        (LARGE, "ties", {}, 1),  # the sum of the ranks is more than a sixteenth of these widths: decomposed exactly
+        (LARGE, "ties", {"energy": 0.9}, 1),
+        (LARGE, "emr", {}, 1),
+    ],
+)
+def test_small_layers_and_two_large_ones_are_merged_side_by_side(
+    adapters, monkeypatch, small, method, options, threads
+):
+    """By default as many at a time as torch has threads; two where layers are large, one where that holds matrices."""
+    entries = tuple(RecipeEntry(str(adapters / name)) for name in MIXED)
+    plan = MergePlan.of(MergeRecipe(method, entries, options))
     monkeypatch.setattr("osrm_cli.merging.merged_layer.SMALL", small)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    threads = set()
+    together, seen = threading.Barrier(threads), set()
     original = MergePlan.read_updates
 
     def watched(self, *rest):
-        threads.add(threading.current_thread())
+        if (thread := threading.current_thread()) not in seen:
+            seen.add(thread)
+            together.wait(60)  # until as many have a layer at the same time
         return original(self, *rest)
 
     monkeypatch.setattr(MergePlan, "read_updates", watched)
     assert len(list(merge_layers(plan, NoLayerData(), plan.layers))) == len(plan.layers)
-    assert (threads != {threading.main_thread()}) == others
+    assert len(seen) == threads
 
 
 def test_the_reference_is_pefts_formula(adapters):
