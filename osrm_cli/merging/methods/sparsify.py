@@ -5,9 +5,11 @@ survives; a layer at a time is what bounds memory and what sharding cannot chang
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from osrm_cli.linalg.parallel import in_one_thread
@@ -19,6 +21,7 @@ from osrm_cli.seeding import stream_key, uniform_rows
 RowFilter = Callable[[slice, Tensor], object]
 
 SAMPLE = 1 << 16
+IN_CACHE = 1 << 17  # entries that are compared at a time
 
 
 def keep_largest(update: Update, density: float) -> RowFilter:
@@ -137,22 +140,43 @@ def _bracket(sample: Tensor, share: float, width: float) -> tuple[float, float]:
 
 def _count_magnitudes(update: Update, brackets: Sequence[tuple[float, float]]) -> list[tuple[int, int, Tensor]]:
     """How many magnitudes are above each bracket, and in it, ends included; and these, unless all are the same."""
-
-    def split(_: slice, rows: Tensor) -> list[tuple[float, float, Tensor]]:
-        # Comparing into numbers, and gathering columns first, takes a third of the time of masks of all entries.
-        size, holds, parts = rows.abs_(), torch.empty_like(rows), []
-        for low, high in brackets:
-            above = torch.gt(size, high, out=holds).sum(0)
-            inside = torch.ge(size, low, out=holds).sum(0).sub_(above)
-            near = size.index_select(1, inside.nonzero().flatten()) if low < high else size[:, :0]
-            parts.append((float(above.sum()), float(inside.sum()), near[(near >= low) & (near <= high)]))
-        return parts
-
     found = []
-    for parts in zip(*RowStream.of(update).blocks(split), strict=True):
+    strips = RowStream.of(update).strips(lambda _, rows: _split_magnitudes(rows.flatten(), brackets))
+    for parts in zip(*strips, strict=True):
         above, inside, between = zip(*parts, strict=True)
-        found.append((int(sum(above)), int(sum(inside)), torch.cat(between)))
+        found.append((sum(above), sum(inside), torch.cat(between)))
     return found
+
+
+def _split_magnitudes(entries: Tensor, brackets: Sequence[tuple[float, float]]) -> list[tuple[int, int, Tensor]]:
+    """What ``_count_magnitudes`` says, of some entries ``(n,)``; on a CPU by NumPy, in a third of the time."""
+    if entries.device.type == "cpu":
+        return [_split_in_cache(entries.numpy(), low, high) for low, high in brackets]
+    magnitudes, parts = entries.abs(), []
+    for low, high in brackets:
+        larger = magnitudes > high
+        within = (magnitudes >= low) ^ larger
+        near = magnitudes[within] if low < high else magnitudes[:0]
+        parts.append((int(larger.sum()), int(within.sum()), near))
+    return parts
+
+
+def _split_in_cache(entries: NDArray[Any], low: float, high: float) -> tuple[int, int, Tensor]:
+    above, inside, near = 0, 0, [entries[:0]]
+    room = min(IN_CACHE, len(entries))  # used again and again: arrays made anew would leave holes in memory
+    sizes, masks = np.empty(room, dtype=entries.dtype), np.empty((2, room), dtype=bool)
+    for first in range(0, len(entries), IN_CACHE):
+        some = entries[first : first + IN_CACHE]
+        values, (larger, within) = sizes[: len(some)], masks[:, : len(some)]
+        np.abs(some, out=values)
+        np.greater(values, high, out=larger)
+        np.greater_equal(values, low, out=within)
+        np.logical_xor(within, larger, out=within)
+        above += int(np.count_nonzero(larger))
+        inside += int(np.count_nonzero(within))
+        if low < high:
+            near.append(values[within])
+    return above, inside, torch.from_numpy(np.concatenate(near))
 
 
 @in_one_thread()
