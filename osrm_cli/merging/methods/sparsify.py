@@ -5,6 +5,8 @@ survives; a layer at a time is what bounds memory and what sharding cannot chang
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -117,66 +119,90 @@ def _magnitude_thresholds(update: Update, counts: Sequence[int]) -> list[Tensor]
     found: dict[int, Tensor] = {}
     for width in (2.5, 40.0, torch.inf):
         sought = [count for count in counts if count not in found]
-        if not sought:
+        brackets = [_Bracket.of(sample, count / entries, width, entries) for count in sought]
+        _count_magnitudes(update, brackets)
+        for count, bracket in zip(sought, brackets, strict=True):
+            if (threshold := bracket.largest(count)) is not None:
+                found[count] = threshold
+        if found.keys() >= set(counts):
             break
-        brackets = [_bracket(sample, count / entries, width) for count in sought]
-        parts = _count_magnitudes(update, brackets)
-        for count, (low, high), (above, inside, between) in zip(sought, brackets, parts, strict=True):
-            if low == high and above < count <= above + inside:
-                found[count] = torch.tensor(low, dtype=between.dtype)
-            elif above < count <= above + len(between):
-                found[count] = between.kthvalue(len(between) - (count - above) + 1).values
     return [found[count] for count in counts]
 
 
-def _bracket(sample: Tensor, share: float, width: float) -> tuple[float, float]:
-    """Magnitudes between which the one lies that ``share`` of all exceed, but for chance: ``width`` standard errors."""
-    size = len(sample)
-    margin = width * (size * share * (1 - share)) ** 0.5 + 1
-    first, last = size * (1 - share) - margin, size * (1 - share) + margin
-    low = float(sample.kthvalue(int(first)).values) if first >= 1 else 0.0
-    return low, float(sample.kthvalue(int(last) + 1).values) if last < size - 1 else torch.inf
+@dataclass
+class _Bracket:
+    """The magnitudes from ``low`` to ``high``, ends included, so far: ``inside`` of them, and ``above`` larger ones.
+
+    They are gathered in room that is made before: what threads make and leave would tear holes into memory.
+    """
+
+    low: float
+    high: float
+    values: Tensor
+    above: int = 0
+    inside: int = 0
+    lock: Lock = field(default_factory=Lock)
+
+    @classmethod
+    def of(cls, sample: Tensor, share: float, width: float, entries: int) -> "_Bracket":
+        """Magnitudes among which the one is that ``share`` of all exceed, but for chance: ``width`` standard errors."""
+        size = len(sample)
+        margin = width * (size * share * (1 - share)) ** 0.5 + 1
+        first, last = size * (1 - share) - margin, size * (1 - share) + margin
+        low = float(sample.kthvalue(int(first)).values) if first >= 1 else 0.0
+        high = float(sample.kthvalue(int(last) + 1).values) if last < size - 1 else torch.inf
+        room = 0 if low == high else int(min(3 * (margin + 1) / size * entries, entries))
+        return cls(low, high, sample.new_empty(room))
+
+    def add(self, above: int, inside: int, values: Tensor) -> None:
+        """Add what was found among some entries; too many values are only counted."""
+        with self.lock:
+            first, self.inside, self.above = self.inside, self.inside + inside, self.above + above
+            if len(values) and self.inside <= len(self.values):
+                self.values[first : self.inside] = values
+
+    def largest(self, count: int) -> Tensor | None:
+        """The ``count``-th largest magnitude of all, if it is known."""
+        if not self.above < count <= self.above + self.inside:
+            return None
+        if self.low == self.high:
+            return self.values.new_tensor(self.low)
+        if self.inside > len(self.values):
+            return None
+        return self.values[: self.inside].kthvalue(self.inside - (count - self.above) + 1).values
 
 
-def _count_magnitudes(update: Update, brackets: Sequence[tuple[float, float]]) -> list[tuple[int, int, Tensor]]:
-    """How many magnitudes are above each bracket, and in it, ends included; and these, unless all are the same."""
-    found = []
-    strips = RowStream.of(update).strips(lambda _, rows: _split_magnitudes(rows.flatten(), brackets))
-    for parts in zip(*strips, strict=True):
-        above, inside, between = zip(*parts, strict=True)
-        found.append((sum(above), sum(inside), torch.cat(between)))
-    return found
+def _count_magnitudes(update: Update, brackets: Sequence[_Bracket]) -> None:
+    """Add all magnitudes of an update to brackets."""
+    for _ in RowStream.of(update).blocks(lambda _, rows: _add_magnitudes(rows.flatten(), brackets)):
+        pass
 
 
-def _split_magnitudes(entries: Tensor, brackets: Sequence[tuple[float, float]]) -> list[tuple[int, int, Tensor]]:
-    """What ``_count_magnitudes`` says, of some entries ``(n,)``; on a CPU by NumPy, in a third of the time."""
-    if entries.device.type == "cpu":
-        return [_split_in_cache(entries.numpy(), low, high) for low, high in brackets]
-    magnitudes, parts = entries.abs(), []
-    for low, high in brackets:
-        larger = magnitudes > high
-        within = (magnitudes >= low) ^ larger
-        near = magnitudes[within] if low < high else magnitudes[:0]
-        parts.append((int(larger.sum()), int(within.sum()), near))
-    return parts
+def _add_magnitudes(entries: Tensor, brackets: Sequence[_Bracket]) -> None:
+    """Add the magnitudes of some entries ``(n,)`` to brackets; on a CPU by NumPy, in a third of the time."""
+    for bracket in brackets:
+        if entries.device.type == "cpu":
+            _add_in_cache(entries.numpy(), bracket)
+            continue
+        magnitudes = entries.abs()
+        larger = magnitudes > bracket.high
+        within = (magnitudes >= bracket.low) ^ larger
+        near = magnitudes[within] if len(bracket.values) else magnitudes[:0]
+        bracket.add(int(larger.sum()), int(within.sum()), near)
 
 
-def _split_in_cache(entries: NDArray[Any], low: float, high: float) -> tuple[int, int, Tensor]:
-    above, inside, near = 0, 0, [entries[:0]]
-    room = min(IN_CACHE, len(entries))  # used again and again: arrays made anew would leave holes in memory
-    sizes, masks = np.empty(room, dtype=entries.dtype), np.empty((2, room), dtype=bool)
+def _add_in_cache(entries: NDArray[Any], bracket: _Bracket) -> None:
+    room = min(IN_CACHE, len(entries))
+    magnitudes, masks = np.empty(room, dtype=entries.dtype), np.empty((2, room), dtype=bool)
     for first in range(0, len(entries), IN_CACHE):
         some = entries[first : first + IN_CACHE]
-        values, (larger, within) = sizes[: len(some)], masks[:, : len(some)]
-        np.abs(some, out=values)
-        np.greater(values, high, out=larger)
-        np.greater_equal(values, low, out=within)
+        sizes, (larger, within) = magnitudes[: len(some)], masks[:, : len(some)]
+        np.abs(some, out=sizes)
+        np.greater(sizes, bracket.high, out=larger)
+        np.greater_equal(sizes, bracket.low, out=within)
         np.logical_xor(within, larger, out=within)
-        above += int(np.count_nonzero(larger))
-        inside += int(np.count_nonzero(within))
-        if low < high:
-            near.append(values[within])
-    return above, inside, torch.from_numpy(np.concatenate(near))
+        near = torch.from_numpy(sizes[within] if len(bracket.values) else sizes[:0])
+        bracket.add(int(np.count_nonzero(larger)), int(np.count_nonzero(within)), near)
 
 
 @in_one_thread()
