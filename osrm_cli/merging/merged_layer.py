@@ -73,7 +73,7 @@ def _layers_at_a_time(plan: MergePlan, layers: Sequence[str], device: torch.devi
     """As many as torch has threads where layers are small: one layer's steps are too short to share out among them.
 
     Of large ones two, so that threads have work while one layer takes steps that are not shared out; one where matrices
-    of their size are held.
+    of their size are held, or a model's weights are written, for which all threads form rows.
     """
     if device.type != "cpu":
         return 1
@@ -81,7 +81,8 @@ def _layers_at_a_time(plan: MergePlan, layers: Sequence[str], device: torch.devi
     largest = max((max(shape.d_out, shape.d_in) * shape.d_in for shape in shapes), default=0)
     if largest <= SMALL:
         return torch.get_num_threads()
-    return 1 if _holds_matrices(plan, layers) else min(2, torch.get_num_threads())
+    alone = plan.recipe.output != "adapter" or _holds_matrices(plan, layers)
+    return 1 if alone else min(2, torch.get_num_threads())
 
 
 def _holds_matrices(plan: MergePlan, layers: Sequence[str]) -> bool:

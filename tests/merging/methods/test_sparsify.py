@@ -63,6 +63,17 @@ def test_entries_that_the_sample_misses_are_found() -> None:
     assert torch.equal(kept.flatten(), values * (values >= values.sort().values[-72000]))
 
 
+def test_more_entries_near_the_threshold_than_the_sample_promises() -> None:
+    """They outgrow the room that is made for them."""
+    seen = torch.arange(1.0, 360001)
+    values = 280000 + seen.remainder(9973)
+    step = len(values) // SAMPLE | 1
+    values[::step] = seen[::step]
+    update = as_update(values.reshape(600, 600))
+    kept = kept_of(update, keep_largest(update, 0.2))
+    assert torch.equal(kept.flatten(), values * (values >= values.sort().values[-72000]))
+
+
 def test_both_tails_are_dropped() -> None:
     values = torch.arange(1.0, 101).reshape(10, 10)
     kept = kept_of(as_update(values), drop_tails(as_update(values), 0.5, 0.1))

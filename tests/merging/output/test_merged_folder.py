@@ -528,8 +528,10 @@ LARGE, SMALL = 1, 1 << 22
     ("small", "method", "options", "threads"),
     [
         (SMALL, "task-arith", {}, 3),
+        (SMALL, "task-arith", {"output": "model"}, 3),
         (SMALL, "ties", {"energy": 0.9}, 3),
         (LARGE, "task-arith", {}, 2),
+        (LARGE, "task-arith", {"output": "model"}, 1),  # the thread that writes forms its rows
         (LARGE, "tsv", {"rank": 8}, 2),
         (LARGE, "ties", {"rank": 1}, 2),
         (LARGE, "ties", {}, 1),  # the sum of the ranks is more than a sixteenth of these widths: decomposed exactly
@@ -542,7 +544,9 @@ def test_small_layers_and_two_large_ones_are_merged_side_by_side(
 ):
     """By default as many at a time as torch has threads; two where layers are large, one where that holds matrices."""
     entries = tuple(RecipeEntry(str(adapters / name)) for name in MIXED)
-    plan = MergePlan.of(MergeRecipe(method, entries, options))
+    output = options.get("output", "adapter")
+    options = {name: value for name, value in options.items() if name != "output"}
+    plan = MergePlan.of(MergeRecipe(method, entries, options, output=output))
     monkeypatch.setattr("osrm_cli.merging.merged_layer.SMALL", small)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     together, seen = threading.Barrier(threads), set()
