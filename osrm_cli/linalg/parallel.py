@@ -1,9 +1,10 @@
 """Threads that each compute alone, for work in pieces: no piece waits for another, as the threads of one product do."""
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -50,3 +51,9 @@ def map_in_order(
                 yield waiting.popleft().result()
     finally:
         torch.set_num_threads(threads)  # the default of threads that start later, too
+
+
+def return_free_memory() -> None:
+    """Give what threads have freed back to the system, where the C library is glibc, which keeps it scattered."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -79,11 +79,24 @@ class RowStream:
             yield from answers
 
     def strips(self, function: Callable[[slice, Tensor], Answer]) -> Iterator[Answer]:
-        """The same of several blocks at a time, as many as make a product worth while."""
+        """The same of several blocks at a time, as many as make a product worth while; the rows are used again."""
+        free: list[Tensor] = []  # rows made anew for each strip would leave holes in memory around the answers
 
         def join(places: list[slice]) -> Answer:
             place = slice(places[0].start, places[-1].stop)
-            return function(place, self._filled_rows(place, places))
+            if self.whole is not None:
+                return function(place, self.whole[place])
+            count = place.stop - place.start
+            try:
+                room = free.pop()
+            except IndexError:
+                room = torch.empty(0, self.shape[1], dtype=self.dtype, device=self.device)
+            rows = room[:count] if len(room) >= count else room.new_empty(count, self.shape[1])
+            for block in places:
+                rows[block.start - place.start : block.stop - place.start] = self.form(block)
+            answer = function(place, rows)
+            free.append(rows)
+            return answer
 
         return self._map_strips(join)
 
@@ -99,15 +112,6 @@ class RowStream:
     def squared_norm(self) -> float:
         """``||W||_F^2``."""
         return sum(self.blocks(lambda _, rows: float(sum_of_squares(rows))))
-
-    def _filled_rows(self, place: slice, blocks: list[slice]) -> Tensor:
-        if self.whole is not None:
-            held: Tensor = self.whole[place]
-            return held
-        rows = torch.empty(place.stop - place.start, self.shape[1], dtype=self.dtype, device=self.device)
-        for block in blocks:
-            rows[block.start - place.start : block.stop - place.start] = self.form(block)
-        return rows
 
     def _map_strips(self, function: Callable[[list[slice]], Answer]) -> Iterator[Answer]:
         on_cpu = self.device.type == "cpu"

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from osrm_cli.linalg.parallel import map_in_order
+from osrm_cli.linalg.parallel import map_in_order, return_free_memory
 from osrm_cli.linalg.row_stream import FEW, NEAR, RowStream, truncate_rank
 from osrm_cli.merging.layer_data import LayerData
 from osrm_cli.merging.methods.layer_updates import LayerResult
@@ -54,7 +54,8 @@ def merge_layers(
     """
     results: dict[str, LayerResult] = {}
     merge_one = partial(merge_layer, plan, layer_data, results, device)
-    workers = jobs or _layers_at_a_time(plan, layers, torch.device(device))
+    small = _largest_matrix(plan, layers) <= SMALL
+    workers = jobs or _layers_at_a_time(plan, layers, small, torch.device(device))
     with progress(f"merge {plan.method.name}", len(layers), "layers") as advance:
         if layer_data.sequence:
             kept = {}
@@ -67,9 +68,17 @@ def merge_layers(
             for name, (result, share) in zip(layers, merged, strict=True):
                 yield MergedLayer(name, result, share)
                 advance(1)
+                if not small:
+                    return_free_memory()
 
 
-def _layers_at_a_time(plan: MergePlan, layers: Sequence[str], device: torch.device) -> int:
+def _largest_matrix(plan: MergePlan, layers: Sequence[str]) -> int:
+    """Entries of the largest weight, or second moment of its inputs."""
+    shapes = [plan.shapes[layer] for layer in layers]
+    return max((max(shape.d_out, shape.d_in) * shape.d_in for shape in shapes), default=0)
+
+
+def _layers_at_a_time(plan: MergePlan, layers: Sequence[str], small: bool, device: torch.device) -> int:
     """As many as torch has threads where layers are small: one layer's steps are too short to share out among them.
 
     Of large ones two, so that threads have work while one layer takes steps that are not shared out; one where matrices
@@ -77,9 +86,7 @@ def _layers_at_a_time(plan: MergePlan, layers: Sequence[str], device: torch.devi
     """
     if device.type != "cpu":
         return 1
-    shapes = [plan.shapes[layer] for layer in layers]
-    largest = max((max(shape.d_out, shape.d_in) * shape.d_in for shape in shapes), default=0)
-    if largest <= SMALL:
+    if small:
         return torch.get_num_threads()
     alone = plan.recipe.output != "adapter" or _holds_matrices(plan, layers)
     return 1 if alone else min(2, torch.get_num_threads())

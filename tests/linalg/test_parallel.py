@@ -1,9 +1,13 @@
+import ctypes
+import os
+import platform
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
-from osrm_cli.linalg.parallel import in_one_thread, map_in_order
+from osrm_cli.linalg.parallel import in_one_thread, map_in_order, return_free_memory
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (2, 0), (5, 0), (2, 3)])
@@ -51,3 +55,21 @@ def test_what_computes_in_one_thread() -> None:
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(threads)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps free memory scattered")
+def test_scattered_free_memory_is_returned() -> None:
+    kept = [torch.ones(1 << 14) for _ in range(4000)]  # 64 KiB each: too small to be mapped by themselves
+    del kept[:-1]
+    before = _resident()
+    return_free_memory()
+    assert _resident() < before - (100 << 20)
+
+
+def test_other_c_libraries_keep_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    return_free_memory()
