@@ -8,7 +8,7 @@ from torch import Tensor
 
 from osrm_cli.linalg.low_rank import LowRank
 from osrm_cli.linalg.row_stream import RowStream, truncate_rank
-from osrm_cli.merging.methods import Method
+from osrm_cli.merging.methods import Method, find_method
 from osrm_cli.merging.methods.layer_updates import LayerUpdates, MaskedDelta
 from osrm_cli.merging.methods.options import MethodOptions
 from tests.fake_device import DEVICE, Elsewhere
@@ -64,3 +64,13 @@ def test_truncation_stays_where_its_input_is(limits: dict[str, float], dense: bo
         found = truncate_rank(there.dense() if dense else there, **limits)
         assert found[0].B.device == DEVICE
         assert (found[0].B.cpu().tolist(), found[1]) == (expected[0].B.tolist(), expected[1])
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs"])
+def test_thresholds_of_many_entries_are_the_same_everywhere(name: str) -> None:
+    updates, options, rule = layer((600, 600), [2, 3]), MethodOptions(density=0.2), find_method(name).load()
+    expected = parts(rule(updates, options))
+    with Elsewhere():
+        found = parts(rule(moved(updates), options))
+        assert {part.device for part in found} == {DEVICE}
+        assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(found, expected, strict=True))
